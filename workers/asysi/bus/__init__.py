@@ -1,0 +1,1 @@
+"""Packets and the buses that carry them."""

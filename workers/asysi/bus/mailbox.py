@@ -1,0 +1,55 @@
+"""Words of the control file's mailbox, by which workers tell each other single numbers.
+
+Every word has one writer. The numbers survive the writer.
+"""
+
+from enum import IntEnum
+
+
+class CaptureWord(IntEnum):
+    """Mailbox of the capture ring."""
+
+    RATE = 0
+    """float: sampling rate for the next step. Written by hook, latched by host."""
+    STEPS = 1
+    """Steps begun. Written by host, like all below."""
+    STEPS_TOTAL = 2
+    """Steps of the whole run, 0 when unknown."""
+    TOKENS = 3
+    """Content tokens that the model has read."""
+    TOKENS_EXCLUDED = 4
+    """Special and padding tokens, which are never data."""
+    STARTED_NS = 5
+    """CLOCK_MONOTONIC at the first step."""
+    STEPS_DROPPED = 6
+    """Whole steps dropped because the ring was full."""
+    CAPTURE_ERRORS = 7
+    """Exceptions swallowed by capture so that the model never sees one."""
+    PASS = 8
+    """Pass over the data, from 0."""
+    INTERRUPTED = 9
+    """1 when the user ended the run early."""
+    CAPTURE_NS = 10
+    """Nanoseconds spent in hooks, all steps together."""
+    FORWARD_NS = 11
+    """Nanoseconds spent in the model's forward, hooks included."""
+    TOKENS_TOTAL = 12
+    """Content tokens of the whole run, all passes."""
+
+
+class Gauge(IntEnum):
+    """Gauges a consumer keeps for each hook point in the bus's control file."""
+
+    FVU = 0
+    """Held-out FVU over content tokens."""
+    L0 = 1
+    DEAD = 2
+    """Share of latents that are dead, 0..1."""
+    LOSS = 3
+    TRAINED = 4
+    """Rows trained on."""
+
+
+DROP_REASONS = ["crash", "ring_full", "mid_step", "no_chunk", "too_large", "error", "other", "reserved"]
+"""Names of the ring's drop reasons, by number: the open claim of a killed producer; a whole step without room; the rest of a
+step that ran out of room; every chunk pinned; a row larger than a chunk; an exception in capture."""

@@ -1,0 +1,185 @@
+"""The wire form of a packet: a fixed little-endian header, a record a row, scales, payload.
+
+    header (192 bytes) | rows × ROW_DTYPE | rows × float32 scale (int8 only) | rows × width elements
+
+The C++ twin of the header is `native/include/asysi/packet.hpp`; one test holds both to the same layout.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAGIC = 0x4B505341  # "ASPK" in memory
+VERSION = 1
+HEADER_BYTES = 192
+
+
+class Kind(IntEnum):
+    """What a packet holds."""
+
+    ACTIVATION = 0
+    GRADIENT = 1
+    PARAMETER_GRADIENT = 2
+
+
+class Dtype(IntEnum):
+    """Type of the payload's elements."""
+
+    FLOAT32 = 0
+    BFLOAT16 = 1
+    FLOAT16 = 2
+    INT8 = 3
+    FP8_E4M3 = 4
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return {0: 4, 1: 2, 2: 2, 3: 1, 4: 1}[self.value]
+
+
+class Quantization(IntEnum):
+    """How the payload was reduced on its way; the spec's words in lower case."""
+
+    NONE = 0
+    BF16 = 1
+    FP8 = 2
+    INT8 = 3
+
+
+class PacketFlag(IntFlag):
+    """Circumstances of a packet."""
+
+    RECOMPUTED = 1
+    """Seen again under activation checkpointing."""
+    LOSS_SCALED = 2
+    REDUCED = 4
+    """Reduced over ranks."""
+    STEP_INCOMPLETE = 8
+    """A later packet of the same step found no room."""
+
+
+class RowFlag(IntFlag):
+    """Circumstances of a row."""
+
+    HOLDOUT = 1
+    """Of a held-out document: never trained on."""
+
+
+HEADER_DTYPE = np.dtype(
+    [
+        ("magic", "<u4"),
+        ("version", "<u2"),
+        ("header_bytes", "<u2"),
+        ("sequence", "<u8"),  # of the ring's shard; the ring writes it
+        ("source", "<u8"),  # bus: (capture sequence << 16) | part, the mark a restarted hook continues from
+        ("rows_before", "<u8"),  # rows published for this account before this packet; the ring writes it
+        ("step", "<u8"),
+        ("captured_ns", "<u8"),  # CLOCK_MONOTONIC
+        ("sampling_rate", "<f8"),
+        ("generation", "<u4"),  # of the producer; the ring writes it
+        ("attempt", "<u4"),
+        ("rank", "<u4"),
+        ("account", "<u4"),  # hook point's index in the ring's table of names
+        ("call_index", "<u4"),
+        ("rows", "<u4"),
+        ("width", "<u4"),  # elements in a row
+        ("step_rows", "<u4"),  # rows of the whole step at this point that are data
+        ("step_kept", "<u4"),  # and that were kept
+        ("batch", "<u4"),  # shape of the tensor as the model gave it: batch × length × width
+        ("length", "<u4"),
+        ("part", "<u2"),
+        ("parts", "<u2"),
+        ("kind", "<u2"),
+        ("dtype", "<u2"),
+        ("quantization", "<u2"),
+        ("flags", "<u2"),
+        ("payload_bytes", "<u8"),
+        ("scale_bytes", "<u4"),
+        ("reserved", "V68"),
+    ]
+)
+assert HEADER_DTYPE.itemsize == HEADER_BYTES
+
+ROW_DTYPE = np.dtype(
+    [
+        ("sample", "<u8"),  # row of the input: its `_i`, or its line number
+        ("sequence", "<u4"),  # which sequence of the step's batch
+        ("position", "<u4"),  # token's position in its sequence
+        ("token", "<i4"),
+        ("flags", "<u4"),  # RowFlag
+    ]
+)
+assert ROW_DTYPE.itemsize == 24
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationPacket:
+    """A packet as a consumer sees it: views into the ring, valid until its batch is released."""
+
+    header: np.void
+    """Record of HEADER_DTYPE."""
+    point: str
+    """Exact path of the hook point."""
+    rows: NDArray[np.void]
+    """[rows] of ROW_DTYPE."""
+    scales: NDArray[np.float32] | None
+    """[rows], int8 only."""
+    payload: NDArray[np.generic]
+    """[rows, width]: float32, float16, int8, or uint16 holding bfloat16 bits."""
+
+    def to_float32(self) -> NDArray[np.float32]:
+        """Return the rows as a new float32 array [rows, width], scales applied."""
+        dtype = Dtype(int(self.header["dtype"]))
+        if dtype is Dtype.BFLOAT16:
+            return (self.payload.astype(np.uint32) << 16).view(np.float32)
+        values = self.payload.astype(np.float32)
+        return values * self.scales[:, None] if self.scales is not None else values
+
+
+_PAYLOAD = {
+    Dtype.FLOAT32: np.dtype("<f4"),
+    Dtype.BFLOAT16: np.dtype("<u2"),
+    Dtype.FLOAT16: np.dtype("<f2"),
+    Dtype.INT8: np.dtype("i1"),
+    Dtype.FP8_E4M3: np.dtype("u1"),
+}
+
+
+def parse_packet(buffer: memoryview, points: list[str]) -> ActivationPacket:
+    """Return the packet in `buffer` without copying.
+
+    Args:
+        buffer: the published bytes of a chunk.
+        points: names of the hook points, by account.
+
+    Raises:
+        ValueError: the bytes are no packet of this version, or its sizes contradict each other.
+    """
+    if len(buffer) < HEADER_BYTES:
+        raise ValueError(f"a packet has at least {HEADER_BYTES} bytes, this one {len(buffer)}")
+    header = np.frombuffer(buffer, HEADER_DTYPE, 1)[0]
+    if header["magic"] != MAGIC or header["version"] != VERSION:
+        raise ValueError(f"no packet of version {VERSION}: magic {int(header['magic']):#x}, version {header['version']}")
+    rows, width, account = int(header["rows"]), int(header["width"]), int(header["account"])
+    try:
+        dtype = Dtype(int(header["dtype"]))
+    except ValueError:
+        raise ValueError(f"packet has the unknown dtype {header['dtype']}") from None
+    scales_at = HEADER_BYTES + rows * ROW_DTYPE.itemsize
+    scale_bytes, payload_bytes = int(header["scale_bytes"]), int(header["payload_bytes"])
+    payload_at = scales_at + scale_bytes
+    if payload_bytes != rows * width * dtype.itemsize or scale_bytes not in {0, rows * 4}:
+        raise ValueError(f"packet of {rows} × {width} {dtype.name} announces {payload_bytes} + {scale_bytes} bytes")
+    if payload_at + payload_bytes > len(buffer):
+        raise ValueError(f"packet announces {payload_at + payload_bytes} bytes, the chunk holds {len(buffer)}")
+    if account >= len(points):
+        raise ValueError(f"packet names hook point {account}, the ring knows {len(points)}")
+    return ActivationPacket(
+        header=header,
+        point=points[account],
+        rows=np.frombuffer(buffer, ROW_DTYPE, rows, HEADER_BYTES),
+        scales=np.frombuffer(buffer, "<f4", rows, scales_at) if scale_bytes else None,
+        payload=np.frombuffer(buffer, _PAYLOAD[dtype], rows * width, payload_at).reshape(rows, width),
+    )

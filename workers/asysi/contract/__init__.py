@@ -1,0 +1,1 @@
+"""What every part of A-Sys-I agrees on: the experiment's spec and the pod's runtime. Imports pydantic alone."""

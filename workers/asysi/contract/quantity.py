@@ -1,0 +1,42 @@
+"""Kubernetes quantities (`64Mi`, `1500m`, `2`) as numbers."""
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+_SUFFIX = {
+    "": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
+    "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40,
+}  # fmt: skip
+_PATTERN = r"^[0-9]+(\.[0-9]+)?(k|M|G|T|Ki|Mi|Gi|Ti)?$"
+
+
+def parse_bytes(quantity: str) -> int:
+    """Return the number of bytes that a memory quantity names.
+
+    Raises ValueError when the text is no quantity.
+    """
+    match = re.match(_PATTERN, quantity)
+    if match is None:
+        raise ValueError(f"{quantity!r} is no memory quantity: write a number with Ki, Mi, Gi or Ti, like 64Mi")
+    suffix = match.group(2) or ""
+    number = quantity[: len(quantity) - len(suffix)] if suffix else quantity
+    return int(float(number) * _SUFFIX[suffix])
+
+
+def format_bytes(count: int) -> str:
+    """Return the largest binary unit that writes `count` (bytes, >= 0) without a fraction."""
+    for suffix in ("Ti", "Gi", "Mi", "Ki"):
+        if count and count % _SUFFIX[suffix] == 0:
+            return f"{count // _SUFFIX[suffix]}{suffix}"
+    return str(count)
+
+
+def _checked(quantity: str) -> str:
+    parse_bytes(quantity)
+    return quantity
+
+
+Memory = Annotated[str, Field(pattern=_PATTERN, max_length=16), AfterValidator(_checked)]
+"""A memory quantity as Kubernetes writes it."""

@@ -1,0 +1,108 @@
+"""The pod's agreement: containers, mounts, environment, ports, exit codes and the folders of the output.
+
+The manifests render it, the local runner imitates it, the workers live by it.
+"""
+
+from enum import IntEnum, StrEnum
+from pathlib import PurePosixPath
+
+
+class Container(StrEnum):
+    """Containers of an experiment's pod, in the order in which they start."""
+
+    PREPARE = "prepare"
+    ARCHIVER = "archiver"
+    SAE = "sae"
+    HOOK = "hook"
+    HOST = "host"
+    FINISH = "finish"
+
+
+MODULES = {
+    Container.PREPARE: "asysi.hosts.prepare",
+    Container.ARCHIVER: "asysi.archive",
+    Container.SAE: "asysi.sae",
+    Container.HOOK: "asysi.hook",
+    Container.HOST: "asysi.hosts.scan",
+    Container.FINISH: "asysi.finish",
+}
+"""`python -m` of each container."""
+
+PORTS = {
+    Container.HOST: 9101,
+    Container.HOOK: 9102,
+    Container.SAE: 9103,
+    Container.ARCHIVER: 9104,
+    Container.FINISH: 9105,
+}
+"""Ports of `/metrics /livez /readyz /status`: distinct, because a pod's containers share its network."""
+
+
+class Env(StrEnum):
+    """Environment of every container."""
+
+    CONFIG = "ASYSI_CONFIG"
+    """File with the whole experiment as JSON."""
+    SHM = "ASYSI_SHM"
+    """Folder of the rings: `capture/rank-0` and `bus` in it."""
+    OUTPUT = "ASYSI_OUTPUT"
+    """Folder of the results."""
+    WORKSPACE = "ASYSI_WORKSPACE"
+    """Folder that prepare, host and finish share: the model, the matched hook points."""
+    ATTEMPT = "ASYSI_ATTEMPT"
+    """Number of the attempt, from 0."""
+    PORT = "ASYSI_PORT"
+    """Port of the worker's HTTP endpoints; 0 serves none."""
+    TERMINATION = "ASYSI_TERMINATION"
+    """File for the last words of a container (at most 4 KiB), as Kubernetes' termination message."""
+    MEMORY = "ASYSI_MEMORY"
+    """Memory limit of the container in bytes."""
+
+
+MOUNTS = {
+    Env.SHM: PurePosixPath("/dev/shm/asysi"),  # noqa: S108 - the pod's own emptyDir
+    Env.OUTPUT: PurePosixPath("/output"),
+    Env.WORKSPACE: PurePosixPath("/workspace"),
+    Env.CONFIG: PurePosixPath("/etc/asysi/experiment.json"),
+}
+"""Where the pod mounts them; a local run puts its own folders in their place."""
+
+
+class Exit(IntEnum):
+    """Exit codes of workers and of the command line."""
+
+    OK = 0
+    FAILED = 1
+    CONFIG = 2
+    """Bad configuration: trying again cannot help."""
+    INTERRUPTED = 130
+    """Ended early and cleanly at the user's wish."""
+    KILLED = 137
+    TERMINATED = 143
+    """SIGTERM: what was seen is checkpointed."""
+
+
+CAPTURE_RING = PurePosixPath("capture/rank-0")
+BUS_RING = PurePosixPath("bus")
+
+# Folders and files below the output.
+EXPERIMENT_FILE = PurePosixPath("experiment.yaml")
+LEDGER_FILE = PurePosixPath("ledger.json")
+REPORT_FILE = PurePosixPath("report.html")
+TIMELINE_FILE = PurePosixPath("timeline.jsonl")
+"""A line a second: time, rate, offered and consumed rows a second, drops, lag and restarts."""
+SAE_FOLDER = PurePosixPath("sae")
+"""`sae/<trainer>/<hook point>/`: SAELens' layout."""
+CHECKPOINT_FOLDER = PurePosixPath("checkpoints")
+"""`checkpoints/<trainer>.ckpt`: atomic, one per trainer."""
+ARCHIVE_FOLDER = PurePosixPath("archive")
+"""`archive/attempt-0000-segment-0000.mscan`, …"""
+HOST_FOLDER = PurePosixPath("host")
+"""`host/progress.json` and `host/seen.json` (what the host saw, by length and position)."""
+LOG_FOLDER = PurePosixPath("logs")
+
+# Files below the workspace.
+POINTS_FILE = PurePosixPath("points.json")
+"""The matched hook points: a list of {path, alias, shape, dtype}."""
+MODEL_FILE = PurePosixPath("model.json")
+"""What prepare resolved: {uri, path, sha256, revision, class_name, tokenizer}."""

@@ -1,0 +1,486 @@
+"""The spec of a `ScanExperiment`: the one source of the CRD, the reference page and the help.
+
+The docstring under a field is its only description. A field that is declared here but whose feature does not
+exist yet is listed in `asysi.contract.available` and refused by name.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from asysi.contract.quantity import Memory
+
+API_VERSION = "asysi.dev/v1alpha1"
+KIND = "ScanExperiment"
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,50}[a-z0-9])?$", max_length=52)]
+"""A DNS label, short enough for the names made from it."""
+Glob = Annotated[str, Field(min_length=1, max_length=191)]
+Uri = Annotated[str, Field(min_length=1, max_length=1024)]
+Short = Annotated[str, Field(min_length=1, max_length=253)]
+
+
+class Part(BaseModel):
+    """A part of the spec: camelCase in files, snake_case in Python, unknown keys refused, never changed."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        alias_generator=to_camel,
+        populate_by_name=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+    )
+
+
+class SecretRef(Part):
+    """Names a Secret in the experiment's namespace."""
+
+    name: Name
+    """Name of the Secret."""
+    key: Short | None = None
+    """Key within the Secret; without it every key becomes an environment variable."""
+
+
+class Model(Part):
+    """The model to watch."""
+
+    uri: Uri
+    """Where the model comes from: `hf://owner/name`, `file://folder` (a Hugging Face folder with safetensors) or
+    `python://package.module:factory` (a function without arguments that returns the module, or the module and its
+    tokenizer)."""
+    revision: Short | None = None
+    """Git revision of a `hf://` model: a branch, a tag or a commit."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type that the weights are loaded in."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)] | None = None
+    """SHA-256 that the weights must have: of the one safetensors file, or of the concatenated digests of several in
+    the order of their names."""
+    tokenizer: Uri | None = None
+    """Folder or `hf://` name of the tokenizer when it is not the model's own."""
+    secret_ref: SecretRef | None = None
+    """Secret with the credentials for the model's source."""
+
+
+class Tokens(Part):
+    """How text becomes tokens, and which tokens are data."""
+
+    text_field: Short = "text"
+    """Field of a row that holds its text."""
+    context_length: Annotated[int, Field(ge=8, le=1_048_576)] = 128
+    """Tokens a sequence holds at most, special tokens included; longer documents are cut."""
+    packing: Literal["none", "bucket", "concat"] = "bucket"
+    """`none` takes documents in order, `bucket` puts documents of similar length into one batch (less padding, same
+    tokens), `concat` joins documents to full sequences with the separator token between them."""
+    prepend_bos: bool | None = None
+    """Whether sequences begin with the BOS token; unset leaves it to the tokenizer."""
+    chat_template: bool = False
+    """Whether rows hold `messages` that the tokenizer's chat template turns into text."""
+    separator_token: Short | None = None
+    """Token between documents under `packing: concat`; unset takes the tokenizer's EOS or SEP token."""
+    exclude_tokens: Annotated[list[Short], Field(max_length=64)] = ["special", "padding"]
+    """Tokens that are never data: the groups `special` and `padding`, or tokens by their text."""
+    max_norm_multiple: Annotated[float, Field(gt=1, le=10_000)] | None = None
+    """Leaves out tokens whose activation norm exceeds this multiple of the hook point's running median."""
+
+
+class Holdout(Part):
+    """Documents that are never trained on."""
+
+    share: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    """Share of the distinct documents that is held out."""
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    """Seed of the hash that chooses them: a document's fate depends on its text and this seed alone."""
+
+
+class PipelineOperator(Part):
+    """One node of a data pipeline."""
+
+    operator: Short
+    """Name of the operator."""
+    params: dict[str, Any] = {}
+    """Parameters of the operator."""
+    parallel_size: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Rows or batches in flight at once."""
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 1
+    """Rows in a batch."""
+    output_uri: Uri | None = None
+    """Where the node's rows go; unset keeps them in the pipeline's folder."""
+
+
+class Pipeline(Part):
+    """A data pipeline that runs before the experiment, in a Job of its own."""
+
+    operators: Annotated[list[PipelineOperator], Field(min_length=1, max_length=64)]
+    """Nodes in the order in which rows pass them."""
+
+
+class Data(Part):
+    """What the model reads."""
+
+    uri: Uri
+    """Where the rows are: `jsonl://path` (any fsspec URL may stand behind it)."""
+    tokens: Tokens = Tokens()
+    """How text becomes tokens, and which tokens are data."""
+    holdout: Holdout = Holdout()
+    """Documents that are never trained on."""
+    pipeline: Pipeline | None = None
+    """A data pipeline that makes the rows first."""
+
+
+class Scan(Part):
+    """Runs the model over the data, forward only."""
+
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 32
+    """Sequences in a step."""
+    max_samples: Annotated[int, Field(ge=1)] | None = None
+    """Distinct documents to read at most; unset reads all."""
+    passes: Annotated[int, Field(ge=1, le=10_000)] = 1
+    """Times that the training documents are read; held-out documents are read once, in the first pass."""
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    """Seed of the order of batches and of the token sampling."""
+    loss: Annotated[str, Field(max_length=256)] = "none"
+    """Loss to differentiate: `none`, `lm`, `module` (the model's own) or `python://package.module:function`."""
+
+
+class Custom(Part):
+    """The user's own program with capture injected."""
+
+    image: Short
+    """Container image."""
+    command: Annotated[list[Short], Field(min_length=1, max_length=64)]
+    """Command that starts the program."""
+
+
+class Workload(Part):
+    """What runs the model: exactly one of its fields."""
+
+    scan: Scan | None = None
+    """Runs the model over the data, forward only."""
+    train: dict[str, Any] | None = None
+    """Trains the model."""
+    ppo: dict[str, Any] | None = None
+    """Trains the model by PPO."""
+    custom: Custom | None = None
+    """Runs the user's own program with capture injected."""
+
+
+class Positions(Part):
+    """Which positions of a sequence are captured."""
+
+    mode: Literal["all", "last", "random"] = "all"
+    """`all`, the `last` content token of a sequence, or `random` ones."""
+    count: Annotated[int, Field(ge=1, le=65_536)] | None = None
+    """Positions a sequence under `random`."""
+
+
+class Sampling(Part):
+    """How much is kept when consumers are slower than the model."""
+
+    rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the tokens kept at most; the consumers' pace lowers it."""
+    min_rate: Annotated[float, Field(gt=0, le=1)] = 0.01
+    """Share of the tokens kept at least."""
+    unit: Literal["token", "step"] = "token"
+    """What is kept or left out as a whole: single tokens, or whole steps."""
+
+
+class Capture(Part):
+    """What is taken out of the model."""
+
+    hook_points: Annotated[list[Glob], Field(min_length=1, max_length=256)]
+    """Globs on the paths of `named_modules()`: `*` stops at a dot, `**` crosses dots, `?` is one character."""
+    parameters: Annotated[list[Glob], Field(max_length=256)] = []
+    """Globs on parameters whose gradients are taken."""
+    kinds: Annotated[
+        list[Literal["activations", "gradients", "parameterGradients"]], Field(min_length=1, max_length=3)
+    ] = ["activations"]
+    """What is taken at a hook point."""
+    positions: Positions = Positions()
+    """Which positions of a sequence are captured."""
+    sampling: Sampling = Sampling()
+    """How much is kept when consumers are slower than the model."""
+    quantization: Literal["none", "bf16", "fp8", "int8"] = "bf16"
+    """How activations travel on the bus and into the archive; int8 has a scale a row."""
+    size: Memory = "64Mi"
+    """Memory of the capture ring of a rank; it must hold at least one whole step."""
+
+
+class Redis(Part):
+    """The Redis of CONSUMER mode."""
+
+    url: Uri | None = None
+    """Address of a Redis that exists."""
+    secret_ref: SecretRef | None = None
+    """Secret that holds the address."""
+    managed: bool = False
+    """Whether the operator runs a Redis for this experiment."""
+
+
+class Bus(Part):
+    """The ring, or the queue, between hook and consumers."""
+
+    shards: Annotated[int, Field(ge=1, le=64)] = 2
+    """Independent rings; a hook point always uses the same one."""
+    size: Memory = "128Mi"
+    """Memory of all shards together."""
+    redis: Redis | None = None
+    """The Redis of CONSUMER mode."""
+
+
+class Buffer(Part):
+    """The mixing buffer: rows leave it in random order."""
+
+    batches: Annotated[int, Field(ge=1, le=65_536)] = 64
+    """Batches it holds at least."""
+    sequences: Annotated[int, Field(ge=1, le=1_048_576)] = 1000
+    """Sequences it holds at least; the larger of the two counts."""
+    memory: Memory = "256Mi"
+    """Memory of all mixing buffers of a trainer; the cap wins over both counts."""
+
+
+class AuxK(Part):
+    """The auxiliary loss that revives dead latents (Gao et al. 2024, arXiv 2406.04093, appendix A.2)."""
+
+    k: Annotated[int, Field(ge=0, le=65_536)] | None = None
+    """Dead latents that rebuild the residual; unset takes half the width of the activation; 0 turns it off."""
+    coefficient: Annotated[float, Field(ge=0, le=1)] = 1 / 32
+    """Weight of the auxiliary loss."""
+    dead_after: Annotated[int, Field(ge=1)] = 20_000
+    """Tokens without firing after which a latent counts as dead."""
+
+
+class Stop(Part):
+    """When training ends before the stream does."""
+
+    tokens: Annotated[int, Field(ge=1)] | None = None
+    """Tokens trained on at most."""
+    fvu: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Held-out FVU at which training ends."""
+
+
+class SaeTrain(Part):
+    """One trainer: a sparse autoencoder for each of its hook points."""
+
+    name: Name = "topk"
+    """Name of the trainer and of its folder in the output."""
+    hook_points: Annotated[list[Glob], Field(min_length=1, max_length=256)] = ["**"]
+    """Globs on the captured hook points."""
+    variant: Literal["topk", "batchtopk", "jumprelu", "gated", "standard", "matryoshka"] = "topk"
+    """Kind of autoencoder."""
+    latents: Annotated[int, Field(ge=2, le=1_048_576)] = 1024
+    """Number of latents."""
+    k: Annotated[int, Field(ge=1, le=65_536)] = 32
+    """Latents that fire for a token."""
+    lr: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Learning rate of Adam; unset takes 2e-4 / sqrt(latents / 16384)."""
+    batch: Annotated[int, Field(ge=1, le=1_048_576)] = 1024
+    """Rows in a training step."""
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    """Seed of the initial weights and of the mixing buffer."""
+    buffer: Buffer = Buffer()
+    """The mixing buffer: rows leave it in random order."""
+    normalisation: Literal["none", "expectedNorm"] = "expectedNorm"
+    """`expectedNorm` scales activations to a mean norm of sqrt(width), estimated on the first tokens, then frozen and
+    folded into the weights at export."""
+    auxk: AuxK = AuxK()
+    """The auxiliary loss that revives dead latents."""
+    stop: Stop = Stop()
+    """When training ends before the stream does."""
+    checkpoint_seconds: Annotated[int, Field(ge=1, le=86_400)] = 15
+    """Seconds between checkpoints."""
+
+
+class Sae(Part):
+    """Training of sparse autoencoders on the live stream."""
+
+    cpus: Annotated[float, Field(gt=0, le=1024)] = 1.0
+    """CPUs of the container; whole CPUs are pinned on a node that can."""
+    memory: Memory = "3Gi"
+    """Memory of the container."""
+    train: Annotated[list[SaeTrain], Field(min_length=1, max_length=16)] = [SaeTrain()]
+    """Trainers, all fed from one stream."""
+
+
+class Archive(Part):
+    """Writing the stream to `.mscan` files."""
+
+    enabled: bool = True
+    """Whether the stream is archived."""
+    tensors: bool = True
+    """Whether payloads are archived beside the metrics of every row."""
+    compression: Literal["none", "zstd"] = "none"
+    """Compression of chunks."""
+    rotate: Memory = "1Gi"
+    """Size at which a segment is closed and the next begun."""
+    cpus: Annotated[float, Field(gt=0, le=1024)] = 0.5
+    """CPUs of the container; whole CPUs are pinned on a node that can."""
+    memory: Memory = "1Gi"
+    """Memory of the container."""
+
+
+class Weights(Part):
+    """Analysis of the parameters."""
+
+    enabled: bool = False
+    """Whether the parameters are analysed."""
+    when: Annotated[list[Literal["before", "after"]], Field(max_length=2)] = ["before", "after"]
+    """Whether before the run, after it, or both."""
+
+
+class Output(Part):
+    """Where results go."""
+
+    uri: Uri | None = None
+    """A folder (local runs), or any fsspec URL; unset takes `runs/<name>` locally."""
+    claim: Name | None = None
+    """PersistentVolumeClaim that results are written to; unset makes one."""
+    secret_ref: SecretRef | None = None
+    """Secret with the credentials for the output."""
+
+
+class Resources(Part):
+    """What a container gets: request and limit are the same."""
+
+    cpus: Annotated[float, Field(gt=0, le=1024)] = 0.25
+    """CPUs; whole CPUs are pinned on a node that can."""
+    memory: Memory = "1Gi"
+    """Memory limit."""
+
+
+class HostResources(Resources):
+    """What the host gets."""
+
+    cpus: Annotated[float, Field(gt=0, le=1024)] = 1.0
+    """CPUs; whole CPUs are pinned on a node that can."""
+    memory: Memory = "4Gi"
+    """Memory limit."""
+    gpus: Annotated[int, Field(ge=0, le=16)] = 0
+    """GPUs."""
+    shm: Memory = "64Mi"
+    """Size of the host's own /dev/shm."""
+
+
+class Binding(Part):
+    """Binding of local processes to processors."""
+
+    cpus: dict[Literal["host", "hook", "sae", "archiver", "prepare", "finish"], Annotated[str, Field(max_length=64)]] = {}
+    """Processors of each container in a local run, as in `taskset -c`: `0`, `0-3`, `1,3`."""
+    numa: Annotated[int, Field(ge=0, le=255)] | None = None
+    """NUMA node that the rings are bound to."""
+
+
+class AllResources(Part):
+    """What each container gets."""
+
+    host: HostResources = HostResources()
+    """The model's container."""
+    hook: Resources = Resources(cpus=0.5)
+    """The hook sidecar."""
+    prepare: Resources = Resources(cpus=1, memory="2Gi")
+    """The init container that fetches the model and creates the rings; its memory holds the rings too."""
+    finish: Resources = Resources(cpus=0.25, memory="2Gi")
+    """The container that writes ledger and report."""
+    binding: Binding = Binding()
+    """Binding of local processes to processors."""
+
+
+class Consumers(Part):
+    """The consumers of CONSUMER mode."""
+
+    replicas: Annotated[int, Field(ge=1, le=256)] = 1
+    """Pods that share the streams."""
+
+
+class Scheduling(Part):
+    """Where the pod may run."""
+
+    node_selector: dict[str, Annotated[str, Field(max_length=63)]] = {}
+    """Labels that the node must have."""
+    tolerations: Annotated[list[dict[str, Any]], Field(max_length=32)] = []
+    """Taints that the pod tolerates."""
+    priority_class_name: Short | None = None
+    """PriorityClass of the pod."""
+    runtime_class_name: Short | None = None
+    """RuntimeClass of the pod."""
+    queue_name: Short | None = None
+    """Kueue's LocalQueue."""
+
+
+class Lifecycle(Part):
+    """Deadlines, restarts and cleaning up."""
+
+    suspend: bool = False
+    """Whether the experiment waits."""
+    active_deadline_seconds: Annotated[int, Field(ge=1)] | None = None
+    """Seconds after which a running experiment fails."""
+    start_deadline_seconds: Annotated[int, Field(ge=1)] | None = None
+    """Seconds after which an experiment that has not started fails."""
+    max_restarts: Annotated[int, Field(ge=0, le=100)] = 2
+    """New attempts after the host has died."""
+    grace_period_seconds: Annotated[int, Field(ge=1, le=3600)] = 60
+    """Seconds that the workers have to write their checkpoints after SIGTERM."""
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0)] | None = None
+    """Seconds after which a finished experiment's Job is removed; unset keeps it."""
+
+
+class Spec(Part):
+    """What to watch, where, and what to do with what is seen."""
+
+    mode: Literal["HPC", "CONSUMER"] = "HPC"
+    """`HPC`: shared-memory ring on one node. `CONSUMER`: pure Python and queues."""
+    model: Model
+    """The model to watch."""
+    data: Data | None = None
+    """What the model reads."""
+    workload: Workload
+    """What runs the model: exactly one of its fields."""
+    capture: Capture
+    """What is taken out of the model."""
+    bus: Bus = Bus()
+    """The ring, or the queue, between hook and consumers."""
+    sae: Sae | None = Sae()
+    """Training of sparse autoencoders; null trains none."""
+    archive: Archive = Archive()
+    """Writing the stream to `.mscan` files."""
+    weights: Weights = Weights()
+    """Analysis of the parameters."""
+    output: Output = Output()
+    """Where results go."""
+    resources: AllResources = AllResources()
+    """What each container gets."""
+    consumers: Consumers = Consumers()
+    """The consumers of CONSUMER mode."""
+    scheduling: Scheduling = Scheduling()
+    """Where the pod may run."""
+    lifecycle: Lifecycle = Lifecycle()
+    """Deadlines, restarts and cleaning up."""
+
+
+class Metadata(Part):
+    """The experiment's name and labels."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: Name
+    """Name of the experiment."""
+    namespace: Name = "default"
+    """Namespace of the experiment."""
+    labels: dict[str, str] = {}
+    """Labels, passed on to everything made for the experiment."""
+    uid: str | None = None
+    """Identity given by the API server."""
+
+
+class ScanExperiment(Part):
+    """An experiment: one file says which model to watch, where, and what to do with what is seen."""
+
+    api_version: Literal["asysi.dev/v1alpha1"] = API_VERSION
+    """Version of this schema."""
+    kind: Literal["ScanExperiment"] = KIND
+    """Kind of the object."""
+    metadata: Metadata
+    """The experiment's name and labels."""
+    spec: Spec
+    """What to watch, where, and what to do with what is seen."""
