@@ -1,0 +1,1 @@
+"""Health, metrics and status of a worker, and the frame that every worker runs in."""
