@@ -18,7 +18,7 @@ $(VENV)/.ready: pyproject.toml native/CMakeLists.txt $(wildcard native/src/* nat
 	@touch $@
 
 demo: install ## Watch MiniLM read the Python manual; opens nothing, prints where the report is
-	@$(BIN)/python examples/minilm/demo.py
+	@PATH="$(CURDIR)/$(BIN):$$PATH" examples/minilm/demo.sh
 
 test: install ## Run every test
 	@$(BIN)/python -m pytest
