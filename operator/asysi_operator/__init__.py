@@ -1,0 +1,1 @@
+"""The operator: an experiment's manifests, and the same pod as local processes."""

@@ -1,0 +1,39 @@
+"""The Kubernetes objects of an experiment, rendered from its spec alone: no cluster, no clock, no chance."""
+
+from asysi import __version__
+from asysi.contract.errors import ConfigError
+from asysi.contract.spec import ScanExperiment
+from asysi_operator.manifests.claim import claim
+from asysi_operator.manifests.config_map import config_map
+from asysi_operator.manifests.job import job
+from asysi_operator.manifests.kinds import Manifest
+from asysi_operator.manifests.network_policy import network_policy
+from asysi_operator.manifests.resources import refuse_impossible_memory
+
+IMAGE = f"asysi-worker:{__version__}"
+
+__all__ = ["IMAGE", "Manifest", "build"]
+
+
+def build(experiment: ScanExperiment, *, image: str = IMAGE) -> list[Manifest]:
+    """Return every object of the experiment, in the order in which they are created.
+
+    Args:
+        experiment: the resolved experiment.
+        image: image of every container, except the host of a custom workload.
+
+    Raises:
+        ConfigError: the memory limits cannot hold the rings, or the mode has no pod yet.
+    """
+    if experiment.spec.mode != "HPC":
+        raise ConfigError(
+            f"spec.mode of experiment {experiment.metadata.name} is {experiment.spec.mode}, which has no pod yet: "
+            "write HPC"
+        )
+    refuse_impossible_memory(experiment.spec)
+    return [
+        config_map(experiment),
+        *([] if experiment.spec.output.claim else [claim(experiment)]),
+        network_policy(experiment),
+        job(experiment, image),
+    ]

@@ -1,0 +1,20 @@
+"""The whole experiment as one JSON file: what the workers read."""
+
+import json
+
+from asysi.contract.runtime import MOUNTS, Env
+from asysi.contract.spec import ScanExperiment
+from asysi_operator.manifests.kinds import Manifest
+from asysi_operator.manifests.labels import metadata
+from asysi_operator.manifests.names import config_name
+
+
+def config_map(experiment: ScanExperiment) -> Manifest:
+    """Return the ConfigMap. Nulls stay in the file: `sae: null` means something."""
+    document = experiment.model_dump(mode="json", by_alias=True)
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata(experiment, config_name(experiment)),
+        "data": {MOUNTS[Env.CONFIG].name: json.dumps(document, indent=2, ensure_ascii=False) + "\n"},
+    }

@@ -1,0 +1,71 @@
+"""The containers of the pod."""
+
+from asysi.contract.runtime import MODULES, PORTS, Container
+from asysi.contract.spec import ScanExperiment
+from asysi_operator.manifests import probes
+from asysi_operator.manifests.environment import TERMINATION, environment, environment_from
+from asysi_operator.manifests.kinds import Manifest
+from asysi_operator.manifests.resources import containers_of, requirements
+from asysi_operator.manifests.volumes import mounts
+
+_SIDECARS = (Container.ARCHIVER, Container.SAE, Container.HOOK)
+
+
+def init_containers(experiment: ScanExperiment, image: str) -> list[Manifest]:
+    """Return prepare, then the sidecars: each starts once the one before it has."""
+    present = containers_of(experiment.spec)
+    sidecars = (_sidecar(experiment, image, container) for container in _SIDECARS if container in present)
+    return [_container(experiment, image, Container.PREPARE), *sidecars]
+
+
+def main_containers(experiment: ScanExperiment, image: str) -> list[Manifest]:
+    """Return host and finish, which run side by side."""
+    return [_host(experiment, image), _container(experiment, image, Container.FINISH)]
+
+
+def _container(experiment: ScanExperiment, image: str, container: Container) -> Manifest:
+    spec, name = experiment.spec, str(container)
+    ports = [{"name": name, "containerPort": PORTS[container]}] if container in PORTS else []
+    env_from = environment_from(spec, container)
+    return {
+        "name": name,
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["python", "-m", MODULES[container]],
+        "env": environment(spec, container),
+        **({"envFrom": env_from} if env_from else {}),
+        **({"ports": ports} if ports else {}),
+        "resources": requirements(spec, container),
+        "volumeMounts": mounts(container),
+        "securityContext": _security(),
+        "terminationMessagePath": TERMINATION,
+        "terminationMessagePolicy": "File",
+    }
+
+
+def _sidecar(experiment: ScanExperiment, image: str, container: Container) -> Manifest:
+    """A native sidecar: restarted in place, and it does not keep the Job from ending."""
+    port = str(container)
+    return {
+        **_container(experiment, image, container),
+        "restartPolicy": "Always",
+        "startupProbe": probes.startup(port),
+        "livenessProbe": probes.liveness(port),
+    }
+
+
+def _host(experiment: ScanExperiment, image: str) -> Manifest:
+    host = _container(experiment, image, Container.HOST)
+    custom = experiment.spec.workload.custom
+    return {**host, "image": custom.image, "command": list(custom.command)} if custom else host
+
+
+def _security() -> Manifest:
+    """What Pod Security's level `restricted` asks of a container, and a read-only root file system."""
+    return {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+        "runAsNonRoot": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }

@@ -1,0 +1,38 @@
+"""What an experiment's pod may talk to: its metrics are read, and only prepare's sources are called."""
+
+import re
+
+from asysi.contract.runtime import PORTS
+from asysi.contract.spec import ScanExperiment, Spec
+from asysi_operator.manifests.kinds import Manifest
+from asysi_operator.manifests.labels import metadata, selector
+from asysi_operator.manifests.names import policy_name
+
+_LOCAL = {"file", "python", "jsonl", "csv", "parquet", "memory"}
+"""Schemes that need no network; what stands behind a format's scheme is looked at too."""
+
+
+def network_policy(experiment: ScanExperiment) -> Manifest:
+    """Return the NetworkPolicy. Where everything is on the node, nothing leaves it, not even a DNS query."""
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": metadata(experiment, policy_name(experiment)),
+        "spec": {
+            "podSelector": {"matchLabels": selector(experiment)},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [{"ports": [{"port": port, "protocol": "TCP"} for port in sorted(PORTS.values())]}],
+            # A store may listen on any port of any host, so a remote source opens all of them.
+            "egress": [{}] if needs_network(experiment.spec) else [],
+        },
+    }
+
+
+def needs_network(spec: Spec) -> bool:
+    """Whether a source or the output lies beyond the node; a custom program may call whom it likes."""
+    uris = [spec.model.uri, spec.model.tokenizer, spec.data and spec.data.uri, spec.output.uri]
+    return spec.workload.custom is not None or any(_is_remote(uri) for uri in uris if uri)
+
+
+def _is_remote(uri: str) -> bool:
+    return any(scheme not in _LOCAL for scheme in re.findall(r"([a-z][a-z0-9+.-]*)://", uri))

@@ -1,0 +1,104 @@
+"""CPU and memory of the containers: requests equal limits, so the pod is Guaranteed and whole CPUs pin."""
+
+import math
+
+from asysi.contract.errors import ConfigError
+from asysi.contract.quantity import format_bytes, parse_bytes
+from asysi.contract.runtime import Container
+from asysi.contract.spec import Resources, Spec
+from asysi_operator.manifests.kinds import Manifest
+
+HEAP = 256 * 2**20
+"""Bytes that a process needs beside the rings, at the least: an interpreter with its libraries."""
+_MIB = 2**20
+
+
+def of_container(spec: Spec, container: Container) -> Resources:
+    """Return what the spec gives a container.
+
+    Raises ValueError when the experiment has no such container.
+    """
+    match container:
+        case Container.PREPARE:
+            return spec.resources.prepare
+        case Container.HOOK:
+            return spec.resources.hook
+        case Container.HOST:
+            return spec.resources.host
+        case Container.FINISH:
+            return spec.resources.finish
+        case Container.SAE if spec.sae is not None:
+            return Resources(cpus=spec.sae.cpus, memory=spec.sae.memory)
+        case Container.ARCHIVER if spec.archive.enabled:
+            return Resources(cpus=spec.archive.cpus, memory=spec.archive.memory)
+    raise ValueError(f"the experiment has no container {container}")
+
+
+def containers_of(spec: Spec) -> list[Container]:
+    """Return the experiment's containers in the order in which they start."""
+    absent = {Container.SAE} if spec.sae is None else set()
+    absent |= set() if spec.archive.enabled else {Container.ARCHIVER}
+    return [container for container in Container if container not in absent]
+
+
+def requirements(spec: Spec, container: Container) -> Manifest:
+    """Return `resources` of a container."""
+    given = of_container(spec, container)
+    amounts = {"cpu": cpu_quantity(given.cpus), "memory": given.memory}
+    if container is Container.HOST and spec.resources.host.gpus:
+        amounts["nvidia.com/gpu"] = str(spec.resources.host.gpus)
+    return {"requests": dict(amounts), "limits": dict(amounts)}
+
+
+def cpu_quantity(cpus: float) -> str:
+    """Return CPUs as Kubernetes writes them, `2` or `250m`; less than a thousandth is a thousandth."""
+    thousandths = max(1, round(cpus * 1000))
+    return str(thousandths // 1000) if thousandths % 1000 == 0 else f"{thousandths}m"
+
+
+def threads(spec: Spec, container: Container) -> int:
+    """Return how many threads a container's libraries may use: its whole CPUs, at least one."""
+    return max(1, math.floor(of_container(spec, container).cpus))
+
+
+def rings_bytes(spec: Spec) -> int:
+    """Return the bytes of both rings: what the spec asks for, and room for control files and descriptors."""
+    payload = parse_bytes(spec.capture.size) + parse_bytes(spec.bus.size)
+    return math.ceil((payload + payload // 16 + 8 * _MIB) / _MIB) * _MIB
+
+
+def refuse_impossible_memory(spec: Spec) -> None:
+    """Refuse limits that the kernel would enforce by killing.
+
+    Ring pages are charged to prepare while it runs, then to the pod.
+
+    Raises:
+        ConfigError: with the arithmetic.
+    """
+    rings, problems = rings_bytes(spec), []
+    prepare = parse_bytes(spec.resources.prepare.memory)
+    if prepare < rings + HEAP:
+        problems.append(
+            f"spec.resources.prepare.memory is {spec.resources.prepare.memory}, but prepare fills the rings: "
+            f"{_sum(rings, 1)}. Raise it, or lower spec.capture.size or spec.bus.size."
+        )
+    running = [container for container in containers_of(spec) if container is not Container.PREPARE]
+    limits = sum(parse_bytes(of_container(spec, container).memory) for container in running)
+    if limits < rings + HEAP * len(running):
+        problems.append(
+            f"the memory limits of {', '.join(running)} add up to {format_bytes(limits)}, but together they "
+            f"hold {_sum(rings, len(running))}. Raise one of them, or lower spec.capture.size or spec.bus.size."
+        )
+    host = spec.resources.host
+    if parse_bytes(host.shm) + HEAP > parse_bytes(host.memory):
+        problems.append(
+            f"spec.resources.host.shm is {host.shm}, but it is part of spec.resources.host.memory, "
+            f"{host.memory}, of which the process itself needs {format_bytes(HEAP)}. Raise memory, or lower shm."
+        )
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _sum(rings: int, processes: int) -> str:
+    heaps = f"{processes} × {format_bytes(HEAP)}" if processes > 1 else format_bytes(HEAP)
+    return f"{format_bytes(rings)} of rings + {heaps} of processes = {format_bytes(rings + HEAP * processes)}"

@@ -1,0 +1,48 @@
+"""Volumes of the pod, and where each container finds them."""
+
+from asysi.contract.quantity import format_bytes
+from asysi.contract.runtime import CAPTURE_RING, MOUNTS, Container, Env
+from asysi.contract.spec import ScanExperiment
+from asysi_operator.manifests.kinds import Manifest
+from asysi_operator.manifests.names import claim_name, config_name
+from asysi_operator.manifests.resources import rings_bytes
+
+_CAPTURE = CAPTURE_RING.parts[0]
+_SHARING = {Container.PREPARE, Container.HOST, Container.FINISH}
+"""Containers that write the workspace; the others may look."""
+
+
+def volumes(experiment: ScanExperiment) -> list[Manifest]:
+    """Return the pod's volumes."""
+    spec = experiment.spec
+    return [
+        {"name": "rings", "emptyDir": {"medium": "Memory", "sizeLimit": format_bytes(rings_bytes(spec))}},
+        {"name": "host-shm", "emptyDir": {"medium": "Memory", "sizeLimit": spec.resources.host.shm}},
+        {"name": "workspace", "emptyDir": {}},
+        {"name": "output", "persistentVolumeClaim": {"claimName": claim_name(experiment)}},
+        {"name": "config", "configMap": {"name": config_name(experiment)}},
+        {"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}},
+    ]
+
+
+def mounts(container: Container) -> list[Manifest]:
+    """Return the mounts of a container."""
+    return [
+        *(_host_rings() if container is Container.HOST else [_mount("rings", MOUNTS[Env.SHM])]),
+        _mount("workspace", MOUNTS[Env.WORKSPACE], readOnly=container not in _SHARING),
+        _mount("output", MOUNTS[Env.OUTPUT]),
+        _mount("config", MOUNTS[Env.CONFIG].parent, readOnly=True),
+        _mount("tmp", "/tmp", subPath=str(container)),  # noqa: S108 - the container's own
+    ]
+
+
+def _host_rings() -> list[Manifest]:
+    """The host sees the capture ring alone, inside a /dev/shm of its own."""
+    return [
+        _mount("host-shm", MOUNTS[Env.SHM].parent),
+        _mount("rings", MOUNTS[Env.SHM] / _CAPTURE, subPath=_CAPTURE),
+    ]
+
+
+def _mount(name: str, path: object, **more: object) -> Manifest:
+    return {"name": name, "mountPath": str(path), **{key: value for key, value in more.items() if value}}
