@@ -1,5 +1,6 @@
 """The frame that every worker runs in: environment, signals, endpoints, last words and exit code."""
 
+import faulthandler
 import json
 import logging
 import os
@@ -59,9 +60,13 @@ class Worker:
         Raises:
             ConfigError: a variable is missing, or the configuration cannot be read.
         """
-        missing = [name for name in (Env.CONFIG, Env.SHM, Env.OUTPUT, Env.WORKSPACE) if not os.environ.get(name)]
+        missing = [
+            name for name in (Env.CONFIG, Env.SHM, Env.OUTPUT, Env.WORKSPACE) if not os.environ.get(name)
+        ]
         if missing:
-            raise ConfigError(f"{container} needs {', '.join(missing)} in its environment: it runs inside an experiment's pod")
+            raise ConfigError(
+                f"{container} needs {', '.join(missing)} in its environment: it runs in an experiment's pod"
+            )
         path = Path(os.environ[Env.CONFIG])
         try:
             experiment = ScanExperiment.model_validate(json.loads(path.read_text()))
@@ -73,23 +78,36 @@ class Worker:
             shm=Path(os.environ[Env.SHM]),
             output=Path(os.environ[Env.OUTPUT]),
             workspace=Path(os.environ[Env.WORKSPACE]),
-            attempt=int(os.environ.get(Env.ATTEMPT, "0")),
-            port=int(os.environ.get(Env.PORT, "0")),
+            attempt=_whole_number(Env.ATTEMPT),
+            port=_whole_number(Env.PORT),
         )
 
     def last_words(self, text: str) -> None:
         """Leave `text` as the container's termination message."""
         if path := os.environ.get(Env.TERMINATION):
-            Path(path).write_text(text.encode()[:_TERMINATION_LIMIT].decode(errors="ignore"))
+            try:
+                Path(path).write_bytes(text.encode()[:_TERMINATION_LIMIT].decode(errors="ignore").encode())
+            except OSError as error:  # the exit code says more than the message that could not be left
+                log.warning("no termination message left in %s: %s", path, error)
+
+
+def _whole_number(name: Env) -> int:
+    text = os.environ.get(name) or "0"
+    if not text.isdecimal():
+        raise ConfigError(f"{name} is {text!r} and must be a whole number from 0")
+    return int(text)
 
 
 def run_worker(container: Container, main: Callable[[Worker], int]) -> NoReturn:
     """Run `main` as the process of `container` and leave with its exit code.
 
-    A ConfigError ends in exit code 2 with its sentences as last words, any other exception in 1 with a traceback in
-    the log. After SIGTERM an exit code 0 becomes 143.
+    A ConfigError ends in exit code 2 with its sentences as last words, any other exception in 1 with a
+    traceback in the log. After SIGTERM an exit code 0 becomes 143.
     """
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=f"%(asctime)s {container} %(levelname)s %(message)s")
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format=f"%(asctime)s {container} %(levelname)s %(message)s"
+    )
+    faulthandler.enable()  # a crash in native code leaves a traceback too
     worker: Worker | None = None
     try:
         worker = Worker.from_environment(container)
@@ -100,10 +118,10 @@ def run_worker(container: Container, main: Callable[[Worker], int]) -> NoReturn:
             code = Exit.TERMINATED
     except ConfigError as error:
         for problem in error.problems:
-            log.error("%s", problem)
+            log.error("%s", problem)  # noqa: TRY400 - a sentence for a person, no traceback
         code = Exit.CONFIG
         _say(worker, str(error))
-    except Exception as error:  # noqa: BLE001 - the process ends here, with everything it knows
+    except Exception as error:  # the process ends here, with everything it knows
         log.exception("%s failed", container)
         code = Exit.FAILED
         _say(worker, f"{type(error).__name__}: {error}")

@@ -1,0 +1,137 @@
+"""What the rings' control files say, as metrics: numbers that no restart of a worker resets."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from asysi.bus.mailbox import DROP_REASONS, CaptureWord, Gauge
+from asysi.contract.runtime import BUS_RING, CAPTURE_RING, Container
+from asysi.monitor.metrics import counter_family, gauge_family, summary_family
+
+if TYPE_CHECKING:
+    from asysi_ring import Control
+
+_SECOND = 1e-9
+_COUNTED_WORDS = {
+    "asysi_host_steps_total": (CaptureWord.STEPS, 1.0),
+    "asysi_host_steps_dropped_total": (CaptureWord.STEPS_DROPPED, 1.0),
+    "asysi_host_tokens_total": (CaptureWord.TOKENS, 1.0),
+    "asysi_host_tokens_excluded_total": (CaptureWord.TOKENS_EXCLUDED, 1.0),
+    "asysi_host_forward_seconds_total": (CaptureWord.FORWARD_NS, _SECOND),
+    "asysi_capture_errors_total": (CaptureWord.CAPTURE_ERRORS, 1.0),
+}
+_GAUGED_WORDS = {
+    "asysi_host_steps_expected": CaptureWord.STEPS_TOTAL,
+    "asysi_host_tokens_expected": CaptureWord.TOKENS_TOTAL,
+}
+_SAE_GAUGES = {
+    "asysi_sae_loss": Gauge.LOSS,
+    "asysi_sae_fvu": Gauge.FVU,
+    "asysi_sae_l0": Gauge.L0,
+    "asysi_sae_dead_ratio": Gauge.DEAD,
+    "asysi_sae_rows_trained": Gauge.TRAINED,
+}
+
+
+def collectors(container: Container, shm: Path) -> list[Collector]:
+    """Return what `container` serves: hook the rings and the host, sae its gauges, others nothing."""
+    if container is Container.HOOK:
+        return [Host(shm / CAPTURE_RING), Rings({"capture": shm / CAPTURE_RING, "bus": shm / BUS_RING})]
+    if container is Container.SAE:
+        return [Saes(shm / BUS_RING)]
+    return []
+
+
+class _Look(Collector):
+    """Looks into control files; one that is not there yet, or cannot be read, shows nothing."""
+
+    def __init__(self, folders: dict[str, Path]) -> None:
+        self._folders = folders
+        self._controls: dict[str, Control] = {}
+
+    def _open(self) -> "Iterator[tuple[str, Control]]":
+        from asysi_ring import Control, RingError  # noqa: PLC0415 - endpoints also serve where no ring is built
+
+        for name, folder in self._folders.items():
+            if name not in self._controls:
+                try:
+                    self._controls[name] = Control(str(folder))
+                except (RingError, OSError):
+                    continue
+            yield name, self._controls[name]
+
+
+class Host(_Look):
+    """The host's progress, from the mailbox of the capture ring."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__({"capture": folder})
+
+    def collect(self) -> Iterable[Metric]:
+        for _, control in self._open():
+            for name, (word, unit) in _COUNTED_WORDS.items():
+                counted = counter_family(name)
+                counted.add_metric([], control.get(word) * unit)
+                yield counted
+            for name, gauged in _GAUGED_WORDS.items():
+                family = gauge_family(name)
+                family.add_metric([], control.get(gauged))
+                yield family
+            rate = gauge_family("asysi_sampling_rate")
+            rate.add_metric([], control.get_float(CaptureWord.RATE))
+            yield rate
+            latency = summary_family("asysi_hook_latency_seconds")
+            latency.add_metric(
+                [], control.get(CaptureWord.STEPS), control.get(CaptureWord.CAPTURE_NS) * _SECOND
+            )
+            yield latency
+
+
+class Rings(_Look):
+    """The books of rings: what was offered, published, dropped, and what each consumer made of it."""
+
+    def collect(self) -> Iterable[Metric]:
+        push, drop, seen, out, published, fate, restarts = (
+            counter_family(f"asysi_{name}_total")
+            for name in (
+                "data_bus_push", "data_bus_drop", "rows_seen", "rows_sampled_out", "rows_published",
+                "consumer_rows", "producer_restarts",
+            )
+        )  # fmt: skip
+        lag, up = gauge_family("asysi_consumer_lag_ratio"), gauge_family("asysi_consumer_up")
+        for ring, control in self._open():
+            produced = control.produced()
+            for point, books in zip(control.accounts(), produced, strict=False):  # one may join in between
+                push.add_metric([ring, point], books["packets"])
+                seen.add_metric([ring, point], books["seen"])
+                out.add_metric([ring, point], books["sampled_out"])
+                published.add_metric([ring, point], books["published"])
+            for number, reason in enumerate(DROP_REASONS):
+                drop.add_metric([ring, reason], sum(books["dropped"][number] for books in produced))
+            restarts.add_metric([ring], max(0, int(control.geometry()["generation"]) - 1))
+            for consumer in control.readers():
+                rows = control.consumed(consumer)
+                for kind in ("durable", "lapped", "rolled_back"):
+                    fate.add_metric([ring, consumer, kind], sum(books[kind] for books in rows))
+                lag.add_metric([ring, consumer], control.lag(consumer))
+                up.add_metric([ring, consumer], float(control.reader_state(consumer) == "attached"))
+        return push, drop, seen, out, published, fate, restarts, lag, up
+
+
+class Saes(_Look):
+    """The gauges that the SAE worker keeps in the bus's control file."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__({"bus": folder})
+
+    def collect(self) -> Iterable[Metric]:
+        for _, control in self._open():
+            points, gauges = control.accounts(), control.gauges("sae")
+            for name, slot in _SAE_GAUGES.items():
+                family = gauge_family(name)
+                for point, values in zip(points, gauges, strict=False):
+                    family.add_metric([point], values[slot])
+                yield family
