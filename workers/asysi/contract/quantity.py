@@ -19,7 +19,9 @@ def parse_bytes(quantity: str) -> int:
     """
     match = re.match(_PATTERN, quantity)
     if match is None:
-        raise ValueError(f"{quantity!r} is no memory quantity: write a number with Ki, Mi, Gi or Ti, like 64Mi")
+        raise ValueError(
+            f"{quantity!r} is no memory quantity: write a number with Ki, Mi, Gi or Ti, like 64Mi"
+        )
     suffix = match.group(2) or ""
     number = quantity[: len(quantity) - len(suffix)] if suffix else quantity
     return int(float(number) * _SUFFIX[suffix])

@@ -4,29 +4,36 @@ The docstring under a field is its only description. A field that is declared he
 exist yet is listed in `asysi.contract.available` and refused by name.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.alias_generators import to_camel
 
 from asysi.contract.quantity import Memory
 
-API_VERSION = "asysi.dev/v1alpha1"
-KIND = "ScanExperiment"
+API_VERSION: Final = "asysi.dev/v1alpha1"
+KIND: Final = "ScanExperiment"
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,50}[a-z0-9])?$", max_length=52)]
 """A DNS label, short enough for the names made from it."""
 Glob = Annotated[str, Field(min_length=1, max_length=191)]
 Uri = Annotated[str, Field(min_length=1, max_length=1024)]
 Short = Annotated[str, Field(min_length=1, max_length=253)]
+FreeForm = Annotated[dict[str, Any], Field(max_length=256)]
+Labels = Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=64)]
 
 
 class Part(BaseModel):
-    """A part of the spec: camelCase in files, snake_case in Python, unknown keys refused, never changed."""
+    """A part of the spec: camelCase in files, snake_case in Python, unknown keys refused, never changed.
+
+    Strict, because the API server is: the text "8" is no number, `yes` is no count.
+    """
 
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
+        strict=True,
+        allow_inf_nan=False,
         alias_generator=to_camel,
         populate_by_name=True,
         use_attribute_docstrings=True,
@@ -47,16 +54,16 @@ class Model(Part):
     """The model to watch."""
 
     uri: Uri
-    """Where the model comes from: `hf://owner/name`, `file://folder` (a Hugging Face folder with safetensors) or
-    `python://package.module:factory` (a function without arguments that returns the module, or the module and its
-    tokenizer)."""
+    """Where the model comes from: `hf://owner/name`, `file://folder` (a Hugging Face folder with
+    safetensors) or `python://package.module:factory` (a function without arguments that returns the module,
+    or the module and its tokenizer)."""
     revision: Short | None = None
     """Git revision of a `hf://` model: a branch, a tag or a commit."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type that the weights are loaded in."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)] | None = None
-    """SHA-256 that the weights must have: of the one safetensors file, or of the concatenated digests of several in
-    the order of their names."""
+    """SHA-256 that the weights must have: of the one safetensors file, or of the concatenated digests of
+    several in the order of their names."""
     tokenizer: Uri | None = None
     """Folder or `hf://` name of the tokenizer when it is not the model's own."""
     secret_ref: SecretRef | None = None
@@ -71,8 +78,9 @@ class Tokens(Part):
     context_length: Annotated[int, Field(ge=8, le=1_048_576)] = 128
     """Tokens a sequence holds at most, special tokens included; longer documents are cut."""
     packing: Literal["none", "bucket", "concat"] = "bucket"
-    """`none` takes documents in order, `bucket` puts documents of similar length into one batch (less padding, same
-    tokens), `concat` joins documents to full sequences with the separator token between them."""
+    """`none` takes documents in order, `bucket` puts documents of similar length into one batch (less
+    padding, same tokens), `concat` joins documents to full sequences with the separator token between
+    them."""
     prepend_bos: bool | None = None
     """Whether sequences begin with the BOS token; unset leaves it to the tokenizer."""
     chat_template: bool = False
@@ -99,7 +107,7 @@ class PipelineOperator(Part):
 
     operator: Short
     """Name of the operator."""
-    params: dict[str, Any] = {}
+    params: FreeForm = {}
     """Parameters of the operator."""
     parallel_size: Annotated[int, Field(ge=1, le=1024)] = 1
     """Rows or batches in flight at once."""
@@ -141,7 +149,8 @@ class Scan(Part):
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     """Seed of the order of batches and of the token sampling."""
     loss: Annotated[str, Field(max_length=256)] = "none"
-    """Loss to differentiate: `none`, `lm`, `module` (the model's own) or `python://package.module:function`."""
+    """Loss to differentiate: `none`, `lm`, `module` (the model's own) or
+    `python://package.module:function`."""
 
 
 class Custom(Part):
@@ -158,9 +167,9 @@ class Workload(Part):
 
     scan: Scan | None = None
     """Runs the model over the data, forward only."""
-    train: dict[str, Any] | None = None
+    train: FreeForm | None = None
     """Trains the model."""
-    ppo: dict[str, Any] | None = None
+    ppo: FreeForm | None = None
     """Trains the model by PPO."""
     custom: Custom | None = None
     """Runs the user's own program with capture injected."""
@@ -190,7 +199,8 @@ class Capture(Part):
     """What is taken out of the model."""
 
     hook_points: Annotated[list[Glob], Field(min_length=1, max_length=256)]
-    """Globs on the paths of `named_modules()`: `*` stops at a dot, `**` crosses dots, `?` is one character."""
+    """Globs on the paths of `named_modules()`: `*` stops at a dot, `**` crosses dots, `?` is one
+    character."""
     parameters: Annotated[list[Glob], Field(max_length=256)] = []
     """Globs on parameters whose gradients are taken."""
     kinds: Annotated[
@@ -244,7 +254,8 @@ class AuxK(Part):
     """The auxiliary loss that revives dead latents (Gao et al. 2024, arXiv 2406.04093, appendix A.2)."""
 
     k: Annotated[int, Field(ge=0, le=65_536)] | None = None
-    """Dead latents that rebuild the residual; unset takes half the width of the activation; 0 turns it off."""
+    """Dead latents that rebuild the residual; unset takes half the width of the activation; 0 turns it
+    off."""
     coefficient: Annotated[float, Field(ge=0, le=1)] = 1 / 32
     """Weight of the auxiliary loss."""
     dead_after: Annotated[int, Field(ge=1)] = 20_000
@@ -282,8 +293,8 @@ class SaeTrain(Part):
     buffer: Buffer = Buffer()
     """The mixing buffer: rows leave it in random order."""
     normalisation: Literal["none", "expectedNorm"] = "expectedNorm"
-    """`expectedNorm` scales activations to a mean norm of sqrt(width), estimated on the first tokens, then frozen and
-    folded into the weights at export."""
+    """`expectedNorm` scales activations to a mean norm of sqrt(width), estimated on the first tokens, then
+    frozen and folded into the weights at export."""
     auxk: AuxK = AuxK()
     """The auxiliary loss that revives dead latents."""
     stop: Stop = Stop()
@@ -295,6 +306,8 @@ class SaeTrain(Part):
 class Sae(Part):
     """Training of sparse autoencoders on the live stream."""
 
+    enabled: bool = True
+    """Whether any are trained; false is the same as `sae: null`, which `kubectl apply` does not pass on."""
     cpus: Annotated[float, Field(gt=0, le=1024)] = 1.0
     """CPUs of the container; whole CPUs are pinned on a node that can."""
     memory: Memory = "3Gi"
@@ -335,7 +348,10 @@ class Output(Part):
     uri: Uri | None = None
     """A folder (local runs), or any fsspec URL; unset takes `runs/<name>` locally."""
     claim: Name | None = None
-    """PersistentVolumeClaim that results are written to; unset makes one."""
+    """PersistentVolumeClaim that results are written to; unset makes one, which goes when the experiment is
+    deleted."""
+    size: Memory = "10Gi"
+    """Size of the claim that is made when none is given."""
     secret_ref: SecretRef | None = None
     """Secret with the credentials for the output."""
 
@@ -362,10 +378,36 @@ class HostResources(Resources):
     """Size of the host's own /dev/shm."""
 
 
+class HookResources(Resources):
+    """What the hook sidecar gets."""
+
+    cpus: Annotated[float, Field(gt=0, le=1024)] = 0.5
+    """CPUs; whole CPUs are pinned on a node that can."""
+
+
+class PrepareResources(Resources):
+    """What the init container gets."""
+
+    cpus: Annotated[float, Field(gt=0, le=1024)] = 1.0
+    """CPUs; whole CPUs are pinned on a node that can."""
+    memory: Memory = "2Gi"
+    """Memory limit; the rings are created here and count towards it."""
+
+
+class FinishResources(Resources):
+    """What the container that writes ledger and report gets."""
+
+    memory: Memory = "2Gi"
+    """Memory limit."""
+
+
 class Binding(Part):
     """Binding of local processes to processors."""
 
-    cpus: dict[Literal["host", "hook", "sae", "archiver", "prepare", "finish"], Annotated[str, Field(max_length=64)]] = {}
+    cpus: dict[
+        Literal["host", "hook", "sae", "archiver", "prepare", "finish"],
+        Annotated[str, Field(pattern=r"^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$", max_length=64)],
+    ] = {}
     """Processors of each container in a local run, as in `taskset -c`: `0`, `0-3`, `1,3`."""
     numa: Annotated[int, Field(ge=0, le=255)] | None = None
     """NUMA node that the rings are bound to."""
@@ -376,11 +418,11 @@ class AllResources(Part):
 
     host: HostResources = HostResources()
     """The model's container."""
-    hook: Resources = Resources(cpus=0.5)
+    hook: HookResources = HookResources()
     """The hook sidecar."""
-    prepare: Resources = Resources(cpus=1, memory="2Gi")
+    prepare: PrepareResources = PrepareResources()
     """The init container that fetches the model and creates the rings; its memory holds the rings too."""
-    finish: Resources = Resources(cpus=0.25, memory="2Gi")
+    finish: FinishResources = FinishResources()
     """The container that writes ledger and report."""
     binding: Binding = Binding()
     """Binding of local processes to processors."""
@@ -393,12 +435,27 @@ class Consumers(Part):
     """Pods that share the streams."""
 
 
+class Toleration(Part):
+    """A taint that the pod tolerates, as Kubernetes writes it."""
+
+    key: Short | None = None
+    """Key of the taint; unset matches every key, with `operator: Exists`."""
+    operator: Literal["Exists", "Equal"] = "Equal"
+    """Whether the value counts."""
+    value: Annotated[str, Field(max_length=63)] | None = None
+    """Value of the taint."""
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """Effect of the taint; unset matches all."""
+    toleration_seconds: Annotated[int, Field(ge=0)] | None = None
+    """Seconds that the pod stays after a NoExecute taint appeared; unset is for ever."""
+
+
 class Scheduling(Part):
     """Where the pod may run."""
 
-    node_selector: dict[str, Annotated[str, Field(max_length=63)]] = {}
+    node_selector: Labels = {}
     """Labels that the node must have."""
-    tolerations: Annotated[list[dict[str, Any]], Field(max_length=32)] = []
+    tolerations: Annotated[list[Toleration], Field(max_length=32)] = []
     """Taints that the pod tolerates."""
     priority_class_name: Short | None = None
     """PriorityClass of the pod."""
@@ -457,6 +514,11 @@ class Spec(Part):
     lifecycle: Lifecycle = Lifecycle()
     """Deadlines, restarts and cleaning up."""
 
+    @field_validator("sae")
+    @classmethod
+    def _disabled_is_absent(cls, sae: Sae | None) -> Sae | None:
+        return sae if sae is not None and sae.enabled else None
+
 
 class Metadata(Part):
     """The experiment's name and labels."""
@@ -467,9 +529,9 @@ class Metadata(Part):
     """Name of the experiment."""
     namespace: Name = "default"
     """Namespace of the experiment."""
-    labels: dict[str, str] = {}
+    labels: Labels = {}
     """Labels, passed on to everything made for the experiment."""
-    uid: str | None = None
+    uid: Short | None = None
     """Identity given by the API server."""
 
 

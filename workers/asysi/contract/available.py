@@ -1,0 +1,242 @@
+"""What the schema names and this version does not do yet: refused by name, never ignored."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from asysi.contract.fields import Path, pattern_of, schema_fields, values
+from asysi.contract.rules import Problem
+from asysi.contract.spec import ScanExperiment
+
+Available = Callable[[Any], bool]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A field, or some of its values, whose feature does not exist yet."""
+
+    pattern: str
+    """Path of the field, list items as `[]`."""
+    available: Available | None
+    """Whether a value is available; None: the field has no effect yet, only its default passes."""
+    advice: str
+    """What is missing and what to do instead, as the rest of a sentence that begins with path and value."""
+
+    def passes(self, value: Any) -> bool:
+        """Return whether `value` may stand here."""
+        return value == _DEFAULTS[self.pattern] if self.available is None else self.available(value)
+
+
+def refused(experiment: ScanExperiment) -> list[Problem]:
+    """Return every use of something that is not available yet.
+
+    A part that is refused as a whole is named once, not field by field.
+    """
+    return list(_refused(experiment))
+
+
+def _refused(experiment: ScanExperiment) -> Iterator[Problem]:
+    named: set[Path] = set()
+    for path, value in values(experiment):
+        if any(path[:length] in named for length in range(1, len(path))):
+            continue
+        refusal = _BY_PATTERN.get(pattern_of(path))
+        if refusal is not None and not refusal.passes(value):
+            named.add(path)
+            yield Problem(path, f"{_subject(refusal, value)}is not available yet: {refusal.advice}")
+
+
+def _subject(refusal: Refusal, value: Any) -> str:
+    """Return the value that is not available, as it was written; nothing when the field itself is not."""
+    if isinstance(value, list) and refusal.available is not None:
+        return f"{', '.join(str(item) for item in value if not refusal.available(item))} "
+    return f"{value} " if isinstance(value, str) else ""
+
+
+def _only(*known: Any) -> Available:
+    return lambda value: all(item in known for item in (value if isinstance(value, list) else [value]))
+
+
+def _schemes(*known: str) -> Available:
+    return lambda value: value is None or scheme_of(value) in known
+
+
+def scheme_of(uri: str) -> str:
+    """Return the scheme of `uri`: `jsonl` of `jsonl://./text.jsonl`, nothing of a plain path."""
+    scheme, separator, _rest = uri.partition("://")
+    return scheme if separator else ""
+
+
+REFUSALS = (
+    Refusal("spec.mode", _only("HPC"), "CONSUMER mode comes with a later version; take `mode: HPC`"),
+    Refusal(
+        "spec.model.uri",
+        _schemes("hf", "file", "python"),
+        "models come from hf://owner/name, file://folder or python://package.module:factory",
+    ),
+    Refusal(
+        "spec.model.tokenizer",
+        _schemes("hf", "file", ""),
+        "tokenizers come from a folder or from hf://owner/name",
+    ),
+    Refusal(
+        "spec.model.secretRef",
+        None,
+        "models are read without credentials; fetch a gated model yourself and take file://folder",
+    ),
+    Refusal(
+        "spec.data.uri",
+        _schemes("jsonl"),
+        "data is read from jsonl://path; convert it to a JSON object a line",
+    ),
+    Refusal(
+        "spec.data.pipeline",
+        None,
+        "data pipelines come with a later version; make the JSONL file before the run",
+    ),
+    Refusal(
+        "spec.data.tokens.chatTemplate",
+        None,
+        "put the finished text into the field that data.tokens.textField names",
+    ),
+    Refusal("spec.data.tokens.maxNormMultiple", None, "leave tokens out by data.tokens.excludeTokens"),
+    Refusal("spec.workload.train", None, "take workload.scan; training comes with a later version"),
+    Refusal("spec.workload.ppo", None, "take workload.scan; PPO comes with a later version"),
+    Refusal(
+        "spec.workload.custom",
+        None,
+        "take workload.scan with a python:// model; own programs come with a later version",
+    ),
+    Refusal("spec.workload.scan.loss", _only("none"), "a scan runs forward only; drop it"),
+    Refusal(
+        "spec.capture.kinds", _only("activations"), "gradients come with a later version; take [activations]"
+    ),
+    Refusal("spec.capture.parameters", None, "gradients of parameters come with a later version; drop it"),
+    Refusal(
+        "spec.capture.positions.mode",
+        _only("all"),
+        "every content token is captured; take `all` and lower sampling.rate",
+    ),
+    Refusal("spec.capture.positions.count", None, "every content token is captured; drop it"),
+    Refusal("spec.capture.quantization", _only("none", "bf16", "int8"), "take none, bf16 or int8"),
+    Refusal(
+        "spec.bus.redis", None, "Redis belongs to CONSUMER mode, which comes with a later version; drop it"
+    ),
+    Refusal("spec.sae.train[].variant", _only("topk"), "take topk"),
+    Refusal("spec.weights.enabled", None, "analysis of the parameters comes with a later version; drop it"),
+    Refusal("spec.weights.when", None, "analysis of the parameters comes with a later version; drop it"),
+    Refusal(
+        "spec.output.uri",
+        _schemes("file", ""),
+        "results are written to a folder; copy them on when the run is over",
+    ),
+    Refusal("spec.output.secretRef", None, "results are written without credentials; drop it"),
+    Refusal(
+        "spec.lifecycle.startDeadlineSeconds",
+        None,
+        "nothing watches the start yet; take activeDeadlineSeconds",
+    ),
+    Refusal(
+        "spec.consumers.replicas",
+        None,
+        "it belongs to CONSUMER mode, which comes with a later version; drop it",
+    ),
+)
+"""Everything that is refused. A test walks the schema: a field stands here, or in READ_BY, or in both."""
+
+_BY_PATTERN = {refusal.pattern: refusal for refusal in REFUSALS}
+_DEFAULTS = {field.pattern: field.info.get_default() for field in schema_fields(ScanExperiment)}
+
+READ_BY = {
+    "asysi.hosts": (
+        "spec.model.uri",
+        "spec.model.revision",
+        "spec.model.dtype",
+        "spec.model.sha256",
+        "spec.model.tokenizer",
+        "spec.data.uri",
+        "spec.data.tokens.textField",
+        "spec.data.tokens.contextLength",
+        "spec.data.tokens.packing",
+        "spec.data.tokens.prependBos",
+        "spec.data.tokens.separatorToken",
+        "spec.data.tokens.excludeTokens",
+        "spec.data.holdout.share",
+        "spec.data.holdout.seed",
+        "spec.workload.scan.batchSize",
+        "spec.workload.scan.maxSamples",
+        "spec.workload.scan.passes",
+        "spec.workload.scan.seed",
+        "spec.capture.hookPoints",
+        "spec.capture.size",
+        "spec.capture.sampling.unit",
+        "spec.bus.shards",
+        "spec.bus.size",
+    ),
+    "asysi.hook": (
+        "spec.capture.sampling.rate",
+        "spec.capture.sampling.minRate",
+        "spec.capture.quantization",
+    ),
+    "asysi.sae": (
+        "spec.sae.train[].name",
+        "spec.sae.train[].hookPoints",
+        "spec.sae.train[].variant",
+        "spec.sae.train[].latents",
+        "spec.sae.train[].k",
+        "spec.sae.train[].lr",
+        "spec.sae.train[].batch",
+        "spec.sae.train[].seed",
+        "spec.sae.train[].buffer.batches",
+        "spec.sae.train[].buffer.sequences",
+        "spec.sae.train[].buffer.memory",
+        "spec.sae.train[].normalisation",
+        "spec.sae.train[].auxk.k",
+        "spec.sae.train[].auxk.coefficient",
+        "spec.sae.train[].auxk.deadAfter",
+        "spec.sae.train[].stop.tokens",
+        "spec.sae.train[].stop.fvu",
+        "spec.sae.train[].checkpointSeconds",
+    ),
+    "asysi.archive": ("spec.archive.tensors", "spec.archive.compression", "spec.archive.rotate"),
+    "asysi.contract": ("apiVersion", "kind", "spec.mode", "spec.sae.enabled"),
+    "asysi_operator.manifests": (
+        "metadata.name",
+        "metadata.namespace",
+        "metadata.labels",
+        "metadata.uid",
+        "spec.archive.enabled",
+        "spec.archive.cpus",
+        "spec.archive.memory",
+        "spec.sae.cpus",
+        "spec.sae.memory",
+        "spec.output.claim",
+        "spec.output.size",
+        "spec.resources.host.cpus",
+        "spec.resources.host.memory",
+        "spec.resources.host.gpus",
+        "spec.resources.host.shm",
+        "spec.resources.hook.cpus",
+        "spec.resources.hook.memory",
+        "spec.resources.prepare.cpus",
+        "spec.resources.prepare.memory",
+        "spec.resources.finish.cpus",
+        "spec.resources.finish.memory",
+        "spec.scheduling.nodeSelector",
+        "spec.scheduling.tolerations[].key",
+        "spec.scheduling.tolerations[].operator",
+        "spec.scheduling.tolerations[].value",
+        "spec.scheduling.tolerations[].effect",
+        "spec.scheduling.tolerations[].tolerationSeconds",
+        "spec.scheduling.priorityClassName",
+        "spec.scheduling.runtimeClassName",
+        "spec.scheduling.queueName",
+        "spec.lifecycle.suspend",
+        "spec.lifecycle.activeDeadlineSeconds",
+        "spec.lifecycle.maxRestarts",
+        "spec.lifecycle.gracePeriodSeconds",
+        "spec.lifecycle.ttlSecondsAfterFinished",
+    ),
+    "asysi_operator.local": ("spec.output.uri", "spec.resources.binding.cpus", "spec.resources.binding.numa"),
+}
+"""Who reads each field that has an effect. A test looks into that package for the field's name."""

@@ -1,0 +1,177 @@
+"""The custom resource definition, made from the models: structural, bounded, with defaults and CEL rules."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from asysi.contract.rules import RULES
+from asysi.contract.spec import API_VERSION, KIND, Metadata, ScanExperiment, Spec
+from asysi.contract.status import Status
+
+Schema = dict[str, Any]
+
+GROUP, VERSION = API_VERSION.split("/")
+PLURAL = "scanexperiments"
+_KEPT = (
+    *("description", "type", "format", "enum", "default", "required", "pattern"),
+    *("minLength", "maxLength", "minimum", "maximum", "minItems", "maxItems", "maxProperties"),
+)
+_COLUMNS = (
+    ("Phase", "string", ".status.phase", 0),
+    ("Mode", "string", ".spec.mode", 0),
+    ("Captured", "integer", ".status.counters.captured", 0),
+    ("Dropped", "integer", ".status.counters.dropped", 0),
+    ("FVU", "number", ".status.sae.fvu", 0),
+    ("Model", "string", ".spec.model.uri", 1),
+    ("Attempt", "integer", ".status.attempt", 1),
+    ("Age", "date", ".metadata.creationTimestamp", 0),
+)
+
+
+def custom_resource_definition() -> Schema:
+    """Return the `apiextensions.k8s.io/v1` object that teaches a cluster what a ScanExperiment is."""
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{PLURAL}.{GROUP}"},
+        "spec": {
+            "group": GROUP,
+            "names": {
+                "kind": KIND,
+                "listKind": f"{KIND}List",
+                "plural": PLURAL,
+                "singular": KIND.lower(),
+                "shortNames": ["scanx"],
+                "categories": ["all"],
+            },
+            "scope": "Namespaced",
+            "versions": [
+                {
+                    "name": VERSION,
+                    "served": True,
+                    "storage": True,
+                    "subresources": {"status": {}},
+                    "additionalPrinterColumns": [_column(*column) for column in _COLUMNS],
+                    "schema": {"openAPIV3Schema": _root()},
+                }
+            ],
+        },
+    }
+
+
+def structural(part: type[BaseModel]) -> Schema:
+    """Return the structural schema of `part`: no references, no `anyOf`, nothing an API server refuses."""
+    schema = part.model_json_schema(by_alias=True)
+    return _structural(schema, schema.get("$defs", {}))
+
+
+def _column(name: str, kind: str, path: str, priority: int) -> Schema:
+    column: Schema = {"name": name, "type": kind, "jsonPath": path}
+    return column | {"priority": priority} if priority else column
+
+
+def _root() -> Schema:
+    spec, status = structural(Spec), structural(Status)
+    for rule in RULES:
+        part = _at(spec, rule.at.split(".")[1:])
+        part.setdefault("x-kubernetes-validations", []).append({"rule": rule.cel, "message": rule.message})
+    conditions = status["properties"]["conditions"]
+    conditions |= {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
+    name = structural(Metadata)["properties"]["name"]
+    return {
+        "description": (ScanExperiment.__doc__ or "").strip(),
+        "type": "object",
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            # An API server lets a definition restrict the name, and nothing else of the metadata.
+            "metadata": {
+                "type": "object",
+                "properties": {"name": {key: name[key] for key in ("type", "pattern", "maxLength")}},
+            },
+            "spec": spec,
+            "status": status,
+        },
+    }
+
+
+def _at(schema: Schema, steps: list[str]) -> Schema:
+    for step in steps:
+        schema = schema["properties"][step.removesuffix("[]")]
+        if step.endswith("[]"):
+            schema = schema["items"]
+    return schema
+
+
+def _structural(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> Schema:
+    node = _resolved(node, definitions)
+    schema: Schema = {key: node[key] for key in _KEPT if key in node}
+    if node.get("nullable"):
+        schema["nullable"] = True
+    if "description" in schema:
+        schema["description"] = " ".join(schema["description"].split())
+    if "const" in node:
+        schema["enum"] = [node["const"]]
+    if schema.get("type") == "integer":
+        schema["format"] = "int64"
+    for bound in ("Minimum", "Maximum"):
+        if (
+            f"exclusive{bound}" in node
+        ):  # a number in JSON Schema 2020, a flag beside the number in OpenAPI 3.0
+            schema[bound.lower()], schema[f"exclusive{bound}"] = node[f"exclusive{bound}"], True
+    if "items" in node:
+        schema["items"] = _structural(node["items"], definitions)
+    if schema.get("type") == "object":
+        _add_members(schema, node, definitions)
+    if "default" in schema:
+        schema["default"] = _without_null(schema["default"])
+        if schema["default"] is None:
+            del schema["default"]
+    return schema
+
+
+def _resolved(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> Schema:
+    """Return `node` with its reference and its `anyOf [X, null]` replaced by what they mean.
+
+    What stands beside a reference wins.
+    """
+    flat = dict(node)
+    if "anyOf" in flat:
+        choices = [choice for choice in flat.pop("anyOf") if choice.get("type") != "null"]
+        if len(choices) != 1:
+            raise TypeError(f"a structural schema has no unions: {node}")
+        flat = choices[0] | flat | {"nullable": True}
+    if "$ref" in flat:
+        name = flat.pop("$ref").rsplit("/", 1)[1]
+        flat = _resolved(definitions[name], definitions) | flat
+    return flat
+
+
+def _add_members(schema: Schema, node: Mapping[str, Any], definitions: Mapping[str, Any]) -> None:
+    if "properties" in node:
+        schema["properties"] = {
+            name: _structural(member, definitions) for name, member in node["properties"].items()
+        }
+        return
+    values = node.get("additionalProperties", True)
+    if values is True:
+        schema["x-kubernetes-preserve-unknown-fields"] = True
+    elif names := node.get("propertyNames", {}).get("enum"):
+        schema["properties"] = {name: _structural(values, definitions) for name in names}
+    else:
+        schema["additionalProperties"] = _structural(values, definitions)
+
+
+def _without_null(default: Any) -> Any:
+    """Return `default` without the members that are null, which to the API server is the same as absent.
+
+    The rest stays written out: the API server tests a default against the rules before it fills in
+    its members.
+    """
+    if isinstance(default, list):
+        return [_without_null(item) for item in default]
+    if isinstance(default, dict):
+        return {key: _without_null(value) for key, value in default.items() if value is not None}
+    return default

@@ -1,0 +1,220 @@
+"""Rules that hold between fields, once for Python and once for the API server."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from asysi.contract.fields import Path
+from asysi.contract.quantity import format_bytes, parse_bytes
+from asysi.contract.spec import Model, Positions, SaeTrain, Sampling, Spec, Tokens, Workload
+
+PREPARE_HEAP = 512 * 2**20
+"""Bytes that prepare needs besides the rings: the interpreter, torch, the model's structure."""
+WORKLOADS = tuple(field.alias or name for name, field in Workload.model_fields.items())
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with an experiment."""
+
+    path: Path
+    """Where: keys as the file writes them, and indices."""
+    text: str
+    """What is wrong and what to do, as the rest of a sentence that begins with the path."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule between fields."""
+
+    at: str
+    """Path of the part that the rule is about."""
+    cel: str
+    """The rule for the API server; `self` is the part."""
+    message: str
+    """What the API server says. The Python side says more."""
+    check: Callable[[Spec], Iterator[Problem]]
+    """Yields what is wrong."""
+
+
+def rule_problems(spec: Spec) -> list[Problem]:
+    """Return what is wrong between the fields of `spec`, in the order of RULES."""
+    return [problem for rule in RULES for problem in rule.check(spec)]
+
+
+def _one_workload(spec: Spec) -> Iterator[Problem]:
+    chosen = [name for name in WORKLOADS if getattr(spec.workload, name) is not None]
+    if len(chosen) != 1:
+        has = "none is given" if not chosen else f"{' and '.join(chosen)} are given"
+        yield Problem(("spec", "workload"), f"takes exactly one of {', '.join(WORKLOADS)}; {has}")
+
+
+def _scan_reads_data(spec: Spec) -> Iterator[Problem]:
+    if spec.workload.scan is not None and spec.data is None:
+        yield Problem(
+            ("spec", "data"),
+            "is needed by workload.scan: say what the model reads, like `uri: jsonl://text.jsonl`",
+        )
+
+
+def _rates_are_ordered(spec: Spec) -> Iterator[Problem]:
+    sampling: Sampling = spec.capture.sampling
+    if sampling.min_rate > sampling.rate:
+        yield Problem(
+            ("spec", "capture", "sampling", "minRate"),
+            f"is {sampling.min_rate:g}, more than rate ({sampling.rate:g}): lower minRate or raise rate",
+        )
+
+
+def _positions_are_counted(spec: Spec) -> Iterator[Problem]:
+    positions: Positions = spec.capture.positions
+    if (positions.mode == "random") != (positions.count is not None):
+        yield Problem(
+            ("spec", "capture", "positions", "count"), "goes with `mode: random`, and with nothing else"
+        )
+
+
+def _few_enough_fire(spec: Spec) -> Iterator[Problem]:
+    for index, train in enumerate(_trainers(spec)):
+        if train.k > train.latents:
+            yield Problem(
+                ("spec", "sae", "train", index, "k"),
+                f"is {train.k}, but the trainer has only {train.latents} latents: lower k or raise latents",
+            )
+
+
+def _trainers_have_names(spec: Spec) -> Iterator[Problem]:
+    counts = Counter(train.name for train in _trainers(spec))
+    for index, train in enumerate(_trainers(spec)):
+        if counts[train.name] > 1:
+            yield Problem(
+                ("spec", "sae", "train", index, "name"),
+                f"is {train.name!r} for {counts[train.name]} trainers: give each its own",
+            )
+
+
+def _somebody_consumes(spec: Spec) -> Iterator[Problem]:
+    if spec.sae is None and not spec.archive.enabled:
+        yield Problem(
+            ("spec", "archive", "enabled"), "is false and sae is off, so nobody reads the stream: turn one on"
+        )
+
+
+def _prepare_holds_the_rings(spec: Spec) -> Iterator[Problem]:
+    capture, bus, limit = (
+        parse_bytes(q) for q in (spec.capture.size, spec.bus.size, spec.resources.prepare.memory)
+    )
+    need = capture + bus + PREPARE_HEAP
+    if need > limit:
+        yield Problem(
+            ("spec", "resources", "prepare", "memory"),
+            f"is {spec.resources.prepare.memory}, but capture.size {spec.capture.size} + bus.size"
+            f" {spec.bus.size} + {format_bytes(PREPARE_HEAP)} for prepare itself = {need / 2**20:.0f}Mi:"
+            " raise it, or make the rings smaller",
+        )
+
+
+def _revision_is_for_the_hub(spec: Spec) -> Iterator[Problem]:
+    model: Model = spec.model
+    if model.revision is not None and not model.uri.startswith("hf://"):
+        yield Problem(("spec", "model", "revision"), f"is for hf:// models; {model.uri!r} has none")
+
+
+def _hash_is_for_files(spec: Spec) -> Iterator[Problem]:
+    if spec.model.sha256 is not None and spec.model.uri.startswith("python://"):
+        yield Problem(
+            ("spec", "model", "sha256"), "is for models in files; a python:// factory has none to hash"
+        )
+
+
+def _separator_is_for_concat(spec: Spec) -> Iterator[Problem]:
+    tokens: Tokens | None = spec.data.tokens if spec.data else None
+    if tokens is not None and tokens.separator_token is not None and tokens.packing != "concat":
+        yield Problem(
+            ("spec", "data", "tokens", "separatorToken"),
+            f"goes with `packing: concat`; `packing: {tokens.packing}` joins no documents",
+        )
+
+
+def _queues_are_for_consumer_mode(spec: Spec) -> Iterator[Problem]:
+    if spec.mode == "HPC" and spec.bus.redis is not None:
+        yield Problem(
+            ("spec", "bus", "redis"), "belongs to mode CONSUMER; mode HPC has the shared-memory ring: drop it"
+        )
+    if spec.mode == "HPC" and spec.consumers.replicas > 1:
+        yield Problem(
+            ("spec", "consumers", "replicas"), "belongs to mode CONSUMER; mode HPC has one pod: drop it"
+        )
+
+
+def _trainers(spec: Spec) -> list[SaeTrain]:
+    return spec.sae.train if spec.sae is not None else []
+
+
+RULES = (
+    Rule(
+        "spec.workload",
+        f"[{', '.join(f'has(self.{name})' for name in WORKLOADS)}].filter(given, given).size() == 1",
+        f"workload takes exactly one of {', '.join(WORKLOADS)}",
+        _one_workload,
+    ),
+    Rule("spec", "!has(self.workload.scan) || has(self.data)", "workload.scan needs data", _scan_reads_data),
+    Rule(
+        "spec.capture.sampling",
+        "self.minRate <= self.rate",
+        "minRate must not be more than rate",
+        _rates_are_ordered,
+    ),
+    Rule(
+        "spec.capture.positions",
+        "(self.mode == 'random') == has(self.count)",
+        "count goes with mode random, and with nothing else",
+        _positions_are_counted,
+    ),
+    Rule("spec.sae.train[]", "self.k <= self.latents", "k must not be more than latents", _few_enough_fire),
+    Rule(
+        "spec.sae.train",
+        "self.all(one, self.exists_one(other, other.name == one.name))",
+        "each trainer needs its own name",
+        _trainers_have_names,
+    ),
+    Rule(
+        "spec",
+        "(has(self.sae) && self.sae.enabled) || self.archive.enabled",
+        "sae and archive are both off: nobody reads the stream",
+        _somebody_consumes,
+    ),
+    Rule(
+        "spec",
+        "quantity(self.capture.size).add(quantity(self.bus.size))"
+        f".add(quantity('{format_bytes(PREPARE_HEAP)}'))"
+        ".compareTo(quantity(self.resources.prepare.memory)) <= 0",
+        f"resources.prepare.memory must hold capture.size + bus.size + {format_bytes(PREPARE_HEAP)}",
+        _prepare_holds_the_rings,
+    ),
+    Rule(
+        "spec.model",
+        "!has(self.revision) || self.uri.startsWith('hf://')",
+        "revision is for hf:// models",
+        _revision_is_for_the_hub,
+    ),
+    Rule(
+        "spec.model",
+        "!has(self.sha256) || !self.uri.startsWith('python://')",
+        "sha256 is for models in files",
+        _hash_is_for_files,
+    ),
+    Rule(
+        "spec.data.tokens",
+        "!has(self.separatorToken) || self.packing == 'concat'",
+        "separatorToken goes with packing concat",
+        _separator_is_for_concat,
+    ),
+    Rule(
+        "spec",
+        "self.mode == 'CONSUMER' || (!has(self.bus.redis) && self.consumers.replicas == 1)",
+        "bus.redis and consumers.replicas belong to mode CONSUMER",
+        _queues_are_for_consumer_mode,
+    ),
+)
+"""Every rule, in the order in which problems are reported."""
