@@ -1,0 +1,191 @@
+"""Gives a torn or damaged segment its footer back."""
+
+import os
+import re
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asysi.archive.errors import MScanError, TornError
+from asysi.archive.format import (
+    CHUNK_BYTES,
+    CHUNK_DTYPE,
+    CHUNK_MAGIC,
+    FILE_MAGIC,
+    HEADER_BYTES,
+    HEADER_DTYPE,
+    VERSION,
+    ChunkKind,
+    checksum,
+    chunk_size,
+    final_counts,
+    pack_footer,
+    pack_json,
+    parse_header,
+    points_json,
+    record,
+    seal,
+)
+from asysi.archive.segment import Segment, map_file, read_segment, rescan
+from asysi.archive.verify import verify_data
+from asysi.archive.writer import rewrite_counts, sync_folder, write_all
+
+_NAME = re.compile(r"attempt-(\d{1,9})-segment-(\d{1,9})")
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What `recover` did."""
+
+    path: Path
+    changed: bool
+    """False when the segment was whole."""
+    chunks: int
+    """Chunks that were kept."""
+    damage: list[MScanError]
+    """What had to be left out."""
+    original: Path | None
+    """Where the damaged original is kept; None when nothing but an unfinished tail was left out."""
+
+
+def recover(path: Path) -> Recovery:
+    """Rebuild the index of a segment from its chunks, and put the mended file in its place.
+
+    Every chunk that has its checksums is kept; the mended file holds nothing else. It is written beside the
+    original, synced, then renamed. When more was lost than an unfinished tail, the original stays as
+    `….damaged`.
+
+    Raises:
+        VersionError, TornError, CorruptError: there is nothing to recover.
+        OSError: the storage failed; the original is untouched.
+    """
+    data = map_file(path)
+    problems = verify_data(data, path)
+    if not problems:
+        return Recovery(path, False, len(read_segment(data, path).entries), [], None)
+    segment = rescan(data, path)
+    fresh = path.with_name(f".{path.name}.recover")
+    try:
+        _write(segment, fresh)
+        lost = any(not isinstance(error, TornError) for error in segment.damage)
+        original = _keep(path) if lost else None
+        fresh.replace(path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+    return Recovery(path, True, len(segment.entries), segment.damage, original)
+
+
+def _keep(path: Path) -> Path:
+    kept = path.with_name(f"{path.name}.damaged")
+    number = 1
+    while kept.exists():
+        kept = path.with_name(f"{path.name}.damaged-{number}")
+        number += 1
+    try:
+        os.link(path, kept)
+    except OSError:  # no hard links here: for a moment the name is missing
+        path.rename(kept)
+    return kept
+
+
+def _write(segment: Segment, fresh: Path) -> None:
+    start, digest = _start(segment)
+    fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        write_all(fd, start)
+        entries, size, lost_rows = _copy(segment, fd, len(start))
+        points = sorted(segment.points.values(), key=lambda point: point.index)
+        lost = sum(not isinstance(error, TornError) for error in segment.damage)
+        counts = final_counts(
+            entries, len(points), size, time.time_ns(), recovered=True, lost_chunks=lost, lost_rows=lost_rows
+        )
+        write_all(
+            fd,
+            pack_footer(
+                key=segment.key,
+                metadata_checksum=digest,
+                counts=counts,
+                entries=entries,
+                points=points,
+                offset=size,
+            ),
+        )
+        os.fsync(fd)
+        rewrite_counts(fd, counts)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _start(segment: Segment) -> tuple[bytes, int]:
+    """Return the bytes before the first chunk, and the checksum of the metadata in them."""
+    try:
+        header, _ = parse_header(segment.data)
+        text = bytes(segment.data[HEADER_BYTES : HEADER_BYTES + int(header["metadata_bytes"])])
+        head = header.tobytes()
+    except MScanError:
+        text = pack_json({"recovered": "the file header was damaged, its metadata is lost"})
+        name = _NAME.search(segment.path.name)
+        head = record(
+            HEADER_DTYPE,
+            magic=FILE_MAGIC,
+            version=VERSION,
+            header_bytes=HEADER_BYTES,
+            key=segment.key,
+            attempt=int(name[1]) if name else 0,
+            segment=int(name[2]) if name else 0,
+            metadata_bytes=len(text),
+            metadata_checksum=checksum(text),
+        ).tobytes()
+    return head + bytes(HEADER_BYTES - len(head)) + text, checksum(text)
+
+
+def _copy(segment: Segment, fd: int, at: int) -> tuple[NDArray[np.void], int, int]:
+    """Write one table of hook points, then every other chunk.
+
+    Returns:
+        The chunks' headers, the size of the file so far, the rows that were lost.
+    """
+    data = segment.data
+    table = pack_json(points_json(sorted(segment.points.values(), key=lambda point: point.index)))
+    head = record(
+        CHUNK_DTYPE,
+        magic=CHUNK_MAGIC,
+        key=segment.key,
+        offset=at,
+        kind=ChunkKind.POINTS,
+        header_bytes=CHUNK_BYTES,
+        stored_bytes=len(table),
+        raw_bytes=len(table),
+        records=len(segment.points),
+        payload_checksum=checksum(table),
+    )
+    heads = []
+    if segment.points:
+        write_all(fd, head.tobytes(), table)
+        heads, at = [head], at + chunk_size(head[0])
+    totals: Counter[tuple[int, int]] = Counter()
+    before: Counter[tuple[int, int]] = Counter()
+    lost = 0
+    for entry in segment.entries[segment.entries["kind"] != ChunkKind.POINTS]:
+        place, rows, said = (
+            (int(entry["kind"]), int(entry["point"])),
+            int(entry["rows"]),
+            int(entry["rows_total"]),
+        )
+        lost += max(0, said - rows - before[place])
+        before[place] = said
+        totals[place] += rows
+        first = int(entry["offset"])
+        head = np.array([entry], CHUNK_DTYPE)
+        head["offset"], head["number"], head["rows_total"] = at, len(heads), totals[place]
+        write_all(fd, seal(head).tobytes(), data[first + CHUNK_BYTES : first + chunk_size(entry)])
+        heads.append(head)
+        at += chunk_size(entry)
+    return np.concatenate(heads) if heads else segment.entries, at, min(lost, 2**63)

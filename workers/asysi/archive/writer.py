@@ -1,0 +1,412 @@
+"""Writes a segment: append, flush, close. What was flushed survives a kill and a loss of power."""
+
+import errno
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, NamedTuple, Self
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from asysi.archive.errors import MScanError
+from asysi.archive.format import (
+    CHUNK_BYTES,
+    CHUNK_DTYPE,
+    CHUNK_MAGIC,
+    FILE_MAGIC,
+    HEADER_BYTES,
+    HEADER_DTYPE,
+    MAX_CHUNK_BYTES,
+    MAX_POINTS,
+    METRICS_DTYPE,
+    VERSION,
+    Bytes,
+    ChunkKind,
+    Codec,
+    Point,
+    checksum,
+    final_counts,
+    pack_footer,
+    pack_json,
+    padding,
+    points_json,
+    record,
+)
+from asysi.bus.packet import ActivationPacket
+
+_ZSTD_LEVEL = 1
+"""Activations hardly shrink further at higher levels, and the archiver shares a core."""
+_NOT_REWRITABLE = {errno.ESPIPE, errno.EPERM, errno.EOPNOTSUPP, errno.EROFS}
+
+
+class SeqInfo(NamedTuple):
+    """Where records come from."""
+
+    point: str
+    """Exact path of the hook point."""
+    shard: int = 0
+    first: int = 0
+    """First sequence number of the shard that they were made from."""
+    last: int = 0
+    """And the last."""
+
+
+@dataclass
+class _Open:
+    """The chunk of one kind and hook point that is being filled."""
+
+    kind: ChunkKind
+    point: int
+    shard: int
+    data: bytearray = field(default_factory=bytearray)
+    records: int = 0
+    rows: int = 0
+    steps: tuple[int, int] = (2**64 - 1, 0)
+    samples: tuple[int, int] = (2**64 - 1, 0)
+    sequences: tuple[int, int] = (2**64 - 1, 0)
+
+
+class MScanWriter:
+    """Writes one `.mscan` segment.
+
+    Args:
+        filepath: the new file; its folder exists.
+        metadata: JSON object for the header; `created` and `hook_points` are added.
+        points: hook points known beforehand, as (path, alias, width); others join when they first appear.
+        compression: of chunks; a chunk that does not shrink is stored as it is.
+        chunk_bytes: payload bytes at which a chunk is written.
+        attempt: number of the attempt.
+        segment: number of the segment in its attempt.
+
+    Raises:
+        FileExistsError: the file is there already; segments are never appended to.
+        OSError: the storage failed. It is never tried again: every later call raises MScanError, and the file
+            is left as a torn segment with everything that was flushed.
+    """
+
+    def __init__(
+        self,
+        filepath: str | os.PathLike[str],
+        metadata: Mapping[str, object],
+        *,
+        points: Iterable[tuple[str, str | None, int]] = (),
+        compression: Literal["none", "zstd"] = "none",
+        chunk_bytes: int = 1 << 20,
+        attempt: int = 0,
+        segment: int = 0,
+    ) -> None:
+        if not 1 <= chunk_bytes <= MAX_CHUNK_BYTES:
+            raise ValueError(f"chunk_bytes is {chunk_bytes}, allowed are 1 to {MAX_CHUNK_BYTES}")
+        self.path = Path(filepath)
+        self._chunk_bytes = chunk_bytes
+        self._zstd = zstandard.ZstdCompressor(level=_ZSTD_LEVEL) if compression == "zstd" else None
+        self._points: dict[str, Point] = {}
+        self._open: dict[tuple[ChunkKind, int], _Open] = {}
+        self._entries: list[NDArray[np.void]] = []
+        self._totals: dict[tuple[ChunkKind, int], int] = {}
+        self._failed = self._closed = False
+        self._key = secrets.randbits(64)
+        known = [Point(number, *point) for number, point in enumerate(points)]
+        created = time.time_ns()
+        text = pack_json(
+            {
+                **metadata,
+                "created": datetime.fromtimestamp(created / 1e9, UTC).isoformat(timespec="milliseconds"),
+                "hook_points": points_json(known),
+            }
+        )
+        self._metadata_checksum = checksum(text)
+        header = record(
+            HEADER_DTYPE,
+            magic=FILE_MAGIC,
+            version=VERSION,
+            header_bytes=HEADER_BYTES,
+            key=self._key,
+            uuid=secrets.randbits(64),
+            attempt=attempt,
+            segment=segment,
+            created_ns=created,
+            metadata_bytes=len(text),
+            metadata_checksum=self._metadata_checksum,
+        )
+        start = header.tobytes() + bytes(HEADER_BYTES - HEADER_DTYPE.itemsize) + text
+        self._fd = _create(self.path, start)
+        self._size = len(start)
+        if known:
+            self._define(known)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file so far, what is buffered left out."""
+        return self._size
+
+    @property
+    def buffered(self) -> int:
+        """Payload bytes that wait for their chunk to fill."""
+        return sum(len(chunk.data) for chunk in self._open.values())
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """METRICS records written for each hook point, what is buffered left out."""
+        return {path: self._totals.get((ChunkKind.METRICS, p.index), 0) for path, p in self._points.items()}
+
+    def append_records(self, records: NDArray[np.void], seq_info: SeqInfo) -> None:
+        """Append METRICS records of one hook point.
+
+        Args:
+            records: [n] of METRICS_DTYPE; `hook_point` is filled in here.
+            seq_info: the hook point and the packets that they were made from.
+
+        Raises:
+            ValueError: the records have another type or shape.
+        """
+        if records.dtype != METRICS_DTYPE or records.ndim != 1:
+            raise ValueError(f"records are {records.dtype} {records.shape}, expected METRICS_DTYPE [n]")
+        point = self._point(seq_info.point, 0)
+        records = records.copy()
+        records["hook_point"] = point
+        step = max(1, self._chunk_bytes // METRICS_DTYPE.itemsize)
+        for first in range(0, len(records), step):
+            part = records[first : first + step]
+            chunk = self._chunk(ChunkKind.METRICS, point, seq_info.shard, part.nbytes)
+            chunk.data += part.tobytes()
+            chunk.records += len(part)
+            _extend(chunk, part["step"], part["sample"], len(part), seq_info)
+
+    def append_tensor(self, packet: ActivationPacket, shard: int = 0) -> None:
+        """Append a packet as it came: header, row records, scales and quantised payload.
+
+        Args:
+            packet: the packet; its bytes are copied.
+            shard: shard of the bus that it came from.
+
+        Raises:
+            ValueError: the packet is larger than any chunk may be.
+        """
+        header = packet.header.copy()
+        header["account"] = point = self._point(packet.point, int(header["width"]))
+        scales = packet.scales if packet.scales is not None else b""
+        parts: list[Bytes] = [
+            header.tobytes(),
+            _contiguous(packet.rows),
+            _contiguous(scales) if isinstance(scales, np.ndarray) else scales,
+            _contiguous(packet.payload),
+        ]
+        size = sum(len(part) for part in parts)
+        if size > MAX_CHUNK_BYTES:
+            raise ValueError(
+                f"a packet of {size} bytes, {MAX_CHUNK_BYTES} are allowed: cut it into row blocks"
+            )
+        chunk = self._chunk(ChunkKind.TENSOR, point, shard, size + 8)
+        for part in parts:
+            chunk.data += part
+        chunk.data += bytes(padding(size, 8))
+        chunk.records += 1
+        sequence = int(header["sequence"])
+        steps = np.array([header["step"]], np.uint64)
+        _extend(
+            chunk,
+            steps,
+            packet.rows["sample"],
+            len(packet.rows),
+            SeqInfo(packet.point, shard, sequence, sequence),
+        )
+
+    def flush(self) -> None:
+        """Write every begun chunk and wait until the storage holds it: what was appended is durable."""
+        self._usable()
+        for chunk in list(self._open.values()):
+            self._spill(chunk)
+        self._guard(os.fsync)
+
+    def close(self) -> None:
+        """Flush, write the footer, fill in the header's final counts. A second call does nothing."""
+        if self._closed:
+            return
+        if self._failed:
+            self._closed = True
+            os.close(self._fd)
+            return
+        self.flush()
+        entries = np.concatenate(self._entries) if self._entries else np.zeros(0, CHUNK_DTYPE)
+        points = list(self._points.values())
+        counts = final_counts(entries, len(points), self._size, time.time_ns())
+        self._write(
+            pack_footer(
+                key=self._key,
+                metadata_checksum=self._metadata_checksum,
+                counts=counts,
+                entries=entries,
+                points=points,
+                offset=self._size,
+            )
+        )
+        self._guard(os.fsync)
+        self._guard(lambda fd: rewrite_counts(fd, counts))
+        self._guard(os.fsync)
+        self._closed = True
+        os.close(self._fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _point(self, path: str, width: int) -> int:
+        point = self._points.get(path)
+        if point is None:
+            if len(self._points) >= MAX_POINTS:
+                raise ValueError(f"more than {MAX_POINTS} hook points in a segment")
+            point = Point(len(self._points), path, None, width)
+            self._define([point])
+        return point.index
+
+    def _define(self, points: list[Point]) -> None:
+        """Name hook points in the file before any chunk refers to them."""
+        self._points |= {point.path: point for point in points}
+        chunk = _Open(ChunkKind.POINTS, 0, 0, bytearray(pack_json(points_json(points))), records=len(points))
+        self._spill(chunk)
+
+    def _chunk(self, kind: ChunkKind, point: int, shard: int, room: int) -> _Open:
+        """Return the chunk to append to, with room for `room` bytes unless it is empty."""
+        self._usable()
+        chunk = self._open.get((kind, point))
+        if chunk is not None and (chunk.shard != shard or len(chunk.data) + room > self._chunk_bytes):
+            self._spill(chunk)
+            chunk = None
+        if chunk is None:
+            chunk = self._open[kind, point] = _Open(kind, point, shard)
+        return chunk
+
+    def _spill(self, chunk: _Open) -> None:
+        stored: Bytes = chunk.data
+        codec = Codec.NONE
+        if self._zstd is not None and chunk.kind is not ChunkKind.POINTS:
+            packed = self._zstd.compress(chunk.data)
+            if len(packed) < len(chunk.data):
+                stored, codec = packed, Codec.ZSTD
+        place = (chunk.kind, chunk.point)
+        total = self._totals.get(place, 0) + chunk.rows
+        zeros = bytes(padding(len(stored)))
+        head = record(
+            CHUNK_DTYPE,
+            magic=CHUNK_MAGIC,
+            key=self._key,
+            offset=self._size,
+            number=len(self._entries),
+            kind=chunk.kind,
+            codec=codec,
+            header_bytes=CHUNK_BYTES,
+            point=chunk.point,
+            shard=chunk.shard,
+            stored_bytes=len(stored),
+            raw_bytes=len(chunk.data),
+            records=chunk.records,
+            rows=chunk.rows,
+            rows_total=total,
+            payload_checksum=checksum(stored, zeros),
+            **_range("step", chunk.steps),
+            **_range("sample", chunk.samples),
+            **_range("sequence", chunk.sequences),
+        )
+        self._write(head.tobytes(), stored, zeros)
+        self._entries.append(head)
+        self._totals[place] = total
+        self._open.pop(place, None)
+
+    def _write(self, *parts: Bytes) -> None:
+        self._usable()
+        self._guard(lambda fd: write_all(fd, *parts))
+        self._size += sum(len(part) for part in parts)
+
+    def _usable(self) -> None:
+        if self._closed:
+            raise MScanError("the segment is closed", self.path)
+        if self._failed:
+            raise MScanError("writing failed before; the segment is left torn", self.path)
+
+    def _guard(self, act: Callable[[int], object]) -> None:
+        """Do something with the file; whatever fails, fails for good: pages may be lost already."""
+        try:
+            act(self._fd)
+        except OSError as error:
+            self._failed = True
+            error.filename = error.filename or str(self.path)
+            raise
+
+
+def write_all(fd: int, *parts: Bytes) -> None:
+    """Write all parts at the file's position, however often the kernel stops short."""
+    total = sum(len(part) for part in parts)
+    done = os.writev(fd, parts)
+    if done < total:
+        rest = memoryview(b"".join(parts))
+        while done < total:
+            done += os.write(fd, rest[done:])
+
+
+def rewrite_counts(fd: int, counts: NDArray[np.void]) -> None:
+    """Fill in the header's final counts, where the storage can be rewritten."""
+    try:
+        os.pwrite(fd, counts.tobytes(), HEADER_DTYPE.itemsize)
+    except OSError as error:
+        if error.errno not in _NOT_REWRITABLE:
+            raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the storage holds the names of a folder's files."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _create(path: Path, start: bytes) -> int:
+    """Return the descriptor of the new file; whoever sees it sees a whole header."""
+    if path.exists():
+        raise FileExistsError(errno.EEXIST, "a segment is never appended to", str(path))
+    fresh = path.with_name(f".{path.name}.new")
+    fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        write_all(fd, start)
+        os.fsync(fd)
+        fresh.rename(path)
+        sync_folder(path.parent)
+    except OSError:
+        os.close(fd)
+        fresh.unlink(missing_ok=True)
+        raise
+    return fd
+
+
+def _contiguous(array: NDArray[np.generic]) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def _extend(
+    chunk: _Open, steps: NDArray[np.generic], samples: NDArray[np.generic], rows: int, info: SeqInfo
+) -> None:
+    chunk.rows += rows
+    chunk.sequences = (min(chunk.sequences[0], info.first), max(chunk.sequences[1], info.last))
+    if len(steps):
+        chunk.steps = (min(chunk.steps[0], int(steps.min())), max(chunk.steps[1], int(steps.max())))
+    if rows:
+        chunk.samples = (min(chunk.samples[0], int(samples.min())), max(chunk.samples[1], int(samples.max())))
+
+
+def _range(name: str, bounds: tuple[int, int]) -> dict[str, int]:
+    """Return first and last as header fields; both 0 where nothing was counted."""
+    first, last = bounds if bounds[0] <= bounds[1] else (0, 0)
+    return {f"{name}_first": first, f"{name}_last": last}
