@@ -1,0 +1,71 @@
+"""Globs on the dotted paths of `named_modules()`.
+
+`*` stands for any characters but a dot, `**` for any characters, `?` for one character but a dot. Everything
+else stands for itself, and the whole path must match: `encoder.layer.*.output` is the output of each layer
+and not `encoder.layer.0.attention.output`.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from difflib import SequenceMatcher
+
+from asysi.contract.errors import ConfigError
+
+_WILDCARDS = {"**": r".*", "*": r"[^.]*", "?": r"[^.]"}
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+
+
+def compile_glob(glob: str) -> re.Pattern[str]:
+    """Return the expression whose full match is what `glob` means."""
+    parts = re.split(r"(\*\*|\*|\?)", glob)
+    return re.compile("".join(_WILDCARDS.get(part, re.escape(part)) for part in parts))
+
+
+def match_glob(glob: str, names: Iterable[str]) -> list[str]:
+    """Return the names that `glob` matches, in their order. The root (the empty name) is never matched."""
+    pattern = compile_glob(glob)
+    return [name for name in names if name and pattern.fullmatch(name)]
+
+
+def match_globs(globs: Sequence[str], names: Sequence[str], where: str = "capture.hookPoints") -> list[str]:
+    """Return the names that any of `globs` matches, in the order of `names`, each once.
+
+    Args:
+        globs: patterns; each must match something.
+        names: dotted paths to choose from.
+        where: path of the globs in the spec, for the message.
+
+    Raises:
+        ConfigError: a glob matches nothing; the sentence lists the nearest names.
+    """
+    matched: set[str] = set()
+    problems: list[str] = []
+    for position, glob in enumerate(globs):
+        found = match_glob(glob, names)
+        matched.update(found)
+        if not found:
+            problems.append(
+                f"{where}[{position}]: {glob!r} matches no module of the model{_hint(glob, names)}"
+            )
+    if problems:
+        raise ConfigError(*problems)
+    return [name for name in names if name in matched]
+
+
+def near_names(glob: str, names: Iterable[str], limit: int = 5) -> list[str]:
+    """Return up to `limit` names near to `glob`, nearest first, numbers in them replaced by `*`."""
+    folded = dict.fromkeys(_NUMBER.sub("*", name) for name in names if name)
+    wanted = _NUMBER.sub("*", glob)
+    scored = ((SequenceMatcher(None, wanted, name).ratio(), name) for name in folded)
+    best = sorted(
+        ((score, name) for score, name in scored if score > 0.4), key=lambda pair: (-pair[0], pair[1])
+    )
+    return [name for _, name in best[:limit]]
+
+
+def _hint(glob: str, names: Sequence[str]) -> str:
+    near = near_names(glob, names)
+    if near:
+        return "; near it are " + ", ".join(near)
+    first = [name for name in names if name][:5]
+    return "; its modules begin with " + ", ".join(first) if first else "; it has no submodules"

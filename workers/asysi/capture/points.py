@@ -1,0 +1,62 @@
+"""Hook points: where a model is watched."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from asysi.bus.packet import HEADER_BYTES, ROW_DTYPE, Dtype
+from asysi.contract.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class HookPoint:
+    """A module whose output is captured."""
+
+    path: str
+    """Exact dotted path in the model."""
+    alias: str | None = None
+    """TransformerLens' name of the same place, None when it has none."""
+    shape: tuple[int, ...] = ()
+    """Of the largest output: [batch, length, …]; empty when unknown."""
+    dtype: str = "float32"
+    """Type of the output's elements: float32, bfloat16 or float16."""
+
+    @property
+    def width(self) -> int:
+        """Elements in a row, 0 when unknown: everything behind batch and length counts."""
+        width = 1
+        for size in self.shape[2:]:
+            width *= size
+        return width if self.shape else 0
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return Dtype[self.dtype.upper()].itemsize
+
+
+def rows_per_chunk(row_bytes: int, chunk_bytes: int) -> int:
+    """Return how many rows of `row_bytes` payload fit into a chunk beside the header and their records."""
+    return (chunk_bytes - HEADER_BYTES) // (row_bytes + ROW_DTYPE.itemsize)
+
+
+def points_to_json(points: Sequence[HookPoint]) -> str:
+    """Return what POINTS_FILE holds: a list of {path, alias, shape, dtype}."""
+    return json.dumps([asdict(point) for point in points], indent=1)
+
+
+def read_points(file: Path) -> list[HookPoint]:
+    """Return the hook points that prepare matched.
+
+    Raises:
+        ConfigError: the file is missing or is no such list.
+    """
+    try:
+        return [
+            HookPoint(**{**entry, "shape": tuple(entry["shape"])}) for entry in json.loads(file.read_text())
+        ]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"the hook points in {file} cannot be read ({error}): prepare writes them first"
+        ) from error

@@ -1,0 +1,340 @@
+"""Where a model comes from, and how it is built: safetensors only, nothing remote is ever executed."""
+
+import hashlib
+import importlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from asysi.contract.errors import ConfigError
+from asysi.contract.spec import Model
+
+if TYPE_CHECKING:
+    import torch
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
+_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedModel:
+    """What prepare found: MODEL_FILE's content."""
+
+    uri: str
+    """As the spec writes it."""
+    path: str | None
+    """Folder with config.json and the safetensors; None for a python:// factory."""
+    sha256: str | None
+    """Of the weights, as the spec's `sha256` defines it."""
+    revision: str | None
+    """Commit of a hf:// model."""
+    class_name: str | None
+    """Class of the model."""
+    tokenizer: str | None
+    """Folder of the tokenizer; None leaves it to the factory."""
+
+    def to_json(self) -> str:
+        """Return what MODEL_FILE holds."""
+        return json.dumps(asdict(self), indent=1)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model that can be run."""
+
+    module: "torch.nn.Module"
+    tokenizer: Any
+    """A transformers tokenizer."""
+    model_type: str | None
+    """`config.model_type`, None without a configuration."""
+
+
+def read_resolved(file: Path) -> ResolvedModel:
+    """Return what prepare resolved.
+
+    Raises:
+        ConfigError: the file is missing or is not MODEL_FILE.
+    """
+    try:
+        return ResolvedModel(**json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"the resolved model in {file} cannot be read ({error}): prepare writes it first"
+        ) from error
+
+
+def resolve_model(model: Model, workspace: Path | None = None) -> ResolvedModel:
+    """Find the model's files, fetch them if need be, and verify them.
+
+    Args:
+        model: the spec's model.
+        workspace: folder that a hf:// model is fetched into; None uses the hub's own cache.
+
+    Raises:
+        ConfigError: no such model, no safetensors in it, a pickle instead, or another hash than the spec's.
+    """
+    scheme, _, rest = model.uri.partition("://")
+    if scheme == "python":
+        return ResolvedModel(model.uri, None, None, None, rest, _tokenizer_folder(model, None, workspace))
+    if scheme == "file":
+        folder, revision = Path(rest).expanduser(), None
+    elif scheme == "hf":
+        folder, revision = _fetch(rest, model.revision, workspace)
+    else:
+        raise ConfigError(f"spec.model.uri: {model.uri!r} begins with none of hf://, file://, python://")
+    weights = weight_files(folder, model.uri)
+    found = hash_files(weights)
+    if model.sha256 is not None and found != model.sha256:
+        names = ", ".join(file.name for file in weights)
+        raise ConfigError(
+            f"spec.model.sha256: the weights in {folder} ({names}) have {found}, the spec says "
+            f"{model.sha256}: "
+            "get the right files, or correct the hash"
+        )
+    class_name = _class_name(folder)
+    return ResolvedModel(
+        model.uri, str(folder), found, revision, class_name, _tokenizer_folder(model, folder, workspace)
+    )
+
+
+def weight_files(folder: Path, uri: str) -> list[Path]:
+    """Return the safetensors files of a Hugging Face folder, by name.
+
+    Raises:
+        ConfigError: the folder is missing, has no config.json, or holds no safetensors.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"spec.model.uri: {uri!r} leads to {folder}, and there is no such folder")
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"spec.model.uri: {folder} has no config.json, so it is no Hugging Face model folder"
+        )
+    weights = sorted(folder.glob("*.safetensors"))
+    if weights:
+        return weights
+    pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
+    if pickles:
+        raise ConfigError(
+            f"spec.model.uri: pickle checkpoint refused: {folder} holds {', '.join(pickles)} and no "
+            "safetensors. "
+            "A pickle can run any code when it is loaded; convert to safetensors where you trust it, and "
+            "use that folder"
+        )
+    raise ConfigError(f"spec.model.uri: {folder} holds no *.safetensors: the weights are missing")
+
+
+def hash_files(files: list[Path]) -> str:
+    """Return the SHA-256 of one file, or of the hexadecimal SHA-256 of several one after the other, without
+    newlines.
+    """
+    digests = [_sha256(file) for file in files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def load_model(resolved: ResolvedModel, dtype: str) -> LoadedModel:
+    """Build the model with its weights, in evaluation mode, and its tokenizer.
+
+    Args:
+        resolved: where it is.
+        dtype: name of a torch type that the weights are loaded in.
+
+    Raises:
+        ConfigError: the factory or the folder gives no model, or there is no tokenizer.
+    """
+    import torch  # noqa: PLC0415 - resolving needs none
+
+    if resolved.path is None:
+        return _from_factory(resolved, getattr(torch, dtype))
+    config, model_class = _architecture(resolved)
+    with _quiet():
+        try:
+            module = model_class.from_pretrained(
+                resolved.path, use_safetensors=True, dtype=getattr(torch, dtype), trust_remote_code=False
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"spec.model.uri: the model in {resolved.path} cannot be loaded: {error}"
+            ) from error
+    _spare_the_cache(module)
+    return LoadedModel(module.eval(), load_tokenizer(resolved), config.model_type)
+
+
+def build_on_meta(resolved: ResolvedModel, dtype: str) -> tuple["torch.nn.Module", str | None]:
+    """Return the model's structure without weights, and its model_type; a python:// factory is called.
+
+    Raises:
+        ConfigError: the folder's configuration cannot be read or its class is unknown, or the factory gives
+        no model.
+    """
+    import torch  # noqa: PLC0415
+
+    if resolved.path is None:
+        loaded = _from_factory(resolved, getattr(torch, dtype))
+        return loaded.module, loaded.model_type
+    config, model_class = _architecture(resolved)
+    with _quiet(), torch.device("meta"):
+        build = model_class.from_config if model_class.__name__ == "AutoModel" else model_class._from_config
+
+        module: torch.nn.Module = build(config, dtype=getattr(torch, dtype))
+    _spare_the_cache(module)
+    return module.eval(), config.model_type
+
+
+def load_tokenizer(resolved: ResolvedModel) -> Any:
+    """Return the tokenizer.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if resolved.tokenizer is None:
+        raise ConfigError("spec.model.tokenizer: the factory returns no tokenizer, so name its folder here")
+    with _quiet():
+        from transformers import AutoTokenizer  # noqa: PLC0415 - heavy
+
+        try:
+            return AutoTokenizer.from_pretrained(resolved.tokenizer, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"spec.model.tokenizer: {resolved.tokenizer} holds no tokenizer: {error}"
+            ) from error
+
+
+def _architecture(resolved: ResolvedModel) -> tuple[Any, Any]:
+    """Return configuration and class: the first architecture that transformers knows, else AutoModel."""
+    with _quiet():
+        import transformers  # noqa: PLC0415 - heavy
+
+        try:
+            config = transformers.AutoConfig.from_pretrained(resolved.path, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"spec.model.uri: the configuration in {resolved.path} cannot be used: {error}. Code that "
+                "comes with a "
+                "model is never run; use python:// for a model that transformers does not know"
+            ) from error
+        known = (getattr(transformers, name, None) for name in config.architectures or [])
+        return config, next((cls for cls in known if cls is not None), transformers.AutoModel)
+
+
+def _from_factory(resolved: ResolvedModel, dtype: "torch.dtype") -> LoadedModel:
+    import torch  # noqa: PLC0415
+
+    made = load_callable(resolved.uri.partition("://")[2], "spec.model.uri")()
+    module, tokenizer = made if isinstance(made, tuple) else (made, None)
+    if not isinstance(module, torch.nn.Module):
+        raise ConfigError(
+            f"spec.model.uri: {resolved.uri} returns {type(module).__name__}, no torch.nn.Module"
+        )
+    if resolved.tokenizer is not None:
+        tokenizer = load_tokenizer(resolved)
+    if tokenizer is None:
+        raise ConfigError(
+            f"spec.model.tokenizer: {resolved.uri} returns no tokenizer beside the module: return both, or "
+            "name one here"
+        )
+    model_type = getattr(getattr(module, "config", None), "model_type", None)
+    return LoadedModel(module.to(dtype).eval(), tokenizer, model_type)
+
+
+def load_callable(reference: str, where: str) -> Any:
+    """Return what `package.module:name` refers to.
+
+    Raises:
+        ConfigError: there is no such thing, or it cannot be called.
+    """
+    module_name, colon, name = reference.partition(":")
+    if not colon:
+        raise ConfigError(f"{where}: python://{reference} needs the form python://package.module:factory")
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{where}: python://{reference} cannot be imported: {error}") from error
+    if not callable(found):
+        raise ConfigError(f"{where}: python://{reference} is {type(found).__name__}, which cannot be called")
+    return found
+
+
+def _fetch(name: str, revision: str | None, workspace: Path | None) -> tuple[Path, str | None]:
+    """Return the folder of a hub model and its commit; the files are fetched once."""
+    try:
+        from huggingface_hub import snapshot_download  # noqa: PLC0415 - an extra
+        from huggingface_hub.errors import (  # noqa: PLC0415
+            HFValidationError,
+            LocalEntryNotFoundError,
+            OfflineModeIsEnabled,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+    except ImportError as error:
+        raise ConfigError(
+            f"spec.model.uri: hf://{name} needs the package huggingface-hub: pip install 'asysi[hub]', or "
+            "use file://"
+        ) from error
+    cache = workspace / "hub" if workspace else None
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES, cache_dir=cache))
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise ConfigError(
+            f"spec.model.uri: hf://{name} is not on this machine and the hub cannot be reached ({error}): "
+            "fetch it where there is a network, and use file://"
+        ) from error
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+        raise ConfigError(
+            f"spec.model.uri: the hub has no {name} at {revision or 'its main branch'}: {error}"
+        ) from error
+    return folder, folder.name
+
+
+def _tokenizer_folder(model: Model, own: Path | None, workspace: Path | None) -> str | None:
+    if model.tokenizer is None:
+        return str(own) if own else None
+    if model.tokenizer.startswith("hf://"):
+        return str(_fetch(model.tokenizer.removeprefix("hf://"), None, workspace)[0])
+    folder = Path(model.tokenizer.removeprefix("file://")).expanduser()
+    if not folder.is_dir():
+        raise ConfigError(f"spec.model.tokenizer: there is no folder {folder}")
+    return str(folder)
+
+
+def _class_name(folder: Path) -> str | None:
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise ConfigError(f"spec.model.uri: {folder / 'config.json'} is no JSON: {error}") from error
+    return next(iter(config.get("architectures") or []), None)
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _spare_the_cache(module: "torch.nn.Module") -> None:
+    """Turn off the cache of keys and values: one forward a batch never reads it."""
+    config = getattr(module, "config", None)
+    if config is not None and hasattr(config, "use_cache"):
+        config.use_cache = False
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers off the network and its progress bars off the terminal."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is first imported
+    from transformers.utils import logging as noise  # noqa: PLC0415 - heavy
+
+    level = noise.get_verbosity()
+    noise.set_verbosity(logging.ERROR)
+    noise.disable_progress_bar()
+    try:
+        yield
+    finally:
+        noise.set_verbosity(level)

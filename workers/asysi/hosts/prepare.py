@@ -1,0 +1,71 @@
+"""Prepare: checks the experiment, finds the model, creates the rings. Run twice it changes nothing."""
+
+import logging
+import os
+import resource
+
+from asysi.capture.points import points_to_json
+from asysi.contract.errors import ConfigError
+from asysi.contract.runtime import MODEL_FILE, POINTS_FILE, Container, Env, Exit
+from asysi.hosts.check import CheckReport, check, missing_bytes
+from asysi.hosts.files import write_atomic
+from asysi.monitor.worker import Worker, run_worker
+
+log = logging.getLogger("asysi")
+
+
+def main(worker: Worker) -> int:
+    """Prepare the experiment; returns the exit code.
+
+    Raises:
+        ConfigError: it cannot run as it stands.
+    """
+    report = check(worker.experiment, shm=worker.shm, output=worker.output, workspace=worker.workspace)
+    for warning in report.warnings:
+        log.warning("%s", warning)
+    if report.problems or report.model is None:
+        raise ConfigError(*report.problems)
+    worker.health.beat()
+    write_atomic(worker.workspace / MODEL_FILE, report.model.to_json())
+    write_atomic(worker.workspace / POINTS_FILE, points_to_json(report.points))
+    create_rings(worker, report)
+    worker.output.mkdir(parents=True, exist_ok=True)
+    log.info(
+        "%d hook points, %d documents, %d held out", len(report.points), report.documents, report.held_out
+    )
+    return Exit.OK
+
+
+def create_rings(worker: Worker, report: CheckReport) -> None:
+    """Create the rings that are not there yet, after comparing them with the container's memory limit.
+
+    Raises:
+        ConfigError: the limit or the file system cannot hold them, or a ring of another size stands there.
+    """
+    from asysi_ring import RingError, create  # noqa: PLC0415 - needs the compiled ring
+
+    needed = missing_bytes(report.rings, worker.shm)
+    heap = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    limit = int(os.environ.get(Env.MEMORY) or 0)
+    if limit and needed + heap > limit:
+        raise ConfigError(
+            f"spec.resources.prepare.memory: {limit / 2**20:.0f}Mi cannot hold the rings, "
+            f"{needed / 2**20:.0f}Mi, and"
+            f" prepare itself, {heap / 2**20:.0f}Mi: the kernel would kill it. Raise it to "
+            f"{(needed + heap) / 2**20 + 64:.0f}Mi,"
+            " or lower capture.size or bus.size"
+        )
+    for ring in report.rings:
+        folder = worker.shm / ring.folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            create(
+                str(folder), shards=ring.shards, chunks=ring.chunks, chunk_bytes=ring.chunk_bytes,
+                readers=list(ring.readers), accounts=ring.accounts, policy=ring.policy,
+            )  # fmt: skip
+        except RingError as error:
+            raise ConfigError(f"the ring {folder} cannot be created: {error}") from error
+
+
+if __name__ == "__main__":
+    run_worker(Container.PREPARE, main)

@@ -1,0 +1,108 @@
+"""How large the rings are, and whether they hold what an experiment needs. Arithmetic only."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal
+
+from asysi.bus.packet import ROW_DTYPE
+from asysi.capture.points import HookPoint, rows_per_chunk
+from asysi.contract.quantity import format_bytes, parse_bytes
+from asysi.contract.runtime import BUS_RING, CAPTURE_RING
+from asysi.contract.spec import Spec
+
+CAPTURE_CHUNK = 1 << 20
+BUS_CHUNK = 1 << 18
+PINS = 16
+"""Chunks of a shard that one reader can hold at once; the ring keeps them apart from what can be unread."""
+_SCALE_BYTES = 4  # int8 has a scale a row
+_ACCOUNTS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class RingPlan:
+    """The geometry of a ring, as `asysi_ring.create` takes it."""
+
+    folder: PurePosixPath
+    """Below ASYSI_SHM."""
+    shards: int
+    chunks: int
+    """A shard."""
+    chunk_bytes: int
+    readers: tuple[str, ...]
+    accounts: int
+    policy: Literal["drop_new", "overwrite"]
+
+    @property
+    def depth(self) -> int:
+        """Chunks of a shard that can be unread at once; below 1 the ring cannot be."""
+        return self.chunks - len(self.readers) * PINS - 1
+
+    @property
+    def smallest(self) -> int:
+        """Bytes of the smallest ring with these shards and readers."""
+        return self.shards * (len(self.readers) * PINS + 2) * self.chunk_bytes
+
+
+def plan_rings(spec: Spec, points: int) -> tuple[RingPlan, RingPlan]:
+    """Return the capture ring and the bus of an experiment with `points` hook points."""
+    readers = tuple(
+        name for name, wanted in (("archiver", spec.archive.enabled), ("sae", spec.sae is not None)) if wanted
+    )
+    accounts = max(_ACCOUNTS, points)
+    capture_chunks = parse_bytes(spec.capture.size) // CAPTURE_CHUNK
+    bus_chunks = parse_bytes(spec.bus.size) // spec.bus.shards // BUS_CHUNK
+    return (
+        RingPlan(CAPTURE_RING, 1, capture_chunks, CAPTURE_CHUNK, ("hook",), accounts, "drop_new"),
+        RingPlan(BUS_RING, spec.bus.shards, bus_chunks, BUS_CHUNK, readers, accounts, "overwrite"),
+    )
+
+
+def capture_problems(
+    spec: Spec, plan: RingPlan, points: Sequence[HookPoint], batch: int, length: int
+) -> list[str]:
+    """Return why the capture ring cannot hold a step of batch × length tokens; nothing when it can."""
+    rows = batch * length
+    needed = 0
+    terms: list[str] = []
+    for (width, itemsize), count in Counter((point.width, point.itemsize) for point in points).items():
+        fitting = rows_per_chunk(width * itemsize, plan.chunk_bytes)
+        if not fitting:
+            return [_row_too_wide("capture ring", width * itemsize, plan.chunk_bytes)]
+        needed += count * -(-rows // fitting)
+        terms.append(
+            f"{count} hook points × {-(-rows // fitting)} chunks ({rows} rows of {width} × {itemsize} B"
+            f" + {ROW_DTYPE.itemsize} B, {fitting} to a chunk)"
+        )
+    if needed <= plan.depth:
+        return []
+    size = format_bytes(plan.chunk_bytes)
+    enough = format_bytes((needed + plan.chunks - plan.depth) * plan.chunk_bytes)
+    return [
+        f"spec.capture.size: {spec.capture.size} is too small for one step: of {plan.chunks} chunks of {size},"
+        f" {plan.chunks - plan.depth} are the reader's and {max(0, plan.depth)} are left;"
+        f" a step of {batch} × {length} tokens needs {' + '.join(terms)} = {needed}."
+        f" Raise capture.size to {enough}, or lower workload.scan.batchSize or data.tokens.contextLength"
+    ]
+
+
+def bus_problems(spec: Spec, plan: RingPlan, points: Sequence[HookPoint]) -> list[str]:
+    """Return why the bus cannot be made of its size, or cannot hold a row; nothing when it can."""
+    widest = max((point.width * point.itemsize for point in points), default=0)
+    if not rows_per_chunk(widest + _SCALE_BYTES, plan.chunk_bytes):
+        return [_row_too_wide("bus", widest, plan.chunk_bytes)]
+    if plan.depth >= 1:
+        return []
+    readers, size, least = len(plan.readers), format_bytes(plan.chunk_bytes), format_bytes(plan.smallest)
+    return [
+        f"spec.bus.size: {spec.bus.size} is too small: {plan.shards} shards × {readers * PINS + 2} chunks"
+        f" ({readers} readers × {PINS} + 2) of {size} = {least}. Raise bus.size, or lower bus.shards"
+    ]
+
+
+def _row_too_wide(ring: str, row_bytes: int, chunk_bytes: int) -> str:
+    return (
+        f"spec.capture.hookPoints: a row of {row_bytes} bytes does not fit a chunk of the {ring}, which has"
+        f" {format_bytes(chunk_bytes)}: choose narrower hook points"
+    )

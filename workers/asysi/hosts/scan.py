@@ -1,0 +1,213 @@
+"""The scan host: runs the model over the data, forward only, with capture attached. It waits for nobody."""
+
+import gc
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from asysi.bus.mailbox import CaptureWord
+from asysi.capture.hooker import ActivationHooker
+from asysi.capture.points import HookPoint, read_points
+from asysi.contract.errors import ConfigError
+from asysi.contract.runtime import CAPTURE_RING, HOST_FOLDER, MODEL_FILE, POINTS_FILE, Container, Exit
+from asysi.contract.spec import Data, Scan
+from asysi.hosts.files import write_atomic
+from asysi.hosts.model import LoadedModel, load_model, read_resolved
+from asysi.hosts.seen import Seen
+from asysi.hosts.text import TextSource
+from asysi.hosts.tokens import Batch, Batches, make_policy, tokenise
+from asysi.monitor.worker import Worker, run_worker
+
+log = logging.getLogger("asysi")
+
+PROGRESS_FILE = HOST_FOLDER / "progress.json"
+"""{attempt, step}: the last step that was run."""
+SEEN_FILE = HOST_FOLDER / "seen.json"
+_PROGRESS_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The corpus as steps, and what is known of it."""
+
+    batches: Batches
+    documents: int
+    held_out: int
+    duplicates: int
+
+
+def read_data(data: Data, scan: Scan, tokenizer: object) -> Reading:
+    """Read, deduplicate and tokenise the data, and lay out the steps.
+
+    Raises:
+        ConfigError: the data or the token policy is wrong, or no document is left.
+    """
+    policy = make_policy(data.tokens, tokenizer)
+    source = TextSource(data, scan.max_samples)
+    corpus = tokenise(source, tokenizer, policy)
+    if not corpus.documents:
+        raise ConfigError(f"spec.data.uri: {data.uri} holds no document with a token in it")
+    batches = Batches(corpus, policy, batch_size=scan.batch_size, passes=scan.passes, seed=scan.seed)
+    return Reading(batches, corpus.documents, int(corpus.holdout.sum()), source.duplicates)
+
+
+class ScannerEngine:
+    """Runs the model's forward over batches.
+
+    Args:
+        loaded: the model; it is moved to `device`.
+        points: hook points, to find out which part of the model must run.
+        device: where it runs.
+    """
+
+    def __init__(self, loaded: LoadedModel, points: list[HookPoint], device: str = "cpu") -> None:
+        self.module = loaded.module.to(device)
+        self.root = base_of(self.module, [point.path for point in points])
+        self._device = device
+
+    @torch.inference_mode()
+    def run(self, batch: Batch) -> None:
+        """Run one step."""
+        inputs = {"input_ids": torch.from_numpy(batch.ids).to(self._device)}
+        if batch.mask is not None:
+            inputs["attention_mask"] = torch.from_numpy(batch.mask).to(self._device)
+        self.root(**inputs)
+
+
+def base_of(module: torch.nn.Module, paths: list[str]) -> torch.nn.Module:
+    """Return the model without its head when no hook point lies in the head: logits over a vocabulary are
+    dear.
+    """
+    prefix = getattr(module, "base_model_prefix", "")
+    base = getattr(module, prefix, None) if prefix else None
+    inside = all(path.startswith(f"{prefix}.") for path in paths)
+    return base if isinstance(base, torch.nn.Module) and inside else module
+
+
+def next_step(output: Path) -> int:
+    """Return the step to begin with: behind the last one that an earlier attempt ran."""
+    try:
+        return int(json.loads((output / PROGRESS_FILE).read_text())["step"]) + 1
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def main(worker: Worker) -> int:
+    """Run the scan; returns the exit code."""
+    from asysi_ring import Control, Writer  # noqa: PLC0415 - needs the compiled ring
+
+    spec = worker.experiment.spec
+    scan = spec.workload.scan
+    if scan is None or spec.data is None:
+        raise ConfigError("spec.workload.scan: the scan host needs a scan and data")
+    torch.set_num_threads(max(1, int(spec.resources.host.cpus)))
+    points = read_points(worker.workspace / POINTS_FILE)
+    loaded = load_model(read_resolved(worker.workspace / MODEL_FILE), spec.model.dtype)
+    engine = ScannerEngine(loaded, points, "cuda" if spec.resources.host.gpus else "cpu")
+    reading = read_data(spec.data, scan, loaded.tokenizer)
+    folder = str(worker.shm / CAPTURE_RING)
+    with Writer(folder) as writer, Control(folder) as control:
+        hooker = ActivationHooker(
+            engine.module, points, writer, control,
+            sampling=spec.capture.sampling, seed=scan.seed, root=engine.root, attempt=worker.attempt,
+        )  # fmt: skip
+        run = _Run(worker, engine, hooker, reading, Seen(spec.data.tokens.context_length))
+        control.set(CaptureWord.STEPS_TOTAL, reading.batches.steps)
+        control.set(CaptureWord.TOKENS_TOTAL, reading.batches.content_tokens_in_all)
+        worker.status = run.status
+        worker.health.ready()
+        gc.collect()
+        gc.freeze()  # what is loaded stays: no collection walks it again
+        run.all_steps(lambda number: control.set(CaptureWord.PASS, number))
+        run.write_seen()
+        if worker.stop.interrupted:
+            control.set(CaptureWord.INTERRUPTED, 1)
+        writer.close("attempt_over" if worker.stop.terminated else "complete")
+    return Exit.OK
+
+
+class _Run:
+    """One attempt's way through the steps."""
+
+    def __init__(
+        self, worker: Worker, engine: ScannerEngine, hooker: ActivationHooker, reading: Reading, seen: Seen
+    ) -> None:
+        self._worker, self._engine, self._hooker, self._reading, self._seen = (
+            worker,
+            engine,
+            hooker,
+            reading,
+            seen,
+        )
+        self._first = next_step(worker.output) if worker.attempt else 0
+        self._last = self._first - 1
+        self._passes = 0
+
+    def all_steps(self, tell_pass: Callable[[int], None]) -> None:
+        """Run every step that is left, until a signal asks to stop."""
+        written = time.monotonic()
+        with self._hooker:
+            for batch in self._reading.batches.from_step(self._first):
+                if self._worker.stop.requested:
+                    break
+                if batch.pass_number + 1 > self._passes:
+                    self._passes = batch.pass_number + 1
+                    tell_pass(batch.pass_number)
+                self._hooker.step(batch.tokens)
+                self._engine.run(batch)
+                self._seen.add(batch.tokens, self._hooker.kept)
+                self._last = batch.number
+                self._worker.health.beat()
+                if time.monotonic() - written > _PROGRESS_SECONDS:
+                    self._write_progress()
+                    written = time.monotonic()
+        self._write_progress()
+
+    def status(self) -> dict[str, object]:
+        """Return what /status answers."""
+        hooker = self._hooker
+        return {
+            "step": self._last, "steps": self._reading.batches.steps, "passes": self._passes,
+            "tokens": hooker.tokens_seen, "rate": hooker.rate, "steps_dropped": hooker.steps_dropped,
+            "capture_errors": hooker.errors,
+        }  # fmt: skip
+
+    def write_seen(self) -> None:
+        """Write what this attempt saw."""
+        hooker, reading = self._hooker, self._reading
+        report = {
+            "attempt": self._worker.attempt,
+            "first_step": self._first,
+            "steps": hooker.steps,
+            "steps_total": reading.batches.steps,
+            "steps_dropped": hooker.steps_dropped,
+            "passes": self._passes,
+            "interrupted": self._worker.stop.requested,
+            "documents": reading.documents,
+            "held_out": reading.held_out,
+            "duplicates": reading.duplicates,
+            "unique_tokens": reading.batches.content_tokens,
+            "tokens": hooker.tokens_seen,
+            "tokens_excluded": hooker.tokens_excluded,
+            "capture_errors": hooker.errors,
+            "capture_seconds": hooker.capture_ns / 1e9,
+            "forward_seconds": hooker.forward_ns / 1e9,
+            "hook_latency_seconds": {
+                f"p{share:g}": hooker.latency.quantile(share / 100) / 1e9 for share in (50, 90, 99, 99.9)
+            },
+            **self._seen.to_dict(),
+        }
+        write_atomic(self._worker.output / SEEN_FILE, json.dumps(report))
+
+    def _write_progress(self) -> None:
+        progress = {"attempt": self._worker.attempt, "step": self._last}
+        write_atomic(self._worker.output / PROGRESS_FILE, json.dumps(progress))
+
+
+if __name__ == "__main__":
+    run_worker(Container.HOST, main)

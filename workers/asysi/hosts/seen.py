@@ -1,0 +1,43 @@
+"""What the host saw and what was kept of it, by the length of sequences and by position."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asysi.capture.tokens import StepTokens
+
+_BINS = 64
+
+
+class Seen:
+    """Histograms of content tokens.
+
+    Args:
+        context_length: tokens a sequence holds at most; it is divided into at most 64 bins of equal width.
+    """
+
+    def __init__(self, context_length: int) -> None:
+        self._width = -(-(context_length + 1) // _BINS)
+        bins = context_length // self._width + 1
+        self.by_length = np.zeros((2, bins), np.int64)
+        """[seen | kept, bins]"""
+        self.by_position = np.zeros((2, bins), np.int64)
+        """[seen | kept, bins]"""
+
+    def add(self, tokens: StepTokens, kept: NDArray[np.int64]) -> None:
+        """Count a step: its content tokens, and those whose indices were kept."""
+        lengths = tokens.content.reshape(tokens.batch, tokens.length).sum(axis=1)
+        for row, index in enumerate((np.flatnonzero(tokens.content), kept)):
+            position, sequence = index % tokens.length, index // tokens.length
+            bins = self.by_position.shape[1]
+            self.by_position[row] += np.bincount(position // self._width, minlength=bins)[:bins]
+            self.by_length[row] += np.bincount(lengths[sequence] // self._width, minlength=bins)[:bins]
+
+    def to_dict(self) -> dict[str, object]:
+        """Return both histograms: `edges` are the bins' lower bounds, `seen` and `kept` count content
+        tokens.
+        """
+        edges = [number * self._width for number in range(self.by_length.shape[1])]
+        return {
+            name: {"edges": edges, "seen": table[0].tolist(), "kept": table[1].tolist()}
+            for name, table in (("by_length", self.by_length), ("by_position", self.by_position))
+        }

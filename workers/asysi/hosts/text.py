@@ -1,0 +1,132 @@
+"""Rows of text: read, checked, deduplicated, and divided into training and held-out documents."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import fsspec
+import orjson
+
+from asysi.contract.errors import ConfigError
+from asysi.contract.spec import Data
+
+_EXCERPT = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A distinct document."""
+
+    sample: int
+    """Row of the input: its `_i` when that is a whole number from 0, else its line number (from 1, on through
+    all files).
+    """
+    text: str
+    holdout: bool
+    """Whether it is never trained on."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    file: str
+    number: int
+    """In its file, from 1."""
+    ordinal: int
+    """In all files, from 1."""
+    content: bytes
+
+    def wrong(self, what: str) -> ConfigError:
+        excerpt = self.content[:_EXCERPT].decode(errors="replace").strip()
+        dots = "…" if len(self.content) > _EXCERPT else ""
+        return ConfigError(f"spec.data.uri: {self.file}, line {self.number}: {what}: {excerpt}{dots}")
+
+
+class TextSource:
+    """The distinct documents of `data.uri`; iterate to read them. Counts what it leaves out.
+
+    Args:
+        data: the spec's data.
+        limit: distinct documents at most, None for all.
+
+    Raises:
+        ConfigError: when iterated: the source is missing, a line is no JSON object, or a row has no text.
+    """
+
+    def __init__(self, data: Data, limit: int | None = None) -> None:
+        self._data, self._limit = data, limit
+        self.rows = 0
+        """Rows read."""
+        self.duplicates = 0
+        """Rows whose text had been seen before."""
+
+    def __iter__(self) -> Iterator[Document]:
+        field, holdout = self._data.tokens.text_field, self._data.holdout
+        seen: set[bytes] = set()
+        self.rows = self.duplicates = 0
+        for line in _lines(self._data.uri):
+            row = _parse(line)
+            text = _text(line, row, field)
+            self.rows += 1
+            mark = blake2b(text.encode(), digest_size=16).digest()
+            if mark in seen:
+                self.duplicates += 1
+                continue
+            if self._limit is not None and len(seen) >= self._limit:
+                return
+            seen.add(mark)
+            yield Document(_sample(line, row), text, is_held_out(text, holdout.share, holdout.seed))
+
+
+def is_held_out(text: str, share: float, seed: int) -> bool:
+    """Return whether a document is held out: a function of its text, the share (0..1) and the seed alone.
+
+    What is held out at one share is held out at every larger one.
+    """
+    digest = blake2b(text.encode(), digest_size=8, key=seed.to_bytes(8, "little")).digest()
+    return int.from_bytes(digest, "little") / 2**64 < share
+
+
+def _lines(uri: str) -> Iterator[_Line]:
+    """Yield every line that is not blank, files in the order of their names. Lines end at newlines alone."""
+    ordinal = 0
+    rest = uri.removeprefix("jsonl://")
+    try:
+        files, pattern = fsspec.core.url_to_fs(rest)
+        paths = sorted(files.glob(pattern)) if any(sign in pattern for sign in "*?[") else [pattern]
+        if not paths:
+            raise ConfigError(f"spec.data.uri: no file matches {rest}")
+        for path in paths:
+            with files.open(path, "rb", compression="infer") as stream:
+                for number, content in enumerate(stream, 1):
+                    ordinal += 1
+                    if content.strip():
+                        yield _Line(path, number, ordinal, content)
+    except FileNotFoundError as error:
+        raise ConfigError(f"spec.data.uri: there is no file {rest}") from error
+    except (OSError, ImportError, EOFError) as error:
+        raise ConfigError(f"spec.data.uri: {rest} cannot be read: {error}") from error
+
+
+def _parse(line: _Line) -> dict[str, Any]:
+    try:
+        row = orjson.loads(line.content)
+    except orjson.JSONDecodeError as error:
+        raise line.wrong(f"no JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise line.wrong("no JSON object")
+    return row
+
+
+def _text(line: _Line, row: dict[str, Any], field: str) -> str:
+    text = row.get(field)
+    if not isinstance(text, str):
+        has = f"has the fields {', '.join(sorted(row))}" if field not in row else f"{field} is no text"
+        raise line.wrong(f"no text in the field {field!r}, which data.tokens.textField names; the row {has}")
+    return text
+
+
+def _sample(line: _Line, row: dict[str, Any]) -> int:
+    index = row.get("_i")
+    is_index = isinstance(index, int) and not isinstance(index, bool) and 0 <= index < 2**64
+    return index if is_index and index is not None else line.ordinal

@@ -1,0 +1,326 @@
+"""From documents to batches: the token policy, packing, and the order of each pass."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asysi.bus.packet import ROW_DTYPE, RowFlag
+from asysi.capture.tokens import StepTokens
+from asysi.contract.errors import ConfigError
+from asysi.contract.spec import Tokens
+from asysi.hosts.text import Document
+
+_AT_ONCE = 1024  # documents the tokenizer is given at once
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The token policy with every name turned into numbers."""
+
+    context_length: int
+    packing: str
+    bos: int | None
+    """Token that sequences begin with; None adds none."""
+    drop_bos: int | None
+    """Token to take away from the beginning; None takes none."""
+    separator: int | None
+    """Between documents, under `concat`."""
+    padding: int
+    excluded: NDArray[np.int64]
+    """Tokens that are never data."""
+    padding_is_data: bool
+
+
+def make_policy(tokens: Tokens, tokenizer: Any) -> Policy:
+    """Return the spec's policy for a tokenizer.
+
+    Raises:
+        ConfigError: a token it names is none of the tokenizer's, or the tokenizer has no token that it needs.
+    """
+    bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
+    if tokens.prepend_bos and bos is None:
+        raise ConfigError(
+            "spec.data.tokens.prependBos: the tokenizer has neither a BOS nor a CLS token; drop it"
+        )
+    groups = {"special": tokenizer.all_special_ids, "padding": []}
+    excluded: set[int] = set()
+    for position, name in enumerate(tokens.exclude_tokens):
+        where = f"spec.data.tokens.excludeTokens[{position}]"
+        excluded.update(groups[name] if name in groups else [_token_id(name, tokenizer, where)])
+    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    concat = tokens.packing == "concat"
+    return Policy(
+        context_length=tokens.context_length,
+        packing=tokens.packing,
+        bos=bos if tokens.prepend_bos or (concat and tokens.prepend_bos is None) else None,
+        drop_bos=bos if tokens.prepend_bos is False else None,
+        separator=_separator(tokens, tokenizer) if concat else None,
+        padding=next(token for token in candidates if token is not None),
+        excluded=np.array(sorted(excluded), np.int64),
+        padding_is_data="padding" not in tokens.exclude_tokens,
+    )
+
+
+def _separator(tokens: Tokens, tokenizer: Any) -> int:
+    if tokens.separator_token is not None:
+        return _token_id(tokens.separator_token, tokenizer, "spec.data.tokens.separatorToken")
+    for token in (tokenizer.eos_token_id, tokenizer.sep_token_id):
+        if token is not None:
+            return int(token)
+    raise ConfigError(
+        "spec.data.tokens.separatorToken: the tokenizer has neither EOS nor SEP token, so name one here"
+    )
+
+
+def _token_id(name: str, tokenizer: Any, where: str) -> int:
+    vocabulary = tokenizer.get_vocab()
+    if name not in vocabulary:
+        near = get_close_matches(name, vocabulary, 3)
+        hint = f"; near it are {', '.join(near)}" if near else ""
+        raise ConfigError(
+            f"{where}: {name!r} is neither `special` nor `padding` nor a token of the tokenizer{hint}"
+        )
+    return int(vocabulary[name])
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Tokenised documents, one after the other."""
+
+    tokens: NDArray[np.int32]
+    """[sum of lengths], special tokens included where the policy has them."""
+    starts: NDArray[np.int64]
+    """[documents + 1]: where each document begins."""
+    samples: NDArray[np.uint64]
+    """[documents]: row of the input."""
+    holdout: NDArray[np.bool_]
+    """[documents]: whether it is held out."""
+
+    @property
+    def documents(self) -> int:
+        """Number of distinct documents."""
+        return len(self.samples)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """[documents]: tokens of each."""
+        return np.diff(self.starts)
+
+
+def tokenise(documents: Iterable[Document], tokenizer: Any, policy: Policy) -> Corpus:
+    """Return the tokens of all documents, four bytes each. A document without a token is left out."""
+    pieces: list[NDArray[np.int32]] = []
+    samples: list[int] = []
+    holdout: list[bool] = []
+    stream = iter(documents)
+    while some := list(islice(stream, _AT_ONCE)):
+        for document, ids in zip(some, _encode([d.text for d in some], tokenizer, policy), strict=True):
+            if ids:
+                pieces.append(np.array(ids, np.int32))
+                samples.append(document.sample)
+                holdout.append(document.holdout)
+    starts = np.zeros(len(pieces) + 1, np.int64)
+    np.cumsum([len(piece) for piece in pieces], out=starts[1:])
+    tokens = np.concatenate(pieces) if pieces else np.empty(0, np.int32)
+    return Corpus(tokens, starts, np.array(samples, np.uint64), np.array(holdout, np.bool_))
+
+
+def _encode(texts: list[str], tokenizer: Any, policy: Policy) -> list[list[int]]:
+    if policy.packing == "concat":  # sequences get their special tokens when they are cut
+        encoded: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        return encoded
+    most = policy.context_length
+    encoded = tokenizer(texts, truncation=True, max_length=most)["input_ids"]
+    if policy.drop_bos is not None:
+        return [ids[1:] if ids and ids[0] == policy.drop_bos else ids for ids in encoded]
+    if policy.bos is not None:
+        return [ids if ids and ids[0] == policy.bos else [policy.bos, *ids][:most] for ids in encoded]
+    return encoded
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """What a pass reads, as slices of one stream of tokens."""
+
+    tokens: NDArray[np.int32]
+    samples: NDArray[np.uint64]
+    """[tokens]: document of each token."""
+    starts: NDArray[np.int64]
+    """[sequences]"""
+    ends: NDArray[np.int64]
+    """[sequences]"""
+    holdout: NDArray[np.bool_]
+    """[sequences]"""
+    bos: int | None
+    """Token put before every sequence; None puts none."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """[sequences]: tokens of each, without a BOS that is put before it."""
+        return self.ends - self.starts
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one step reads."""
+
+    number: int
+    """Of the step, from 0 over all passes."""
+    pass_number: int
+    ids: NDArray[np.int64]
+    """[batch, length]"""
+    mask: NDArray[np.int64] | None
+    """[batch, length]: 1 for tokens, 0 for padding; None without padding."""
+    tokens: StepTokens
+
+
+class Batches:
+    """All steps of a run: the same for the same corpus, policy and seed, from any step on.
+
+    The training documents are read `passes` times, each time in another order; the held-out ones in the first
+    pass only, spread over it.
+
+    Args:
+        corpus: the tokenised documents.
+        policy: how they become sequences.
+        batch_size: sequences a step.
+        passes: times that the training documents are read.
+        seed: of the orders.
+    """
+
+    def __init__(self, corpus: Corpus, policy: Policy, *, batch_size: int, passes: int, seed: int) -> None:
+        self._corpus, self._policy = corpus, policy
+        self._batch_size, self._passes, self._seed = batch_size, passes, seed
+        data = ~np.isin(corpus.tokens, policy.excluded)
+        self._data_until = np.concatenate([[0], np.cumsum(data)])
+        self._training = Corpus(*_choose(corpus, ~corpus.holdout)) if corpus.holdout.any() else corpus
+        self._steps_by_pass = [self._steps(number) for number in range(min(passes, 2))]
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        first, *later = self._steps_by_pass
+        return first + (self._passes - 1) * (later[0] if later else 0)
+
+    @property
+    def content_tokens(self) -> int:
+        """Tokens of the documents that are data, each document once."""
+        return int(self._data_until[-1])
+
+    @property
+    def content_tokens_in_all(self) -> int:
+        """Tokens that are data, all passes together (padding, and separators under `concat`, left out)."""
+        by_document = np.diff(self._data_until[self._corpus.starts])
+        training = int(by_document[~self._corpus.holdout].sum())
+        return self.content_tokens + (self._passes - 1) * training
+
+    def from_step(self, step: int) -> Iterator[Batch]:
+        """Yield the batches of a run from `step` (>= 0) on."""
+        number = 0
+        for pass_number in range(self._passes):
+            count = self._steps_by_pass[min(pass_number, 1)]
+            if number + count <= step:
+                number += count
+                continue
+            sequences = self._sequences(pass_number)
+            for chosen in plan(sequences, self._policy.packing, self._batch_size, self._rng(pass_number, 1)):
+                if number >= step:
+                    yield make_batch(sequences, chosen, self._policy, number, pass_number)
+                number += 1
+
+    def _rng(self, pass_number: int, purpose: int) -> np.random.Generator:
+        return np.random.default_rng([self._seed, pass_number, purpose])
+
+    def _sequences(self, pass_number: int) -> Sequences:
+        corpus = self._corpus if pass_number == 0 else self._training
+        if self._policy.packing == "concat":
+            return concatenate(corpus, self._policy, self._rng(pass_number, 0))
+        samples = np.repeat(corpus.samples, corpus.lengths)
+        return Sequences(corpus.tokens, samples, corpus.starts[:-1], corpus.starts[1:], corpus.holdout, None)
+
+    def _steps(self, pass_number: int) -> int:
+        return -(-len(self._sequences(pass_number).starts) // self._batch_size)
+
+
+def _choose(
+    corpus: Corpus, chosen: NDArray[np.bool_]
+) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.uint64], NDArray[np.bool_]]:
+    """Return the parts of a corpus that holds the chosen documents only."""
+    lengths = corpus.lengths
+    starts = np.concatenate([[0], np.cumsum(lengths[chosen])])
+    return corpus.tokens[np.repeat(chosen, lengths)], starts, corpus.samples[chosen], corpus.holdout[chosen]
+
+
+def concatenate(corpus: Corpus, policy: Policy, rng: np.random.Generator) -> Sequences:
+    """Join documents in random order, a separator after each, and cut them to full sequences.
+
+    Held-out and training documents never share a sequence, because a token's activation holds what stands
+    before it.
+    """
+    room = policy.context_length - (policy.bos is not None)
+    tokens, samples, starts, ends, holdout = [], [], [], [], []
+    offset = 0
+    for held in (False, True):
+        order = rng.permutation(np.flatnonzero(corpus.holdout == held))
+        pieces = [(corpus.tokens[corpus.starts[i] : corpus.starts[i + 1]], corpus.samples[i]) for i in order]
+        for piece, sample in pieces:
+            tokens += [piece, np.array([policy.separator], np.int32)]
+            samples.append(np.full(len(piece) + 1, sample, np.uint64))
+        total = sum(len(piece) + 1 for piece, _ in pieces)
+        cuts = offset + np.arange(0, total, room)
+        starts.append(cuts)
+        ends.append(np.minimum(cuts + room, offset + total))
+        holdout.append(np.full(len(cuts), held))
+        offset += total
+    return Sequences(
+        np.concatenate([np.empty(0, np.int32), *tokens]), np.concatenate([np.empty(0, np.uint64), *samples]),
+        np.concatenate(starts), np.concatenate(ends), np.concatenate(holdout), policy.bos,
+    )  # fmt: skip
+
+
+def plan(
+    sequences: Sequences, packing: str, batch_size: int, rng: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """Return the sequences of each step.
+
+    `none` keeps their order. `concat` shuffles them. `bucket` puts sequences of like length together, in
+    random order among equals, and then shuffles the steps.
+    """
+    count = len(sequences.starts)
+    order = np.arange(count) if packing == "none" else rng.permutation(count)
+    if packing == "bucket":
+        order = order[np.argsort(sequences.lengths[order], kind="stable")]
+    steps = [order[first : first + batch_size] for first in range(0, count, batch_size)]
+    return [steps[i] for i in rng.permutation(len(steps))] if packing == "bucket" else steps
+
+
+def make_batch(
+    sequences: Sequences, chosen: NDArray[np.int64], policy: Policy, number: int, pass_number: int
+) -> Batch:
+    """Return the batch of the chosen sequences, padded to the longest of them on the right."""
+    head = int(sequences.bos is not None)
+    starts, lengths = sequences.starts[chosen], sequences.lengths[chosen] + head
+    batch, length = len(chosen), int(lengths.max())
+    position = np.arange(length)
+    present = position < lengths[:, None]
+    at = np.minimum(starts[:, None] + np.maximum(position - head, 0), len(sequences.tokens) - 1)
+    ids = np.where(present, sequences.tokens[at], policy.padding).astype(np.int64)
+    if sequences.bos is not None:
+        ids[:, 0] = sequences.bos
+    rows = np.zeros((batch, length), ROW_DTYPE)
+    rows["sample"] = sequences.samples[at]
+    rows["sequence"] = np.arange(batch, dtype=np.uint32)[:, None]
+    rows["position"] = position
+    rows["token"] = ids
+    rows["flags"] = np.where(sequences.holdout[chosen], RowFlag.HOLDOUT, 0)[:, None]
+    content = present & ~np.isin(ids, policy.excluded)
+    if policy.padding_is_data:
+        content |= ~present
+    mask = None if present.all() else present.astype(np.int64)
+    tokens = StepTokens(number, batch, length, rows.reshape(-1), content.reshape(-1))
+    return Batch(number, pass_number, ids, mask, tokens)
