@@ -56,6 +56,8 @@ class SeqInfo(NamedTuple):
     """First sequence number of the shard that they were made from."""
     last: int = 0
     """And the last."""
+    width: int = 0
+    """Elements in a row, 0 when unknown."""
 
 
 @dataclass
@@ -169,7 +171,7 @@ class MScanWriter:
         """
         if records.dtype != METRICS_DTYPE or records.ndim != 1:
             raise ValueError(f"records are {records.dtype} {records.shape}, expected METRICS_DTYPE [n]")
-        point = self._point(seq_info.point, 0)
+        point = self._point(seq_info.point, seq_info.width)
         records = records.copy()
         records["hook_point"] = point
         step = max(1, self._chunk_bytes // METRICS_DTYPE.itemsize)
