@@ -56,6 +56,7 @@ class Server(socketserver.ThreadingTCPServer):
 
     allow_reuse_address = True
     daemon_threads = True
+    request_queue_size = 64
     block_on_close = False
 
     def __init__(self, address: tuple[str, int], worker: "Worker") -> None:
@@ -95,8 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
             case "/readyz":
                 self._verdict(worker.health.started, "started\n" if worker.health.started else "starting\n")
             case "/metrics":
-                encode, content_type = choose_encoder(self.headers.get("Accept", ""))
-                self._answer(200, content_type, encode(worker.registry))
+                self._answer(*_metrics(worker, self.headers.get("Accept", "")))
             case "/status":
                 self._answer(*_status(worker))
             case _:
@@ -116,22 +116,29 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing: probes come every few seconds."""
 
 
-def _status(worker: "Worker") -> tuple[int, str, bytes]:
+Answer = tuple[int, str, bytes]
+
+
+def _metrics(worker: "Worker", accept: str) -> Answer:
+    encode, content_type = choose_encoder(accept)
+    try:
+        return 200, content_type, encode(worker.registry)
+    except Exception as error:  # noqa: BLE001 - an endpoint answers, whatever its worker does
+        return _failure(f"{type(error).__name__}: {error}")
+
+
+def _status(worker: "Worker") -> Answer:
     try:
         body = json.dumps(worker.status()).encode()
-    except Exception as error:  # noqa: BLE001 - an endpoint answers, whatever its worker does
-        return (
-            500,
-            "application/json",
-            json.dumps({"error": f"{type(error).__name__}: {error}"[:1000]}).encode(),
-        )
+    except Exception as error:  # noqa: BLE001 - as above
+        return _failure(f"{type(error).__name__}: {error}")
     if len(body) > STATUS_LIMIT:
-        return (
-            500,
-            "application/json",
-            json.dumps({"error": f"status has {len(body)} bytes, more than {STATUS_LIMIT}"}).encode(),
-        )
+        return _failure(f"status has {len(body)} bytes, more than {STATUS_LIMIT}")
     return 200, "application/json", body
+
+
+def _failure(reason: str) -> Answer:
+    return 500, "application/json", json.dumps({"error": reason[:1000]}).encode()
 
 
 class _Pulse(Collector):

@@ -1,0 +1,70 @@
+"""The timeline: a line a second."""
+
+import json
+from dataclasses import replace
+
+from asysi.hook.books import Books, ConsumerBooks
+from asysi.hook.timeline import Restarts, Timeline, describe
+
+IDLE = ConsumerBooks(consumed=0, durable=0, lapped=0, rolled_back=0, lag=0.0, state="attached")
+START = Books(
+    at=10.0, steps=0, seen=0, sampled_out=0, published=0, dropped={}, bus_published=0, bus_dropped={},
+    hook=IDLE, consumers={"sae": IDLE}, generation=1,
+)  # fmt: skip
+
+
+def lines(path):
+    """Return the file's lines as objects."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_line_tells_rates_per_second_and_losses():
+    """Rows a second are differences over the interval; drops name their ring and reason."""
+    after = replace(
+        START, at=12.0, steps=4, seen=1000, sampled_out=400, published=500, dropped={"ring_full": 100},
+        bus_published=480, bus_dropped={"no_chunk": 20}, hook=replace(IDLE, consumed=500),
+        consumers={"sae": replace(IDLE, consumed=300, lapped=30, lag=0.5)},
+    )  # fmt: skip
+    assert describe(START, after, 0.25) == {
+        "rate": 0.25,
+        "steps": 4,
+        "offered": 450.0,
+        "kept": 250.0,
+        "consumed": {"hook": 250.0, "sae": 150.0},
+        "lag": {"hook": 0.0, "sae": 0.5},
+        "dropped": 120,
+        "drops": {"ring_full": 100, "bus_no_chunk": 20},
+        "lapped": {"hook": 0, "sae": 30},
+    }
+
+
+def test_a_restart_is_seen_once():
+    """Gone, then attached, is one restart; the hook's own are its generations."""
+    restarts = Restarts({})
+    gone = replace(START, consumers={"sae": replace(IDLE, state="gone")}, generation=3)
+    for books in (START, gone, gone, START, START, gone, START):
+        restarts.look(books)
+    restarts.look(replace(START, generation=3))
+    assert restarts.counts == {"hook": 2, "sae": 2}
+
+
+def test_the_timeline_goes_on_after_a_kill_and_in_the_next_attempt(tmp_path):
+    """A torn last line is cut off, time goes on from the first, restarts are counted by attempt."""
+    path = tmp_path / "timeline.jsonl"
+    first = Timeline(path, attempt=0)
+    first.restarts.counts["sae"] = 2
+    first.append({"rate": 1.0})
+    first.close()
+    began = lines(path)[0]["time"]
+    path.write_text(path.read_text() + '{"t": 1.0, "ra')
+    second = Timeline(path, attempt=0)
+    assert second.restarts.counts == {"sae": 2}
+    second.append({"rate": 0.5})
+    second.close()
+    third = Timeline(path, attempt=1)
+    third.append({"rate": 0.25})
+    third.close()
+    assert [line["rate"] for line in lines(path)] == [1.0, 0.5, 0.25]
+    assert [line["attempt"] for line in lines(path)] == [0, 0, 1]
+    assert [line["restarts"] for line in lines(path)] == [{"sae": 2}, {"sae": 2}, {}]
+    assert all(abs(line["time"] - line["t"] - began) < 0.002 for line in lines(path))

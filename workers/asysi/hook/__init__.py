@@ -1,0 +1,1 @@
+"""The hook worker: drains the capture ring into the bus, and sets the sampling rate."""

@@ -1,0 +1,67 @@
+"""How a captured packet becomes blocks of rows that fit a chunk of the bus. Pure."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from asysi.bus.packet import HEADER_BYTES, ROW_DTYPE, Dtype, Quantization
+
+PART_BITS = 16
+"""Bits of a source mark that hold the block's number."""
+_SCALE_BYTES = 4
+_QUANTIZED = {Dtype.INT8, Dtype.FP8_E4M3}
+_TARGET = {Quantization.BF16: Dtype.BFLOAT16, Quantization.FP8: Dtype.FP8_E4M3, Quantization.INT8: Dtype.INT8}
+
+
+class RowTooLargeError(ValueError):
+    """One row alone does not fit a chunk of the bus."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows `start` to `stop` of a captured packet."""
+
+    start: int
+    stop: int
+    source: int
+    """Mark that a restarted hook continues from: it grows from block to block and from packet to packet."""
+
+
+def conversion(dtype: Dtype, wanted: Quantization) -> Quantization:
+    """Return what is done while copying: `wanted`, or NONE when the payload is of that type already.
+
+    What is quantised stays as it is. Under BF16 so do two bytes an element: to convert float16 would
+    lose bits and save no byte.
+    """
+    if dtype in _QUANTIZED or (wanted is Quantization.BF16 and dtype.itemsize == 2):
+        return Quantization.NONE
+    return wanted
+
+
+def row_bytes(width: int, dtype: Dtype, done: Quantization) -> int:
+    """Return the bytes that a row of `width` elements takes on the bus: record, scale and payload."""
+    target = _TARGET.get(done, dtype)
+    return ROW_DTYPE.itemsize + (_SCALE_BYTES if target in _QUANTIZED else 0) + width * target.itemsize
+
+
+def cut(sequence: int, rows: int, bytes_a_row: int, chunk_bytes: int) -> Iterator[Block]:
+    """Cut the `rows` of the captured packet `sequence` into the fewest blocks that fit, of about one size.
+
+    Blocks are numbered from 1, so that no mark is 0: that means "nothing yet".
+
+    Raises:
+        RowTooLargeError: one row alone does not fit, or the blocks are more than a mark can number.
+    """
+    most = (chunk_bytes - HEADER_BYTES) // bytes_a_row
+    if most < 1:
+        raise RowTooLargeError(f"a row of {bytes_a_row} bytes does not fit a chunk of {chunk_bytes}")
+    count = -(-rows // most)
+    if count >= 1 << PART_BITS:
+        raise RowTooLargeError(
+            f"a packet of {rows} rows makes {count} blocks, a mark can number {(1 << PART_BITS) - 1}"
+        )
+    for number in range(count):
+        yield Block(
+            start=number * rows // count,
+            stop=(number + 1) * rows // count,
+            source=(sequence << PART_BITS) | (number + 1),
+        )

@@ -1,0 +1,152 @@
+"""The hook worker's loop: drain the capture ring, steer the rate, keep the timeline, end in band."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, Literal
+
+from asysi.hook.books import Books, read_books
+from asysi.hook.pacer import Pacer
+from asysi.hook.relay import Relay
+from asysi.hook.statistics import Statistics
+from asysi.hook.timeline import Timeline, describe
+from asysi.monitor.health import Health
+from asysi.monitor.worker import Stop
+
+if TYPE_CHECKING:
+    from asysi_ring import Control, Reader, Writer
+
+PACE_SECONDS = 0.25
+LINE_SECONDS = 1.0
+STATISTICS_SECONDS = 10.0
+_BATCH = 16
+_WAIT_SECONDS = 0.1
+log = logging.getLogger("asysi")
+
+End = Literal["complete", "attempt_over"]
+
+
+@dataclass
+class Every:
+    """A timer: due every so many seconds, without catching up."""
+
+    seconds: float
+    last: float
+
+    def due(self, now: float) -> bool:
+        """Return whether the interval has passed, and begin the next one if so."""
+        if now - self.last < self.seconds:
+            return False
+        self.last = now
+        return True
+
+
+@dataclass
+class Hook:
+    """Everything the loop works with."""
+
+    reader: "Reader"
+    """Of the capture ring."""
+    writer: "Writer"
+    """Of the bus."""
+    capture: "Control"
+    bus: "Control"
+    relay: Relay
+    pacer: Pacer
+    statistics: Statistics
+    timeline: Timeline
+    books: Books
+    """At the last line of the timeline."""
+
+    def run(self, health: Health, stop: Stop) -> End | None:
+        """Drain until the stream has ended; return how, or None when SIGTERM came first."""
+        now = monotonic()
+        pace, line, statistics = (Every(s, now) for s in (PACE_SECONDS, LINE_SECONDS, STATISTICS_SECONDS))
+        host_gone = False
+        while not stop.terminated:
+            moved = self._drain(stop)
+            health.beat()
+            now = monotonic()
+            if pace.due(now):
+                self._steer(line.due(now))
+            if statistics.due(now):
+                self.statistics.write()
+            if moved:
+                continue
+            if end := self.reader.ended():
+                return end
+            # Twice, with a pull in between: what the host published before it died is drained first.
+            if host_gone:
+                return "attempt_over"
+            host_gone = self.capture.writer_state() == "gone"
+        return None
+
+    def _drain(self, stop: Stop) -> bool:
+        """Carry what is there to the bus; return whether there was anything."""
+        views = self.reader.pull(_BATCH, _WAIT_SECONDS)
+        self.pacer.look()
+        for view in views:
+            if stop.terminated:
+                break
+            self.relay.forward(view)
+            self.reader.consumed(view)
+            self.reader.mark_durable()
+            view.release()
+        return bool(views)
+
+    def _steer(self, write_line: bool) -> None:
+        books = read_books(self.capture, self.bus)
+        self.timeline.restarts.look(books)
+        self.pacer.decide(books)
+        if write_line:
+            self._write_line(books)
+
+    def _write_line(self, books: Books) -> None:
+        self.timeline.append(describe(self.books, books, self.pacer.pace.rate))
+        self.books = books
+
+    def finish(self, end: End | None) -> None:
+        """Write the last line and statistics, and hand the end on to the bus."""
+        self._write_line(read_books(self.capture, self.bus))
+        self.timeline.close()
+        self.statistics.write()
+        if end is None:
+            return
+        self.writer.close(end)
+        self.reader.settle()
+        self.reader.mark_durable()
+        self.reader.finalise("finalised" if end == "complete" else "checkpointed")
+        log.info("the stream has ended: %s", end)
+
+
+def status(capture: "Control", bus: "Control", pacer: Pacer) -> Callable[[], dict[str, object]]:
+    """Return what /status answers: rows in total, and the rate."""
+
+    def answer() -> dict[str, object]:
+        books = read_books(capture, bus)
+        return {
+            "container": "hook",
+            "rate": pacer.pace.rate,
+            "steps": books.steps,
+            "rows": {
+                "seen": books.seen,
+                "sampledOut": books.sampled_out,
+                "captured": books.published,
+                "dropped": dict(books.dropped),
+                "published": books.bus_published,
+                "droppedAtBus": dict(books.bus_dropped),
+            },
+            "consumers": {
+                name: {
+                    "state": books.state,
+                    "lag": books.lag,
+                    "durable": books.durable,
+                    "lapped": books.lapped,
+                    "rolledBack": books.rolled_back,
+                }
+                for name, books in {"hook": books.hook, **books.consumers}.items()
+            },
+        }
+
+    return answer

@@ -1,0 +1,141 @@
+"""Running statistics of each hook point, over one row in sixteen."""
+
+import json
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asysi.bus.packet import ActivationPacket
+
+STRIDE = 16
+"""One row in so many is looked at, counted along the stream of a hook point."""
+_PENDING_ROWS = 256
+
+Vector = NDArray[np.float64]
+
+
+@dataclass
+class Moments:
+    """Count, mean and variance of rows, merged by the pairwise update of Chan, Golub and LeVeque (1979)."""
+
+    rows: int = 0
+    non_finite: int = 0
+    """Rows with a NaN or an infinity; they are in no other number."""
+    mean: Vector = field(default_factory=lambda: np.zeros(0))
+    """[width]"""
+    squares: Vector = field(default_factory=lambda: np.zeros(0))
+    """[width] Sum of squared deviations from the mean."""
+    least: float = np.inf
+    most: float = -np.inf
+    norm: float = 0.0
+    """Mean L2 norm of a row."""
+
+    def add(self, block: NDArray[np.float32]) -> None:
+        """Add rows [n, width]."""
+        finite = np.isfinite(block).all(axis=1)
+        self.non_finite += int(len(block) - finite.sum())
+        values = block[finite].astype(np.float64)
+        count = len(values)
+        if count == 0:
+            return
+        mean = values.mean(axis=0)
+        squares = ((values - mean) ** 2).sum(axis=0)
+        total, gap = self.rows + count, mean - (self.mean if self.rows else 0.0)
+        self.squares = (self.squares if self.rows else 0.0) + squares + gap**2 * (self.rows * count / total)
+        self.mean = (self.mean if self.rows else 0.0) + gap * (count / total)
+        norms = np.sqrt((values**2).sum(axis=1))
+        self.norm += (float(norms.mean()) - self.norm) * (count / total)
+        self.least, self.most = min(self.least, float(values.min())), max(self.most, float(values.max()))
+        self.rows = total
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the numbers as JSON holds them; `from_json` is its inverse."""
+        return {
+            "rows": self.rows,
+            "nonFinite": self.non_finite,
+            "meanL2": self.norm,
+            "min": self.least if self.rows else None,
+            "max": self.most if self.rows else None,
+            "mean": self.mean.tolist(),
+            "variance": (self.squares / max(1, self.rows)).tolist(),
+        }
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> "Moments":
+        """Return what `to_json` has saved.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is something else.
+        """
+        rows = int(saved["rows"])
+        return cls(
+            rows=rows,
+            non_finite=int(saved["nonFinite"]),
+            mean=np.array(saved["mean"], np.float64),
+            squares=np.array(saved["variance"], np.float64) * rows,
+            least=float(saved["min"]) if rows else np.inf,
+            most=float(saved["max"]) if rows else -np.inf,
+            norm=float(saved["meanL2"]),
+        )
+
+
+class Statistics:
+    """Statistics of all hook points, in one JSON file that outlives restarts and attempts.
+
+    Rows are taken along the stream of each hook point: which ones does not depend on how they were packed.
+    What a killed worker had looked at since it last wrote is not looked at again: the counts say what was.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._moments = _read(path)
+        self._pending: dict[str, list[NDArray[np.float32]]] = {}
+
+    def look(self, packet: ActivationPacket) -> None:
+        """Take one row in sixteen of the packet."""
+        first = -int(packet.header["rows_before"]) % STRIDE
+        if first >= len(packet.rows):
+            return
+        few = replace(
+            packet,
+            rows=packet.rows[first::STRIDE],
+            payload=packet.payload[first::STRIDE],
+            scales=None if packet.scales is None else packet.scales[first::STRIDE],
+        )
+        pending = self._pending.setdefault(packet.point, [])
+        pending.append(few.to_float32())
+        if sum(map(len, pending)) >= _PENDING_ROWS:
+            self._merge(packet.point)
+
+    def _merge(self, point: str) -> None:
+        if blocks := self._pending.pop(point, None):
+            self._moments.setdefault(point, Moments()).add(np.concatenate(blocks))
+
+    def write(self) -> None:
+        """Write the file, atomically."""
+        for point in list(self._pending):
+            self._merge(point)
+        content = {
+            "sampled": f"one row in {STRIDE} of each hook point's captured rows",
+            "points": {point: moments.to_json() for point, moments in self._moments.items()},
+        }
+        temporary = self._path.with_suffix(".json.part")
+        with temporary.open("w") as file:
+            json.dump(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self._path)
+
+
+def _read(path: Path) -> dict[str, Moments]:
+    try:
+        points = json.loads(path.read_text())["points"]
+        return {point: Moments.from_json(saved) for point, saved in points.items()}
+    except FileNotFoundError:
+        return {}
+    except (KeyError, TypeError, ValueError, AttributeError):  # not ours: begin anew rather than stop the run
+        return {}

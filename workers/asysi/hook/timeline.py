@@ -1,0 +1,118 @@
+"""`timeline.jsonl`: a line a second of what the run was doing."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from asysi.hook.books import Books
+
+_PRESENT = "attached"
+
+
+def describe(before: Books, after: Books, rate: float) -> dict[str, Any]:
+    """Return a line's content: what happened from `before` to `after`.
+
+    `offered`, `kept` and `consumed` are rows a second; `dropped`, `drops` and `lapped` rows in the interval;
+    `lag` is the share of a ring that is unread, at its end. Rows count all hook points together.
+    """
+    seconds = max(1e-9, after.at - before.at)
+    drops = _grown(before.dropped, after.dropped)
+    for reason, rows in _grown(before.bus_dropped, after.bus_dropped).items():
+        drops[f"bus_{reason}"] = rows
+    return {
+        "rate": round(rate, 6),
+        "steps": after.steps,
+        "offered": round(max(0, after.offered - before.offered) / seconds, 1),
+        "kept": round((after.published - before.published) / seconds, 1),
+        "consumed": {
+            name: round((now.consumed - then.consumed) / seconds, 1)
+            for name, then, now in _pairs(before, after)
+        },
+        "lag": {name: round(now.lag, 4) for name, _, now in _pairs(before, after)},
+        "dropped": sum(drops.values()),
+        "drops": drops,
+        "lapped": {name: now.lapped - then.lapped for name, then, now in _pairs(before, after)},
+    }
+
+
+def _pairs(before: Books, after: Books) -> list[tuple[str, Any, Any]]:
+    shared = [(name, before.consumers[name], books) for name, books in after.consumers.items()]
+    return [("hook", before.hook, after.hook), *shared]
+
+
+def _grown(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, int]:
+    return {reason: more for reason, rows in after.items() if (more := rows - before.get(reason, 0))}
+
+
+class Restarts:
+    """How often each worker came back: whoever is seen attached after having been seen gone."""
+
+    def __init__(self, counts: Mapping[str, int]) -> None:
+        self.counts = dict(counts)
+        self._gone: set[str] = set()
+
+    def look(self, books: Books) -> None:
+        """Compare the workers' states with those of the last look."""
+        self.counts["hook"] = max(0, books.generation - 1)
+        for name, consumer in books.consumers.items():
+            self.counts.setdefault(name, 0)
+            if consumer.state == "gone":
+                self._gone.add(name)
+            elif name in self._gone and consumer.state == _PRESENT:
+                self._gone.discard(name)
+                self.counts[name] += 1
+
+
+class Timeline:
+    """Appends lines to the file. A restarted worker and a new attempt go on in it.
+
+    Args:
+        path: the file; what a killed writer left of a line at its end is cut off.
+        attempt: number of the attempt.
+    """
+
+    def __init__(self, path: Path, attempt: int) -> None:
+        self._path, self._attempt = path, attempt
+        lines = _mend(path)
+        first, last = (lines[0], lines[-1]) if lines else ({}, {})
+        self._began = float(first.get("time", time.time()))
+        self.restarts = Restarts(last.get("restarts", {}) if last.get("attempt") == attempt else {})
+        self._file = path.open("a", buffering=1)
+
+    def append(self, content: Mapping[str, Any]) -> None:
+        """Append a line: `time` (Unix), `t` (seconds since the file's first line), the attempt, `content`."""
+        now = time.time()
+        line = {
+            "t": round(now - self._began, 3),
+            "time": round(now, 3),
+            "attempt": self._attempt,
+            **content,
+            "restarts": self.restarts.counts,
+        }
+        self._file.write(json.dumps(line) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _mend(path: Path) -> list[dict[str, Any]]:
+    """Cut off an unfinished last line; return the lines that hold objects."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    return [line for text in whole.splitlines() if isinstance(line := _parse(text), dict)]
+
+
+def _parse(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
