@@ -99,11 +99,17 @@ def _write(segment: Segment, fresh: Path) -> None:
     fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
         write_all(fd, start)
-        entries, size, lost_rows = _copy(segment, fd, len(start))
+        entries, size = _copy(segment, fd, len(start))
         points = sorted(segment.points.values(), key=lambda point: point.index)
         lost = sum(not isinstance(error, TornError) for error in segment.damage)
         counts = final_counts(
-            entries, len(points), size, time.time_ns(), recovered=True, lost_chunks=lost, lost_rows=lost_rows
+            entries,
+            len(points),
+            size,
+            time.time_ns(),
+            recovered=True,
+            lost_chunks=lost,
+            lost_rows=segment.lost_rows,
         )
         write_all(
             fd,
@@ -146,11 +152,11 @@ def _start(segment: Segment) -> tuple[bytes, int]:
     return head + bytes(HEADER_BYTES - len(head)) + text, checksum(text)
 
 
-def _copy(segment: Segment, fd: int, at: int) -> tuple[NDArray[np.void], int, int]:
+def _copy(segment: Segment, fd: int, at: int) -> tuple[NDArray[np.void], int]:
     """Write one table of hook points, then every other chunk.
 
     Returns:
-        The chunks' headers, the size of the file so far, the rows that were lost.
+        The chunks' headers, and the size of the file so far.
     """
     data = segment.data
     table = pack_json(points_json(sorted(segment.points.values(), key=lambda point: point.index)))
@@ -171,21 +177,13 @@ def _copy(segment: Segment, fd: int, at: int) -> tuple[NDArray[np.void], int, in
         write_all(fd, head.tobytes(), table)
         heads, at = [head], at + chunk_size(head[0])
     totals: Counter[tuple[int, int]] = Counter()
-    before: Counter[tuple[int, int]] = Counter()
-    lost = 0
     for entry in segment.entries[segment.entries["kind"] != ChunkKind.POINTS]:
-        place, rows, said = (
-            (int(entry["kind"]), int(entry["point"])),
-            int(entry["rows"]),
-            int(entry["rows_total"]),
-        )
-        lost += max(0, said - rows - before[place])
-        before[place] = said
-        totals[place] += rows
+        place = (int(entry["kind"]), int(entry["point"]))
+        totals[place] += int(entry["rows"])
         first = int(entry["offset"])
         head = np.array([entry], CHUNK_DTYPE)
         head["offset"], head["number"], head["rows_total"] = at, len(heads), totals[place]
         write_all(fd, seal(head).tobytes(), data[first + CHUNK_BYTES : first + chunk_size(entry)])
         heads.append(head)
         at += chunk_size(entry)
-    return np.concatenate(heads) if heads else segment.entries, at, min(lost, 2**63)
+    return np.concatenate(heads) if heads else segment.entries, at

@@ -60,6 +60,8 @@ class Segment:
     """[1] of COUNTS_DTYPE; None for a segment without a footer."""
     damage: list[MScanError] = field(default_factory=list)
     """What had to be left out when the index was rebuilt from the chunks."""
+    lost_rows: int = 0
+    """Rows in it as far as the chunks' running totals tell, METRICS and TENSOR added."""
 
     @cached_property
     def names(self) -> list[str]:
@@ -225,14 +227,25 @@ def rescan(data: memoryview, path: Path) -> Segment:
     except MScanError as error:
         segment.damage.append(type(error)(error.problem, path, error.offset))
         at = _next_chunk(data, ALIGNMENT, None) or len(data)
-    entries, lost = scan(data, at, key)
+    entries, spoilt, lost = scan(data, at, key)
     segment.damage += [type(error)(error.problem, path, error.offset, error.chunk) for error in lost]
+    segment.lost_rows = _lost_rows(entries, spoilt)
     if key is None and not entries:
         raise segment.damage[0]
     segment.key = int(entries[0]["key"][0]) if key is None else key
     segment.entries = np.concatenate(entries) if entries else segment.entries
     segment.points = _known_points(segment)
     return segment
+
+
+def _lost_rows(entries: list[NDArray[np.void]], spoilt: list[NDArray[np.void]]) -> int:
+    """Return the rows that the running totals count and the intact chunks do not hold."""
+    said: dict[tuple[int, int], int] = {}
+    for head in (*entries, *spoilt):
+        place = (int(head["kind"][0]), int(head["point"][0]))
+        said[place] = max(said.get(place, 0), int(head["rows_total"][0]))
+    held = sum(int(head["rows"][0]) for head in entries)
+    return min(max(0, sum(said.values()) - held), 2**63)
 
 
 def _known_points(segment: Segment) -> dict[int, Point]:
@@ -260,7 +273,9 @@ def read_points(segment: Segment, chunk: int) -> list[Point]:
         ) from None
 
 
-def scan(data: memoryview, at: int, key: int | None) -> tuple[list[NDArray[np.void]], list[MScanError]]:
+def scan(
+    data: memoryview, at: int, key: int | None
+) -> tuple[list[NDArray[np.void]], list[NDArray[np.void]], list[MScanError]]:
     """Find every intact chunk from byte `at` on.
 
     Args:
@@ -269,10 +284,12 @@ def scan(data: memoryview, at: int, key: int | None) -> tuple[list[NDArray[np.vo
         key: the segment's key; None takes that of the first intact chunk.
 
     Returns:
-        Headers of the intact chunks, and what is damaged: a chunk whose payload lost its checksum, a stretch
-        of bytes without a chunk header, a tail that was not written to its end (TornError).
+        Headers of the intact chunks; headers of those whose payload lost its checksum; and what is damaged:
+        such a chunk, a stretch of bytes without a chunk header, a tail that was not written to its end
+        (TornError).
     """
     entries: list[NDArray[np.void]] = []
+    spoilt: list[NDArray[np.void]] = []
     damage: list[MScanError] = []
     footer = FOOTER_MAGIC.to_bytes(8, "little")
     while at < len(data) and data[at : at + 8] != footer:
@@ -290,9 +307,10 @@ def scan(data: memoryview, at: int, key: int | None) -> tuple[list[NDArray[np.vo
             entries.append(head)
             key = int(head["key"][0])
         except CorruptError as error:
+            spoilt.append(head)
             damage.append(CorruptError(error.problem, offset=at, chunk=int(head["number"][0])))
         at += chunk_size(head[0])
-    return entries, damage
+    return entries, spoilt, damage
 
 
 def _next_chunk(data: memoryview, at: int, key: int | None) -> int | None:

@@ -121,7 +121,8 @@ class _Spooled:
         self._open = ExitStack()
         self._spools: dict[str, IO[bytes]] = {}
         for name in columns:
-            self._spools[name] = self._open.enter_context(tempfile.TemporaryFile(dir=path.parent))
+            spool = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115 - released below
+            self._spools[name] = self._open.enter_context(spool)
 
     def write(self, columns: Columns) -> None:
         self._rows += len(next(iter(columns.values())))

@@ -14,7 +14,7 @@ def segments_table(dataset: MScanDataset) -> Table:
     """Return a row a segment: when, how much, whether it is whole."""
     table = Table(title="segments")
     for name in ("segment", "created", "state"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for name in ("chunks", "packets", "rows", "steps", "size"):
         table.add_column(name, justify="right")
     for segment in dataset.segments:
@@ -36,7 +36,7 @@ def segments_table(dataset: MScanDataset) -> Table:
 def points_table(dataset: MScanDataset) -> Table:
     """Return a row a hook point: rows, steps, samples, stored bytes."""
     table = Table(title="hook points")
-    table.add_column("hook point")
+    table.add_column("hook point", overflow="fold")
     for name in ("rows", "width", "steps", "samples", "size", "bytes/row"):
         table.add_column(name, justify="right")
     for path in dataset.points:
