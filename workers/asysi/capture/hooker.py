@@ -256,7 +256,7 @@ class ActivationHooker:
         self.tokens_excluded += len(tokens.content) - self._content
 
     def _latch(self) -> float:
-        """Return the rate that the hook worker last wrote, within the spec's bounds; until then the highest."""
+        """Return the rate that the hook worker last wrote, within the spec's bounds; before that the top."""
         rate = float(self._control.get_float(CaptureWord.RATE))
         if not rate > 0:
             return self._sampling.rate
@@ -357,7 +357,7 @@ class ActivationHooker:
         return self._on_device[device]
 
     def _cut(self, row_bytes: int) -> list[_Part]:
-        """Return the step's kept rows in parts that fit a chunk, none when no row fits; cut once a row size."""
+        """Return the step's kept rows in parts that fit a chunk, none when no row fits; cut once a size."""
         parts = self._parts.get(row_bytes)
         if parts is None:
             most = rows_per_chunk(row_bytes, self._chunk_bytes)

@@ -80,7 +80,7 @@ def capture_problems(
     size = format_bytes(plan.chunk_bytes)
     enough = format_bytes((needed + plan.chunks - plan.depth) * plan.chunk_bytes)
     return [
-        f"spec.capture.size: {spec.capture.size} is too small for one step: of {plan.chunks} chunks of {size},"
+        f"spec.capture.size: {spec.capture.size} is too small for a step: of {plan.chunks} chunks,"
         f" {plan.chunks - plan.depth} are the reader's and {max(0, plan.depth)} are left;"
         f" a step of {batch} × {length} tokens needs {' + '.join(terms)} = {needed}."
         f" Raise capture.size to {enough}, or lower workload.scan.batchSize or data.tokens.contextLength"
