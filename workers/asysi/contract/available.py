@@ -22,6 +22,9 @@ class Refusal:
     advice: str
     """What is missing and what to do instead, as the rest of a sentence that begins with path and value."""
 
+    note: str = ""
+    """What the reference page says is missing, where neither the field nor a value of its list is."""
+
     def passes(self, value: Any) -> bool:
         """Return whether `value` may stand here."""
         return value == _DEFAULTS[self.pattern] if self.available is None else self.available(value)
@@ -107,7 +110,7 @@ REFUSALS = (
         None,
         "take workload.scan with a python:// model; own programs come with a later version",
     ),
-    Refusal("spec.workload.scan.loss", _only("none"), "a scan runs forward only; drop it"),
+    Refusal("spec.workload.scan.loss", _only("none"), "a scan runs forward only; drop it", "all but `none`"),
     Refusal(
         "spec.capture.kinds", _only("activations"), "gradients come with a later version; take [activations]"
     ),

@@ -4,6 +4,7 @@ Relative paths in `model.uri`, `model.tokenizer`, `data.uri` and `output.uri` ar
 folder; those that begin with `./` or `../` are relative to the folder of the file that states them.
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,10 @@ _PATHS: tuple[Path, ...] = (
     ("spec", "data", "uri"),
     ("spec", "output", "uri"),
 )
+_LOCAL = re.compile(
+    r"(?P<scheme>(?:file://|jsonl://(?:file://)?)?)(?P<rest>(?![/~]|[\w:+]+://)(?P<dots>\.\.?(?=/|$))?.*)$"
+)
+"""A relative path, maybe behind a scheme: `./x` and `../x` have dots."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +99,8 @@ def assemble(layers: Sequence[Layer]) -> ScanExperiment:
     for layer in layers:
         tree = merge(tree, layer.tree)
         marks |= layer.marks
-    return check(
-        resolve_paths(tree, {path: File(mark.file).parent for path, mark in marks.items() if mark.line}),
-        marks,
-    )
+    folders = {path: File(mark.file).parent for path, mark in marks.items() if mark.line}
+    return check(resolve_paths(tree, folders, File.cwd()), marks)
 
 
 def check(tree: Mapping[str, Any], marks: Mapping[Path, Mark] | None = None) -> ScanExperiment:
@@ -128,14 +131,21 @@ def merge(base: Any, overlay: Any) -> Any:
     return base | {key: merge(base[key], value) if key in base else value for key, value in overlay.items()}
 
 
-def resolve_paths(tree: Any, folders: Mapping[Path, File]) -> Any:
-    """Return `tree` with paths that begin with `./` or `../` made absolute by the folder of their file."""
+def resolve_paths(tree: Any, folders: Mapping[Path, File], here: File) -> Any:
+    """Return `tree` with its local paths made absolute, so that they mean the same in every process.
+
+    Args:
+        tree: the experiment.
+        folders: the folder of the file that states a value, by the value's path: where `./` and `../` begin.
+        here: where all other relative paths begin.
+    """
     for path in _PATHS:
         value = _value_at(tree, path)
-        if isinstance(value, str) and path in folders:
-            scheme, separator, rest = value.rpartition("://")
-            if re.match(r"\.\.?(/|$)", rest):
-                tree = merge(tree, _nested(path, f"{scheme}{separator}{(folders[path] / rest).resolve()}"))
+        local = _LOCAL.match(value) if isinstance(value, str) else None
+        if local:
+            folder = folders.get(path, here) if local["dots"] else here
+            absolute = os.path.normpath(folder.resolve() / local["rest"])  # a link at the end stays a link
+            tree = merge(tree, _nested(path, f"{local['scheme']}{absolute}"))
     return tree
 
 
@@ -165,6 +175,7 @@ def parse(text: str, name: str) -> Layer:
             found = "is empty" if node is None else "holds no mapping"
             raise ConfigError(f"{name} {found}: an experiment has `metadata:` and `spec:`")
         walk = _Walk(name)
+        walk.marks[()] = Mark(name, 1)
         walk.mapping(node, ())
         return Layer(loader.construct_document(node) if not walk.problems else {}, walk.marks, walk.problems)
     except yaml.MarkedYAMLError as error:
@@ -284,7 +295,7 @@ def _sentences(problems: Sequence[Problem], marks: Mapping[Path, Mark]) -> list[
     placed: list[tuple[int, int, str]] = []
     for problem in problems:
         mark = next(
-            (marks[problem.path[:n]] for n in range(len(problem.path), 0, -1) if problem.path[:n] in marks),
+            (marks[problem.path[:n]] for n in range(len(problem.path), -1, -1) if problem.path[:n] in marks),
             None,
         )
         text = f"{written(problem.path) or 'the experiment'} {problem.text}"

@@ -9,7 +9,7 @@ _SUFFIX = {
     "": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
     "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40,
 }  # fmt: skip
-_PATTERN = r"^[0-9]+(\.[0-9]+)?(k|M|G|T|Ki|Mi|Gi|Ti)?$"
+PATTERN = r"^[0-9]+(\.[0-9]+)?(k|M|G|T|Ki|Mi|Gi|Ti)?$"
 
 
 def parse_bytes(quantity: str) -> int:
@@ -17,7 +17,7 @@ def parse_bytes(quantity: str) -> int:
 
     Raises ValueError when the text is no quantity.
     """
-    match = re.match(_PATTERN, quantity)
+    match = re.match(PATTERN, quantity)
     if match is None:
         raise ValueError(
             f"{quantity!r} is no memory quantity: write a number with Ki, Mi, Gi or Ti, like 64Mi"
@@ -40,5 +40,5 @@ def _checked(quantity: str) -> str:
     return quantity
 
 
-Memory = Annotated[str, Field(pattern=_PATTERN, max_length=16), AfterValidator(_checked)]
+Memory = Annotated[str, Field(pattern=PATTERN, max_length=16), AfterValidator(_checked)]
 """A memory quantity as Kubernetes writes it."""

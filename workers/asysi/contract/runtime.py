@@ -92,8 +92,8 @@ REPORT_FILE = PurePosixPath("report.html")
 TIMELINE_FILE = PurePosixPath("timeline.jsonl")
 """A line a second: time, rate, offered and consumed rows a second, drops, lag and restarts."""
 EVENTS_FILE = PurePosixPath("events.jsonl")
-"""A line for each start, exit, kill and restart of a container: {time (Unix, s), container, event, attempt, code,
-reason}. Written by the local runner."""
+"""A line for each start, exit, kill and restart of a container: {time (Unix, s), container, event, attempt,
+code, reason}. Written by the local runner."""
 SAE_FOLDER = PurePosixPath("sae")
 """`sae/<trainer>/<hook point>/`: SAELens' layout."""
 CHECKPOINT_FOLDER = PurePosixPath("checkpoints")

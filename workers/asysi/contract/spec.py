@@ -128,7 +128,7 @@ class Data(Part):
     """What the model reads."""
 
     uri: Uri
-    """Where the rows are: `jsonl://path` (any fsspec URL may stand behind it)."""
+    """Where the rows are: `jsonl://path`, a JSON object a line; the path may be a glob, or any fsspec URL."""
     tokens: Tokens = Tokens()
     """How text becomes tokens, and which tokens are data."""
     holdout: Holdout = Holdout()
@@ -346,7 +346,8 @@ class Output(Part):
     """Where results go."""
 
     uri: Uri | None = None
-    """A folder (local runs), or any fsspec URL; unset takes `runs/<name>` locally."""
+    """Folder of a local run, plain or as `file://folder`; unset takes `runs/<name>`. In a pod the claim holds
+    the results."""
     claim: Name | None = None
     """PersistentVolumeClaim that results are written to; unset makes one, which goes when the experiment is
     deleted."""

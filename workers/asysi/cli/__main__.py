@@ -1,0 +1,5 @@
+"""`python -m asysi.cli` is `asysi`."""
+
+from asysi.cli import main
+
+main()

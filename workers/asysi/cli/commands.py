@@ -1,0 +1,217 @@
+"""The commands of `asysi`."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from asysi.cli.groups import Commands, deferred, door
+
+if TYPE_CHECKING:
+    from asysi.contract.spec import ScanExperiment
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+ring = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(ring, name="ring", help="Look into the rings of a run.")
+app.add_typer(
+    typer.Typer(cls=deferred("asysi.archive.commands", "app"), no_args_is_help=True, rich_markup_mode=None),
+    name="mscan",
+    help="Read, verify, recover and export `.mscan` archives.",
+)
+
+Files = Annotated[list[Path] | None, typer.Argument(metavar="FILES", help="YAML files; later ones win.")]
+Layers = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--file",
+        "-f",
+        metavar="FILE",
+        help="A YAML file; repeat it, later ones win.",
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="PATH=VALUE", help="Set one field, over every file: spec.workload.scan.passes=2."
+    ),
+]
+OutputFolder = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="DIR", help="Folder of the results, instead of spec.output.uri."),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the results of an older run in that folder.")
+]
+Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of the live display.")]
+KillOnce = Annotated[
+    str | None,
+    typer.Option(
+        "--kill-once",
+        metavar="WORKER",
+        help="Kill this worker once on purpose (kill -9) after its first checkpoint, to see it recover.",
+    ),
+]
+
+
+@app.callback(invoke_without_command=True)
+def asysi(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    """A microscope for PyTorch models in motion.
+
+    One YAML file, a ScanExperiment, says which model to watch, where, and what to do with what is seen.
+
+    \b
+    Begin with:
+      asysi check scan.yaml     which hook points match, and what would be refused
+      asysi run scan.yaml       watch the model; results and report.html in runs/<name>
+      asysi render scan.yaml    the same experiment as Kubernetes objects
+
+    Exit codes: 0 done, 1 failed, 2 bad configuration or input, 130 ended by Ctrl-C.
+    """
+    if version:
+        print_version()
+        raise typer.Exit
+
+
+@app.command()
+def run(  # noqa: PLR0917 - each is an option of the command
+    files: Files = None,
+    layers: Layers = None,
+    settings: Settings = None,
+    output: OutputFolder = None,
+    overwrite: Overwrite = False,
+    plain: Plain = False,
+    kill_once: KillOnce = None,
+) -> None:
+    """Watch a model on this machine: the experiment's pod as processes.
+
+    Ctrl-C ends the run early and cleanly, with a report; a second Ctrl-C kills it.
+
+    \b
+    Examples:
+      asysi run examples/minilm/scan.yaml
+      asysi run -f base.yaml -f profile_hpc.yaml --output runs/today
+      asysi run scan.yaml --set spec.workload.scan.passes=2
+    """
+    _run(_load(files, layers, settings), output, overwrite, plain, kill_once)
+
+
+@app.command("run-profile", hidden=True)
+def run_profile(  # noqa: PLR0917 - each is an option of the command
+    config: Annotated[
+        Path, typer.Option("--config", metavar="PROFILE", help="The profile; base.yaml lies beside it.")
+    ],
+    settings: Settings = None,
+    output: OutputFolder = None,
+    overwrite: Overwrite = False,
+    plain: Plain = False,
+    kill_once: KillOnce = None,
+) -> None:
+    """Run a profile over the base.yaml beside it: `asysi run -f base.yaml -f PROFILE`.
+
+    \b
+    Example:
+      asys-i-run --config configs/profile_hpc.yaml
+    """
+    base = config.with_name("base.yaml")
+    _run(
+        _load([config] if config.name == base.name else [base, config], None, settings),
+        output,
+        overwrite,
+        plain,
+        kill_once,
+    )
+
+
+@app.command()
+def check(files: Files = None, layers: Layers = None, settings: Settings = None) -> None:
+    """Say what an experiment would watch, without running it.
+
+    Prints the hook points that match, with alias, row and type, what there is to read, the rings, and what
+    would be refused: with any of that the exit code is 2.
+
+    \b
+    Examples:
+      asysi check examples/minilm/scan.yaml
+      asysi check scan.yaml --set 'spec.capture.hookPoints=["encoder.layer.0.*"]'
+    """
+    report = door("asysi.hosts.check", "check")(_load(files, layers, settings))
+    door("asysi.cli.tables", "print_check")(report)
+    if report.problems:
+        raise typer.Exit(2)
+
+
+@app.command()
+def render(
+    files: Files = None,
+    layers: Layers = None,
+    settings: Settings = None,
+    form: Annotated[
+        str, typer.Option("--format", "-o", metavar="yaml|json", help="Form of the objects.")
+    ] = "yaml",
+) -> None:
+    """Print an experiment as Kubernetes objects, as the operator makes them.
+
+    \b
+    Examples:
+      asysi render scan.yaml
+      asysi render scan.yaml | kubectl apply -f -
+      asysi render scan.yaml -o json
+    """
+    if form not in {"yaml", "json"}:
+        raise typer.BadParameter(f"{form} is no form: take yaml or json", param_hint="'--format'")
+    objects: list[Any] = door("asysi_operator.manifests", "build")(_load(files, layers, settings))
+    sys.stdout.write(door("asysi.cli.objects", f"as_{form}")(objects))
+
+
+@ring.command()
+def inspect(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder of the ring, with `control` and `data` in it.")
+    ],
+) -> None:
+    """Print geometry, cursors, lag and books of a ring, while it is in use or afterwards.
+
+    \b
+    Example:
+      asysi ring inspect /dev/shm/asysi/bus
+    """
+    door("asysi.cli.tables", "print_ring")(folder)
+
+
+@app.command("version")
+def print_version() -> None:
+    """Print the version."""
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - slow, and seldom asked for
+
+    try:
+        typer.echo(f"asysi {version('asysi')}")
+    except PackageNotFoundError:
+        typer.echo("asysi (not installed: run from its source folder)")
+
+
+def _load(
+    files: list[Path] | None, layers: list[Path] | None, settings: list[str] | None
+) -> "ScanExperiment":
+    experiment: ScanExperiment = door("asysi.contract.loading", "load")(
+        [*(layers or []), *(files or [])], settings or []
+    )
+    return experiment
+
+
+def _run(
+    experiment: "ScanExperiment", output: Path | None, overwrite: bool, plain: bool, kill_once: str | None
+) -> None:
+    code = door("asysi_operator.local", "run")(
+        experiment, output=output, overwrite=overwrite, plain=plain, kill_once=kill_once
+    )
+    raise typer.Exit(int(code))

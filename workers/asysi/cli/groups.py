@@ -1,0 +1,61 @@
+"""Groups of commands: one that turns errors into sentences, one that is imported when it is asked for."""
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from asysi.contract.errors import ConfigError
+from asysi.contract.runtime import Exit
+
+
+class Commands(TyperGroup):
+    """The commands of `asysi`: a ConfigError ends in its sentences and exit code 2, Ctrl-C in 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was named."""
+        try:
+            return super().invoke(ctx)
+        except ConfigError as error:
+            for problem in error.problems:
+                sys.stderr.write(f"{problem}\n")
+            raise typer.Exit(Exit.CONFIG) from error
+        except KeyboardInterrupt as error:
+            raise typer.Exit(Exit.INTERRUPTED) from error
+
+
+def deferred(module: str, name: str) -> type[TyperGroup]:
+    """Return a group with the commands of the Typer app `name` in `module`, imported when asked for."""
+
+    class Deferred(TyperGroup):
+        def list_commands(self, ctx: Any) -> list[str]:
+            return list(_commands())
+
+        def get_command(self, ctx: Any, cmd_name: str) -> Any:
+            return _commands().get(cmd_name)
+
+    def _commands() -> dict[str, Any]:
+        command: Any = typer.main.get_command(door(module, name))
+        return dict(getattr(command, "commands", {}))
+
+    return Deferred
+
+
+def door(module: str, name: str) -> Any:
+    """Return `name` of `module`, imported now.
+
+    Raises:
+        ConfigError: a package that it needs is not installed.
+    """
+    try:
+        return getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in {"asysi", "asysi_operator"}:
+            raise
+        extra = "operator" if module.startswith("asysi_operator") else "workers"
+        raise ConfigError(
+            f"this command needs the package {package}: pip install 'asysi[{extra}]'"
+        ) from error

@@ -1,0 +1,155 @@
+"""The reference page of the spec, made from the models."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel
+
+from asysi.contract.available import REFUSALS, Refusal
+from asysi.contract.crd import Schema, structural
+from asysi.contract.fields import SchemaField, schema_fields
+from asysi.contract.quantity import PATTERN as MEMORY_PATTERN
+from asysi.contract.rules import RULES
+from asysi.contract.spec import ScanExperiment
+from asysi.contract.status import Status
+
+_INTRODUCTION = """\
+# ScanExperiment
+
+<!-- Generated from asysi.contract by `python -m asysi.contract.generate`. Do not edit. -->
+
+One file says which model to watch, where, and what to do with what is seen. The same file runs as processes
+on one machine (`asysi run scan.yaml`) and as a pod on a cluster (`kubectl apply -f scan.yaml`). The shortest:
+
+```yaml
+apiVersion: asysi.dev/v1alpha1
+kind: ScanExperiment
+metadata: {name: minilm}
+spec:
+  model: {uri: file://./model}
+  data: {uri: jsonl://./text.jsonl}
+  workload: {scan: {}}
+  capture: {hookPoints: ["encoder.layer.*.output"]}
+```
+
+- **Several files**: `asysi run -f base.yaml -f profile.yaml` merges mappings key by key; later files win;
+  lists are replaced as a whole; `null` unsets a field.
+- **Relative paths** in `model.uri`, `model.tokenizer`, `data.uri` and `output.uri` begin at the current
+  folder; those that begin with `./` or `../` (`file://./model`) are relative to the folder of the file that
+  states them.
+- **Types are strict**, as the API server's are: `"8"` is no number.
+- **Unknown keys are errors** that name the nearest known key. What is marked *not available yet* is
+  refused by name, never ignored.
+- A **memory quantity** is a number with `Ki`, `Mi`, `Gi` or `Ti` (or `k`, `M`, `G`, `T`).
+"""
+
+
+def reference_page() -> str:
+    """Return the reference of spec and status as Markdown."""
+    sections = [_INTRODUCTION, *_parts(ScanExperiment, "")]
+    sections.append(f"## Rules between fields\n\n{_rules()}\n")
+    sections.append("# Status\n\nWhat `kubectl get scanx -o yaml` shows under `status`.\n")
+    sections += _parts(Status, "status.")
+    return "\n".join(sections)
+
+
+def _parts(root: type[BaseModel], prefix: str) -> Iterator[str]:
+    schema = structural(root)
+    top = prefix.removesuffix(".")
+    if top:
+        yield _section(top, root, schema)
+    for field in schema_fields(root):
+        if field.part is not None:
+            suffix = "[]" if field.repeated else ""
+            yield _section(
+                f"{prefix}{field.pattern}{suffix}", field.part, _at(schema, f"{field.pattern}{suffix}")
+            )
+
+
+def _section(path: str, part: type[BaseModel], schema: Schema) -> str:
+    own = [field for field in schema_fields(part, f"{path}.") if field.pattern == f"{path}.{field.key}"]
+    rows = [
+        "| field | type | default | |",
+        "| --- | --- | --- | --- |",
+        *(_row(field, schema) for field in own),
+    ]
+    description = " ".join((part.__doc__ or "").split())
+    return f"## {path}\n\n{description}\n\n" + "\n".join(rows) + "\n"
+
+
+def _row(field: SchemaField, schema: Schema) -> str:
+    member = schema["properties"][field.key]
+    required = field.key in schema.get("required", ())
+    default = "**required**" if required else _default(field, member)
+    text = member.get("description", "")
+    if mark := _mark(_REFUSALS.get(field.pattern), member):
+        text = f"{text} {mark}"
+    cells = (f"`{field.key}`", _type(member), default, text)
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _type(member: Schema) -> str:
+    if "enum" in member:
+        return " | ".join(f"`{value}`" for value in member["enum"])
+    kind = member["type"]
+    if kind == "array":
+        return f"list of {_type(member['items'])}, {_range(member, 'Items')}"
+    if kind == "object":
+        return "part" if "properties" in member else "mapping"
+    if member.get("pattern") == MEMORY_PATTERN:
+        return "memory quantity"
+    bounds = _range(member, "Length") if kind == "string" else _limits(member)
+    return f"{kind}, {bounds}" if bounds else kind
+
+
+def _range(member: Schema, what: str) -> str:
+    least, most = member.get(f"min{what}", 0), member.get(f"max{what}")
+    unit = " characters" if what == "Length" else ""
+    if most is None:
+        return ""
+    return f"{least}–{most}{unit}" if least else f"at most {most}{unit}"
+
+
+def _limits(member: Schema) -> str:
+    words = []
+    if "minimum" in member:
+        words.append(f"{'>' if member.get('exclusiveMinimum') else '≥'} {member['minimum']:g}")
+    if "maximum" in member:
+        words.append(f"{'<' if member.get('exclusiveMaximum') else '≤'} {member['maximum']:.10g}")
+    return ", ".join(words)
+
+
+def _default(field: SchemaField, member: Schema) -> str:
+    if field.part is not None and not field.repeated:
+        return "its defaults" if "default" in member else ""
+    if field.repeated and "default" in member:
+        return "one, with its defaults" if member["default"] else "`[]`"
+    return f"`{json.dumps(member['default'])}`" if "default" in member else ""
+
+
+def _mark(refusal: Refusal | None, member: Schema) -> str:
+    if refusal is None:
+        return ""
+    if refusal.available is None:
+        return f"*Not available yet: {refusal.advice}.*"
+    choices: list[Any] = member.get("items", member).get("enum", [])
+    missing = [f"`{value}`" for value in choices if not refusal.available(value)]
+    if refusal.note:
+        missing = [refusal.note]
+    return f"*Not available yet: {', '.join(missing)}.*" if missing else ""
+
+
+def _rules() -> str:
+    return "\n".join(f"- `{rule.at}`: {rule.message}." for rule in RULES)
+
+
+def _at(schema: Schema, pattern: str) -> Schema:
+    for step in pattern.split("."):
+        schema = schema["properties"][step.removesuffix("[]")]
+        if step.endswith("[]"):
+            schema = schema["items"]
+    return schema
+
+
+_REFUSALS = {refusal.pattern: refusal for refusal in REFUSALS}
