@@ -1,0 +1,92 @@
+// Who is alive: one byte of the control file, locked, for every participant.
+//
+// Open-file-description locks are seen across PID namespaces and freed on kill -9. A forked child would keep them, so
+// the child closes the descriptors, and what it inherited is dead in it.
+#pragma once
+
+#include <atomic>
+#include <mutex>
+#include <set>
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <unistd.h>
+
+namespace asysi {
+
+/// A lock on one byte, as long as the object lives; empty when somebody else holds it.
+class ByteLock {
+public:
+    ByteLock() { watch_forks(); }
+    ByteLock(const ByteLock&) = delete;
+    ByteLock& operator=(const ByteLock&) = delete;
+    ~ByteLock() { release(); }
+
+    /// Takes `byte` of the file behind `descriptor`, which it owns from then on. False when it is taken.
+    [[nodiscard]] bool take(int descriptor, off_t byte) {
+        const std::scoped_lock guard(registry().mutex);
+        descriptor_ = descriptor;
+        registry().locks.insert(this);
+        struct flock range = span(byte);
+        return fcntl(descriptor, F_OFD_SETLK, &range) == 0;
+    }
+
+    void release() {
+        const std::scoped_lock guard(registry().mutex);
+        registry().locks.erase(this);
+        drop();
+    }
+
+    /// True in a child that was forked after the lock was taken.
+    [[nodiscard]] bool orphaned() const { return orphaned_.load(std::memory_order_relaxed); }
+
+    /// Whether somebody other than this open file holds `byte`.
+    [[nodiscard]] static bool held(int descriptor, off_t byte) {
+        struct flock range = span(byte);
+        return fcntl(descriptor, F_OFD_GETLK, &range) == 0 && range.l_type != F_UNLCK;
+    }
+
+private:
+    struct Registry {
+        std::mutex mutex;
+        std::set<ByteLock*> locks;
+    };
+
+    static Registry& registry() {
+        static Registry instance;
+        return instance;
+    }
+
+    static struct flock span(off_t byte) {
+        struct flock range {};
+        range.l_type = F_WRLCK;
+        range.l_whence = SEEK_SET;
+        range.l_start = byte;
+        range.l_len = 1;
+        return range;
+    }
+
+    void drop() {
+        if (descriptor_ >= 0) close(descriptor_);
+        descriptor_ = -1;
+    }
+
+    static void watch_forks() {
+        static const int once = pthread_atfork(
+            [] { registry().mutex.lock(); }, [] { registry().mutex.unlock(); },
+            [] {
+                for (ByteLock* lock : registry().locks) {
+                    lock->drop();
+                    lock->orphaned_.store(true, std::memory_order_relaxed);
+                }
+                registry().locks.clear();
+                registry().mutex.unlock();
+            });
+        static_cast<void>(once);
+    }
+
+    int descriptor_ = -1;
+    std::atomic<bool> orphaned_{false};
+};
+
+}  // namespace asysi

@@ -1,0 +1,82 @@
+// Files and their mappings.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <utility>
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "asysi/error.hpp"
+
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#define MADV_POPULATE_WRITE 23
+#endif
+
+namespace asysi {
+
+/// An open file that closes itself and does not survive exec.
+class File {
+public:
+    File(const std::string& path, int flags, mode_t mode = 0) : descriptor_(open(path.c_str(), flags | O_CLOEXEC, mode)) {
+        if (descriptor_ < 0) fail(errno, "cannot open", path);
+    }
+    File(File&& other) noexcept : descriptor_(std::exchange(other.descriptor_, -1)) {}
+    File& operator=(File&&) = delete;
+    ~File() {
+        if (descriptor_ >= 0) close(descriptor_);
+    }
+
+    [[nodiscard]] int descriptor() const { return descriptor_; }
+    [[nodiscard]] int give() { return std::exchange(descriptor_, -1); }
+    [[nodiscard]] std::size_t bytes() const {
+        struct stat facts {};
+        return fstat(descriptor_, &facts) == 0 ? static_cast<std::size_t>(facts.st_size) : 0;
+    }
+
+private:
+    int descriptor_;
+};
+
+/// A file in memory, shared with other processes; populated, so that no page fault comes later.
+class Mapping {
+public:
+    Mapping() = default;
+    Mapping(const File& file, std::size_t bytes, bool writable, const std::string& path) : bytes_(bytes) {
+        const int protection = writable ? PROT_READ | PROT_WRITE : PROT_READ;
+        void* const at = mmap(nullptr, bytes, protection, MAP_SHARED, file.descriptor(), 0);
+        if (at == MAP_FAILED) fail(errno, "cannot map", path);
+        base_ = static_cast<std::byte*>(at);
+        populate(writable);
+    }
+    Mapping(Mapping&& other) noexcept
+        : base_(std::exchange(other.base_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+    Mapping& operator=(Mapping&& other) noexcept {
+        std::swap(base_, other.base_);
+        std::swap(bytes_, other.bytes_);
+        return *this;
+    }
+    ~Mapping() {
+        if (base_ != nullptr) munmap(base_, bytes_);
+    }
+
+    [[nodiscard]] std::byte* base() const { return base_; }
+
+private:
+    void populate(bool writable) {
+        if (madvise(base_, bytes_, writable ? MADV_POPULATE_WRITE : MADV_POPULATE_READ) == 0) return;
+        // Kernels before 5.14: reading is all that may be done to bytes that others may be writing.
+        for (std::size_t at = 0; at < bytes_; at += 4096) {
+            static_cast<void>(*static_cast<volatile const std::byte*>(base_ + at));
+        }
+    }
+
+    std::byte* base_ = nullptr;
+    std::size_t bytes_ = 0;
+};
+
+}  // namespace asysi

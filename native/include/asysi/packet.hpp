@@ -1,0 +1,92 @@
+// The wire form of a packet: header | row records | scales (int8 only) | payload.
+//
+// Twin of workers/asysi/bus/packet.py; a test holds both to the same layout.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+namespace asysi {
+
+inline constexpr std::uint32_t packet_magic = 0x4B505341;  // "ASPK" in memory
+inline constexpr std::uint16_t packet_version = 1;
+
+enum class Dtype : std::uint16_t { float32 = 0, bfloat16 = 1, float16 = 2, int8 = 3, fp8_e4m3 = 4 };
+enum class Quantization : std::uint16_t { none = 0, bf16 = 1, fp8 = 2, int8 = 3 };
+
+/// Bytes of an element, 0 for an unknown type.
+constexpr std::size_t item_bytes(Dtype dtype) {
+    switch (dtype) {
+        case Dtype::float32: return 4;
+        case Dtype::bfloat16:
+        case Dtype::float16: return 2;
+        case Dtype::int8:
+        case Dtype::fp8_e4m3: return 1;
+    }
+    return 0;
+}
+
+// Little-endian, no padding: every field sits at a multiple of its size.
+struct PacketHeader {
+    std::uint32_t magic;
+    std::uint16_t version;
+    std::uint16_t header_bytes;
+    std::uint64_t sequence;     // of the ring's shard, from 1; the ring writes it
+    std::uint64_t source;       // mark a restarted producer continues from, 0 for none
+    std::uint64_t rows_before;  // rows published for this account before this packet; the ring writes it
+    std::uint64_t step;
+    std::uint64_t captured_ns;
+    double sampling_rate;
+    std::uint32_t generation;  // of the producer; the ring writes it
+    std::uint32_t attempt;
+    std::uint32_t rank;
+    std::uint32_t account;
+    std::uint32_t call_index;
+    std::uint32_t rows;
+    std::uint32_t width;
+    std::uint32_t step_rows;
+    std::uint32_t step_kept;
+    std::uint32_t batch;
+    std::uint32_t length;
+    std::uint16_t part;
+    std::uint16_t parts;
+    std::uint16_t kind;
+    std::uint16_t dtype;
+    std::uint16_t quantization;
+    std::uint16_t flags;
+    std::uint64_t payload_bytes;
+    std::uint32_t scale_bytes;
+    unsigned char reserved[68];
+};
+
+struct RowRecord {
+    std::uint64_t sample;
+    std::uint32_t sequence;
+    std::uint32_t position;
+    std::int32_t token;
+    std::uint32_t flags;
+};
+
+inline constexpr std::size_t header_bytes = 192;
+inline constexpr std::size_t row_bytes = 24;
+
+static_assert(sizeof(PacketHeader) == header_bytes && std::is_trivially_copyable_v<PacketHeader>);
+static_assert(offsetof(PacketHeader, sampling_rate) == 48 && offsetof(PacketHeader, account) == 68);
+static_assert(offsetof(PacketHeader, payload_bytes) == 112 && offsetof(PacketHeader, reserved) == 124);
+static_assert(sizeof(RowRecord) == row_bytes && std::is_trivially_copyable_v<RowRecord>);
+
+/// Bytes that a packet with this header covers; 0 when its sizes contradict each other.
+constexpr std::uint64_t packet_bytes(const PacketHeader& header) {
+    const auto item = item_bytes(static_cast<Dtype>(header.dtype));
+    const std::uint64_t rows = header.rows;
+    const bool scales_fit = header.scale_bytes == 0 || header.scale_bytes == rows * 4;
+    if (header.magic != packet_magic || item == 0 || !scales_fit) return 0;
+    // rows and width are 32 bits each, an item at most 4 bytes: divide rather than overflow.
+    if (rows == 0 || header.payload_bytes / rows / item != header.width) return 0;
+    if (header.payload_bytes % (rows * item) != 0) return 0;
+    if (header.payload_bytes > (std::uint64_t{1} << 40)) return 0;
+    return header_bytes + rows * row_bytes + header.scale_bytes + header.payload_bytes;
+}
+
+}  // namespace asysi

@@ -1,0 +1,364 @@
+// One reader of a ring, and its pins.
+//
+// Order of a packet: slot (acquire), pin (CAS, acquire), header; bytes are used; account (one step), cursor, unpin
+// (release). Killed between account and cursor, the next start finds the packet booked and passes over it.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "asysi/futex.hpp"
+#include "asysi/lock.hpp"
+#include "asysi/ring.hpp"
+
+namespace asysi {
+
+/// A pinned packet. The bytes hold until `Reader::release`.
+struct Pin {
+    u32 shard;
+    u32 chunk;
+    u64 generation;  // of the chunk
+    u32 epoch;       // of the reader
+    u64 sequence;
+    u32 account;
+    u32 rows;
+    u64 end;  // rows_before + rows
+    u64 lapped_rows;
+    const std::byte* bytes;
+    u64 size;
+};
+
+class Reader {
+public:
+    Reader(const std::string& folder, const std::string& name)
+        : ring_(folder, Ring::Role::reader), index_(ring_.reader_index(name)), bit_(u64{1} << index_) {
+        if (!lock_.take(ring_.file().give(), 1 + static_cast<off_t>(index_))) {
+            throw BusyError("reader " + name + " of the ring in " + folder + " is attached already, and it is alive");
+        }
+        take_over();
+    }
+    ~Reader() { lock_.release(); }
+    Reader(const Reader&) = delete;
+    Reader& operator=(const Reader&) = delete;
+
+    [[nodiscard]] u32 index() const { return index_; }
+
+    // --- packets -----------------------------------------------------------------------------------------------
+
+    /// Pins up to `limit` packets into `out` without waiting.
+    void gather(std::vector<Pin>& out, std::size_t limit) {
+        const auto turn = enter();
+        const u32 shards = ring_.geometry().shards;
+        const std::size_t fair = std::max<std::size_t>(1, limit / shards);
+        for (bool more = true; more && out.size() < limit;) {
+            more = false;
+            for (u32 i = 0; i < shards && out.size() < limit; ++i) {
+                const u32 shard = (first_shard_ + i) % shards;
+                more |= gather(out, std::min(limit, out.size() + fair), shard);
+            }
+            first_shard_ = (first_shard_ + 1) % shards;
+        }
+        for (u32 shard = 0; shard < shards; ++shard) pass_gaps(shard);
+    }
+
+    /// Sleeps until there may be something to gather or the producer has closed, at most `limit`.
+    void wait(std::chrono::nanoseconds limit) {
+        Live& live = ring_.live();
+        live.waiters.fetch_or(bit_, std::memory_order_seq_cst);
+        const u32 bell = live.doorbell.load(std::memory_order_seq_cst);
+        if (!ready() && !producer_closed()) futex_wait(live.doorbell, bell, limit);
+        live.waiters.fetch_and(~bit_, std::memory_order_seq_cst);
+    }
+
+    [[nodiscard]] bool producer_closed() const {
+        const auto state = static_cast<WriterState>(ring_.live().writer_state.load(std::memory_order_acquire));
+        return state == WriterState::complete || state == WriterState::attempt_over;
+    }
+
+    /// Unpins. False when the pin had been taken away, so that the bytes may have been another packet's.
+    bool release(const Pin& pin) {
+        if (lock_.orphaned()) return true;  // a forked child: the pin is its parent's
+        const std::scoped_lock turn(mutex_);
+        const bool held = unpin(pin);
+        --held_[pin.shard];
+        if (--held_in_all_ == 0 && closed_) lock_.release();
+        return held;
+    }
+
+    /// Whether the pin still stands.
+    [[nodiscard]] bool holds(const Pin& pin) const {
+        const u64 there = ring_.state(pin.shard, pin.chunk).load(std::memory_order_acquire);
+        return epoch() == pin.epoch && word::generation(there) == pin.generation && (there & bit_) != 0;
+    }
+
+    // --- books -------------------------------------------------------------------------------------------------
+
+    /// Books the packet as consumed, with the rows lost before it, and moves the cursor. Doing it again changes nothing.
+    void consumed(const Pin& pin) {
+        const auto turn = enter();
+        auto& book = books_[pin.account];
+        if (pin.end > book[consumed::position]) {
+            const u64 before = pin.end - pin.rows;
+            book[consumed::lapped] += before > book[consumed::position] ? before - book[consumed::position] : 0;
+            book[consumed::position] = pin.end;
+            store(pin.account);
+        }
+        if (pin.sequence > consumed_[pin.shard]) {
+            consumed_[pin.shard] = pin.sequence;
+            ring_.cursor(index_, pin.shard).store(pin.sequence, std::memory_order_release);
+        }
+        pass_gaps(pin.shard);
+    }
+
+    void mark_durable() {
+        const auto turn = enter();
+        for (u32 account = 0; account < ring_.accounts(); ++account) {
+            auto& book = books_[account];
+            const u64 durable = book[consumed::position] - book[consumed::lapped] - book[consumed::rolled_back];
+            if (durable == book[consumed::durable]) continue;
+            book[consumed::durable] = durable;
+            store(account);
+        }
+    }
+
+    /// `rows` are durable, what was consumed beyond them is rolled back. `position`: rows_before + rows of the last
+    /// durable packet, when the storage knows it; packets up to it are then passed over.
+    void restore_durable(u32 account, u64 rows, std::optional<u64> position) {
+        const auto turn = enter();
+        expect_account(account);
+        auto book = books_[account];
+        if (position && *position > book[consumed::position]) {
+            const u64 kept = rows + book[consumed::rolled_back];
+            if (kept > *position) refuse_rows(account, rows, *position);
+            book[consumed::position] = *position;
+            book[consumed::lapped] = *position - kept;
+        }
+        const u64 reached = book[consumed::position] - book[consumed::lapped];
+        if (rows > reached) refuse_rows(account, rows, reached);
+        book[consumed::durable] = rows;
+        book[consumed::rolled_back] = reached - rows;
+        books_[account] = book;
+        pulled_[account] = std::max(pulled_[account], book[consumed::position]);
+        store(account);
+    }
+
+    /// Everything published that was not consumed counts as lapped; the cursors move to the heads.
+    void settle() {
+        const auto turn = enter();
+        for (u32 account = 0; account < ring_.accounts(); ++account) {
+            const u64 published = ring_.account(account).counters.load()[produced::published];
+            auto& book = books_[account];
+            if (published <= book[consumed::position]) continue;
+            book[consumed::lapped] += published - book[consumed::position];
+            book[consumed::position] = published;
+            pulled_[account] = std::max(pulled_[account], published);
+            store(account);
+        }
+        for (u32 shard = 0; shard < ring_.geometry().shards; ++shard) {
+            const u64 head = ring_.shard(shard).head.load(std::memory_order_acquire);
+            next_[shard] = std::max(next_[shard], head + 1);
+            pulled_to_[shard] = consumed_[shard] = std::max(consumed_[shard], head);
+            ring_.cursor(index_, shard).store(consumed_[shard], std::memory_order_release);
+        }
+    }
+
+    void finalise(ReaderState state) {
+        expect_open();
+        ring_.reader(index_).state.store(static_cast<u32>(state), std::memory_order_release);
+    }
+
+    /// How the producer closed, once everything is consumed.
+    [[nodiscard]] std::optional<WriterState> ended() {
+        const auto turn = enter();
+        if (!producer_closed()) return std::nullopt;
+        const auto state = static_cast<WriterState>(ring_.live().writer_state.load(std::memory_order_acquire));
+        for (u32 shard = 0; shard < ring_.geometry().shards; ++shard) {
+            pass_gaps(shard);
+            if (consumed_[shard] < ring_.shard(shard).head.load(std::memory_order_acquire)) return std::nullopt;
+        }
+        return state;
+    }
+
+    [[nodiscard]] double lag() const {
+        expect_open();
+        return ring_.lag(index_);
+    }
+
+    void gauge(u32 account, u32 slot, double value) {
+        expect_open();
+        expect_account(account);
+        if (slot >= gauge_slots) throw std::invalid_argument("gauge " + std::to_string(slot) + " is not within 0 to 7");
+        ring_.book(index_, account).gauges[slot].store(std::bit_cast<u64>(value), std::memory_order_relaxed);
+    }
+
+    /// No more packets. The lock is kept until the last pin is released, so that nobody takes the pins away.
+    void close() {
+        if (lock_.orphaned()) return;
+        const std::scoped_lock turn(mutex_);
+        closed_ = true;
+        if (held_in_all_ == 0) lock_.release();
+    }
+
+private:
+    void take_over() {
+        const Geometry& g = ring_.geometry();
+        // Views of whoever was this reader before are void from here on.
+        ring_.reader(index_).epoch.fetch_add(1);
+        ring_.live().waiters.fetch_and(~bit_);
+        held_.resize(g.shards);
+        first_shard_ = 0;
+        for (u32 shard = 0; shard < g.shards; ++shard) {
+            for (u32 chunk = 0; chunk < g.chunks; ++chunk) {
+                auto& state = ring_.state(shard, chunk);
+                if ((state.load(std::memory_order_relaxed) & bit_) != 0) state.fetch_and(~bit_, std::memory_order_release);
+            }
+            const u64 head = ring_.shard(shard).head.load(std::memory_order_acquire);
+            const u64 cursor = std::min(ring_.cursor(index_, shard).load(std::memory_order_acquire), head);
+            next_.push_back(cursor + 1);
+            pulled_to_.push_back(cursor);
+            consumed_.push_back(cursor);
+        }
+        for (u32 account = 0; account < g.accounts; ++account) {
+            books_.push_back(ring_.book(index_, account).counters.load());
+            pulled_.push_back(books_.back()[consumed::position]);
+        }
+        ring_.reader(index_).state.store(static_cast<u32>(ReaderState::attached), std::memory_order_release);
+    }
+
+    /// This thread's turn; throws ClosedError.
+    [[nodiscard]] std::unique_lock<std::mutex> enter() const {
+        // In a forked child the mutex may be held by a thread that does not exist there.
+        if (lock_.orphaned()) expect_open();
+        std::unique_lock<std::mutex> turn(mutex_);
+        expect_open();
+        return turn;
+    }
+    void expect_open() const {
+        if (lock_.orphaned()) throw ClosedError("this process was forked from a reader of " + ring_.folder());
+        if (closed_) throw ClosedError("the reader of " + ring_.folder() + " is closed");
+    }
+    void expect_account(u32 account) const {
+        if (account < ring_.accounts()) return;
+        throw std::invalid_argument("account " + std::to_string(account) + " is not one of the " +
+                                    std::to_string(ring_.accounts()) + " registered");
+    }
+    [[noreturn]] void refuse_rows(u32 account, u64 rows, u64 reached) const {
+        throw std::invalid_argument(std::to_string(rows) + " durable rows of account " + std::to_string(account) +
+                                    " are more than the " + std::to_string(reached) + " that this reader has consumed");
+    }
+
+    [[nodiscard]] u32 epoch() const { return ring_.reader(index_).epoch.load(std::memory_order_seq_cst); }
+    void store(u32 account) { ring_.book(index_, account).counters.store(books_[account]); }
+
+    /// Whether a shard has something that may be pinned.
+    [[nodiscard]] bool ready() {
+        const std::scoped_lock turn(mutex_);
+        for (u32 shard = 0; shard < ring_.geometry().shards; ++shard) {
+            const u64 head = ring_.shard(shard).head.load(std::memory_order_seq_cst);
+            if (head >= next_[shard] && held_[shard] < ring_.geometry().pins) return true;
+        }
+        return false;
+    }
+
+    /// Pins packets of one shard until `out` has `limit`; true when it stopped for the limit.
+    bool gather(std::vector<Pin>& out, std::size_t limit, u32 shard) {
+        const Geometry& g = ring_.geometry();
+        const u64 head = ring_.shard(shard).head.load(std::memory_order_acquire);
+        // Bounded work: a head that somebody scribbled over must not keep us here.
+        u64 steps = 4 * u64{g.chunks};
+        while (next_[shard] <= head && held_[shard] < g.pins && steps-- > 0) {
+            if (out.size() >= limit) return true;
+            const u64 sequence = next_[shard];
+            auto pin = try_pin(shard, sequence);
+            if (pin == Outcome::lapped) {
+                // To the middle of what is there: at the oldest it would be lapped again at once.
+                const u64 now = ring_.shard(shard).head.load(std::memory_order_acquire);
+                const u64 behind = g.depth() / 2;
+                next_[shard] = std::max(sequence + 1, now > behind ? now - behind : 1);
+                continue;
+            }
+            next_[shard] = sequence + 1;
+            if (pin != Outcome::pinned) continue;
+            pulled_to_[shard] = sequence;
+            ++held_[shard];
+            ++held_in_all_;
+            out.push_back(pinned_);
+        }
+        return false;
+    }
+
+    enum class Outcome { pinned, nothing, lapped };
+
+    Outcome try_pin(u32 shard, u64 sequence) {
+        const u64 slot = ring_.slot(shard, sequence).load(std::memory_order_acquire);
+        if ((slot & word::tombstone) != 0) {
+            return word::slot_generation(slot) == (sequence & word::generation_mask) ? Outcome::nothing : Outcome::lapped;
+        }
+        const u32 chunk = word::slot_chunk(slot);
+        const u64 generation = word::slot_generation(slot);
+        if (chunk >= ring_.geometry().chunks) return Outcome::lapped;
+        auto& state = ring_.state(shard, chunk);
+        u64 there = state.load(std::memory_order_relaxed);
+        do {
+            // A bit of ours on this generation would be a pin that we hold or that somebody scribbled: not one to share.
+            if (word::generation(there) != generation || (there & (word::writing | bit_)) != 0) return Outcome::lapped;
+        } while (!state.compare_exchange_weak(there, there | bit_, std::memory_order_seq_cst, std::memory_order_relaxed));
+        pinned_ = {.shard = shard, .chunk = chunk, .generation = generation, .epoch = epoch(), .sequence = sequence,
+                   .account = 0, .rows = 0, .end = 0, .lapped_rows = 0, .bytes = ring_.chunk(shard, chunk), .size = 0};
+        PacketHeader header;
+        std::memcpy(&header, pinned_.bytes, sizeof header);
+        pinned_.size = packet_bytes(header);
+        pinned_.account = header.account;
+        pinned_.rows = header.rows;
+        pinned_.end = header.rows_before + header.rows;
+        if (header.sequence != sequence) return unpin(pinned_), Outcome::lapped;
+        const bool whole = pinned_.size != 0 && pinned_.size <= ring_.geometry().chunk_bytes &&
+                           header.account < ring_.geometry().accounts;
+        // What was booked before this reader was killed is not handed out again.
+        if (!whole || pinned_.end <= books_[header.account][consumed::position]) return unpin(pinned_), Outcome::nothing;
+        u64& position = pulled_[header.account];
+        pinned_.lapped_rows = header.rows_before > position ? header.rows_before - position : 0;
+        position = std::max(position, pinned_.end);
+        return Outcome::pinned;
+    }
+
+    /// Clears our bit if it is still this pin's.
+    bool unpin(const Pin& pin) {
+        auto& state = ring_.state(pin.shard, pin.chunk);
+        u64 there = state.load(std::memory_order_relaxed);
+        do {
+            if (epoch() != pin.epoch || word::generation(there) != pin.generation || (there & bit_) == 0) return false;
+        } while (!state.compare_exchange_weak(there, there & ~bit_, std::memory_order_release, std::memory_order_relaxed));
+        return true;
+    }
+
+    /// With nothing handed out and unbooked, the cursor moves over what was passed: gaps and packets lost to the lap.
+    void pass_gaps(u32 shard) {
+        if (consumed_[shard] < pulled_to_[shard] || consumed_[shard] + 1 >= next_[shard]) return;
+        consumed_[shard] = next_[shard] - 1;
+        ring_.cursor(index_, shard).store(consumed_[shard], std::memory_order_release);
+    }
+
+    Ring ring_;
+    u32 index_;
+    u64 bit_;
+    ByteLock lock_;
+    mutable std::mutex mutex_;
+    bool closed_ = false;
+    u32 first_shard_ = 0;
+    Pin pinned_{};
+    u32 held_in_all_ = 0;
+    std::vector<u32> held_;        // pins, a shard
+    std::vector<u64> next_;        // sequence to look at next, a shard
+    std::vector<u64> pulled_to_;   // newest sequence handed out, a shard
+    std::vector<u64> consumed_;    // the cursor, a shard
+    std::vector<u64> pulled_;      // rows of an account handed out or lost so far
+    std::vector<Versioned<consumed::words>::Values> books_;
+};
+
+}  // namespace asysi

@@ -1,0 +1,304 @@
+// A ring on disk (in memory, mostly): creating it, attaching to it.
+#pragma once
+
+#include <cerrno>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include <sys/file.h>
+#include <sys/statvfs.h>
+#include <sys/vfs.h>
+
+#include "asysi/layout.hpp"
+#include "asysi/mapping.hpp"
+
+namespace asysi {
+
+inline std::string control_path(const std::string& folder) { return folder + "/control"; }
+inline std::string data_path(const std::string& folder) { return folder + "/data"; }
+
+/// The header of `geometry`'s control file.
+inline ControlHeader header_of(const Geometry& g) {
+    const Sections at(g);
+    ControlHeader h{};
+    h.magic = control_magic;
+    h.major = abi_major;
+    h.minor = abi_minor;
+    h.endian = endian_tag;
+    h.control_header_bytes = sizeof(ControlHeader);
+    h.packet_header_bytes = header_bytes;
+    h.shards = g.shards;
+    h.chunks = g.chunks;
+    h.readers = g.reader_count();
+    h.accounts = g.accounts;
+    h.pins = g.pins;
+    h.policy = static_cast<u32>(g.policy);
+    h.chunk_bytes = g.chunk_bytes;
+    h.control_bytes = at.control_bytes;
+    h.data_bytes = at.data_bytes;
+    h.live_at = at.live;
+    h.shards_at = at.shards;
+    h.readers_at = at.readers;
+    h.cursors_at = at.cursors;
+    h.accounts_at = at.accounts;
+    h.books_at = at.books;
+    h.slots_at = at.slots;
+    h.states_at = at.states;
+    for (std::size_t i = 0; i < g.readers.size(); ++i) {
+        std::memcpy(h.reader_names[i], g.readers[i].data(), g.readers[i].size());
+    }
+    return h;
+}
+
+/// Copies the header of an open control file and checks it. Throws VersionError or GeometryError.
+inline Geometry read_geometry(const File& control, const std::string& path) {
+    const auto refuse = [&](const std::string& found, const std::string& wanted) {
+        throw VersionError(path + " holds " + found + ", this build reads " + wanted +
+                           ": every worker of an experiment needs the same build");
+    };
+    ControlHeader h{};
+    const std::size_t bytes = control.bytes();
+    if (bytes < sizeof h || pread(control.descriptor(), &h, sizeof h, 0) != static_cast<ssize_t>(sizeof h)) {
+        refuse(std::to_string(bytes) + " bytes", "at least " + std::to_string(sizeof h));
+    }
+    const auto hex = [](u64 value) {
+        char text[24];
+        std::snprintf(text, sizeof text, "%#llx", static_cast<unsigned long long>(value));
+        return std::string(text);
+    };
+    if (h.magic != control_magic) refuse("the magic " + hex(h.magic), hex(control_magic));
+    if (h.endian != endian_tag) refuse("another byte order (" + hex(h.endian) + ")", hex(endian_tag));
+    if (h.major != abi_major || h.minor > abi_minor) {
+        refuse("version " + std::to_string(h.major) + "." + std::to_string(h.minor),
+               "version " + std::to_string(abi_major) + "." + std::to_string(abi_minor));
+    }
+    if (h.control_header_bytes != sizeof h || h.packet_header_bytes != header_bytes) {
+        refuse("headers of " + std::to_string(h.control_header_bytes) + " and " + std::to_string(h.packet_header_bytes) +
+                   " bytes",
+               std::to_string(sizeof h) + " and " + std::to_string(header_bytes));
+    }
+    Geometry g{h.shards, h.chunks, h.chunk_bytes, h.accounts, h.pins, static_cast<Policy>(h.policy), {}};
+    if (h.policy > 1 || h.readers > max_readers) throw GeometryError(path + " holds an impossible policy or number of readers");
+    for (u32 i = 0; i < h.readers; ++i) {
+        g.readers.emplace_back(h.reader_names[i], strnlen(h.reader_names[i], reader_name_bytes));
+    }
+    check(g);
+    const ControlHeader expected = header_of(g);
+    if (h.control_bytes != expected.control_bytes || h.data_bytes != expected.data_bytes || bytes != h.control_bytes) {
+        throw GeometryError(path + " has " + std::to_string(bytes) + " bytes, its geometry (" + describe(g) + ") asks for " +
+                            std::to_string(expected.control_bytes));
+    }
+    return g;
+}
+
+/// An attached ring: the control file writable, the data as the role needs it.
+class Ring {
+public:
+    enum class Role { writer, reader, look };
+
+    Ring(const std::string& folder, Role role) : folder_(folder), file_(control_path(folder), O_RDWR) {
+        geometry_ = read_geometry(file_, control_path(folder));
+        const Sections at(geometry_);
+        at_ = at;
+        control_ = Mapping(file_, at.control_bytes, true, control_path(folder));
+        if (role == Role::look) return;
+        const bool writes = role == Role::writer;
+        const File data(data_path(folder), writes ? O_RDWR : O_RDONLY);
+        if (data.bytes() < at.data_bytes) {
+            throw GeometryError(data_path(folder) + " has " + std::to_string(data.bytes()) + " bytes, the control file asks for " +
+                                std::to_string(at.data_bytes));
+        }
+        data_ = Mapping(data, at.data_bytes, writes, data_path(folder));
+    }
+
+    [[nodiscard]] const std::string& folder() const { return folder_; }
+    [[nodiscard]] const Geometry& geometry() const { return geometry_; }
+    [[nodiscard]] File& file() { return file_; }
+
+    [[nodiscard]] Live& live() const { return *at<Live>(at_.live); }
+    [[nodiscard]] ShardEntry& shard(u32 i) const { return at<ShardEntry>(at_.shards)[i]; }
+    [[nodiscard]] ReaderEntry& reader(u32 i) const { return at<ReaderEntry>(at_.readers)[i]; }
+    [[nodiscard]] AccountEntry& account(u32 i) const { return at<AccountEntry>(at_.accounts)[i]; }
+    [[nodiscard]] std::atomic<u64>& cursor(u32 reader, u32 shard) const {
+        return at<std::atomic<u64>>(at_.cursors + reader * Sections::cursor_stride(geometry_))[shard];
+    }
+    [[nodiscard]] BookEntry& book(u32 reader, u32 account) const {
+        return at<BookEntry>(at_.books)[u64{reader} * geometry_.accounts + account];
+    }
+    [[nodiscard]] std::atomic<u64>& slot(u32 shard, u64 sequence) const {
+        return at<std::atomic<u64>>(at_.slots)[u64{shard} * geometry_.chunks + (sequence - 1) % geometry_.chunks];
+    }
+    [[nodiscard]] std::atomic<u64>& state(u32 shard, u32 chunk) const {
+        return at<ChunkState>(at_.states)[u64{shard} * geometry_.chunks + chunk].word;
+    }
+    [[nodiscard]] std::byte* chunk(u32 shard, u32 chunk) const {
+        return data_.base() + (u64{shard} * geometry_.chunks + chunk) * geometry_.chunk_bytes;
+    }
+
+    /// Accounts registered, never more than the file has room for.
+    [[nodiscard]] u32 accounts() const {
+        const u32 count = live().accounts.load(std::memory_order_acquire);
+        return count < geometry_.accounts ? count : geometry_.accounts;
+    }
+    [[nodiscard]] std::string account_name(u32 i) const {
+        const char* const name = account(i).name;
+        return std::string(name, strnlen(name, account_name_bytes));
+    }
+    /// Index of a reader; throws std::invalid_argument for a name that creation did not mention.
+    [[nodiscard]] u32 reader_index(const std::string& name) const {
+        std::string known;
+        for (u32 i = 0; i < geometry_.reader_count(); ++i) {
+            if (geometry_.readers[i] == name) return i;
+            known += (i == 0 ? "" : ", ") + geometry_.readers[i];
+        }
+        throw std::invalid_argument("the ring in " + folder_ + " has no reader " + name + "; it was created for: " + known);
+    }
+    /// Packets of a shard that a reader has not consumed; 0 for a cursor beyond the head.
+    [[nodiscard]] u64 unread(u32 reader, u32 shard_, u64 head) const {
+        const u64 at_packet = cursor(reader, shard_).load(std::memory_order_acquire);
+        return at_packet < head ? head - at_packet : 0;
+    }
+    [[nodiscard]] double lag(u32 reader) const {
+        double most = 0;
+        for (u32 s = 0; s < geometry_.shards; ++s) {
+            const u64 waiting = unread(reader, s, shard(s).head.load(std::memory_order_acquire));
+            const double share = static_cast<double>(waiting) / geometry_.depth();
+            most = share > most ? share : most;
+        }
+        return most < 1 ? most : 1;
+    }
+
+private:
+    template <typename T>
+    [[nodiscard]] T* at(u64 offset) const {
+        return reinterpret_cast<T*>(control_.base() + offset);
+    }
+
+    std::string folder_;
+    File file_;
+    Geometry geometry_;
+    Sections at_{Geometry{.shards = 1, .chunks = 1, .chunk_bytes = 64, .accounts = 1, .pins = 1, .readers = {}}};
+    Mapping control_;
+    Mapping data_;
+};
+
+namespace creation {
+
+/// Holds the folder for one creator at a time.
+class FolderLock {
+public:
+    explicit FolderLock(const std::string& folder) : file_(folder, O_RDONLY | O_DIRECTORY) {
+        const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+        while (flock(file_.descriptor(), LOCK_EX | LOCK_NB) != 0) {
+            if (errno != EWOULDBLOCK && errno != EINTR) fail(errno, "cannot lock", folder);
+            if (std::chrono::steady_clock::now() > deadline) {
+                throw BusyError("somebody else has been creating the ring in " + folder + " for 30 seconds");
+            }
+            std::this_thread::sleep_for(std::chrono::milliseconds(5));
+        }
+    }
+
+private:
+    File file_;
+};
+
+/// Memory limit of this process's control group in bytes, or the largest number.
+inline u64 memory_limit() {
+    std::string group;
+    std::ifstream groups("/proc/self/cgroup");
+    for (std::string line; std::getline(groups, line);) {
+        if (line.starts_with("0::")) group = line.substr(3);
+    }
+    u64 least = ~u64{0};
+    // A limit of any enclosing group binds too.
+    for (;;) {
+        std::ifstream limit("/sys/fs/cgroup" + group + "/memory.max");
+        if (u64 bytes = 0; limit >> bytes && bytes < least) least = bytes;
+        const auto slash = group.rfind('/');
+        if (slash == std::string::npos) return least;
+        group.resize(slash);
+    }
+}
+
+inline bool in_memory(const std::string& folder) {
+    struct statfs facts {};
+    constexpr long tmpfs = 0x01021994;
+    return statfs(folder.c_str(), &facts) == 0 && facts.f_type == tmpfs;
+}
+
+inline void expect_room(const std::string& folder, u64 needed) {
+    struct statvfs facts {};
+    if (statvfs(folder.c_str(), &facts) == 0) {
+        const u64 available = u64{facts.f_bavail} * facts.f_frsize;
+        if (facts.f_blocks != 0 && available < needed) {
+            throw SpaceError("the ring needs " + std::to_string(needed) + " bytes, the file system of " + folder + " has " +
+                             std::to_string(available) + " bytes available");
+        }
+    }
+    if (const u64 limit = memory_limit(); in_memory(folder) && limit < needed) {
+        throw SpaceError("the ring needs " + std::to_string(needed) + " bytes of memory, the memory limit is " +
+                         std::to_string(limit) + " bytes");
+    }
+}
+
+/// A file of `bytes` zeros whose every byte is there: writing to it can never raise SIGBUS.
+inline File allocate(const std::string& path, u64 bytes, const std::string& folder) {
+    File file(path, O_RDWR | O_CREAT | O_TRUNC, 0660);
+    int error = EINTR;
+    while (error == EINTR) error = posix_fallocate(file.descriptor(), 0, static_cast<off_t>(bytes));
+    if (error == 0) return file;
+    unlink(path.c_str());
+    if (error != ENOSPC && error != EDQUOT && error != ENOMEM) fail(error, "cannot allocate", path);
+    struct statvfs facts {};
+    statvfs(folder.c_str(), &facts);
+    throw SpaceError("the ring needs " + std::to_string(bytes) + " bytes for " + path + ", the file system has " +
+                     std::to_string(u64{facts.f_bavail} * facts.f_frsize) + " bytes available");
+}
+
+inline void move(const std::string& from, const std::string& to) {
+    if (rename(from.c_str(), to.c_str()) != 0) fail(errno, "cannot rename " + from + " to", to);
+}
+
+}  // namespace creation
+
+/// Creates the ring; false when the same one stands there already.
+///
+/// The control file appears last and by a rename, so a ring that is seen is whole.
+inline bool create(const std::string& folder, const Geometry& geometry) {
+    check(geometry);
+    std::filesystem::create_directories(folder);
+    const creation::FolderLock lock(folder);
+    const std::string control = control_path(folder);
+    const std::string data = data_path(folder);
+    if (std::filesystem::exists(control)) {
+        const Geometry there = read_geometry(File(control, O_RDONLY), control);
+        if (there == geometry) return false;
+        throw GeometryError("another ring stands in " + folder + ": it has " + describe(there) + ", wanted was " +
+                            describe(geometry) + "; remove the folder or ask for the same");
+    }
+    const Sections at(geometry);
+    for (const auto& left : {control + ".new", data + ".new", data}) unlink(left.c_str());
+    creation::expect_room(folder, at.control_bytes + at.data_bytes);
+    try {
+        const File data_file = creation::allocate(data + ".new", at.data_bytes, folder);
+        const File control_file = creation::allocate(control + ".new", at.control_bytes, folder);
+        const ControlHeader header = header_of(geometry);
+        if (pwrite(control_file.descriptor(), &header, sizeof header, 0) != static_cast<ssize_t>(sizeof header)) {
+            fail(errno, "cannot write", control);
+        }
+        creation::move(data + ".new", data);
+        creation::move(control + ".new", control);
+    } catch (...) {
+        for (const auto& left : {control + ".new", data + ".new", data}) unlink(left.c_str());
+        throw;
+    }
+    return true;
+}
+
+}  // namespace asysi
