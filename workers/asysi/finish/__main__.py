@@ -1,0 +1,74 @@
+"""`python -m asysi.finish`: waits for the in-band end, then gives the verdict."""
+
+import json
+import logging
+import time
+
+from asysi.contract.errors import ConfigError
+from asysi.contract.runtime import LEDGER_FILE, REPORT_FILE, Container, Exit
+from asysi.finish.ending import ATTEMPTS_FOLDER, last_words, ledger_json, ledger_of, report_of
+from asysi.finish.ledger import Ledger
+from asysi.finish.status import Pace, phase, shape
+from asysi.finish.waiting import Outcome, wait
+from asysi.hosts.files import write_atomic
+from asysi.monitor.worker import Worker, run_worker
+
+log = logging.getLogger("asysi")
+
+
+def main(worker: Worker) -> int:
+    """Wait, balance the books, look at the latents, write the report; returns the verdict as exit code."""
+    from asysi.finish.rings import Rings  # noqa: PLC0415
+    from asysi_ring import RingError  # noqa: PLC0415 - needs the compiled ring
+
+    try:
+        rings = Rings(worker.shm)
+    except (RingError, OSError) as error:
+        raise ConfigError(
+            f"finish cannot read the rings in {worker.shm}: {error}; prepare makes them first"
+        ) from error
+    pace = Pace(time.monotonic)
+    said: str | None = None
+
+    def status() -> dict[str, object]:
+        now = rings.snapshot()
+        return shape(now, tokens_per_second=pace.of(now.host.tokens), said=said)
+
+    worker.status = status
+    worker.health.ready()
+    outcome = wait(rings.snapshot, worker.health.beat, lambda: worker.stop.terminated)
+    if outcome.terminated:
+        return Exit.OK
+    ledger = ledger_of(outcome, worker.attempt)
+    written = ledger_json(ledger, outcome.snapshot, worker.output)
+    if phase(outcome.snapshot) == "failed":
+        said = "failed"
+        write_atomic(
+            worker.output / ATTEMPTS_FOLDER / str(worker.attempt) / LEDGER_FILE, json.dumps(written, indent=1)
+        )
+        worker.last_words(last_words(ledger, outcome.snapshot, None))
+        return Exit.FAILED
+    write_atomic(worker.output / LEDGER_FILE, json.dumps(written, indent=1))
+    passed = _report(worker, ledger, written, outcome)
+    said = "complete" if passed else "failed"
+    return Exit.OK if passed else Exit.FAILED
+
+
+def _report(worker: Worker, ledger: Ledger, written: dict[str, object], outcome: Outcome) -> bool:
+    from asysi.finish.analysis import analyse  # noqa: PLC0415 - torch, once it is needed
+    from asysi.report.page import build  # noqa: PLC0415
+
+    began = time.monotonic()
+    gauges = outcome.snapshot.points
+    analysis = analyse(worker.experiment, worker.output, worker.workspace, gauges, worker.health.beat)
+    data = report_of(
+        worker.experiment, ledger, written=written, outcome=outcome, analysis=analysis, output=worker.output
+    )
+    write_atomic(worker.output / REPORT_FILE, build(data))
+    worker.last_words(last_words(ledger, outcome.snapshot, analysis))
+    log.info("%s Report and ledger in %s after %.1f s", data.verdict, worker.output, time.monotonic() - began)
+    return data.passed
+
+
+if __name__ == "__main__":
+    run_worker(Container.FINISH, main)

@@ -1,0 +1,172 @@
+"""Everything about latents, computed anew: the model, the text and the frozen autoencoders meet once more."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from asysi.capture.points import read_points
+from asysi.contract.runtime import MODEL_FILE, POINTS_FILE, SAE_FOLDER
+from asysi.contract.spec import ScanExperiment
+from asysi.finish import features, sample
+from asysi.finish.features import Asked, Looked
+from asysi.finish.reading import Again, read_again
+from asysi.finish.status import Point
+from asysi.hosts.model import LoadedModel, load_model, read_resolved
+from asysi.report.data import Browser, Comparison, Layer
+
+SEED = 0
+log = logging.getLogger("asysi")
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """An exported autoencoder."""
+
+    trainer: str
+    point: str
+    folder: Path
+
+
+@dataclass
+class Analysis:
+    """What came of it, as far as it came."""
+
+    layers: list[Layer] = field(default_factory=list)
+    browser: Browser | None = None
+    comparisons: list[Comparison] = field(default_factory=list)
+    model: str = ""
+    missing: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def find_exports(output: Path) -> list[Export]:
+    """Return the exported autoencoders, by trainer, then in the natural order of their hook points."""
+    found = [
+        Export(folder.parent.name, folder.name, folder)
+        for folder in (output / SAE_FOLDER).glob("*/*")
+        if (folder / "cfg.json").is_file() and (folder / "sae_weights.safetensors").is_file()
+    ]
+    return sorted(found, key=lambda export: (export.trainer, _natural(export.point)))
+
+
+def _natural(path: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in path.split(".")]
+
+
+def analyse(
+    experiment: ScanExperiment,
+    output: Path,
+    workspace: Path,
+    gauges: tuple[Point, ...],
+    beat: Callable[[], None],
+) -> Analysis:
+    """Read text again and look at every exported autoencoder; what fails is said in the result, never
+    raised.
+    """
+    result = Analysis()
+    spec = experiment.spec
+    exports = find_exports(output)
+    if spec.data is None or spec.workload.scan is None:
+        result.missing.append("The features: this workload has no text that could be read again.")
+        return result
+    try:
+        torch.set_num_threads(max(1, int(spec.resources.finish.cpus)))
+        points = read_points(workspace / POINTS_FILE)
+        loaded = load_model(read_resolved(workspace / MODEL_FILE), spec.model.dtype)
+        result.model = _describe(loaded, spec.model.dtype, len(points))
+        scan = spec.workload.scan
+        again = read_again(
+            loaded, points, spec.data, passes=scan.passes, max_samples=scan.max_samples, seed=SEED, beat=beat
+        )
+        _compare_norms(result, again, output)
+        _look(result, experiment, exports, again, gauges={one.path: one for one in gauges}, beat=beat)
+    except Exception as error:  # the report is written all the same, and says what it lacks
+        log.exception("the analysis failed")
+        result.problems.append(f"The analysis of the latents failed: {type(error).__name__}: {error}")
+    return result
+
+
+def _describe(loaded: LoadedModel, dtype: str, points: int) -> str:
+    parameters = sum(parameter.numel() for parameter in loaded.module.parameters())
+    return (
+        f"{type(loaded.module).__name__}, {parameters / 1e6:.1f}M parameters, {dtype}; {points} hook points"
+    )
+
+
+def _compare_norms(result: Analysis, again: Again, output: Path) -> None:
+    try:
+        if found := sample.by_norm(again, output):
+            result.comparisons.append(found)
+        else:
+            result.missing.append("Seen against kept by norm: there is no archive to take the norms from.")
+    except Exception as error:  # a damaged archive must not cost the features
+        log.exception("the archive cannot be read")
+        result.problems.append(f"The archive cannot be read: {error}")
+
+
+def _look(
+    result: Analysis,
+    experiment: ScanExperiment,
+    exports: list[Export],
+    again: Again,
+    *,
+    gauges: dict[str, Point],
+    beat: Callable[[], None],
+) -> None:
+    from asysi.sae.export import load  # noqa: PLC0415 - not needed without autoencoders
+
+    spec = experiment.spec
+    if spec.sae is None:
+        result.missing.append("The features: the experiment trains no autoencoder (spec.sae is null).")
+        return
+    if not exports:
+        result.missing.append("The features: no autoencoder was exported; see the log of the sae worker.")
+        return
+    sheet = again.sheet
+    if not (sheet.held_tokens & sheet.content).any():
+        result.missing.append(
+            "The features: no document is held out (spec.data.holdout.share), so nothing can be measured."
+        )
+        return
+    several = len({export.trainer for export in exports}) > 1
+    sentence = features.sentence_of(sheet, SEED)
+    looked: list[Looked] = []
+    for export in exports:
+        if export.point not in again.activations:
+            result.problems.append(
+                f"{export.folder} was trained on {export.point}, which is no hook point of this run."
+            )
+            continue
+        asked = Asked(
+            k=_k(export.folder),
+            quantization=spec.capture.quantization,
+            seed=SEED,
+            shown=features.SHOWN // len(exports),
+            sentence=sentence,
+        )
+        name = f"{export.trainer}/{export.point}" if several else export.point
+        one = features.look(name, load(export.folder), again.activations[export.point], sheet, asked)
+        looked.append(_with_training(one, gauges.get(export.point)))
+        beat()
+    result.layers = [one.layer for one in looked]
+    result.browser = features.browser(looked, sheet, again.vocabulary, SEED)
+
+
+def _with_training(looked: Looked, gauge: Point | None) -> Looked:
+    """Add what only the trainer knows."""
+    if gauge is None or not gauge.trained > 0:
+        return looked
+    layer = dataclasses.replace(looked.layer, dead_training=gauge.dead, trained=int(gauge.trained))
+    return dataclasses.replace(looked, layer=layer)
+
+
+def _k(folder: Path) -> int | None:
+    config: dict[str, Any] = json.loads((folder / "cfg.json").read_text())
+    k = config.get("k")
+    return k if isinstance(k, int) else None

@@ -1,0 +1,190 @@
+"""From activations to what the report shows of one autoencoder."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asysi.finish import contexts, latents
+from asysi.finish.latents import Floats, Frozen, Reading
+from asysi.finish.sheet import Sheet
+from asysi.report.data import Browser, Corpus, Features, Layer, Sentence, Step
+
+SHOWN = 16_384
+"""Latents that the browser shows at most, all layers together: it keeps the page fast to open."""
+NEIGHBOURS = 6
+PICKED = 10
+STRONGEST = 3
+GROUPS = (4, 3, 3)
+BEFORE, AFTER = 12, 8
+SENTENCE = (12, 26)
+"""Content tokens of the prepared sentence: long enough to say something, short enough to follow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What to look at, and how."""
+
+    k: int | None
+    quantization: str
+    seed: int
+    shown: int
+    """Latents to show of this autoencoder."""
+    sentence: int | None
+    """Document to follow, None for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """One autoencoder, looked at."""
+
+    layer: Layer
+    features: Features
+    step: Step | None
+
+
+def look(name: str, sae: Frozen, rows: Floats, sheet: Sheet, asked: Asked) -> Looked:
+    """Measure one autoencoder on the sheet's activations `rows` [n, width]; metrics on held-out documents
+    alone.
+    """
+    content = rows[sheet.content]
+    held = sheet.held_tokens[sheet.content]
+    reading = latents.read(sae, content, held)
+    made = _Measured(
+        reading, latents.variance(content[held]), latents.counts(reading.firings, sae.W_dec.shape[0], held)
+    )
+    subject = _Subject(name, sae, sheet, asked)
+    step = None if asked.sentence is None else _step(name, reading, sheet, asked.sentence)
+    return Looked(_layer(subject, rows, made), _features(subject, made), step)
+
+
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    name: str
+    sae: Frozen
+    sheet: Sheet
+    asked: Asked
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    reading: Reading
+    total: float
+    """Variance of the held-out content tokens."""
+    fires: NDArray[np.int64]
+    """[latents] held-out content tokens on which each fires."""
+
+
+def _layer(subject: _Subject, rows: Floats, made: _Measured) -> Layer:
+    sae, sheet, asked = subject.sae, subject.sheet, subject.asked
+    count, width = sae.W_dec.shape
+    held = sheet.held_tokens
+    tested, fitted = rows[held & sheet.content], rows[~held & sheet.content]
+    error = float(made.reading.error.sum())
+    rest = latents.squared_error(sae, rows[held & ~sheet.content])
+    floor = latents.squared_difference(tested, latents.quantised(tested, asked.quantization))
+    density = made.fires / max(1, len(tested))
+    return Layer(
+        name=subject.name,
+        width=width,
+        latents=count,
+        k=asked.k,
+        fvu_content=latents.fvu(error, made.total),
+        fvu_all=latents.fvu(error + rest, latents.variance(rows[held])),
+        l0=float(density.sum()),
+        dead=float((made.fires == 0).mean()),
+        quantisation_floor=latents.fvu(floor, made.total),
+        pca=latents.pca_fvu(fitted, tested, asked.k) if asked.k else None,
+        density=latents.density_histogram(density.astype(np.float32)),
+    )
+
+
+def _features(subject: _Subject, made: _Measured) -> Features:
+    sae, sheet, asked, firings = subject.sae, subject.sheet, subject.asked, made.reading.firings
+    count = sae.W_dec.shape[0]
+    held = int((sheet.held_tokens & sheet.content).sum())
+    density = made.fires / max(1, held)
+    explained = made.reading.removal / made.total if made.total > 0 else np.zeros(count)
+    maximum = latents.maxima(firings, count)
+    live = np.flatnonzero(density > 0)
+    random = np.random.default_rng(asked.seed).permutation(live)
+    best = live[np.argsort(-explained[live], kind="stable")][:PICKED]
+    shown = _shown(np.flatnonzero(maximum > 0), asked.shown, random, best)
+    document = sheet.document[sheet.content]
+    peaks = contexts.choose(firings, document, shown, GROUPS)
+    near, cosines = latents.neighbours(sae.W_dec, shown, NEIGHBOURS)
+    return Features(
+        layer=subject.name,
+        latents=shown.astype(np.uint32),
+        density=density[shown].astype(np.float32),
+        maximum=maximum[shown],
+        explained=explained[shown].astype(np.float32),
+        contexts=peaks,
+        shades=contexts.shade(
+            firings, peaks, shown, document=document, maximum=maximum[shown], window=(BEFORE, AFTER)
+        ),
+        neighbours=near,
+        cosines=cosines,
+        random=tuple(int(latent) for latent in np.sort(random[:PICKED])),
+        best=tuple(int(latent) for latent in best),
+    )
+
+
+def _shown(
+    fired: NDArray[np.int64], most: int, random: NDArray[np.int64], best: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return every latent that fired, or a random share of them with those that the page names."""
+    if len(fired) <= most:
+        return fired
+    kept = np.concatenate([best, random])
+    _, first = np.unique(kept, return_index=True)
+    return np.sort(kept[np.sort(first)][:most])
+
+
+def _step(name: str, reading: Reading, sheet: Sheet, document: int) -> Step:
+    rows = np.flatnonzero(sheet.document[sheet.content] == document)
+    return Step(name, *latents.strongest(reading.firings, rows, STRONGEST))
+
+
+def sentence_of(sheet: Sheet, seed: int) -> int | None:
+    """Choose the document to follow: held out, of a readable length where there is one, at random."""
+    lengths = np.bincount(sheet.document[sheet.content], minlength=len(sheet.rows))
+    held = np.flatnonzero(sheet.held_out & (lengths > 0))
+    if not len(held):
+        return None
+    readable = held[(lengths[held] >= SENTENCE[0]) & (lengths[held] <= SENTENCE[1])]
+    pool = readable if len(readable) else held[np.argsort(lengths[held], kind="stable")][:1]
+    return int(np.random.default_rng(seed).choice(pool))
+
+
+def browser(looked: list[Looked], sheet: Sheet, vocabulary: dict[int, str], seed: int) -> Browser:
+    """Put the autoencoders and the text together.
+
+    Args:
+        looked: every autoencoder.
+        sheet: the text they were looked at on.
+        vocabulary: text of every token number of the sheet.
+        seed: seed of the random choices.
+    """
+    content = sheet.content
+    numbers, index = np.unique(sheet.tokens[content], return_inverse=True)
+    lengths = np.bincount(sheet.document[content], minlength=len(sheet.rows))
+    corpus = Corpus(
+        vocabulary=tuple(vocabulary[int(number)] for number in numbers),
+        tokens=index.astype(np.uint32),
+        starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.uint32),
+        rows=sheet.rows.astype(np.uint32),
+        held_out=sheet.held_out.astype(np.uint8),
+    )
+    document = sentence_of(sheet, seed)
+    steps = tuple(one.step for one in looked if one.step is not None)
+    return Browser(
+        corpus=corpus,
+        features=tuple(one.features for one in looked),
+        sentence=None if document is None or not steps else Sentence(document, steps),
+        before=BEFORE,
+        after=AFTER,
+        groups=GROUPS,
+        seed=seed,
+        held_out_tokens=int((sheet.held_tokens & content).sum()),
+    )

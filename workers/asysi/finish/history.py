@@ -1,0 +1,90 @@
+"""The run by the second, from the hook's timeline and the runner's events."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from asysi.report.data import Event, Timeline
+
+POINTS = 1200
+"""Moments that the page shows at most; longer runs are thinned."""
+LINES = 200_000
+"""Lines read at most: the last ones."""
+EVENTS = 60
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """Return the objects in a file of JSON lines; a torn or foreign line is passed over."""
+    try:
+        lines = file.read_text(errors="replace").split("\n")[-LINES:]
+    except OSError:
+        return []
+    return [found for line in lines if isinstance(found := _parse(line), dict)]
+
+
+def _parse(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def timeline(lines: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]]) -> Timeline | None:
+    """Return the run by the second, thinned to at most POINTS moments; None without a line.
+
+    Args:
+        lines: of `timeline.jsonl`: t, time, rate, offered, dropped, lag by reader.
+        events: of `events.jsonl`: time, container, event, code, reason.
+    """
+    usable = [line for line in lines if isinstance(line.get("t"), int | float)]
+    if not usable:
+        return None
+    step = -(-len(usable) // POINTS)
+    groups = [usable[first : first + step] for first in range(0, len(usable), step)]
+    names = list(dict.fromkeys(name for line in usable for name in line.get("lag", {})))
+    began = float(usable[0].get("time", 0)) - float(usable[0]["t"])
+    return Timeline(
+        at=tuple(float(group[0]["t"]) for group in groups),
+        rate=tuple(_mean(group, "rate") for group in groups),
+        lag={
+            name: tuple(max(_number(line.get("lag", {}), name) for line in group) for group in groups)
+            for name in names
+        },
+        dropped=tuple(sum(_number(line, "dropped") for line in group) / len(group) for group in groups),
+        offered=tuple(_mean(group, "offered") for group in groups),
+        events=tuple(tell(events, began)),
+    )
+
+
+def _number(line: dict[str, Any], key: str) -> float:
+    value = line.get(key, 0)
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _mean(group: list[dict[str, Any]], key: str) -> float:
+    return sum(_number(line, key) for line in group) / len(group)
+
+
+def tell(events: Sequence[dict[str, Any]], began: float) -> list[Event]:
+    """Return what is worth telling: kills, failures and restarts, with how long the container was away."""
+    told: list[Event] = []
+    left: dict[str, float] = {}
+    for event in events:
+        at, name, kind = _number(event, "time") - began, str(event.get("container")), event.get("event")
+        code, reason = event.get("code"), event.get("reason")
+        if kind == "restarted":
+            away = f" after {at - left[name]:.1f} s" if name in left else ""
+            told.append(Event(at, f"{name} was started again{away}", "restart"))
+        elif kind == "killed":
+            left[name] = at
+            told.append(Event(at, f"{name} was killed{_because(reason)}", "restart"))
+        elif kind == "exited" and code not in (0, None):
+            if name not in left:
+                told.append(Event(at, f"{name} ended with exit code {code}{_because(reason)}", "restart"))
+            left[name] = at
+    return told[-EVENTS:]
+
+
+def _because(reason: object) -> str:
+    return f": {reason}" if reason else ""

@@ -1,0 +1,206 @@
+"""What the frozen autoencoders make of text: metrics of latents, computed from plain activations.
+
+Everything is measured on activations as the model gives them (float32, not quantised), sums in float64.
+FVU, the fraction of variance unexplained: sum ||x - x̂||² / sum ||x - mean(x)||², the mean over the same rows.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from asysi.report.data import DENSITY_BINS, DENSITY_FROM
+
+CHUNK_ELEMENTS = 1 << 22
+"""Activations of latents held densely at once: 16 MiB of float32."""
+
+Floats = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+
+class Frozen(Protocol):
+    """A trained autoencoder, in the units of the model's activations."""
+
+    W_dec: Tensor
+    """[latents, width]"""
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return the activations [rows, latents] of `x` [rows, width]; 0 where a latent does not fire."""
+
+    def decode(self, a: Tensor) -> Tensor:
+        """Return the reconstruction [rows, width] of `a` [rows, latents]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Firings:
+    """Where latents fire, in coordinates: [n] each, in order of row."""
+
+    row: NDArray[np.int64]
+    latent: NDArray[np.int64]
+    value: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One autoencoder on one set of rows."""
+
+    firings: Firings
+    error: NDArray[np.float64]
+    """[rows] squared error of the counted rows, 0 elsewhere."""
+    removal: NDArray[np.float64]
+    """[latents] growth of the squared error, over the counted rows, when the latent alone is removed."""
+
+
+def read(sae: Frozen, rows: Floats, counted: Mask) -> Reading:
+    """Encode `rows` [n, width], and decode those that are `counted` [n], in chunks of bounded memory.
+
+    Removing latent i from x̂ changes the squared error of a row by a_i² ||d_i||² + 2 a_i <d_i, x - x̂>, where
+    d_i is its decoder row; `removal` sums this over the counted rows.
+    """
+    latents = sae.W_dec.shape[0]
+    norms = sae.W_dec.double().square().sum(1)
+    error = np.zeros(len(rows))
+    removal = torch.zeros(latents, dtype=torch.float64)
+    found: list[tuple[NDArray[np.int64], NDArray[np.int64], Floats]] = []
+    with torch.inference_mode():
+        for start, stop in _chunks(len(rows), latents):
+            x, keep = torch.from_numpy(rows[start:stop]), torch.from_numpy(counted[start:stop])
+            a = sae.encode(x)
+            row, latent = a.nonzero(as_tuple=True)
+            found.append(((row + start).numpy(), latent.numpy(), a[row, latent].float().numpy()))
+            if not keep.any():
+                continue
+            a = a[keep]
+            residual = x[keep] - sae.decode(a)
+            error[start:stop][counted[start:stop]] = residual.double().square().sum(1).numpy()
+            row, latent = a.nonzero(as_tuple=True)
+            value, aligned = a[row, latent].double(), (residual @ sae.W_dec.T)[row, latent].double()
+            removal.index_add_(0, latent, value.square() * norms[latent] + 2 * value * aligned)
+    rows_, latents_, values = (
+        (np.concatenate(part) for part in zip(*found, strict=True)) if found else ([], [], [])
+    )
+    firings = Firings(
+        np.asarray(rows_, np.int64), np.asarray(latents_, np.int64), np.asarray(values, np.float32)
+    )
+    return Reading(firings, error, removal.numpy())
+
+
+def squared_error(sae: Frozen, rows: Floats) -> float:
+    """Return sum ||x - x̂||² over `rows` [n, width]."""
+    return float(read(sae, rows, np.ones(len(rows), np.bool_)).error.sum())
+
+
+def _chunks(rows: int, latents: int) -> Iterator[tuple[int, int]]:
+    step = max(64, CHUNK_ELEMENTS // latents)
+    return ((start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def variance(rows: Floats) -> float:
+    """Return sum ||x - mean(x)||² over `rows` [n, width]."""
+    if not len(rows):
+        return 0.0
+    mean = rows.mean(0, dtype=np.float64)
+    return float(sum(np.square(part - mean).sum() for part in _split(rows)))
+
+
+def _split(rows: Floats) -> Iterator[NDArray[np.float64]]:
+    return (rows[start : start + 4096].astype(np.float64) for start in range(0, len(rows), 4096))
+
+
+def fvu(error: float, total: float) -> float | None:
+    """Return the fraction of variance unexplained, None where there is no variance to explain."""
+    return error / total if total > 0 else None
+
+
+def squared_difference(rows: Floats, other: Floats) -> float:
+    """Return sum ||x - y||² over two arrays [n, width]."""
+    return float(sum(np.square(a - b).sum() for a, b in zip(_split(rows), _split(other), strict=True)))
+
+
+def pca_fvu(fitted: Floats, evaluated: Floats, components: int) -> float | None:
+    """Return the FVU on `evaluated` [n, width] of the `components` leading directions of `fitted` [m, width].
+
+    None when `fitted` has fewer rows than components: nothing could be fitted.
+    """
+    if len(fitted) <= components or not len(evaluated):
+        return None
+    mean = fitted.mean(0, dtype=np.float64)
+    centred = fitted - mean.astype(np.float32)
+    covariance = torch.from_numpy(centred.T @ centred).double()
+    basis = torch.linalg.eigh(covariance).eigenvectors[:, -components:].float().numpy()
+    away = evaluated - mean.astype(np.float32)
+    error = sum(np.square(part).sum() for part in _split(away - (away @ basis) @ basis.T))
+    return fvu(float(error), variance(evaluated))
+
+
+def quantised(rows: Floats, kind: str) -> Floats:
+    """Return `rows` [n, width] after one trip through the run's quantisation: none, bf16, or int8 with a
+    scale a row.
+    """
+    if kind == "none":
+        return rows
+    if kind == "bf16":
+        rounded: Floats = torch.from_numpy(rows).bfloat16().float().numpy()
+        return rounded
+    if kind == "int8":
+        scale = np.maximum(np.abs(rows).max(1, keepdims=True), np.finfo(np.float32).tiny) / np.float32(127)
+        return np.asarray(np.clip(np.rint(rows / scale), -127, 127) * scale, np.float32)
+    raise ValueError(f"no quantisation is called {kind!r}")
+
+
+def counts(firings: Firings, latents: int, counted: Mask) -> NDArray[np.int64]:
+    """Return how often each latent fires on the `counted` rows, [latents]."""
+    return np.bincount(firings.latent[counted[firings.row]], minlength=latents)
+
+
+def maxima(firings: Firings, latents: int) -> Floats:
+    """Return the largest activation of each latent, [latents], 0 for those that never fire."""
+    largest = np.zeros(latents, np.float32)
+    np.maximum.at(largest, firings.latent, firings.value)
+    return largest
+
+
+def density_histogram(density: Floats) -> tuple[int, ...]:
+    """Return the number of live latents by log10 density, in the report's bins; what lies below falls in
+    the first.
+    """
+    live = density[density > 0]
+    bins = ((np.log10(live) - DENSITY_FROM) / -DENSITY_FROM * DENSITY_BINS).astype(int)
+    return tuple(int(n) for n in np.bincount(np.clip(bins, 0, DENSITY_BINS - 1), minlength=DENSITY_BINS))
+
+
+def neighbours(decoder: Tensor, asked: NDArray[np.int64], count: int) -> tuple[NDArray[np.uint32], Floats]:
+    """Return the `count` latents with the largest cosine to each `asked` latent's decoder row, and the
+    cosines.
+
+    Args:
+        decoder: [latents, width]
+        asked: [n] latents to find neighbours of; a latent is not its own.
+        count: neighbours each, at most latents - 1.
+    """
+    latents = decoder.shape[0]
+    count = min(count, latents - 1)
+    unit = torch.nn.functional.normalize(decoder.float(), dim=1)
+    near = np.empty((len(asked), count), np.uint32)
+    cosine = np.empty((len(asked), count), np.float32)
+    for start, stop in _chunks(len(asked), latents):
+        some = torch.from_numpy(asked[start:stop])
+        alike = unit[some] @ unit.T
+        alike[torch.arange(len(some)), some] = -2.0
+        top = alike.topk(count, dim=1)
+        near[start:stop], cosine[start:stop] = top.indices.numpy(), top.values.numpy()
+    return near, cosine
+
+
+def strongest(firings: Firings, rows: NDArray[np.int64], count: int) -> tuple[NDArray[np.uint32], Floats]:
+    """Return the `count` strongest latents of each of `rows` [n] and their activations, [n, count] each."""
+    latents, values = np.zeros((len(rows), count), np.uint32), np.zeros((len(rows), count), np.float32)
+    for i, row in enumerate(rows):
+        start, stop = np.searchsorted(firings.row, [row, row + 1])
+        order = start + np.argsort(-firings.value[start:stop], kind="stable")[:count]
+        latents[i, : len(order)], values[i, : len(order)] = firings.latent[order], firings.value[order]
+    return latents, values

@@ -1,0 +1,210 @@
+"""The books: what was seen, and where every row of it went. Pure: plain numbers in, equations out."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Produced:
+    """Rows of one hook point at the writing side of a ring."""
+
+    seen: int = 0
+    published: int = 0
+    sampled_out: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """Rows dropped, by reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Consumed:
+    """Rows of one hook point at one reader of a ring."""
+
+    durable: int = 0
+    """Rows whose effect is on disk, or was handed on."""
+    lapped: int = 0
+    """Rows overwritten before the reader came to them."""
+    rolled_back: int = 0
+    """Rows consumed after the last checkpoint of a reader that was killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """Every counter of an attempt, by hook point."""
+
+    capture: Mapping[str, Produced] = field(default_factory=dict)
+    hook: Mapping[str, Consumed] = field(default_factory=dict)
+    bus: Mapping[str, Produced] = field(default_factory=dict)
+    consumers: Mapping[str, Mapping[str, Consumed]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Equation:
+    """One line of the ledger: both sides in rows."""
+
+    point: str
+    hop: str
+    claim: str
+    left: int
+    right: int
+
+    @property
+    def difference(self) -> int:
+        """Left minus right; 0 when the line balances."""
+        return self.left - self.right
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """The balanced, or unbalanced, books of an attempt."""
+
+    attempt: int
+    complete: bool
+    """Whether the stream ended as meant and every consumer finished its files."""
+    equations: tuple[Equation, ...]
+    books: Books
+    problems: tuple[str, ...] = ()
+    """Sentences about what went wrong, for people."""
+
+    @property
+    def balanced(self) -> bool:
+        """Whether every equation holds exactly."""
+        return all(equation.difference == 0 for equation in self.equations)
+
+    @property
+    def passed(self) -> bool:
+        """The verdict: balanced and complete."""
+        return self.balanced and self.complete
+
+    def unbalanced(self) -> list[Equation]:
+        """Return the equations that do not hold."""
+        return [equation for equation in self.equations if equation.difference]
+
+
+def open_ledger(books: Books, *, attempt: int, complete: bool, problems: Iterable[str] = ()) -> Ledger:
+    """Write the equations of `books`, for every hook point that any party has heard of."""
+    return Ledger(attempt, complete, tuple(_equations(books)), books, tuple(problems))
+
+
+def _equations(books: Books) -> Iterator[Equation]:
+    for point in points_of(books):
+        capture, bus = books.capture.get(point, Produced()), books.bus.get(point, Produced())
+        hook = books.hook.get(point, Consumed())
+        yield _production(point, "capture", capture)
+        yield _consumption(point, "hook", capture.published, hook)
+        yield Equation(
+            point, "hook → bus", "durable = bus published + bus dropped",
+            hook.durable, bus.published + sum(bus.dropped.values()),
+        )  # fmt: skip
+        yield _production(point, "bus", bus)
+        for name in sorted(books.consumers):
+            yield _consumption(point, name, bus.published, books.consumers[name].get(point, Consumed()))
+
+
+def _production(point: str, hop: str, made: Produced) -> Equation:
+    accounted = made.published + made.sampled_out + sum(made.dropped.values())
+    return Equation(point, hop, "seen = published + sampled out + dropped", made.seen, accounted)
+
+
+def _consumption(point: str, name: str, published: int, used: Consumed) -> Equation:
+    accounted = used.durable + used.lapped + used.rolled_back
+    return Equation(point, name, "published = durable + lapped + rolled back", published, accounted)
+
+
+def points_of(books: Books) -> list[str]:
+    """Return the hook points in the order in which capture registered them, then those that only others
+    know.
+    """
+    known: dict[str, None] = dict.fromkeys(books.capture)
+    for names in (books.hook, books.bus, *books.consumers.values()):
+        known.update(dict.fromkeys(names))
+    return list(known)
+
+
+def total_produced(rows: Iterable[Produced]) -> Produced:
+    """Return the sum over hook points; only reasons that occurred are named."""
+    seen = published = sampled_out = 0
+    dropped: dict[str, int] = {}
+    for row in rows:
+        seen, published, sampled_out = (
+            seen + row.seen,
+            published + row.published,
+            sampled_out + row.sampled_out,
+        )
+        for reason, count in row.dropped.items():
+            if count:
+                dropped[reason] = dropped.get(reason, 0) + count
+    return Produced(seen, published, sampled_out, dropped)
+
+
+def total_consumed(rows: Iterable[Consumed]) -> Consumed:
+    """Return the sum over hook points."""
+    listed = list(rows)
+    return Consumed(
+        sum(row.durable for row in listed),
+        sum(row.lapped for row in listed),
+        sum(row.rolled_back for row in listed),
+    )
+
+
+def as_json(ledger: Ledger) -> dict[str, Any]:
+    """Return the ledger as `ledger.json` holds it: verdict, totals, equations, counters."""
+    books = ledger.books
+    return {
+        "attempt": ledger.attempt,
+        "complete": ledger.complete,
+        "balanced": ledger.balanced,
+        "problems": list(ledger.problems),
+        "totals": {
+            "capture": produced_json(total_produced(books.capture.values())),
+            "hook": consumed_json(total_consumed(books.hook.values())),
+            "bus": produced_json(total_produced(books.bus.values())),
+            "consumers": {
+                name: consumed_json(total_consumed(rows.values()))
+                for name, rows in sorted(books.consumers.items())
+            },
+        },
+        "points": [_point_json(point, ledger) for point in points_of(books)],
+    }
+
+
+def _point_json(point: str, ledger: Ledger) -> dict[str, Any]:
+    books = ledger.books
+    return {
+        "path": point,
+        "capture": produced_json(books.capture.get(point, Produced())),
+        "hook": consumed_json(books.hook.get(point, Consumed())),
+        "bus": produced_json(books.bus.get(point, Produced())),
+        "consumers": {
+            name: consumed_json(rows.get(point, Consumed())) for name, rows in sorted(books.consumers.items())
+        },
+        "equations": [
+            {
+                "hop": line.hop, "claim": line.claim,
+                "left": line.left, "right": line.right, "difference": line.difference,
+            }
+            for line in ledger.equations
+            if line.point == point
+        ],
+    }  # fmt: skip
+
+
+def produced_json(made: Produced) -> dict[str, Any]:
+    """Return the counters of a writing side in the words of /status."""
+    return {
+        "seen": made.seen,
+        "published": made.published,
+        "sampledOut": made.sampled_out,
+        "dropped": {reason: count for reason, count in made.dropped.items() if count},
+    }
+
+
+def consumed_json(used: Consumed) -> dict[str, Any]:
+    """Return the counters of a reader in the words of /status."""
+    return {"durable": used.durable, "lapped": used.lapped, "rolledBack": used.rolled_back}
+
+
+def finite(number: float) -> float | None:
+    """Return `number`, or None where JSON has no word for it."""
+    return number if math.isfinite(number) else None

@@ -1,0 +1,149 @@
+"""What it takes to judge the run and to repeat it, in words."""
+
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from asysi.contract.runtime import EXPERIMENT_FILE, SAE_FOLDER
+from asysi.contract.spec import ScanExperiment
+from asysi.finish.status import Host
+from asysi.report.words import count
+
+SMALL = 1_000_000
+"""Distinct tokens below which the page warns of a small corpus."""
+PACKAGES = ("asysi", "torch", "transformers", "numpy", "safetensors")
+
+
+def limits(
+    experiment: ScanExperiment, host: Host, seen: Mapping[str, Any], *, attempt: int
+) -> list[tuple[str, str]]:
+    """Return label and text of each limit, as far as it is known.
+
+    Args:
+        experiment: what was asked for.
+        host: the capture ring's mailbox.
+        seen: what `host/seen.json` holds; may be empty.
+        attempt: number of the attempt.
+    """
+    spec = experiment.spec
+    lines = [
+        ("Corpus", _corpus(experiment, host, seen)),
+        ("Left out", _exclusions(experiment, host)),
+        ("Sampling", _sampling(experiment, host)),
+        ("Seeds", _seeds(experiment)),
+    ]
+    if spec.sae is not None:
+        lines.append(("Autoencoders", "; ".join(_trainer(trainer) for trainer in spec.sae.train)))
+    if attempt:
+        lines.append(("Attempts", f"{attempt + 1}: counts and books are of the last one, files of all"))
+    return [*lines, ("Versions", versions()), ("Machine", machine())]
+
+
+def _corpus(experiment: ScanExperiment, host: Host, seen: Mapping[str, Any]) -> str:
+    data, scan = experiment.spec.data, experiment.spec.workload.scan
+    parts = [data.uri if data else "no data"]
+
+    def number(key: str) -> str:
+        return count(seen.get(key))
+
+    if seen:
+        parts.append(
+            f"{number('documents')} distinct documents, {number('duplicates')} duplicates left out, "
+            f"{number('held_out')} held out; {number('unique_tokens')} distinct content tokens"
+        )
+    passes = scan.passes if scan else 1
+    parts.append(f"{passes} {'pass' if passes == 1 else 'passes'}, {count(host.tokens)} tokens read")
+    if host.interrupted:
+        parts.append("ended early by the user")
+    if 0 < seen.get("unique_tokens", SMALL) < SMALL:
+        parts.append(
+            "this is little text: expect latents for its own vocabulary and style, not for language at large"
+        )
+    return ". ".join(part[:1].upper() + part[1:] if i else part for i, part in enumerate(parts)) + "."
+
+
+def _exclusions(experiment: ScanExperiment, host: Host) -> str:
+    data = experiment.spec.data
+    named = ", ".join(data.tokens.exclude_tokens) if data else ""
+    cut = f" Documents are cut at {data.tokens.context_length} tokens." if data else ""
+    return f"{count(host.tokens_excluded)} tokens that are never data ({named or 'none named'}).{cut}"
+
+
+def _sampling(experiment: ScanExperiment, host: Host) -> str:
+    capture, sampling = experiment.spec.capture, experiment.spec.capture.sampling
+    return (
+        f"At most {sampling.rate:g} of the {sampling.unit}s, never below {sampling.min_rate:g}; "
+        f"{count(host.steps_dropped)} of {count(host.steps)} steps dropped. "
+        f"Activations travel as {capture.quantization}."
+    )
+
+
+def _seeds(experiment: ScanExperiment) -> str:
+    spec = experiment.spec
+    seeds = {
+        "order and sampling": spec.workload.scan.seed if spec.workload.scan else None,
+        "hold-out": spec.data.holdout.seed if spec.data else None,
+        **{f"autoencoder {trainer.name}": trainer.seed for trainer in (spec.sae.train if spec.sae else [])},
+        "this page": 0,
+    }
+    return ", ".join(f"{name} {seed}" for name, seed in seeds.items() if seed is not None)
+
+
+def _trainer(trainer: Any) -> str:
+    rate = f"lr {trainer.lr:g}" if trainer.lr else "lr by width"
+    size = f"{count(trainer.latents)} latents, k {trainer.k}"
+    return f"{trainer.name}: {trainer.variant}, {size}, {rate}, batch {count(trainer.batch)}"
+
+
+def versions() -> str:
+    """Return the versions of what was run."""
+    found = [f"{name} {_version(name)}" for name in PACKAGES]
+    return ", ".join([*found, f"Python {platform.python_version()}"])
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "from its source"
+
+
+def machine() -> str:
+    """Return processor, number of cores, memory and kernel."""
+    import psutil  # noqa: PLC0415 - asked once
+
+    memory = psutil.virtual_memory().total / 2**30
+    return f"{os.cpu_count()} × {_processor()}, {memory:.0f} GiB, {platform.system()} {platform.release()}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def commands(experiment: ScanExperiment, layers: list[str]) -> list[tuple[str, str]]:
+    """Return what a command does and the command, to be run in the output's folder."""
+    lines = [
+        (
+            "Run it again, from this folder",
+            f"asysi run {EXPERIMENT_FILE} --output ../{experiment.metadata.name}-again",
+        )
+    ]
+    if experiment.spec.archive.enabled:
+        lines.append(("Check every byte of the archive", "asysi mscan verify ."))
+    if layers:
+        folder = f"{SAE_FOLDER}/{layers[0]}"
+        lines.append(
+            (
+                "Use an autoencoder",
+                f"python -c 'from sae_lens import SAE; print(SAE.load_from_disk(\"{folder}\"))'",
+            )
+        )
+    return lines

@@ -1,0 +1,112 @@
+"""Seen against kept: whether what was kept looks like what the model saw."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asysi.finish.reading import Again
+from asysi.report.data import Comparison, Histogram
+from asysi.report.words import count
+
+RECORDS = 60_000
+"""Archived rows of a hook point that its norms are taken from, evenly spread over the run."""
+BINS = 32
+
+
+def by_place(seen: Mapping[str, Any]) -> list[Comparison]:
+    """Return the host's own histograms, by length of the sequence and by position in it.
+
+    Args:
+        seen: what `host/seen.json` holds.
+    """
+    comparisons = []
+    for by, note in (
+        ("length", "Content tokens by the length of their sequence. The host counted both sides."),
+        ("position", "Content tokens by their position in the sequence. The host counted both sides."),
+    ):
+        table = seen.get(f"by_{by}")
+        if table and sum(table["seen"]):
+            comparisons.append(Comparison(by, note, (_cut(table),)))
+    return comparisons
+
+
+def _cut(table: Mapping[str, list[int]]) -> Histogram:
+    """Return the table as a histogram without the empty bins at its end; bins' lower bounds become edges."""
+    edges, seen, kept = table["edges"], table["seen"], table["kept"]
+    used = max(i for i, (a, b) in enumerate(zip(seen, kept, strict=True)) if a or b) + 1
+    width = edges[1] - edges[0] if len(edges) > 1 else 1
+    return Histogram(
+        "",
+        tuple(float(edge) for edge in [*edges[:used], edges[used - 1] + width]),
+        tuple(seen[:used]),
+        tuple(kept[:used]),
+    )
+
+
+def by_norm(again: Again, archive: Path) -> Comparison | None:
+    """Compare norms of a fresh forward with those of the archive's METRICS records; None without an archive.
+
+    Raises:
+        MScanError: the archive is damaged.
+    """
+    from asysi.archive.dataset import MScanDataset  # noqa: PLC0415 - needs xxhash, and an archive
+
+    try:
+        dataset = MScanDataset(archive, scan=True)
+    except FileNotFoundError:
+        return None
+    content = again.sheet.content
+    histograms = []
+    for path, rows in again.activations.items():
+        kept = _archived(dataset, path)
+        if len(kept):
+            norms = np.sqrt(np.einsum("ij,ij->i", rows[content], rows[content], dtype=np.float64))
+            histograms.append(histogram(path, norms, again.weight[content], kept))
+    note = (
+        f"Norm of the activation. Seen: {count(content.sum())} content tokens read again, each document "
+        "with the weight it had in the run. Kept: rows of the archive, evenly spread over the run."
+    )
+    return Comparison("norm", note, tuple(histograms)) if histograms else None
+
+
+def _archived(dataset: Any, path: str) -> NDArray[np.float64]:
+    from asysi.archive.format import ChunkKind  # noqa: PLC0415
+
+    chunks = list(dataset.chunks(ChunkKind.METRICS, path))
+    if not chunks:
+        return np.empty(0)
+    rows = int(np.mean([segment.entries["rows"][chunk] for segment, chunk in chunks[:16]])) or 1
+    most = max(1, RECORDS // rows)
+    spread = (
+        chunks
+        if len(chunks) <= most
+        else [chunks[i] for i in np.linspace(0, len(chunks) - 1, most).astype(int)]
+    )
+    norms = np.concatenate([segment.records(chunk)["l2"] for segment, chunk in spread]).astype(np.float64)
+    return norms[np.isfinite(norms)]
+
+
+def histogram(
+    name: str, seen: NDArray[np.float64], weight: NDArray[np.float64], kept: NDArray[np.float64]
+) -> Histogram:
+    """Return both over equal bins between the 0.5% and 99.5% quantiles of all; what lies beyond is in the
+    outer bins.
+    """
+    low, high = np.quantile(np.concatenate([seen, kept]), [0.005, 0.995])
+    edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
+    here = np.histogram(np.clip(seen, edges[0], edges[-1]), edges, weights=weight)[0]
+    there = np.histogram(np.clip(kept, edges[0], edges[-1]), edges)[0]
+    return Histogram(name, tuple(edges.tolist()), tuple(here.tolist()), tuple(there.tolist()))
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Return the object in `file`, an empty one when there is none."""
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

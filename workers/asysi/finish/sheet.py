@@ -1,0 +1,67 @@
+"""The text that finish reads again: a bounded number of documents, as flat arrays over their tokens."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+TOKENS = 20_000
+"""Tokens read again at most."""
+BYTES = 512 * 2**20
+"""Memory for the activations of all hook points at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """Documents one after another, special tokens included; n tokens, d documents."""
+
+    tokens: NDArray[np.int64]
+    """[n] token numbers."""
+    document: NDArray[np.int64]
+    """[n] document of each token."""
+    content: NDArray[np.bool_]
+    """[n] whether the token is data: not special, not excluded."""
+    rows: NDArray[np.int64]
+    """[d] row of the input."""
+    held_out: NDArray[np.bool_]
+    """[d] whether the document was never trained on."""
+
+    @property
+    def held_tokens(self) -> NDArray[np.bool_]:
+        """[n] whether the token is of a held-out document."""
+        return self.held_out[self.document]
+
+    def sequence(self, document: int) -> NDArray[np.int64]:
+        """Return the token numbers of a document."""
+        start, stop = np.searchsorted(self.document, [document, document + 1])
+        return self.tokens[start:stop]
+
+
+def budget(widths: list[int]) -> int:
+    """Return how many tokens may be read again so that float32 activations of all points stay within
+    memory.
+    """
+    return max(256, min(TOKENS, BYTES // (4 * max(1, sum(widths)))))
+
+
+def select(
+    lengths: NDArray[np.int64], held_out: NDArray[np.bool_], tokens: int, seed: int
+) -> NDArray[np.int64]:
+    """Choose documents to read again: held-out ones first, at most 3/4 of the tokens, then others; in input
+    order.
+
+    Args:
+        lengths: [d] tokens of each document.
+        held_out: [d] whether it is held out.
+        tokens: tokens to choose at most.
+        seed: seed of the random choice.
+    """
+    order = np.random.default_rng(seed).permutation(len(lengths))
+    others = not held_out.all()
+    first = _within(order[held_out[order]], lengths, tokens * 3 // 4 if others else tokens)
+    second = _within(order[~held_out[order]], lengths, tokens - int(lengths[first].sum()))
+    return np.sort(np.concatenate([first, second]))
+
+
+def _within(order: NDArray[np.int64], lengths: NDArray[np.int64], tokens: int) -> NDArray[np.int64]:
+    return order[: int(np.searchsorted(np.cumsum(lengths[order]), tokens, side="right"))]

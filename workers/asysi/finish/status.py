@@ -1,0 +1,171 @@
+"""What /status answers: the control files, summed up in plain numbers."""
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from asysi.finish.ledger import (
+    Books,
+    consumed_json,
+    finite,
+    open_ledger,
+    points_of,
+    produced_json,
+    total_consumed,
+    total_produced,
+)
+
+PACE_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The capture ring's mailbox, as plain numbers."""
+
+    steps: int = 0
+    steps_total: int = 0
+    """0 when unknown."""
+    tokens: int = 0
+    tokens_total: int = 0
+    tokens_excluded: int = 0
+    passes_begun: int = 0
+    """Pass over the data, from 0."""
+    steps_dropped: int = 0
+    capture_errors: int = 0
+    rate: float = 0.0
+    """Sampling rate in force, 0..1."""
+    capture_ns: int = 0
+    forward_ns: int = 0
+    started_ns: int = 0
+    """CLOCK_MONOTONIC at the first step, 0 before it."""
+    interrupted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """The SAE worker's gauges of one hook point."""
+
+    path: str
+    fvu: float
+    l0: float
+    dead: float
+    loss: float
+    trained: float
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Both rings at one moment."""
+
+    books: Books = field(default_factory=Books)
+    host: Host = field(default_factory=Host)
+    capture_state: str = "absent"
+    bus_state: str = "absent"
+    hook_state: str = "absent"
+    readers: Mapping[str, str] = field(default_factory=dict)
+    """State of each bus consumer."""
+    lag: Mapping[str, float] = field(default_factory=dict)
+    """Largest unread share of a shard, 0..1, of each reader, the hook among them."""
+    points: tuple[Point, ...] = ()
+    motion: tuple[int, ...] = ()
+    """Counters that move while anything at all happens."""
+
+
+FINAL = frozenset({"finalised", "checkpointed"})
+
+
+def settled(snapshot: Snapshot) -> bool:
+    """Whether the bus was closed in band and every consumer has finished its files."""
+    ended = snapshot.bus_state in {"complete", "attempt_over"}
+    return ended and all(state in FINAL for state in snapshot.readers.values())
+
+
+def complete(snapshot: Snapshot) -> bool:
+    """Whether the stream ended as meant: closed complete at both rings, every consumer finalised."""
+    closed = snapshot.capture_state == "complete" and snapshot.bus_state == "complete"
+    return closed and all(state == "finalised" for state in snapshot.readers.values())
+
+
+def phase(snapshot: Snapshot) -> str:
+    """Return one word for where the attempt stands: starting, running, draining, finishing, analysing or
+    failed.
+    """
+    if "attempt_over" in {snapshot.bus_state, snapshot.capture_state} or snapshot.capture_state == "gone":
+        return "failed"
+    if settled(snapshot):
+        return "analysing"
+    if snapshot.bus_state == "complete":
+        return "finishing"
+    if snapshot.capture_state == "complete":
+        return "draining"
+    return "running" if snapshot.host.steps else "starting"
+
+
+class Pace:
+    """Tokens a second over the last seconds."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._seen: deque[tuple[float, int]] = deque(maxlen=256)
+
+    def of(self, tokens: int) -> float:
+        """Return tokens a second, given the tokens read so far."""
+        now = self._clock()
+        self._seen.append((now, tokens))
+        while len(self._seen) > 2 and now - self._seen[0][0] > PACE_SECONDS:
+            self._seen.popleft()
+        since, before = self._seen[0]
+        return (tokens - before) / (now - since) if now > since else 0.0
+
+
+def shape(
+    snapshot: Snapshot, *, tokens_per_second: float = 0.0, said: str | None = None
+) -> dict[str, object]:
+    """Return the answer of /status; counts are summed over hook points, unknown numbers are null.
+
+    Args:
+        snapshot: both rings at one moment.
+        tokens_per_second: the host's pace.
+        said: the phase when finish itself knows better, as once the report is written.
+    """
+    host, books = snapshot.host, snapshot.books
+    capture = produced_json(total_produced(books.capture.values()))
+    return {
+        "phase": said or phase(snapshot),
+        "progress": {
+            "steps": host.steps,
+            "stepsTotal": host.steps_total,
+            "tokens": host.tokens,
+            "tokensTotal": host.tokens_total,
+            "pass": host.passes_begun,
+            "tokensPerSecond": round(tokens_per_second, 1),
+        },
+        "rate": finite(host.rate),
+        "capture": {**capture, "stepsDropped": host.steps_dropped, "errors": host.capture_errors},
+        "consumers": {name: _consumer(name, snapshot) for name in ["hook", *snapshot.readers]},
+        "points": [_point(point) for point in snapshot.points],
+        "ledger": {
+            "balanced": open_ledger(books, attempt=0, complete=False).balanced,
+            "points": len(points_of(books)),
+        },
+    }
+
+
+def _consumer(name: str, snapshot: Snapshot) -> dict[str, Any]:
+    rows = snapshot.books.hook if name == "hook" else snapshot.books.consumers.get(name, {})
+    return {
+        "lag": finite(round(snapshot.lag.get(name, 0.0), 4)),
+        **consumed_json(total_consumed(rows.values())),
+        "state": snapshot.hook_state if name == "hook" else snapshot.readers[name],
+    }
+
+
+def _point(point: Point) -> dict[str, Any]:
+    return {
+        "path": point.path,
+        "fvu": finite(point.fvu),
+        "l0": finite(point.l0),
+        "dead": finite(point.dead),
+        "trained": int(point.trained) if finite(point.trained) is not None else 0,
+    }

@@ -1,0 +1,79 @@
+"""Waits for the in-band end, as long as anything moves."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from asysi.finish.status import FINAL, Snapshot, settled
+
+PATIENCE = 120.0
+"""Seconds without any motion after which a stream that has begun is given up."""
+START_PATIENCE = 1800.0
+"""Seconds that a host may take to its first step: it may load a large model."""
+POLL = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How the waiting ended."""
+
+    snapshot: Snapshot
+    gave_up: str | None = None
+    """Why finish stopped waiting before the end, as a sentence."""
+    terminated: bool = False
+
+
+def wait(
+    look: Callable[[], Snapshot],
+    beat: Callable[[], None],
+    stop: Callable[[], bool],
+    *,
+    patience: float = PATIENCE,
+    start_patience: float = START_PATIENCE,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Outcome:
+    """Look until the bus is closed and every consumer has finished, until nothing moves any more, or until
+    told.
+
+    Args:
+        look: returns the rings now.
+        beat: called at every look; waiting is what this loop is for.
+        stop: whether SIGTERM has come.
+        patience: seconds without motion once the host has begun.
+        start_patience: seconds without motion before that.
+        clock: seconds, monotonic.
+        sleep: waits for seconds.
+    """
+    moved, before = clock(), None
+    while True:
+        snapshot = look()
+        beat()
+        if settled(snapshot):
+            return Outcome(snapshot)
+        if stop():
+            return Outcome(snapshot, terminated=True)
+        signs = _signs(snapshot)
+        if signs != before:
+            moved, before = clock(), signs
+        allowed = patience if snapshot.host.steps else start_patience
+        if clock() - moved > allowed:
+            return Outcome(snapshot, gave_up=_reason(snapshot, allowed))
+        sleep(POLL)
+
+
+def _signs(snapshot: Snapshot) -> object:
+    return (
+        snapshot.motion,
+        snapshot.capture_state,
+        snapshot.bus_state,
+        snapshot.hook_state,
+        dict(snapshot.readers),
+    )
+
+
+def _reason(snapshot: Snapshot, allowed: float) -> str:
+    waiting = [f"{name} is {state}" for name, state in snapshot.readers.items() if state not in FINAL]
+    states = [f"the host's ring is {snapshot.capture_state}", f"hook is {snapshot.hook_state}",
+              f"the bus is {snapshot.bus_state}", *waiting]  # fmt: skip
+    return f"nothing moved for {allowed:.0f} s: {', '.join(states)}; see the logs of the worker that stopped"

@@ -1,0 +1,223 @@
+"""What the report shows. Every part may be missing: the page then says so."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+NO_CONTEXT = 0xFFFFFFFF
+"""Stands in `Features.contexts` where a latent has no further context."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """The numbers of the verdict strip; None where a number is not known."""
+
+    model: str
+    model_detail: str = ""
+    tokens_unique: int | None = None
+    """Distinct content tokens of the text."""
+    tokens_total: int | None = None
+    """Content tokens the model has read, all passes."""
+    slowdown: float | None = None
+    """Time of a hooked step over an unhooked one, minus 1, where it was measured."""
+    hook_share: float | None = None
+    """Share of the forward pass spent in hooks, 0..1."""
+    rows_seen: int | None = None
+    rows_kept: int | None = None
+    fvu: float | None = None
+    """Mean held-out FVU over content tokens, over hook points."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One autoencoder: a row of the table of layers. Shares are 0..1."""
+
+    name: str
+    """Unique: the hook point's path, with the trainer before it when there are several."""
+    width: int
+    latents: int
+    k: int | None = None
+    fvu_content: float | None = None
+    fvu_all: float | None = None
+    l0: float | None = None
+    dead: float | None = None
+    """Share of latents that never fire on the held-out content tokens."""
+    dead_training: float | None = None
+    """Share of latents dead by the trainer's own window at its end."""
+    quantisation_floor: float | None = None
+    pca: float | None = None
+    """FVU of a PCA with `k` components on the same held-out tokens."""
+    density: tuple[int, ...] = ()
+    """Latents by log10 of their firing density: equal bins from `DENSITY_FROM` to 0."""
+    trained: int | None = None
+    """Rows trained on."""
+
+
+DENSITY_FROM = -5.0
+DENSITY_BINS = 25
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened, at `at` seconds of the run."""
+
+    at: float
+    text: str
+    kind: str = "note"
+    """restart | drop | note."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """The run by the second; every series has one value per entry of `at`."""
+
+    at: tuple[float, ...]
+    """Seconds since the first line."""
+    rate: tuple[float, ...]
+    """Sampling rate in force, 0..1."""
+    lag: Mapping[str, tuple[float, ...]]
+    """Unread share of the ring, 0..1, by reader."""
+    dropped: tuple[float, ...]
+    """Rows dropped in that second."""
+    offered: tuple[float, ...]
+    """Rows offered a second."""
+    events: tuple[Event, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Seen against kept over the same bins, as counts; they are compared as shares."""
+
+    name: str
+    """Hook point, or "" where all points share it."""
+    edges: tuple[float, ...]
+    """One more than there are bins."""
+    seen: tuple[float, ...]
+    kept: tuple[float, ...]
+
+    @property
+    def distance(self) -> float:
+        """Total variation between the two distributions: 0 the same, 1 disjoint."""
+        seen, kept = sum(self.seen), sum(self.kept)
+        if not seen or not kept:
+            return 1.0 if seen or kept else 0.0
+        return 0.5 * sum(abs(a / seen - b / kept) for a, b in zip(self.seen, self.kept, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Seen against kept by one property of a token."""
+
+    by: str
+    """length | position | norm."""
+    note: str
+    """Where both sides come from, as a sentence."""
+    histograms: tuple[Histogram, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """The text that contexts are cut from: content tokens only, document after document."""
+
+    vocabulary: tuple[str, ...]
+    """Text of each distinct token; a leading space means that a new word begins."""
+    tokens: NDArray[np.uint32]
+    """[tokens] index into the vocabulary."""
+    starts: NDArray[np.uint32]
+    """[documents + 1] where each document begins."""
+    rows: NDArray[np.uint32]
+    """[documents] row of the input (`_i`)."""
+    held_out: NDArray[np.uint8]
+    """[documents] 1 for held-out documents."""
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """The latents of one layer that the browser shows, L of them."""
+
+    layer: str
+    """Name of the `Layer`."""
+    latents: NDArray[np.uint32]
+    """[L] numbers of the latents shown."""
+    density: NDArray[np.float32]
+    """[L] share of held-out content tokens that fire."""
+    maximum: NDArray[np.float32]
+    """[L] largest activation on the analysed text."""
+    explained: NDArray[np.float32]
+    """[L] FVU added on held-out text when the latent alone is removed."""
+    contexts: NDArray[np.uint32]
+    """[L, top + middle + low] token index of each context's peak, or NO_CONTEXT."""
+    shades: NDArray[np.uint8]
+    """[L, contexts, before + 1 + after] activation around the peak, 255 = the latent's maximum."""
+    neighbours: NDArray[np.uint32]
+    """[L, N] latents with the closest decoder directions, closest first."""
+    cosines: NDArray[np.float32]
+    """[L, N] their cosine similarity."""
+    random: tuple[int, ...]
+    """Ten live latents drawn at random."""
+    best: tuple[int, ...]
+    """The ten live latents that explain most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The strongest latents of one layer on each token of the prepared sentence."""
+
+    layer: str
+    latents: NDArray[np.uint32]
+    """[tokens, n]"""
+    values: NDArray[np.float32]
+    """[tokens, n] activations, largest first; 0 where fewer fire."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """A held-out document, prepared to be followed layer by layer."""
+
+    document: int
+    """Index of the document in the corpus."""
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Browser:
+    """The feature browser's data."""
+
+    corpus: Corpus
+    features: tuple[Features, ...]
+    sentence: Sentence | None = None
+    before: int = 12
+    after: int = 8
+    groups: tuple[int, int, int] = (4, 3, 3)
+    """Contexts at the top, in the middle and at the low end."""
+    seed: int = 0
+    held_out_tokens: int = 0
+    """Held-out content tokens that the metrics were computed on."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportData:
+    """Everything on the page, top to bottom."""
+
+    name: str
+    passed: bool
+    verdict: str
+    """One sentence."""
+    figures: Figures
+    ledger: Mapping[str, Any] = field(default_factory=dict)
+    """As `ledger.json`; empty when there is none."""
+    problems: tuple[str, ...] = ()
+    """What went wrong, a sentence each."""
+    layers: tuple[Layer, ...] = ()
+    timeline: Timeline | None = None
+    comparisons: tuple[Comparison, ...] = ()
+    browser: Browser | None = None
+    limits: tuple[tuple[str, str], ...] = ()
+    """Label and text of each line of "limits and reproduction"."""
+    commands: tuple[tuple[str, str], ...] = ()
+    """What a command does, and the command."""
+    missing: tuple[str, ...] = ()
+    """Parts that are not on the page, and why, a sentence each."""

@@ -1,0 +1,152 @@
+"""`build`: a report's data in, one self-contained HTML page out."""
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+from jinja2 import DictLoader, Environment, StrictUndefined
+from markupsafe import Markup
+
+from asysi.report import words
+from asysi.report.data import Browser, Comparison, Features, Layer, ReportData, Sentence, Timeline
+from asysi.report.definitions import DEFINITIONS
+from asysi.report.packing import embed, pack
+
+
+def build(data: ReportData) -> str:
+    """Return the page. Parts that are missing are named on it; all text in `data` is escaped."""
+    style, script = _file("static", "report.css"), _file("static", "report.js")
+    environment = Environment(
+        loader=DictLoader({"report.html": _file("templates", "report.html")}),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters.update(count=words.count, percent=words.percent, decimal=words.decimal)
+    names = [layer.name for layer in data.layers]
+    return environment.get_template("report.html").render(
+        data=data,
+        style=Markup(style),  # noqa: S704 - our own file
+        script=Markup(script),  # noqa: S704 - our own file
+        style_hash=_digest(style),
+        script_hash=_digest(script),
+        short=dict(zip(names, words.short_names(names), strict=True)),
+        sparklines={layer.name: sparkline(layer) for layer in data.layers},
+        definitions=DEFINITIONS,
+        payload=Markup(embed(payload(data))),  # noqa: S704 - embed() leaves nothing that could end the element
+    )
+
+
+def _file(folder: str, name: str) -> str:
+    return resources.files("asysi.report").joinpath(folder, name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+
+
+def sparkline(layer: Layer) -> str:
+    """Return the SVG path of the layer's density histogram in a box of 100 × 24, "" without one."""
+    highest = max(layer.density, default=0)
+    if not highest:
+        return ""
+    step = 100 / len(layer.density)
+    tops = [24 - 23 * height / highest for height in layer.density]
+    steps = "".join(f"L{i * step:.1f} {top:.1f}L{(i + 1) * step:.1f} {top:.1f}" for i, top in enumerate(tops))
+    return f"M0 24{steps}L100 24Z"
+
+
+def payload(data: ReportData) -> dict[str, Any]:
+    """Return what the page's script reads."""
+    names = [layer.name for layer in data.layers]
+    return {
+        "short": dict(zip(names, words.short_names(names), strict=True)),
+        "timeline": None if data.timeline is None else _timeline(data.timeline),
+        "comparisons": [_comparison(comparison) for comparison in data.comparisons],
+        "browser": None if data.browser is None else _browser(data.browser),
+    }
+
+
+def _timeline(timeline: Timeline) -> dict[str, Any]:
+    return {
+        "at": _rounded(timeline.at),
+        "rate": _rounded(timeline.rate),
+        "lag": {name: _rounded(values) for name, values in timeline.lag.items()},
+        "dropped": _rounded(timeline.dropped),
+        "offered": _rounded(timeline.offered),
+        "events": [
+            {"at": round(event.at, 2), "text": event.text, "kind": event.kind} for event in timeline.events
+        ],
+    }
+
+
+def _comparison(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "by": comparison.by,
+        "note": comparison.note,
+        "histograms": [
+            {
+                "name": histogram.name,
+                "edges": _rounded(histogram.edges),
+                "seen": _rounded(histogram.seen),
+                "kept": _rounded(histogram.kept),
+                "distance": round(histogram.distance, 6),
+            }
+            for histogram in comparison.histograms
+        ],
+    }
+
+
+def _rounded(values: tuple[float, ...]) -> list[float]:
+    return [round(float(value), 4) for value in values]
+
+
+def _browser(browser: Browser) -> dict[str, Any]:
+    corpus = browser.corpus
+    return {
+        "vocabulary": list(corpus.vocabulary),
+        "tokens": pack(corpus.tokens),
+        "starts": pack(corpus.starts),
+        "rows": pack(corpus.rows),
+        "heldOut": pack(corpus.held_out),
+        "before": browser.before,
+        "after": browser.after,
+        "groups": list(browser.groups),
+        "heldOutTokens": browser.held_out_tokens,
+        "features": [_features(features) for features in browser.features],
+        "sentence": None if browser.sentence is None else _sentence(browser.sentence),
+    }
+
+
+def _features(features: Features) -> Mapping[str, Any]:
+    return {
+        "layer": features.layer,
+        "latents": pack(features.latents),
+        "density": pack(features.density),
+        "maximum": pack(features.maximum),
+        "explained": pack(features.explained),
+        "contexts": pack(features.contexts.astype("u4")),
+        "shades": pack(features.shades),
+        "neighbours": pack(features.neighbours),
+        "cosines": pack(features.cosines),
+        "random": list(features.random),
+        "best": list(features.best),
+    }
+
+
+def _sentence(sentence: Sentence) -> Mapping[str, Any]:
+    return {
+        "document": sentence.document,
+        "steps": [
+            {
+                "layer": step.layer,
+                "latents": pack(step.latents),
+                "values": pack(step.values),
+                "each": int(step.latents.shape[1]),
+            }
+            for step in sentence.steps
+        ],
+    }
