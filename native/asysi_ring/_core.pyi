@@ -1,165 +1,370 @@
-"""The native ring. Row counts are what the ledger counts: a row is one token at one hook point."""
+"""The native ring. Row counts are what the ledger counts: a row is one token at one hook point.
+
+Sequences and cursors count from 1 in each shard: a head or a cursor of 0 means that nothing was published or
+consumed.
+"""
 
 from collections.abc import Sequence
+from os import PathLike
 from types import TracebackType
 from typing import Literal, Self, final
 
-from numpy.typing import NDArray
 import numpy as np
+from numpy.typing import NDArray
 
 HEADER_BYTES: int
-MAX_READERS: int  # 16
-MAX_REASONS: int  # 8
-MAILBOX_WORDS: int  # 64
-MAX_PINS: int  # 16, the K of a ring created without `pins`
+MAX_READERS: int
+"""16."""
+MAX_REASONS: int
+"""8: reasons for a drop; the ring itself books 0 'crash', 1 'ring_full' and 3 'no_chunk'."""
+MAX_PINS: int
+"""16: packets that a reader may pin in a shard, K, unless `create` was told otherwise."""
+MAILBOX_WORDS: int
+"""64."""
 
-class RingError(Exception): ...
-class GeometryError(RingError): ...   # contradicts itself, or another geometry stands there
-class VersionError(RingError): ...    # magic, ABI, endianness or size of the control file do not fit
-class SpaceError(RingError): ...      # the file system or the memory limit cannot hold the ring
-class BusyError(RingError): ...       # the producer's or the reader's lock is held by somebody alive
-class RevokedError(RingError): ...    # the view's pin was taken away, its bytes may be another packet's
-class ClosedError(RingError): ...     # used after close()
+class RingError(Exception):
+    """Something is wrong with a ring; the message names it."""
 
-def header_layout() -> list[tuple[str, int, int]]: ...   # name, offset, size of the C++ packet header
-def control_layout() -> list[tuple[str, int, int]]: ...  # of the control file's fixed part
+class GeometryError(RingError):
+    """The shape contradicts itself, or a ring of another shape stands there."""
 
-def required_bytes(*, shards: int, chunks: int, chunk_bytes: int, accounts: int = 256) -> int: ...
+class VersionError(RingError):
+    """Magic, ABI, endianness or size of the control file do not fit; names both."""
+
+class SpaceError(RingError):
+    """The file system or the memory limit cannot hold the ring; names needed and available bytes."""
+
+class BusyError(RingError):
+    """The producer's or the reader's lock is held by somebody alive."""
+
+class RevokedError(RingError):
+    """The view's pin was taken away: its bytes may be another packet's."""
+
+class ClosedError(RingError):
+    """Used after close(), or in a process forked from the participant."""
+
+def header_layout() -> list[tuple[str, int, int]]:
+    """Return name, offset and size of each field of the packet header, as C++ has them."""
+
+def control_layout() -> list[tuple[str, int, int]]:
+    """Return name, offset and size of each field of the control file's fixed part."""
+
+def required_bytes(*, shards: int, chunks: int, chunk_bytes: int, accounts: int = 256) -> int:
+    """Return how many bytes a ring takes with as many readers as there may be."""
+
 def create(
-    folder: str, *, shards: int, chunks: int, chunk_bytes: int, readers: Sequence[str], accounts: int = 256,
-    policy: Literal["drop_new", "overwrite"], pins: int = 16,
+    folder: str | PathLike[str],
+    *,
+    shards: int,
+    chunks: int,
+    chunk_bytes: int,
+    readers: Sequence[str],
+    accounts: int = 256,
+    policy: Literal["drop_new", "overwrite"],
+    pins: int = 16,
 ) -> bool:
-    """Create `folder`/control and `folder`/data with posix_fallocate; False when the same ring is already there.
+    """Create `folder`/control and `folder`/data; False when the same ring is already there.
 
     `drop_new`: one reader, a chunk is claimed only when the reader's cursor has passed it (the capture ring).
     `overwrite`: broadcast, the oldest unpinned chunk goes (the bus).
-    Of `chunks` a shard, depth = chunks - readers*K - 1 can be unread at once (K = `pins` a reader).
+    Of `chunks` a shard, depth = chunks - readers*pins - 1 can be unread at once.
+
+    Args:
+        folder: made when missing.
+        shards: 1..256, each with its own order and its own chunks.
+        chunks: a shard, at most 65,535.
+        chunk_bytes: a multiple of 64, 256 bytes..1 GiB; a packet fits in one.
+        readers: 1..16 names of 1..63 bytes.
+        accounts: room for this many hook points.
+        policy: what happens when readers are slower.
+        pins: packets of a shard that a reader may hold at once, 1..1,024.
 
     Raises:
         GeometryError: the shape is impossible, or another ring stands in `folder`.
         VersionError: what stands there was written by another build.
-        SpaceError: the file system, or the control group's memory limit, is too small; names needed and available bytes.
+        SpaceError: the file system or the control group's memory limit is too small.
         BusyError: somebody else has been creating this ring for 30 seconds.
+        OSError: the folder cannot be written.
     """
 
 @final
 class Writer:
-    """The one producer. Takes its lock; repairs what a killed producer left (an open claim is booked as dropped with
-    reason 0, 'crash'); generation + 1."""
-    def __init__(self, folder: str) -> None: ...
+    """The one producer: it never waits for a reader. May be used from several threads, which take turns.
+
+    Attaching takes the producer's lock and repairs what a killed one left: a packet that was committed is
+    booked as published; rows that were under way are booked as dropped with reason 0, 'crash'. The generation
+    grows by one.
+
+    Raises:
+        BusyError: another producer is alive.
+        FileNotFoundError: no ring stands in `folder`.
+        VersionError, GeometryError: the ring is not one of this build's.
+    """
+
+    def __init__(self, folder: str | PathLike[str]) -> None: ...
     @property
-    def generation(self) -> int: ...
+    def generation(self) -> int:
+        """How many producers there have been, this one included."""
+
     @property
     def chunk_bytes(self) -> int: ...
     @property
     def shards(self) -> int: ...
-    def account(self, name: str) -> int: ...          # finds or registers; at most 191 bytes of UTF-8
-    def free(self, shard: int = 0) -> int: ...        # chunks claimable before the policy drops (drop_new), or depth
-    def source(self, shard: int = 0) -> int: ...      # highest `source` mark settled (published, or booked as dropped), 0 when none
-    def head(self, shard: int = 0) -> int: ...        # sequence of the newest packet: the first is 1, 0 when none
+    def account(self, name: str) -> int:
+        """Return the index of the hook point `name`, at most 191 bytes of UTF-8; registers it when new.
+
+        Raises:
+            ValueError: the name has a wrong length, or the ring has no room for another.
+        """
+
+    def free(self, shard: int = 0) -> int:
+        """Return how many packets `shard` takes before drop_new drops one; always the depth under
+        overwrite."""
+
+    def source(self, shard: int = 0) -> int:
+        """Return the highest `source` mark settled, published or booked as dropped; 0 when none.
+
+        Exact after kill -9.
+        """
+
+    def head(self, shard: int = 0) -> int:
+        """Return the sequence of the newest packet, 0 when there is none."""
+
     def publish_block(
-        self, shard: int, header: NDArray[np.void], rows: NDArray[np.void] | None,
-        address: int, row_stride: int, index: NDArray[np.int64] | None, count: int,
-        source_dtype: int, quantization: int, *, book_seen: bool = True, scales: NDArray[np.float32] | None = None,
+        self,
+        shard: int,
+        header: NDArray[np.void] | np.void,
+        rows: NDArray[np.void] | None,
+        address: int,
+        row_stride: int,
+        index: NDArray[np.int64] | None,
+        count: int,
+        source_dtype: int,
+        quantization: int,
+        *,
+        book_seen: bool = True,
+        scales: NDArray[np.float32] | None = None,
     ) -> bool:
         """Claim a chunk, write header, row records and the gathered and converted rows, publish, book.
 
         The header's width and the Dtype number `source_dtype` describe the source at `address`: row i is at
-        address + index[i]*row_stride (or i*row_stride). `quantization` (0 none, 1 bf16, 3 int8 a row) converts while copying.
-        The ring fills magic, version, sequence (from 1), rows_before, generation, rows, dtype, scale_bytes, payload_bytes
-        and, when it converted, quantization. Releases the GIL for 32 KiB and more (below, taking it back costs more).
-        `rows`: [count] of ROW_DTYPE, None for zeros. `scales`: [count], of a source that is int8 already, in the order
-        published. What is narrower than asked for (int8, fp8) passes through. `count` 0 does nothing and returns True.
-        Returns False, having booked `count` rows as dropped, when nothing could be claimed: reason 1 ('ring_full') under
-        drop_new; under overwrite reason 3 ('no_chunk'), and the sequence still advances, so that readers see the gap.
-        With book_seen the rows are also counted as seen (a producer that samples books seen itself: book()).
+        address + index[i]*row_stride (or i*row_stride). The ring fills magic, version, sequence, rows_before,
+        generation, rows, dtype, scale_bytes, payload_bytes and, when it converts, quantization.
 
-        Killed at any instruction, the next Writer finds the books exact: the packet is there and booked, or its rows are
-        dropped with reason 0 ('crash'). A header with a `source` mark other than 0 says that the producer can repeat it:
-        then nothing is booked and source() has not moved.
+        Killed at any instruction, the next Writer finds the books exact. A header with a `source` mark other
+        than 0 says that the producer can repeat the packet: then an unfinished one is not booked at all and
+        source() has not moved, so that repeating everything above source() neither repeats nor skips.
+
+        Releases the GIL for 32 KiB and more: below that, taking it back costs more than the copy.
+
+        Args:
+            shard: all packets of an account go to the shard of its first.
+            header: one HEADER_DTYPE record.
+            rows: [count] of ROW_DTYPE; None writes zeros.
+            address: of the source's row 0, which must stay valid during the call.
+            row_stride: bytes from one row of the source to the next.
+            index: [count] rows of the source to take, in this order; not checked against the source.
+            count: rows. With 0 nothing happens and the answer is True.
+            source_dtype: number of a Dtype.
+            quantization: 0 none, 1 bf16, 3 int8 a row. What is narrower already (int8, fp8) passes through.
+                bf16 rounds to nearest even; int8 has scale = max|finite|/127 a row, NaN becomes 0 and
+                infinity +-127.
+            book_seen: count the rows as seen too; a producer that samples may book them itself, before this.
+            scales: [count] of a source that is int8 already, in the order published.
+
+        Returns:
+            False, the rows booked as dropped, when nothing could be claimed: with reason 1 'ring_full' under
+            drop_new, with reason 3 'no_chunk' under overwrite, where the sequence still advances so that
+            readers see the gap.
 
         Raises:
-            ValueError: before anything is booked: the packet is larger than a chunk, the account is unknown or lives in
-                another shard (an account's packets stay in the shard of its first), an array has the wrong size.
+            ValueError: before anything is booked: the packet is larger than a chunk, the account is unknown
+                or lives in another shard, an array has the wrong size, the conversion does not exist.
+            ClosedError: the writer was closed.
         """
-    def book(self, account: int, *, seen: int = 0, sampled_out: int = 0, dropped: int = 0, reason: int = 0) -> None: ...
+
+    def book(
+        self, account: int, *, seen: int = 0, sampled_out: int = 0, dropped: int = 0, reason: int = 0
+    ) -> None:
+        """Add rows that are no packet to the account, all numbers in one step."""
+
     def close(self, state: Literal["complete", "attempt_over"] | None = None) -> None:
         """Release the lock; with a state, tell readers that nothing more comes."""
+
     def __enter__(self) -> Self: ...
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 @final
 class View:
-    """A published chunk, pinned: a read-only buffer. Released when closed or when its last export dies; explicit
-    release with live exports raises BufferError."""
+    """A published packet, pinned: a read-only buffer of header, row records, scales and payload.
+
+    Released when closed or when its last export dies; explicit release with live exports raises BufferError.
+    """
+
     @property
     def shard(self) -> int: ...
     @property
-    def sequence(self) -> int: ...
+    def sequence(self) -> int:
+        """Of its shard, from 1; what is missing between two was overwritten or dropped."""
+
     @property
-    def account(self) -> int: ...
+    def account(self) -> int:
+        """Index of the hook point in `Control.accounts()`."""
+
     @property
     def rows(self) -> int: ...
     @property
-    def lapped_rows(self) -> int: ...   # rows of this account lost before this packet; booked by consumed()
-    def release(self) -> None: ...      # RevokedError when the pin was taken away meanwhile
-    def copy(self) -> bytes: ...
+    def lapped_rows(self) -> int:
+        """Rows of this account lost before this packet; booked by `Reader.consumed`."""
+
+    def release(self) -> None:
+        """Unpin the packet; again does nothing.
+
+        Raises:
+            BufferError: arrays over it live.
+            RevokedError: the pin had been taken away.
+        """
+
+    def copy(self) -> bytes:
+        """Return the bytes, checked to be this packet's.
+
+        Raises:
+            RevokedError: the pin was taken away.
+            ClosedError: the view is released.
+        """
+
     def __buffer__(self, flags: int) -> memoryview: ...
     def __len__(self) -> int: ...
     def __enter__(self) -> Self: ...
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 @final
 class Reader:
-    """One of the readers named at creation. A restarted reader goes on from its cursor in the control file."""
-    def __init__(self, folder: str, name: str) -> None: ...
+    """One of the readers named at creation. A restarted reader goes on from its cursor in the control file.
+
+    Attaching takes the reader's lock and gives back what a killed one had pinned. A packet that it had booked
+    as consumed is not handed out again.
+
+    Raises:
+        BusyError: this reader is attached already, and alive.
+        ValueError: the ring has no reader of this name.
+        FileNotFoundError: no ring stands in `folder`.
+        VersionError, GeometryError: the ring is not one of this build's.
+    """
+
+    def __init__(self, folder: str | PathLike[str], name: str) -> None: ...
     @property
     def index(self) -> int: ...
     def pull(self, limit: int = 64, timeout: float = 0.1) -> list[View]:
-        """Pin up to `limit` packets (at most K a shard are pinned at once), waiting up to `timeout` seconds for the first.
+        """Pin up to `limit` packets, at most K a shard at once, waiting up to `timeout` seconds for the
+        first.
 
-        GIL released; signals are handled at least every 100 ms. Returns at once when the producer has closed. A lapped
-        reader goes on in the middle of what is there; View.lapped_rows says exactly what it lost.
+        Releases the GIL; signals are handled at least every 100 ms. Returns at once when the producer has
+        closed. A lapped reader goes on in the middle of what is there, and `View.lapped_rows` says what it
+        lost.
         """
-    def consumed(self, view: View) -> None: ...       # in order: moves the shared cursor, books position and lapped rows of the account
-    def mark_durable(self) -> None: ...               # everything consumed so far: durable = position - lapped - rolled back
+
+    def consumed(self, view: View) -> None:
+        """Book the packet's rows and those lost before it, and move the shared cursor. Once is as good as
+        twice.
+
+        Call in the order of `pull`: a packet passed over counts as lapped.
+        """
+
+    def mark_durable(self) -> None:
+        """Declare durable everything consumed so far: durable = position - lapped - rolled back."""
+
     def restore_durable(self, account: int, rows: int, position: int | None = None) -> None:
         """After a restart, before the first pull: `rows` of the account are durable, the rest is rolled back.
 
-        `position` is rows_before + rows of the last durable packet, from the consumer's own storage. With it a consumer
-        that makes packets durable before it calls consumed() is exact too: packets up to it are passed over.
+        Args:
+            account: index of the hook point.
+            rows: what the consumer's storage holds of this ring, in all.
+            position: rows_before + rows of the last packet that the storage holds. With it a consumer that
+                stores packets before it calls `consumed` is exact too: packets up to it are passed over.
 
         Raises:
             ValueError: more rows than were consumed.
         """
-    def settle(self) -> None: ...                     # at the end: what was published after the last packet seen counts as lapped
-    def finalise(self, state: Literal["finalised", "checkpointed"]) -> None: ...
-    def ended(self) -> Literal["complete", "attempt_over"] | None: ...  # not None once the producer closed AND everything is consumed
-    def lag(self) -> float: ...                       # largest share of a shard's depth that is unread, 0..1
-    def gauge(self, account: int, slot: int, value: float) -> None: ...  # 8 slots an account, for status
-    def close(self) -> None: ...                      # the lock goes with the last live view
+
+    def settle(self) -> None:
+        """At the end: what was published and not consumed counts as lapped, and the cursors move to the
+        heads."""
+
+    def finalise(self, state: Literal["finalised", "checkpointed"]) -> None:
+        """Tell others how this reader ended."""
+
+    def ended(self) -> Literal["complete", "attempt_over"] | None:
+        """Return how the producer closed, once everything is consumed; None before."""
+
+    def lag(self) -> float:
+        """Return the largest share of a shard's depth that is unread, 0..1."""
+
+    def gauge(self, account: int, slot: int, value: float) -> None:
+        """Set one of the 8 gauges of an account, for `Control.gauges`."""
+
+    def close(self) -> None:
+        """Leave the ring. The lock goes with the last live view."""
+
     def __enter__(self) -> Self: ...
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 @final
 class Control:
-    """Looks at a ring without taking part."""
-    def __init__(self, folder: str) -> None: ...
-    def accounts(self) -> list[str]: ...
+    """Looks at a ring without taking part.
+
+    Raises:
+        FileNotFoundError: no ring stands in `folder`.
+        VersionError, GeometryError: the ring is not one of this build's.
+    """
+
+    def __init__(self, folder: str | PathLike[str]) -> None: ...
+    def accounts(self) -> list[str]:
+        """Return the hook points registered, by index."""
+
     def readers(self) -> list[str]: ...
-    def geometry(self) -> dict[str, int | str]: ...   # shards chunks chunk_bytes depth pins accounts policy abi generation
-    def heads(self) -> list[int]: ...                 # a shard: sequence of its newest packet, 0 when none
-    def produced(self) -> list[dict[str, object]]: ...        # an account: {seen, published, sampled_out, dropped: [8 ints], packets}
-    def consumed(self, reader: str) -> list[dict[str, int]]: ... # an account: {position, durable, lapped, rolled_back}
-    def gauges(self, reader: str) -> list[list[float]]: ...
-    def cursors(self, reader: str) -> list[int]: ...          # a shard: sequence of the last packet consumed
-    def lag(self, reader: str) -> float: ...
-    def reader_state(self, reader: str) -> str: ...   # "absent" (never came) | "attached" | "gone" (lock free, not finalised) | "finalised" | "checkpointed"
-    def writer_state(self) -> str: ...                # "absent" | "attached" | "gone" (lock free, not closed) | "complete" | "attempt_over"
-    def get(self, word: int) -> int: ...              # mailbox: 64 shared u64
+    def geometry(self) -> dict[str, int | str]:
+        """Return shards, chunks, chunk_bytes, depth, pins, accounts, policy, abi and generation."""
+
+    def heads(self) -> list[int]:
+        """Return the sequence of the newest packet of each shard, 0 when none."""
+
+    def produced(self) -> list[dict[str, object]]:
+        """Return for each account seen, published, sampled_out, dropped (8 numbers, by reason) and
+        packets."""
+
+    def consumed(self, reader: str) -> list[dict[str, int]]:
+        """Return for each account position, durable, lapped and rolled_back."""
+
+    def gauges(self, reader: str) -> list[list[float]]:
+        """Return the 8 gauges of each account."""
+
+    def cursors(self, reader: str) -> list[int]:
+        """Return the sequence of the last packet consumed of each shard."""
+
+    def lag(self, reader: str) -> float:
+        """Return the largest share of a shard's depth that the reader has not consumed, 0..1."""
+
+    def reader_state(self, reader: str) -> str:
+        """Return absent (never came), attached, gone (not alive, not ended), finalised or checkpointed."""
+
+    def writer_state(self) -> str:
+        """Return absent (never came), attached, gone (not alive, not closed), complete or attempt_over."""
+
+    def get(self, word: int) -> int:
+        """Return a word of the mailbox: 64 shared unsigned 64-bit integers."""
+
     def set(self, word: int, value: int) -> None: ...
     def get_float(self, word: int) -> float: ...
     def set_float(self, word: int, value: float) -> None: ...
     def close(self) -> None: ...
     def __enter__(self) -> Self: ...
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...

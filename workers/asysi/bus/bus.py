@@ -5,7 +5,6 @@ from types import TracebackType
 from typing import Protocol, Self
 
 import asysi_ring
-
 from asysi.bus.packet import ActivationPacket, Dtype, Quantization, parse_packet
 
 
@@ -24,7 +23,7 @@ class DataBus(Protocol):
         ...
 
     def commit(self, position: int | None = None) -> None:
-        """Declare durable the first `position` packets that this object has handed out; without a number, all of them."""
+        """Declare durable the first `position` packets handed out; without a number, all of them."""
         ...
 
     def lag(self) -> float:
@@ -62,7 +61,7 @@ class CppShardedSPMCBus:
         self._held: list[asysi_ring.View] = []
         self._handed_out = 0
         self._booked = 0
-        # A caller's variable still holds the last batch while it asks for the next: both must fit in the pins.
+        # A caller's variable still holds the last batch while it asks for the next: both must fit the pins.
         self._batch = max(1, int(self._control.geometry()["pins"]) // 2)
 
     @property
@@ -78,7 +77,7 @@ class CppShardedSPMCBus:
         return self._writer
 
     def push(self, packet: ActivationPacket) -> bool:
-        """Copy `packet` into the ring; False when no chunk could be had, its rows then being booked as dropped.
+        """Copy `packet` into the ring; False when no chunk was to be had: its rows are booked as dropped.
 
         Raises:
             ValueError: the packet is larger than a chunk.
@@ -99,10 +98,12 @@ class CppShardedSPMCBus:
         )
 
     def pull_batch(self, limit: int = 64, timeout: float = 0.1) -> list[ActivationPacket]:
-        """Return views into the ring, valid until the next `pull_batch` or `close`; what came before is consumed then.
+        """Return views into the ring, valid until the next `pull_batch` or `close`, which consumes them.
+
+        At most half of the ring's pins at once, however large `limit` is.
 
         Raises:
-            RevokedError: the ring had taken back what this bus still held: earlier bytes may have been wrong.
+            RevokedError: the ring had taken back what this bus still held: its bytes may have been wrong.
         """
         self._let_go()
         self._held = self.reader.pull(min(limit, self._batch), timeout)
@@ -112,7 +113,7 @@ class CppShardedSPMCBus:
     def commit(self, position: int | None = None) -> None:
         """Declare durable the first `position` packets handed out; without a number, all of them.
 
-        What was consumed beyond `position` cannot be told apart, so nothing is declared until a later commit reaches it.
+        What was consumed beyond `position` cannot be told apart: then a later commit declares it.
         """
         reached = self._handed_out if position is None else position
         self._book(reached)
@@ -120,7 +121,7 @@ class CppShardedSPMCBus:
             self.reader.mark_durable()
 
     def lag(self) -> float:
-        """Return the largest share of a shard's depth that is unread: of this consumer, or of the slowest one."""
+        """Return the largest share of a shard's depth that is unread: here, or by the slowest consumer."""
         if self._reader is not None:
             return self._reader.lag()
         return max(self._control.lag(name) for name in self._control.readers())
@@ -155,7 +156,7 @@ class CppShardedSPMCBus:
             self._booked += 1
 
     def _let_go(self) -> None:
-        """Consume and unpin the last batch. An array that the caller still holds keeps its pin until it dies."""
+        """Consume and unpin the last batch; an array that the caller still holds keeps its pin."""
         self._book(self._handed_out)
         held, self._held = self._held, []
         for view in held:
