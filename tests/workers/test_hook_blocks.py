@@ -14,7 +14,7 @@ from asysi.hook.shards import shard_of
 
 CHUNK = 256 * 1024
 PACKETS = {
-    "sequence": st.integers(0, 2**47),
+    "sequence": st.integers(1, 2**47),
     "rows": st.integers(1, 20_000),
     "width": st.integers(1, 16_384),
     "dtype": st.sampled_from(Dtype),
@@ -39,7 +39,7 @@ def test_blocks_are_as_few_as_can_be(sequence, rows, width, dtype, wanted):
     assert count == 1 or -(-rows // (count - 1)) * size + HEADER_BYTES > CHUNK
 
 
-@given(sequence=st.integers(0, 2**47 - 1), rows=st.integers(1, 5_000), size=st.integers(24, 100_000))
+@given(sequence=st.integers(1, 2**47 - 1), rows=st.integers(1, 5_000), size=st.integers(24, 100_000))
 def test_marks_grow_within_a_packet_and_from_packet_to_packet(sequence, rows, size):
     """Source marks are above 0, strictly growing, below those of the next packet, and name their packet."""
     now = [block.source for block in cut(sequence, rows, size, CHUNK)]
@@ -52,13 +52,13 @@ def test_marks_grow_within_a_packet_and_from_packet_to_packet(sequence, rows, si
 def test_a_row_that_fits_no_chunk_is_refused():
     """A row larger than a chunk is an error that says both sizes."""
     with pytest.raises(RowTooLargeError, match=f"{CHUNK} bytes does not fit a chunk of {CHUNK}"):
-        list(cut(0, 1, CHUNK, CHUNK))
+        list(cut(1, 1, CHUNK, CHUNK))
 
 
 def test_a_packet_of_too_many_blocks_is_refused():
     """More blocks than a mark can number are an error, not a mark of another packet."""
-    with pytest.raises(RowTooLargeError, match="65536 blocks"):
-        list(cut(0, 1 << PART_BITS, 100, HEADER_BYTES + 100))
+    with pytest.raises(RowTooLargeError, match="65537 blocks"):
+        list(cut(1, (1 << PART_BITS) + 1, 100, HEADER_BYTES + 100))
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def row_bytes(width: int, dtype: Dtype, done: Quantization) -> int:
 def cut(sequence: int, rows: int, bytes_a_row: int, chunk_bytes: int) -> Iterator[Block]:
     """Cut the `rows` of the captured packet `sequence` into the fewest blocks that fit, of about one size.
 
-    Blocks are numbered from 1, so that no mark is 0: that means "nothing yet".
+    A ring's sequences begin at 1, so no mark is 0: that means "nothing yet".
 
     Raises:
         RowTooLargeError: one row alone does not fit, or the blocks are more than a mark can number.
@@ -55,13 +55,13 @@ def cut(sequence: int, rows: int, bytes_a_row: int, chunk_bytes: int) -> Iterato
     if most < 1:
         raise RowTooLargeError(f"a row of {bytes_a_row} bytes does not fit a chunk of {chunk_bytes}")
     count = -(-rows // most)
-    if count >= 1 << PART_BITS:
+    if count > 1 << PART_BITS:
         raise RowTooLargeError(
-            f"a packet of {rows} rows makes {count} blocks, a mark can number {(1 << PART_BITS) - 1}"
+            f"a packet of {rows} rows makes {count} blocks, a mark can number {1 << PART_BITS}"
         )
     for number in range(count):
         yield Block(
             start=number * rows // count,
             stop=(number + 1) * rows // count,
-            source=(sequence << PART_BITS) | (number + 1),
+            source=(sequence << PART_BITS) | number,
         )

@@ -65,9 +65,9 @@ class Relay:
             packet = parse_packet(memoryview(view), self._points)
             self._publish(packet, view.sequence, route)
         except RowTooLargeError as error:
-            self._drop(view, route, TOO_LARGE, error)
+            self._drop(view, route, TOO_LARGE, str(error))
         except ValueError as error:
-            self._drop(view, route, ERROR, error)
+            self._drop(view, route, ERROR, str(error))
 
     def _route(self, account: int) -> Route:
         if account not in self._routes:
@@ -104,8 +104,8 @@ class Relay:
             shard, self._header, rows, address, stride, None, len(rows), dtype, done, scales=scales
         )
 
-    def _drop(self, view: "View", route: Route, reason: int, error: ValueError) -> None:
+    def _drop(self, view: "View", route: Route, reason: int, why: str) -> None:
         self._bus.book(route.account, seen=view.rows, dropped=view.rows, reason=reason)
-        if (text := str(error)) not in self._told and len(self._told) < 100:
-            self._told.add(text)
-            log.warning("packet %d of %s is dropped: %s", view.sequence, self._points[view.account], error)
+        if why not in self._told and len(self._told) < 100:
+            self._told.add(why)
+            log.warning("packet %d of %s is dropped: %s", view.sequence, self._points[view.account], why)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -103,7 +103,7 @@ class Rings(_Look):
         )  # fmt: skip
         lag, up = gauge_family("asysi_consumer_lag_ratio"), gauge_family("asysi_consumer_up")
         for ring, control in self._open():
-            produced = control.produced()
+            produced: list[dict[str, Any]] = control.produced()
             for point, books in zip(control.accounts(), produced, strict=False):  # one may join in between
                 push.add_metric([ring, point], books["packets"])
                 seen.add_metric([ring, point], books["seen"])
