@@ -75,6 +75,12 @@ def analyse(
     if spec.data is None or spec.workload.scan is None:
         result.missing.append("The features: this workload has no text that could be read again.")
         return result
+    if spec.sae is None:
+        result.missing.append("The features: the experiment trains no autoencoder (spec.sae is null).")
+    elif not exports:
+        result.missing.append("The features: no autoencoder was exported; see the log of the sae worker.")
+    if not exports and not spec.archive.enabled:
+        return result
     try:
         torch.set_num_threads(max(1, int(spec.resources.finish.cpus)))
         points = read_points(workspace / POINTS_FILE)
@@ -119,15 +125,10 @@ def _look(
     gauges: dict[str, Point],
     beat: Callable[[], None],
 ) -> None:
+    if not exports:
+        return
     from asysi.sae.export import load  # noqa: PLC0415 - not needed without autoencoders
 
-    spec = experiment.spec
-    if spec.sae is None:
-        result.missing.append("The features: the experiment trains no autoencoder (spec.sae is null).")
-        return
-    if not exports:
-        result.missing.append("The features: no autoencoder was exported; see the log of the sae worker.")
-        return
     sheet = again.sheet
     if not (sheet.held_tokens & sheet.content).any():
         result.missing.append(
@@ -145,7 +146,7 @@ def _look(
             continue
         asked = Asked(
             k=_k(export.folder),
-            quantization=spec.capture.quantization,
+            quantization=experiment.spec.capture.quantization,
             seed=SEED,
             shown=features.SHOWN // len(exports),
             sentence=sentence,

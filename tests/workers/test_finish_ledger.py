@@ -1,0 +1,263 @@
+"""The books and what /status and the last words make of them: pure functions over plain numbers."""
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asysi.finish.analysis import Analysis
+from asysi.finish.ending import LAST_WORDS, last_words, ledger_of, verdict
+from asysi.finish.ledger import Books, Consumed, Equation, Produced, as_json, open_ledger
+from asysi.finish.status import Host, Pace, Point, Snapshot, complete, phase, settled, shape
+from asysi.finish.waiting import Outcome, wait
+
+rows = st.integers(0, 2**48)
+names = st.text(min_size=1, max_size=40)
+
+
+@st.composite
+def balanced_books(draw, points=None):
+    """Draw books in which every row went somewhere."""
+    points = points or draw(st.lists(names, min_size=1, max_size=4, unique=True))
+    capture, hook, bus, consumers = {}, {}, {}, {"archiver": {}, "sae": {}}
+    for point in points:
+        lapped, rolled_back, dropped, published = (draw(rows) for _ in range(4))
+        durable = published + dropped
+        captured = durable + lapped + rolled_back
+        out, full = draw(rows), draw(rows)
+        capture[point] = Produced(captured + out + full, captured, out, {"ring_full": full})
+        hook[point] = Consumed(durable, lapped, rolled_back)
+        bus[point] = Produced(published + dropped, published, 0, {"no_chunk": dropped})
+        for consumer in consumers.values():
+            kept = draw(st.integers(0, published))
+            lost = draw(st.integers(0, published - kept))
+            consumer[point] = Consumed(kept, lost, published - kept - lost)
+    return Books(capture, hook, bus, consumers)
+
+
+@given(balanced_books())
+def test_books_in_which_every_row_went_somewhere_balance(books):
+    """Books made row by row from fates balance in every equation: six a hook point with two consumers."""
+    ledger = open_ledger(books, attempt=0, complete=True)
+    assert ledger.passed
+    assert len(ledger.equations) == 6 * len(books.capture)
+
+
+@given(balanced_books(), st.data())
+def test_one_row_astray_breaks_the_ledger(books, data):
+    """A single counter that is off by any amount unbalances at least one equation, which names its hook
+    point.
+    """
+    point = data.draw(st.sampled_from(sorted(books.capture)))
+    amount = data.draw(st.integers(1, 2**40))
+    side = data.draw(st.sampled_from(["capture", "hook", "bus", "sae"]))
+    table = books.consumers["sae"] if side == "sae" else getattr(books, side)
+    row = table[point]
+    counters = [field.name for field in dataclasses.fields(row) if field.name != "dropped"]
+    counter = data.draw(st.sampled_from(counters))
+    wrong = {**table, point: dataclasses.replace(row, **{counter: getattr(row, counter) + amount})}
+    broken = (
+        dataclasses.replace(books, consumers={**books.consumers, "sae": wrong})
+        if side == "sae"
+        else dataclasses.replace(books, **{side: wrong})
+    )
+    ledger = open_ledger(broken, attempt=0, complete=True)
+    assert not ledger.balanced
+    assert not ledger.passed
+    assert {line.point for line in ledger.unbalanced()} == {point}
+
+
+@given(balanced_books())
+def test_the_written_ledger_repeats_every_equation_with_both_sides(books):
+    """ledger.json holds each equation's sides and difference, and totals that are sums over hook points."""
+    written = json.loads(json.dumps(as_json(open_ledger(books, attempt=3, complete=True))))
+    lines = [line for point in written["points"] for line in point["equations"]]
+    assert all(line["left"] - line["right"] == line["difference"] == 0 for line in lines)
+    assert written["totals"]["capture"]["seen"] == sum(made.seen for made in books.capture.values())
+    assert written["attempt"] == 3
+    assert written["balanced"]
+
+
+def test_a_hook_point_that_only_a_consumer_knows_is_not_forgotten():
+    """Rows that a consumer claims for a hook point nobody published unbalance the books."""
+    books = Books(consumers={"sae": {"ghost": Consumed(durable=7)}})
+    assert open_ledger(books, attempt=0, complete=True).unbalanced() == [
+        Equation("ghost", "sae", "published = durable + lapped + rolled back", 0, 7)
+    ]
+
+
+BOOKS = Books(
+    capture={"a": Produced(100, 80, 15, {"ring_full": 5}), "b": Produced(100, 80, 15, {"crash": 5})},
+    hook={"a": Consumed(80), "b": Consumed(80)},
+    bus={"a": Produced(80, 80), "b": Produced(80, 80)},
+    consumers={"sae": {"a": Consumed(70, 10, 0), "b": Consumed(60, 0, 20)}},
+)
+ENDED = Snapshot(
+    books=BOOKS,
+    host=Host(steps=9, steps_total=9, tokens=100, tokens_total=100, rate=0.8, steps_dropped=1),
+    capture_state="complete",
+    bus_state="complete",
+    hook_state="finalised",
+    readers={"sae": "finalised"},
+    lag={"hook": 0.0, "sae": 0.25},
+    points=(Point("a", 0.2, 32.0, float("nan"), 1.0, 60.0),),
+)
+
+
+def test_status_sums_over_hook_points():
+    """Counts are sums, reasons keep their names, consumers are listed with hook first, unknown gauges are
+    null.
+    """
+    status = shape(ENDED, tokens_per_second=12.34)
+    assert status["capture"] == {
+        "seen": 200, "published": 160, "sampledOut": 30, "dropped": {"ring_full": 5, "crash": 5},
+        "stepsDropped": 1, "errors": 0,
+    }  # fmt: skip
+    assert list(status["consumers"]) == ["hook", "sae"]
+    assert status["consumers"]["sae"] == {
+        "lag": 0.25, "durable": 130, "lapped": 10, "rolledBack": 20, "state": "finalised",
+    }  # fmt: skip
+    assert status["points"] == [{"path": "a", "fvu": 0.2, "l0": 32.0, "dead": None, "trained": 60}]
+    assert status["progress"]["tokensPerSecond"] == 12.3
+    assert status["ledger"]["balanced"]
+    json.dumps(status, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        pytest.param(
+            {
+                "capture_state": "attached",
+                "bus_state": "attached",
+                "readers": {"sae": "attached"},
+                "host": Host(),
+            },
+            "starting",
+            id="no step yet",
+        ),
+        pytest.param({"capture_state": "attached", "bus_state": "attached"}, "running", id="steps"),
+        pytest.param({"bus_state": "attached"}, "draining", id="host closed"),
+        pytest.param({"readers": {"sae": "attached"}}, "finishing", id="bus closed"),
+        pytest.param({}, "analysing", id="all finalised"),
+        pytest.param({"capture_state": "gone", "bus_state": "attached"}, "failed", id="host died"),
+        pytest.param({"bus_state": "attempt_over"}, "failed", id="attempt over"),
+    ],
+)
+def test_phase_says_where_the_attempt_stands(changes, word):
+    """The phase follows from the rings' states alone."""
+    now = dataclasses.replace(ENDED, **{"readers": {"sae": "finalised"}, **changes})
+    assert phase(now) == word
+
+
+def test_an_attempt_that_is_over_is_settled_but_not_complete():
+    """Checkpointed consumers behind an attempt that is over end the waiting, not the experiment."""
+    over = dataclasses.replace(
+        ENDED, capture_state="gone", bus_state="attempt_over", readers={"sae": "checkpointed"}
+    )
+    assert settled(over)
+    assert not complete(over)
+    assert not settled(dataclasses.replace(over, readers={"sae": "attached"}))
+    assert any("host died" in problem for problem in ledger_of(Outcome(over), 0).problems)
+
+
+def test_pace_is_tokens_over_seconds_of_the_recent_past():
+    """Pace divides what came by the time it took, and forgets what is long ago."""
+    now = [0.0]
+    pace = Pace(lambda: now[0])
+    assert pace.of(0) == 0.0
+    now[0] = 4.0
+    assert pace.of(400) == 100.0
+    now[0] = 100.0
+    pace.of(400)
+    now[0] = 102.0
+    assert pace.of(1400) == 500.0
+
+
+class Clock:
+    """Time that passes only while somebody sleeps."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+def waiting(look, clock, **settings):
+    """Wait with time that passes only in sleep."""
+    return wait(
+        look, lambda: None, settings.pop("stop", lambda: False), clock=clock, sleep=clock.sleep, **settings
+    )
+
+
+def test_waiting_goes_on_as_long_as_anything_moves():
+    """A run far longer than the patience is waited for while its counters move."""
+    clock = Clock()
+    running = dataclasses.replace(ENDED, capture_state="attached", bus_state="attached")
+
+    def look():
+        return ENDED if clock.now > 1000 else dataclasses.replace(running, motion=(int(clock.now / 3),))
+
+    outcome = waiting(look, clock, patience=5.0)
+    assert outcome.snapshot is ENDED
+    assert outcome.gave_up is None
+
+
+def test_waiting_gives_up_when_nothing_moves_and_says_who_is_missing():
+    """After the patience the reason names the states of everybody."""
+    clock = Clock()
+    stuck = dataclasses.replace(ENDED, readers={"sae": "gone"})
+    outcome = waiting(lambda: stuck, clock, patience=5.0)
+    assert clock.now < 10
+    assert "nothing moved for 5 s" in outcome.gave_up
+    assert "sae is gone" in outcome.gave_up
+
+
+def test_waiting_is_more_patient_before_the_first_step():
+    """A host that loads a large model moves no counter and is waited for."""
+    clock = Clock()
+    loading = Snapshot(readers={"sae": "attached"})
+    outcome = waiting(lambda: loading if clock.now < 60 else ENDED, clock, patience=5.0, start_patience=100.0)
+    assert outcome.gave_up is None
+
+
+def test_waiting_ends_at_once_when_terminated():
+    """SIGTERM ends the waiting without a verdict."""
+    clock = Clock()
+    outcome = waiting(lambda: Snapshot(), clock, stop=lambda: True)
+    assert outcome.terminated
+    assert clock.now == 0
+
+
+@given(st.lists(st.text(max_size=400), max_size=80), balanced_books())
+def test_last_words_are_json_of_at_most_a_page(problems, books):
+    """However much went wrong, the termination message is JSON of at most LAST_WORDS bytes with the totals
+    in it.
+    """
+    snapshot = dataclasses.replace(ENDED, books=books)
+    ledger = open_ledger(books, attempt=1, complete=True, problems=problems)
+    words = last_words(ledger, snapshot, Analysis(problems=["the analysis failed"] * 3))
+    assert len(words.encode()) <= LAST_WORDS
+    read = json.loads(words)
+    assert read["ledger"]["balanced"]
+    assert read["capture"]["seen"] == sum(made.seen for made in books.capture.values())
+
+
+def test_the_verdict_is_one_sentence_that_fits_the_case():
+    """Complete, ended early, cut short and unbalanced runs are told apart."""
+    good = open_ledger(BOOKS, attempt=0, complete=True)
+    assert verdict(good, 200, interrupted=False) == (
+        "The run is complete, and its books balance: all 200 rows seen are accounted for."
+    )
+    assert verdict(good, 200, interrupted=True).startswith("The run was ended early, and its books balance")
+    assert "did not come to its end" in verdict(
+        open_ledger(BOOKS, attempt=0, complete=False), 200, interrupted=False
+    )
+    broken = open_ledger(dataclasses.replace(BOOKS, hook={}), attempt=0, complete=True)
+    assert "do not balance: 4 of 10 equations fail" in verdict(broken, 200, interrupted=False)

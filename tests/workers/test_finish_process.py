@@ -1,0 +1,182 @@
+"""finish as a process, between real rings: it waits for the end, balances the books and gives the verdict."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+import asysi_ring
+from asysi.bus.mailbox import CaptureWord, Gauge
+from asysi.bus.packet import HEADER_DTYPE, MAGIC, ROW_DTYPE, VERSION, Dtype
+from asysi.contract.runtime import BUS_RING, CAPTURE_RING
+
+POINTS = ["encoder.layer.0.output", "encoder.layer.1.output"]
+WIDTH, ROWS = 16, 40
+SECONDS = 90.0
+
+
+class Pod:
+    """Rings, folders and stand-ins for everybody but finish."""
+
+    def __init__(self, folder, spec):
+        self.shm, self.output, self.workspace = folder / "shm", folder / "out", folder / "work"
+        for path in (self.output, self.workspace, self.shm / CAPTURE_RING.parent):
+            path.mkdir(parents=True)
+        self.readers = [
+            name for name in ("archiver", "sae") if spec.get("archive", {}).get("enabled") or name == "sae"
+        ]
+        ring = {"shards": 1, "chunks": 64, "chunk_bytes": 16384}
+        asysi_ring.create(str(self.shm / CAPTURE_RING), **ring, readers=["hook"], policy="drop_new")
+        asysi_ring.create(str(self.shm / BUS_RING), **ring, readers=["sae"], policy="overwrite")
+        experiment = {
+            "apiVersion": "asysi.dev/v1alpha1", "kind": "ScanExperiment",
+            "metadata": {"name": "tiny"}, "spec": spec,
+        }  # fmt: skip
+        (folder / "experiment.json").write_text(json.dumps(experiment))
+        self.last = folder / "last-words"
+        self.environment = {
+            **os.environ, "ASYSI_CONFIG": str(folder / "experiment.json"), "ASYSI_SHM": str(self.shm),
+            "ASYSI_OUTPUT": str(self.output), "ASYSI_WORKSPACE": str(self.workspace),
+            "ASYSI_TERMINATION": str(self.last), "ASYSI_PORT": "0", "HF_HUB_OFFLINE": "1",
+        }  # fmt: skip
+
+    def finish(self, attempt=0):
+        """Start finish."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "asysi.finish"],
+            env={**self.environment, "ASYSI_ATTEMPT": str(attempt)}, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def run(self, *, end="complete", lost=0):
+        """Move rows from host to sae as the workers would, losing `lost` of them from sae's books."""
+        capture, bus = (
+            asysi_ring.Writer(str(self.shm / CAPTURE_RING)),
+            asysi_ring.Writer(str(self.shm / BUS_RING)),
+        )
+        hook, sae = (
+            asysi_ring.Reader(str(self.shm / CAPTURE_RING), "hook"),
+            asysi_ring.Reader(str(self.shm / BUS_RING), "sae"),
+        )
+        with asysi_ring.Control(str(self.shm / CAPTURE_RING)) as control:
+            for word, value in (
+                (CaptureWord.STEPS, 3),
+                (CaptureWord.TOKENS, 3 * ROWS),
+                (CaptureWord.STEPS_TOTAL, 3),
+            ):
+                control.set(word, value)
+            control.set_float(CaptureWord.RATE, 1.0)
+        for step in range(3):
+            for number, point in enumerate(POINTS):
+                _publish(capture, point, step)
+                capture.book(capture.account(point), seen=5, sampled_out=5)
+                for view in hook.pull(1, 1.0):
+                    _publish(bus, point, step)
+                    hook.consumed(view)
+                hook.mark_durable()
+                for view in sae.pull(1, 1.0):
+                    sae.consumed(view)
+                sae.gauge(number, Gauge.TRAINED, ROWS * (step + 1))
+                sae.gauge(number, Gauge.DEAD, 0.25)
+        sae.mark_durable()
+        if lost:
+            bus.book(bus.account(POINTS[0]), seen=lost)
+        capture.close(end)
+        bus.close(end)
+        sae.settle()
+        sae.finalise("finalised" if end == "complete" else "checkpointed")
+
+
+def _publish(writer, point, step):
+    header, rows = np.zeros(1, HEADER_DTYPE), np.zeros(ROWS, ROW_DTYPE)
+    header["magic"], header["version"], header["header_bytes"] = MAGIC, VERSION, HEADER_DTYPE.itemsize
+    header["account"], header["step"], header["width"], header["dtype"] = (
+        writer.account(point),
+        step,
+        WIDTH,
+        Dtype.FLOAT32,
+    )
+    values = np.ones((ROWS, WIDTH), np.float32)
+    address = values.__array_interface__["data"][0]
+    assert writer.publish_block(0, header, rows, address, values.strides[0], None, ROWS, Dtype.FLOAT32, 0)
+
+
+def wait_for(process):
+    """Return exit code and log."""
+    _, log = process.communicate(timeout=SECONDS)
+    return process.returncode, log
+
+
+WITHOUT_SAE = {
+    "model": {"uri": "file:///nowhere"}, "data": {"uri": "jsonl:///nowhere"}, "workload": {"scan": {}},
+    "capture": {"hookPoints": ["encoder.layer.*.output"]}, "archive": {"enabled": False}, "sae": None,
+}  # fmt: skip
+
+
+def test_finish_waits_for_the_consumers_and_passes_balanced_books(tmp_path):
+    """finish stays while a consumer works; after the in-band end it writes ledger and report, and exits 0."""
+    pod = Pod(tmp_path, WITHOUT_SAE)
+    process = pod.finish()
+    time.sleep(1.0)
+    assert process.poll() is None
+    pod.run()
+    code, log = wait_for(process)
+    assert code == 0, log
+    ledger = json.loads((pod.output / "ledger.json").read_text())
+    assert ledger["balanced"]
+    assert ledger["complete"]
+    assert ledger["totals"]["capture"] == {
+        "seen": 6 * (ROWS + 5), "published": 6 * ROWS, "sampledOut": 30, "dropped": {},
+    }  # fmt: skip
+    assert ledger["totals"]["consumers"]["sae"]["durable"] == 6 * ROWS
+    assert "trains no autoencoder" in (pod.output / "report.html").read_text()
+    assert json.loads(pod.last.read_text())["capture"]["seen"] == 6 * (ROWS + 5)
+
+
+def test_books_that_do_not_balance_fail_the_experiment(tmp_path):
+    """Rows that nobody accounts for: exit code 1, and ledger, report and last words name the equation."""
+    pod = Pod(tmp_path, WITHOUT_SAE)
+    pod.run(lost=7)
+    code, log = wait_for(pod.finish())
+    assert code == 1, log
+    ledger = json.loads((pod.output / "ledger.json").read_text())
+    assert [line["difference"] for line in ledger["points"][0]["equations"]] == [0, 0, 0, 7, 0]
+    assert "do not balance" in (pod.output / "report.html").read_text()
+    assert json.loads(pod.last.read_text())["ledger"]["unbalanced"] == [f"{POINTS[0]} bus"]
+
+
+def test_an_attempt_that_is_over_leaves_its_ledger_and_no_report(tmp_path):
+    """After the host's death: attempts/<n>/ledger.json, exit code 1, no report; the next attempt's ledger
+    repeats it.
+    """
+    pod = Pod(tmp_path, WITHOUT_SAE)
+    pod.run(end="attempt_over")
+    code, log = wait_for(pod.finish())
+    assert code == 1, log
+    written = json.loads((pod.output / "attempts" / "0" / "ledger.json").read_text())
+    assert written["balanced"]
+    assert not written["complete"]
+    assert not (pod.output / "report.html").exists()
+    assert not (pod.output / "ledger.json").exists()
+
+
+def test_finish_leaves_with_143_when_terminated(tmp_path):
+    """SIGTERM while waiting: exit code 143, no verdict."""
+    pod = Pod(tmp_path, WITHOUT_SAE)
+    process = pod.finish()
+    time.sleep(1.5)
+    process.terminate()
+    code, log = wait_for(process)
+    assert code == 143, log
+    assert not (pod.output / "ledger.json").exists()
+
+
+def test_without_rings_finish_says_so(tmp_path):
+    """Missing rings are a sentence and exit code 2."""
+    pod = Pod(tmp_path, WITHOUT_SAE)
+    (pod.shm / BUS_RING / "control").unlink()
+    code, log = wait_for(pod.finish())
+    assert code == 2
+    assert "cannot read the rings" in log
