@@ -114,10 +114,9 @@ class MScanDataset:
         """Yield whole packets as they came, chunk by chunk; with `samples` those that hold a row of one."""
         for segment, chunk in self.chunks(ChunkKind.TENSOR, point, steps=steps, samples=samples):
             for packet in segment.packets(chunk):
-                if (
-                    _within(int(packet.header["step"]), steps)
-                    and _inside(packet.rows["sample"], samples).any()
-                ):
+                if not _within(int(packet.header["step"]), steps):
+                    continue
+                if samples is None or _inside(packet.rows["sample"], samples).any():
                     yield packet
 
     def tensors(

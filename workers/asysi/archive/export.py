@@ -15,6 +15,7 @@ from asysi.archive.dataset import MScanDataset, Range
 from asysi.archive.format import METRICS_DTYPE, ChunkKind
 from asysi.archive.sinks import SUFFIX, Columns, Format, atomic_sink, require
 from asysi.bus.packet import RowFlag
+from asysi.capture.globs import match_glob
 from asysi.contract.errors import ConfigError
 
 Content = Literal["metrics", "tensors"]
@@ -94,10 +95,7 @@ def exported_bytes(dataset: MScanDataset, content: Content, points: str) -> int:
 
 def match_points(points: list[str], glob: str) -> list[str]:
     """Return the points that match; ConfigError when none does."""
-    wild = {"**": ".*", "*": r"[^.]*", "?": r"[^.]"}
-    parts = re.split(r"(\*\*|\*|\?)", glob)
-    pattern = re.compile("".join(wild.get(part, re.escape(part)) for part in parts))
-    if chosen := [point for point in points if pattern.fullmatch(point)]:
+    if chosen := match_glob(glob, points):
         return chosen
     raise ConfigError(f"no hook point matches {glob!r}; the archive holds {', '.join(points) or 'none'}")
 

@@ -152,7 +152,7 @@ class MScanWriter:
     @property
     def buffered(self) -> int:
         """Payload bytes that wait for their chunk to fill."""
-        return sum(len(chunk.data) for chunk in self._open.values())
+        return sum(len(chunk.data) for chunk in tuple(self._open.values()))
 
     @property
     def rows(self) -> dict[str, int]:

@@ -1,0 +1,336 @@
+"""The archiver as a process on a real ring: what it declares durable is in the files, whatever kills it."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import asysi_ring
+from asysi.archive.dataset import MScanDataset
+from asysi.archive.format import METRICS_DTYPE
+from asysi.archive.series import resume
+from asysi.archive.verify import verify
+from asysi.archive.writer import MScanWriter, SeqInfo
+from asysi.bus.packet import HEADER_DTYPE, MAGIC, ROW_DTYPE, VERSION, ActivationPacket, Dtype, Quantization
+from asysi.contract.runtime import Env, Exit
+
+ROOT = Path(__file__).parents[2]
+POINTS = ["layer.0", "layer.1", "layer.2"]
+ROWS, WIDTH = 10, 64
+
+
+@dataclass
+class Pod:
+    """An experiment's folders, its bus with a producer, and an archiver that may be killed and started."""
+
+    folder: Path
+    archive: dict = field(default_factory=dict)
+    readers: tuple[str, ...] = ("archiver",)
+    published: dict[str, list[int]] = field(default_factory=lambda: {p: [] for p in POINTS})
+    process: subprocess.Popen | None = None
+    steps: int = 0
+
+    def __post_init__(self):
+        self.bus = self.folder / "shm" / "bus"
+        for name in ("shm", "output", "workspace"):
+            (self.folder / name).mkdir(parents=True)
+        asysi_ring.create(
+            str(self.bus), shards=2, chunks=64, chunk_bytes=16384, readers=self.readers, policy="overwrite"
+        )
+        self.writer = asysi_ring.Writer(str(self.bus))
+        self.control = asysi_ring.Control(str(self.bus))
+        config = {
+            "apiVersion": "asysi.dev/v1alpha1",
+            "kind": "ScanExperiment",
+            "metadata": {"name": "test"},
+            "spec": {
+                "model": {"uri": "python://nothing:here"},
+                "workload": {"scan": {}},
+                "capture": {"hookPoints": ["**"]},
+                "archive": self.archive,
+            },
+        }
+        (self.folder / "experiment.json").write_text(json.dumps(config))
+
+    def start(self):
+        environment = {
+            **os.environ,
+            Env.CONFIG: str(self.folder / "experiment.json"),
+            Env.SHM: str(self.folder / "shm"),
+            Env.OUTPUT: str(self.folder / "output"),
+            Env.WORKSPACE: str(self.folder / "workspace"),
+            Env.TERMINATION: str(self.folder / "last-words"),
+            Env.PORT: "0",
+        }
+        log = (self.folder / "log").open("ab")
+        with log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "asysi.archive"], env=environment, stderr=log, cwd=ROOT
+            )
+        self.until(lambda: self.control.reader_state("archiver") == "attached")
+
+    def kill(self, number=signal.SIGKILL):
+        self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self):
+        return self.process.wait(timeout=30)
+
+    def until(self, condition, seconds=30.0):
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, (self.folder / "log").read_text()
+            assert self.process.poll() is None, (self.folder / "log").read_text()
+            time.sleep(0.005)
+
+    def publish(self, steps):
+        """Publish `steps` steps: a packet at every hook point, whose payload is its step."""
+        for _ in range(steps):
+            for index, point in enumerate(POINTS):
+                header = record_of(width=WIDTH, step=self.steps, account=self.writer.account(point))
+                rows = np.zeros(ROWS, ROW_DTYPE)
+                rows["sample"] = self.steps
+                payload = np.full((ROWS, WIDTH), self.steps, np.float32)
+                assert self.writer.publish_block(
+                    index % 2, header, rows, payload.ctypes.data, payload.strides[0], None, ROWS,
+                    Dtype.FLOAT32, Quantization.BF16,
+                )  # fmt: skip
+                self.published[point].append(self.steps)
+            self.steps += 1
+
+    def publish_slowly(self, steps):
+        """Publish without lapping the archiver."""
+        for _ in range(steps):
+            self.until(lambda: self.control.lag("archiver") < 0.5)
+            self.publish(1)
+
+    def books(self):
+        """published, and what the archiver made of it, of each hook point."""
+        produced, consumed = self.control.produced(), self.control.consumed("archiver")
+        return {
+            point: {**books, "published": made["published"]}
+            for point, made, books in zip(self.control.accounts(), produced, consumed, strict=True)
+        }
+
+    def dataset(self):
+        for path in sorted((self.folder / "output" / "archive").glob("*.mscan")):
+            assert verify(path) == []
+        return MScanDataset(self.folder / "output")
+
+    def check(self):
+        """The books balance, and the files hold exactly the rows that they call durable, bit by bit."""
+        dataset = self.dataset()
+        for point, books in self.books().items():
+            assert books["published"] == len(self.published[point]) * ROWS
+            assert books["published"] == books["durable"] + books["lapped"] + books["rolled_back"], books
+            steps = [int(p.header["step"]) for p in dataset.packets(point)]
+            assert len(steps) * ROWS == books["durable"]
+            assert steps == sorted(set(steps))
+            for step, block in zip(steps, dataset.tensors(point), strict=True):
+                bits = np.array([step], np.float32).view(np.uint32)
+                rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).view(np.float32)
+                assert (block == rounded).all()
+        return dataset
+
+
+@pytest.fixture
+def pod(tmp_path):
+    made = []
+
+    def make(**options):
+        made.append(Pod(tmp_path / str(len(made)), **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        if one.process and one.process.poll() is None:
+            one.process.kill()
+            one.process.wait()
+        one.writer.close()
+        one.control.close()
+
+
+def test_to_the_end(pod):
+    """At the end of the stream every row is in the files, the books say so, and the exit code is 0."""
+    one = pod()
+    one.start()
+    one.publish_slowly(200)
+    one.writer.close("complete")
+    assert one.wait() == Exit.OK
+    assert one.control.reader_state("archiver") == "finalised"
+    dataset = one.check()
+    assert all(books["durable"] == 2000 for books in one.books().values())
+    records = dataset.metrics("layer.1")
+    assert sorted(set(records["step"].tolist())) == list(range(200))
+    assert np.array_equal(records["max"], records["min"])
+    assert dataset.segments[0].metadata["experiment"] == "test"
+
+
+def test_kills(pod):
+    """Killed with -9 again and again, the archiver goes on in new segments and the books stay exact."""
+    one = pod(archive={"rotate": "200Ki"})
+    generator = random.Random(3)
+    for _ in range(4):
+        one.start()
+        for _ in range(generator.randrange(1, 4)):
+            one.publish_slowly(generator.randrange(5, 60))
+            time.sleep(generator.random() * 0.5)
+        one.kill()
+        one.publish(generator.randrange(0, 90))
+    one.start()
+    one.publish_slowly(20)
+    one.writer.close("complete")
+    assert one.wait() == Exit.OK
+    dataset = one.check()
+    assert all(books["durable"] > 0 for books in one.books().values())
+    assert any(books["rolled_back"] > 0 for books in one.books().values())
+    assert len(dataset.segments) >= 4
+    assert not list((one.folder / "output" / "archive").glob(".*"))
+
+
+def test_half_a_row_is_not_durable(tmp_path):
+    """After a kill between the two chunks of a flush, rows without their payload are not durable."""
+    rows = np.zeros(6, METRICS_DTYPE)
+    packet = ActivationPacket(
+        record_of(rows=4, width=2, payload_bytes=32),
+        "a",
+        np.zeros(4, ROW_DTYPE),
+        None,
+        np.ones((4, 2), "<f4"),
+    )
+    with MScanWriter(tmp_path / "attempt-0002-segment-0006.mscan", {}, attempt=2, segment=6) as writer:
+        writer.append_records(rows, SeqInfo("a"))
+        writer.append_records(rows, SeqInfo("b"))
+        writer.append_tensor(packet)
+    assert resume(tmp_path, 2, tensors=True) == (7, {"a": 4})
+    assert resume(tmp_path, 2, tensors=False) == (7, {"a": 6, "b": 6})
+    assert resume(tmp_path, 1, tensors=True) == (0, {})
+
+
+def record_of(**fields):
+    """A packet's header with these fields."""
+    header = np.zeros(1, HEADER_DTYPE)
+    for name, value in {"magic": MAGIC, "version": VERSION, "header_bytes": 192, **fields}.items():
+        header[name] = value
+    return header[0]
+
+
+def test_marked_durable_survives(pod):
+    """Whatever the books call durable at the moment of a kill is in the files."""
+    one = pod()
+    one.start()
+    one.publish_slowly(50)
+    one.until(lambda: any(books["durable"] for books in one.books().values()))
+    one.publish_slowly(50)
+    one.kill()
+    promised = {point: books["durable"] for point, books in one.books().items()}
+    one.start()
+    one.writer.close("complete")
+    assert one.wait() == Exit.OK
+    one.check()
+    assert all(books["durable"] >= promised[point] for point, books in one.books().items())
+
+
+def test_lapped(pod):
+    """An archiver that comes late archives what is left, and what was overwritten counts as lapped."""
+    one = pod()
+    one.publish(500)
+    one.start()
+    one.writer.close("complete")
+    assert one.wait() == Exit.OK
+    one.check()
+    assert all(books["lapped"] > 0 for books in one.books().values())
+
+
+def test_attempt_over(pod):
+    """When the host has died, the archiver keeps what it saw and says that it is only a checkpoint."""
+    one = pod()
+    one.start()
+    one.publish_slowly(20)
+    one.writer.close("attempt_over")
+    assert one.wait() == Exit.OK
+    assert one.control.reader_state("archiver") == "checkpointed"
+    one.check()
+
+
+def test_terminated(pod):
+    """SIGTERM closes the segment, declares it durable, and ends in 143; a restart goes on."""
+    one = pod(archive={"tensors": False, "compression": "zstd"})
+    one.start()
+    one.publish_slowly(40)
+    one.until(lambda: one.control.lag("archiver") == 0)
+    assert one.kill(signal.SIGTERM) == Exit.TERMINATED
+    assert all(books["durable"] == 400 for books in one.books().values())
+    assert len(one.dataset().metrics()) == 1200
+    one.start()
+    one.publish_slowly(10)
+    one.writer.close("complete")
+    assert one.wait() == Exit.OK
+    assert len(one.dataset().metrics("layer.2")) == 500
+    assert not list(one.dataset().packets())
+    assert all(books["durable"] == 500 for books in one.books().values())
+
+
+def test_rotation(pod):
+    """Segments are closed at the size asked for, and follow one another without a gap."""
+    one = pod(archive={"rotate": "100Ki"})
+    one.start()
+    one.publish_slowly(300)
+    one.writer.close("complete")
+    assert one.wait() == Exit.OK
+    dataset = one.check()
+    assert len(dataset.segments) > 1
+    assert [s.number for s in dataset.segments] == list(range(len(dataset.segments)))
+    assert [s.path.name for s in dataset.segments][1] == "attempt-0000-segment-0001.mscan"
+
+
+def test_storage_failure(pod):
+    """When storage fails the archiver stops with exit code 1 and a message; the books stay exact."""
+    one = pod()
+    one.start()
+    archive = one.folder / "output" / "archive"
+    one.until(archive.exists)
+    archive.rmdir()
+    archive.write_text("not a folder")
+    one.publish(5)
+    assert one.wait() == Exit.FAILED
+    assert "archive" in (one.folder / "last-words").read_text()
+    archive.unlink()
+    one.start()
+    one.writer.close("complete")
+    assert one.wait() == Exit.OK
+    assert all(books["rolled_back"] + books["durable"] == 50 for books in one.books().values())
+
+
+def test_another_run(pod):
+    """An archive of another run in the same folder is refused with a sentence and exit code 2."""
+    one, other = pod(), pod()
+    one.start()
+    one.publish_slowly(20)
+    one.writer.close("complete")
+    assert one.wait() == Exit.OK
+    (one.folder / "output" / "archive").rename(other.folder / "output" / "archive")
+    other.publish(1)
+    other.process = subprocess.Popen(
+        [sys.executable, "-m", "asysi.archive"],
+        env={
+            **os.environ,
+            "ASYSI_CONFIG": str(other.folder / "experiment.json"),
+            "ASYSI_SHM": str(other.folder / "shm"),
+            "ASYSI_OUTPUT": str(other.folder / "output"),
+            "ASYSI_WORKSPACE": str(other.folder / "workspace"),
+        },
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    _, said = other.process.communicate(timeout=30)
+    assert other.process.returncode == Exit.CONFIG
+    assert "belongs to another run" in said

@@ -1,0 +1,148 @@
+"""The segments of one attempt: begun when there is something to write, closed when large, never resumed."""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from asysi.archive.errors import MScanError
+from asysi.archive.format import ChunkKind
+from asysi.archive.measure import measure
+from asysi.archive.recover import recover
+from asysi.archive.segment import Segment, open_segment
+from asysi.archive.writer import MScanWriter, SeqInfo
+from asysi.bus.packet import ActivationPacket
+
+log = logging.getLogger("asysi")
+
+
+def segment_name(attempt: int, segment: int) -> str:
+    """Return the file name of a segment."""
+    return f"attempt-{attempt:04d}-segment-{segment:04d}.mscan"
+
+
+@dataclass
+class Series:
+    """Writes packets, and the metrics of their rows, to segments that follow one another."""
+
+    folder: Path
+    attempt: int
+    metadata: Mapping[str, object]
+    """For the header of each segment."""
+    points: Sequence[tuple[str, str | None, int]] = ()
+    """Hook points known beforehand: path, alias, width."""
+    tensors: bool = True
+    """Whether payloads are kept beside the metrics of their rows."""
+    compression: Literal["none", "zstd"] = "none"
+    rotate: int = 1 << 30
+    """Bytes at which a segment is closed and the next begun."""
+    number: int = 0
+    """Of the next segment."""
+    closed_bytes: int = 0
+    rows: int = 0
+    """Appended since the start."""
+    packets: int = 0
+    _writer: MScanWriter | None = field(default=None, repr=False)
+
+    @property
+    def size(self) -> int:
+        """Bytes written since the start, what is buffered left out."""
+        return self.closed_bytes + (self._writer.size if self._writer else 0)
+
+    @property
+    def buffered(self) -> int:
+        """Payload bytes that wait for their chunk to fill."""
+        return self._writer.buffered if self._writer else 0
+
+    @property
+    def full(self) -> bool:
+        """Whether the segment is large enough to be closed."""
+        return self._writer is not None and self._writer.size + self._writer.buffered >= self.rotate
+
+    def append(self, packet: ActivationPacket, shard: int) -> None:
+        """Append a packet; its bytes are copied. It is durable after the next `flush` or `close`."""
+        writer = self._writer = self._writer or self._begin()
+        sequence, width = int(packet.header["sequence"]), int(packet.header["width"])
+        writer.append_records(measure(packet), SeqInfo(packet.point, shard, sequence, sequence, width))
+        if self.tensors:
+            writer.append_tensor(packet, shard)
+        self.rows += len(packet.rows)
+        self.packets += 1
+
+    def flush(self) -> None:
+        """Wait until the storage holds everything that was appended."""
+        if self._writer is not None:
+            self._writer.flush()
+
+    def close(self) -> bool:
+        """Close the segment, if one was begun; return whether one was."""
+        if self._writer is None:
+            return False
+        self._writer.close()
+        self.closed_bytes += self._writer.size
+        self._writer = None
+        return True
+
+    def _begin(self) -> MScanWriter:
+        path = self.folder / segment_name(self.attempt, self.number)
+        writer = MScanWriter(
+            path,
+            self.metadata,
+            points=self.points,
+            compression=self.compression,
+            attempt=self.attempt,
+            segment=self.number,
+        )
+        self.number += 1
+        return writer
+
+
+def resume(folder: Path, attempt: int, *, tensors: bool) -> tuple[int, Counter[str]]:
+    """Mend what a killed archiver left of an attempt.
+
+    Torn segments get their footer; one that holds nothing any more is set aside as `….damaged`.
+
+    Args:
+        folder: the archive.
+        attempt: number of the attempt.
+        tensors: whether a row is whole only with its payload.
+
+    Returns:
+        The number of the next segment, and the durable rows of each hook point.
+    """
+    rows: Counter[str] = Counter()
+    number = 0
+    for leftover in (*folder.glob(".*.new"), *folder.glob(".*.recover")):
+        leftover.unlink()
+    for path in sorted(folder.glob(f"attempt-{attempt:04d}-segment-*.mscan*")):
+        number = max(number, int(path.name.split("-segment-")[1].split(".")[0]) + 1)
+        if path.suffix == ".mscan" and (segment := _mended(path)):
+            rows += durable_rows(segment, tensors=tensors)
+    return number, rows
+
+
+def durable_rows(segment: Segment, *, tensors: bool) -> Counter[str]:
+    """Return the rows of each hook point that a segment holds with metrics and, if asked for, payload."""
+    found: dict[ChunkKind, Counter[str]] = {ChunkKind.METRICS: Counter(), ChunkKind.TENSOR: Counter()}
+    for entry in segment.entries:
+        if (kind := ChunkKind(int(entry["kind"]))) in found:
+            found[kind][segment.points[int(entry["point"])].path] += int(entry["rows"])
+    return found[ChunkKind.METRICS] & found[ChunkKind.TENSOR] if tensors else found[ChunkKind.METRICS]
+
+
+def _mended(path: Path) -> Segment | None:
+    try:
+        return open_segment(path)
+    except MScanError as error:
+        log.warning("%s", error)
+    try:
+        done = recover(path)
+    except MScanError:
+        aside = path.with_name(f"{path.name}.damaged")
+        path.rename(aside)
+        log.error("%s holds nothing that can be read: set aside as %s", path, aside.name)  # noqa: TRY400
+        return None
+    log.info("%s recovered: %d chunks kept, %d left out", path, done.chunks, len(done.damage))
+    return open_segment(path)

@@ -1,0 +1,181 @@
+"""The archiver's loop: pull, book, append; every second or two wait for the storage and declare durable."""
+
+import logging
+import time
+from typing import TYPE_CHECKING, Literal, Self
+
+from asysi.archive.series import Series, resume
+from asysi.bus.packet import ActivationPacket, parse_packet
+from asysi.capture.points import read_points
+from asysi.contract.errors import ConfigError
+from asysi.contract.quantity import parse_bytes
+from asysi.contract.runtime import ARCHIVE_FOLDER, POINTS_FILE, Container
+from asysi.monitor.metrics import counter
+from asysi.monitor.worker import Worker
+
+if TYPE_CHECKING:
+    from asysi_ring import Control, Reader, View
+
+FLUSH_SECONDS = 1.5
+BUFFER_BYTES = 64 << 20
+"""Bytes waiting for their chunks to fill at which they are written, however many hook points there are."""
+_BATCH = 16
+_WAIT_SECONDS = 0.1
+log = logging.getLogger("asysi")
+
+End = Literal["complete", "attempt_over"]
+
+
+class ArchiverWorker:
+    """Writes what the bus carries to the segments of an attempt.
+
+    A packet is booked as consumed before it is appended: the files then never hold a row that the books do
+    not know. So after kill -9 what the files hold is durable, and the rest of what was consumed rolled back.
+
+    Args:
+        worker: the process's frame.
+        reader: the bus's reader "archiver", just attached.
+        control: the bus's control file.
+        series: where packets go.
+    """
+
+    def __init__(self, worker: Worker, reader: "Reader", control: "Control", series: Series) -> None:
+        self._worker, self._reader, self._control, self._series = worker, reader, control, series
+        self._points: list[str] = []
+        self._flushed = time.monotonic()
+        self._records = counter(worker.registry, "asysi_archive_records_total")
+        self._bytes = counter(worker.registry, "asysi_archive_bytes_total")
+        self._segments = counter(worker.registry, "asysi_archive_segments_total")
+        self._counted_bytes = 0
+        worker.status = self.status
+
+    @classmethod
+    def resumed(cls, worker: Worker, reader: "Reader", control: "Control") -> Self:
+        """Mend what a killed predecessor left, restore the books, and return the worker.
+
+        Raises:
+            ConfigError: the archive holds rows of another run.
+        """
+        spec = worker.experiment.spec
+        folder = worker.output / ARCHIVE_FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        number, rows = resume(folder, worker.attempt, tensors=spec.archive.tensors)
+        for account, point in enumerate(control.accounts()):
+            try:
+                reader.restore_durable(account, rows[point])
+            except ValueError as error:
+                raise ConfigError(
+                    f"{folder} holds {rows[point]} rows of {point} that this run has not seen ({error}): "
+                    "it belongs to another run, choose another output folder"
+                ) from error
+        series = Series(
+            folder=folder,
+            attempt=worker.attempt,
+            metadata=_metadata(worker),
+            points=_known_points(worker),
+            tensors=spec.archive.tensors,
+            compression=spec.archive.compression,
+            rotate=parse_bytes(spec.archive.rotate),
+            number=number,
+        )
+        return cls(worker, reader, control, series)
+
+    def run(self) -> End | None:
+        """Archive until the stream has ended; return how, or None when SIGTERM came first.
+
+        Raises:
+            OSError: the storage failed; nothing is tried again, the segment stays torn.
+            RevokedError: another archiver has attached.
+        """
+        stop, health = self._worker.stop, self._worker.health
+        end: End | None = None
+        while not stop.terminated:
+            views = self._reader.pull(_BATCH, _WAIT_SECONDS)
+            for view in views:
+                self._take(view)
+            health.beat()
+            self._settle_segment()
+            if not views and (end := self._reader.ended()):
+                break
+        self._finish(end)
+        return end
+
+    def status(self) -> dict[str, object]:
+        """Return what `/status` answers."""
+        return {
+            "segments": self._series.number,
+            "packets": self._series.packets,
+            "rows": self._series.rows,
+            "bytes": self._series.size,
+            "buffered": self._series.buffered,
+            "lag": self._reader.lag(),
+        }
+
+    def _take(self, view: "View") -> None:
+        self._reader.consumed(view)
+        self._append(self._packet(view), view.shard)
+        view.release()
+
+    def _packet(self, view: "View") -> ActivationPacket:
+        if view.account >= len(self._points):
+            self._points = self._control.accounts()
+        return parse_packet(memoryview(view), self._points)
+
+    def _append(self, packet: ActivationPacket, shard: int) -> None:
+        self._series.append(packet, shard)
+        self._records.labels("metrics").inc(len(packet.rows))
+        if self._series.tensors:
+            self._records.labels("tensor").inc(len(packet.rows))
+
+    def _settle_segment(self) -> None:
+        """Close a segment that is full; make durable what has waited long enough."""
+        if self._series.full:
+            self._close_segment()
+        elif time.monotonic() - self._flushed >= FLUSH_SECONDS or self._series.buffered >= BUFFER_BYTES:
+            self._series.flush()
+        else:
+            return
+        self._flushed = time.monotonic()
+        self._declare()
+
+    def _close_segment(self) -> None:
+        if self._series.close():
+            self._segments.inc()
+
+    def _declare(self) -> None:
+        self._reader.mark_durable()
+        self._bytes.inc(self._series.size - self._counted_bytes)
+        self._counted_bytes = self._series.size
+
+    def _finish(self, end: End | None) -> None:
+        self._close_segment()
+        if end is not None:
+            self._reader.settle()
+        self._declare()
+        if end is not None:
+            self._reader.finalise("finalised" if end == "complete" else "checkpointed")
+        log.info(
+            "%s: %d rows in %d bytes, up to segment %d",
+            end or "terminated",
+            self._series.rows,
+            self._series.size,
+            self._series.number - 1,
+        )
+
+
+READER = str(Container.ARCHIVER)
+"""The archiver's name among the bus's readers."""
+
+
+def _metadata(worker: Worker) -> dict[str, object]:
+    experiment = worker.experiment
+    return {
+        "experiment": experiment.metadata.name,
+        "model": experiment.spec.model.model_dump(mode="json", by_alias=True, exclude_none=True),
+        "spec": experiment.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True),
+    }
+
+
+def _known_points(worker: Worker) -> list[tuple[str, str | None, int]]:
+    file = worker.workspace / POINTS_FILE
+    return [(point.path, point.alias, point.width) for point in read_points(file)] if file.exists() else []
