@@ -53,13 +53,13 @@ def match_globs(globs: Sequence[str], names: Sequence[str], where: str = "captur
 
 
 def near_names(glob: str, names: Iterable[str], limit: int = 5) -> list[str]:
-    """Return up to `limit` names near to `glob`, nearest first, numbers in them replaced by `*`."""
-    folded = dict.fromkeys(_NUMBER.sub("*", name) for name in names if name)
+    """Return up to `limit` names near to `glob`, nearest first, one of those that differ by numbers."""
+    first: dict[str, str] = {}
+    for name in filter(None, names):
+        first.setdefault(_NUMBER.sub("*", name), name)
     wanted = _NUMBER.sub("*", glob)
-    scored = ((SequenceMatcher(None, wanted, name).ratio(), name) for name in folded)
-    best = sorted(
-        ((score, name) for score, name in scored if score > 0.4), key=lambda pair: (-pair[0], pair[1])
-    )
+    scored = ((SequenceMatcher(None, wanted, folded).ratio(), name) for folded, name in first.items())
+    best = sorted((pair for pair in scored if pair[0] > 0.4), key=lambda pair: (-pair[0], pair[1]))
     return [name for _, name in best[:limit]]
 
 

@@ -1,0 +1,281 @@
+import gzip
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asysi.bus.packet import RowFlag
+from asysi.contract.errors import ConfigError
+from asysi.contract.spec import Data, Holdout, Tokens
+from asysi.hosts.seen import Seen
+from asysi.hosts.text import Document, TextSource, is_held_out
+from asysi.hosts.tokens import Batches, Corpus, Policy, make_policy, tokenise
+
+# -- rows of text
+
+
+def source(tmp_path, content, limit=None, **data):
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return TextSource(Data(uri=f"jsonl://{file}", **data), limit)
+
+
+def test_rows_become_distinct_documents(tmp_path):
+    """Repeated texts are read once; a document is named by its `_i`, else by its line."""
+    rows = source(
+        tmp_path, '{"text": "a", "_i": 7}\n\n{"text": "b"}\n{"text": "a"}\n{"text": "c", "_i": -1}\n'
+    )
+    found = [(document.sample, document.text) for document in rows]
+    assert found == [(7, "a"), (3, "b"), (5, "c")]
+    assert (rows.rows, rows.duplicates) == (4, 1)
+
+
+def test_lines_end_at_newlines_alone(tmp_path):
+    """Other separators of Unicode do not end a line."""
+    text = "one\u2028two\x85three"
+    rows = source(tmp_path, json.dumps({"text": text}, ensure_ascii=False) + "\r\n" + '{"text": "last"}')
+    assert [document.text for document in rows] == [text, "last"]
+
+
+def test_several_files_and_compression(tmp_path):
+    """A pattern reads its files in the order of their names, compressed or not, and line numbers go on."""
+    (tmp_path / "b.jsonl").write_text('{"text": "second"}\n')
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "first"}\n'))
+    rows = TextSource(Data(uri=f"jsonl://{tmp_path}/*.jsonl*"))
+    assert [(document.sample, document.text) for document in rows] == [(1, "first"), (2, "second")]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b'{"text": "b"', "no JSON"),
+        (b'"text"', "no JSON object"),
+        (b'{"body": "b"}', "no text in the field 'text'"),
+        (b'{"text": 3}', "text is no text"),
+        (b'{"text": "\xff"}', "no JSON"),
+    ],
+)
+def test_malformed_line_is_named(tmp_path, line, said):
+    """A line that is no row of text is refused with its file, its number and how it begins."""
+    with pytest.raises(ConfigError) as refused:
+        list(source(tmp_path, b'{"text": "a"}\n\n' + line + b"\n"))
+    message = str(refused.value)
+    assert f"{tmp_path}/rows.jsonl, line 3" in message
+    assert said in message
+    assert line[:6].decode() in message
+
+
+def test_missing_file_is_named(tmp_path):
+    """A file that is not there is refused with its path."""
+    with pytest.raises(ConfigError, match=f"there is no file {tmp_path}/none.jsonl"):
+        list(TextSource(Data(uri=f"jsonl://{tmp_path}/none.jsonl")))
+
+
+def test_limit_counts_distinct_documents(tmp_path):
+    """`maxSamples` counts documents after deduplication."""
+    rows = source(tmp_path, "".join(f'{{"text": "{letter}"}}\n' for letter in "aabbcc"), limit=2)
+    assert [document.text for document in rows] == ["a", "b"]
+
+
+@given(st.text(), st.floats(0, 0.5), st.floats(0, 0.5), st.integers(0, 2**31 - 1))
+def test_hold_out_is_nested(text, one, other, seed):
+    """What is held out at one share is held out at every larger one."""
+    low, high = sorted([one, other])
+    assert is_held_out(text, high, seed) or not is_held_out(text, low, seed)
+
+
+def test_hold_out_depends_on_text_and_seed_alone(tmp_path):
+    """A document's fate is the same wherever it stands, and another seed holds out others."""
+    lines = [f'{{"text": "document {number}"}}\n' for number in range(2000)]
+    forward = {d.text for d in source(tmp_path, "".join(lines)) if d.holdout}
+    backward = {d.text for d in source(tmp_path, "".join(reversed(lines))) if d.holdout}
+    other = {d.text for d in source(tmp_path, "".join(lines), holdout=Holdout(seed=1)) if d.holdout}
+    assert forward == backward != other
+    assert 150 < len(forward) < 250
+
+
+# -- tokens
+
+
+class Letters:
+    """A tokenizer of letters: BOS 1, EOS 2, padding 0, specials around every text like BERT's."""
+
+    bos_token_id, cls_token_id, eos_token_id, sep_token_id, pad_token_id = 1, None, 2, None, 0
+    all_special_ids = (0, 1, 2)
+
+    def get_vocab(self):
+        return {"<pad>": 0, "<s>": 1, "</s>": 2, **{chr(96 + number): 2 + number for number in range(1, 27)}}
+
+    def __call__(self, texts, *, add_special_tokens=True, truncation=False, max_length=None, verbose=True):
+        plain = [[ord(letter) - 94 for letter in text] for text in texts]
+        if not add_special_tokens:
+            return {"input_ids": plain}
+        return {"input_ids": [[1, *ids[: max_length - 2], 2] for ids in plain]}
+
+
+def policy(**tokens):
+    return make_policy(Tokens(context_length=8, **tokens), Letters())
+
+
+def documents(*texts, holdout=()):
+    return [Document(10 + at, text, at in holdout) for at, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize(
+    ("prepend_bos", "expected"), [(None, [1, 3, 4, 2]), (True, [1, 3, 4, 2]), (False, [3, 4, 2])]
+)
+def test_bos_follows_the_spec(prepend_bos, expected):
+    """`prependBos` adds or takes away the BOS token; unset leaves it to the tokenizer."""
+    corpus = tokenise(documents("ab"), Letters(), policy(prepend_bos=prepend_bos))
+    assert corpus.tokens.tolist() == expected
+
+
+def test_long_documents_are_cut():
+    """A document longer than the context keeps its beginning."""
+    corpus = tokenise(documents("abcdefghijkl"), Letters(), policy())
+    assert corpus.tokens.tolist() == [1, 3, 4, 5, 6, 7, 8, 2]
+
+
+def test_excluded_tokens_by_group_and_by_text():
+    """Special tokens, padding and tokens named by their text are never data."""
+    chosen = policy(exclude_tokens=["special", "padding", "b"])
+    batches = Batches(
+        tokenise(documents("ab", "abab"), Letters(), chosen), chosen, batch_size=2, passes=1, seed=0
+    )
+    (batch,) = batches.from_step(0)
+    assert set(batch.tokens.rows["token"][batch.tokens.content]) == {3}
+    assert batches.content_tokens == 3
+
+
+def test_special_tokens_can_be_data():
+    """Without the group `special` the special tokens are data, padding still is not."""
+    chosen = policy(exclude_tokens=["padding"])
+    (batch,) = Batches(
+        tokenise(documents("a", "abc"), Letters(), chosen), chosen, batch_size=2, passes=1, seed=0
+    ).from_step(0)
+    assert sorted(batch.tokens.rows["token"][batch.tokens.content]) == [1, 1, 2, 2, 3, 3, 4, 5]
+
+
+def test_unknown_token_is_refused():
+    """A token that the tokenizer does not have is refused where the spec names it."""
+    with pytest.raises(ConfigError, match=r"excludeTokens\[1\]: '<pat>' is neither .* near it are <pad>"):
+        policy(exclude_tokens=["special", "<pat>"])
+    with pytest.raises(ConfigError, match="separatorToken: '<sep>'"):
+        policy(packing="concat", separator_token="<sep>")
+
+
+CORPORA = st.lists(
+    st.tuples(st.text("abcdef", min_size=1, max_size=12), st.booleans()), min_size=1, max_size=20
+)
+PACKINGS = st.sampled_from(["none", "bucket", "concat"])
+
+
+@settings(deadline=None)
+@given(CORPORA, PACKINGS, st.integers(1, 5), st.integers(1, 3), st.integers(0, 5))
+def test_passes_read_what_they_should(corpus, packing, batch_size, passes, seed):
+    """A pass reads each training document once; held-out ones are read in the first alone, and flagged."""
+    chosen = policy(packing=packing)
+    texts = [Document(at, text, held) for at, (text, held) in enumerate(corpus)]
+    batches = Batches(
+        tokenise(texts, Letters(), chosen), chosen, batch_size=batch_size, passes=passes, seed=seed
+    )
+    read = [dict.fromkeys(range(len(texts)), 0) for _ in range(passes)]
+    for number, batch in enumerate(batches.from_step(0)):
+        assert batch.number == number
+        assert len(batch.ids) <= batch_size
+        data = batch.tokens.rows[batch.tokens.content]
+        for row in data:
+            read[batch.pass_number][int(row["sample"])] += 1
+            assert bool(row["flags"] & RowFlag.HOLDOUT) == texts[int(row["sample"])].holdout
+        grid = batch.tokens.rows.reshape(batch.ids.shape)
+        assert (grid["token"] == batch.ids).all()
+        assert (grid["sequence"] == np.arange(len(batch.ids))[:, None]).all()
+        assert (grid["position"] == np.arange(batch.ids.shape[1])).all()
+    assert batches.steps == number + 1
+    assert batches.content_tokens_in_all == sum(sum(counts.values()) for counts in read)
+    for pass_number, counts in enumerate(read):
+        for at, (text, held) in enumerate(corpus):
+            whole = len(text) if packing == "concat" else min(len(text), 6)
+            assert counts[at] == (whole if pass_number == 0 or not held else 0)
+
+
+@settings(deadline=None)
+@given(CORPORA, PACKINGS, st.integers(1, 4), st.data())
+def test_steps_go_on_where_they_stopped(corpus, packing, batch_size, data):
+    """The batches from any step on are those that an uninterrupted run would have had."""
+    chosen = policy(packing=packing)
+    texts = [Document(at, text, held) for at, (text, held) in enumerate(corpus)]
+    tokens = tokenise(texts, Letters(), chosen)
+    whole = list(Batches(tokens, chosen, batch_size=batch_size, passes=3, seed=1).from_step(0))
+    step = data.draw(st.integers(0, len(whole)))
+    rest = list(Batches(tokens, chosen, batch_size=batch_size, passes=3, seed=1).from_step(step))
+    assert [batch.number for batch in rest] == list(range(step, len(whole)))
+    for again, batch in zip(rest, whole[step:], strict=True):
+        assert (again.ids == batch.ids).all()
+        assert (again.tokens.rows == batch.tokens.rows).all()
+
+
+def test_concatenated_sequences_are_full():
+    """`concat` fills every sequence but the last, BOS first and separators between documents."""
+    chosen = policy(packing="concat", separator_token="z")
+    corpus = tokenise(documents("abc", "abcd", "abcdef"), Letters(), chosen)
+    (batch,) = Batches(corpus, chosen, batch_size=9, passes=1, seed=0).from_step(0)
+    lengths = sorted((batch.ids != 0).sum(axis=1).tolist(), reverse=True)
+    assert lengths == [8, 8, 3]  # 13 letters, 3 separators, 3 BOS
+    assert (batch.ids[:, 0] == 1).all()
+    assert (batch.ids == 28).sum() == 3
+
+
+def synthetic(lengths, holdout):
+    """A corpus of documents of these lengths."""
+    lengths = np.array(lengths)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    samples = np.arange(len(lengths), dtype=np.uint64)
+    return Corpus(np.full(starts[-1], 9, np.int32), starts, samples, np.array(holdout))
+
+
+def test_buckets_waste_less_padding():
+    """`bucket` pads less than the input's order does, and a pass has another order than the one before."""
+    rng = np.random.default_rng(0)
+    corpus = synthetic(rng.integers(3, 100, 640), np.zeros(640, bool))
+    padding = {}
+    for packing in ("none", "bucket"):
+        chosen = Policy(100, packing, None, None, None, 0, np.array([0]), False)
+        batches = list(Batches(corpus, chosen, batch_size=32, passes=2, seed=0).from_step(0))
+        padding[packing] = sum((~batch.tokens.content).sum() for batch in batches)
+    assert padding["bucket"] * 10 < padding["none"]
+    first, second = (
+        [batch.ids.shape for batch in batches if batch.pass_number == number] for number in (0, 1)
+    )
+    assert first != second
+
+
+def test_held_out_documents_are_spread():
+    """Held-out rows come from early on: every tenth of the first pass holds some."""
+    rng = np.random.default_rng(1)
+    corpus = synthetic(rng.integers(3, 100, 1000), rng.random(1000) < 0.1)
+    chosen = Policy(100, "bucket", None, None, None, 0, np.array([0]), False)
+    steps = list(Batches(corpus, chosen, batch_size=10, passes=1, seed=0).from_step(0))
+    held = [bool((batch.tokens.rows["flags"] == RowFlag.HOLDOUT).any()) for batch in steps]
+    assert all(any(held[tenth * 10 : tenth * 10 + 10]) for tenth in range(10))
+
+
+@settings(deadline=None)
+@given(CORPORA, st.integers(1, 300))
+def test_seen_counts_every_content_token_once(corpus, context):
+    """Both histograms add up to the content tokens seen and kept, at any width of bins."""
+    chosen = policy(packing="bucket")
+    texts = [Document(at, text, held) for at, (text, held) in enumerate(corpus)]
+    seen, total, kept_total = Seen(max(8, context)), 0, 0
+    for batch in Batches(
+        tokenise(texts, Letters(), chosen), chosen, batch_size=3, passes=1, seed=0
+    ).from_step(0):
+        kept = np.flatnonzero(batch.tokens.content)[::2]
+        seen.add(batch.tokens, kept)
+        total += int(batch.tokens.content.sum())
+        kept_total += len(kept)
+    for histogram in seen.to_dict().values():
+        assert (sum(histogram["seen"]), sum(histogram["kept"])) == (total, kept_total)
+        assert len(histogram["edges"]) == len(histogram["seen"]) <= 65
