@@ -71,7 +71,7 @@ def content(packet):
     """What must come back of a packet; the account is the segment's own."""
     header = packet.header.copy()
     header["account"] = 0
-    scales = None if packet.scales is None else packet.scales.tobytes()
+    scales = None if packet.scales is None else packet.scales.tobytes() or None
     return packet.point, header.tobytes(), packet.rows.tobytes(), scales, packet.payload.tobytes()
 
 
