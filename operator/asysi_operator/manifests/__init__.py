@@ -27,8 +27,8 @@ def build(experiment: ScanExperiment, *, image: str = IMAGE) -> list[Manifest]:
     """
     if experiment.spec.mode != "HPC":
         raise ConfigError(
-            f"spec.mode of experiment {experiment.metadata.name} is {experiment.spec.mode}, which has no pod yet: "
-            "write HPC"
+            f"spec.mode of experiment {experiment.metadata.name} is {experiment.spec.mode}, which has no "
+            "pod yet: write HPC"
         )
     refuse_impossible_memory(experiment.spec)
     return [

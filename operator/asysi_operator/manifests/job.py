@@ -45,8 +45,8 @@ def job(experiment: ScanExperiment, image: str) -> Manifest:
 def failure_rules() -> list[Manifest]:
     """Return the rules in order; the first that fits decides.
 
-    Bad configuration fails the Job. A dead host is tried again. Where only finish's verdict is bad, the same stream
-    would bring the same verdict.
+    Bad configuration fails the Job. A dead host is tried again. Where only finish's verdict is bad, the same
+    stream would bring the same verdict.
     """
     return [
         *(

@@ -87,13 +87,13 @@ def refuse_impossible_memory(spec: Spec) -> None:
     if limits < rings + HEAP * len(running):
         problems.append(
             f"the memory limits of {', '.join(running)} add up to {format_bytes(limits)}, but together they "
-            f"hold {_sum(rings, len(running))}. Raise one of them, or lower spec.capture.size or spec.bus.size."
+            f"hold {_sum(rings, len(running))}. Raise one, or lower spec.capture.size or spec.bus.size."
         )
     host = spec.resources.host
     if parse_bytes(host.shm) + HEAP > parse_bytes(host.memory):
         problems.append(
             f"spec.resources.host.shm is {host.shm}, but it is part of spec.resources.host.memory, "
-            f"{host.memory}, of which the process itself needs {format_bytes(HEAP)}. Raise memory, or lower shm."
+            f"{host.memory}, of which the process needs {format_bytes(HEAP)}. Raise memory, or lower shm."
         )
     if problems:
         raise ConfigError(*problems)

@@ -7,6 +7,8 @@ from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.manifests.names import claim_name, config_name
 from asysi_operator.manifests.resources import rings_bytes
 
+RINGS = "rings"
+"""Name of the volume that holds the rings."""
 _CAPTURE = CAPTURE_RING.parts[0]
 _SHARING = {Container.PREPARE, Container.HOST, Container.FINISH}
 """Containers that write the workspace; the others may look."""
@@ -16,7 +18,7 @@ def volumes(experiment: ScanExperiment) -> list[Manifest]:
     """Return the pod's volumes."""
     spec = experiment.spec
     return [
-        {"name": "rings", "emptyDir": {"medium": "Memory", "sizeLimit": format_bytes(rings_bytes(spec))}},
+        {"name": RINGS, "emptyDir": {"medium": "Memory", "sizeLimit": format_bytes(rings_bytes(spec))}},
         {"name": "host-shm", "emptyDir": {"medium": "Memory", "sizeLimit": spec.resources.host.shm}},
         {"name": "workspace", "emptyDir": {}},
         {"name": "output", "persistentVolumeClaim": {"claimName": claim_name(experiment)}},
@@ -28,7 +30,7 @@ def volumes(experiment: ScanExperiment) -> list[Manifest]:
 def mounts(container: Container) -> list[Manifest]:
     """Return the mounts of a container."""
     return [
-        *(_host_rings() if container is Container.HOST else [_mount("rings", MOUNTS[Env.SHM])]),
+        *(_host_rings() if container is Container.HOST else [_mount(RINGS, MOUNTS[Env.SHM])]),
         _mount("workspace", MOUNTS[Env.WORKSPACE], readOnly=container not in _SHARING),
         _mount("output", MOUNTS[Env.OUTPUT]),
         _mount("config", MOUNTS[Env.CONFIG].parent, readOnly=True),
@@ -40,7 +42,7 @@ def _host_rings() -> list[Manifest]:
     """The host sees the capture ring alone, inside a /dev/shm of its own."""
     return [
         _mount("host-shm", MOUNTS[Env.SHM].parent),
-        _mount("rings", MOUNTS[Env.SHM] / _CAPTURE, subPath=_CAPTURE),
+        _mount(RINGS, MOUNTS[Env.SHM] / _CAPTURE, subPath=_CAPTURE),
     ]
 
 

@@ -1,0 +1,176 @@
+"""The Job: one pod after another until the stream has ended, hope has, or the user says so."""
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from asysi.contract import runtime
+from asysi.contract.runtime import Exit
+from asysi_operator.local.asking import Asker
+from asysi_operator.local.containers import Container, PodSpec, read_pod
+from asysi_operator.local.environment import Setting, environment
+from asysi_operator.local.events import Event, Events
+from asysi_operator.local.places import Places
+from asysi_operator.local.pod import Deadline, Leave, Pod, Strike
+from asysi_operator.local.policy import Judgement, judge
+from asysi_operator.local.process import Process, free_port
+from asysi_operator.local.wishes import Wishes
+from asysi_operator.manifests.job import START_DEADLINE
+from asysi_operator.manifests.kinds import Manifest
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the Job ended.
+
+    Attributes:
+        code: exit code of the run.
+        attempts: pods that were started.
+        restarts: restarts in place, by container, all attempts together; only where there were any.
+        reason: why it ended, when not as it should: sentences for people.
+    """
+
+    code: Exit
+    attempts: int
+    restarts: Mapping[str, int]
+    reason: str | None
+
+
+class Attempts:
+    """Runs a rendered Job.
+
+    Args:
+        job: the rendered Job.
+        places: folders of the run.
+        output: folder of the results.
+        events: where to note what happens.
+        wishes: what the user asks for meanwhile.
+        look: called at every tick with the attempt's number and its pod.
+        asker: asks the probes.
+        cpus: processors of each container, by name; of those not named, all.
+        strike: whom to kill once, if anybody.
+    """
+
+    def __init__(
+        self,
+        job: Manifest,
+        *,
+        places: Places,
+        output: Path,
+        events: Events,
+        wishes: Wishes,
+        look: Callable[[int, Pod], None],
+        asker: Asker,
+        cpus: Mapping[str, frozenset[int]],
+        strike: Strike | None = None,
+    ) -> None:
+        self._job, self._spec = job, read_pod(job["spec"]["template"])
+        self._places, self._output, self._events, self._wishes = places, output, events, wishes
+        self._look, self._asker, self._cpus, self._strike = look, asker, cpus, strike
+        self._restarts: dict[str, int] = {}
+
+    def run(self) -> Outcome:
+        """Start pods until one completes the Job, or no other would."""
+        limit, began = int(self._job["spec"]["backoffLimit"]), time.monotonic()
+        attempt = 0
+        while True:
+            pod = self._pod(attempt, began)
+            leave = pod.run()
+            self._count(pod)
+            again = leave is None and not self._wishes.clean_end and self._judge(pod) is Judgement.RETRY
+            if not again or attempt >= limit:
+                return self._outcome(pod, leave, attempt + 1)
+            if pod.struck:
+                self._strike = None
+            attempt += 1
+            self._places.fresh()
+
+    def _pod(self, attempt: int, began: float) -> Pod:
+        def launch(container: Container) -> Process:
+            return self._launch(container, attempt)
+
+        def tell(container: str, event: Event, code: int | None, reason: str | None) -> None:
+            self._events.write(container, event, attempt=attempt, code=code, reason=reason)
+
+        return Pod(
+            self._spec,
+            launch,
+            wishes=self._wishes,
+            tell=tell,
+            look=lambda pod: self._look(attempt, pod),
+            asker=self._asker,
+            deadlines=self._deadlines(began),
+            strike=self._strike,
+        )
+
+    def _launch(self, container: Container, attempt: int) -> Process:
+        port = free_port() if container.serves else 0
+        setting = Setting(
+            self._places.mounts(self._output), attempt, port, self._places.termination(container.name)
+        )
+        return Process(
+            container.command,
+            environment(container, setting, os.environ),
+            self._output / runtime.LOG_FOLDER / f"{container.name}.log",
+            port=port,
+            cpus=self._cpus.get(container.name, frozenset()),
+            inherited=[self._places.lock],
+        )
+
+    def _deadlines(self, began: float) -> list[Deadline]:
+        deadlines, now = [], time.monotonic()
+        if whole := self._job["spec"].get("activeDeadlineSeconds"):
+            reason = f"the run has taken more than its {whole} s (activeDeadlineSeconds)"
+            deadlines.append(Deadline(began + whole, reason))
+        if start := self._job["metadata"].get("annotations", {}).get(START_DEADLINE):
+            reason = f"the model did not start within {start} s (startDeadlineSeconds)"
+            deadlines.append(Deadline(now + float(start), reason, while_starting=True))
+        return deadlines
+
+    def _judge(self, pod: Pod) -> Judgement:
+        mains = [container.name for container in self._spec.mains]
+        return judge(pod.codes, mains, self._job["spec"]["podFailurePolicy"]["rules"])
+
+    def _count(self, pod: Pod) -> None:
+        for member in pod.members:
+            if member.restarts:
+                self._restarts[member.name] = self._restarts.get(member.name, 0) + member.restarts
+
+    def _outcome(self, pod: Pod, leave: Leave | None, attempts: int) -> Outcome:
+        code, reason = verdict(self._spec, pod.codes, leave, interrupted=pod.interrupted)
+        words = [reason] if reason else []
+        if code in {Exit.FAILED, Exit.CONFIG}:
+            words += self._last_words(pod.codes)
+        return Outcome(code, attempts, dict(self._restarts), "\n".join(words) or None)
+
+    def _last_words(self, codes: Mapping[str, int]) -> Sequence[str]:
+        """Return the termination messages of the containers that failed, or the ends of their logs."""
+        failed = [name for name, code in codes.items() if code not in {Exit.OK, Exit.TERMINATED, Exit.KILLED}]
+        said = {name: self._termination(name) for name in failed}
+        return [f"{name}: {words}" for name in failed if (words := said[name] or self._log_end(name))]
+
+    def _termination(self, name: str) -> str:
+        path = self._places.termination(name)
+        return path.read_text(errors="replace")[:4096].strip() if path.is_file() else ""
+
+    def _log_end(self, name: str) -> str:
+        path = self._output / runtime.LOG_FOLDER / f"{name}.log"
+        lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+        return "\n".join(lines[-8:])
+
+
+def verdict(
+    spec: PodSpec, codes: Mapping[str, int], leave: Leave | None, *, interrupted: bool
+) -> tuple[Exit, str | None]:
+    """Return the exit code of a run whose last pod ended with `codes`, and why unless all went well."""
+    if leave is not None:
+        return leave.code, leave.reason
+    failed = {
+        name: codes[name] for name in (c.name for c in spec.containers if not c.sidecar) if codes.get(name)
+    }
+    if not failed:
+        return (Exit.INTERRUPTED, "ended early and cleanly at your wish") if interrupted else (Exit.OK, None)
+    reason = ", ".join(f"{name} ended with exit code {code}" for name, code in failed.items())
+    return (Exit.CONFIG if Exit.CONFIG in failed.values() else Exit.FAILED), reason

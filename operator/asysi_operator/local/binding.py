@@ -1,0 +1,34 @@
+"""Processors of the containers in a local run."""
+
+import os
+from collections.abc import Mapping
+
+from asysi.contract.errors import ConfigError
+
+
+def bound(binding: Mapping[str, str]) -> dict[str, frozenset[int]]:
+    """Return the processors that each container is bound to.
+
+    Args:
+        binding: `resources.binding.cpus`: lists as in `taskset -c`, `0`, `0-3`, `1,3`.
+
+    Raises:
+        ConfigError: none of a container's processors is there.
+    """
+    present = os.sched_getaffinity(0)
+    chosen = {name: processors(listed) & present for name, listed in binding.items()}
+    problems = [
+        f"spec.resources.binding.cpus.{name} is {binding[name]}, but this process may only use "
+        f"{','.join(str(cpu) for cpu in sorted(present))}: choose among these, or leave the binding out"
+        for name, cpus in chosen.items()
+        if not cpus
+    ]
+    if problems:
+        raise ConfigError(*problems)
+    return chosen
+
+
+def processors(listed: str) -> frozenset[int]:
+    """Return the processors in a list such as `0-3,5`."""
+    ranges = (part.partition("-") for part in listed.split(","))
+    return frozenset(cpu for first, _, last in ranges for cpu in range(int(first), int(last or first) + 1))

@@ -1,0 +1,84 @@
+"""The rendered pod, as far as processes can imitate it."""
+
+from dataclasses import dataclass
+
+from asysi.contract.quantity import parse_bytes
+from asysi_operator.manifests.kinds import Manifest
+
+
+@dataclass(frozen=True)
+class Probe:
+    """An HTTP probe; times in seconds."""
+
+    path: str
+    period: float
+    timeout: float
+    threshold: int
+    """Failures in a row that count as one failure of the container."""
+    grace: float | None = None
+    """Between SIGTERM and SIGKILL when it fails; None takes the pod's."""
+
+
+@dataclass(frozen=True)
+class Container:
+    """One container of the pod."""
+
+    name: str
+    command: tuple[str, ...]
+    env: tuple[Manifest, ...]
+    memory: int
+    """Limit in bytes."""
+    serves: bool = False
+    """Whether it has a port."""
+    sidecar: bool = False
+    startup: Probe | None = None
+    liveness: Probe | None = None
+
+
+@dataclass(frozen=True)
+class PodSpec:
+    """The pod: init containers and sidecars in their order, main containers, grace in seconds."""
+
+    inits: tuple[Container, ...]
+    mains: tuple[Container, ...]
+    grace: float
+
+    @property
+    def containers(self) -> tuple[Container, ...]:
+        """Every container in the order in which it starts."""
+        return self.inits + self.mains
+
+
+def read_pod(template: Manifest) -> PodSpec:
+    """Read a rendered pod template."""
+    spec = template["spec"]
+    return PodSpec(
+        inits=tuple(_container(item) for item in spec["initContainers"]),
+        mains=tuple(_container(item) for item in spec["containers"]),
+        grace=float(spec["terminationGracePeriodSeconds"]),
+    )
+
+
+def _container(item: Manifest) -> Container:
+    return Container(
+        name=item["name"],
+        command=tuple(item["command"]),
+        env=tuple(item["env"]),
+        memory=parse_bytes(item["resources"]["limits"]["memory"]),
+        serves=bool(item.get("ports")),
+        sidecar=item.get("restartPolicy") == "Always",
+        startup=_probe(item.get("startupProbe")),
+        liveness=_probe(item.get("livenessProbe")),
+    )
+
+
+def _probe(item: Manifest | None) -> Probe | None:
+    if item is None:
+        return None
+    return Probe(
+        path=item["httpGet"]["path"],
+        period=float(item["periodSeconds"]),
+        timeout=float(item["timeoutSeconds"]),
+        threshold=item["failureThreshold"],
+        grace=item.get("terminationGracePeriodSeconds"),
+    )

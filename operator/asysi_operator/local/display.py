@@ -1,0 +1,215 @@
+"""The live display: panels on a terminal, a line every few seconds otherwise."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from asysi_operator.local.status import Status
+from asysi_operator.local.view import View
+
+LINE_EVERY = 3.0
+"""Seconds between plain lines."""
+UNKNOWN = "–"
+
+
+class Display(Protocol):
+    """Shows views, as often as it thinks right."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+    def show(self, view: View) -> None:
+        """Show the run as it stands."""
+
+
+def display(*, plain: bool) -> Display:
+    """Return the display for stderr: live on a terminal, lines when `plain` or anywhere else."""
+    console = Console(stderr=True)
+    return Lines(console) if plain or not console.is_terminal else Panels(console)
+
+
+class Lines:
+    """Plain lines: every few seconds, and at once when something worth a note has happened."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._shown_at = 0.0
+        self._told: tuple[object, ...] = ()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        sys.stderr.flush()
+
+    def show(self, view: View) -> None:
+        """Print a line when it is time."""
+        now = time.monotonic()
+        telling = (view.attempt, view.status.phase, view.restarts, view.notes)
+        if telling == self._told and now - self._shown_at < LINE_EVERY:
+            return
+        new = [note for note in view.notes if note not in self._told[-1:] and note not in _notes(self._told)]
+        for note in new:
+            self._print(note)
+        self._print(line(view))
+        self._shown_at, self._told = now, telling
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class Panels:
+    """A screenful that is redrawn in place."""
+
+    def __init__(self, console: Console) -> None:
+        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._shown_at = 0.0
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def show(self, view: View) -> None:
+        """Redraw when it is time."""
+        if time.monotonic() - self._shown_at >= 0.25:
+            self._live.update(panels(view), refresh=True)
+            self._shown_at = time.monotonic()
+
+
+def line(view: View) -> str:
+    """Return a run as one line of text."""
+    status = view.status
+    if status.phase == "starting":
+        states = ", ".join(f"{process.name} {process.state}" for process in view.processes)
+        return f"[{clock(view.seconds)}] {view.name}: {states}"
+    parts = [
+        f"[{clock(view.seconds)}] {view.name} {status.phase}",
+        f"{percent(status.share_done)} {progress(status)}",
+        f"{whole(status.tokens_per_second)} tok/s",
+        *([f"{clock(view.remaining)} left"] if view.remaining is not None else []),
+        f"rate {ratio(status.rate)}",
+        f"dropped {dropped(status)}",
+        "lag " + (" ".join(f"{reader.name} {percent(reader.lag)}" for reader in status.consumers) or UNKNOWN),
+        "FVU " + (" ".join(ratio(point.fvu) for point in status.points) or UNKNOWN),
+        f"restarts {view.restarts}",
+    ]
+    return " · ".join(parts)
+
+
+def panels(view: View) -> RenderableType:
+    """Return a run as a screenful."""
+    return Group(
+        _headline(view),
+        _progress_bar(view),
+        _flow(view.status),
+        _processes(view),
+        *([_points(view.status)] if view.status.points else []),
+        *(Text(note, style="yellow") for note in view.notes),
+    )
+
+
+def _headline(view: View) -> Text:
+    attempt = f" · attempt {view.attempt + 1}" if view.attempt else ""
+    return Text.assemble((view.name, "bold"), f" · {view.status.phase}{attempt} · {clock(view.seconds)}")
+
+
+def _progress_bar(view: View) -> Table:
+    status, grid = view.status, Table.grid(padding=(0, 1))
+    left = f"{clock(view.remaining)} left" if view.remaining is not None else ""
+    bar = ProgressBar(total=1.0, completed=status.share_done or 0.0, width=30)
+    grid.add_row(
+        bar, percent(status.share_done), progress(status), f"{whole(status.tokens_per_second)} tok/s", left
+    )
+    return grid
+
+
+def _flow(status: Status) -> Text:
+    kept = status.published / status.seen if status.seen else None
+    return Text(
+        f"sampling rate {ratio(status.rate)} · rows kept {percent(kept)} · "
+        f"sampled out {whole(status.sampled_out)} · dropped {dropped(status)}"
+    )
+
+
+def _processes(view: View) -> Table:
+    readers = {reader.name: reader for reader in view.status.consumers}
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("process", "state", "restarts", "lag", "lapped"):
+        table.add_column(heading, justify="left" if heading in {"process", "state"} else "right")
+    for process in view.processes:
+        reader = readers.get(process.name)
+        seen = (percent(reader.lag), whole(reader.lapped)) if reader else ("", "")
+        table.add_row(process.name, process.state, str(process.restarts or ""), *seen)
+    return table
+
+
+def _points(status: Status) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("hook point")
+    for heading in ("FVU", "L0", "dead"):
+        table.add_column(heading, justify="right")
+    for point in status.points:
+        table.add_row(point.path, ratio(point.fvu), ratio(point.l0, 1), percent(point.dead))
+    return table
+
+
+def _notes(told: tuple[object, ...]) -> tuple[object, ...]:
+    notes = told[-1] if told else ()
+    return notes if isinstance(notes, tuple) else ()
+
+
+def progress(status: Status) -> str:
+    """Return how far the model is: tokens of tokens, or steps of steps."""
+    if status.tokens is not None and status.tokens_total:
+        return f"{whole(status.tokens)} of {whole(status.tokens_total)} tokens"
+    if status.steps is not None and status.steps_total:
+        return f"{whole(status.steps)} of {whole(status.steps_total)} steps"
+    return f"{whole(status.tokens)} tokens"
+
+
+def dropped(status: Status) -> str:
+    """Return the rows dropped at capture, with their reasons."""
+    if not status.dropped:
+        return "0"
+    reasons = ", ".join(f"{whole(count)} {reason}" for reason, count in sorted(status.dropped.items()))
+    return f"{whole(sum(status.dropped.values()))} ({reasons})"
+
+
+def clock(seconds: float | None) -> str:
+    """Return seconds as `m:ss` or `h:mm:ss`."""
+    if seconds is None:
+        return UNKNOWN
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def percent(share: float | None) -> str:
+    """Return a share of 0..1 in per cent."""
+    return UNKNOWN if share is None else f"{share:.0%}"
+
+
+def ratio(number: float | None, digits: int = 3) -> str:
+    """Return a number with so many digits after the point."""
+    return UNKNOWN if number is None else f"{number:.{digits}f}"
+
+
+def whole(number: float | None) -> str:
+    """Return a count with separators."""
+    return UNKNOWN if number is None else f"{number:,.0f}"

@@ -1,0 +1,50 @@
+"""The rendered environment, with the run's own folders in the place of the pod's mounts. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from asysi.contract.runtime import MOUNTS, Env
+from asysi_operator.local.containers import Container
+
+_OF_THE_IMAGE = {"HOME", "HF_HOME"}
+"""Variables that only make sense in the pod: here the user's own home and model cache serve."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the cluster would know about a container at the moment it starts."""
+
+    mounts: Mapping[Env, Path]
+    """Local folder, or file, of each of the contract's mounts."""
+    attempt: int
+    port: int
+    termination: Path
+
+
+def environment(container: Container, setting: Setting, inherited: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a container's process.
+
+    Secrets are not looked up: their variables come from the user's own environment, `inherited`.
+    """
+    rendered = {
+        item["name"]: _localised(item["value"], setting.mounts)
+        for item in container.env
+        if "value" in item and item["name"] not in _OF_THE_IMAGE
+    }
+    told = {
+        Env.ATTEMPT: str(setting.attempt),
+        Env.PORT: str(setting.port),
+        Env.TERMINATION: str(setting.termination),
+        Env.MEMORY: str(container.memory),
+        "ASYSI_BIND": "127.0.0.1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    return {**inherited, **rendered, **{str(name): value for name, value in told.items()}}
+
+
+def _localised(value: str, mounts: Mapping[Env, Path]) -> str:
+    for name, folder in mounts.items():
+        if PurePosixPath(value).is_relative_to(MOUNTS[name]):
+            return str(folder / PurePosixPath(value).relative_to(MOUNTS[name]))
+    return value

@@ -1,0 +1,76 @@
+"""What happened to the containers: one JSON line an event, which the report reads."""
+
+import fcntl
+import json
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from asysi.contract.errors import ConfigError
+
+Event = Literal["started", "exited", "killed", "restarted"]
+
+
+def refuse_busy(path: Path) -> None:
+    """Refuse a file of events that a run is writing now.
+
+    Raises:
+        ConfigError: somebody holds its lock.
+    """
+    if path.exists():
+        Events(path).close()
+
+
+class Events:
+    """Appends events to a file, which stays locked: who cannot have the lock sees that a run is writing here.
+
+    Raises:
+        ConfigError: another run writes this file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._file.close()
+            raise ConfigError(
+                f"a run is writing to {path.parent}: wait for its end, or choose another folder with --output"
+            ) from error
+
+    def write(
+        self,
+        container: str,
+        event: Event,
+        *,
+        attempt: int,
+        code: int | None = None,
+        reason: str | None = None,
+    ) -> None:
+        """Append an event: time is Unix time in seconds, code an exit code, reason a few words."""
+        line = {
+            "time": round(time.time(), 3),
+            "container": container,
+            "event": event,
+            "attempt": attempt,
+            "code": code,
+            "reason": reason,
+        }
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Make the events durable and let the file go."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,138 @@
+"""Runs rendered objects on this machine: folders, locks, signals and display around the attempts."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from asysi.contract import runtime
+from asysi.contract.errors import ConfigError
+from asysi.contract.quantity import parse_bytes
+from asysi.contract.runtime import Exit
+from asysi_operator.local.asking import Asker
+from asysi_operator.local.attempts import Attempts, Outcome
+from asysi_operator.local.binding import bound
+from asysi_operator.local.display import display
+from asysi_operator.local.events import Events
+from asysi_operator.local.output import Output
+from asysi_operator.local.places import SHARED_MEMORY, Places, refuse_small_memory
+from asysi_operator.local.pod import Pod, Strike
+from asysi_operator.local.summary import summary
+from asysi_operator.local.watching import Watching
+from asysi_operator.local.wishes import Wishes
+from asysi_operator.manifests.kinds import Manifest
+from asysi_operator.manifests.volumes import RINGS
+
+STRIKE_AT_LATEST = 20.0
+"""Seconds after which a container is killed on purpose even though no checkpoint has appeared."""
+
+
+def run_objects(
+    objects: Sequence[Manifest],
+    output: Path,
+    *,
+    overwrite: bool = False,
+    plain: bool = False,
+    kill_once: str | None = None,
+    binding: Mapping[str, str] | None = None,
+    shared: Path = SHARED_MEMORY,
+    scratch: Path | None = None,
+) -> int:
+    """Run the Job among `objects` to its end; must be called on the main thread.
+
+    Args:
+        objects: what `manifests.build` renders.
+        output: absolute path of the output folder.
+        overwrite: whether a run in it may be replaced.
+        plain: lines instead of a live display.
+        kill_once: container to kill once, to show that it recovers.
+        binding: processors of each container, as in `taskset -c`.
+        shared: folder of shared memory for the rings.
+        scratch: folder for everything else that goes away; None takes the system's.
+
+    Returns:
+        0 done, 1 failed, 2 refused, 130 interrupted, 143 terminated.
+
+    Raises:
+        ConfigError: nothing was started and nothing is left behind.
+    """
+    job = _one(objects, "Job")
+    name, pod = job["metadata"]["name"], job["spec"]["template"]["spec"]
+    _refuse(job, kill_once)
+    cpus = bound(binding or {})
+    refuse_small_memory(shared, _rings(pod))
+    with (
+        Wishes() as wishes,
+        Places(name, shared=shared, scratch=scratch) as places,
+        closing(Asker()) as asker,
+    ):
+        places.write_config(_one(objects, "ConfigMap")["data"])
+        results = Output(output)
+        results.open(overwrite=overwrite)
+        shown = display(plain=plain)
+        watching = Watching(name, shown, asker, wishes, kill_once)
+
+        def look(attempt: int, pod: Pod) -> None:
+            watching.look(attempt, pod)
+            if results.worth_keeping:
+                results.keep()
+
+        outcome = None
+        try:
+            with Events(output / runtime.EVENTS_FILE) as events, shown:
+                outcome = Attempts(
+                    job,
+                    places=places,
+                    output=output,
+                    events=events,
+                    wishes=wishes,
+                    look=look,
+                    asker=asker,
+                    cpus=cpus,
+                    strike=_strike(kill_once, output),
+                ).run()
+        finally:
+            _settle(results, outcome)
+    text = summary(name, outcome, watching.status, output)
+    print(text, file=sys.stdout if outcome.code == Exit.OK else sys.stderr)
+    return int(outcome.code)
+
+
+def _one(objects: Sequence[Manifest], kind: str) -> Manifest:
+    return next(item for item in objects if item["kind"] == kind)
+
+
+def _rings(pod: Manifest) -> int:
+    volume = next(item for item in pod["volumes"] if item["name"] == RINGS)
+    return parse_bytes(volume["emptyDir"]["sizeLimit"])
+
+
+def _refuse(job: Manifest, kill_once: str | None) -> None:
+    spec = job["spec"]
+    if spec.get("suspend"):
+        raise ConfigError(
+            "spec.lifecycle.suspend is true, so the experiment waits: set it to false to run it here"
+        )
+    pod = spec["template"]["spec"]
+    names = [item["name"] for item in [*pod["initContainers"], *pod["containers"]]]
+    if kill_once is not None and kill_once not in names:
+        raise ConfigError(
+            f"there is no container {kill_once} to kill in this experiment: choose {', '.join(names)}"
+        )
+
+
+def _strike(name: str | None, output: Path) -> Strike | None:
+    """Strike when the first checkpoint is there, so that there is something to go on from."""
+    folder = output / runtime.CHECKPOINT_FOLDER
+    if name is None:
+        return None
+    return Strike(name, lambda lived: lived > STRIKE_AT_LATEST or any(folder.glob("*.ckpt")))
+
+
+def _settle(results: Output, outcome: Outcome | None) -> None:
+    """Keep what a run has made; of one that came to nothing keep at most the logs of its failure."""
+    failed = outcome is None or outcome.code == Exit.FAILED
+    if results.worth_keeping or (failed and not results.replaces) or (outcome and outcome.code == Exit.OK):
+        results.keep()
+    else:
+        results.discard()

@@ -1,0 +1,147 @@
+"""One container of a running pod: its process, its probes, its restarts."""
+
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from asysi.contract.runtime import Exit
+from asysi_operator.local import backoff
+from asysi_operator.local.asking import Asker
+from asysi_operator.local.containers import Container
+from asysi_operator.local.events import Event
+from asysi_operator.local.probes import Verdict, watch
+from asysi_operator.local.process import Process
+
+Launch = Callable[[Container], Process]
+Tell = Callable[[str, Event, int | None, str | None], None]
+"""Container, event, exit code, reason."""
+
+
+class Member:
+    """A container's lives, one after the other.
+
+    Args:
+        container: what is rendered.
+        launch: starts its process.
+        asker: asks its probes.
+        tell: takes note of events.
+        grace: the pod's seconds between SIGTERM and SIGKILL.
+
+    Attributes:
+        code: exit code of the last life, None while one runs or before the first.
+        restarts: lives after the first.
+        crashes: lives in a row that ended badly and soon.
+        has_started: whether the startup probe has passed, in any life.
+    """
+
+    def __init__(self, container: Container, launch: Launch, asker: Asker, tell: Tell, grace: float) -> None:
+        self.container, self.name = container, container.name
+        self._launch, self._asker, self._tell, self._grace = launch, asker, tell, grace
+        self._process: Process | None = None
+        self._watch = watch(None, None, 0.0)
+        self._question: Future[bool] | None = None
+        self._kill_at: float | None = None
+        self._again_at: float | None = None
+        self._reason: str | None = None
+        self.code: int | None = None
+        self.restarts, self.crashes, self.has_started = 0, 0, False
+
+    @property
+    def running(self) -> bool:
+        """Whether a process lives."""
+        return self._process is not None and self.code is None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last life is over and no other is due."""
+        return self.code is not None and self._again_at is None
+
+    @property
+    def port(self) -> int:
+        """Port of the present life, 0 when there is none."""
+        return self._process.port if self._process is not None and self.running else 0
+
+    @property
+    def state(self) -> str:
+        """The state in a word or two, for people."""
+        if self._again_at is not None:
+            return "waits to restart"
+        if self._process is None:
+            return "waits"
+        if self.code is not None:
+            return "done" if self.code == Exit.OK else f"exit {self.code}"
+        return "runs" if self._watch.started else "starts"
+
+    def start(self) -> None:
+        """Begin a life."""
+        again = self._process is not None
+        self._process = self._launch(self.container)
+        self._watch = watch(self.container.startup, self.container.liveness, time.monotonic())
+        self._question = self._kill_at = self._again_at = self.code = self._reason = None
+        self.has_started |= self._watch.started
+        self.restarts += again
+        self._tell(self.name, "restarted" if again else "started", None, None)
+
+    def tick(self, *, restarting: bool) -> None:
+        """Look once: reap, ask, kill what is overdue, begin the next life when it is time and wanted."""
+        now = time.monotonic()
+        if self._again_at is not None:
+            if not restarting:
+                self._again_at = None
+            elif now >= self._again_at:
+                self.start()
+        elif self.running and not self._reap(now, restarting=restarting):
+            self._judge(now)
+            if self._kill_at is not None and now >= self._kill_at:
+                self.kill(self._reason or "did not end in its grace")
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the process, if one runs."""
+        if self._process is not None and self.running:
+            self._process.send(number)
+
+    def stop(self, grace: float, reason: str) -> None:
+        """Send SIGTERM; SIGKILL follows after `grace` seconds."""
+        if self.running and self._kill_at is None:
+            self.send(signal.SIGTERM)
+            self._kill_at, self._reason = time.monotonic() + grace, reason
+
+    def kill(self, reason: str) -> None:
+        """Kill the process at once, if one runs; it counts as a crash."""
+        if self._process is not None and self.running:
+            self._tell(self.name, "killed", None, reason)
+            self._process.kill()
+
+    def _reap(self, now: float, *, restarting: bool) -> bool:
+        assert self._process is not None
+        code = self._process.poll()
+        if code is None:
+            return False
+        self.code, self._question = code, None
+        self._tell(self.name, "exited", code, self._reason)
+        if code == Exit.OK:
+            self.has_started, self.crashes = True, 0
+        elif self.container.sidecar and restarting:
+            lived = now - self._process.started
+            self.crashes = backoff.crashes_after(self.crashes, lived)
+            self._again_at = now + backoff.delay(self.crashes)
+        return True
+
+    def _judge(self, now: float) -> None:
+        if self._question is None:
+            probe = self._watch.asks(now)
+            if probe is not None and self._kill_at is None and self._process is not None:
+                self._question = self._asker.is_well(self._process.port, probe.path, probe.timeout)
+            return
+        if not self._question.done():
+            return
+        probe, good = self._watch.probe, self._question.result()
+        self._question = None
+        self._watch, verdict = self._watch.answered(good, now)
+        self.has_started |= verdict is Verdict.STARTED
+        if verdict is Verdict.FAILED and probe is not None:
+            self.stop(
+                self._grace if probe.grace is None else probe.grace,
+                f"{probe.path} failed {probe.threshold} times",
+            )

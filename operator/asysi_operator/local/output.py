@@ -1,0 +1,160 @@
+"""The output folder: what a run finds there, may remove, and leaves when nothing came of it."""
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from asysi.contract import runtime
+from asysi.contract.errors import ConfigError
+from asysi_operator.local.events import refuse_busy
+
+_MADE_BY_A_RUN = tuple(
+    str(path)
+    for path in (
+        runtime.EVENTS_FILE,
+        runtime.EXPERIMENT_FILE,
+        runtime.LEDGER_FILE,
+        runtime.REPORT_FILE,
+        runtime.TIMELINE_FILE,
+        runtime.SAE_FOLDER,
+        runtime.CHECKPOINT_FOLDER,
+        runtime.ARCHIVE_FOLDER,
+        runtime.HOST_FOLDER,
+        runtime.LOG_FOLDER,
+    )
+)
+_ASIDE = ".replaced"
+"""Where an older run waits until the new one has something to show."""
+
+
+def output_folder(name: str, chosen: Path | None, uri: str | None) -> Path:
+    """Return the output folder of a local run: the one chosen, the spec's, or `runs/<name>`.
+
+    Raises:
+        ConfigError: the spec's output is no local folder.
+    """
+    if chosen is not None:
+        return chosen.absolute()
+    if uri is None:
+        return Path("runs", name).absolute()
+    parts = urlsplit(uri)
+    if parts.scheme not in {"", "file"} or (parts.scheme and parts.netloc not in {"", "localhost", "."}):
+        raise ConfigError(
+            f"spec.output.uri {uri} is no folder of this machine: write file:///folder, or use --output"
+        )
+    return Path(unquote(parts.path) if parts.scheme else uri).absolute()
+
+
+class Output:
+    """The output folder of a run.
+
+    Args:
+        folder: its absolute path.
+
+    Raises:
+        ConfigError: from `open`, when the folder holds a run, belongs to somebody else, or cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._made: list[Path] = []
+
+    def open(self, *, overwrite: bool) -> None:
+        """Make the folder, or move the run in it aside when it may be overwritten."""
+        try:
+            self._return_old()
+            self._refuse(self._found(), overwrite=overwrite)
+            self._make()
+            self._move_aside()
+            (self.folder / runtime.LOG_FOLDER).mkdir()
+        except OSError as error:
+            self._unmake()
+            reason = error.strerror or str(error)
+            raise ConfigError(
+                f"the output folder {self.folder} cannot be written ({reason}): choose another with --output"
+            ) from error
+
+    @property
+    def worth_keeping(self) -> bool:
+        """Whether the run has come so far that something would be lost with the folder."""
+        progress = self.folder / runtime.HOST_FOLDER / "progress.json"
+        checkpoints = (self.folder / runtime.CHECKPOINT_FOLDER).glob("*.ckpt")
+        return progress.exists() or (self.folder / runtime.LEDGER_FILE).exists() or any(checkpoints)
+
+    @property
+    def replaces(self) -> bool:
+        """Whether an older run was moved aside."""
+        return (self.folder / _ASIDE).exists()
+
+    def keep(self) -> None:
+        """Let the older run go: this one has taken its place."""
+        shutil.rmtree(self.folder / _ASIDE, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Leave the place as it was found."""
+        for name in self._found():
+            _remove(self.folder / name)
+        self._return_old()
+        self._unmake()
+
+    def _found(self) -> list[str]:
+        return [name for name in _MADE_BY_A_RUN if os.path.lexists(self.folder / name)]
+
+    def _refuse(self, found: list[str], *, overwrite: bool) -> None:
+        if not found:
+            return
+        if str(runtime.EVENTS_FILE) not in found:
+            raise ConfigError(
+                f"{self.folder} holds {', '.join(found)}, but no {runtime.EVENTS_FILE}: no run made "
+                "them, so none will touch them; choose another folder with --output"
+            )
+        refuse_busy(self.folder / runtime.EVENTS_FILE)
+        if not overwrite:
+            held = "a finished run" if str(runtime.LEDGER_FILE) in found else "a run that did not finish"
+            raise ConfigError(
+                f"{self.folder} holds {held}: replace it with --overwrite, or choose another folder "
+                "with --output"
+            )
+
+    def _make(self) -> None:
+        missing = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
+        for folder in reversed(missing):
+            folder.mkdir()
+            self._made.append(folder)
+        witness = self.folder / f".asysi-{os.getpid()}"
+        witness.touch()
+        witness.unlink()
+
+    def _move_aside(self) -> None:
+        found = self._found()
+        if found:
+            aside = self.folder / _ASIDE
+            aside.mkdir()
+            for name in found:
+                (self.folder / name).rename(aside / name)
+
+    def _return_old(self) -> None:
+        """Bring an older run back, also one that a killed runner had moved aside."""
+        aside = self.folder / _ASIDE
+        if not aside.is_dir():
+            return
+        for name in self._found():
+            _remove(self.folder / name)
+        for entry in aside.iterdir():
+            entry.rename(self.folder / entry.name)
+        aside.rmdir()
+
+    def _unmake(self) -> None:
+        for folder in reversed(self._made):
+            with contextlib.suppress(OSError):  # somebody has put something into it
+                folder.rmdir()
+        self._made = []
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,110 @@
+"""One container as a process: a session of its own, a log of its own, and no life beyond the runner's."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_ENTER = Path(__file__).with_name("enter.py")
+
+
+class Process:
+    """A running container.
+
+    Must be created on the thread that lives as long as the runner: the kernel ties the child to the thread.
+
+    Args:
+        command: the container's command; `python` is this interpreter.
+        env: its whole environment.
+        log: file that takes stdout and stderr; an older one is renamed first.
+        port: port that it serves, 0 for none.
+        cpus: processors it is bound to, empty for all.
+        inherited: file descriptors that stay open in it.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        log: Path,
+        *,
+        port: int = 0,
+        cpus: frozenset[int] = frozenset(),
+        inherited: Sequence[int] = (),
+    ) -> None:
+        rotate(log)
+        program = sys.executable if command[0] in {"python", "python3"} else command[0]
+        bound = ",".join(str(cpu) for cpu in sorted(cpus))
+        enter = [sys.executable, "-I", "-S", str(_ENTER), str(os.getpid()), bound]
+        with log.open("ab") as output:
+            self._child = subprocess.Popen(  # noqa: S603 - the rendered command
+                [*enter, program, *command[1:]],
+                env=dict(env),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=tuple(inherited),
+            )
+        self.port = port
+        self.started = time.monotonic()
+
+    @property
+    def pid(self) -> int:
+        """The process's id, and its session's."""
+        return self._child.pid
+
+    def poll(self) -> int | None:
+        """Return the exit code as a shell would (128 + signal), or None while it runs.
+
+        What the process leaves running in its session is killed with it, as with a container.
+        """
+        if self._child.returncode is None:
+            # Looked at before it is reaped: until then the id cannot be anybody else's.
+            if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                return None
+            self._kill_session()
+            self._child.wait(timeout=30)
+        code = self._child.returncode
+        return code if code >= 0 else 128 - code
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the process, if it still runs."""
+        if self.poll() is None:
+            self._child.send_signal(number)
+
+    def kill(self) -> int:
+        """Kill the whole session at once and return the exit code.
+
+        Raises subprocess.TimeoutExpired when the kernel has not ended it after 30 s.
+        """
+        if self._child.returncode is None:
+            self._kill_session()
+            self._child.wait(timeout=30)
+        return self.poll() or 0
+
+    def _kill_session(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+
+def rotate(log: Path) -> None:
+    """Rename an existing log to the first free `<name>.<n>.log`, n from 1: the newest has the plain name."""
+    if not log.exists():
+        return
+    number = 1
+    while (older := log.with_suffix(f".{number}.log")).exists():
+        number += 1
+    log.rename(older)
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,74 @@
+"""Looks at the pod while it runs: asks finish how it goes, and shows the answer."""
+
+import time
+from concurrent.futures import Future
+
+from asysi.contract.runtime import Container
+from asysi_operator.local.asking import Asker
+from asysi_operator.local.display import Display
+from asysi_operator.local.pod import Pod
+from asysi_operator.local.status import Status, read_status
+from asysi_operator.local.view import Process, View
+from asysi_operator.local.wishes import Wishes
+
+ASK_EVERY = 0.5
+"""Seconds between questions to finish."""
+
+
+class Watching:
+    """Keeps the newest status and shows it.
+
+    Attributes:
+        status: the newest answer of finish in any attempt.
+    """
+
+    def __init__(self, name: str, display: Display, asker: Asker, wishes: Wishes, strike: str | None) -> None:
+        self._name, self._display, self._asker, self._wishes, self._strike = (
+            name,
+            display,
+            asker,
+            wishes,
+            strike,
+        )
+        self._began = time.monotonic()
+        self._answer: Future[bytes] | None = None
+        self._asked_at, self._attempt = 0.0, 0
+        self.status = Status()
+
+    def look(self, attempt: int, pod: Pod) -> None:
+        """Ask when it is time, take an answer when there is one, show the run."""
+        if attempt != self._attempt:
+            self._attempt, self.status, self._answer = attempt, Status(), None
+        self._ask(pod)
+        self._display.show(self._view(attempt, pod))
+
+    def _ask(self, pod: Pod) -> None:
+        now, finish = time.monotonic(), pod.member(Container.FINISH)
+        if self._answer is not None and self._answer.done():
+            self.status = read_status(self._answer.result()) or self.status
+            self._answer = None
+        if self._answer is None and finish is not None and finish.port and now - self._asked_at >= ASK_EVERY:
+            self._answer, self._asked_at = self._asker.read(finish.port, "/status", 1.0), now
+
+    def _view(self, attempt: int, pod: Pod) -> View:
+        return View(
+            name=self._name,
+            attempt=attempt,
+            seconds=time.monotonic() - self._began,
+            processes=tuple(Process(member.name, member.state, member.restarts) for member in pod.members),
+            status=self.status,
+            notes=tuple(self._notes(pod)),
+        )
+
+    def _notes(self, pod: Pod) -> list[str]:
+        notes = []
+        if self._strike is not None:
+            done = "was killed on purpose, to show that it recovers"
+            notes.append(
+                f"{self._strike} {done if pod.struck else 'will be killed once, to show that it recovers'}"
+            )
+        if self._wishes.clean_end:
+            notes.append("ending early and cleanly: the model stops, files are written; Ctrl-C again to kill")
+        elif self._wishes.terminated:
+            notes.append("terminating: the workers write their checkpoints")
+        return notes

@@ -1,0 +1,42 @@
+"""What the user wishes: Ctrl-C once for a clean end, twice to kill, SIGTERM to checkpoint and leave."""
+
+import signal
+from dataclasses import dataclass, field
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+
+@dataclass
+class Wishes:
+    """Counts signals; as a context it is the process's handler for them (main thread only)."""
+
+    interrupts: int = 0
+    terminated: bool = False
+    _before: dict[int, Any] = field(default_factory=dict)
+
+    @property
+    def clean_end(self) -> bool:
+        """Whether the stream is to end early and in band."""
+        return self.interrupts > 0
+
+    @property
+    def kill(self) -> bool:
+        """Whether nothing is to be waited for."""
+        return self.interrupts > 1
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            self._before[number] = signal.signal(number, self._heard)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _heard(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            self.interrupts += 1
+        else:
+            self.terminated = True
