@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import torch
 
@@ -48,7 +49,7 @@ class Analysis:
 def find_exports(output: Path) -> list[Export]:
     """Return the exported autoencoders, by trainer, then in the natural order of their hook points."""
     found = [
-        Export(folder.parent.name, folder.name, folder)
+        Export(folder.parent.name, unquote(folder.name), folder)
         for folder in (output / SAE_FOLDER).glob("*/*")
         if (folder / "cfg.json").is_file() and (folder / "sae_weights.safetensors").is_file()
     ]
@@ -156,7 +157,7 @@ def _look(
         looked.append(_with_training(one, gauges.get(export.point)))
         beat()
     result.layers = [one.layer for one in looked]
-    result.browser = features.browser(looked, sheet, again.vocabulary, SEED)
+    result.browser = features.browser(looked, sheet, again.pieces, SEED)
 
 
 def _with_training(looked: Looked, gauge: Point | None) -> Looked:

@@ -1,5 +1,6 @@
 """From activations to what the report shows of one autoencoder."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,10 @@ SHOWN = 16_384
 """Latents that the browser shows at most, all layers together: it keeps the page fast to open."""
 NEIGHBOURS = 6
 PICKED = 10
+DENSE = 0.05
+"""Share of tokens above which a latent is more of a bias than a feature: it is no candidate for the ten
+best.
+"""
 STRONGEST = 3
 GROUPS = (4, 3, 3)
 BEFORE, AFTER = 12, 8
@@ -108,7 +113,8 @@ def _features(subject: _Subject, made: _Measured) -> Features:
     maximum = latents.maxima(firings, count)
     live = np.flatnonzero(density > 0)
     random = np.random.default_rng(asked.seed).permutation(live)
-    best = live[np.argsort(-explained[live], kind="stable")][:PICKED]
+    specific = live[density[live] <= DENSE] if (density[live] <= DENSE).any() else live
+    best = specific[np.argsort(-explained[specific], kind="stable")][:PICKED]
     shown = _shown(np.flatnonzero(maximum > 0), asked.shown, random, best)
     document = sheet.document[sheet.content]
     peaks = contexts.choose(firings, document, shown, GROUPS)
@@ -157,21 +163,22 @@ def sentence_of(sheet: Sheet, seed: int) -> int | None:
     return int(np.random.default_rng(seed).choice(pool))
 
 
-def browser(looked: list[Looked], sheet: Sheet, vocabulary: dict[int, str], seed: int) -> Browser:
+def browser(looked: list[Looked], sheet: Sheet, pieces: Sequence[str], seed: int) -> Browser:
     """Put the autoencoders and the text together.
 
     Args:
         looked: every autoencoder.
         sheet: the text they were looked at on.
-        vocabulary: text of every token number of the sheet.
+        pieces: text of every token of the sheet; a leading space means that a new word begins.
         seed: seed of the random choices.
     """
     content = sheet.content
-    numbers, index = np.unique(sheet.tokens[content], return_inverse=True)
+    spoken = [pieces[int(i)] for i in np.flatnonzero(content)]
+    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(spoken))}
     lengths = np.bincount(sheet.document[content], minlength=len(sheet.rows))
     corpus = Corpus(
-        vocabulary=tuple(vocabulary[int(number)] for number in numbers),
-        tokens=index.astype(np.uint32),
+        vocabulary=tuple(vocabulary),
+        tokens=np.array([vocabulary[piece] for piece in spoken], np.uint32),
         starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.uint32),
         rows=sheet.rows.astype(np.uint32),
         held_out=sheet.held_out.astype(np.uint8),

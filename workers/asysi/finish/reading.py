@@ -15,6 +15,7 @@ from asysi.capture.points import HookPoint
 from asysi.contract.spec import Data
 from asysi.finish.latents import Floats
 from asysi.finish.sheet import Sheet, budget, select
+from asysi.finish.spelling import spell
 from asysi.hosts.model import LoadedModel
 from asysi.hosts.scan import ScannerEngine
 from asysi.hosts.text import TextSource
@@ -34,8 +35,8 @@ class Again:
     sheet: Sheet
     activations: dict[str, Floats]
     """[tokens, width] of each hook point, in the order of the sheet."""
-    vocabulary: dict[int, str]
-    """Text of every token on the sheet; a leading space begins a word."""
+    pieces: list[str]
+    """Text of every token on the sheet; a leading space means that a new word begins."""
     weight: NDArray[np.float64]
     """[tokens] how many tokens of the run each stands for: training documents were read in every pass."""
 
@@ -57,13 +58,17 @@ def read_again(
         ConfigError: the data or the token policy is wrong.
     """
     policy = make_policy(data.tokens, loaded.tokenizer)
-    documents = islice(TextSource(data, max_samples), DOCUMENTS)
+    documents = list(islice(TextSource(data, max_samples), DOCUMENTS))
     sequences = _sequences(documents, loaded.tokenizer, policy, seed)
     room = budget([point.width or 1024 for point in points])
     chosen = select(sequences.lengths, sequences.holdout, room, seed)
     sheet, activations = _run(loaded, points, sequences, chosen, policy=policy, beat=beat)
     weight = _weights(sequences, chosen, passes)
-    return Again(sheet, activations, spell(loaded.tokenizer, sheet.tokens), weight[sheet.document])
+    texts = None
+    if policy.packing != "concat":
+        by_sample = {document.sample: document.text for document in documents}
+        texts = [by_sample[int(sample)] for sample in sheet.rows]
+    return Again(sheet, activations, spell(loaded.tokenizer, sheet, texts), weight[sheet.document])
 
 
 def _sequences(documents: Iterable[Any], tokenizer: Any, policy: Policy, seed: int) -> Sequences:
@@ -136,21 +141,3 @@ def _keep(
     seen: dict[str, torch.Tensor], path: str, _module: torch.nn.Module, _args: Any, output: Any
 ) -> None:
     seen[path] = first_tensor(output).detach()
-
-
-def spell(tokenizer: Any, tokens: NDArray[np.int64]) -> dict[int, str]:
-    """Return the text of every distinct token, a space before it where it begins a word."""
-    numbers = [int(number) for number in np.unique(tokens)]
-    pieces = tokenizer.convert_ids_to_tokens(numbers)
-    wordpiece = any(piece is not None and piece.startswith("##") for piece in pieces)
-    return {
-        number: _text(tokenizer, number, str(piece), wordpiece)
-        for number, piece in zip(numbers, pieces, strict=True)
-    }
-
-
-def _text(tokenizer: Any, number: int, piece: str, wordpiece: bool) -> str:
-    if wordpiece:
-        return piece.removeprefix("##") if piece.startswith("##") else f" {piece}"
-    text = str(tokenizer.decode([number], clean_up_tokenization_spaces=False))
-    return f" {text}" if piece.startswith("▁") and not text.startswith(" ") else text

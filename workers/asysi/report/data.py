@@ -56,8 +56,8 @@ class Layer:
     """Rows trained on."""
 
 
-DENSITY_FROM = -5.0
-DENSITY_BINS = 25
+DENSITY_FROM = -4.0
+DENSITY_BINS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ class Features:
     random: tuple[int, ...]
     """Ten live latents drawn at random."""
     best: tuple[int, ...]
-    """The ten live latents that explain most."""
+    """The ten that explain most among live latents that are not dense."""
 
 
 @dataclass(frozen=True, slots=True)

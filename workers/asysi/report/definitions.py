@@ -49,7 +49,7 @@ DEFINITIONS = (
         "Density",
         "A latent's firing density is the share of held-out content tokens on which it fires. The "
         "sparkline counts "
-        "latents by log₁₀ of their density, from 0.001% at the left to 100% at the right.",
+        "latents by log₁₀ of their density, from 0.01% at the left to 100% at the right.",
     ),
     Definition(
         "floor",
@@ -124,8 +124,9 @@ DEFINITIONS = (
         "explained",
         "Explains",
         "The FVU that is added, over held-out content tokens, when this latent alone is removed from the "
-        "reconstruction. The ten best are the ten with the largest; ten others are drawn at random from "
-        "all that fire.",
+        "reconstruction. The ten best have the largest among latents that fire on at most 5% of tokens "
+        "(denser ones "
+        "act like a bias); ten others are drawn at random from all that fire.",
     ),
     Definition(
         "contexts",

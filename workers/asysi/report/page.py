@@ -33,6 +33,8 @@ def build(data: ReportData) -> str:
         script=Markup(script),  # noqa: S704 - our own file
         style_hash=_digest(style),
         script_hash=_digest(script),
+        shape=_shape,
+        shapes=list(dict.fromkeys(_shape(layer) for layer in data.layers)),
         short=dict(zip(names, words.short_names(names), strict=True)),
         sparklines={layer.name: sparkline(layer) for layer in data.layers},
         definitions=DEFINITIONS,
@@ -42,6 +44,14 @@ def build(data: ReportData) -> str:
 
 def _file(folder: str, name: str) -> str:
     return resources.files("asysi.report").joinpath(folder, name).read_text(encoding="utf-8")
+
+
+def _shape(layer: Layer) -> str:
+    """Return the size of an autoencoder and of its training, in words."""
+    size = f"{words.count(layer.latents)} latents of width {layer.width}"
+    fires = f", {layer.k} of which fire for a token" if layer.k else ""
+    trained = "" if layer.trained is None else f", trained on {words.count(layer.trained)} rows"
+    return size + fires + trained
 
 
 def _digest(text: str) -> str:

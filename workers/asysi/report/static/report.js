@@ -68,8 +68,8 @@
     const LEFT = 46, RIGHT = 8;
     const panels = [
       { title: "Sampling rate", top: 1, form: (v) => percent(v), lines: [["rate", run.rate]] },
-      { title: "Lag", top: Math.max(0.1, ...Object.values(run.lag).flat()), form: (v) => percent(v, 2), lines: Object.entries(run.lag) },
-      { title: "Rows a second", top: Math.max(1, ...run.offered), form: (v) => count(v), lines: [["offered", run.offered]], bars: run.dropped },
+      { title: "Lag", top: Math.min(1, roundUp(Math.max(0.1, ...Object.values(run.lag).flat()))), form: (v) => percent(v, 2), lines: Object.entries(run.lag) },
+      { title: "Rows a second", top: roundUp(Math.max(1, ...run.offered)), form: (v) => count(v), lines: [["offered", run.offered]], bars: run.dropped },
     ];
     const readout = make("p", { class: "readout", role: "status" });
     const crosses = [];
@@ -93,7 +93,7 @@
         for (let t = 0; t <= end; t += step) svg.append(draw("text", { x: x(t), y: height - 3, "text-anchor": "middle" }, `${t} s`));
         if (panel.bars) {
           const wide = Math.max(1, (x(end) - LEFT) / run.at.length);
-          panel.bars.forEach((v, i) => v > 0 && svg.append(draw("rect", { x: x(run.at[i]) - wide / 2, width: wide, y: y(v), height: base - y(v), fill: "var(--bad)", "fill-opacity": 0.35 })));
+          panel.bars.forEach((v, i) => v > 0 && svg.append(draw("rect", { x: x(run.at[i]) - wide / 2, width: wide, y: Math.min(y(v), base - 3), height: Math.max(3, base - y(v)), fill: "var(--bad)", "fill-opacity": 0.35 })));
         }
         for (const event of run.events) {
           if (event.kind === "restart") svg.append(draw("line", { class: "mark", x1: x(event.at), x2: x(event.at), y1: top - 4, y2: base }));
@@ -126,6 +126,7 @@
       box.append(make("ul", { class: "events" }, ...run.events.map((event) => make("li", {}, make("b", {}, `${event.at.toFixed(1)} s`), event.text))));
     }
   };
+  const roundUp = (v) => { const unit = 10 ** Math.floor(Math.log10(v)); return [1, 2, 3, 4, 5, 6, 8, 10].find((m) => m * unit >= v * 0.999) * unit; };
   const niceStep = (end, ticks) => [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 43200, 86400].find((s) => end / s <= ticks) || end;
   const nearest = (sorted, value) => {
     let best = 0;
@@ -215,7 +216,7 @@
         const tally = new Map();
         for (let c = 0; c < raw.groups[0]; c++) {
           const peak = layer.contexts[i * PER + c];
-          if (peak !== NONE) { const word = words[tokens[peak]].trim(); tally.set(word, (tally.get(word) || 0) + 1); }
+          if (peak !== NONE) { const word = words[tokens[peak]].trim().toLowerCase(); tally.set(word, (tally.get(word) || 0) + 1); }
         }
         layer.tags[i] = [...tally].sort((a, b) => b[1] - a[1]).slice(0, 3).map(([word]) => word).join(" · ");
       }
@@ -460,7 +461,7 @@
       const layer = open(layerName);
       tabs.forEach((tab, i) => { const on = names[i] === layerName; tab.setAttribute("aria-selected", String(on)); tab.tabIndex = on ? 0 : -1; });
       if (changed) { arrange(); minis("best", layer.best); minis("random", layer.random); }
-      const first = state.order.length ? layer.latents[state.order[0]] : layer.best[0] ?? layer.latents[0] ?? null;
+      const first = (state.hits ? layer.latents[state.order[0]] : layer.best[0]) ?? layer.latents[0] ?? null;
       state.latent = latent ?? first;
       card(); list(); scatter();
     };
@@ -515,14 +516,14 @@
       const body = make("tbody");
       for (let t = start; t < end; t++) {
         const word = words[tokens[t]];
-        const line = make("tr", {}, make("th", { scope: "row", class: word.startsWith(" ") ? "" : "glued" }, word.trim() || "␣"));
+        const line = make("tr", {}, make("th", { scope: "row", class: t === start || word.startsWith(" ") ? "" : "glued" }, word.trim() || "␣"));
         for (const step of steps) {
           const cell = make("td"), layer = open(step.name);
           for (let n = 0; n < Math.min(2, step.each); n++) {
             const latent = step.latents[(t - start) * step.each + n], value = step.values[(t - start) * step.each + n], i = layer.index.get(latent);
             if (!value) continue;
             const shade = i === undefined ? 0.3 : Math.min(1, value / layer.maximum[i]);
-            cell.append(make("button", { type: "button", "--a": (shade * 0.7).toFixed(2), "data-same": `${step.name}/${latent}`, title: `latent ${latent}: activation ${small(value)}`, onclick: () => { go(step.name, latent, true); $("browser").scrollIntoView(); } },
+            cell.append(make("button", { type: "button", "--a": (0.06 + 0.6 * shade ** 1.5).toFixed(2), "data-same": `${step.name}/${latent}`, title: `latent ${latent}: activation ${small(value)}`, onclick: () => { go(step.name, latent, true); $("browser").scrollIntoView(); } },
               make("span", { class: "tag" }, i === undefined ? "" : tag(layer, i)), make("span", { class: "num" }, String(latent))));
           }
           line.append(cell);

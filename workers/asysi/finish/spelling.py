@@ -1,0 +1,71 @@
+"""The text of tokens, as the source wrote it where the tokenizer can say, else as its vocabulary does."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asysi.finish.sheet import Sheet
+
+
+def spell(tokenizer: Any, sheet: Sheet, texts: Sequence[str] | None) -> list[str]:
+    """Return the text of every token of the sheet; a leading space means that a new word begins.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        sheet: the documents' tokens.
+        texts: the documents' texts in the order of the sheet, None where sequences are no single documents.
+    """
+    named = vocabulary(tokenizer, sheet.tokens)
+    pieces = [named[int(token)] for token in sheet.tokens]
+    if texts is None or not getattr(tokenizer, "is_fast", False):
+        return pieces
+    encoded = tokenizer(list(texts), return_offsets_mapping=True, add_special_tokens=False, verbose=False)
+    bounds = np.searchsorted(sheet.document, np.arange(len(texts) + 1))
+    for number, text in enumerate(texts):
+        start, stop = int(bounds[number]), int(bounds[number + 1])
+        offsets = encoded["offset_mapping"][number]
+        shift = align(sheet.tokens[start:stop], np.asarray(encoded["input_ids"][number], np.int64))
+        if shift is None:
+            continue
+        end = 0
+        for i, (first, last) in enumerate(offsets[: stop - start - shift]):
+            if first < last and sheet.content[start + shift + i]:
+                between = " " if text[end:first].strip() == "" and first > end else text[end:first]
+                pieces[start + shift + i] = between + text[first:last].replace("\n", " ")
+            end = max(end, last)
+    return pieces
+
+
+def align(tokens: NDArray[np.int64], plain: NDArray[np.int64]) -> int | None:
+    """Return how many special tokens stand before the document's own, None when these are others.
+
+    Args:
+        tokens: [n] tokens as the model read them: special ones around, cut off at the end of the context.
+        plain: [m] the document's tokens without special ones.
+    """
+    for shift in range(min(3, len(tokens))):
+        shared = min(len(plain), len(tokens) - shift)
+        for missing in range(min(2, shared)):  # a special token may close a document that is cut
+            if np.array_equal(tokens[shift : shift + shared - missing], plain[: shared - missing]):
+                return shift
+    return None
+
+
+def vocabulary(tokenizer: Any, tokens: NDArray[np.int64]) -> dict[int, str]:
+    """Return the text of every distinct token, a space before it where it begins a word."""
+    numbers = [int(number) for number in np.unique(tokens)]
+    names = [str(name) for name in tokenizer.convert_ids_to_tokens(numbers)]
+    wordpiece = any(name.startswith("##") for name in names)
+    return {
+        number: _text(tokenizer, number, name, wordpiece=wordpiece)
+        for number, name in zip(numbers, names, strict=True)
+    }
+
+
+def _text(tokenizer: Any, number: int, name: str, *, wordpiece: bool) -> str:
+    if wordpiece:
+        return name.removeprefix("##") if name.startswith("##") else f" {name}"
+    text = str(tokenizer.decode([number], clean_up_tokenization_spaces=False))
+    return f" {text}" if name.startswith("▁") and not text.startswith(" ") else text
