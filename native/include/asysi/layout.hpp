@@ -49,7 +49,11 @@ enum class WriterState : u32 { absent = 0, attached = 1, complete = 2, attempt_o
 enum class ReaderState : u32 { absent = 0, attached = 1, finalised = 2, checkpointed = 3 };
 
 /// Reasons that the ring itself books; workers/asysi/bus/mailbox.py names all eight.
-enum Reason : u32 { crash = 0, ring_full = 1, no_chunk = 3 };
+namespace reason {
+inline constexpr u32 crash = 0;
+inline constexpr u32 ring_full = 1;
+inline constexpr u32 no_chunk = 3;
+}  // namespace reason
 
 struct ControlHeader {
     u64 magic;
@@ -101,8 +105,9 @@ struct Versioned {
 
     [[nodiscard]] Values load() const {
         Values values{};
-        // Bounded: whoever scribbles over the version must not hang the one who looks.
-        for (int attempt = 0; attempt < 1000; ++attempt) {
+        // Bounded: whoever scribbles over the version must not hang the one who looks. A writer changes it once a packet,
+        // so the second attempt is rare and the third unheard of.
+        for (int attempt = 0; attempt < 100'000; ++attempt) {
             const u64 before = version.load(std::memory_order_acquire);
             for (std::size_t i = 0; i < Words; ++i) values[i] = copies[before & 1][i].load(std::memory_order_acquire);
             if (version.load(std::memory_order_relaxed) == before) break;

@@ -1,16 +1,20 @@
 // Who is alive: one byte of the control file, locked, for every participant.
 //
 // Open-file-description locks are seen across PID namespaces and freed on kill -9. A forked child would keep them, so
-// the child closes the descriptors, and what it inherited is dead in it.
+// the child closes the descriptors, and what it inherited is dead in it. The descriptor is one of its own: a mapping keeps
+// the open file that it was made from alive, in a forked child too, and with it the lock.
 #pragma once
 
 #include <atomic>
 #include <mutex>
 #include <set>
+#include <string>
 
 #include <fcntl.h>
 #include <pthread.h>
 #include <unistd.h>
+
+#include "asysi/mapping.hpp"
 
 namespace asysi {
 
@@ -22,13 +26,15 @@ public:
     ByteLock& operator=(const ByteLock&) = delete;
     ~ByteLock() { release(); }
 
-    /// Takes `byte` of the file behind `descriptor`, which it owns from then on. False when it is taken.
-    [[nodiscard]] bool take(int descriptor, off_t byte) {
-        const std::scoped_lock guard(registry().mutex);
-        descriptor_ = descriptor;
-        registry().locks.insert(this);
+    /// Takes `byte` of the file `path`. False when somebody else has it.
+    [[nodiscard]] bool take(const std::string& path, off_t byte) {
+        const std::scoped_lock guard(registry().mutex);  // no fork between opening and being known
+        File file(path, O_RDWR);
         struct flock range = span(byte);
-        return fcntl(descriptor, F_OFD_SETLK, &range) == 0;
+        if (fcntl(file.descriptor(), F_OFD_SETLK, &range) != 0) return false;
+        descriptor_ = file.give();
+        registry().locks.insert(this);
+        return true;
     }
 
     void release() {

@@ -37,7 +37,7 @@ class Reader {
 public:
     Reader(const std::string& folder, const std::string& name)
         : ring_(folder, Ring::Role::reader), index_(ring_.reader_index(name)), bit_(u64{1} << index_) {
-        if (!lock_.take(ring_.file().give(), 1 + static_cast<off_t>(index_))) {
+        if (!lock_.take(control_path(folder), 1 + static_cast<off_t>(index_))) {
             throw BusyError("reader " + name + " of the ring in " + folder + " is attached already, and it is alive");
         }
         take_over();

@@ -119,7 +119,7 @@ public:
 
     [[nodiscard]] const std::string& folder() const { return folder_; }
     [[nodiscard]] const Geometry& geometry() const { return geometry_; }
-    [[nodiscard]] File& file() { return file_; }
+    [[nodiscard]] const File& file() const { return file_; }
 
     [[nodiscard]] Live& live() const { return *at<Live>(at_.live); }
     [[nodiscard]] ShardEntry& shard(u32 i) const { return at<ShardEntry>(at_.shards)[i]; }

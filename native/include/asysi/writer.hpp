@@ -60,7 +60,7 @@ struct Entry {
 class Writer {
 public:
     explicit Writer(const std::string& folder) : ring_(folder, Ring::Role::writer) {
-        if (!lock_.take(ring_.file().give(), 0)) {
+        if (!lock_.take(control_path(folder), 0)) {
             throw BusyError("the ring in " + folder + " has a producer already, and it is alive");
         }
         take_over();
@@ -203,11 +203,11 @@ private:
             const bool committed = heads_[shard] >= read(intent.sequence);
             const bool booked = ring_.account(static_cast<u32>(account)).counters.version.load() != read(intent.version);
             if (!booked && committed && read(intent.tombstone) != 0) {
-                add(static_cast<u32>(account), {.seen = seen, .dropped = rows, .reason = Reason::no_chunk});
+                add(static_cast<u32>(account), {.seen = seen, .dropped = rows, .reason = reason::no_chunk});
             } else if (!booked && committed) {
                 add(static_cast<u32>(account), {.seen = seen, .published = rows, .packets = 1});
             } else if (!booked && source == 0) {
-                add(static_cast<u32>(account), {.seen = seen, .dropped = rows, .reason = Reason::crash});
+                add(static_cast<u32>(account), {.seen = seen, .dropped = rows, .reason = reason::crash});
             }
             if (booked || committed) raise_source(static_cast<u32>(shard), source);
         }
@@ -221,7 +221,7 @@ private:
             u64 settled = c[produced::published] + c[produced::sampled_out];
             for (u32 r = 0; r < max_reasons; ++r) settled += c[produced::dropped + r];
             const u64 owed = c[produced::seen] - settled;
-            if (c[produced::seen] > settled) add(i, {.dropped = owed, .reason = Reason::crash});
+            if (c[produced::seen] > settled) add(i, {.dropped = owed, .reason = reason::crash});
         }
     }
 
@@ -392,13 +392,13 @@ private:
         const u64 seen = block.book_seen ? count : 0;
         const u32 account = block.header.account;
         if (geometry().policy == Policy::drop_new) {
-            add(account, {.seen = seen, .dropped = count, .reason = Reason::ring_full});
+            add(account, {.seen = seen, .dropped = count, .reason = reason::ring_full});
         } else {
             // The sequence advances, so that readers see by the gap what is missing.
             ring_.live().intent.tombstone.store(1, std::memory_order_release);
             const u32 before = (next_[block.shard] + geometry().chunks - 1) % geometry().chunks;
             commit(block.shard, sequence, word::tombstone | word::slot(sequence, before));
-            add(account, {.seen = seen, .dropped = count, .reason = Reason::no_chunk});
+            add(account, {.seen = seen, .dropped = count, .reason = reason::no_chunk});
         }
         settle(block);
     }

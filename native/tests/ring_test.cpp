@@ -1,0 +1,449 @@
+// The core without Python. Each test states a claim; `ring_test NAME...` runs some of them.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <limits>
+#include <map>
+#include <thread>
+
+#include <sys/ptrace.h>
+#include <sys/wait.h>
+
+#include "asysi/control.hpp"
+#include "asysi/reader.hpp"
+#include "asysi/writer.hpp"
+
+using namespace asysi;
+
+namespace {
+
+#define EXPECT(condition)                                                                          \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            std::fprintf(stderr, "%s:%d: does not hold: %s\n", __FILE__, __LINE__, #condition);    \
+            std::exit(1);                                                                          \
+        }                                                                                          \
+    } while (false)
+
+// --- a small ring and its packets ------------------------------------------------------------------------------
+
+/// A folder in memory that goes away with the object.
+class Folder {
+public:
+    Folder() {
+        char name[] = "/dev/shm/asysi-test-XXXXXX";
+        EXPECT(mkdtemp(name) != nullptr);
+        path = name;
+    }
+    ~Folder() { std::filesystem::remove_all(path); }
+    std::string path;
+};
+
+Geometry small(Policy policy = Policy::overwrite, u32 chunks = 4) {
+    return {.shards = 1, .chunks = chunks, .chunk_bytes = 512, .accounts = 2, .pins = 1, .policy = policy, .readers = {"r"}};
+}
+
+constexpr u32 width = 8;
+
+/// Publishes `count` rows of which every element is `value`.
+bool publish(Writer& writer, float value, u32 count = 2, u64 source = 0, bool book_seen = true) {
+    float values[64];
+    std::fill_n(values, count * width, value);
+    Block block{};
+    block.header.width = width;
+    block.header.source = source;
+    block.rows = {reinterpret_cast<const std::byte*>(values), width * 4, nullptr, count, width, Dtype::float32};
+    block.book_seen = book_seen;
+    return writer.publish(block);
+}
+
+/// First element of a packet whose elements are all the same; NaN when they are not.
+float value_of(const Pin& pin) {
+    const auto* const values = reinterpret_cast<const float*>(pin.bytes + header_bytes + pin.rows * row_bytes);
+    for (u32 i = 1; i < pin.rows * width; ++i) {
+        if (values[i] != values[0]) return std::numeric_limits<float>::quiet_NaN();
+    }
+    return values[0];
+}
+
+struct Books {
+    Versioned<produced::words>::Values made;
+    Versioned<consumed::words>::Values used;
+    u64 head, cursor, source;
+
+    explicit Books(const std::string& folder) {
+        const Ring ring(folder, Ring::Role::look);
+        made = ring.account(0).counters.load();
+        used = ring.book(0, 0).counters.load();
+        head = ring.shard(0).head.load();
+        cursor = ring.cursor(0, 0).load();
+        source = ring.shard(0).source.load();
+    }
+    [[nodiscard]] u64 dropped() const {
+        u64 sum = 0;
+        for (u32 r = 0; r < max_reasons; ++r) sum += made[produced::dropped + r];
+        return sum;
+    }
+    [[nodiscard]] bool producer_balances() const {
+        return made[produced::seen] == made[produced::published] + made[produced::sampled_out] + dropped();
+    }
+    [[nodiscard]] bool consumer_balances() const {
+        return made[produced::published] == used[consumed::durable] + used[consumed::lapped] + used[consumed::rolled_back];
+    }
+};
+
+// --- killing at every instruction ------------------------------------------------------------------------------
+
+std::string contents(const std::string& path) {
+    std::ifstream file(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(file), {}};
+}
+
+/// What a kill would leave: both files as they are.
+struct Snapshot {
+    std::string control, data;
+
+    explicit Snapshot(const std::string& folder) : control(contents(control_path(folder))), data(contents(data_path(folder))) {}
+    void restore(const std::string& folder) const {
+        for (const auto& [path, bytes] : {std::pair{control_path(folder), &control}, std::pair{data_path(folder), &data}}) {
+            std::ofstream(path, std::ios::binary | std::ios::in).write(bytes->data(), static_cast<std::streamsize>(bytes->size()));
+        }
+    }
+    bool operator==(const Snapshot&) const = default;
+};
+
+/// Runs `prepare` then, one machine instruction at a time, `act` in a child. After every instruction that changed shared
+/// memory, `check` gets a folder with what kill -9 would have left there. Returns how many such states there were.
+template <typename State>
+int each_instruction(const std::string& folder, std::function<std::unique_ptr<State>()> prepare, std::function<void(State&)> act,
+                     const std::function<void(const std::string&)>& check) {
+    const pid_t child = fork();
+    if (child == 0) {
+        const auto state = prepare();
+        ptrace(PTRACE_TRACEME, 0, nullptr, nullptr);
+        raise(SIGSTOP);
+        act(*state);
+        raise(SIGSTOP);
+        _exit(0);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    EXPECT(WIFSTOPPED(status) && WSTOPSIG(status) == SIGSTOP);
+    Folder copy;
+    EXPECT(std::filesystem::copy_file(control_path(folder), control_path(copy.path)));
+    EXPECT(std::filesystem::copy_file(data_path(folder), data_path(copy.path)));
+    const File control_file(control_path(folder), O_RDWR);
+    const File data_file(data_path(folder), O_RDWR);
+    const Mapping control(control_file, control_file.bytes(), true, folder);
+    const Mapping data(data_file, data_file.bytes(), true, folder);
+    std::string seen_control(control_file.bytes(), '\0');
+    std::string seen_data(data_file.bytes(), '\0');
+    int states = 0;
+    for (long step = 0; step < 20'000'000; ++step) {
+        const bool control_changed = std::memcmp(seen_control.data(), control.base(), seen_control.size()) != 0;
+        const bool data_changed = std::memcmp(seen_data.data(), data.base(), seen_data.size()) != 0;
+        if (control_changed || data_changed) {
+            std::memcpy(seen_control.data(), control.base(), seen_control.size());
+            std::memcpy(seen_data.data(), data.base(), seen_data.size());
+            Snapshot(folder).restore(copy.path);
+            check(copy.path);
+            ++states;
+        }
+        EXPECT(ptrace(PTRACE_SINGLESTEP, child, nullptr, nullptr) == 0);
+        waitpid(child, &status, 0);
+        EXPECT(WIFSTOPPED(status));
+        if (WSTOPSIG(status) == SIGSTOP) break;
+    }
+    kill(child, SIGKILL);
+    waitpid(child, &status, 0);
+    return states;
+}
+
+int steps_of_writer(const std::string& folder, const std::function<void(Writer&)>& act,
+                    const std::function<void(const std::string&)>& check) {
+    return each_instruction<Writer>(folder, [&] { return std::make_unique<Writer>(folder); }, act, check);
+}
+
+/// Reads everything there is, in order, and settles: the reader's books must balance.
+std::vector<float> read_all(const std::string& folder) {
+    Reader reader(folder, "r");
+    std::vector<float> values;
+    for (std::vector<Pin> pins; reader.gather(pins, 1), !pins.empty(); pins.clear()) {
+        values.push_back(value_of(pins[0]));
+        reader.consumed(pins[0]);
+        EXPECT(reader.release(pins[0]));
+    }
+    reader.settle();
+    reader.mark_durable();
+    EXPECT(Books(folder).consumer_balances());
+    return values;
+}
+
+// --- claims ----------------------------------------------------------------------------------------------------
+
+void publish_is_atomic(u64 source) {
+    Folder folder;
+    create(folder.path, small());
+    {
+        Writer writer(folder.path);
+        writer.account("a");
+        publish(writer, 1, 2, source == 0 ? 0 : source - 1);
+    }
+    std::map<std::string, int> outcomes;
+    const int states = steps_of_writer(folder.path, [&](Writer& writer) { publish(writer, 2, 3, source); },
+                                       [&](const std::string& left) {
+        Writer successor(left);
+        const Books books(left);
+        EXPECT(books.producer_balances());
+        const u64 lost = books.made[produced::dropped + reason::crash];
+        const bool published = books.made[produced::published] == 5;
+        EXPECT(books.head == (published ? 2U : 1U));
+        EXPECT(books.made[produced::packets] == books.head);
+        EXPECT(lost == 0 || (lost == 3 && source == 0 && !published));
+        if (source != 0) EXPECT(successor.source(0) == (published ? source : source - 1));
+        ++outcomes[published ? "published" : lost != 0 ? "lost" : "not seen"];
+        // The successor goes on, and a reader sees all of it in order.
+        EXPECT(publish(successor, 7));
+        const auto values = read_all(left);
+        EXPECT(values == (published ? std::vector<float>{1, 2, 7} : std::vector<float>{1, 7}) ||
+               // Depth is two: three packets lap a reader that was not there.
+               (published && values == std::vector<float>{2, 7}));
+    });
+    EXPECT(states > 20 && outcomes["published"] > 3 && outcomes["not seen"] > 3);
+    EXPECT((outcomes["lost"] > 3) == (source == 0));
+}
+
+void a_published_packet_is_booked_or_undone_at_every_instruction() { publish_is_atomic(0); }
+void a_repeatable_packet_is_never_lost_nor_doubled() { publish_is_atomic(77); }
+
+void rows_booked_as_seen_before_are_owed_by_the_crash() {
+    Folder folder;
+    create(folder.path, small());
+    { Writer(folder.path).account("a"); }
+    const auto act = [](Writer& writer) {
+        writer.book(0, {.seen = 10, .sampled_out = 8});
+        publish(writer, 2, 2, 0, false);
+    };
+    steps_of_writer(folder.path, act, [](const std::string& left) {
+        const Writer successor(left);
+        EXPECT(Books(left).producer_balances());
+    });
+}
+
+void a_full_ring_books_the_drop_at_every_instruction() {
+    Folder folder;
+    create(folder.path, small(Policy::drop_new));
+    {
+        Writer writer(folder.path);
+        writer.account("a");
+        EXPECT(writer.free(0) == 2);
+        EXPECT(publish(writer, 1) && publish(writer, 2));
+        EXPECT(writer.free(0) == 0);
+    }
+    steps_of_writer(folder.path, [](Writer& writer) { EXPECT(!publish(writer, 3)); }, [](const std::string& left) {
+        const Writer successor(left);
+        const Books books(left);
+        EXPECT(books.producer_balances() && books.head == 2);
+        EXPECT(books.dropped() == 0 || books.dropped() == 2);
+    });
+}
+
+void a_gap_is_booked_at_every_instruction() {
+    Folder folder;
+    create(folder.path, small());
+    {
+        Writer writer(folder.path);
+        writer.account("a");
+        publish(writer, 1);
+        const Ring ring(folder.path, Ring::Role::look);
+        // Pins of readers that do not exist, one chunk each: nobody holds too many, yet nothing is free.
+        for (u32 chunk = 0; chunk < 4; ++chunk) ring.state(0, chunk).fetch_or(u64{1} << (8 + chunk));
+    }
+    std::map<u64, int> heads;
+    steps_of_writer(folder.path, [](Writer& writer) { EXPECT(!publish(writer, 2)); }, [&](const std::string& left) {
+        const Writer successor(left);
+        const Books books(left);
+        EXPECT(books.producer_balances());
+        EXPECT(books.made[produced::dropped + reason::no_chunk] == (books.head == 2 ? 2U : 0U));
+        ++heads[books.head];
+    });
+    EXPECT(heads[1] > 3 && heads[2] > 3);
+}
+
+void taking_over_may_itself_be_killed() {
+    Folder folder;
+    create(folder.path, small());
+    {
+        Writer writer(folder.path);
+        writer.account("a");
+        publish(writer, 1);
+    }
+    std::vector<Snapshot> left_behind;
+    steps_of_writer(folder.path, [](Writer& writer) { publish(writer, 2); },
+                    [&](const std::string& left) { left_behind.emplace_back(left); });
+    // Every fifth state that a kill can leave, and every state that a kill of its repair can leave.
+    for (std::size_t i = 0; i < left_behind.size(); i += 5) {
+        left_behind[i].restore(folder.path);
+        const auto repair = [&](int&) { const Writer successor(folder.path); };
+        const auto check = [&](const std::string& left) {
+            Writer successor(left);
+            const Books books(left);
+            EXPECT(books.producer_balances());
+            EXPECT(books.made[produced::published] == (books.head == 2 ? 4U : 2U));
+        };
+        each_instruction<int>(folder.path, [] { return std::make_unique<int>(0); }, repair, check);
+    }
+}
+
+void a_packet_is_consumed_once_whenever_the_reader_is_killed() {
+    Folder folder;
+    create(folder.path, small());
+    Writer writer(folder.path);
+    writer.account("a");
+    publish(writer, 1);
+    publish(writer, 2);
+    struct Pulled {
+        explicit Pulled(const std::string& path) : reader(path, "r") { reader.gather(pins, 1); }
+        Reader reader;
+        std::vector<Pin> pins;
+    };
+    std::map<bool, int> outcomes;  // whether the first packet came again
+    const auto act = [](Pulled& pulled) {
+        pulled.reader.consumed(pulled.pins[0]);
+        pulled.reader.mark_durable();
+        pulled.reader.release(pulled.pins[0]);
+    };
+    each_instruction<Pulled>(folder.path, [&] { return std::make_unique<Pulled>(folder.path); }, act, [&](const std::string& left) {
+        const Books before(left);
+        Reader again(left, "r");
+        again.restore_durable(0, before.used[consumed::durable], std::nullopt);
+        std::vector<Pin> pins;
+        again.gather(pins, 1);
+        EXPECT(pins.size() == 1);
+        const bool first = value_of(pins[0]) == 1;
+        EXPECT(first == (before.used[consumed::position] == 0) && pins[0].lapped_rows == 0);
+        ++outcomes[first];
+        again.consumed(pins[0]);
+        again.settle();
+        again.mark_durable();
+        EXPECT(Books(left).consumer_balances());
+    });
+    EXPECT(outcomes[true] > 1 && outcomes[false] > 3);
+}
+
+void readers_see_whole_packets_in_order_while_they_are_overtaken() {
+    Folder folder;
+    Geometry geometry = small(Policy::overwrite, 12);
+    geometry.readers = {"quick", "slow"};
+    geometry.pins = 2;
+    create(folder.path, geometry);
+    Writer writer(folder.path);
+    writer.account("a");
+    constexpr u32 packets = 200'000;
+    const auto follow = [&](const std::string& name, bool slow) {
+        Reader reader(folder.path, name);
+        std::vector<Pin> pins;
+        u64 last = 0;
+        u64 rows = 0;
+        while (!reader.ended()) {
+            pins.clear();
+            reader.gather(pins, 2);
+            if (pins.empty()) reader.wait(std::chrono::milliseconds(10));
+            for (const Pin& pin : pins) {
+                EXPECT(pin.sequence > last);
+                last = pin.sequence;
+                if (slow && last % 1000 == 0) std::this_thread::sleep_for(std::chrono::microseconds(50));
+                EXPECT(value_of(pin) == static_cast<float>(pin.sequence));
+                EXPECT(pin.end == 2 * pin.sequence);
+                rows += pin.rows + pin.lapped_rows;
+                reader.consumed(pin);
+                EXPECT(reader.release(pin));
+            }
+        }
+        reader.settle();
+        EXPECT(rows <= 2 * packets);
+        reader.mark_durable();
+        reader.finalise(ReaderState::finalised);
+    };
+    std::thread quick(follow, "quick", false);
+    std::thread slow(follow, "slow", true);
+    for (u32 i = 1; i <= packets; ++i) EXPECT(publish(writer, static_cast<float>(i)));
+    writer.close(WriterState::complete);
+    quick.join();
+    slow.join();
+    const Ring ring(folder.path, Ring::Role::look);
+    for (u32 r = 0; r < 2; ++r) {
+        const auto used = ring.book(r, 0).counters.load();
+        EXPECT(used[consumed::durable] + used[consumed::lapped] == 2 * packets);
+        EXPECT(used[consumed::durable] > 0 && used[consumed::rolled_back] == 0);
+    }
+}
+
+void numbers_that_change_together_are_seen_together() {
+    Versioned<8> books{};
+    std::atomic<bool> over{false};
+    std::thread writer([&] {
+        for (u64 n = 1; n < 500'000; ++n) {
+            books.store({n, n, n, n, n, n, n, n});
+            for (int pause = 0; pause < 50; ++pause) std::atomic_signal_fence(std::memory_order_seq_cst);
+        }
+        over = true;
+    });
+    while (!over) {
+        const auto values = books.load();
+        for (const u64 value : values) EXPECT(value == values[0]);
+    }
+    writer.join();
+}
+
+void conversions_keep_what_they_promise() {
+    const float inf = std::numeric_limits<float>::infinity();
+    const float nan = std::numeric_limits<float>::quiet_NaN();
+    EXPECT(float_of_bfloat16(bfloat16_bits(std::bit_cast<u32>(inf))) == inf);
+    EXPECT(std::isnan(float_of_bfloat16(bfloat16_bits(std::bit_cast<u32>(nan)))));
+    EXPECT(std::isnan(float_of_bfloat16(bfloat16_bits(0x7F800001))));
+    for (u32 half = 0; half < 65536; ++half) {
+        const float wanted = [&] {
+            const int exponent = (half >> 10) & 31;
+            const float mantissa = static_cast<float>(half & 1023);
+            const float sign = (half & 0x8000) != 0 ? -1.0F : 1.0F;
+            if (exponent == 31) return mantissa == 0 ? sign * inf : nan;
+            return sign * (exponent == 0 ? std::ldexp(mantissa, -24) : std::ldexp(1024 + mantissa, exponent - 25));
+        }();
+        const float got = float_of_half(static_cast<u16>(half));
+        EXPECT(std::isnan(wanted) ? std::isnan(got) : std::bit_cast<u32>(got) == std::bit_cast<u32>(wanted));
+    }
+    const float row[4] = {nan, inf, -254.0F, 1.0F};
+    std::int8_t out[4];
+    float scale = 0;
+    convert(reinterpret_cast<std::byte*>(out), &scale,
+            {reinterpret_cast<const std::byte*>(row), 16, nullptr, 1, 4, Dtype::float32}, Quantization::int8);
+    EXPECT(scale == 2.0F && out[0] == 0 && out[1] == 127 && out[2] == -127 && out[3] == 0);
+}
+
+const std::vector<std::pair<std::string, void (*)()>> claims = {
+#define CLAIM(name) {#name, name}
+    CLAIM(conversions_keep_what_they_promise),
+    CLAIM(numbers_that_change_together_are_seen_together),
+    CLAIM(a_published_packet_is_booked_or_undone_at_every_instruction),
+    CLAIM(a_repeatable_packet_is_never_lost_nor_doubled),
+    CLAIM(rows_booked_as_seen_before_are_owed_by_the_crash),
+    CLAIM(a_full_ring_books_the_drop_at_every_instruction),
+    CLAIM(a_gap_is_booked_at_every_instruction),
+    CLAIM(taking_over_may_itself_be_killed),
+    CLAIM(a_packet_is_consumed_once_whenever_the_reader_is_killed),
+    CLAIM(readers_see_whole_packets_in_order_while_they_are_overtaken),
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    for (const auto& [name, claim] : claims) {
+        if (argc > 1 && std::find(argv + 1, argv + argc, name) == argv + argc) continue;
+        claim();
+        std::printf("ok %s\n", name.c_str());
+        std::fflush(stdout);
+    }
+    return 0;
+}
