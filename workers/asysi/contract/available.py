@@ -134,11 +134,7 @@ REFUSALS = (
         "results are written to a folder; copy them on when the run is over",
     ),
     Refusal("spec.output.secretRef", None, "results are written without credentials; drop it"),
-    Refusal(
-        "spec.lifecycle.startDeadlineSeconds",
-        None,
-        "nothing watches the start yet; take activeDeadlineSeconds",
-    ),
+    Refusal("spec.resources.binding.numa", None, "start `asysi run` under `numactl --membind`"),
     Refusal(
         "spec.consumers.replicas",
         None,
@@ -172,10 +168,10 @@ READ_BY = {
         "spec.workload.scan.seed",
         "spec.capture.hookPoints",
         "spec.capture.size",
-        "spec.capture.sampling.unit",
         "spec.bus.shards",
         "spec.bus.size",
     ),
+    "asysi.capture": ("spec.capture.sampling.unit",),
     "asysi.hook": (
         "spec.capture.sampling.rate",
         "spec.capture.sampling.minRate",
@@ -184,7 +180,6 @@ READ_BY = {
     "asysi.sae": (
         "spec.sae.train[].name",
         "spec.sae.train[].hookPoints",
-        "spec.sae.train[].variant",
         "spec.sae.train[].latents",
         "spec.sae.train[].k",
         "spec.sae.train[].lr",
@@ -202,7 +197,7 @@ READ_BY = {
         "spec.sae.train[].checkpointSeconds",
     ),
     "asysi.archive": ("spec.archive.tensors", "spec.archive.compression", "spec.archive.rotate"),
-    "asysi.contract": ("apiVersion", "kind", "spec.mode", "spec.sae.enabled"),
+    "asysi.contract": ("apiVersion", "kind", "spec.sae.enabled"),
     "asysi_operator.manifests": (
         "metadata.name",
         "metadata.namespace",
@@ -226,20 +221,18 @@ READ_BY = {
         "spec.resources.finish.cpus",
         "spec.resources.finish.memory",
         "spec.scheduling.nodeSelector",
-        "spec.scheduling.tolerations[].key",
-        "spec.scheduling.tolerations[].operator",
-        "spec.scheduling.tolerations[].value",
-        "spec.scheduling.tolerations[].effect",
-        "spec.scheduling.tolerations[].tolerationSeconds",
+        "spec.scheduling.tolerations",
         "spec.scheduling.priorityClassName",
         "spec.scheduling.runtimeClassName",
         "spec.scheduling.queueName",
         "spec.lifecycle.suspend",
         "spec.lifecycle.activeDeadlineSeconds",
+        "spec.lifecycle.startDeadlineSeconds",
         "spec.lifecycle.maxRestarts",
         "spec.lifecycle.gracePeriodSeconds",
         "spec.lifecycle.ttlSecondsAfterFinished",
     ),
-    "asysi_operator.local": ("spec.output.uri", "spec.resources.binding.cpus", "spec.resources.binding.numa"),
+    "asysi_operator.local": ("spec.output.uri", "spec.resources.binding.cpus"),
 }
-"""Who reads each field that has an effect. A test looks into that package for the field's name."""
+"""Who reads each field that has an effect, parts that are read as a whole included. A test looks into that
+package for the field's name."""

@@ -7,7 +7,7 @@ folder; those that begin with `./` or `../` are relative to the folder of the fi
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path as File
 from typing import Any
 
@@ -23,6 +23,8 @@ from asysi.contract.spec import ScanExperiment
 
 MAX_NODES = 100_000
 """Nodes a file may expand to: aliases of aliases can stand for billions."""
+MAX_DEPTH = 64
+"""Levels of a file: an alias can stand for what it is in."""
 _KUBERNETES_METADATA = frozenset(
     {
         *(
@@ -55,6 +57,8 @@ class Mark:
     file: str
     line: int
     """From 1; 0 when there are no lines."""
+    layer: int = 0
+    """Which of the merged files it is."""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}" if self.line else self.file
@@ -96,9 +100,9 @@ def assemble(layers: Sequence[Layer]) -> ScanExperiment:
     """
     tree: Any = {}
     marks: dict[Path, Mark] = {}
-    for layer in layers:
+    for number, layer in enumerate(layers):
         tree = merge(tree, layer.tree)
-        marks |= layer.marks
+        marks |= {path: replace(mark, layer=number) for path, mark in layer.marks.items()}
     folders = {path: File(mark.file).parent for path, mark in marks.items() if mark.line}
     return check(resolve_paths(tree, folders, File.cwd()), marks)
 
@@ -168,8 +172,8 @@ def read(file: File) -> Layer:
 
 def parse(text: str, name: str) -> Layer:
     """Return the tree of a YAML text; `name` is what errors call it. Raises ConfigError as `read` does."""
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
             found = "is empty" if node is None else "holds no mapping"
@@ -185,8 +189,6 @@ def parse(text: str, name: str) -> Layer:
         raise ConfigError(f"{where}: this is no YAML: {what}") from error
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{name}: this is no YAML: {' '.join(str(error).split())}") from error
-    finally:
-        loader.dispose()
 
 
 def set_value(setting: str) -> Layer:
@@ -253,6 +255,8 @@ class _Walk:
         self._nodes += 1
         if self._nodes > MAX_NODES:
             raise ConfigError(f"{self._name} expands to more than {MAX_NODES} values: its aliases multiply")
+        if len(path) > MAX_DEPTH:
+            raise ConfigError(f"{self._name} nests deeper than {MAX_DEPTH} levels at {written(path[:8])}…")
         if isinstance(node, yaml.MappingNode):
             self.mapping(node, path)
         elif isinstance(node, yaml.SequenceNode):
@@ -291,7 +295,6 @@ def _unknown_metadata(tree: Mapping[str, Any]) -> list[Problem]:
 
 def _sentences(problems: Sequence[Problem], marks: Mapping[Path, Mark]) -> list[str]:
     """Return the problems as sentences, in the order of the files and of the lines in them."""
-    files = list(dict.fromkeys(mark.file for mark in marks.values()))
     placed: list[tuple[int, int, str]] = []
     for problem in problems:
         mark = next(
@@ -299,7 +302,7 @@ def _sentences(problems: Sequence[Problem], marks: Mapping[Path, Mark]) -> list[
             None,
         )
         text = f"{written(problem.path) or 'the experiment'} {problem.text}"
-        placed.append((files.index(mark.file), mark.line, f"{mark}: {text}") if mark else (-1, 0, text))
+        placed.append((mark.layer, mark.line, f"{mark}: {text}") if mark else (-1, 0, text))
     return [text for _file, _line, text in sorted(placed, key=lambda entry: entry[:2])]
 
 

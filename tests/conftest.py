@@ -1,0 +1,187 @@
+"""What tests of several rooms share: small experiments, and a Kubernetes API server."""
+
+import copy
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Tree = dict[str, Any]
+
+MINIMAL: Tree = {
+    "apiVersion": "asysi.dev/v1alpha1",
+    "kind": "ScanExperiment",
+    "metadata": {"name": "minimal"},
+    "spec": {
+        "model": {"uri": "file:///model"},
+        "data": {"uri": "jsonl:///text.jsonl"},
+        "workload": {"scan": {}},
+        "capture": {"hookPoints": ["encoder.layer.*.output"]},
+    },
+}
+
+BREAKING: dict[str, Tree] = {
+    "workload takes exactly one of": {"workload": {"custom": {"image": "i", "command": ["c"]}}},
+    "workload.scan needs data": {"data": None},
+    "minRate must not be more than rate": {"capture": {"sampling": {"rate": 0.1, "minRate": 0.2}}},
+    "count goes with mode random": {"capture": {"positions": {"mode": "random"}}},
+    "k must not be more than latents": {"sae": {"train": [{"latents": 8, "k": 9}]}},
+    "each trainer needs its own name": {"sae": {"train": [{"name": "a"}, {"name": "b"}, {"name": "a"}]}},
+    "sae and archive are both off": {"sae": {"enabled": False}, "archive": {"enabled": False}},
+    "resources.prepare.memory must hold": {"bus": {"size": "2Gi"}},
+    "revision is for hf:// models": {"model": {"revision": "main"}},
+    "sha256 is for models in files": {"model": {"uri": "python://a:b", "sha256": "0" * 64}},
+    "separatorToken goes with packing concat": {"data": {"tokens": {"separatorToken": "[SEP]"}}},
+    "bus.redis and consumers.replicas belong to mode CONSUMER": {"consumers": {"replicas": 2}},
+}
+"""By the beginning of a rule's message, the change to MINIMAL's spec that breaks this rule and no other."""
+
+_HOW = (
+    "needs a Kubernetes API server: set KUBECONFIG to one that may be written to, or ASYSI_CLUSTER to a"
+    " script with the verbs up, down and env (env prints an export of KUBECONFIG), or install docker and kind"
+)
+
+
+def overlaid(base: Tree, change: Tree) -> Tree:
+    """Return `base` with `change` laid over it, key by key; None removes a key."""
+    tree = copy.deepcopy(base)
+    for key, value in change.items():
+        if value is None:
+            tree.pop(key, None)
+        elif isinstance(value, dict) and isinstance(tree.get(key), dict):
+            tree[key] = overlaid(tree[key], value)
+        else:
+            tree[key] = value
+    return tree
+
+
+@pytest.fixture
+def minimal() -> Callable[..., Tree]:
+    """Return a function that returns the smallest experiment, with changes to its spec laid over it."""
+
+    def make(change: Tree | None = None) -> Tree:
+        return overlaid(MINIMAL, {"spec": change or {}})
+
+    return make
+
+
+@pytest.fixture(params=BREAKING, ids=lambda message: message.replace(" ", "-"))
+def broken(request: pytest.FixtureRequest) -> tuple[str, Tree]:
+    """Return a rule's message and an experiment that breaks this rule alone."""
+    return request.param, overlaid(MINIMAL, {"spec": BREAKING[request.param]})
+
+
+@pytest.fixture
+def everything() -> Tree:
+    """Return an experiment that states every field of the schema, but for the workloads beside scan."""
+    return overlaid(
+        _example_experiment(), {"spec": {"workload": {"train": None, "ppo": None, "custom": None}}}
+    )
+
+
+def _example_experiment() -> Tree:
+    from asysi.contract.crd import structural
+    from asysi.contract.spec import ScanExperiment
+
+    wanted: Tree = {
+        "mode": "CONSUMER",
+        "model": {"uri": "hf://owner/name"},
+        "data": {"tokens": {"packing": "concat"}},
+        "capture": {"positions": {"mode": "random"}, "sampling": {"minRate": 0.5}, "quantization": "fp8"},
+        "resources": {"prepare": {"memory": "4Gi"}},
+    }
+    return overlaid(_example(structural(ScanExperiment)), {"spec": wanted})
+
+
+def _example(schema: Tree) -> Any:  # noqa: PLR0911 - a type each
+    """Return a value that says something at every place of a structural schema."""
+    if "enum" in schema:
+        return schema["enum"][-1]
+    match schema["type"]:
+        case "object":
+            if "properties" in schema:
+                return {key: _example(member) for key, member in schema["properties"].items()}
+            free = schema.get("x-kubernetes-preserve-unknown-fields")
+            return (
+                {"a": {"b": [1, {"c": None}]}} if free else {"key": _example(schema["additionalProperties"])}
+            )
+        case "array":
+            return [_example(schema["items"])]
+        case "string":
+            return next(text for text in ("64Mi", "0", "f" * 64) if _matches(text, schema.get("pattern")))
+        case "boolean":
+            return True
+        case "integer":
+            return int(schema.get("minimum", 7)) + 1
+        case "number":
+            return schema["maximum"] / 2
+    raise AssertionError(schema)
+
+
+def _matches(text: str, pattern: str | None) -> bool:
+    import re
+
+    return pattern is None or re.search(pattern, text) is not None
+
+
+@pytest.fixture(scope="session")
+def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return the kubeconfig of a real API server; one that is started for it is stopped after it."""
+    if given := os.environ.get("KUBECONFIG"):
+        yield Path(given)
+    elif script := os.environ.get("ASYSI_CLUSTER"):
+        running = _answers(_kubeconfig_of(script))
+        if not running:
+            _run(script, "up")
+        try:
+            yield _kubeconfig_of(script)
+        finally:
+            if not running:
+                _run(script, "down")
+    elif shutil.which("kind") and _succeeds("docker", "info"):
+        path = tmp_path_factory.mktemp("kind") / "kubeconfig"
+        _run("kind", "create", "cluster", "--name", "asysi-test", "--wait", "120s", "--kubeconfig", str(path))
+        try:
+            yield path
+        finally:
+            _run("kind", "delete", "cluster", "--name", "asysi-test")
+    else:
+        pytest.skip(_HOW)
+
+
+def _kubeconfig_of(script: str) -> Path:
+    environment = {key: value for key, value in os.environ.items() if key != "KUBECONFIG"}
+    shell = subprocess.run(
+        ["sh", "-c", 'eval "$("$0" env)" && printf %s "$KUBECONFIG"', script],
+        capture_output=True, text=True, check=True, timeout=120, env=environment,
+    )  # fmt: skip
+    return Path(shell.stdout)
+
+
+def _answers(kubeconfig: Path) -> bool:
+    from kubernetes import client, config
+
+    if not kubeconfig.exists():
+        return False
+    try:
+        with config.new_client_from_config(str(kubeconfig)) as api:
+            client.VersionApi(api).get_code(_request_timeout=3)
+    except Exception:  # noqa: BLE001 - whatever goes wrong, nothing answers there
+        return False
+    return True
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}"
+
+
+def _succeeds(*command: str) -> bool:
+    try:
+        return subprocess.run(command, capture_output=True, check=False, timeout=20).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False

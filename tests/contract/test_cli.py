@@ -1,0 +1,264 @@
+"""The command line: exit codes, messages, and what it does not import."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from asysi.cli import commands, main
+from asysi.cli.tables import print_check, print_ring
+from asysi.contract.errors import ConfigError
+from asysi.contract.spec import ScanExperiment
+
+ROOT = Path(__file__).parents[2]
+Tree = dict[str, Any]
+
+
+def asysi(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    """Run the command line as a process."""
+    command = [sys.executable, "-m", "asysi.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def leaves_with(*arguments: str | Path) -> object:
+    """Run the command line here and return its exit code."""
+    with pytest.raises(SystemExit) as leaving:
+        main([str(argument) for argument in arguments])
+    return leaving.value.code
+
+
+@pytest.fixture
+def file(tmp_path: Path, minimal: Callable[..., Tree]) -> Path:
+    """Return the file of an experiment that is accepted."""
+    path = tmp_path / "scan.yaml"
+    path.write_text(yaml.safe_dump(minimal()))
+    return path
+
+
+@pytest.fixture
+def behind(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Return a table, filled by the test, of what stands behind the doors of the commands."""
+    table: dict[str, Any] = {}
+    real = commands.door
+    monkeypatch.setattr(commands, "door", lambda module, name: table.get(module) or real(module, name))
+    return table
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"], ["ring", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    """Help answers without torch, numpy, YAML, rich, the schema, the runner, or any worker."""
+    script = (
+        "import sys\nfrom asysi.cli import main\n"
+        f"try: main({arguments!r})\nexcept SystemExit as leaving: assert leaving.code == 0\n"
+        "print('MODULES', *sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    said, _, modules = done.stdout.partition("MODULES")
+    assert said.strip()
+    loaded = set(modules.split())
+    assert (
+        not {"torch", "numpy", "yaml", "rich", "kubernetes", "kopf", "asysi_operator", "asysi_ring"} & loaded
+    )
+    light = {"asysi.cli", "asysi.cli.commands", "asysi.cli.groups", "asysi.contract", "asysi.contract.errors"}
+    assert {name for name in loaded if name.startswith("asysi.")} <= light | {"asysi.contract.runtime"}
+
+
+def test_every_command_shows_an_example() -> None:
+    """The help of each command that takes files shows how it is used."""
+    for name in ("run", "check", "render"):
+        assert re.search(rf"Examples:\n +asysi {name} \S+\.yaml", asysi(name, "--help").stdout), name
+
+
+def test_bad_configuration_ends_in_sentences_and_exit_code_2(tmp_path: Path, file: Path) -> None:
+    """Everything wrong stands on stderr, a sentence a line, and no traceback."""
+    over = tmp_path / "over.yaml"
+    over.write_text("spec:\n  buss: {}\n  mode: CONSUMER\n")
+    done = asysi("run", "-f", file, "-f", over)
+    assert (done.returncode, done.stdout) == (2, "")
+    lines = done.stderr.splitlines()
+    assert lines[0] == f"{over}:2: spec.buss is no known key: did you mean bus?"
+    assert lines[1].startswith(f"{over}:3: spec.mode CONSUMER is not available yet")
+    assert len(lines) == 2
+
+
+def test_wrong_usage_ends_in_2(file: Path) -> None:
+    """An unknown command or option, or no file, says so."""
+    for arguments in (["rnu"], ["run", "--nope"], ["run"], ["render", str(file), "-o", "xml"]):
+        done = asysi(*arguments)
+        assert done.returncode == 2
+        assert done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_profile_lies_over_the_base_beside_it(tmp_path: Path, file: Path, behind: dict[str, Any]) -> None:
+    """`asys-i-run --config FOLDER/profile.yaml` is `asysi run -f FOLDER/base.yaml -f FOLDER/profile.yaml`."""
+    file.rename(tmp_path / "base.yaml")
+    profile = tmp_path / "profile.yaml"
+    profile.write_text("spec: {bus: {shards: 7}}\n")
+    seen: list[ScanExperiment] = []
+    behind["asysi_operator.local"] = lambda experiment, **_: seen.append(experiment) or 0
+    assert leaves_with("run-profile", "--config", profile) == 0
+    assert leaves_with("run-profile", "--config", tmp_path / "base.yaml") == 0
+    assert [experiment.spec.bus.shards for experiment in seen] == [7, 2]
+
+
+def test_run_passes_on_what_it_was_told(tmp_path: Path, file: Path, behind: dict[str, Any]) -> None:
+    """Options reach the runner, files and settings are merged, and its exit code becomes ours."""
+    seen: list[tuple[int, dict[str, Any]]] = []
+
+    def run(experiment: ScanExperiment, **options: Any) -> int:
+        seen.append((experiment.spec.bus.shards, options))
+        return 1
+
+    behind["asysi_operator.local"] = run
+    assert (
+        leaves_with(
+            "run", file, "--set", "spec.bus.shards=5", "--output", tmp_path, "--plain", "--kill-once", "sae"
+        )
+        == 1
+    )
+    assert seen == [(5, {"output": tmp_path, "overwrite": False, "plain": True, "kill_once": "sae"})]
+
+
+def test_ctrl_c_ends_in_130(file: Path, behind: dict[str, Any]) -> None:
+    """An interrupt that nobody below has dealt with is no traceback."""
+
+    def run(*_: Any, **__: Any) -> int:
+        raise KeyboardInterrupt
+
+    behind["asysi_operator.local"] = run
+    assert leaves_with("run", file) == 130
+
+
+def test_a_missing_package_is_named(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A command whose package is not installed says what to install."""
+    monkeypatch.setitem(sys.modules, "asysi.hosts.check", None)
+    monkeypatch.setattr("asysi.cli.groups.import_module", _without_torch)
+    assert leaves_with("check", file) == 2
+    assert capsys.readouterr().err == "this command needs the package torch: pip install 'asysi[workers]'\n"
+
+
+def _without_torch(module: str) -> Any:
+    import importlib
+
+    if module == "asysi.hosts.check":
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+    return importlib.import_module(module)
+
+
+def test_render_prints_objects(
+    file: Path, behind: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Objects come as YAML documents or as one JSON List, the same in both."""
+    objects = [
+        {"kind": "ConfigMap", "data": {"a.json": "{\n  1\n}\n"}},
+        {"kind": "Job", "spec": {"n": 1, "t": "yes"}},
+    ]
+    behind["asysi_operator.manifests"] = lambda _: objects
+    assert leaves_with("render", file) == 0
+    text = capsys.readouterr().out
+    assert list(yaml.safe_load_all(text)) == objects
+    assert "a.json: |" in text
+    assert leaves_with("render", file, "-o", "json") == 0
+    assert json.loads(capsys.readouterr().out) == {"apiVersion": "v1", "kind": "List", "items": objects}
+
+
+def test_check_prints_what_matches_and_what_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """Hook points, documents and rings stand on stdout; problems on stderr."""
+    from asysi.capture.points import HookPoint
+    from asysi.hosts.check import CheckReport
+    from asysi.hosts.rings import plan_rings
+
+    experiment = ScanExperiment.model_validate(yaml.safe_load((ROOT / "configs/base.yaml").read_text()))
+    point = HookPoint("encoder.layer.0.output", "blocks.0.hook_resid_post", (32, 128, 384), "bfloat16")
+    print_check(
+        CheckReport(
+            points=[point],
+            documents=1200,
+            held_out=120,
+            rings=plan_rings(experiment.spec, 1),
+            problems=["no."],
+        )
+    )
+    said = capsys.readouterr()
+    assert re.search(r"encoder\.layer\.0\.output +blocks\.0\.hook_resid_post +384 +bfloat16", said.out)
+    assert "1,200 distinct documents: 120 held out" in said.out
+    assert "128Mi: 2 shards × 256 chunks of 256Ki, read by archiver, sae" in said.out
+    assert said.err == "no.\n"
+
+
+def test_check_with_problems_ends_in_2(file: Path, behind: dict[str, Any]) -> None:
+    """What would be refused when it runs is refused when it is checked."""
+    from asysi.hosts.check import CheckReport
+
+    behind["asysi.hosts.check"] = lambda _: CheckReport(problems=["no."])
+    assert leaves_with("check", file) == 2
+    behind["asysi.hosts.check"] = lambda _: CheckReport()
+    assert leaves_with("check", file) == 0
+
+
+def test_ring_inspect_shows_the_books(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Cursors, lag and books of a ring are shown while its producer is at work."""
+    import numpy as np
+
+    import asysi_ring
+    from asysi.bus.packet import HEADER_DTYPE, ROW_DTYPE
+
+    folder = tmp_path / "bus"
+    asysi_ring.create(
+        str(folder), shards=1, chunks=64, chunk_bytes=65536, readers=["sae"], policy="overwrite"
+    )
+    with asysi_ring.Writer(str(folder)) as writer, asysi_ring.Reader(str(folder), "sae") as reader:
+        header, rows = np.zeros(1, HEADER_DTYPE), np.zeros(8, ROW_DTYPE)
+        header["account"], header["width"] = writer.account("layer.0"), 16
+        values = np.zeros((8, 16), np.float32)
+        for _ in range(3):
+            assert writer.publish_block(0, header, rows, values.ctypes.data, 64, None, 8, 0, 1)
+        writer.book(0, seen=2, dropped=2, reason=1)
+        (view,) = reader.pull(1)
+        reader.consumed(view)
+        view.release()
+        print_ring(folder)
+    said = capsys.readouterr().out
+    assert re.search(r"sae +attached +1 ", said)
+    assert re.search(r"layer\.0 +26 +24 +0 +ring_full 2 +even", said)
+    assert re.search(r"layer\.0 +8 +0 +0 +0", said)
+
+
+def test_ring_inspect_refuses_what_is_no_ring(tmp_path: Path) -> None:
+    """A folder without a ring is named."""
+    with pytest.raises(ConfigError, match="holds no ring that can be read"):
+        print_ring(tmp_path)
+
+
+def test_mscan_is_found_when_asked_for() -> None:
+    """The archive's commands are listed by `asysi mscan --help`, and an unknown one is refused."""
+    listed = asysi("mscan", "--help").stdout
+    assert all(
+        re.search(rf"^  {name} ", listed, re.MULTILINE) for name in ("info", "verify", "recover", "export")
+    )
+    assert asysi("mscan", "inof", "x").returncode == 2
+
+
+@pytest.mark.parametrize("profile", ["profile_hpc.yaml", "profile_consumer.yaml"])
+def test_the_profiles_do_what_they_say(profile: str) -> None:
+    """Over base.yaml, profile_hpc.yaml is accepted; profile_consumer.yaml is refused, as it says itself."""
+    from asysi.contract.loading import load
+
+    files = [ROOT / "configs/base.yaml", ROOT / "configs" / profile]
+    if "hpc" in profile:
+        assert load(files).spec.mode == "HPC"
+        return
+    assert "Not available yet" in files[1].read_text()
+    with pytest.raises(ConfigError) as error:
+        load(files)
+    named = [re.search(r"spec\.[\w.]+", text) for text in error.value.problems]
+    assert [found.group() for found in named if found] == ["spec.mode", "spec.consumers.replicas"]
