@@ -4,6 +4,8 @@ import contextlib
 import multiprocessing
 import os
 import random
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -171,6 +173,50 @@ class TestRoundTrip:
         tensors = entries[entries["kind"] == ChunkKind.TENSOR]
         cursors = [(int(e["shard"]), int(e["sequence_first"]), int(e["sequence_last"])) for e in tensors]
         assert cursors == [(0, 1, 2), (1, 7, 7)]
+
+
+def test_documented_reader(tmp_path):
+    """The reader that docs/mscan.md shows finds every chunk, and refuses a damaged one."""
+    text = (Path(__file__).parents[2] / "docs" / "mscan.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    path = write(
+        tmp_path / "a.mscan", [make_packet(i, f"layer.{i % 2}") for i in range(6)], compression="zstd"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    expected = [
+        [ChunkKind(int(e["kind"])).name, f"layer.{e['point']}", str(e["records"]), str(e["rows"])]
+        for e in open_segment(path).entries
+    ]
+    assert [line.split() for line in done.stdout.splitlines()] == expected
+    data = bytearray(path.read_bytes())
+    data[_offsets(data)[-1][0] + 192] ^= 1
+    path.write_bytes(data)
+    assert (
+        b"damaged"
+        in subprocess.run([sys.executable, "-c", code, path], capture_output=True, check=False).stderr
+    )
+
+
+@pytest.mark.parametrize(
+    "dtype", [mscan.HEADER_DTYPE, mscan.COUNTS_DTYPE, mscan.CHUNK_DTYPE, METRICS_DTYPE, mscan.FOOTER_DTYPE]
+)
+def test_documented_layout(dtype):
+    """docs/mscan.md states the offset and type of every field."""
+    text = (Path(__file__).parents[2] / "docs" / "mscan.md").read_text()
+    cells = [
+        [cell.strip() for cell in line.split("|")[1:]] for line in text.splitlines() if line.startswith("| ")
+    ]
+    rows = {
+        (int(offset), name, row[1])
+        for row in cells
+        if row[0][:1].isdigit() and len(row) >= 3
+        for offset, name in zip(row[0].split(", "), row[2].split(", "), strict=False)
+        if offset.isdigit()
+    }
+    for name in dtype.names:
+        field, offset = dtype.fields[name]
+        kind = f"{field.itemsize} bytes" if field.kind == "V" else field.str[1:]
+        assert (offset, name, kind) in rows
 
 
 class TestSelection:

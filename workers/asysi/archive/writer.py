@@ -5,7 +5,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -43,6 +43,7 @@ from asysi.bus.packet import ActivationPacket
 
 _ZSTD_LEVEL = 1
 """Activations hardly shrink further at higher levels, and the archiver shares a core."""
+_SPARE_BUFFERS = 16
 _NOT_REWRITABLE = {errno.ESPIPE, errno.EPERM, errno.EOPNOTSUPP, errno.EROFS}
 
 
@@ -67,12 +68,30 @@ class _Open:
     kind: ChunkKind
     point: int
     shard: int
-    data: bytearray = field(default_factory=bytearray)
+    buffer: memoryview
+    """Room for the payload, writable."""
+    size: int = 0
+    """Bytes of it that are filled."""
     records: int = 0
     rows: int = 0
     steps: tuple[int, int] = (2**64 - 1, 0)
     samples: tuple[int, int] = (2**64 - 1, 0)
     sequences: tuple[int, int] = (2**64 - 1, 0)
+
+    def add(self, part: Bytes) -> None:
+        """Copy bytes behind what is there."""
+        end = self.size + len(part)
+        if end > len(self.buffer):
+            grown = memoryview(bytearray(end))
+            grown[: self.size] = self.payload
+            self.buffer = grown
+        self.buffer[self.size : end] = part
+        self.size = end
+
+    @property
+    def payload(self) -> memoryview:
+        """What is filled."""
+        return self.buffer[: self.size]
 
 
 class MScanWriter:
@@ -112,6 +131,7 @@ class MScanWriter:
         self._points: dict[str, Point] = {}
         self._open: dict[tuple[ChunkKind, int], _Open] = {}
         self._entries: list[NDArray[np.void]] = []
+        self._spare: list[memoryview] = []
         self._totals: dict[tuple[ChunkKind, int], int] = {}
         self._failed = self._closed = False
         self._key = secrets.randbits(64)
@@ -152,7 +172,7 @@ class MScanWriter:
     @property
     def buffered(self) -> int:
         """Payload bytes that wait for their chunk to fill."""
-        return sum(len(chunk.data) for chunk in tuple(self._open.values()))
+        return sum(chunk.size for chunk in tuple(self._open.values()))
 
     @property
     def rows(self) -> dict[str, int]:
@@ -178,7 +198,7 @@ class MScanWriter:
         for first in range(0, len(records), step):
             part = records[first : first + step]
             chunk = self._chunk(ChunkKind.METRICS, point, seq_info.shard, part.nbytes)
-            chunk.data += part.tobytes()
+            chunk.add(part.tobytes())
             chunk.records += len(part)
             _extend(chunk, part["step"], part["sample"], len(part), seq_info)
 
@@ -208,8 +228,8 @@ class MScanWriter:
             )
         chunk = self._chunk(ChunkKind.TENSOR, point, shard, size + 8)
         for part in parts:
-            chunk.data += part
-        chunk.data += bytes(padding(size, 8))
+            chunk.add(part)
+        chunk.add(bytes(padding(size, 8)))
         chunk.records += 1
         sequence = int(header["sequence"])
         steps = np.array([header["step"]], np.uint64)
@@ -276,26 +296,28 @@ class MScanWriter:
     def _define(self, points: list[Point]) -> None:
         """Name hook points in the file before any chunk refers to them."""
         self._points |= {point.path: point for point in points}
-        chunk = _Open(ChunkKind.POINTS, 0, 0, bytearray(pack_json(points_json(points))), records=len(points))
+        chunk = _Open(ChunkKind.POINTS, 0, 0, memoryview(bytearray()), records=len(points))
+        chunk.add(pack_json(points_json(points)))
         self._spill(chunk)
 
     def _chunk(self, kind: ChunkKind, point: int, shard: int, room: int) -> _Open:
         """Return the chunk to append to, with room for `room` bytes unless it is empty."""
         self._usable()
         chunk = self._open.get((kind, point))
-        if chunk is not None and (chunk.shard != shard or len(chunk.data) + room > self._chunk_bytes):
+        if chunk is not None and (chunk.shard != shard or chunk.size + room > self._chunk_bytes):
             self._spill(chunk)
             chunk = None
         if chunk is None:
-            chunk = self._open[kind, point] = _Open(kind, point, shard)
+            buffer = self._spare.pop() if self._spare else memoryview(bytearray(self._chunk_bytes))
+            chunk = self._open[kind, point] = _Open(kind, point, shard, buffer)
         return chunk
 
     def _spill(self, chunk: _Open) -> None:
-        stored: Bytes = chunk.data
+        stored: Bytes = chunk.payload
         codec = Codec.NONE
         if self._zstd is not None and chunk.kind is not ChunkKind.POINTS:
-            packed = self._zstd.compress(chunk.data)
-            if len(packed) < len(chunk.data):
+            packed = self._zstd.compress(chunk.payload)
+            if len(packed) < chunk.size:
                 stored, codec = packed, Codec.ZSTD
         place = (chunk.kind, chunk.point)
         total = self._totals.get(place, 0) + chunk.rows
@@ -312,7 +334,7 @@ class MScanWriter:
             point=chunk.point,
             shard=chunk.shard,
             stored_bytes=len(stored),
-            raw_bytes=len(chunk.data),
+            raw_bytes=chunk.size,
             records=chunk.records,
             rows=chunk.rows,
             rows_total=total,
@@ -325,6 +347,8 @@ class MScanWriter:
         self._entries.append(head)
         self._totals[place] = total
         self._open.pop(place, None)
+        if len(chunk.buffer) == self._chunk_bytes and len(self._spare) < _SPARE_BUFFERS:
+            self._spare.append(chunk.buffer)  # its pages are there already; new ones would have to be zeroed
 
     def _write(self, *parts: Bytes) -> None:
         self._usable()
