@@ -135,8 +135,16 @@ class TestCommands:
     def test_info(self, archive):
         """info shows segments, hook points, rows, steps and samples."""
         said = run("info", archive).output
-        for word in ("0–7", "0–704", "40", "closed"):
+        for word in ("0–7", "0–704", "40", "closed", *POINTS):
             assert word in said, said
+
+    def test_info_is_plain(self, tmp_path):
+        """Names in an archive cannot colour the terminal or move its cursor."""
+        with MScanWriter(tmp_path / "a.mscan", {}, points=[("[red]x[/red]\x1b[2J", None, 1)]):
+            pass
+        said = run("info", tmp_path).output
+        assert "[red]x[/red]" in said
+        assert "\x1b[2J" not in said
 
     def test_info_of_an_open_segment(self, archive):
         """info shows what is there of a segment that is being written."""

@@ -97,7 +97,9 @@ def match_points(points: list[str], glob: str) -> list[str]:
     """Return the points that match; ConfigError when none does."""
     if chosen := match_glob(glob, points):
         return chosen
-    raise ConfigError(f"no hook point matches {glob!r}; the archive holds {', '.join(points) or 'none'}")
+    raise ConfigError(
+        f"no hook point matches {glob!r}; the archive holds {', '.join(map(repr, points)) or 'none'}"
+    )
 
 
 def file_name(point: str) -> str:

@@ -1,32 +1,36 @@
 """Tables of what an archive holds."""
 
-from datetime import UTC, datetime
-
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from asysi.archive.dataset import MScanDataset
 from asysi.archive.format import ChunkKind, CountsFlag, chunk_size
 from asysi.archive.segment import Segment
 
+_ROWS = (ChunkKind.METRICS, ChunkKind.TENSOR)
+
 
 def segments_table(dataset: MScanDataset) -> Table:
     """Return a row a segment: when, how much, whether it is whole."""
-    table = Table(title="segments")
-    for name in ("segment", "created", "state"):
-        table.add_column(name, overflow="fold")
-    for name in ("chunks", "packets", "rows", "steps", "size"):
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in ("attempt", "segment"):
+        table.add_column(name, justify="right")
+    table.add_column("created (UTC)", no_wrap=True)
+    table.add_column("closed", no_wrap=True)
+    for name in ("chunks", "rows", "steps", "size"):
         table.add_column(name, justify="right")
     for segment in dataset.segments:
         entries = segment.entries
         data = entries[entries["kind"] != ChunkKind.POINTS]
         table.add_row(
-            segment.path.name,
-            str(segment.metadata.get("created", "?"))[:19],
+            str(segment.attempt),
+            str(segment.number),
+            plain(str(segment.metadata.get("created", "?"))[:19].replace("T", " ")),
             _state(segment),
             f"{len(entries):,}",
-            f"{int(entries['records'][entries['kind'] == ChunkKind.TENSOR].sum()):,}",
-            f"{int(entries['rows'][entries['kind'] == ChunkKind.METRICS].sum()):,}",
+            f"{max(int(entries['rows'][entries['kind'] == kind].sum()) for kind in _ROWS):,}",
             f"{data['step_first'].min()}–{data['step_last'].max()}" if len(data) else "",
             _bytes(len(segment.data)),
         )
@@ -35,22 +39,18 @@ def segments_table(dataset: MScanDataset) -> Table:
 
 def points_table(dataset: MScanDataset) -> Table:
     """Return a row a hook point: rows, steps, samples, stored bytes."""
-    table = Table(title="hook points")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("hook point", overflow="fold")
     for name in ("rows", "width", "steps", "samples", "size", "bytes/row"):
         table.add_column(name, justify="right")
     for path in dataset.points:
-        chunks = [
-            segment.entries[chunk]
-            for kind in (ChunkKind.METRICS, ChunkKind.TENSOR)
-            for segment, chunk in dataset.chunks(kind, path)
-        ]
+        chunks = [segment.entries[chunk] for kind in _ROWS for segment, chunk in dataset.chunks(kind, path)]
         size = sum(chunk_size(chunk) for chunk in chunks)
         rows = {kind: sum(int(c["rows"]) for c in chunks if c["kind"] == kind) for kind in ChunkKind}
         most = max(rows.values())
         widths = {p.width for segment in dataset.segments for p in segment.points.values() if p.path == path}
         table.add_row(
-            path,
+            plain(path),
             f"{most:,}",
             str(max(widths) or "?"),
             _span("step", chunks),
@@ -59,6 +59,11 @@ def points_table(dataset: MScanDataset) -> Table:
             f"{size / most:,.0f}" if most else "",
         )
     return table
+
+
+def plain(text: str) -> Text:
+    """Return text of an archive, which anybody may have written: no markup, nothing that moves the cursor."""
+    return Text("".join(c if c.isprintable() else "�" for c in text))
 
 
 def _span(name: str, chunks: list[np.void]) -> str:
@@ -70,9 +75,10 @@ def _span(name: str, chunks: list[np.void]) -> str:
 def _state(segment: Segment) -> str:
     if segment.counts is None:
         return "open or torn"
-    flags, closed = int(segment.counts["flags"][0]), int(segment.counts["closed_ns"][0])
-    word = "recovered" if flags & CountsFlag.RECOVERED else "closed"
-    return f"{word} {datetime.fromtimestamp(closed / 1e9, UTC):%H:%M:%S}"
+    if int(segment.counts["flags"][0]) & CountsFlag.RECOVERED:
+        return "recovered"
+    closed = np.datetime64(int(segment.counts["closed_ns"][0]) % 2**63, "ns")
+    return str(closed)[11:19]
 
 
 def _bytes(count: int) -> str:
