@@ -1,0 +1,50 @@
+"""How well an autoencoder explains rows it was not trained on.
+
+FVU = Σ‖x − x̂‖² / Σ‖x − mean(x)‖²    over rows, sums in float64
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from asysi.sae.model import SparseAutoencoder
+
+_CHUNK = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Figures of an autoencoder on a set of rows."""
+
+    rows: int
+    fvu: float
+    """Fraction of variance unexplained; NaN when the rows have no variance."""
+    l0: float
+    """Mean number of latents above 0."""
+
+
+def evaluate(sae: SparseAutoencoder, rows: Tensor, scale: float = 1.0, *, exact: bool = True) -> Evaluation:
+    """Return the figures of `sae` on rows [n, width] × `scale`, n >= 1.
+
+    Args:
+        sae: trained on scaled activations.
+        rows: activations.
+        scale: the normalisation.
+        exact: compute all of it in float64; else the autoencoder runs in its own precision, and only the sums
+            are float64.
+    """
+    model = sae.to(torch.float64) if exact else sae
+    mean = torch.zeros(rows.shape[1], dtype=torch.float64)
+    for part in torch.split(rows, _CHUNK):
+        mean += part.double().sum(0)
+    mean *= scale / len(rows)
+    error = total = 0.0
+    firing = 0
+    for part in torch.split(rows, _CHUNK):
+        x = part.double() * scale
+        values, columns = model.activate(x.to(model.parameters.dtype))
+        error += float((model.reconstruct(values, columns).double() - x).square_().sum())
+        total += float((x - mean).square_().sum())
+        firing += int((values > 0).sum())
+    return Evaluation(len(rows), error / total if total > 0 else float("nan"), firing / len(rows))

@@ -1,0 +1,119 @@
+"""SAEs on disk as SAELens reads them: a folder with `cfg.json` and `sae_weights.safetensors`."""
+
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from asysi.contract.errors import ConfigError
+from asysi.contract.spec import ScanExperiment
+from asysi.sae.files import write_atomically
+from asysi.sae.model import SparseAutoencoder
+
+CONFIG_FILE = "cfg.json"
+WEIGHTS_FILE = "sae_weights.safetensors"
+SAELENS_VERSION = "6.54.12"
+"""The version of SAELens whose layout this is; `benchmarks/sae_quality/compatibility.py` holds us to it."""
+
+
+def folder_of(parent: Path, point: str) -> Path:
+    """Return the folder of a hook point's SAE below `parent`; characters that could leave it are quoted."""
+    return parent / quote(point, safe="").replace("..", "%2E%2E")
+
+
+def export(folder: Path, sae: SparseAutoencoder, metadata: dict[str, Any]) -> None:
+    """Write the frozen SAE of plain activations, its normalisation folded in; the configuration comes last.
+
+    Args:
+        folder: is made when missing; what stands there is replaced, each file atomically.
+        sae: decoder rows of norm 1.
+        metadata: goes into the configuration as it is.
+    """
+    tensors = {
+        "W_enc": sae.W_enc.contiguous(),
+        "b_enc": sae.b_enc.contiguous(),
+        "W_dec": sae.W_dec.contiguous(),
+        "b_dec": sae.b_dec.contiguous(),
+    }
+    config = {
+        "architecture": "topk",
+        "d_in": sae.d_in,
+        "d_sae": sae.latents,
+        "k": sae.k,
+        "dtype": str(sae.parameters.dtype).removeprefix("torch."),
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "rescale_acts_by_decoder_norm": False,
+        "metadata": metadata,
+    }
+    text = json.dumps(config, indent=1)
+    write_atomically(folder / WEIGHTS_FILE, lambda temporary: save_file(tensors, temporary))
+    write_atomically(folder / CONFIG_FILE, lambda temporary: _write(temporary, text))
+
+
+def load(folder: Path) -> SparseAutoencoder:
+    """Return the SAE that stands in `folder`.
+
+    Raises:
+        ConfigError: the folder holds no TopK SAE in SAELens' layout.
+    """
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text())
+        if config["architecture"] != "topk":
+            raise ConfigError(
+                f"{folder} holds an SAE of architecture {config['architecture']}; only topk can be loaded"
+            )
+        sae = SparseAutoencoder(config["d_in"], config["d_sae"], config["k"])
+        tensors = load_file(folder / WEIGHTS_FILE)
+        sae.encoder.copy_(tensors["W_enc"].t())
+        sae.b_enc.copy_(tensors["b_enc"])
+        sae.W_dec.copy_(tensors["W_dec"])
+        sae.b_dec.copy_(tensors["b_dec"])
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ConfigError(f"{folder} holds no SAE in SAELens' layout ({error})") from error
+    return sae
+
+
+def metadata_of(
+    experiment: ScanExperiment, model: dict[str, Any], point: str, alias: str | None, numbers: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the metadata that SAELens looks for, and our own numbers under `asysi`.
+
+    Args:
+        experiment: says how the text became tokens.
+        model: what prepare resolved: uri, revision, class_name; may be empty.
+        point: path of the hook point.
+        alias: its name in TransformerLens.
+        numbers: what training showed.
+    """
+    spec = experiment.spec
+    data = spec.data
+    tokens = data.tokens if data else None
+    name = str(model.get("uri") or spec.model.uri).removeprefix("hf://")
+    revision = model.get("revision") or spec.model.revision
+    return {
+        "sae_lens_version": SAELENS_VERSION,
+        "sae_lens_training_version": None,
+        "model_name": name,
+        "model_class_name": model.get("class_name") or "AutoModel",
+        "model_from_pretrained_kwargs": {"revision": revision} if revision else {},
+        "hook_name": point,
+        "hook_head_index": None,
+        "context_size": tokens.context_length if tokens else None,
+        "prepend_bos": bool(tokens.prepend_bos) if tokens and tokens.prepend_bos is not None else True,
+        "seqpos_slice": [None],
+        "dataset_path": data.uri if data else None,
+        "exclude_special_tokens": "special" in tokens.exclude_tokens if tokens else False,
+        "sequence_separator_token": tokens.separator_token if tokens else None,
+        "disable_concat_sequences": tokens.packing != "concat" if tokens else True,
+        "asysi": {"experiment": experiment.metadata.name, "transformer_lens_hook": alias, **numbers},
+    }
+
+
+def _write(file: Path, text: str) -> None:
+    file.write_text(text)

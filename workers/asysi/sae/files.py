@@ -1,0 +1,26 @@
+"""Files that appear whole or not at all."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_atomically(file: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `file`, put it on the disk, then give it its name.
+
+    Whoever is killed on the way leaves the old file, and a temporary one that the next call overwrites.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.tmp")
+    write(temporary)
+    _sync(temporary)
+    temporary.replace(file)
+    _sync(file.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,43 @@
+"""Scaling of activations to a mean norm of sqrt(width), and its way back into the weights."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from asysi.sae.model import SparseAutoencoder
+
+_CHUNK = 4096
+
+
+def expected_norm_scale(rows: Tensor) -> float:
+    """Return the factor that gives rows [n, width] a mean norm of sqrt(width); 1 when all are zero."""
+    total = 0.0
+    for part in torch.split(rows, _CHUNK):
+        total += float(torch.linalg.vector_norm(part.double(), dim=1).sum())
+    return math.sqrt(rows.shape[1]) * len(rows) / total if total > 0 else 1.0
+
+
+def fold(sae: SparseAutoencoder, scale: float) -> SparseAutoencoder:
+    """Return the autoencoder of plain activations that does what `sae` does on activations × `scale`.
+
+    Both biases are divided by the scale and nothing else: TopK and ReLU commute with a positive factor, so
+    the latents shrink by it and the decoder's rows keep norm 1.
+    """
+    folded = sae.to(sae.parameters.dtype)
+    folded.b_enc.div_(scale)
+    folded.b_dec.div_(scale)
+    return folded
+
+
+def geometric_median(rows: Tensor, iterations: int = 20) -> Tensor:
+    """Return the point [width] of least summed distance to rows [n, width]: Weiszfeld's iteration, float64.
+
+    A few rows of enormous norm (the first position of many language models) move it less than the mean.
+    """
+    points = rows.double()
+    centre = points.mean(0)
+    for _ in range(iterations):
+        weights = torch.linalg.vector_norm(points - centre, dim=1).clamp_min_(1e-12).reciprocal_()
+        centre = (weights @ points) / weights.sum()
+    return centre

@@ -1,0 +1,62 @@
+"""The k largest of each row, exactly, faster than `torch.topk` on a CPU.
+
+A row is cut into n >= k groups. The k-th largest of the n group maxima is a lower bound of the row's k-th
+largest element, for k different elements reach it; few others do. So one pass over the groups and one
+comparison leave little more than k candidates a row, and only those are sorted out.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_GROUPS_PER_K = 4
+"""With n = 4k groups about k/8 candidates too many are left."""
+
+
+def top_k(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the k largest elements of each row and their columns, in no order.
+
+    Args:
+        values: [rows, columns] float32 or float64, contiguous, without NaN.
+        k: 1 <= k <= columns.
+
+    Returns:
+        [rows, k] of the values' dtype, [rows, k] int64.
+    """
+    rows, columns = values.shape
+    groups = _GROUPS_PER_K * k
+    if rows == 0 or groups * 2 > columns:
+        top = values.topk(k, dim=1, sorted=False)
+        return top.values, top.indices
+    bound = _lower_bound(values, k, groups)
+    candidates = np.flatnonzero(values.numpy() >= bound)
+    return _among(values, candidates, k)
+
+
+def _lower_bound(values: Tensor, k: int, groups: int) -> NDArray[Any]:
+    """Return [rows, 1]: an element that at least k elements of its row reach."""
+    size = values.shape[1] // groups
+    maxima: NDArray[Any] = values[:, : size * groups].reshape(-1, size, groups).amax(1).numpy()
+    maxima.partition(groups - k, axis=1)
+    return maxima[:, groups - k, None]
+
+
+def _among(values: Tensor, candidates: NDArray[Any], k: int) -> tuple[Tensor, Tensor]:
+    """Return the k largest of each row among `candidates`, sorted positions in the flattened values."""
+    rows, columns = values.shape
+    row = candidates // columns
+    counts = np.bincount(row, minlength=rows)
+    if counts.min() < k:
+        raise FloatingPointError("activations or weights are not finite")
+    widest = int(counts.max())
+    starts = np.cumsum(counts) - counts
+    place = np.arange(len(candidates)) + row * widest - starts[row]
+    padded = np.full(rows * widest, -np.inf, dtype=values.numpy().dtype)
+    padded[place] = values.numpy().reshape(-1)[candidates]
+    column = np.zeros(rows * widest, dtype=np.int64)
+    column[place] = candidates - row * columns
+    top = torch.from_numpy(padded).view(rows, widest).topk(k, dim=1, sorted=False)
+    return top.values, torch.from_numpy(column).view(rows, widest).gather(1, top.indices)

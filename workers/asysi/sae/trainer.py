@@ -1,0 +1,184 @@
+"""One trainer of the spec: an autoencoder for each of its hook points, and one checkpoint for all of them."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from asysi.bus.packet import ActivationPacket, Dtype, Kind, RowFlag
+from asysi.capture.globs import compile_glob
+from asysi.contract.errors import ConfigError
+from asysi.contract.quantity import parse_bytes
+from asysi.contract.spec import SaeTrain
+from asysi.sae.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from asysi.sae.sequence import SequenceLog
+from asysi.sae.training import Training
+
+_KEPT_AS = {
+    Dtype.FLOAT32: torch.float32,
+    Dtype.BFLOAT16: torch.bfloat16,
+    Dtype.FLOAT16: torch.float16,
+    Dtype.INT8: torch.bfloat16,
+}
+"""What rows are kept as: the stream's own type; dequantised int8 becomes bfloat16."""
+
+
+class Trainer:
+    """Feeds the autoencoders of one entry of `spec.sae.train`.
+
+    Args:
+        config: the entry.
+        file: its checkpoint.
+    """
+
+    def __init__(self, config: SaeTrain, file: Path) -> None:
+        self.config, self.file = config, file
+        self.trainings: dict[str, Training] = {}
+        """By hook point."""
+        self.rows: dict[str, int] = {}
+        """Rows consumed in this attempt, by hook point, its own and others: what the books call durable once
+        they stand in a checkpoint."""
+        self.log = SequenceLog()
+        self._globs: list[re.Pattern[str]] = [compile_glob(glob) for glob in config.hook_points]
+
+    def wants(self, point: str) -> bool:
+        """Return whether it trains on a hook point."""
+        return any(glob.fullmatch(point) for glob in self._globs)
+
+    def receive(self, packet: ActivationPacket, points: Iterable[str], steps_total: int, shard: int) -> None:
+        """Take a packet's rows.
+
+        Args:
+            packet: may be overwritten afterwards.
+            points: all captured hook points, which share the buffers' memory.
+            steps_total: steps of the host's run, 0 when unknown.
+            shard: that it came through.
+        """
+        header = packet.header
+        self.rows[packet.point] = self.rows.get(packet.point, 0) + len(packet.rows)
+        self.log.add(int(header["attempt"]), shard, int(header["sequence"]))
+        if int(header["kind"]) != Kind.ACTIVATION or not self.wants(packet.point):
+            return
+        rows, finite = kept_rows(packet)
+        training = self.trainings.get(packet.point)
+        if training is None:
+            memory = self._share(packet.point, rows.shape[1] * rows.dtype.itemsize, points)
+            training = self._begin(packet.point, rows.shape[1], rows.dtype, memory)
+        if training.sae.d_in != rows.shape[1]:
+            raise ConfigError(
+                f"{packet.point} is {rows.shape[1]} wide, but the checkpoint {self.file} holds an SAE of "
+                f"width {training.sae.d_in}: take another output folder"
+            )
+        training.progress.steps_total = steps_total
+        holdout = (packet.rows["flags"] & RowFlag.HOLDOUT) != 0
+        training.receive(rows, holdout, finite, packet.rows["sequence"], int(header["step"]))
+
+    def train(self) -> int:
+        """Train each autoencoder on one batch where there is one; return the rows."""
+        return sum(training.train() for training in self.trainings.values())
+
+    def end(self) -> None:
+        """Say that no more rows come."""
+        for training in self.trainings.values():
+            training.end()
+
+    @property
+    def drained(self) -> bool:
+        """Whether no autoencoder has anything left to train on."""
+        return all(training.drained for training in self.trainings.values())
+
+    def save(self, attempt: int) -> None:
+        """Write the checkpoint."""
+        tensors: dict[str, Tensor] = {}
+        points: dict[str, Any] = {}
+        for point, training in self.trainings.items():
+            state, points[point] = training.state()
+            tensors |= {f"{point}/{name}": tensor for name, tensor in state.items()}
+        words = {
+            "trainer": self.config.model_dump(mode="json"),
+            "attempt": attempt,
+            "rows": self.rows,
+            "log": self.log.ranges,
+            "points": points,
+        }
+        write_checkpoint(self.file, Checkpoint(tensors, words))
+
+    def load(self, attempt: int) -> bool:
+        """Go back to the checkpoint; return whether there is one.
+
+        Of an earlier attempt's checkpoint everything is taken but the rows consumed: they were of its rings.
+
+        Raises:
+            ConfigError: the checkpoint is of other settings, or cannot be read.
+        """
+        checkpoint = read_checkpoint(self.file)
+        if checkpoint is None:
+            return False
+        words = checkpoint.words
+        differing = _differences(words["trainer"], self.config.model_dump(mode="json"))
+        if differing:
+            raise ConfigError(
+                f"the checkpoint {self.file} was made with other settings ({', '.join(differing)}): "
+                "take another output folder, or remove it"
+            )
+        for point, state in words["points"].items():
+            training = self._begin(point, state["width"], getattr(torch, state["dtype"]), state["memory"])
+            prefix = f"{point}/"
+            own = {
+                name.removeprefix(prefix): value
+                for name, value in checkpoint.tensors.items()
+                if name.startswith(prefix)
+            }
+            training.restore(own, state)
+        self.log = SequenceLog(words["log"])
+        self.rows = dict(words["rows"]) if words["attempt"] == attempt else {}
+        return True
+
+    def _begin(self, point: str, width: int, dtype: torch.dtype, memory: int) -> Training:
+        self.trainings[point] = Training(self.config, point, width, dtype, memory)
+        return self.trainings[point]
+
+    def _share(self, point: str, row_bytes: int, points: Iterable[str]) -> int:
+        """Return the bytes that a hook point's mixing buffer may take."""
+        sharing = sum(1 for name in {*points, point} if self.wants(name))
+        share = parse_bytes(self.config.buffer.memory) // sharing
+        if share < 2 * self.config.batch * row_bytes:
+            raise ConfigError(
+                f"spec.sae.train[{self.config.name}].buffer.memory: {self.config.buffer.memory} shared by "
+                f"{sharing} hook points does not hold two batches of {self.config.batch} rows of {point}: "
+                "raise it, or lower batch"
+            )
+        return share
+
+
+def kept_rows(packet: ActivationPacket) -> tuple[Tensor, NDArray[np.bool_]]:
+    """Return a packet's rows as a new tensor [rows, width] of the kept type, and which of them are finite.
+
+    Raises:
+        ValueError: the packet's type cannot be trained on.
+    """
+    dtype = Dtype(int(packet.header["dtype"]))
+    if dtype not in _KEPT_AS:
+        raise ValueError(f"an SAE cannot be trained on packets of type {dtype.name}")
+    if dtype is Dtype.BFLOAT16:
+        rows = torch.from_numpy(packet.payload.view(np.int16).copy()).view(torch.bfloat16)
+        return rows, ((packet.payload.view(np.uint16) & _EXPONENT) != _EXPONENT).all(1)
+    if dtype is Dtype.INT8:
+        assert packet.scales is not None
+        return torch.from_numpy(packet.to_float32()).bfloat16(), np.isfinite(packet.scales)
+    return torch.from_numpy(packet.payload.copy()), np.isfinite(packet.payload).all(1)
+
+
+_EXPONENT = np.uint16(0x7F80)
+"""All ones in bfloat16's exponent: infinity or NaN."""
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Return the settings that differ, other than those that may change between attempts."""
+    free = {"checkpoint_seconds", "stop", "hook_points"}
+    return sorted(name for name in new if name not in free and old.get(name) != new[name])

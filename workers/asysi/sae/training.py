@@ -1,0 +1,358 @@
+"""One autoencoder being trained on the rows of one hook point."""
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asysi.contract.spec import SaeTrain
+from asysi.sae.buffer import BufferSize, MixingBuffer
+from asysi.sae.evaluation import Evaluation, evaluate
+from asysi.sae.gradient import differentiate, project
+from asysi.sae.model import SparseAutoencoder, bfloat16_is_fast
+from asysi.sae.normalisation import expected_norm_scale, geometric_median
+from asysi.sae.optimiser import Adam, course
+
+EVALUATION_ROWS = 4096
+"""Held-out rows kept for evaluation."""
+_GLANCE_ROWS = 1024
+"""Of these, rows that an evaluation on the way looks at."""
+_STOP_EVERY = 64
+"""Steps between evaluations for `stop.fvu`: counted, not timed, so that a replay stops at the same row."""
+_WARM_UP_STEPS = 200
+_WARM_UP_SHARE = 0.1
+_INITIAL_ROWS = 8192
+"""Rows that the initial weights are taken from."""
+_RATE = 2e-3
+_RATE_OPEN = 2e-4
+_SMOOTHING = 0.95
+
+
+@dataclass
+class Counts:
+    """Where the rows are. `received` is the sum of the others and of the rows in the mixing buffer."""
+
+    received: int = 0
+    trained: int = 0
+    held_out: int = 0
+    """Never trained on; the first of them are kept for evaluation."""
+    not_finite: int = 0
+    """With NaN or infinite elements."""
+    after_stop: int = 0
+    """Not trained on because a stop condition had been met."""
+
+
+@dataclass
+class Progress:
+    """What goes into a checkpoint beside tensors and counts."""
+
+    scale: float | None = None
+    """Normalisation, None until the buffer has filled."""
+    step: int = -1
+    """Step of the host that the last packet came from."""
+    steps_total: int = 0
+    """Steps of the host's whole run, 0 when unknown."""
+    last_sequence: tuple[int, int] = (-1, -1)
+    """Step and sequence of the last row."""
+    loss: float = math.nan
+    """Smoothed training loss."""
+    l0: float = math.nan
+    """Smoothed, on training rows."""
+    stopped: bool = False
+    ended: bool = False
+    """The stream is over."""
+    evaluation: dict[str, float] = field(default_factory=dict)
+
+
+class Training:
+    """Trains one autoencoder.
+
+    Args:
+        config: the trainer's part of the spec.
+        point: path of the hook point.
+        width: elements in a row.
+        dtype: that rows are kept in.
+        memory: bytes that its mixing buffer may take.
+    """
+
+    def __init__(self, config: SaeTrain, point: str, width: int, dtype: torch.dtype, memory: int) -> None:
+        self.config, self.point, self.memory = config, point, memory
+        self.sae = SparseAutoencoder(width, config.latents, config.k)
+        self.counts, self.progress = Counts(), Progress()
+        self._rng = np.random.default_rng([config.seed, *point.encode()])
+        self._buffer = MixingBuffer(width, dtype, self._rng)
+        self._size = BufferSize(
+            config.buffer.batches * config.batch,
+            config.buffer.sequences,
+            max(config.batch, memory // (width * dtype.itemsize) - config.batch),
+        )
+        self._adam = Adam(len(self.sae.parameters))
+        self._gradient = SparseAutoencoder(width, config.latents, config.k)
+        self._idle = torch.zeros(config.latents, dtype=torch.int64)
+        """Rows since a latent fired."""
+        self._held = torch.empty(0, width, dtype=dtype)
+        self._fast = bfloat16_is_fast()
+
+    # What comes in
+
+    def receive(
+        self, rows: Tensor, holdout: np.ndarray, finite: np.ndarray, sequences: np.ndarray, step: int
+    ) -> None:
+        """Take the rows of a packet.
+
+        Args:
+            rows: [n, width] of the kept dtype; its memory stays the caller's.
+            holdout: [n] bool, rows that are never trained on.
+            finite: [n] bool, rows without NaN and infinity.
+            sequences: [n], which sequence of the step's batch a row belongs to.
+            step: of the host.
+        """
+        self.counts.received += len(rows)
+        self.counts.not_finite += int((~finite).sum())
+        self._hold(rows, holdout & finite)
+        train = ~holdout & finite
+        new = self._new_sequences(sequences, step)
+        self.progress.step = max(self.progress.step, step)
+        if self.progress.stopped:
+            self.counts.after_stop += int(train.sum())
+        else:
+            self._buffer.add(rows[torch.from_numpy(train)], new, self._size)
+
+    def _hold(self, rows: Tensor, holdout: np.ndarray) -> None:
+        count = int(holdout.sum())
+        self.counts.held_out += count
+        free = EVALUATION_ROWS - len(self._held)
+        if count and free:
+            self._held = torch.cat([self._held, rows[torch.from_numpy(holdout)][:free]])
+
+    def _new_sequences(self, sequences: np.ndarray, step: int) -> int:
+        if not len(sequences):
+            return 0
+        begins = int(np.count_nonzero(np.diff(sequences))) + (
+            (step, int(sequences[0])) != self.progress.last_sequence
+        )
+        self.progress.last_sequence = (step, int(sequences[-1]))
+        return begins
+
+    # What is learnt
+
+    def train(self) -> int:
+        """Train on one batch if the buffer gives one; return its rows.
+
+        Raises:
+            FloatingPointError: training diverged.
+        """
+        if self.progress.stopped:
+            return 0
+        if self.progress.ended:
+            batch = next(self._buffer.drain(self.config.batch), None) if self._started() else None
+        else:
+            batch = self._buffer.draw(self.config.batch) if self._started() else None
+        if batch is None:
+            return 0
+        self._learn(batch)
+        self._consider_stopping()
+        return len(batch)
+
+    def end(self) -> None:
+        """Say that no more rows come: what follows drains the buffer."""
+        self.progress.ended = True
+
+    @property
+    def drained(self) -> bool:
+        """Whether nothing is left to train on."""
+        return len(self._buffer) == 0
+
+    def _started(self) -> bool:
+        """Return whether training has begun; begin when the buffer has filled."""
+        if (
+            self.progress.scale is None
+            and len(self._buffer)
+            and (self._buffer.floor is not None or self.progress.ended)
+        ):
+            self._initialise(self._buffer.rows)
+        return self.progress.scale is not None
+
+    def _initialise(self, rows: Tensor) -> None:
+        """Estimate the normalisation and set the initial weights from the first rows."""
+        scale = expected_norm_scale(rows) if self.config.normalisation == "expectedNorm" else 1.0
+        self.progress.scale = scale
+        chosen = self._rng.choice(len(rows), min(len(rows), _INITIAL_ROWS), replace=False)
+        initialise(self.sae, rows[torch.from_numpy(chosen)].float().mul_(scale), self._rng)
+
+    def _learn(self, batch: Tensor) -> None:
+        assert self.progress.scale is not None
+        x = batch.float().mul_(self.progress.scale)
+        dead = self._dead().nonzero().view(-1)
+        outcome = differentiate(
+            self.sae, x, self._gradient, dead=dead, k_aux=self._k_aux(),
+            coefficient=self.config.auxk.coefficient, fast=self._fast,
+        )  # fmt: skip
+        project(self.sae, self._gradient)
+        self._adam.step(self.sae.parameters, self._gradient.parameters, self.learning_rate())
+        self.sae.normalise()
+        self._idle += len(x)
+        self._idle[outcome.fired] = 0
+        self.counts.trained += len(x)
+        if not math.isfinite(outcome.loss):
+            raise FloatingPointError(
+                f"{self.config.name} diverged at {self.point}, its loss is {outcome.loss}: lower its lr"
+            )
+        self.progress.loss = _smooth(self.progress.loss, outcome.loss)
+        self.progress.l0 = _smooth(self.progress.l0, outcome.l0)
+
+    def learning_rate(self) -> float:
+        """Return the learning rate of the next step."""
+        total = self._total()
+        batch = self.config.batch
+        warm_up = (
+            _WARM_UP_STEPS * batch if total is None else min(_WARM_UP_STEPS * batch, _WARM_UP_SHARE * total)
+        )
+        return _peak_rate(self.config, total) * course(self.counts.trained, warm_up, total)
+
+    def _total(self) -> float | None:
+        """Return the rows that will have been trained on in the end, None when nobody knows.
+
+        What was received so far is extrapolated by the host's steps, which come with the packets: a replay
+        gives the same.
+        """
+        counts, progress = self.counts, self.progress
+        coming = float(counts.trained + len(self._buffer))
+        if not progress.ended:
+            if progress.steps_total == 0:
+                return None if self.config.stop.tokens is None else float(self.config.stop.tokens)
+            coming *= max(1.0, progress.steps_total / (progress.step + 1))
+        return min(coming, self.config.stop.tokens or math.inf)
+
+    def _k_aux(self) -> int:
+        return self.sae.d_in // 2 if self.config.auxk.k is None else self.config.auxk.k
+
+    def _dead(self) -> Tensor:
+        return self._idle >= self.config.auxk.dead_after
+
+    def _consider_stopping(self) -> None:
+        stop = self.config.stop
+        met = stop.tokens is not None and self.counts.trained >= stop.tokens
+        if not met and stop.fvu is not None and int(self._adam.steps) % _STOP_EVERY == 0:
+            glance = self.evaluate(exact=False)
+            met = glance is not None and glance.fvu <= stop.fvu
+        if met:
+            self.progress.stopped = True
+            self.counts.after_stop += self._buffer.clear()
+
+    # What is known
+
+    def evaluate(self, *, exact: bool) -> Evaluation | None:
+        """Return figures on held-out rows, None before training began or without such rows.
+
+        Args:
+            exact: on all kept rows in float64; else on the first of them, more cheaply.
+        """
+        if self.progress.scale is None or not len(self._held):
+            return None
+        rows = self._held if exact else self._held[:_GLANCE_ROWS]
+        result = evaluate(self.sae, rows, self.progress.scale, exact=exact)
+        self.progress.evaluation = asdict(result)
+        return result
+
+    @property
+    def dead_share(self) -> float:
+        """Share of the latents that have not fired for `auxk.deadAfter` rows, 0..1."""
+        return float(self._dead().float().mean())
+
+    def report(self) -> dict[str, Any]:
+        """Return its numbers, for status, export and ledger."""
+        return {
+            **asdict(self.counts),
+            "buffered": len(self._buffer),
+            "loss": _json(self.progress.loss),
+            "fvu": _json(self.progress.evaluation.get("fvu", math.nan)),
+            "fvu_rows": int(self.progress.evaluation.get("rows", 0)),
+            "l0": _json(self.progress.evaluation.get("l0", self.progress.l0)),
+            "dead": self.dead_share,
+            "scale": self.progress.scale,
+            "stopped": self.progress.stopped,
+        }
+
+    # Checkpoints
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return everything that the future depends on: tensors, and what JSON can hold."""
+        tensors = {
+            "parameters": self.sae.parameters,
+            "adam.mean": self._adam.mean,
+            "adam.square": self._adam.square,
+            "adam.steps": self._adam.steps.view(1),
+            "idle": self._idle,
+            "buffer": self._buffer.rows,
+            "held": self._held,
+        }
+        words = {
+            "counts": asdict(self.counts),
+            "progress": asdict(self.progress),
+            "buffer": {"sequences": self._buffer.sequences, "floor": self._buffer.floor},
+            "memory": self.memory,
+            "rng": self._rng.bit_generator.state,
+            "width": self.sae.d_in,
+            "dtype": str(self._held.dtype).removeprefix("torch."),
+        }
+        return tensors, words
+
+    def restore(self, tensors: dict[str, Tensor], words: dict[str, Any]) -> None:
+        """Go back to a state."""
+        self.sae.parameters.copy_(tensors["parameters"])
+        self._adam.mean.copy_(tensors["adam.mean"])
+        self._adam.square.copy_(tensors["adam.square"])
+        self._adam.steps.copy_(tensors["adam.steps"][0])
+        self._idle.copy_(tensors["idle"])
+        self._held = tensors["held"].clone()
+        self._buffer.restore(tensors["buffer"].clone(), **words["buffer"])
+        self._rng.bit_generator.state = words["rng"]
+        self.counts = Counts(**words["counts"])
+        self.progress = Progress(
+            **{**words["progress"], "last_sequence": tuple(words["progress"]["last_sequence"])}
+        )
+
+
+def initialise(sae: SparseAutoencoder, rows: Tensor, rng: np.random.Generator) -> None:
+    """Set initial weights from normalised rows [n, d_in].
+
+    b_dec is their geometric median. Decoder directions lie between centred rows, near which activations
+    are, and random ones, which keep latents from sharing a direction and dying. The encoder is the decoder's
+    transpose, scaled so that the first reconstruction has the least error: rows are correlated, k of them
+    would overshoot.
+    """
+    centre = geometric_median(rows).to(rows.dtype)
+    centred = rows - centre
+    directions = torch.from_numpy(rng.standard_normal((sae.latents, sae.d_in), dtype=np.float32))
+    some = centred[torch.arange(sae.latents) % len(rows)]
+    sae.initialise(centre, _unit(some) * (1 - _RANDOMNESS) + _unit(directions) * _RANDOMNESS)
+    sample = rows[-2048:]
+    rebuilt = sae.forward(sample) - sae.b_dec
+    along, length = float((rebuilt * (sample - centre)).sum()), float(rebuilt.square().sum())
+    if along > 0 and length > 0:
+        sae.encoder.mul_(along / length)
+
+
+_RANDOMNESS = 0.5
+
+
+def _unit(rows: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(rows, dim=1)
+
+
+def _peak_rate(config: SaeTrain, total: float | None) -> float:
+    if config.lr is not None:
+        return config.lr
+    return (_RATE_OPEN if total is None else _RATE) / math.sqrt(config.latents / 16384)
+
+
+def _smooth(old: float, new: float) -> float:
+    return new if math.isnan(old) else _SMOOTHING * old + (1 - _SMOOTHING) * new
+
+
+def _json(value: float) -> float | None:
+    return value if math.isfinite(value) else None

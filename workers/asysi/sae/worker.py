@@ -1,0 +1,268 @@
+"""The SAE worker: trains on the live stream, keeps checkpoints, and leaves SAEs behind."""
+
+import json
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from asysi.bus.bus import CppShardedSPMCBus, shard_of
+from asysi.bus.mailbox import CaptureWord, Gauge
+from asysi.capture.globs import match_globs
+from asysi.contract.errors import ConfigError
+from asysi.contract.runtime import (
+    BUS_RING,
+    CAPTURE_RING,
+    CHECKPOINT_FOLDER,
+    MODEL_FILE,
+    POINTS_FILE,
+    SAE_FOLDER,
+    Exit,
+)
+from asysi.monitor.worker import Worker
+from asysi.sae.export import export, folder_of, metadata_of
+from asysi.sae.normalisation import fold
+from asysi.sae.trainer import Trainer
+from asysi.sae.training import Training
+from asysi_ring import Control, RingError
+
+READER = "sae"
+"""The bus's reader that this worker is."""
+EVALUATE_SECONDS = 5.0
+"""Between two evaluations of the same autoencoder on the way, at least."""
+_PULL = 64
+_WAIT = 0.1
+
+log = logging.getLogger("asysi")
+
+
+class SAETrainerWorker:
+    """Consumes the bus: every row is trained on, or counted with the reason why not.
+
+    Args:
+        worker: its frame.
+        bus: attached as the reader `sae`.
+    """
+
+    def __init__(self, worker: Worker, bus: CppShardedSPMCBus) -> None:
+        sae = worker.experiment.spec.sae
+        if sae is None or not sae.enabled:
+            raise ConfigError("spec.sae: there is nothing to train, yet the SAE worker was started")
+        self._worker, self._bus = worker, bus
+        self._trainers = [Trainer(c, worker.output / CHECKPOINT_FOLDER / f"{c.name}.ckpt") for c in sae.train]
+        self._control = Control(str(worker.shm / BUS_RING))
+        self._shards = int(self._control.geometry()["shards"])
+        self._points = _captured_points(worker.workspace / POINTS_FILE)
+        self._checkpoint_seconds = min(c.checkpoint_seconds for c in sae.train)
+        self._processed = 0
+        self._saved_at = self._evaluated_at = time.monotonic()
+        self._next_evaluated = 0
+        self._steps_total = 0
+        for number, trainer in enumerate(sae.train):
+            if self._points:
+                match_globs(trainer.hook_points, list(self._points), f"spec.sae.train[{number}].hookPoints")
+
+    def run(self) -> int:
+        """Work until the stream ends or SIGTERM comes; return the exit code."""
+        self._resume()
+        self._worker.status = self.status
+        self._worker.health.ready()
+        while not self._worker.stop.terminated:
+            self._pull()
+            while self._train() and not self._worker.stop.terminated:
+                pass
+            self._evaluate_next()
+            ended = self._bus.reader.ended()
+            if ended is not None:
+                return self._finish(complete=ended == "complete")
+        return self._leave()
+
+    def status(self) -> dict[str, object]:
+        """Return what /status answers."""
+        return {
+            "trainers": {
+                trainer.config.name: {point: t.report() for point, t in list(trainer.trainings.items())}
+                for trainer in self._trainers
+            }
+        }
+
+    # The stream
+
+    def _pull(self) -> None:
+        """Take what is there. What is pulled now is consumed by the next pull, after it was copied."""
+        batch = self._bus.pull_batch(_PULL, _WAIT)
+        # Everything consumed has been received here, and nothing else: the one moment for a checkpoint.
+        if time.monotonic() - self._saved_at >= self._checkpoint_seconds:
+            self._checkpoint()
+        for packet in batch:
+            if packet.point not in self._points:
+                self._points = {**self._points, **dict.fromkeys(self._control.accounts())}
+            if not self._steps_total:
+                self._steps_total = _steps_total(self._worker.shm / CAPTURE_RING)
+            for trainer in self._trainers:
+                trainer.receive(packet, self._points, self._steps_total, shard_of(packet.point, self._shards))
+        self._processed += len(batch)
+        self._worker.health.beat()
+
+    def _train(self) -> int:
+        rows = sum(trainer.train() for trainer in self._trainers)
+        self._worker.health.beat()
+        return rows
+
+    # Checkpoints
+
+    def _resume(self) -> None:
+        """Go back to the checkpoints and tell the ring's books what of this attempt they hold."""
+        found = [trainer.load(self._worker.attempt) for trainer in self._trainers]
+        for account, point in enumerate(self._control.accounts()):
+            rows = min(trainer.rows.get(point, 0) for trainer in self._trainers)
+            self._bus.reader.restore_durable(account, rows)
+        self._gauge_all()
+        if any(found):
+            log.info("resumed: %s rows are trained on", f"{self._trained():,}")
+
+    def _checkpoint(self) -> None:
+        """Write the checkpoints, then book what they hold as durable.
+
+        A kill between the two does no harm: who resumes believes the checkpoints.
+        """
+        began = time.monotonic()
+        for trainer in self._trainers:
+            trainer.save(self._worker.attempt)
+            self._worker.health.beat()
+        self._bus.commit(self._processed)
+        self._saved_at = time.monotonic()
+        log.info("checkpoint at %s rows, in %.2f s", f"{self._trained():,}", self._saved_at - began)
+
+    def _leave(self) -> int:
+        """Checkpoint everything consumed, on SIGTERM. A batch that this last pull hands out stays unread."""
+        self._bus.pull_batch(1, 0.0)
+        self._checkpoint()
+        return Exit.OK
+
+    # The end
+
+    def _finish(self, *, complete: bool) -> int:
+        """Train on what is buffered and export; or, at an attempt's end, keep all of it for the next one."""
+        if complete:
+            for trainer in self._trainers:
+                trainer.end()
+            while self._train():
+                if self._worker.stop.terminated:
+                    return self._leave()
+            for trainer in self._trainers:
+                for training in trainer.trainings.values():
+                    training.evaluate(exact=True)
+                    self._worker.health.beat()
+        self._checkpoint()
+        if complete:
+            self._export()
+        self._gauge_all()
+        self._bus.reader.settle()
+        self._bus.reader.mark_durable()
+        self._bus.reader.finalise("finalised" if complete else "checkpointed")
+        self._say()
+        return Exit.OK
+
+    def _export(self) -> None:
+        model = _json_object(self._worker.workspace / MODEL_FILE)
+        for trainer in self._trainers:
+            for point, training in trainer.trainings.items():
+                if training.progress.scale is None:
+                    log.warning(
+                        "%s has no rows to train on at %s: nothing is exported", trainer.config.name, point
+                    )
+                    continue
+                numbers = {
+                    **training.report(),
+                    "trainer": trainer.config.model_dump(mode="json", by_alias=True),
+                }
+                metadata = metadata_of(
+                    self._worker.experiment, model, point, self._points.get(point), numbers
+                )
+                folder = folder_of(self._worker.output / SAE_FOLDER / trainer.config.name, point)
+                export(folder, fold(training.sae, training.progress.scale), metadata)
+                self._worker.health.beat()
+
+    # What others see
+
+    def _evaluate_next(self) -> None:
+        """Evaluate one autoencoder, each in its turn, so that no pause is long."""
+        trainings = [t for trainer in self._trainers for t in trainer.trainings.values()]
+        now = time.monotonic()
+        if not trainings or now - self._evaluated_at < EVALUATE_SECONDS / len(trainings):
+            return
+        self._evaluated_at = now
+        self._next_evaluated = (self._next_evaluated + 1) % len(trainings)
+        trainings[self._next_evaluated].evaluate(exact=False)
+        self._gauge_all()
+
+    def _gauge_all(self) -> None:
+        """Show the figures in the control file: of the first trainer that trains on a hook point."""
+        for account, point in enumerate(self._control.accounts()):
+            training = next((t.trainings[point] for t in self._trainers if point in t.trainings), None)
+            for slot, value in _gauges(training).items():
+                self._bus.reader.gauge(account, slot, value)
+
+    def _trained(self) -> int:
+        return sum(t.counts.trained for trainer in self._trainers for t in trainer.trainings.values())
+
+    def _say(self) -> None:
+        for trainer in self._trainers:
+            for point, training in trainer.trainings.items():
+                report = training.report()
+                log.info(
+                    "%s %s: FVU %s on %d held-out rows, trained on %d",
+                    trainer.config.name, point, report["fvu"], report["fvu_rows"], report["trained"],
+                )  # fmt: skip
+
+
+def main(worker: Worker) -> int:
+    """Run the SAE worker; returns the exit code."""
+    sae = worker.experiment.spec.sae
+    torch.set_num_threads(max(1, int(sae.cpus)) if sae else 1)
+    torch.set_flush_denormal(True)  # moments of dead latents fade into denormals, which are slow
+    with torch.inference_mode():
+        return SAETrainerWorker(worker, CppShardedSPMCBus(str(worker.shm / BUS_RING), READER)).run()
+
+
+def _gauges(training: Training | None) -> dict[Gauge, float]:
+    if training is None:
+        return dict.fromkeys((Gauge.FVU, Gauge.L0, Gauge.DEAD, Gauge.LOSS), math.nan) | {Gauge.TRAINED: 0.0}
+    evaluation = training.progress.evaluation
+    return {
+        Gauge.FVU: evaluation.get("fvu", math.nan),
+        Gauge.L0: evaluation.get("l0", training.progress.l0),
+        Gauge.DEAD: training.dead_share,
+        Gauge.LOSS: training.progress.loss,
+        Gauge.TRAINED: float(training.counts.trained),
+    }
+
+
+def _captured_points(file: Path) -> dict[str, str | None]:
+    """Return hook points and their TransformerLens names, where this container sees what prepare wrote."""
+    try:
+        entries = json.loads(file.read_text())
+        return {entry["path"]: entry.get("alias") for entry in entries}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _steps_total(folder: Path) -> int:
+    """Return the steps of the host's whole run, 0 when nobody knows."""
+    try:
+        with Control(str(folder)) as control:
+            return control.get(CaptureWord.STEPS_TOTAL)
+    except (RingError, OSError):
+        return 0
