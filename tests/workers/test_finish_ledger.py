@@ -230,7 +230,7 @@ def test_waiting_is_more_patient_before_the_first_step():
 def test_waiting_ends_at_once_when_terminated():
     """SIGTERM ends the waiting without a verdict."""
     clock = Clock()
-    outcome = waiting(lambda: Snapshot(), clock, stop=lambda: True)
+    outcome = waiting(Snapshot, clock, stop=lambda: True)
     assert outcome.terminated
     assert clock.now == 0
 

@@ -1,17 +1,21 @@
 """finish as a process, between real rings: it waits for the end, balances the books and gives the verdict."""
 
+import base64
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 
 import numpy as np
 
 import asysi_ring
 from asysi.bus.mailbox import CaptureWord, Gauge
 from asysi.bus.packet import HEADER_DTYPE, MAGIC, ROW_DTYPE, VERSION, Dtype
-from asysi.contract.runtime import BUS_RING, CAPTURE_RING
+from asysi.contract.runtime import BUS_RING, CAPTURE_RING, MODEL_FILE, POINTS_FILE
 
 POINTS = ["encoder.layer.0.output", "encoder.layer.1.output"]
 WIDTH, ROWS = 16, 40
@@ -42,6 +46,26 @@ class Pod:
             "ASYSI_OUTPUT": str(self.output), "ASYSI_WORKSPACE": str(self.workspace),
             "ASYSI_TERMINATION": str(self.last), "ASYSI_PORT": "0", "HF_HUB_OFFLINE": "1",
         }  # fmt: skip
+
+    def asked(self, path):
+        """Return what finish answers, None while it does not."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
+                return answer.read()
+        except OSError:
+            return None
+
+    def waiting(self):
+        """Start finish, and return it once it waits."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.environment |= {"ASYSI_PORT": str(self.port), "ASYSI_BIND": "127.0.0.1"}
+        process, until = self.finish(), time.monotonic() + SECONDS
+        while self.asked("/readyz") is None and time.monotonic() < until:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        return process
 
     def finish(self, attempt=0):
         """Start finish."""
@@ -118,9 +142,10 @@ WITHOUT_SAE = {
 def test_finish_waits_for_the_consumers_and_passes_balanced_books(tmp_path):
     """finish stays while a consumer works; after the in-band end it writes ledger and report, and exits 0."""
     pod = Pod(tmp_path, WITHOUT_SAE)
-    process = pod.finish()
-    time.sleep(1.0)
-    assert process.poll() is None
+    process = pod.waiting()
+    assert json.loads(pod.asked("/status"))["phase"] == "starting"
+    assert pod.asked("/livez")
+    assert not (pod.output / "ledger.json").exists()
     pod.run()
     code, log = wait_for(process)
     assert code == 0, log
@@ -165,8 +190,7 @@ def test_an_attempt_that_is_over_leaves_its_ledger_and_no_report(tmp_path):
 def test_finish_leaves_with_143_when_terminated(tmp_path):
     """SIGTERM while waiting: exit code 143, no verdict."""
     pod = Pod(tmp_path, WITHOUT_SAE)
-    process = pod.finish()
-    time.sleep(1.5)
+    process = pod.waiting()
     process.terminate()
     code, log = wait_for(process)
     assert code == 143, log
@@ -180,3 +204,74 @@ def test_without_rings_finish_says_so(tmp_path):
     code, log = wait_for(pod.finish())
     assert code == 2
     assert "cannot read the rings" in log
+
+
+WORDS = [f"{a}{b}" for a in "bdfgkl" for b in "aeiou"]
+WITH_SAE = {
+    **WITHOUT_SAE,
+    "sae": {"train": [{"name": "tiny", "latents": 24, "k": 3}]},
+    "data": {"uri": "jsonl://DATA", "tokens": {"contextLength": 16}, "holdout": {"share": 0.4}},
+    "model": {"uri": "file://MODEL"},
+    "workload": {"scan": {"batchSize": 4, "passes": 2}},
+}
+
+
+def tiny_model(folder):
+    """Write a BERT of two layers and its tokenizer."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    vocabulary = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(vocabulary), hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=32,
+    )  # fmt: skip
+    BertModel(config, add_pooling_layer=False).save_pretrained(folder, safe_serialization=True)
+
+
+def test_the_report_shows_the_frozen_autoencoders_on_held_out_text(tmp_path):
+    """With a real model, text and exports: layers and features of both hook points, and no problem, exit
+    code 0.
+    """
+    import torch
+
+    from asysi.sae.export import export, folder_of
+    from asysi.sae.model import SparseAutoencoder
+
+    model, data = tmp_path / "model", tmp_path / "data.jsonl"
+    tiny_model(model)
+    rng = np.random.default_rng(0)
+    lines = [" ".join(rng.choice(WORDS, rng.integers(4, 12))) for _ in range(60)]
+    data.write_text("".join(json.dumps({"_i": 100 + i, "text": line}) + "\n" for i, line in enumerate(lines)))
+    spec = json.loads(json.dumps(WITH_SAE).replace("MODEL", str(model)).replace("DATA", str(data)))
+    pod = Pod(tmp_path, spec)
+    found = [{"path": point, "alias": None, "shape": [4, 16, WIDTH], "dtype": "float32"} for point in POINTS]
+    (pod.workspace / POINTS_FILE).write_text(json.dumps(found))
+    resolved = {
+        "uri": spec["model"]["uri"], "path": str(model), "sha256": None, "revision": None,
+        "class_name": "BertModel", "tokenizer": str(model),
+    }  # fmt: skip
+    (pod.workspace / MODEL_FILE).write_text(json.dumps(resolved))
+    generator = torch.Generator().manual_seed(0)
+    for point in POINTS:
+        sae = SparseAutoencoder(WIDTH, 24, 3)
+        sae.initialise(torch.zeros(WIDTH), torch.randn(24, WIDTH, generator=generator))
+        export(folder_of(pod.output / "sae" / "tiny", point), sae, {})
+    pod.run()
+    code, log = wait_for(pod.finish())
+    assert code == 0, log
+    page = (pod.output / "report.html").read_text()
+    payload = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S).group(1))
+    browser = payload["browser"]
+    assert [one["layer"] for one in browser["features"]] == POINTS
+    assert {word.strip() for word in browser["vocabulary"]} <= set(WORDS)
+    rows = np.frombuffer(base64.b64decode(browser["rows"]["b"]), f"<{browser['rows']['t']}")
+    assert set(rows) <= set(range(100, 160))
+    assert browser["sentence"] is not None
+    assert "25.0% in training" in page
+    assert json.loads(pod.last.read_text())["sae"]["l0"] == 3.0
