@@ -3,14 +3,24 @@
 import json
 from dataclasses import replace
 
-from asysi.hook.books import Books, ConsumerBooks
+from asysi.hook.books import Books, ConsumerBooks, RingBooks
 from asysi.hook.timeline import Restarts, Timeline, describe
 
-IDLE = ConsumerBooks(consumed=0, durable=0, lapped=0, rolled_back=0, lag=0.0, state="attached")
-START = Books(
-    at=10.0, steps=0, seen=0, sampled_out=0, published=0, dropped={}, bus_published=0, bus_dropped={},
-    hook=IDLE, consumers={"sae": IDLE}, generation=1,
-)  # fmt: skip
+IDLE = ConsumerBooks(
+    consumed=[0], position=[0], durable=0, lapped=0, rolled_back=0, lag=0.0, state="attached"
+)
+CAPTURE = RingBooks(
+    seen=0,
+    sampled_out=0,
+    published=[0],
+    dropped={},
+    heads=[0],
+    depth=10,
+    generation=1,
+    consumers={"hook": IDLE},
+)
+BUS = replace(CAPTURE, consumers={"sae": IDLE})
+START = Books(at=10.0, steps=0, capture=CAPTURE, bus=BUS)
 
 
 def lines(path):
@@ -20,11 +30,17 @@ def lines(path):
 
 def test_a_line_tells_rates_per_second_and_losses():
     """Rows a second are differences over the interval; drops name their ring and reason."""
-    after = replace(
-        START, at=12.0, steps=4, seen=1000, sampled_out=400, published=500, dropped={"ring_full": 100},
-        bus_published=480, bus_dropped={"no_chunk": 20}, hook=replace(IDLE, consumed=500),
-        consumers={"sae": replace(IDLE, consumed=300, lapped=30, lag=0.5)},
-    )  # fmt: skip
+    hook, sae = replace(IDLE, consumed=[500]), replace(IDLE, consumed=[200, 100], lapped=30, lag=0.5)
+    capture = replace(
+        CAPTURE,
+        seen=1000,
+        sampled_out=400,
+        published=[500],
+        dropped={"ring_full": 100},
+        consumers={"hook": hook},
+    )
+    bus = replace(BUS, published=[300, 180], dropped={"no_chunk": 20}, consumers={"sae": sae})
+    after = Books(at=12.0, steps=4, capture=capture, bus=bus)
     assert describe(START, after, 0.25) == {
         "rate": 0.25,
         "steps": 4,
@@ -41,10 +57,10 @@ def test_a_line_tells_rates_per_second_and_losses():
 def test_a_restart_is_seen_once():
     """Gone, then attached, is one restart; the hook's own are its generations."""
     restarts = Restarts({})
-    gone = replace(START, consumers={"sae": replace(IDLE, state="gone")}, generation=3)
+    gone = replace(START, bus=replace(BUS, consumers={"sae": replace(IDLE, state="gone")}))
     for books in (START, gone, gone, START, START, gone, START):
         restarts.look(books)
-    restarts.look(replace(START, generation=3))
+    restarts.look(replace(START, bus=replace(BUS, generation=3)))
     assert restarts.counts == {"hook": 2, "sae": 2}
 
 

@@ -130,22 +130,23 @@ def status(capture: "Control", bus: "Control", pacer: Pacer) -> Callable[[], dic
             "rate": pacer.pace.rate,
             "steps": books.steps,
             "rows": {
-                "seen": books.seen,
-                "sampledOut": books.sampled_out,
-                "captured": books.published,
-                "dropped": dict(books.dropped),
-                "published": books.bus_published,
-                "droppedAtBus": dict(books.bus_dropped),
+                "seen": books.capture.seen,
+                "sampledOut": books.capture.sampled_out,
+                "captured": sum(books.capture.published),
+                "dropped": dict(books.capture.dropped),
+                "published": sum(books.bus.published),
+                "droppedAtBus": dict(books.bus.dropped),
             },
             "consumers": {
                 name: {
-                    "state": books.state,
-                    "lag": books.lag,
-                    "durable": books.durable,
-                    "lapped": books.lapped,
-                    "rolledBack": books.rolled_back,
+                    "state": consumer.state,
+                    "lag": consumer.lag,
+                    "durable": consumer.durable,
+                    "lapped": consumer.lapped,
+                    "rolledBack": consumer.rolled_back,
                 }
-                for name, books in {"hook": books.hook, **books.consumers}.items()
+                for ring in (books.capture, books.bus)
+                for name, consumer in ring.consumers.items()
             },
         }
 

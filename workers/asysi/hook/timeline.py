@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from asysi.hook.books import Books
+from asysi.hook.books import Books, ConsumerBooks
 
 _PRESENT = "attached"
 
@@ -18,16 +18,16 @@ def describe(before: Books, after: Books, rate: float) -> dict[str, Any]:
     `lag` is the share of a ring that is unread, at its end. Rows count all hook points together.
     """
     seconds = max(1e-9, after.at - before.at)
-    drops = _grown(before.dropped, after.dropped)
-    for reason, rows in _grown(before.bus_dropped, after.bus_dropped).items():
+    drops = _grown(before.capture.dropped, after.capture.dropped)
+    for reason, rows in _grown(before.bus.dropped, after.bus.dropped).items():
         drops[f"bus_{reason}"] = rows
     return {
         "rate": round(rate, 6),
         "steps": after.steps,
         "offered": round(max(0, after.offered - before.offered) / seconds, 1),
-        "kept": round((after.published - before.published) / seconds, 1),
+        "kept": round((sum(after.capture.published) - sum(before.capture.published)) / seconds, 1),
         "consumed": {
-            name: round((now.consumed - then.consumed) / seconds, 1)
+            name: round((sum(now.consumed) - sum(then.consumed)) / seconds, 1)
             for name, then, now in _pairs(before, after)
         },
         "lag": {name: round(now.lag, 4) for name, _, now in _pairs(before, after)},
@@ -37,9 +37,11 @@ def describe(before: Books, after: Books, rate: float) -> dict[str, Any]:
     }
 
 
-def _pairs(before: Books, after: Books) -> list[tuple[str, Any, Any]]:
-    shared = [(name, before.consumers[name], books) for name, books in after.consumers.items()]
-    return [("hook", before.hook, after.hook), *shared]
+def _pairs(before: Books, after: Books) -> list[tuple[str, ConsumerBooks, ConsumerBooks]]:
+    rings = ((before.capture, after.capture), (before.bus, after.bus))
+    return [
+        (name, then.consumers[name], books) for then, now in rings for name, books in now.consumers.items()
+    ]
 
 
 def _grown(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, int]:
@@ -55,8 +57,8 @@ class Restarts:
 
     def look(self, books: Books) -> None:
         """Compare the workers' states with those of the last look."""
-        self.counts["hook"] = max(0, books.generation - 1)
-        for name, consumer in books.consumers.items():
+        self.counts["hook"] = max(0, books.bus.generation - 1)
+        for name, consumer in books.bus.consumers.items():
             self.counts.setdefault(name, 0)
             if consumer.state == "gone":
                 self._gone.add(name)
