@@ -95,6 +95,14 @@ def test_a_consumer_that_has_not_begun_has_no_pace_yet():
     assert decide(Pace(rate=0.7), LIMITS, 1.0, 1000, {"sae": alone(0, 500, 0.5)}).rate == LIMITS.least
 
 
+def test_a_floor_at_which_nothing_is_kept_is_left_again():
+    """A consumer that is given nothing is no reason to stay low: the rate doubles every two seconds."""
+    pace = Pace(rate=0.01, offered=1000.0, flows={"sae": [Flow(0.0, 0.0)]})
+    for _ in range(8):
+        pace = decide(pace, LIMITS, 0.25, 250, {"sae": alone(0, 0, 0.0)})
+    assert pace.rate == pytest.approx(0.02)
+
+
 def test_the_push_is_neutral_in_the_middle_and_nothing_near_the_end():
     """Without lag the rate may double, at 0.4 it stands, from 0.8 on it falls to the floor."""
     assert [push(lag) for lag in (0.0, 0.4, 0.8, math.inf)] == [2.0, 1.0, 0.0, 0.0]

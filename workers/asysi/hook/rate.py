@@ -119,7 +119,7 @@ def decide(
         if not consumer.away
     }
     bounds = [
-        _bearable(pace.rate, offered, flows[name], consumer)
+        _bearable(pace.rate, offered, flows[name], consumer, seconds)
         for name, consumer in consumers.items()
         if name in flows and consumer.away <= GRACE_SECONDS
     ]
@@ -127,14 +127,20 @@ def decide(
     return replace(pace, rate=rate, offered=offered, flows=flows)
 
 
-def _bearable(rate: float, offered: float, flows: Sequence[Flow], consumer: Consumer) -> float:
+def _bearable(
+    rate: float, offered: float, flows: Sequence[Flow], consumer: Consumer, seconds: float
+) -> float:
     """Return the rate that a consumer can follow."""
-    pace = sum(flow.pace for flow in flows)
+    followed = sum(flow.pace for flow in flows) / offered
     if consumer.away:
-        return pace / offered
-    if not pace and consumer.peak < _BALANCE:
-        return rate  # it has not begun yet: its pace is unknown, and there is room
-    return pace / offered * push(lag_of(consumer, flows))
+        return followed
+    pushed = followed * push(lag_of(consumer, flows))
+    if consumer.peak >= _BALANCE:
+        return pushed
+    if not any(queue.unread for queue in consumer.queues):
+        # Nothing to do: its pace says what it was given, perhaps nothing at all, not what it can do.
+        return max(pushed, rate * 2 ** (seconds / SMOOTHING_SECONDS))
+    return pushed if followed else rate  # it has not begun yet, and there is room
 
 
 def _smooth_flows(
