@@ -79,7 +79,8 @@ class Attempts:
             pod = self._pod(attempt, began)
             leave = pod.run()
             self._count(pod)
-            again = leave is None and not self._wishes.clean_end and self._judge(pod) is Judgement.RETRY
+            own = leave is None or leave.code is None
+            again = own and not self._wishes.clean_end and self._judge(pod) is Judgement.RETRY
             if not again or attempt >= limit:
                 return self._outcome(pod, leave, attempt + 1)
             if pod.struck:
@@ -165,7 +166,7 @@ def verdict(
     spec: PodSpec, codes: Mapping[str, int], leave: Leave | None, *, interrupted: bool
 ) -> tuple[Exit, str | None]:
     """Return the exit code of a run whose last pod ended with `codes`, and why unless all went well."""
-    if leave is not None:
+    if leave is not None and leave.code is not None:
         return leave.code, leave.reason
     failed = {
         name: codes[name] for name in (c.name for c in spec.containers if not c.sidecar) if codes.get(name)

@@ -1,14 +1,17 @@
 """Runs rendered objects on this machine: folders, locks, signals and display around the attempts."""
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
+import yaml
+
 from asysi.contract import runtime
 from asysi.contract.errors import ConfigError
 from asysi.contract.quantity import parse_bytes
-from asysi.contract.runtime import Exit
+from asysi.contract.runtime import Env, Exit
 from asysi_operator.local.asking import Asker
 from asysi_operator.local.attempts import Attempts, Outcome
 from asysi_operator.local.binding import bound
@@ -66,7 +69,8 @@ def run_objects(
         Places(name, shared=shared, scratch=scratch) as places,
         closing(Asker()) as asker,
     ):
-        places.write_config(_one(objects, "ConfigMap")["data"])
+        config = _one(objects, "ConfigMap")["data"]
+        places.write_config(config)
         results = Output(output)
         results.open(overwrite=overwrite)
         shown = display(plain=plain)
@@ -74,11 +78,12 @@ def run_objects(
 
         def look(attempt: int, pod: Pod) -> None:
             watching.look(attempt, pod)
-            if results.worth_keeping:
+            if results.replaces and results.worth_keeping:
                 results.keep()
 
         outcome = None
         try:
+            results.write(runtime.EXPERIMENT_FILE, _as_yaml(config[runtime.MOUNTS[Env.CONFIG].name]))
             with Events(output / runtime.EVENTS_FILE) as events, shown:
                 outcome = Attempts(
                     job,
@@ -100,6 +105,10 @@ def run_objects(
 
 def _one(objects: Sequence[Manifest], kind: str) -> Manifest:
     return next(item for item in objects if item["kind"] == kind)
+
+
+def _as_yaml(document: str) -> str:
+    return yaml.safe_dump(json.loads(document), sort_keys=False, allow_unicode=True)
 
 
 def _rings(pod: Manifest) -> int:

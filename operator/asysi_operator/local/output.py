@@ -3,7 +3,7 @@
 import contextlib
 import os
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from asysi.contract import runtime
@@ -23,6 +23,8 @@ _MADE_BY_A_RUN = tuple(
         runtime.ARCHIVE_FOLDER,
         runtime.HOST_FOLDER,
         runtime.LOG_FOLDER,
+        "attempts",
+        "statistics.json",
     )
 )
 _ASIDE = ".replaced"
@@ -68,6 +70,7 @@ class Output:
             self._refuse(self._found(), overwrite=overwrite)
             self._make()
             self._move_aside()
+            (self.folder / runtime.EVENTS_FILE).touch()
             (self.folder / runtime.LOG_FOLDER).mkdir()
         except OSError as error:
             self._unmake()
@@ -88,14 +91,25 @@ class Output:
         """Whether an older run was moved aside."""
         return (self.folder / _ASIDE).exists()
 
+    def write(self, name: PurePosixPath, text: str) -> None:
+        """Write a file, whole or not at all."""
+        path = self.folder / name
+        part = path.with_name(f".{path.name}.part")
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.rename(path)
+
     def keep(self) -> None:
         """Let the older run go: this one has taken its place."""
         shutil.rmtree(self.folder / _ASIDE, ignore_errors=True)
 
     def discard(self) -> None:
         """Leave the place as it was found."""
-        for name in self._found():
-            _remove(self.folder / name)
+        if self.folder in self._made:  # whatever is in it, this run has made it
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self._remove_found()
         self._return_old()
         self._unmake()
 
@@ -140,11 +154,18 @@ class Output:
         aside = self.folder / _ASIDE
         if not aside.is_dir():
             return
-        for name in self._found():
-            _remove(self.folder / name)
+        ours = (
+            runtime.EVENTS_FILE
+        )  # first to be moved, first to be made: where it stands tells which run is whose
+        if (self.folder / ours).exists() and (aside / ours).exists():
+            self._remove_found()
         for entry in aside.iterdir():
             entry.rename(self.folder / entry.name)
         aside.rmdir()
+
+    def _remove_found(self) -> None:
+        for name in self._found():
+            _remove(self.folder / name)
 
     def _unmake(self) -> None:
         for folder in reversed(self._made):

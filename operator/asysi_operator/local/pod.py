@@ -26,11 +26,11 @@ class Leave(Exception):  # noqa: N818 - no error: the pod is to be deleted
     """The pod ends before its main containers do.
 
     Attributes:
-        code: exit code of the run.
+        code: exit code of the run; None leaves it to the containers' exit codes.
         reason: a sentence for people.
     """
 
-    def __init__(self, code: Exit, reason: str) -> None:
+    def __init__(self, code: Exit | None, reason: str) -> None:
         super().__init__(reason)
         self.code, self.reason = code, reason
 
@@ -42,6 +42,8 @@ class Deadline:
     at: float
     """Seconds of time.monotonic()."""
     reason: str
+    code: Exit | None = Exit.FAILED
+    """Exit code of the run; None leaves it to the containers' exit codes."""
     while_starting: bool = False
     """Whether it counts only until the main containers run."""
 
@@ -179,7 +181,7 @@ class Pod:
         self._give_up_after_host(now)
         for deadline in self._deadlines:
             if now >= deadline.at and not (deadline.while_starting and self._began is not None):
-                raise Leave(Exit.FAILED, deadline.reason)
+                raise Leave(deadline.code, deadline.reason)
 
     def _interrupt(self, now: float) -> None:
         if self._began is None:
@@ -211,7 +213,7 @@ class Pod:
         ):
             return
         patience = min(self._grace, PATIENCE_AFTER_BAD_CONFIG) if host.code == Exit.CONFIG else self._grace
-        self._deadlines.append(Deadline(now + patience, _AFTER_HOST))
+        self._deadlines.append(Deadline(now + patience, _AFTER_HOST, code=None))
 
     def _strike_once(self) -> None:
         strike = self._strike

@@ -6,7 +6,7 @@ from enum import Enum
 
 from asysi_operator.local.containers import Probe
 
-QUICK = 0.2
+QUICK = 0.1
 """Seconds between questions at start-up: on one machine nobody need wait a whole period."""
 
 

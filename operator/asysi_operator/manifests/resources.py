@@ -64,24 +64,18 @@ def threads(spec: Spec, container: Container) -> int:
 def rings_bytes(spec: Spec) -> int:
     """Return the bytes of both rings: what the spec asks for, and room for control files and descriptors."""
     payload = parse_bytes(spec.capture.size) + parse_bytes(spec.bus.size)
-    return math.ceil((payload + payload // 16 + 8 * _MIB) / _MIB) * _MIB
+    return math.ceil((payload + payload // 64 + 8 * _MIB) / _MIB) * _MIB
 
 
 def refuse_impossible_memory(spec: Spec) -> None:
     """Refuse limits that the kernel would enforce by killing.
 
-    Ring pages are charged to prepare while it runs, then to the pod.
+    Ring pages are charged to prepare while it runs, which the contract checks, then to the pod.
 
     Raises:
         ConfigError: with the arithmetic.
     """
     rings, problems = rings_bytes(spec), []
-    prepare = parse_bytes(spec.resources.prepare.memory)
-    if prepare < rings + HEAP:
-        problems.append(
-            f"spec.resources.prepare.memory is {spec.resources.prepare.memory}, but prepare fills the rings: "
-            f"{_sum(rings, 1)}. Raise it, or lower spec.capture.size or spec.bus.size."
-        )
     running = [container for container in containers_of(spec) if container is not Container.PREPARE]
     limits = sum(parse_bytes(of_container(spec, container).memory) for container in running)
     if limits < rings + HEAP * len(running):
