@@ -268,7 +268,7 @@ def test_the_timeline_is_thinned_and_keeps_what_matters():
     assert max(run.lag["sae"]) == 0.9
     assert [event.text for event in run.events] == [
         "sae was killed: on purpose",
-        "sae was started again after 1.9 s",
+        "sae was started again after 2.0 s",
         "hook ended with exit code 1",
     ]
     assert run.events[0].at == 10.0
@@ -289,8 +289,11 @@ def test_seen_and_kept_that_are_alike_have_no_distance():
     """
     rng = np.random.default_rng(0)
     seen, weight = rng.normal(10, 1, 20_000), np.full(20_000, 3.0)
-    assert sample.histogram("p", seen, weight, rng.normal(10, 1, 20_000)).distance < 0.03
-    assert sample.histogram("p", seen, weight, rng.normal(30, 1, 20_000)).distance > 0.99
+    halves = rng.random(20_000) < 0.5
+    alike = sample.histogram("p", seen, weight, rng.normal(10, 1, 20_000), halves)
+    assert alike.distance < 0.03
+    assert 0 < alike.chance < 0.03
+    assert sample.histogram("p", seen, weight, rng.normal(30, 1, 20_000), halves).distance > 0.99
 
 
 def test_the_hosts_histograms_lose_nothing_but_their_empty_end():

@@ -32,7 +32,8 @@ def main(worker: Worker) -> int:
 
     def status() -> dict[str, object]:
         now = rings.snapshot()
-        return shape(now, tokens_per_second=pace.of(now.host.tokens), said=said)
+        running = now.capture_state == "attached"
+        return shape(now, tokens_per_second=pace.of(now.host.tokens) if running else pace.last, said=said)
 
     worker.status = status
     worker.health.ready()

@@ -42,6 +42,8 @@ class Analysis:
     browser: Browser | None = None
     comparisons: list[Comparison] = field(default_factory=list)
     model: str = ""
+    exports: list[str] = field(default_factory=list)
+    """Folders of the exported autoencoders, below the output."""
     missing: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -73,6 +75,7 @@ def analyse(
     result = Analysis()
     spec = experiment.spec
     exports = find_exports(output)
+    result.exports = [str(export.folder.relative_to(output)) for export in exports]
     if spec.data is None or spec.workload.scan is None:
         result.missing.append("The features: this workload has no text that could be read again.")
         return result

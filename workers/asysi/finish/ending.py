@@ -101,7 +101,7 @@ def report_of(
         passed=ledger.passed and not analysis.problems,
         verdict=verdict(ledger, made.seen, interrupted=host.interrupted),
         figures=Figures(
-            model=experiment.spec.model.uri.rstrip("/").rpartition("/")[2] or experiment.spec.model.uri,
+            model=provenance.model_name(experiment.spec.model.uri),
             model_detail=analysis.model,
             tokens_unique=seen.get("unique_tokens"),
             tokens_total=host.tokens,
@@ -117,7 +117,7 @@ def report_of(
         comparisons=tuple(comparisons),
         browser=analysis.browser,
         limits=tuple(provenance.limits(experiment, host, seen, attempt=ledger.attempt)),
-        commands=tuple(provenance.commands(experiment, [layer.name for layer in analysis.layers])),
+        commands=tuple(provenance.commands(experiment, analysis.exports)),
         missing=tuple(missing),
     )
 

@@ -74,15 +74,15 @@ def tell(events: Sequence[dict[str, Any]], began: float) -> list[Event]:
         at, name, kind = _number(event, "time") - began, str(event.get("container")), event.get("event")
         code, reason = event.get("code"), event.get("reason")
         if kind == "restarted":
-            away = f" after {at - left[name]:.1f} s" if name in left else ""
+            away = f" after {at - left.pop(name):.1f} s" if name in left else ""
             told.append(Event(at, f"{name} was started again{away}", "restart"))
         elif kind == "killed":
-            left[name] = at
+            left.setdefault(name, at)
             told.append(Event(at, f"{name} was killed{_because(reason)}", "restart"))
         elif kind == "exited" and code not in (0, None):
             if name not in left:
                 told.append(Event(at, f"{name} ended with exit code {code}{_because(reason)}", "restart"))
-            left[name] = at
+            left.setdefault(name, at)
     return told[-EVENTS:]
 
 

@@ -7,14 +7,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from asysi.contract.runtime import EXPERIMENT_FILE, SAE_FOLDER
+import asysi
+from asysi.contract.runtime import EXPERIMENT_FILE
 from asysi.contract.spec import ScanExperiment
 from asysi.finish.status import Host
 from asysi.report.words import count
 
 SMALL = 1_000_000
 """Distinct tokens below which the page warns of a small corpus."""
-PACKAGES = ("asysi", "torch", "transformers", "numpy", "safetensors")
+PACKAGES = ("torch", "transformers", "numpy", "safetensors")
 
 
 def limits(
@@ -42,9 +43,20 @@ def limits(
     return [*lines, ("Versions", versions()), ("Machine", machine())]
 
 
+def model_name(uri: str) -> str:
+    """Return what to call the model: the last part of its address, or the one before where that says
+    nothing.
+    """
+    rest = uri.partition("://")[2] or uri
+    path = Path(rest).expanduser()
+    parts = path.resolve().parts if uri.startswith("file://") else path.parts
+    telling = [part for part in parts if part.lower() not in {"model", "models", "weights", "/"}]
+    return telling[-1] if telling else uri
+
+
 def _corpus(experiment: ScanExperiment, host: Host, seen: Mapping[str, Any]) -> str:
     data, scan = experiment.spec.data, experiment.spec.workload.scan
-    parts = [data.uri if data else "no data"]
+    parts = [data.uri.rpartition("/")[2] or data.uri if data else "no data"]
 
     def number(key: str) -> str:
         return count(seen.get(key))
@@ -75,7 +87,7 @@ def _exclusions(experiment: ScanExperiment, host: Host) -> str:
 def _sampling(experiment: ScanExperiment, host: Host) -> str:
     capture, sampling = experiment.spec.capture, experiment.spec.capture.sampling
     return (
-        f"At most {sampling.rate:g} of the {sampling.unit}s, never below {sampling.min_rate:g}; "
+        f"Rate between {sampling.min_rate:g} and {sampling.rate:g}, by {sampling.unit}; "
         f"{count(host.steps_dropped)} of {count(host.steps)} steps dropped. "
         f"Activations travel as {capture.quantization}."
     )
@@ -101,14 +113,14 @@ def _trainer(trainer: Any) -> str:
 def versions() -> str:
     """Return the versions of what was run."""
     found = [f"{name} {_version(name)}" for name in PACKAGES]
-    return ", ".join([*found, f"Python {platform.python_version()}"])
+    return ", ".join([f"asysi {asysi.__version__}", *found, f"Python {platform.python_version()}"])
 
 
 def _version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
-        return "from its source"
+        return "unknown"
 
 
 def machine() -> str:
@@ -128,7 +140,7 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def commands(experiment: ScanExperiment, layers: list[str]) -> list[tuple[str, str]]:
+def commands(experiment: ScanExperiment, exports: list[str]) -> list[tuple[str, str]]:
     """Return what a command does and the command, to be run in the output's folder."""
     lines = [
         (
@@ -138,8 +150,8 @@ def commands(experiment: ScanExperiment, layers: list[str]) -> list[tuple[str, s
     ]
     if experiment.spec.archive.enabled:
         lines.append(("Check every byte of the archive", "asysi mscan verify ."))
-    if layers:
-        folder = f"{SAE_FOLDER}/{layers[0]}"
+    if exports:
+        folder = exports[0]
         lines.append(
             (
                 "Use an autoencoder",

@@ -60,12 +60,13 @@ def by_norm(again: Again, archive: Path) -> Comparison | None:
     except FileNotFoundError:
         return None
     content = again.sheet.content
+    halves = np.random.default_rng(0).random(len(again.sheet.rows))[again.sheet.document[content]] < 0.5
     histograms = []
     for path, rows in again.activations.items():
         kept = _archived(dataset, path)
         if len(kept):
             norms = np.sqrt(np.einsum("ij,ij->i", rows[content], rows[content], dtype=np.float64))
-            histograms.append(histogram(path, norms, again.weight[content], kept))
+            histograms.append(histogram(path, norms, again.weight[content], kept, halves))
     note = (
         f"Norm of the activation. Seen: {count(content.sum())} content tokens read again, each document "
         "with the weight it had in the run. Kept: rows of the archive, evenly spread over the run."
@@ -91,16 +92,40 @@ def _archived(dataset: Any, path: str) -> NDArray[np.float64]:
 
 
 def histogram(
-    name: str, seen: NDArray[np.float64], weight: NDArray[np.float64], kept: NDArray[np.float64]
+    name: str,
+    seen: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    kept: NDArray[np.float64],
+    halves: NDArray[np.bool_],
 ) -> Histogram:
     """Return both over equal bins between the 0.5% and 99.5% quantiles of all; what lies beyond is in the
-    outer bins.
+    outer
+    bins. Chance: two random halves of what was seen differ twice as much as all of it differs from its
+    source.
+
+    Args:
+        name: the hook point.
+        seen: [n] values.
+        weight: [n] how much each counts.
+        kept: [m] values.
+        halves: [n] a random half, whole documents together.
     """
     low, high = np.quantile(np.concatenate([seen, kept]), [0.005, 0.995])
     edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
-    here = np.histogram(np.clip(seen, edges[0], edges[-1]), edges, weights=weight)[0]
-    there = np.histogram(np.clip(kept, edges[0], edges[-1]), edges)[0]
-    return Histogram(name, tuple(edges.tolist()), tuple(here.tolist()), tuple(there.tolist()))
+
+    def count_in(values: NDArray[np.float64], counts: NDArray[np.float64]) -> tuple[float, ...]:
+        inside = np.clip(values, edges[0], edges[-1])
+        return tuple(np.histogram(inside, edges, weights=counts)[0].tolist())
+
+    one, other = (count_in(seen[half], weight[half]) for half in (halves, ~halves))
+    bounds = tuple(edges.tolist())
+    return Histogram(
+        name,
+        bounds,
+        count_in(seen, weight),
+        count_in(kept, np.ones(len(kept))),
+        chance=Histogram("", bounds, one, other).distance / 2,
+    )
 
 
 def read_json(file: Path) -> dict[str, Any]:

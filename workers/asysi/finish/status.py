@@ -107,6 +107,8 @@ class Pace:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
+        self.last = 0.0
+        """What `of` said last."""
         self._seen: deque[tuple[float, int]] = deque(maxlen=256)
 
     def of(self, tokens: int) -> float:
@@ -116,7 +118,8 @@ class Pace:
         while len(self._seen) > 2 and now - self._seen[0][0] > PACE_SECONDS:
             self._seen.popleft()
         since, before = self._seen[0]
-        return (tokens - before) / (now - since) if now > since else 0.0
+        self.last = (tokens - before) / (now - since) if now > since else 0.0
+        return self.last
 
 
 def shape(

@@ -97,6 +97,8 @@ class Histogram:
     """One more than there are bins."""
     seen: tuple[float, ...]
     kept: tuple[float, ...]
+    chance: float | None = None
+    """Distance to be expected from the size of the samples alone, where it is known."""
 
     @property
     def distance(self) -> float:

@@ -102,9 +102,12 @@ DEFINITIONS = (
         "Seen against kept",
         "Two distributions of the same property, as shares. Their distance is the total variation: half "
         "the sum of "
-        "absolute differences, 0% for equal, 100% for disjoint. Token sampling looks at nothing but the "
-        "token's place "
-        "in the stream, so that what remains is chance, unless whole steps were dropped.",
+        "absolute differences, 0% for equal, 100% for disjoint. Where one side is itself a sample, the "
+        "distance that "
+        "chance alone would make is estimated from two random halves of it. Token sampling looks at "
+        "nothing but the "
+        "token's place in the stream; a rate that changes, or dropped steps, favour what was read at "
+        "other times.",
     ),
     Definition(
         "rate",

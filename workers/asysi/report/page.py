@@ -34,6 +34,7 @@ def build(data: ReportData) -> str:
         style_hash=_digest(style),
         script_hash=_digest(script),
         shape=_shape,
+        trained=_trained(data.layers),
         shapes=list(dict.fromkeys(_shape(layer) for layer in data.layers)),
         short=dict(zip(names, words.short_names(names), strict=True)),
         sparklines={layer.name: sparkline(layer) for layer in data.layers},
@@ -47,11 +48,19 @@ def _file(folder: str, name: str) -> str:
 
 
 def _shape(layer: Layer) -> str:
-    """Return the size of an autoencoder and of its training, in words."""
+    """Return the size of an autoencoder, in words."""
     size = f"{words.count(layer.latents)} latents of width {layer.width}"
     fires = f", {layer.k} of which fire for a token" if layer.k else ""
-    trained = "" if layer.trained is None else f", trained on {words.count(layer.trained)} rows"
-    return size + fires + trained
+    return size + fires
+
+
+def _trained(layers: tuple[Layer, ...]) -> str:
+    """Return how many rows the autoencoders were trained on, "" when nobody knows."""
+    rows = sorted({layer.trained for layer in layers if layer.trained is not None})
+    if not rows:
+        return ""
+    least, most = words.count(rows[0]), words.count(rows[-1])
+    return f"trained on {least} rows" if len(rows) == 1 else f"trained on {least} to {most} rows"
 
 
 def _digest(text: str) -> str:
@@ -104,6 +113,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
                 "seen": _rounded(histogram.seen),
                 "kept": _rounded(histogram.kept),
                 "distance": round(histogram.distance, 6),
+                "chance": None if histogram.chance is None else round(histogram.chance, 6),
             }
             for histogram in comparison.histograms
         ],

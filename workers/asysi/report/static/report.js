@@ -150,7 +150,7 @@
         make("p", { class: "note" }, one.note)));
       let width = 0;
       const paint = () => {
-        distance.textContent = `distance ${percent(shown.distance, 2)}`;
+        distance.textContent = `distance ${percent(shown.distance, 2)}` + (shown.chance === null ? "" : `, by chance alone ${percent(shown.chance, 2)}`);
         chart.replaceChildren(histogram(shown, width, one.by));
       };
       onWidth(chart, (w) => { width = w; paint(); });
@@ -169,9 +169,10 @@
     svg.append(draw("path", { d: `M0 ${base}${outline(a)}L${width} ${base}Z`, fill: "var(--faint)", "fill-opacity": 0.28 }));
     svg.append(draw("path", { class: "line", d: `M0 ${base}${outline(b)}L${width} ${base}`, stroke: "var(--accent)" }));
     svg.append(draw("line", { class: "grid", x1: 0, x2: width, y1: base, y2: base }));
-    for (const i of [0, 0.25, 0.5, 0.75, 1]) {
-      const v = low + i * span;
-      svg.append(draw("text", { x: i * width, y: height - 3, "text-anchor": i === 0 ? "start" : i === 1 ? "end" : "middle" }, Number(v.toPrecision(3)).toString()));
+    const step = roundUp(span / 5);
+    for (let v = Math.ceil(low / step) * step; v <= low + span; v += step) {
+      const at = x(v);
+      svg.append(draw("text", { x: at, y: height - 3, "text-anchor": at < 12 ? "start" : at > width - 12 ? "end" : "middle" }, Number(v.toPrecision(6)).toString()));
     }
     return svg;
   };
