@@ -184,9 +184,24 @@ class Writer:
         """
 
     def book(
-        self, account: int, *, seen: int = 0, sampled_out: int = 0, dropped: int = 0, reason: int = 0
+        self,
+        account: int,
+        *,
+        seen: int = 0,
+        sampled_out: int = 0,
+        dropped: int = 0,
+        reason: int = 0,
+        shard: int = 0,
+        source: int = 0,
     ) -> None:
-        """Add rows that are no packet to the account, all numbers in one step."""
+        """Add rows that are no packet to the account, all numbers in one step.
+
+        With `source`, only if it is above the mark of `shard`, which it raises in the same step: a producer
+        that goes on from source() after kill -9 has then booked exactly once.
+
+        Raises:
+            ValueError: an unknown account, shard or reason, or a negative number.
+        """
 
     def close(self, state: Literal["complete", "attempt_over"] | None = None) -> None:
         """Release the lock; with a state, tell readers that nothing more comes."""

@@ -383,12 +383,14 @@ void define_writer(py::module_& m) {
              py::kw_only(), py::arg("book_seen") = true, py::arg("scales") = py::none());
     type.def(
         "book",
-        [](Writer& w, i64 account, i64 seen, i64 sampled_out, i64 dropped, i64 reason) {
-            w.book(small(account, "account"), {.seen = natural(seen, "seen"), .sampled_out = natural(sampled_out, "sampled_out"),
-                                               .dropped = natural(dropped, "dropped"), .reason = small(reason, "reason")});
+        [](Writer& w, i64 account, i64 seen, i64 sampled_out, i64 dropped, i64 reason, i64 shard, i64 source) {
+            w.book(small(account, "account"),
+                   {.seen = natural(seen, "seen"), .sampled_out = natural(sampled_out, "sampled_out"),
+                    .dropped = natural(dropped, "dropped"), .reason = small(reason, "reason")},
+                   small(shard, "shard"), natural(source, "source"));
         },
         py::arg("account"), py::kw_only(), py::arg("seen") = 0, py::arg("sampled_out") = 0, py::arg("dropped") = 0,
-        py::arg("reason") = 0);
+        py::arg("reason") = 0, py::arg("shard") = 0, py::arg("source") = 0);
     type.def(
         "close",
         [](Writer& w, const std::optional<std::string>& state) {

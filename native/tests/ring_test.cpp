@@ -231,6 +231,22 @@ void rows_booked_as_seen_before_are_owed_by_the_crash() {
     });
 }
 
+void rows_dropped_by_source_are_booked_once() {
+    Folder folder;
+    create(folder.path, small());
+    { Writer(folder.path).account("a"); }
+    const auto act = [](Writer& writer) { writer.book(0, {.seen = 4, .dropped = 4, .reason = 5}, 0, 9); };
+    std::map<u64, int> outcomes;
+    steps_of_writer(folder.path, act, [&](const std::string& left) {
+        Writer successor(left);
+        ++outcomes[successor.source(0)];
+        EXPECT(Books(left).dropped() == (successor.source(0) == 9 ? 4U : 0U));
+        act(successor);
+        EXPECT(Books(left).dropped() == 4 && Books(left).producer_balances());
+    });
+    EXPECT(outcomes[0] > 3 && outcomes[9] > 1);
+}
+
 void a_full_ring_books_the_drop_at_every_instruction() {
     Folder folder;
     create(folder.path, small(Policy::drop_new));
@@ -429,6 +445,7 @@ const std::vector<std::pair<std::string, void (*)()>> claims = {
     CLAIM(a_published_packet_is_booked_or_undone_at_every_instruction),
     CLAIM(a_repeatable_packet_is_never_lost_nor_doubled),
     CLAIM(rows_booked_as_seen_before_are_owed_by_the_crash),
+    CLAIM(rows_dropped_by_source_are_booked_once),
     CLAIM(a_full_ring_books_the_drop_at_every_instruction),
     CLAIM(a_gap_is_booked_at_every_instruction),
     CLAIM(taking_over_may_itself_be_killed),

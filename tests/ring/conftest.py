@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from asysi_ring import Control, View, Writer, create
 
 from asysi.bus.packet import HEADER_DTYPE, ROW_DTYPE, ActivationPacket, Dtype, parse_packet
+from asysi_ring import Control, View, Writer, create
 
 WIDTH = 16
 
@@ -21,7 +21,9 @@ class Ring:
 
     folder: str
 
-    def publish(self, writer: Writer, value: int, *, rows: int = 3, point: str = "layer.0", shard: int = 0, **header):
+    def publish(
+        self, writer: Writer, value: int, *, rows: int = 3, point: str = "layer.0", shard: int = 0, **header
+    ):
         """Publish `rows` rows whose elements are all `value`, and whose tokens are too."""
         source = np.full((rows, WIDTH), value, np.float32)
         records = np.zeros(rows, ROW_DTYPE)
@@ -33,7 +35,16 @@ class Ring:
         for name, number in header.items():
             head[name] = number
         return writer.publish_block(
-            shard, head, records, source.ctypes.data, source.strides[0], None, rows, Dtype.FLOAT32, 0, book_seen=book_seen
+            shard,
+            head,
+            records,
+            source.ctypes.data,
+            source.strides[0],
+            None,
+            rows,
+            Dtype.FLOAT32,
+            0,
+            book_seen=book_seen,
         )
 
     def packet(self, view: View) -> ActivationPacket:
@@ -82,7 +93,14 @@ def make_ring(folder: str) -> Callable[..., Ring]:
     """Create a ring of 1 shard × 10 chunks × 4 KiB for one reader "r", broadcast, unless told otherwise."""
 
     def make(**changes) -> Ring:
-        shape = {"shards": 1, "chunks": 10, "chunk_bytes": 4096, "readers": ["r"], "policy": "overwrite", "pins": 2}
+        shape = {
+            "shards": 1,
+            "chunks": 10,
+            "chunk_bytes": 4096,
+            "readers": ["r"],
+            "policy": "overwrite",
+            "pins": 2,
+        }
         create(folder, **(shape | changes))
         return Ring(folder)
 

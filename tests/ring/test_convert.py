@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from asysi_ring import Reader, Writer, create
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from asysi.bus.packet import HEADER_DTYPE, ActivationPacket, Dtype, Quantization, parse_packet
+from asysi_ring import Reader, Writer, create
 
 CHUNK = 256 * 1024
 NUMPY = {Dtype.FLOAT32: np.float32, Dtype.FLOAT16: np.float16, Dtype.BFLOAT16: np.uint16, Dtype.INT8: np.int8}
@@ -27,7 +27,16 @@ class Pipe:
         header["account"], header["width"] = self.account, rows.shape[1]
         count = len(rows) if index is None else len(index)
         assert self.writer.publish_block(
-            0, header, None, rows.ctypes.data, rows.strides[0], index, count, dtype, quantization, scales=scales
+            0,
+            header,
+            None,
+            rows.ctypes.data,
+            rows.strides[0],
+            index,
+            count,
+            dtype,
+            quantization,
+            scales=scales,
         )
         (view,) = self.reader.pull()
         self.reader.consumed(view)
@@ -46,7 +55,9 @@ def pipe(folder):
 # Widths around the vector registers' and the pieces' sizes.
 shapes = st.tuples(st.integers(1, 6), st.sampled_from([1, 3, 15, 16, 17, 31, 64, 100, 384, 2047, 2048, 2049]))
 everything = st.floats(width=32, allow_nan=True, allow_infinity=True, allow_subnormal=True)
-with_pipe = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+with_pipe = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def rows_of(elements):
@@ -94,7 +105,9 @@ def test_int8_is_defined_for_what_is_no_number(pipe, rows):
     packet = pipe.send(rows, Quantization.INT8)
     finite = np.where(np.isfinite(rows), np.abs(rows), 0).max(axis=1)
     scale = finite / np.float32(127)
-    np.testing.assert_array_equal(packet.scales, np.where(scale >= np.finfo(np.float32).tiny, scale, np.float32(0)))
+    np.testing.assert_array_equal(
+        packet.scales, np.where(scale >= np.finfo(np.float32).tiny, scale, np.float32(0))
+    )
     usable = (packet.scales > 0)[:, None]
     assert (packet.payload[np.isnan(rows)] == 0).all()
     np.testing.assert_array_equal(packet.payload[usable & np.isposinf(rows)], 127)
@@ -104,7 +117,10 @@ def test_int8_is_defined_for_what_is_no_number(pipe, rows):
 
 
 @with_pipe
-@given(rows=rows_of(st.floats(-60000, 60000, width=16)), quantization=st.sampled_from([Quantization.BF16, Quantization.INT8]))
+@given(
+    rows=rows_of(st.floats(-60000, 60000, width=16)),
+    quantization=st.sampled_from([Quantization.BF16, Quantization.INT8]),
+)
 def test_half_precision_converts_as_its_float32_would(pipe, rows, quantization):
     """float16 and bfloat16 sources give what their exact float32 values give."""
     half = rows.astype(np.float16)

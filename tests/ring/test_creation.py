@@ -4,6 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from asysi_ring import (
     Control,
     GeometryError,
@@ -16,7 +17,13 @@ from asysi_ring import (
     required_bytes,
 )
 
-SHAPE = {"shards": 2, "chunks": 40, "chunk_bytes": 4096, "readers": ["sae", "archiver"], "policy": "overwrite"}
+SHAPE = {
+    "shards": 2,
+    "chunks": 40,
+    "chunk_bytes": 4096,
+    "readers": ["sae", "archiver"],
+    "policy": "overwrite",
+}
 
 
 def poke(folder, field, value):
@@ -44,7 +51,10 @@ def test_geometry_is_what_was_asked_for(folder):
     with Control(folder) as control:
         geometry = control.geometry()
     assert geometry["depth"] == 40 - 2 * 16 - 1
-    assert {key: geometry[key] for key in ("shards", "chunks", "chunk_bytes", "policy", "pins", "abi", "generation")} == {
+    assert {
+        key: geometry[key]
+        for key in ("shards", "chunks", "chunk_bytes", "policy", "pins", "abi", "generation")
+    } == {
         "shards": 2,
         "chunks": 40,
         "chunk_bytes": 4096,
@@ -56,7 +66,9 @@ def test_geometry_is_what_was_asked_for(folder):
     files = {path.name: path.stat() for path in Path(folder).iterdir()}
     assert set(files) == {"control", "data"}
     assert files["data"].st_size == 2 * 40 * 4096
-    assert sum(facts.st_size for facts in files.values()) <= required_bytes(shards=2, chunks=40, chunk_bytes=4096)
+    assert sum(facts.st_size for facts in files.values()) <= required_bytes(
+        shards=2, chunks=40, chunk_bytes=4096
+    )
     assert files["data"].st_blocks * 512 >= files["data"].st_size
 
 
@@ -83,7 +95,7 @@ def test_an_impossible_shape_is_refused_by_name(folder, change, named):
 def test_another_geometry_is_refused_naming_both(folder):
     """What stands there is described, what was wanted too."""
     create(folder, **SHAPE)
-    with pytest.raises(GeometryError, match="40 chunks x 4096 bytes.*wanted was 2 shards x 50 chunks"):
+    with pytest.raises(GeometryError, match=r"40 chunks x 4096 bytes.*wanted was 2 shards x 50 chunks"):
         create(folder, **(SHAPE | {"chunks": 50}))
 
 
@@ -97,7 +109,9 @@ def test_another_geometry_is_refused_naming_both(folder):
         ("packet_header_bytes", 128, "headers of 1160 and 128"),
     ],
 )
-@pytest.mark.parametrize("attach", [Writer, Control, lambda folder: Reader(folder, "sae"), lambda folder: create(folder, **SHAPE)])
+@pytest.mark.parametrize(
+    "attach", [Writer, Control, lambda folder: Reader(folder, "sae"), lambda folder: create(folder, **SHAPE)]
+)
 def test_a_ring_of_another_build_is_refused_naming_both(folder, field, value, named, attach):
     """Whoever attaches is told what was found and what was expected."""
     create(folder, **SHAPE)
@@ -107,7 +121,15 @@ def test_a_ring_of_another_build_is_refused_naming_both(folder, field, value, na
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("shards", 3), ("chunks", 60000), ("chunk_bytes", 8192), ("readers", 999), ("accounts", 1), ("policy", 7)]
+    ("field", "value"),
+    [
+        ("shards", 3),
+        ("chunks", 60000),
+        ("chunk_bytes", 8192),
+        ("readers", 999),
+        ("accounts", 1),
+        ("policy", 7),
+    ],
 )
 def test_a_header_that_contradicts_the_file_is_refused(folder, field, value):
     """No bound is taken from a header that does not fit the file's size."""
@@ -140,7 +162,7 @@ def test_a_missing_ring_is_a_missing_file(folder):
 def test_a_reader_without_a_place_is_refused_naming_those_with_one(folder):
     """The readers are fixed when the ring is created."""
     create(folder, **SHAPE)
-    with pytest.raises(ValueError, match="no reader finish.*sae, archiver"):
+    with pytest.raises(ValueError, match=r"no reader finish.*sae, archiver"):
         Reader(folder, "finish")
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from asysi_ring import BusyError, ClosedError, Control, Reader, RevokedError, Writer, control_layout
 
 from asysi.bus.packet import HEADER_DTYPE, Dtype
+from asysi_ring import BusyError, ClosedError, Control, Reader, RevokedError, Writer, control_layout
 
 
 def states_at(folder, chunk=0):
@@ -64,7 +64,7 @@ class TestOrder:
             assert [view.sequence for view in reader.pull()] == [1, 2]
 
     def test_the_ring_fills_what_only_it_knows(self, make_ring):
-        """Sequence, rows before, generation and sizes are the ring's; the rest of the header arrives as given."""
+        """Sequence, rows before and generation are the ring's; the rest of the header arrives as given."""
         ring = make_ring()
         with Writer(ring.folder) as writer, Reader(ring.folder, "r") as reader:
             for value in (7, 8):
@@ -72,7 +72,9 @@ class TestOrder:
             headers = [ring.packet(view).header.copy() for view in reader.pull()]
         assert [int(header["sequence"]) for header in headers] == [1, 2]
         assert [int(header["rows_before"]) for header in headers] == [0, 4]
-        assert {(int(h["step"]), int(h["part"]), int(h["generation"]), int(h["rows"])) for h in headers} == {(99, 2, 1, 4)}
+        assert {(int(h["step"]), int(h["part"]), int(h["generation"]), int(h["rows"])) for h in headers} == {
+            (99, 2, 1, 4)
+        }
 
     def test_shards_are_rings_of_their_own(self, make_ring):
         """A full shard takes nothing from another, and a point stays in the shard of its first packet."""
@@ -173,7 +175,7 @@ class TestPins:
             assert [view.sequence for view in reader.pull(64, 0)] == [4]
 
     def test_live_exports_forbid_release(self, make_ring):
-        """An array over the packet makes release raise BufferError; without it, it succeeds, and again does nothing."""
+        """With an array over the packet release raises BufferError; without, it succeeds, twice too."""
         ring = make_ring()
         with Writer(ring.folder) as writer, Reader(ring.folder, "r") as reader:
             ring.publish(writer, 5)
@@ -214,7 +216,9 @@ class TestPins:
                 memoryview(view)[0] = 1
             address = np.frombuffer(view, np.uint8).ctypes.data
             maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
-            inside = [m[1] for m in maps if int(m[0].split("-")[0], 16) <= address < int(m[0].split("-")[1], 16)]
+            inside = [
+                m[1] for m in maps if int(m[0].split("-")[0], 16) <= address < int(m[0].split("-")[1], 16)
+            ]
             assert inside == ["r--s"]
 
     def test_arrays_outlive_reader_and_producer(self, make_ring):
@@ -357,7 +361,7 @@ class TestFull:
         ],
     )
     def test_what_cannot_be_a_packet_is_refused_before_it_is_booked(self, make_ring, wrong):
-        """A packet larger than a chunk, or an array of the wrong size, raises ValueError; the books stay empty."""
+        """A packet larger than a chunk, an array of the wrong size: ValueError, and empty books."""
         ring = make_ring()
         source = np.zeros((3, 16), np.float32)
         header = np.zeros(1, HEADER_DTYPE)
@@ -383,7 +387,7 @@ class TestBooks:
     """Counters that a consumer and a producer keep beside the packets."""
 
     def test_sampled_rows_are_booked_in_one_step(self, make_ring):
-        """A producer that samples books what it saw and what it left out; the published rest closes the books."""
+        """A producer books what it saw and what it sampled out; the published rest closes the books."""
         ring = make_ring()
         with Writer(ring.folder) as writer:
             account = writer.account("layer.0")
@@ -460,7 +464,11 @@ class TestBooks:
     def test_gauges_and_mailbox_keep_their_words(self, make_ring):
         """Numbers written by one process are there for all, and bounds hold."""
         ring = make_ring()
-        with Writer(ring.folder) as writer, Reader(ring.folder, "r") as reader, Control(ring.folder) as control:
+        with (
+            Writer(ring.folder) as writer,
+            Reader(ring.folder, "r") as reader,
+            Control(ring.folder) as control,
+        ):
             writer.account("p")
             reader.gauge(0, 7, 0.25)
             control.set(63, 2**64 - 1)
@@ -531,7 +539,14 @@ class TestLife:
         writer, reader, control = Writer(ring.folder), Reader(ring.folder, "r"), Control(ring.folder)
         for end in (writer, reader, control, writer, reader, control):
             end.close()
-        for call in (lambda: ring.publish(writer, 1), writer.free, reader.pull, reader.lag, reader.ended, control.heads):
+        for call in (
+            lambda: ring.publish(writer, 1),
+            writer.free,
+            reader.pull,
+            reader.lag,
+            reader.ended,
+            control.heads,
+        ):
             with pytest.raises(ClosedError):
                 call()
 

@@ -122,7 +122,10 @@ public:
         expect_fit(block, plan);
         if (block.rows.count == 0) return true;
         const u64 sequence = heads_[block.shard] + 1;
-        open_intent(block, sequence);
+        const u32 account = block.header.account;
+        keep_home(account, block.shard);
+        open_intent({.shard = block.shard, .sequence = sequence, .account = account, .rows = block.rows.count,
+                     .book_seen = block.book_seen, .source = block.header.source});
         const auto claim = this->claim(block.shard);
         if (!claim) {
             refuse(block, sequence);
@@ -134,19 +137,25 @@ public:
         commit(block.shard, sequence, word::slot(claim->generation, claim->chunk));
         next_[block.shard] = (claim->chunk + 1) % geometry().chunks;
         const u64 count = block.rows.count;
-        add(block.header.account, {.seen = block.book_seen ? count : 0, .published = count, .packets = 1});
-        settle(block);
+        add(account, {.seen = block.book_seen ? count : 0, .published = count, .packets = 1});
+        settle(block.shard, block.header.source);
         return true;
     }
 
-    /// Books rows that are no packet: all numbers in one step.
-    void book(u32 account, const Entry& entry) {
+    /// Books rows that are no packet: all numbers in one step. With a source, only if it is above the shard's mark, which
+    /// it raises in the same step: a producer that repeats books once.
+    void book(u32 account, const Entry& entry, u32 shard = 0, u64 source = 0) {
         const auto turn = enter();
         expect_account(account);
+        expect_shard(shard);
         if (entry.reason >= max_reasons) {
             throw std::invalid_argument("reason " + std::to_string(entry.reason) + " is not within 0 to 7");
         }
+        if (source == 0) return add(account, entry);
+        if (source <= ring_.shard(shard).source.load(std::memory_order_relaxed)) return;
+        open_intent({.shard = shard, .sequence = never, .account = account, .rows = 0, .book_seen = false, .source = source});
         add(account, entry);
+        settle(shard, source);
     }
 
     /// Releases the lock; with a state, tells the readers that nothing more comes.
@@ -286,25 +295,38 @@ private:
         }
     }
 
-    void open_intent(const Block& block, u64 sequence) {
-        const u32 account = block.header.account;
-        if (shard_of_[account] == 0) {
-            shard_of_[account] = block.shard + 1;
-            ring_.account(account).shard.store(block.shard + 1, std::memory_order_relaxed);
-        }
+    /// What is about to be booked; see Intent.
+    struct Plot {
+        u32 shard;
+        u64 sequence;
+        u32 account;
+        u64 rows;
+        bool book_seen;
+        u64 source;
+    };
+    static constexpr u64 never = ~u64{0};  // a sequence that no head reaches: nothing is to be published
+
+    void open_intent(const Plot& plot) {
         Intent& intent = ring_.live().intent;
         // The compiler must not move these before the last intent was closed; a kill sees program order.
         std::atomic_signal_fence(std::memory_order_seq_cst);
         const auto note = [](std::atomic<u64>& field, u64 value) { field.store(value, std::memory_order_relaxed); };
-        note(intent.shard, block.shard);
-        note(intent.sequence, sequence);
-        note(intent.account, account);
-        note(intent.version, ring_.account(account).counters.version.load(std::memory_order_relaxed));
-        note(intent.rows, block.rows.count);
-        note(intent.book_seen, block.book_seen ? 1 : 0);
-        note(intent.source, block.header.source);
+        note(intent.shard, plot.shard);
+        note(intent.sequence, plot.sequence);
+        note(intent.account, plot.account);
+        note(intent.version, ring_.account(plot.account).counters.version.load(std::memory_order_relaxed));
+        note(intent.rows, plot.rows);
+        note(intent.book_seen, plot.book_seen ? 1 : 0);
+        note(intent.source, plot.source);
         note(intent.tombstone, 0);
         intent.open.store(1, std::memory_order_release);
+    }
+
+    /// An account's packets stay in the shard of its first.
+    void keep_home(u32 account, u32 shard) {
+        if (shard_of_[account] != 0) return;
+        shard_of_[account] = shard + 1;
+        ring_.account(account).shard.store(shard + 1, std::memory_order_relaxed);
     }
 
     /// The next chunk that nobody has pinned, marked as being written.
@@ -400,11 +422,11 @@ private:
             commit(block.shard, sequence, word::tombstone | word::slot(sequence, before));
             add(account, {.seen = seen, .dropped = count, .reason = reason::no_chunk});
         }
-        settle(block);
+        settle(block.shard, block.header.source);
     }
 
-    void settle(const Block& block) {
-        raise_source(block.shard, block.header.source);
+    void settle(u32 shard, u64 source) {
+        raise_source(shard, source);
         ring_.live().intent.open.store(0, std::memory_order_release);
     }
 
