@@ -2,10 +2,10 @@
 
 `fake_container.py NAME PLAN`: the plan is JSON, a list with a dictionary for each life; the last one repeats.
 Keys: `ready` seconds until /readyz says yes (a server runs only where there is a port), `hangs` seconds after
-which /livez says no and SIGTERM is not heard, `seconds` of work until `code`, `writes` files below the output,
-`says` last words, `early` True to count SIGINT as the end, `deaf` True to ignore SIGTERM, `stays` True to outlive
-the stream, `environment` variables to note. Without `seconds` a container works until the stream is over; the
-host's end makes it so.
+which /livez says no and SIGTERM is not heard, `seconds` of work until `code`, `writes` files of the output,
+`says` last words, `early` True to count SIGINT as the end, `deaf` True to ignore SIGTERM, `stays` True to
+outlive the stream, `environment` variables to note. Without `seconds` a container works until the stream is
+over; the host's end makes it so.
 """
 
 import json

@@ -28,8 +28,9 @@ def test_nothing_is_left_but_the_output(pod):
 
 def test_the_experiment_is_kept(pod):
     """The output holds the experiment as it was run, and it reads back as the same."""
-    from asysi.contract.spec import ScanExperiment
     import yaml
+
+    from asysi.contract.spec import ScanExperiment
 
     pod.run()
     text = (pod.output / "experiment.yaml").read_text()
@@ -37,7 +38,7 @@ def test_the_experiment_is_kept(pod):
 
 
 def test_environment(pod):
-    """A container is told folders of its own run, a port, its memory limit and to listen to this machine only."""
+    """A container is told folders of its own run, a port, its memory limit, and to listen here only."""
     names = ["ASYSI_OUTPUT", "ASYSI_ATTEMPT", "ASYSI_MEMORY", "ASYSI_BIND", "OMP_NUM_THREADS"]
     pod.plans["sae"] = {"environment": names}
     assert pod.run() == 0
@@ -79,7 +80,7 @@ def test_a_hung_sidecar_is_killed_and_comes_back(pod):
 
 
 def test_sidecars_stop_in_reverse_order(pod):
-    """Sidecars that outlive the main containers get SIGTERM from the last to the first, each after the other."""
+    """Sidecars that outlive the main containers get SIGTERM from the last to the first, one by one."""
     for name in ("archiver", "sae", "hook"):
         pod.plans[name] = {"stays": True}
     assert pod.run() == 0

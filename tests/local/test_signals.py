@@ -2,12 +2,13 @@
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
 
 def test_interrupt_once(pod):
-    """One Ctrl-C reaches the host alone; the stream ends in band, finish gives its verdict, the code is 130."""
+    """One Ctrl-C reaches the host alone; the stream ends in band, finish judges it, the code is 130."""
     pod.plans["host"] = {"early": True}
     runner = pod.begin()
     pod.await_note("host started")
@@ -99,5 +100,4 @@ def test_a_worker_killed_by_hand(pod, wait_until):
 
 
 def _arguments(pid: int) -> list[bytes]:
-    with open(f"/proc/{pid}/cmdline", "rb") as file:
-        return file.read().split(b"\0")
+    return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")

@@ -41,7 +41,8 @@ class Places:
         self._name, self._parents = name, (shared, scratch or Path(tempfile.gettempdir()))
         self._lock_file = shared / f"asysi-{name}.lock"
         unique = f"asysi-{name}-{secrets.token_hex(4)}"
-        self.rings, self._scratch = (parent / unique for parent in self._parents)
+        self.rings = self._parents[0] / unique
+        self._scratch = self._parents[1] / f"{unique}.scratch"  # both parents may be the same
         self.lock = -1
 
     def __enter__(self) -> Self:
@@ -114,7 +115,7 @@ class Places:
         return False
 
     def _remove_stale(self) -> None:
-        ours = re.compile(rf"asysi-{re.escape(self._name)}-[0-9a-f]{{8}}")
+        ours = re.compile(rf"asysi-{re.escape(self._name)}-[0-9a-f]{{8}}(\.scratch)?")
         for parent in self._parents:
             for folder in parent.glob(f"asysi-{self._name}-*"):
                 if ours.fullmatch(folder.name) and folder.lstat().st_uid == os.getuid():

@@ -96,7 +96,10 @@ def _consumer(name: str, item: object) -> Consumer:
 
 
 def _point(item: dict[str, Any]) -> Point:
-    return Point(_text(item, "path") or "?", _number(item, "fvu"), _number(item, "l0"), _number(item, "dead"))
+    path = _text(item, "path") or "?"
+    if _count(item, "trained") == 0:  # its gauges have not been written yet
+        return Point(path, None, None, None)
+    return Point(path, _number(item, "fvu"), _number(item, "l0"), _number(item, "dead"))
 
 
 def _part(part: dict[str, Any], key: str) -> dict[str, Any]:

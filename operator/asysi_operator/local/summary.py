@@ -27,10 +27,10 @@ def summary(name: str, outcome: Outcome, status: Status, output: Path) -> str:
         f"{name} {_WORDS.get(outcome.code, 'ended')} (exit {int(outcome.code)})",
         *_indented(outcome.reason),
     ]
-    fvu = "  ".join(f"{point.path} {ratio(point.fvu)}" for point in status.points if point.fvu is not None)
+    fvu = [f"{ratio(point.fvu)} {point.path}" for point in status.points if point.fvu is not None]
     restarts = ", ".join(f"{container} {count}" for container, count in sorted(outcome.restarts.items()))
     facts = {
-        "FVU": fvu,
+        "FVU": f"\n{' ' * 11}".join(fvu),
         "ledger": _BALANCED.get(ledger.get("balanced"), ""),
         "kept": _kept(ledger),
         "restarts": restarts or "none",

@@ -38,4 +38,5 @@ class View:
         status = self.status
         if not status.tokens_total or status.tokens is None or not status.tokens_per_second:
             return None
-        return max(0, status.tokens_total - status.tokens) / status.tokens_per_second
+        left = status.tokens_total - status.tokens
+        return left / status.tokens_per_second if left > 0 else None

@@ -1,0 +1,126 @@
+"""What the user sees."""
+
+import io
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from asysi.contract.runtime import Exit
+from asysi_operator.local.attempts import Outcome
+from asysi_operator.local.display import Lines, line, panels
+from asysi_operator.local.status import Status, read_status
+from asysi_operator.local.summary import summary
+from asysi_operator.local.view import Process, View
+
+ANSWER = {
+    "phase": "running",
+    "progress": {
+        "steps": 5, "stepsTotal": 10, "tokens": 50_000, "tokensTotal": 100_000, "pass": 1,
+        "tokensPerSecond": 5000.0,
+    },
+    "rate": 0.625,
+    "capture": {"seen": 1000, "published": 600, "sampledOut": 390, "dropped": {"ring_full": 10}},
+    "consumers": {"sae": {"lag": 0.25, "lapped": 3, "state": "attached"}},
+    "points": [
+        {"path": "encoder.layer.0.output", "fvu": 0.125, "l0": 32.0, "dead": 0.5, "trained": 9},
+        {"path": "encoder.layer.1.output", "fvu": 0.0, "l0": 0.0, "dead": 0.0, "trained": 0},
+    ],
+}  # fmt: skip
+VIEW = View(
+    name="minilm",
+    seconds=61,
+    processes=(Process("sae", "runs", 1), Process("host", "runs", 0)),
+    status=read_status(json.dumps(ANSWER).encode()),
+    notes=("sae was killed on purpose",),
+)
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*ANSWER, "sae", "lag"]), inner)
+    ),
+    max_leaves=10,
+)
+
+
+@given(st.dictionaries(st.sampled_from(list(ANSWER)), JSON))
+def test_any_answer_can_be_shown(answer):
+    """Whatever JSON object /status answers, both displays draw it."""
+    view = View("x", status=read_status(json.dumps(answer).encode()))
+    assert line(view)
+    Console(quiet=True).print(panels(view))
+
+
+@given(st.binary(max_size=50))
+def test_what_is_no_answer_is_no_status(body):
+    """Bytes that are no JSON object are not a status, and no error."""
+    status = read_status(body)
+    assert status is None or status == Status(phase="running")
+
+
+def test_both_displays_say_what_matters():
+    """Progress, time left, pace, rate, drops, lag, FVU, L0 and restarts are on the screen."""
+    console = Console(width=120, file=io.StringIO())
+    console.print(panels(VIEW))
+    screen = console.file.getvalue()
+    common = [
+        "minilm",
+        "50%",
+        "50,000 of 100,000 tokens",
+        "5,000 tok/s",
+        "0:10 left",
+        "0.625",
+        "10 ring_full",
+        "25%",
+    ]
+    for text in [*common, "0.125"]:
+        assert text in screen
+        assert text in line(VIEW)
+    for text in ["encoder.layer.0.output", "32.0", "restarts", "sae was killed on purpose"]:
+        assert text in screen
+    assert "restarts 1" in line(VIEW)
+
+
+def test_gauges_that_were_never_written_are_unknown():
+    """A hook point without a trained row has no FVU, rather than a perfect one."""
+    assert VIEW.status.points[1].fvu is None
+
+
+def test_plain_lines_come_at_events_and_not_at_every_look(capsys):
+    """Looking a hundred times prints one line; a restart prints another; a note is said once."""
+    lines = Lines(Console(width=300))
+    for _ in range(100):
+        lines.show(VIEW)
+    changed = View("minilm", processes=(Process("sae", "runs", 2),), status=VIEW.status, notes=VIEW.notes)
+    lines.show(changed)
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 3
+    assert said.count("sae was killed on purpose") == 1
+
+
+def test_summary(tmp_path):
+    """The end says code, FVU, whether the books balance, what was kept, restarts, and where the report is."""
+    totals = {"capture": {"seen": 1000, "published": 600}}
+    (tmp_path / "ledger.json").write_text(json.dumps({"balanced": True, "totals": totals}))
+    (tmp_path / "report.html").touch()
+    text = summary("minilm", Outcome(Exit.OK, 1, {"sae": 1}, None), VIEW.status, tmp_path)
+    for fact in [
+        "finished (exit 0)",
+        "0.125 encoder.layer.0.output",
+        "balanced",
+        "60% of 1,000 rows",
+        "sae 1",
+    ]:
+        assert fact in text
+    assert str(tmp_path / "report.html") in text
+
+
+def test_summary_of_a_failure(tmp_path):
+    """A failed run says why, and does not name a report that is not there."""
+    text = summary("minilm", Outcome(Exit.FAILED, 3, {}, "host ended with exit code 1"), Status(), tmp_path)
+    assert "failed (exit 1)" in text
+    assert "host ended with exit code 1" in text
+    assert "attempts 3" in text
+    assert "report" not in text

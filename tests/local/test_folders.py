@@ -1,0 +1,152 @@
+"""Folders of a run: locks, stale rings, and the output."""
+
+from pathlib import Path
+
+import pytest
+
+from asysi.contract.errors import ConfigError
+from asysi_operator.local.events import Events
+from asysi_operator.local.output import Output, output_folder
+from asysi_operator.local.places import Places, refuse_small_memory
+
+
+def _places(folder: Path, name: str = "mini") -> Places:
+    return Places(name, shared=folder, scratch=folder)
+
+
+def test_one_run_of_a_name(tmp_path):
+    """While an experiment runs, another of its name is refused, but one of another name is not."""
+    with _places(tmp_path):
+        with pytest.raises(ConfigError, match="mini is running already"), _places(tmp_path):
+            pass
+        with _places(tmp_path, "mini-lm"):
+            pass
+    with _places(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rings_are_private(tmp_path):
+    """Nobody else may look into the rings."""
+    places = Places("mini", shared=tmp_path, scratch=None)
+    with places:
+        assert places.rings.stat().st_mode & 0o777 == 0o700
+
+
+def test_stale_folders_of_this_name_alone_are_removed(tmp_path):
+    """What a killed run of the same name has left is removed, what belongs to others is not."""
+    stale, other, foreign = (
+        tmp_path / f"asysi-{n}" for n in ("mini-0123abcd", "mini-lm-0123abcd", "mini-notes")
+    )
+    for folder in (stale, other, foreign):
+        folder.mkdir()
+        (folder / "data").touch()
+    with _places(tmp_path):
+        assert not stale.exists()
+    assert other.exists()
+    assert foreign.exists()
+
+
+def test_folders_go_after_a_failure(tmp_path):
+    """Whatever is raised inside, the folders and the lock go."""
+    with pytest.raises(RuntimeError), _places(tmp_path):
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_small_shared_memory_is_refused_with_its_arithmetic(tmp_path):
+    """Rings that do not fit are refused with what they need and what is free."""
+    with pytest.raises(ConfigError, match=r"they need 1048576Ti, [0-9]+Mi of [0-9]+Mi are free"):
+        refuse_small_memory(tmp_path, 2**60)
+    refuse_small_memory(tmp_path, 1)
+
+
+def _old_run(folder: Path) -> None:
+    (folder / "sae").mkdir(parents=True)
+    (folder / "events.jsonl").write_text("old")
+    (folder / "ledger.json").write_text("old")
+    (folder / "sae" / "weights").write_text("old")
+
+
+def test_a_finished_run_is_not_replaced_unasked(tmp_path):
+    """A folder that holds a run is refused, with the option that would replace it, and is left as it was."""
+    _old_run(tmp_path)
+    with pytest.raises(ConfigError, match=r"holds a finished run.*--overwrite"):
+        Output(tmp_path).open(overwrite=False)
+    assert (tmp_path / "sae" / "weights").read_text() == "old"
+
+
+def test_overwriting_removes_a_run_and_nothing_else(tmp_path):
+    """Only what a run makes is replaced; the user's own files in the folder stay."""
+    _old_run(tmp_path)
+    (tmp_path / "thesis.tex").write_text("mine")
+    output = Output(tmp_path)
+    output.open(overwrite=True)
+    output.keep()
+    assert {path.name for path in tmp_path.iterdir()} == {"thesis.tex", "events.jsonl", "logs"}
+
+
+def test_folders_that_no_run_made_are_never_replaced(tmp_path):
+    """A folder with a `sae` or an experiment.yaml of the user's own is refused even with --overwrite."""
+    (tmp_path / "experiment.yaml").write_text("mine")
+    with pytest.raises(ConfigError, match=r"holds experiment\.yaml, but no events\.jsonl"):
+        Output(tmp_path).open(overwrite=True)
+    assert (tmp_path / "experiment.yaml").read_text() == "mine"
+
+
+def test_a_run_that_came_to_nothing_brings_the_old_one_back(tmp_path):
+    """When the new run is discarded, the one that it would have replaced is there again."""
+    _old_run(tmp_path)
+    output = Output(tmp_path)
+    output.open(overwrite=True)
+    (tmp_path / "logs" / "prepare.log").touch()
+    output.discard()
+    assert {path.name for path in tmp_path.iterdir()} == {"events.jsonl", "ledger.json", "sae"}
+    assert (tmp_path / "sae" / "weights").read_text() == "old"
+
+
+@pytest.mark.parametrize("moved", [0, 1, 2, 3])
+def test_a_runner_killed_while_it_moved_the_old_run(tmp_path, moved):
+    """However many of its parts had been moved aside, the old run is whole at the next start."""
+    _old_run(tmp_path)
+    aside = tmp_path / ".replaced"
+    aside.mkdir()
+    for name in ["events.jsonl", "ledger.json", "sae"][:moved]:
+        (tmp_path / name).rename(aside / name)
+    with pytest.raises(ConfigError, match="holds a finished run"):
+        Output(tmp_path).open(overwrite=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"events.jsonl", "ledger.json", "sae"}
+
+
+def test_a_folder_in_use_is_not_replaced(tmp_path):
+    """A folder that a run of another name is writing is refused even with --overwrite."""
+    _old_run(tmp_path)
+    with Events(tmp_path / "events.jsonl"), pytest.raises(ConfigError, match="a run is writing to"):
+        Output(tmp_path).open(overwrite=True)
+
+
+def test_an_output_that_cannot_be_written_is_refused(tmp_path):
+    """A folder that cannot be made is refused by name, and no part of its path is left behind."""
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be written"):
+        Output(tmp_path / "file" / "deeper" / "still").open(overwrite=False)
+    assert (tmp_path / "file").is_file()
+
+
+def test_discarding_removes_the_folders_that_were_made(tmp_path):
+    """Parents that the run made go with it; those that were there stay."""
+    output = Output(tmp_path / "runs" / "mini")
+    output.open(overwrite=False)
+    output.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_results_go(tmp_path, monkeypatch):
+    """The option wins over the spec, the spec over runs/<name>; what is no local folder is refused."""
+    monkeypatch.chdir(tmp_path)
+    assert output_folder("mini", Path("here"), "file:///there") == tmp_path / "here"
+    assert output_folder("mini", None, "file:///there/x%20y") == Path("/there/x y")
+    assert output_folder("mini", None, "there") == tmp_path / "there"
+    assert output_folder("mini", None, None) == tmp_path / "runs" / "mini"
+    with pytest.raises(ConfigError, match="s3://bucket"):
+        output_folder("mini", None, "s3://bucket/x")
