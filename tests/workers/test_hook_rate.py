@@ -95,6 +95,13 @@ def test_a_consumer_that_has_not_begun_has_no_pace_yet():
     assert decide(Pace(rate=0.7), LIMITS, 1.0, 1000, {"sae": alone(0, 500, 0.5)}).rate == LIMITS.least
 
 
+def test_a_pause_is_no_pace():
+    """A consumer that stops for a second with room in its ring changes nothing; without it does."""
+    pace = decide(Pace(rate=1.0), LIMITS, 1.0, 1000, {"sae": alone(1000, 0, 0.0)})
+    assert decide(pace, LIMITS, 1.0, 1000, {"sae": alone(0, 800, 0.3)}).rate == 1.0
+    assert decide(pace, LIMITS, 1.0, 1000, {"sae": alone(0, 800, 0.6)}).rate < 1.0
+
+
 def test_a_floor_at_which_nothing_is_kept_is_left_again():
     """A consumer that is given nothing is no reason to stay low: the rate doubles every two seconds."""
     pace = Pace(rate=0.01, offered=1000.0, flows={"sae": [Flow(0.0, 0.0)]})

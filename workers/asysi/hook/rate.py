@@ -116,7 +116,7 @@ def decide(
     flows = dict(pace.flows) | {
         name: _smooth_flows(pace.flows.get(name), consumer, seconds, weight)
         for name, consumer in consumers.items()
-        if not consumer.away
+        if not consumer.away and not _pauses(consumer)
     }
     bounds = [
         _bearable(pace.rate, offered, flows[name], consumer, seconds)
@@ -127,6 +127,11 @@ def decide(
     return replace(pace, rate=rate, offered=offered, flows=flows)
 
 
+def _pauses(consumer: Consumer) -> bool:
+    """Return whether it did nothing, with room enough left: a checkpoint, say. That is not its pace."""
+    return consumer.peak < _BALANCE and not any(queue.rows for queue in consumer.queues)
+
+
 def _bearable(
     rate: float, offered: float, flows: Sequence[Flow], consumer: Consumer, seconds: float
 ) -> float:
@@ -135,12 +140,10 @@ def _bearable(
     if consumer.away:
         return followed
     pushed = followed * push(lag_of(consumer, flows))
-    if consumer.peak >= _BALANCE:
+    if consumer.peak >= _BALANCE or any(queue.unread for queue in consumer.queues):
         return pushed
-    if not any(queue.unread for queue in consumer.queues):
-        # Nothing to do: its pace says what it was given, perhaps nothing at all, not what it can do.
-        return max(pushed, rate * 2 ** (seconds / SMOOTHING_SECONDS))
-    return pushed if followed else rate  # it has not begun yet, and there is room
+    # Nothing to do: its pace says what it was given, perhaps nothing at all, not what it can do.
+    return max(pushed, rate * 2 ** (seconds / SMOOTHING_SECONDS))
 
 
 def _smooth_flows(
