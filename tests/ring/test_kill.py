@@ -54,8 +54,8 @@ def wait_until(holds: Callable[[], bool]) -> None:
 def produce(folder: str, packets: int = 10**9, *, by_source: bool = False) -> None:
     """Publish packets that carry their own checksum, up to number `packets`.
 
-    By source: their numbers are marks, and a restarted producer goes on from the ring's own. Otherwise it is a
-    live one that samples: 3 rows of 11 are left out, and what was seen is booked before the rest is published.
+    By source: their numbers are marks, and a restarted producer goes on from the ring's own. Otherwise it is
+    live and samples: 3 rows of 11 are left out, and what was seen is booked before the rest is published.
     """
     writer = Writer(folder)
     accounts = [writer.account(point) for point in POINTS]
