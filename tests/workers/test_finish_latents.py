@@ -168,7 +168,11 @@ def make_sheet(documents=40, length=12, held=0.5, seed=0):
     flat = tokens.reshape(-1)
     held_out = np.arange(documents) < documents * held
     return sheet.Sheet(
-        flat, np.repeat(np.arange(documents), length), flat != 0, np.arange(documents) + 1000, held_out
+        flat,
+        np.repeat(np.arange(documents), length),
+        flat != 0,
+        np.arange(documents, dtype=np.uint64) + 1000,
+        held_out,
     )
 
 
@@ -227,6 +231,8 @@ def test_held_out_documents_are_read_first_but_leave_room_for_others():
     assert (np.diff(chosen) > 0).all()
     assert sheet.select(lengths, ~held & held, 2000, seed=0).size
     assert len(sheet.select(lengths, held, 10**9, seed=0)) == 1000
+    lengths[held] = 3000
+    assert not held[sheet.select(lengths, held, 2000, seed=0)].any()
 
 
 @given(st.lists(st.integers(1, 20_000), min_size=1, max_size=80))

@@ -75,7 +75,7 @@ def browser(layers, vocabulary):
     )
     corpus = Corpus(
         tuple(vocabulary), tokens, np.array([0, n, 2 * n, 3 * n], np.uint32),
-        np.array([11, 22, 33], np.uint32), np.array([1, 0, 1], np.uint8),
+        (11, 22, 2**64 - 1), np.array([1, 0, 1], np.uint8),
     )  # fmt: skip
     step = [
         Step(name, np.ones((n, 3), np.uint32), np.full((n, 3), [2.0, 1.0, 0.0], np.float32))

@@ -136,7 +136,8 @@ def _look(
     sheet = again.sheet
     if not (sheet.held_tokens & sheet.content).any():
         result.missing.append(
-            "The features: no document is held out (spec.data.holdout.share), so nothing can be measured."
+            "The features: no held-out document fits what finish reads again (spec.data.holdout.share), "
+            "so nothing can be measured."
         )
         return
     several = len({export.trainer for export in exports}) > 1

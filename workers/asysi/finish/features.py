@@ -180,7 +180,7 @@ def browser(looked: list[Looked], sheet: Sheet, pieces: Sequence[str], seed: int
         vocabulary=tuple(vocabulary),
         tokens=np.array([vocabulary[piece] for piece in spoken], np.uint32),
         starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.uint32),
-        rows=sheet.rows.astype(np.uint32),
+        rows=tuple(int(row) for row in sheet.rows),
         held_out=sheet.held_out.astype(np.uint8),
     )
     document = sentence_of(sheet, seed)

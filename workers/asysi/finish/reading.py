@@ -133,7 +133,7 @@ def _run(
         for handle in handles:
             handle.remove()
     document = np.repeat(np.arange(len(chosen)), lengths)
-    samples = sequences.samples[sequences.starts[chosen]].astype(np.int64)
+    samples = sequences.samples[sequences.starts[chosen]]
     return Sheet(tokens, document, content, samples, sequences.holdout[chosen]), rows
 
 

@@ -21,7 +21,7 @@ class Sheet:
     """[n] document of each token."""
     content: NDArray[np.bool_]
     """[n] whether the token is data: not special, not excluded."""
-    rows: NDArray[np.int64]
+    rows: NDArray[np.uint64]
     """[d] row of the input."""
     held_out: NDArray[np.bool_]
     """[d] whether the document was never trained on."""
@@ -64,4 +64,5 @@ def select(
 
 
 def _within(order: NDArray[np.int64], lengths: NDArray[np.int64], tokens: int) -> NDArray[np.int64]:
+    order = order[lengths[order] <= tokens]
     return order[: int(np.searchsorted(np.cumsum(lengths[order]), tokens, side="right"))]

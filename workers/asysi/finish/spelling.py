@@ -19,10 +19,16 @@ def spell(tokenizer: Any, sheet: Sheet, texts: Sequence[str] | None) -> list[str
     """
     named = vocabulary(tokenizer, sheet.tokens)
     pieces = [named[int(token)] for token in sheet.tokens]
-    if texts is None or not getattr(tokenizer, "is_fast", False):
+    if not texts or not getattr(tokenizer, "is_fast", False):
         return pieces
-    encoded = tokenizer(list(texts), return_offsets_mapping=True, add_special_tokens=False, verbose=False)
     bounds = np.searchsorted(sheet.document, np.arange(len(texts) + 1))
+    encoded = tokenizer(
+        list(texts),
+        return_offsets_mapping=True,
+        add_special_tokens=False,
+        truncation=True,
+        max_length=int(np.diff(bounds).max(initial=1)),
+    )
     for number, text in enumerate(texts):
         start, stop = int(bounds[number]), int(bounds[number + 1])
         offsets = encoded["offset_mapping"][number]

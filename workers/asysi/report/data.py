@@ -130,7 +130,7 @@ class Corpus:
     """[tokens] index into the vocabulary."""
     starts: NDArray[np.uint32]
     """[documents + 1] where each document begins."""
-    rows: NDArray[np.uint32]
+    rows: tuple[int, ...]
     """[documents] row of the input (`_i`)."""
     held_out: NDArray[np.uint8]
     """[documents] 1 for held-out documents."""

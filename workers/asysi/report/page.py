@@ -130,7 +130,7 @@ def _browser(browser: Browser) -> dict[str, Any]:
         "vocabulary": list(corpus.vocabulary),
         "tokens": pack(corpus.tokens),
         "starts": pack(corpus.starts),
-        "rows": pack(corpus.rows),
+        "rows": [str(row) for row in corpus.rows],  # a page's numbers end at 2^53
         "heldOut": pack(corpus.held_out),
         "before": browser.before,
         "after": browser.after,

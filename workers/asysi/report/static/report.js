@@ -186,7 +186,7 @@
   /* The feature browser. */
   function browse(raw) {
     const words = raw.vocabulary;
-    const tokens = unpack(raw.tokens), starts = unpack(raw.starts), rows = unpack(raw.rows), heldOut = unpack(raw.heldOut);
+    const tokens = unpack(raw.tokens), starts = unpack(raw.starts), rows = raw.rows, heldOut = unpack(raw.heldOut);
     const PER = raw.groups.reduce((a, b) => a + b, 0), WINDOW = raw.before + 1 + raw.after;
     const layers = new Map();
     raw.features.forEach((packed) => layers.set(packed.layer, { packed }));
@@ -472,7 +472,8 @@
       if (keep) $("list").querySelector('[aria-current="true"]')?.scrollIntoView({ block: "nearest", inline: "nearest" });
     };
     const arrive = () => {
-      const [name, latent] = decodeURIComponent(location.hash.slice(1)).split(/\/(?=\d*$)/);
+      const whole = decodeURIComponent(location.hash.slice(1));
+      const [name, latent] = layers.has(whole) ? [whole] : whole.split(/\/(?=\d*$)/);
       if (!layers.has(name)) return false;
       show(name, latent ? Number(latent) : null);
       $("browser").scrollIntoView();
