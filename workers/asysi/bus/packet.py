@@ -7,6 +7,7 @@ The C++ twin of the header is `native/include/asysi/packet.hpp`; one test holds 
 
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,7 +139,7 @@ class ActivationPacket:
         return values * self.scales[:, None] if self.scales is not None else values
 
 
-_PAYLOAD = {
+_PAYLOAD: dict[Dtype, np.dtype[Any]] = {
     Dtype.FLOAT32: np.dtype("<f4"),
     Dtype.BFLOAT16: np.dtype("<u2"),
     Dtype.FLOAT16: np.dtype("<f2"),

@@ -1,0 +1,185 @@
+"""Whole experiments, small: a real (random) transformer, real files, real processes."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+ONSETS = ["ba", "de", "fi", "go", "ku", "lo", "ma", "ne", "pi", "ru", "sa", "te", "vo", "wi", "zu"]
+WORDS = [onset + coda for onset in ONSETS for coda in "nlrstm"]
+
+
+def _sentence(rng: random.Random) -> str:
+    """Words that depend on the word before, so that there is structure to find."""
+    word = rng.randrange(len(WORDS))
+    words = []
+    for _ in range(rng.randrange(8, 30)):
+        words.append(WORDS[word])
+        word = (word * 7 + rng.choice([1, 2, 3])) % len(WORDS)
+    return " ".join(words)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a two-layer BERT with random weights and a word tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("model")
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = {token: i for i, token in enumerate(special + WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a JSONL file of 1,500 documents, some of them twice."""
+    rng = random.Random(0)
+    texts = [_sentence(rng) for _ in range(1400)]
+    texts += texts[:100]
+    path = tmp_path_factory.mktemp("data") / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"_i": i, "text": text}) + "\n" for i, text in enumerate(texts)))
+    return path
+
+
+Spec = dict[str, Any]
+
+
+@pytest.fixture
+def scan(model: Path, corpus: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes an experiment's file, changed by the function it is given."""
+
+    def write(name: str = "tiny", change: Callable[[Spec], None] = lambda _: None) -> Path:
+        experiment: Spec = {
+            "apiVersion": "asysi.dev/v1alpha1",
+            "kind": "ScanExperiment",
+            "metadata": {"name": f"{name}-{os.getpid()}"},
+            "spec": {
+                "model": {"uri": f"file://{model}"},
+                "data": {"uri": f"jsonl://{corpus}", "tokens": {"contextLength": 64}},
+                "workload": {"scan": {"batchSize": 16, "passes": 4}},
+                "capture": {"hookPoints": ["encoder.layer.*.output"], "size": "32Mi"},
+                "bus": {"size": "32Mi"},
+                "sae": {"train": [{"latents": 128, "k": 8, "batch": 256, "checkpointSeconds": 1}]},
+            },
+        }
+        change(experiment["spec"])
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(experiment))
+        return path
+
+    return write
+
+
+@dataclass
+class Run:
+    """An `asysi run` under way."""
+
+    process: "subprocess.Popen[str]"
+    output: Path
+    name: str
+
+    def worker(self, module: str, timeout: float = 90) -> psutil.Process:
+        """Return the process of a container, by its module, waiting for it to start."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline and self.process.poll() is None:
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                try:
+                    if module in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE:
+                        return child
+                except psutil.Error:
+                    continue
+            time.sleep(0.05)
+        raise AssertionError(f"{module} did not run:\n{self.text()}")
+
+    def rings(self) -> Path:
+        """Return the folder of the run's rings."""
+        found = [p for p in Path("/dev/shm").glob(f"asysi-{self.name}*") if p.is_dir()]
+        assert len(found) == 1, found
+        return found[0]
+
+    def finish(self, timeout: float = 150) -> int:
+        """Wait for the end and return the exit code."""
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {timeout} s:\n{self.text()}") from None
+
+    def text(self) -> str:
+        """Return what the runner and its containers have said."""
+        logs = sorted((self.output / "logs").glob("*")) if (self.output / "logs").is_dir() else []
+        said = (self.output.parent / f"{self.name}.out").read_text()
+        return said + "".join(f"--- {log.name}\n{log.read_text()[-3000:]}\n" for log in logs if log.is_file())
+
+    def ledger(self) -> dict[str, Any]:
+        """Return ledger.json."""
+        return json.loads((self.output / "ledger.json").read_text())
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    """Return a function that starts `asysi run` on a file; what still runs at the test's end is killed."""
+    runs: list[Run] = []
+
+    def begin(path: Path, *options: str) -> Run:
+        name = yaml.safe_load(path.read_text())["metadata"]["name"]
+        output = tmp_path / f"output-{name}"
+        with (tmp_path / f"{name}.out").open("w") as said:
+            process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "asysi.cli",
+                    "run",
+                    str(path),
+                    "--output",
+                    str(output),
+                    "--plain",
+                    *options,
+                ],
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        runs.append(Run(process, output, name))
+        return runs[-1]
+
+    yield begin
+    for run in runs:
+        if run.process.poll() is None:
+            run.process.kill()
+            run.process.wait()
