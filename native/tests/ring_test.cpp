@@ -196,6 +196,8 @@ void publish_is_atomic(u64 source) {
         Writer successor(left);
         const Books books(left);
         EXPECT(books.producer_balances());
+        const Ring ring(left, Ring::Role::look);
+        for (u32 chunk = 0; chunk < 4; ++chunk) EXPECT((ring.state(0, chunk).load() & word::writing) == 0);
         const u64 lost = books.made[produced::dropped + reason::crash];
         const bool published = books.made[produced::published] == 5;
         EXPECT(books.head == (published ? 2U : 1U));
@@ -396,6 +398,27 @@ void readers_see_whole_packets_in_order_while_they_are_overtaken() {
     }
 }
 
+void a_packet_wakes_a_reader_that_sleeps() {
+    Folder folder;
+    create(folder.path, small());
+    Writer writer(folder.path);
+    writer.account("a");
+    const Ring ring(folder.path, Ring::Role::look);
+    std::thread sleeper([&] {
+        Reader reader(folder.path, "r");
+        const auto began = std::chrono::steady_clock::now();
+        std::vector<Pin> pins;
+        for (; pins.empty(); reader.gather(pins, 1)) reader.wait(std::chrono::hours(1));
+        EXPECT(std::chrono::steady_clock::now() - began < std::chrono::minutes(30));
+        reader.release(pins[0]);
+    });
+    while (ring.live().waiters.load() == 0) std::this_thread::yield();
+    // Between setting its bit and sleeping the reader looks once more; here it is asleep for sure.
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    publish(writer, 1);
+    sleeper.join();
+}
+
 void numbers_that_change_together_are_seen_together() {
     Versioned<8> books{};
     std::atomic<bool> over{false};
@@ -450,6 +473,7 @@ const std::vector<std::pair<std::string, void (*)()>> claims = {
     CLAIM(a_gap_is_booked_at_every_instruction),
     CLAIM(taking_over_may_itself_be_killed),
     CLAIM(a_packet_is_consumed_once_whenever_the_reader_is_killed),
+    CLAIM(a_packet_wakes_a_reader_that_sleeps),
     CLAIM(readers_see_whole_packets_in_order_while_they_are_overtaken),
 };
 
