@@ -36,7 +36,12 @@ class View:
     def remaining(self) -> float | None:
         """Seconds that the model still needs at its present pace, None when unknown."""
         status = self.status
-        if not status.tokens_total or status.tokens is None or not status.tokens_per_second:
+        if (
+            status.phase != "running"
+            or not status.tokens_total
+            or status.tokens is None
+            or not status.tokens_per_second
+        ):
             return None
         left = status.tokens_total - status.tokens
         return left / status.tokens_per_second if left > 0 else None
