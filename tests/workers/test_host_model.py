@@ -267,7 +267,7 @@ def test_too_small_ring_shows_the_arithmetic(tiny, rows, tmp_path):
     }
     small = {"hookPoints": ["encoder.layer.*.output"], "size": "20Mi"}
     (problem,) = problems(tiny, rows, **spec, capture=small, tmp_path=tmp_path)
-    # 131072 rows of 8 × 4 + 24 bytes, 18721 to a chunk: 8 chunks, twice
+    # 131072 rows of 8 × 4 + 24 bytes, 18720 to a chunk: 8 chunks, twice
     for words in (
         "20 chunks",
         "17 are the reader's and 3 are left",

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from time import perf_counter_ns
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -36,7 +36,6 @@ RING_FULL, MID_STEP, TOO_LARGE, ERROR = 1, 2, 4, 5
 _SHARD = 0  # the capture ring has one
 _DTYPES = {torch.float32: Dtype.FLOAT32, torch.bfloat16: Dtype.BFLOAT16, torch.float16: Dtype.FLOAT16}
 _NOTHING = np.empty(0, np.int64)
-_Part = tuple[NDArray[np.int64] | None, NDArray[np.void], int]
 
 
 def first_tensor(output: Any) -> torch.Tensor:
@@ -58,12 +57,37 @@ def first_tensor(output: Any) -> torch.Tensor:
     raise TypeError(f"the module returns {type(output).__name__}, which holds no tensor")
 
 
+_Part = tuple[NDArray[np.int64], NDArray[np.void], int]
+"""Kept rows that travel in one packet: their indices in the step's grid, their records, their number."""
+
+
+class _Layout(NamedTuple):
+    """How the rows of a tensor of some shape and type lie, worked out once a step."""
+
+    width: int
+    stride: int
+    """Bytes of a row."""
+    dtype: int
+    parts: list[_Part]
+    """None when no row fits a chunk."""
+
+
 class _Watch:
     """What one hook point carries from call to call."""
 
-    __slots__ = ("account", "call_index", "calls", "calls_expected", "captured", "flags", "header", "part",
-    "parts",
-                 "path", "row_bytes", "unbooked", "width")  # fmt: skip
+    __slots__ = (
+        "_fields",
+        "_shown",
+        "account",
+        "calls",
+        "calls_expected",
+        "captured",
+        "header",
+        "part",
+        "path",
+        "row_bytes",
+        "unbooked",
+    )
 
     def __init__(self, path: str, account: int, headers: NDArray[np.void], at: int, row_bytes: int) -> None:
         self.path = path
@@ -73,12 +97,19 @@ class _Watch:
         self.calls_expected = 1
         self.unbooked = 0
         self.header = headers[at : at + 1]
-        # Views of the fields that change within a step: assigning through them costs a fraction of naming
-        # them.
-        names = ("captured_ns", "call_index", "flags", "width", "part", "parts")
-        self.captured, self.call_index, self.flags, self.width, self.part, self.parts = (
-            self.header[name] for name in names
-        )
+        # Views of fields: assigning through them costs a fraction of naming them.
+        self.captured, self.part = self.header["captured_ns"], self.header["part"]
+        self._fields = [self.header[name] for name in ("call_index", "flags", "width", "parts")]
+        self._shown = (0, 0, 0, 0)
+
+    def show(self, *values: int) -> None:
+        """Put call index, flags, width and number of parts into the header; mostly they stand there
+        already.
+        """
+        if values != self._shown:
+            self._shown = values  # type: ignore[assignment]
+            for view, value in zip(self._fields, values, strict=True):
+                view[0] = value
 
 
 class ActivationHooker:
@@ -158,7 +189,8 @@ class ActivationHooker:
         self._content = 0
         self._kept_count = 0
         self._kept_rows: NDArray[np.void] = np.empty(0, ROW_DTYPE)
-        self._parts: dict[int, list[_Part]] = {}
+        self._layouts: dict[tuple[torch.Size, torch.dtype], _Layout] = {}
+        self._free = 0
         self._on_device: dict[torch.device, torch.Tensor] = {}
         self._told: set[str] = set()
 
@@ -240,12 +272,13 @@ class ActivationHooker:
         self._tokens, self.kept = tokens, kept
         self._content, self._kept_count = len(content), len(kept)
         self._kept_rows = tokens.rows[kept]
-        self._parts.clear()
+        self._layouts.clear()
         self._on_device.clear()
         for watch in self._watches:
             watch.calls_expected = max(1, watch.calls)
             watch.calls = 0
-        self._room = self._writer.free(_SHARD) >= sum(map(self._chunks_needed, self._watches))
+        self._free = self._writer.free(_SHARD)
+        self._room = self._free >= sum(map(self._chunks_needed, self._watches))
         if not self._room:
             self.steps_dropped += 1
             self.kept = _NOTHING
@@ -289,12 +322,11 @@ class ActivationHooker:
         put(CaptureWord.CAPTURE_NS, self.capture_ns)
         put(CaptureWord.FORWARD_NS, self.forward_ns)
 
-    # -- a hook point
+    # -- a hook point: everything here runs between two layers of the model
 
     def _capture(self, watch: _Watch, output: Any, now: int) -> None:
         """Book and publish what one call of a module returned."""
-        tokens = self._tokens
-        if tokens is None:
+        if self._tokens is None:
             return
         call = watch.calls
         watch.calls = call + 1
@@ -307,65 +339,71 @@ class ActivationHooker:
             self._writer.book(watch.account, seen=kept, dropped=kept, reason=RING_FULL)
             return
         watch.unbooked = kept
+        tensor = first_tensor(output)
+        if tensor.dtype not in _DTYPES:
+            tensor = _converted(tensor)
+        layout = self._layouts.get((tensor.shape, tensor.dtype)) or self._lay_out(tensor)
+        watch.row_bytes = layout.stride
         watch.captured[0] = now
-        watch.call_index[0] = call
-        watch.flags[0] = 0 if self._inside else PacketFlag.RECOMPUTED
-        self._publish(watch, first_tensor(output), tokens)
+        flags = 0 if self._inside else int(PacketFlag.RECOMPUTED)
+        watch.show(call, flags, layout.width, len(layout.parts))
+        if tensor.is_cpu:
+            source = tensor if tensor.is_contiguous() else tensor.detach().contiguous()
+        else:
+            source = self._gathered(tensor, layout.width)
+        self._publish(watch, source, layout, gathered=not tensor.is_cpu)
+        if watch.unbooked:
+            self._drop(watch, MID_STEP if layout.parts else TOO_LARGE)
 
-    def _publish(self, watch: _Watch, tensor: torch.Tensor, tokens: StepTokens) -> None:
-        """Copy the kept rows of `tensor` into the ring, a chunk at a time."""
-        width = _row_width(tensor, tokens)
-        source, gathered = self._readable(tensor, width)
-        dtype = _DTYPES[source.dtype]
-        stride = width * dtype.itemsize
-        watch.row_bytes = stride
-        parts = self._cut(stride)
-        if not parts:
-            self._drop(watch, TOO_LARGE)
-            return
-        watch.width[0], watch.parts[0] = width, len(parts)
-        address = source.data_ptr()
-        for part, (index, rows, count) in enumerate(parts):
-            if not self._writer.free(_SHARD):
-                self._drop(watch, MID_STEP)
+    def _publish(self, watch: _Watch, source: torch.Tensor, layout: _Layout, *, gathered: bool) -> None:
+        """Copy the kept rows into the ring, a chunk at a time, while there is room.
+
+        `source` is the whole grid of rows, or, gathered, the kept ones alone.
+        """
+        address, several = source.data_ptr(), len(layout.parts) > 1
+        for number, (index, rows, count) in enumerate(layout.parts):
+            if not self._has_room():
                 return
-            watch.part[0] = part
+            if several:
+                watch.part[0] = number
             chosen = None if gathered else index
-            self._writer.publish_block(_SHARD, watch.header, rows, address, stride, chosen, count, dtype, 0)
+            self._writer.publish_block(
+                _SHARD, watch.header, rows, address, layout.stride, chosen, count, layout.dtype, 0
+            )
             watch.unbooked -= count
             if gathered:
-                address += count * stride
+                address += count * layout.stride
 
-    def _readable(self, tensor: torch.Tensor, width: int) -> tuple[torch.Tensor, bool]:
-        """Return memory that the ring can read, and whether it holds the kept rows alone.
+    def _has_room(self) -> bool:
+        """Return whether a chunk is free; the ring is asked only when what it said last is used up."""
+        if self._free <= 0:
+            self._free = self._writer.free(_SHARD)
+        self._free -= 1
+        return self._free >= 0
 
-        That is the tensor itself where it lies in rows on the CPU, else a copy.
+    def _lay_out(self, tensor: torch.Tensor) -> _Layout:
+        """Work out how rows of such a tensor lie and how the kept ones are cut; once a step, shape and
+        type.
         """
-        if tensor.dtype not in _DTYPES:
-            if not tensor.is_floating_point():
-                raise TypeError(f"the module returns {tensor.dtype}, no activation")
-            tensor = tensor.detach().float()
-        if tensor.device.type == "cpu":
-            return (tensor if tensor.is_contiguous() else tensor.detach().contiguous()), False
-        # Gathered on the compute stream: no later in-place operation overtakes it. The copy then waits.
-        rows = tensor.detach().reshape(-1, width)
-        return rows.index_select(0, self._index_on(tensor.device)).cpu(), True
+        assert self._tokens is not None
+        width, dtype = _row_width(tensor.shape, self._tokens), _DTYPES[tensor.dtype]
+        stride = width * dtype.itemsize
+        most = rows_per_chunk(stride, self._chunk_bytes)
+        starts = range(0, self._kept_count, most) if most else ()
+        ends = [(at, min(at + most, self._kept_count)) for at in starts]
+        parts = [(self.kept[a:b], self._kept_rows[a:b], b - a) for a, b in ends]
+        layout = self._layouts[tensor.shape, tensor.dtype] = _Layout(width, stride, int(dtype), parts)
+        return layout
 
-    def _index_on(self, device: torch.device) -> torch.Tensor:
+    def _gathered(self, tensor: torch.Tensor, width: int) -> torch.Tensor:
+        """Return the kept rows of a tensor on a device, in the host's memory.
+
+        Gathered on the compute stream, so that no later in-place operation overtakes it; the copy then waits.
+        """
+        device = tensor.device
         if device not in self._on_device:
             self._on_device[device] = torch.from_numpy(self.kept).to(device)
-        return self._on_device[device]
-
-    def _cut(self, row_bytes: int) -> list[_Part]:
-        """Return the step's kept rows in parts that fit a chunk, none when no row fits; cut once a size."""
-        parts = self._parts.get(row_bytes)
-        if parts is None:
-            most = rows_per_chunk(row_bytes, self._chunk_bytes)
-            starts = range(0, self._kept_count, most) if most else ()
-            ends = [(start, min(start + most, self._kept_count)) for start in starts]
-            parts = [(self.kept[a:b], self._kept_rows[a:b], b - a) for a, b in ends]
-            self._parts[row_bytes] = parts
-        return parts
+        return tensor.detach().reshape(-1, width).index_select(0, self._on_device[device]).cpu()
 
     # -- what goes wrong
 
@@ -390,14 +428,20 @@ class ActivationHooker:
             log.warning("capture failed at %s, the model goes on: %s: %s", where, kind, error, exc_info=error)
 
 
-def _row_width(tensor: torch.Tensor, tokens: StepTokens) -> int:
-    """Return the elements of `tensor` that belong to one token of the step."""
+def _converted(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a floating-point tensor of a type that packets do not know as float32."""
+    if not tensor.is_floating_point():
+        raise TypeError(f"the module returns {tensor.dtype}, no activation")
+    return tensor.detach().float()
+
+
+def _row_width(shape: torch.Size, tokens: StepTokens) -> int:
+    """Return the elements of a tensor of this shape that belong to one token of the step."""
     grid = tokens.batch * tokens.length
-    shape = tensor.shape
     in_grid = len(shape) > 2 and shape[:2] == (tokens.batch, tokens.length)
     in_line = len(shape) > 1 and shape[0] == grid
     if not (in_grid or in_line):
         raise ValueError(
             f"the module returns {list(shape)}: no row for each of {tokens.batch} × {tokens.length} tokens"
         )
-    return tensor.numel() // grid
+    return shape.numel() // grid
