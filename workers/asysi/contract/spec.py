@@ -285,8 +285,9 @@ class SaeTrain(Part):
     k: Annotated[int, Field(ge=1, le=65_536)] = 32
     """Latents that fire for a token."""
     lr: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Learning rate of Adam; unset takes 2e-4 / sqrt(latents / 16384)."""
-    batch: Annotated[int, Field(ge=1, le=1_048_576)] = 1024
+    """Peak of Adam's learning rate. Unset takes 2e-3 / sqrt(latents / 16384) when the run's length is known,
+    for then it falls linearly to 0, and a tenth of that when it is not."""
+    batch: Annotated[int, Field(ge=1, le=1_048_576)] = 512
     """Rows in a training step."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     """Seed of the initial weights and of the mixing buffer."""

@@ -51,7 +51,10 @@ class Trainer:
         return any(glob.fullmatch(point) for glob in self._globs)
 
     def receive(self, packet: ActivationPacket, points: Iterable[str], steps_total: int, shard: int) -> None:
-        """Take a packet's rows.
+        """Take a packet's rows, and train as soon as they make a batch.
+
+        When a batch is drawn depends on the hook point's packets alone, not on how many of them were pulled
+        at once: a replay gives the same autoencoder.
 
         Args:
             packet: may be overwritten afterwards.
@@ -77,20 +80,17 @@ class Trainer:
         training.progress.steps_total = steps_total
         holdout = (packet.rows["flags"] & RowFlag.HOLDOUT) != 0
         training.receive(rows, holdout, finite, packet.rows["sequence"], int(header["step"]))
+        while training.train():
+            pass
 
     def train(self) -> int:
-        """Train each autoencoder on one batch where there is one; return the rows."""
+        """Train each autoencoder on one batch more of what it holds, after `end`; return the rows."""
         return sum(training.train() for training in self.trainings.values())
 
     def end(self) -> None:
         """Say that no more rows come."""
         for training in self.trainings.values():
             training.end()
-
-    @property
-    def drained(self) -> bool:
-        """Whether no autoencoder has anything left to train on."""
-        return all(training.drained for training in self.trainings.values())
 
     def save(self, attempt: int) -> None:
         """Write the checkpoint."""

@@ -161,11 +161,6 @@ class Training:
         """Say that no more rows come: what follows drains the buffer."""
         self.progress.ended = True
 
-    @property
-    def drained(self) -> bool:
-        """Whether nothing is left to train on."""
-        return len(self._buffer) == 0
-
     def _started(self) -> bool:
         """Return whether training has begun; begin when the buffer has filled."""
         if (
@@ -312,9 +307,8 @@ class Training:
         self._buffer.restore(tensors["buffer"].clone(), **words["buffer"])
         self._rng.bit_generator.state = words["rng"]
         self.counts = Counts(**words["counts"])
-        self.progress = Progress(
-            **{**words["progress"], "last_sequence": tuple(words["progress"]["last_sequence"])}
-        )
+        last = tuple(words["progress"]["last_sequence"])
+        self.progress = Progress(**{**words["progress"], "last_sequence": last, "ended": False})
 
 
 def initialise(sae: SparseAutoencoder, rows: Tensor, rng: np.random.Generator) -> None:
@@ -337,7 +331,7 @@ def initialise(sae: SparseAutoencoder, rows: Tensor, rng: np.random.Generator) -
         sae.encoder.mul_(along / length)
 
 
-_RANDOMNESS = 0.5
+_RANDOMNESS = 0.7
 
 
 def _unit(rows: Tensor) -> Tensor:

@@ -72,8 +72,6 @@ class SAETrainerWorker:
         self._worker.health.ready()
         while not self._worker.stop.terminated:
             self._pull()
-            while self._train() and not self._worker.stop.terminated:
-                pass
             self._evaluate_next()
             ended = self._bus.reader.ended()
             if ended is not None:
@@ -92,7 +90,7 @@ class SAETrainerWorker:
     # The stream
 
     def _pull(self) -> None:
-        """Take what is there. What is pulled now is consumed by the next pull, after it was copied."""
+        """Take what is there and train on it. What is pulled now is consumed by the next pull."""
         batch = self._bus.pull_batch(_PULL, _WAIT)
         # Everything consumed has been received here, and nothing else: the one moment for a checkpoint.
         if time.monotonic() - self._saved_at >= self._checkpoint_seconds:
@@ -104,13 +102,19 @@ class SAETrainerWorker:
                 self._steps_total = _steps_total(self._worker.shm / CAPTURE_RING)
             for trainer in self._trainers:
                 trainer.receive(packet, self._points, self._steps_total, shard_of(packet.point, self._shards))
-        self._processed += len(batch)
+            self._processed += 1
+            self._worker.health.beat()
         self._worker.health.beat()
 
-    def _train(self) -> int:
-        rows = sum(trainer.train() for trainer in self._trainers)
-        self._worker.health.beat()
-        return rows
+    def _drain(self) -> bool:
+        """Train on what the buffers hold; return whether nothing is left, False when SIGTERM came."""
+        for trainer in self._trainers:
+            trainer.end()
+        while any([trainer.train() for trainer in self._trainers]):
+            self._worker.health.beat()
+            if self._worker.stop.terminated:
+                return False
+        return True
 
     # Checkpoints
 
@@ -148,11 +152,8 @@ class SAETrainerWorker:
     def _finish(self, *, complete: bool) -> int:
         """Train on what is buffered and export; or, at an attempt's end, keep all of it for the next one."""
         if complete:
-            for trainer in self._trainers:
-                trainer.end()
-            while self._train():
-                if self._worker.stop.terminated:
-                    return self._leave()
+            if not self._drain():
+                return self._leave()
             for trainer in self._trainers:
                 for training in trainer.trainings.values():
                     training.evaluate(exact=True)
