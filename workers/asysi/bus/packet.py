@@ -162,7 +162,8 @@ def parse_packet(buffer: memoryview, points: list[str]) -> ActivationPacket:
         raise ValueError(f"a packet has at least {HEADER_BYTES} bytes, this one {len(buffer)}")
     header = np.frombuffer(buffer, HEADER_DTYPE, 1)[0]
     if header["magic"] != MAGIC or header["version"] != VERSION:
-        raise ValueError(f"no packet of version {VERSION}: magic {int(header['magic']):#x}, version {header['version']}")
+        found = f"magic {int(header['magic']):#x}, version {header['version']}"
+        raise ValueError(f"no packet of version {VERSION}: {found}")
     rows, width, account = int(header["rows"]), int(header["width"]), int(header["account"])
     try:
         dtype = Dtype(int(header["dtype"]))
@@ -172,9 +173,11 @@ def parse_packet(buffer: memoryview, points: list[str]) -> ActivationPacket:
     scale_bytes, payload_bytes = int(header["scale_bytes"]), int(header["payload_bytes"])
     payload_at = scales_at + scale_bytes
     if payload_bytes != rows * width * dtype.itemsize or scale_bytes not in {0, rows * 4}:
-        raise ValueError(f"packet of {rows} × {width} {dtype.name} announces {payload_bytes} + {scale_bytes} bytes")
+        announced = f"{payload_bytes} + {scale_bytes} bytes"
+        raise ValueError(f"packet of {rows} × {width} {dtype.name} announces {announced}")
     if payload_at + payload_bytes > len(buffer):
-        raise ValueError(f"packet announces {payload_at + payload_bytes} bytes, the chunk holds {len(buffer)}")
+        announced = payload_at + payload_bytes
+        raise ValueError(f"packet announces {announced} bytes, the chunk holds {len(buffer)}")
     if account >= len(points):
         raise ValueError(f"packet names hook point {account}, the ring knows {len(points)}")
     return ActivationPacket(

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from asysi.bus.bus import shard_of
 from asysi.bus.mailbox import DROP_REASONS, CaptureWord
-from asysi.hook.shards import shard_of
 
 if TYPE_CHECKING:
     from asysi_ring import Control

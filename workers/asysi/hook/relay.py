@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from asysi.bus.bus import shard_of
 from asysi.bus.packet import HEADER_DTYPE, ActivationPacket, Dtype, Quantization, parse_packet
 from asysi.hook.blocks import Block, RowTooLargeError, conversion, cut, row_bytes
-from asysi.hook.shards import shard_of
 
 if TYPE_CHECKING:
     from asysi_ring import Control, View, Writer
@@ -105,7 +105,10 @@ class Relay:
         )
 
     def _drop(self, view: "View", route: Route, reason: int, why: str) -> None:
-        self._bus.book(route.account, seen=view.rows, dropped=view.rows, reason=reason)
+        mark = (view.sequence << 16) | 0xFFFF  # behind every block of it: a successor books it no second time
+        self._bus.book(
+            route.account, seen=view.rows, dropped=view.rows, reason=reason, shard=route.shard, source=mark
+        )
         if why not in self._told and len(self._told) < 100:
             self._told.add(why)
             log.warning("packet %d of %s is dropped: %s", view.sequence, self._points[view.account], why)
