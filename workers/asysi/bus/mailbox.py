@@ -51,5 +51,8 @@ class Gauge(IntEnum):
 
 
 DROP_REASONS = ["crash", "ring_full", "mid_step", "no_chunk", "too_large", "error", "other", "reserved"]
-"""Names of the ring's drop reasons, by number: the open claim of a killed producer; a whole step without room;
-the rest of a step that ran out of room; every chunk pinned; a row larger than a chunk; an exception in capture."""
+"""Names of the ring's drop reasons, by number.
+
+The open claim of a killed producer; a whole step without room; the rest of a step that ran out of room;
+every chunk pinned; a row larger than a chunk; an exception in capture.
+"""
