@@ -70,7 +70,7 @@ def test_unmatched_glob_lists_near_names(minilm_names):
         match_globs(["encoder.layer.*.output", "encoder.layers.*.output", "decoder"], minilm_names)
     assert len(refused.value.problems) == 2
     first = refused.value.problems[0]
-    assert first.startswith("capture.hookPoints[1]: 'encoder.layers.*.output' matches no module")
+    assert first.startswith("spec.capture.hookPoints[1]: 'encoder.layers.*.output' matches no module")
     assert near_names("encoder.layers.*.output", minilm_names)[0] == "encoder.layer.0.output"
     assert "encoder.layer.0.output" in first
 

@@ -251,7 +251,7 @@ def test_check_names_all_problems_at_once(own, rows, tmp_path):
     }
     found = check(experiment(own, rows, **spec), output=tmp_path / "file" / "out").problems
     assert [problem.partition(":")[0] for problem in found] == [
-        "capture.hookPoints[0]",
+        "spec.capture.hookPoints[0]",
         "spec.data.tokens.excludeTokens[0]",
         "spec.data.uri",
         "spec.bus.size",
