@@ -407,3 +407,21 @@ def test_large_outputs_travel_in_parts(ring):
     parts = [(int(header["part"]), int(header["parts"]), len(rows)) for _, header, rows, _ in found]
     assert parts == [(0, 3, 4), (1, 3, 4), (2, 3, 4)]
     assert (np.concatenate([payload for *_, payload in found]) == expected).all()
+
+
+def test_parts_are_numbered_anew(ring):
+    """After a step in several parts, a step that fits one packet is part 0 of 1."""
+    copies = [64, 1]
+    model = Model(lambda x: x.repeat(1, 1, copies.pop(0)))
+    with (
+        torch.no_grad(),
+        Writer(ring) as writer,
+        Control(ring) as control,
+        ActivationHooker(model, POINTS[:1], writer, control),
+    ):
+        model(IDS)
+        model(IDS)
+    found = [
+        (int(header["step"]), int(header["part"]), int(header["parts"])) for _, header, _, _ in packets(ring)
+    ]
+    assert found == [(0, 0, 4), (0, 1, 4), (0, 2, 4), (0, 3, 4), (1, 0, 1)]

@@ -27,7 +27,9 @@ def match_glob(glob: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if name and pattern.fullmatch(name)]
 
 
-def match_globs(globs: Sequence[str], names: Sequence[str], where: str = "spec.capture.hookPoints") -> list[str]:
+def match_globs(
+    globs: Sequence[str], names: Sequence[str], where: str = "spec.capture.hookPoints"
+) -> list[str]:
     """Return the names that any of `globs` matches, in the order of `names`, each once.
 
     Args:

@@ -103,9 +103,7 @@ class _Watch:
         self._shown = (0, 0, 0, 0)
 
     def show(self, *values: int) -> None:
-        """Put call index, flags, width and number of parts into the header; mostly they stand there
-        already.
-        """
+        """Put call index, flags, width and number of parts into the header, where they mostly stand."""
         if values != self._shown:
             self._shown = values  # type: ignore[assignment]
             for view, value in zip(self._fields, values, strict=True):
@@ -360,12 +358,11 @@ class ActivationHooker:
 
         `source` is the whole grid of rows, or, gathered, the kept ones alone.
         """
-        address, several = source.data_ptr(), len(layout.parts) > 1
+        address = source.data_ptr()
         for number, (index, rows, count) in enumerate(layout.parts):
             if not self._has_room():
                 return
-            if several:
-                watch.part[0] = number
+            watch.part[0] = number
             chosen = None if gathered else index
             self._writer.publish_block(
                 _SHARD, watch.header, rows, address, layout.stride, chosen, count, layout.dtype, 0
@@ -382,9 +379,7 @@ class ActivationHooker:
         return self._free >= 0
 
     def _lay_out(self, tensor: torch.Tensor) -> _Layout:
-        """Work out how rows of such a tensor lie and how the kept ones are cut; once a step, shape and
-        type.
-        """
+        """Work out how rows of such a tensor lie and how the kept ones are cut."""
         assert self._tokens is not None
         width, dtype = _row_width(tensor.shape, self._tokens), _DTYPES[tensor.dtype]
         stride = width * dtype.itemsize

@@ -26,9 +26,7 @@ class LatencyHistogram:
         return sum(self._buckets)
 
     def quantile(self, share: float) -> int:
-        """Return the upper edge, in nanoseconds, of the bucket that holds the quantile (0..1); 0 when
-        empty.
-        """
+        """Return the upper edge, in nanoseconds, of the bucket of the quantile (0..1); 0 when empty."""
         wanted = share * self.count
         passed = 0
         for at, count in enumerate(self._buckets):

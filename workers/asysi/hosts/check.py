@@ -110,11 +110,11 @@ def _check_model(spec: Spec, report: CheckReport, workspace: Path | None) -> Non
 def _trial(
     resolved: ResolvedModel, dtype: str, module: "torch.nn.Module", paths: list[str]
 ) -> "dict[str, torch.Tensor]":
-    """Return an output of each hook point that the forward calls, from a forward without weights if that
-    works.
-    """
+    """Return an output of each hook point that is called, by a forward without weights where that works."""
     try:
         return _outputs(module, paths)
+    except ConfigError:
+        raise
     except Exception as error:  # a forward may do anything; some look at values
         if resolved.path is None:
             raise ConfigError(
@@ -123,6 +123,8 @@ def _trial(
             ) from error
     try:
         return _outputs(load_model(resolved, dtype).module, paths)
+    except ConfigError:
+        raise
     except Exception as error:
         raise ConfigError(
             f"spec.model.uri: the forward of the model fails: {type(error).__name__}: {error}"

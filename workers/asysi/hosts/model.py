@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 _BLOCK = 1 << 20
+_OFFLINE = "HF_HUB_OFFLINE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +131,7 @@ def weight_files(folder: Path, uri: str) -> list[Path]:
 
 
 def hash_files(files: list[Path]) -> str:
-    """Return the SHA-256 of one file, or of the hexadecimal SHA-256 of several one after the other, without
-    newlines.
-    """
+    """Return the SHA-256 of one file, or of the hexadecimal SHA-256 of several, joined without newlines."""
     digests = [_sha256(file) for file in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
@@ -169,8 +168,7 @@ def build_on_meta(resolved: ResolvedModel, dtype: str) -> tuple["torch.nn.Module
     """Return the model's structure without weights, and its model_type; a python:// factory is called.
 
     Raises:
-        ConfigError: the folder's configuration cannot be read or its class is unknown, or the factory gives
-        no model.
+        ConfigError: the folder's configuration cannot be used, or the factory gives no model.
     """
     import torch  # noqa: PLC0415
 
@@ -328,7 +326,8 @@ def _spare_the_cache(module: "torch.nn.Module") -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep transformers off the network and its progress bars off the terminal."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is first imported
+    ours = _OFFLINE not in os.environ
+    os.environ.setdefault(_OFFLINE, "1")  # read when huggingface_hub is first imported
     from transformers.utils import logging as noise  # noqa: PLC0415 - heavy
 
     level = noise.get_verbosity()
@@ -338,3 +337,5 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         noise.set_verbosity(level)
+        if ours:
+            del os.environ[_OFFLINE]  # not for the processes that this one starts

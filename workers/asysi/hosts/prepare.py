@@ -49,11 +49,9 @@ def create_rings(worker: Worker, report: CheckReport) -> None:
     limit = int(os.environ.get(Env.MEMORY) or 0)
     if limit and needed + heap > limit:
         raise ConfigError(
-            f"spec.resources.prepare.memory: {limit / 2**20:.0f}Mi cannot hold the rings, "
-            f"{needed / 2**20:.0f}Mi, and"
-            f" prepare itself, {heap / 2**20:.0f}Mi: the kernel would kill it. Raise it to "
-            f"{(needed + heap) / 2**20 + 64:.0f}Mi,"
-            " or lower capture.size or bus.size"
+            f"spec.resources.prepare.memory: {limit / 2**20:.0f}Mi cannot hold the rings,"
+            f" {needed / 2**20:.0f}Mi, and prepare itself, {heap / 2**20:.0f}Mi: the kernel would kill it."
+            f" Raise it to {(needed + heap) / 2**20 + 64:.0f}Mi, or lower capture.size or bus.size"
         )
     for ring in report.rings:
         folder = worker.shm / ring.folder

@@ -80,9 +80,7 @@ class ScannerEngine:
 
 
 def base_of(module: torch.nn.Module, paths: list[str]) -> torch.nn.Module:
-    """Return the model without its head when no hook point lies in the head: logits over a vocabulary are
-    dear.
-    """
+    """Return the model without its head where no hook point lies in it: logits over a vocabulary are dear."""
     prefix = getattr(module, "base_model_prefix", "")
     base = getattr(module, prefix, None) if prefix else None
     inside = all(path.startswith(f"{prefix}.") for path in paths)

@@ -33,9 +33,7 @@ class Seen:
             self.by_length[row] += np.bincount(lengths[sequence] // self._width, minlength=bins)[:bins]
 
     def to_dict(self) -> dict[str, object]:
-        """Return both histograms: `edges` are the bins' lower bounds, `seen` and `kept` count content
-        tokens.
-        """
+        """Return both histograms: lower bounds of the bins, content tokens seen in them, and kept."""
         edges = [number * self._width for number in range(self.by_length.shape[1])]
         return {
             name: {"edges": edges, "seen": table[0].tolist(), "kept": table[1].tolist()}

@@ -19,9 +19,7 @@ class Document:
     """A distinct document."""
 
     sample: int
-    """Row of the input: its `_i` when that is a whole number from 0, else its line number (from 1, on through
-    all files).
-    """
+    """Row of the input: its `_i` where that is a whole number from 0, else its line through all files."""
     text: str
     holdout: bool
     """Whether it is never trained on."""

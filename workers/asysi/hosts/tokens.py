@@ -259,8 +259,7 @@ def _choose(
 def concatenate(corpus: Corpus, policy: Policy, rng: np.random.Generator) -> Sequences:
     """Join documents in random order, a separator after each, and cut them to full sequences.
 
-    Held-out and training documents never share a sequence, because a token's activation holds what stands
-    before it.
+    Held-out and training documents never share a sequence: an activation holds what stands before its token.
     """
     room = policy.context_length - (policy.bos is not None)
     tokens, samples, starts, ends, holdout = [], [], [], [], []
