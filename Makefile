@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format generate check-generated bench bench-host bench-sae e2e clean
+.PHONY: help install demo test lint format generate check-generated bench bench-host bench-sae compatibility peers e2e clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -30,7 +30,7 @@ format: install ## Put every file into the project's style
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 generate: install ## Write the CRD and the reference pages anew
-	$(BIN)/python -m asysi.contract.generate
+	$(BIN)/python -m asysi.contract.generate && $(BIN)/python -m asysi.monitor.metrics > docs/reference/metrics.md
 
 check-generated: install ## Fail when a generated file differs from its source
 	$(BIN)/python -m asysi.contract.generate --check
@@ -43,6 +43,9 @@ $(VENV)-sae/.ready:
 	$(VENV)-sae/bin/pip install --quiet --disable-pip-version-check 'torch>=2.10,<2.14'
 	$(VENV)-sae/bin/pip install --quiet --disable-pip-version-check 'sae-lens==6.54.12'
 	@touch $@
+
+compatibility: install peers ## Load the demo's SAEs with sae-lens and compare what they encode
+	$(BIN)/python benchmarks/sae_quality/compatibility.py runs/minilm/sae --saelens-python $(VENV)-sae/bin/python
 
 peers: $(VENV)-sae/.ready ## Create .venv-sae with sae-lens, for the comparison and the compatibility test
 

@@ -104,12 +104,12 @@ def main(worker: Worker) -> int:
     if scan is None or spec.data is None:
         raise ConfigError("spec.workload.scan: the scan host needs a scan and data")
     torch.set_num_threads(max(1, int(spec.resources.host.cpus)))
-    points = read_points(worker.workspace / POINTS_FILE)
-    loaded = load_model(read_resolved(worker.workspace / MODEL_FILE), spec.model.dtype)
-    engine = ScannerEngine(loaded, points, "cuda" if spec.resources.host.gpus else "cpu")
-    reading = read_data(spec.data, scan, loaded.tokenizer)
     folder = str(worker.shm / CAPTURE_RING)
-    with Writer(folder) as writer, Control(folder) as control:
+    with Writer(folder) as writer, Control(folder) as control:  # first: whoever dies from here on is seen
+        points = read_points(worker.workspace / POINTS_FILE)
+        loaded = load_model(read_resolved(worker.workspace / MODEL_FILE), spec.model.dtype)
+        engine = ScannerEngine(loaded, points, "cuda" if spec.resources.host.gpus else "cpu")
+        reading = read_data(spec.data, scan, loaded.tokenizer)
         hooker = ActivationHooker(
             engine.module, points, writer, control,
             sampling=spec.capture.sampling, seed=scan.seed, root=engine.root, attempt=worker.attempt,
