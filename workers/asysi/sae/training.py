@@ -153,7 +153,7 @@ class Training:
             batch = self._buffer.draw(self.config.batch) if self._started() else None
         if batch is None:
             return 0
-        self._learn(batch)
+        self.learn(batch)
         self._consider_stopping()
         return len(batch)
 
@@ -168,17 +168,22 @@ class Training:
             and len(self._buffer)
             and (self._buffer.floor is not None or self.progress.ended)
         ):
-            self._initialise(self._buffer.rows)
+            self.begin(self._buffer.rows)
         return self.progress.scale is not None
 
-    def _initialise(self, rows: Tensor) -> None:
-        """Estimate the normalisation and set the initial weights from the first rows."""
+    def begin(self, rows: Tensor) -> None:
+        """Estimate the normalisation and set the initial weights from the first rows [n, width]."""
         scale = expected_norm_scale(rows) if self.config.normalisation == "expectedNorm" else 1.0
         self.progress.scale = scale
         chosen = self._rng.choice(len(rows), min(len(rows), _INITIAL_ROWS), replace=False)
         initialise(self.sae, rows[torch.from_numpy(chosen)].float().mul_(scale), self._rng)
 
-    def _learn(self, batch: Tensor) -> None:
+    def learn(self, batch: Tensor) -> None:
+        """Take one step on rows [n, width]; `begin` came before.
+
+        Raises:
+            FloatingPointError: training diverged.
+        """
         assert self.progress.scale is not None
         x = batch.float().mul_(self.progress.scale)
         dead = self._dead().nonzero().view(-1)

@@ -110,7 +110,7 @@ class SAETrainerWorker:
         """Train on what the buffers hold; return whether nothing is left, False when SIGTERM came."""
         for trainer in self._trainers:
             trainer.end()
-        while any([trainer.train() for trainer in self._trainers]):
+        while any(trainer.train() for trainer in self._trainers):
             self._worker.health.beat()
             if self._worker.stop.terminated:
                 return False
