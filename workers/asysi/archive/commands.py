@@ -1,5 +1,6 @@
 """`asysi mscan`: look at archives, check them, mend them, turn them into other formats."""
 
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -46,7 +47,7 @@ def info(path: _Path) -> None:
     from asysi.archive.summary import points_table, segments_table  # noqa: PLC0415
 
     dataset = _open(path, scan=True)
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=140)  # a file has room for whole names
     console.print(segments_table(dataset))
     console.print(points_table(dataset))
 
