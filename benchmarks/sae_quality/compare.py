@@ -293,7 +293,7 @@ def report(options: argparse.Namespace, results: list[dict], seconds: float) -> 
             "sae-lens": peer_version(options.saelens_python, "sae-lens"),
             "torch of sae-lens": peer_version(options.saelens_python, "torch"),
         },
-        "command": " ".join(["python", "benchmarks/sae_quality/compare.py", *sys.argv[1:]]),
+        "command": command(options),
         "passes": options.passes, "latents": options.latents, "k": options.k, "batch": SaeTrain().batch,
         "seeds": options.seeds, "seconds": seconds, "layers": results,
     }  # fmt: skip
@@ -302,6 +302,12 @@ def report(options: argparse.Namespace, results: list[dict], seconds: float) -> 
     text = "\n".join(lines(result))
     (OUT / "sae_quality.md").write_text(text + "\n")
     print(text)
+
+
+def command(options: argparse.Namespace) -> str:
+    """Return what was called, without this machine's path of sae-lens's Python."""
+    given = [a.replace(options.saelens_python, "PYTHON-WITH-SAE-LENS") for a in sys.argv[1:]]
+    return " ".join(["python", "benchmarks/sae_quality/compare.py", *given])
 
 
 def lines(result: dict) -> Iterator[str]:
