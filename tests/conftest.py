@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+# Before torch is imported anywhere: on a few cores, several threads make small tensors many times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 Tree = dict[str, Any]
 
 MINIMAL: Tree = {
