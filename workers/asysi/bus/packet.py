@@ -176,8 +176,8 @@ def parse_packet(buffer: memoryview, points: list[str]) -> ActivationPacket:
         announced = f"{payload_bytes} + {scale_bytes} bytes"
         raise ValueError(f"packet of {rows} × {width} {dtype.name} announces {announced}")
     if payload_at + payload_bytes > len(buffer):
-        announced = payload_at + payload_bytes
-        raise ValueError(f"packet announces {announced} bytes, the chunk holds {len(buffer)}")
+        end = payload_at + payload_bytes
+        raise ValueError(f"packet announces {end} bytes, the chunk holds {len(buffer)}")
     if account >= len(points):
         raise ValueError(f"packet names hook point {account}, the ring knows {len(points)}")
     return ActivationPacket(
