@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asysi.finish.analysis import Analysis
-from asysi.finish.ending import LAST_WORDS, last_words, ledger_of, verdict
+from asysi.finish.ending import LAST_WORDS, earlier_attempts, last_words, ledger_of, verdict
 from asysi.finish.ledger import Books, Consumed, Equation, Produced, as_json, open_ledger
 from asysi.finish.status import Host, Pace, Point, Snapshot, complete, phase, settled, shape
 from asysi.finish.waiting import Outcome, wait
@@ -261,3 +261,13 @@ def test_the_verdict_is_one_sentence_that_fits_the_case():
     )
     broken = open_ledger(dataclasses.replace(BOOKS, hook={}), attempt=0, complete=True)
     assert "do not balance: 4 of 10 equations fail" in verdict(broken, 200, interrupted=False)
+
+
+def test_an_attempt_without_a_ledger_is_named(tmp_path):
+    """An attempt whose finish was killed stands among the earlier ones with nothing known of its books."""
+    (tmp_path / "attempts" / "1").mkdir(parents=True)
+    (tmp_path / "attempts" / "1" / "ledger.json").write_text('{"balanced": true, "totals": {"capture": {}}}')
+    assert earlier_attempts(tmp_path, 2) == [
+        {"attempt": 0, "balanced": None, "totals": None},
+        {"attempt": 1, "balanced": True, "totals": {"capture": {}}},
+    ]

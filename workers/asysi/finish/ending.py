@@ -67,10 +67,16 @@ def ledger_json(ledger: Ledger, snapshot: Snapshot, output: Path) -> dict[str, A
 
 
 def earlier_attempts(output: Path, attempt: int) -> list[dict[str, Any]]:
-    """Return attempt, balanced and totals of the attempts before `attempt` that left a ledger."""
+    """Return attempt, balanced and totals of the attempts before `attempt`.
+
+    Balanced and totals are null where no ledger is left: that attempt's finish was killed, and its rings are gone.
+    """
     files = [output / ATTEMPTS_FOLDER / str(number) / LEDGER_FILE for number in range(attempt)]
     found = [sample.read_json(file) for file in files]
-    return [{key: one.get(key) for key in ("attempt", "balanced", "totals")} for one in found if one]
+    return [
+        {"attempt": number, "balanced": one.get("balanced"), "totals": one.get("totals")}
+        for number, one in enumerate(found)
+    ]
 
 
 def report_of(
@@ -95,6 +101,11 @@ def report_of(
         missing.append("The run by the second: the hook wrote no timeline.")
     if not seen:
         missing.append("Seen against kept by length and position: the host left no counts.")
+    missing += [
+        f"The books of attempt {earlier['attempt']}: its finish was killed before it could write them."
+        for earlier in written["earlierAttempts"]
+        if earlier["balanced"] is None
+    ]
     fvus = [layer.fvu_content for layer in analysis.layers if layer.fvu_content is not None]
     return ReportData(
         name=experiment.metadata.name,
@@ -137,6 +148,11 @@ def last_words(ledger: Ledger, snapshot: Snapshot, analysis: Analysis | None) ->
     """Return the termination message: totals as JSON, at most LAST_WORDS bytes."""
     books = ledger.books
     layers = analysis.layers if analysis else []
+    missing += [
+        f"The books of attempt {earlier['attempt']}: its finish was killed before it could write them."
+        for earlier in written["earlierAttempts"]
+        if earlier["balanced"] is None
+    ]
     fvus = [layer.fvu_content for layer in layers if layer.fvu_content is not None]
     l0s = [layer.l0 for layer in layers if layer.l0 is not None]
     dead = [layer.dead for layer in layers if layer.dead is not None]
