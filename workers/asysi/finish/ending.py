@@ -69,7 +69,8 @@ def ledger_json(ledger: Ledger, snapshot: Snapshot, output: Path) -> dict[str, A
 def earlier_attempts(output: Path, attempt: int) -> list[dict[str, Any]]:
     """Return attempt, balanced and totals of the attempts before `attempt`.
 
-    Balanced and totals are null where no ledger is left: that attempt's finish was killed, and its rings are gone.
+    Balanced and totals are null where no ledger is left: that attempt's finish was killed, and its rings
+    are gone.
     """
     files = [output / ATTEMPTS_FOLDER / str(number) / LEDGER_FILE for number in range(attempt)]
     found = [sample.read_json(file) for file in files]
@@ -148,11 +149,6 @@ def last_words(ledger: Ledger, snapshot: Snapshot, analysis: Analysis | None) ->
     """Return the termination message: totals as JSON, at most LAST_WORDS bytes."""
     books = ledger.books
     layers = analysis.layers if analysis else []
-    missing += [
-        f"The books of attempt {earlier['attempt']}: its finish was killed before it could write them."
-        for earlier in written["earlierAttempts"]
-        if earlier["balanced"] is None
-    ]
     fvus = [layer.fvu_content for layer in layers if layer.fvu_content is not None]
     l0s = [layer.l0 for layer in layers if layer.l0 is not None]
     dead = [layer.dead for layer in layers if layer.dead is not None]
