@@ -105,7 +105,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--saelens-python", default=given, required=given is None, help="a Python that has sae-lens"
     )
-    parser.add_argument("--layers", type=int, nargs="+", default=[0, 2, 5])
+    parser.add_argument("--layers", type=int, nargs="+", default=list(range(6)))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--passes", type=int, default=2)
     parser.add_argument("--latents", type=int, default=1024)
