@@ -256,7 +256,7 @@ def test_divergence_is_an_error(tmp_path):
 _KILLED = """
 import sys, os, signal, torch
 from pathlib import Path
-from asysi.sae import files
+from asysi import files
 from asysi.sae.checkpoint import Checkpoint, write_checkpoint
 file, moment = Path(sys.argv[1]), sys.argv[2]
 die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)

@@ -6,11 +6,11 @@ import time
 
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import LEDGER_FILE, REPORT_FILE, Container, Exit
+from asysi.files import write_atomic
 from asysi.finish.ending import ATTEMPTS_FOLDER, last_words, ledger_json, ledger_of, report_of
 from asysi.finish.ledger import Ledger
 from asysi.finish.status import Pace, phase, shape
 from asysi.finish.waiting import Outcome, wait
-from asysi.hosts.files import write_atomic
 from asysi.monitor.worker import Worker, run_worker
 
 log = logging.getLogger("asysi")

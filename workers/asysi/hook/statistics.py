@@ -1,7 +1,6 @@
 """Running statistics of each hook point, over one row in sixteen."""
 
 import json
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asysi.bus.packet import ActivationPacket
+from asysi.files import write_atomic
 
 STRIDE = 16
 """One row in so many is looked at, counted along the stream of a hook point."""
@@ -123,12 +123,7 @@ class Statistics:
             "sampled": f"one row in {STRIDE} of each hook point's captured rows",
             "points": {point: moments.to_json() for point, moments in self._moments.items()},
         }
-        temporary = self._path.with_suffix(".json.part")
-        with temporary.open("w") as file:
-            json.dump(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path)
+        write_atomic(self._path, json.dumps(content))
 
 
 def _read(path: Path) -> dict[str, Moments]:

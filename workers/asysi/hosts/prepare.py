@@ -7,8 +7,8 @@ import resource
 from asysi.capture.points import points_to_json
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import MODEL_FILE, POINTS_FILE, Container, Env, Exit
+from asysi.files import write_atomic
 from asysi.hosts.check import CheckReport, check, missing_bytes
-from asysi.hosts.files import write_atomic
 from asysi.monitor.worker import Worker, run_worker
 
 log = logging.getLogger("asysi")

@@ -16,7 +16,7 @@ from asysi.capture.points import HookPoint, read_points
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import CAPTURE_RING, HOST_FOLDER, MODEL_FILE, POINTS_FILE, Container, Exit
 from asysi.contract.spec import Data, Scan
-from asysi.hosts.files import write_atomic
+from asysi.files import write_atomic
 from asysi.hosts.model import LoadedModel, load_model, read_resolved
 from asysi.hosts.seen import Seen
 from asysi.hosts.text import TextSource

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from asysi.contract.errors import ConfigError
-from asysi.sae.files import write_atomically
+from asysi.files import write_atomically
 
 FORMAT = "asysi-sae-checkpoint-1"
 

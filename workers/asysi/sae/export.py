@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from asysi.contract.errors import ConfigError
 from asysi.contract.spec import ScanExperiment
-from asysi.sae.files import write_atomically
+from asysi.files import write_atomic, write_atomically
 from asysi.sae.model import SparseAutoencoder
 
 CONFIG_FILE = "cfg.json"
@@ -53,7 +53,7 @@ def export(folder: Path, sae: SparseAutoencoder, metadata: dict[str, Any]) -> No
     }
     text = json.dumps(config, indent=1)
     write_atomically(folder / WEIGHTS_FILE, lambda temporary: save_file(tensors, temporary))
-    write_atomically(folder / CONFIG_FILE, lambda temporary: _write(temporary, text))
+    write_atomic(folder / CONFIG_FILE, text)
 
 
 def load(folder: Path) -> SparseAutoencoder:
@@ -113,7 +113,3 @@ def metadata_of(
         "disable_concat_sequences": tokens.packing != "concat" if tokens else True,
         "asysi": {"experiment": experiment.metadata.name, "transformer_lens_hook": alias, **numbers},
     }
-
-
-def _write(file: Path, text: str) -> None:
-    file.write_text(text)

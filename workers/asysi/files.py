@@ -18,6 +18,15 @@ def write_atomically(file: Path, write: Callable[[Path], None]) -> None:
     _sync(file.parent)
 
 
+def write_atomic(file: Path, text: str) -> None:
+    """Write `text` to `file`, whole or not at all."""
+    write_atomically(file, lambda temporary: _fill(temporary, text))
+
+
+def _fill(file: Path, text: str) -> None:
+    file.write_text(text)
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
