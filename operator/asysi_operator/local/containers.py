@@ -62,7 +62,7 @@ def read_pod(template: Manifest) -> PodSpec:
 def _container(item: Manifest) -> Container:
     return Container(
         name=item["name"],
-        command=tuple(item["command"]),
+        command=tuple(item.get("command") or item["args"]),
         env=tuple(item["env"]),
         memory=parse_bytes(item["resources"]["limits"]["memory"]),
         serves=bool(item.get("ports")),

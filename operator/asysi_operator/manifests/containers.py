@@ -31,7 +31,7 @@ def _container(experiment: ScanExperiment, image: str, container: Container) -> 
         "name": name,
         "image": image,
         "imagePullPolicy": "IfNotPresent",
-        "command": ["python", "-m", MODULES[container]],
+        "args": ["python", "-m", MODULES[container]],  # the image's entrypoint is PID 1 and forwards signals
         "env": environment(spec, container),
         **({"envFrom": env_from} if env_from else {}),
         **({"ports": ports} if ports else {}),
@@ -56,8 +56,10 @@ def _sidecar(experiment: ScanExperiment, image: str, container: Container) -> Ma
 
 def _host(experiment: ScanExperiment, image: str) -> Manifest:
     host = _container(experiment, image, Container.HOST)
-    custom = experiment.spec.workload.custom
-    return {**host, "image": custom.image, "command": list(custom.command)} if custom else host
+    if custom := experiment.spec.workload.custom:
+        del host["args"]
+        return {**host, "image": custom.image, "command": list(custom.command)}
+    return host
 
 
 def _security() -> Manifest:
