@@ -1,0 +1,47 @@
+# The image of the operator: no torch, no compiler.
+#
+#   docker build -f docker/operator.Dockerfile -t asysi-operator:0.1.0 .
+#
+# BASE   a release pins it by digest: --build-arg BASE=python:3.11-slim-bookworm@sha256:…
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS dependencies
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends tini && rm -rf /var/lib/apt/lists/*
+RUN python -m venv /opt/sbom && /opt/sbom/bin/pip install -q --no-cache-dir "cyclonedx-bom>=7,<8"
+RUN python -m venv /opt/asysi
+COPY pyproject.toml /source/
+COPY docker/requirements.py /source/docker/
+RUN python /source/docker/requirements.py operator >/tmp/requirements.txt \
+    && /opt/asysi/bin/pip install -q --no-cache-dir -r /tmp/requirements.txt
+
+# The whole wheel in pure Python; what needs torch or the ring is never imported.
+FROM dependencies AS code
+COPY pyproject.toml README.md LICENSE /source/
+COPY operator /source/operator
+COPY workers /source/workers
+RUN ASYSI_NATIVE=0 /opt/asysi/bin/pip install -q --no-cache-dir --no-deps --prefix /code/opt/asysi /source
+RUN mkdir -p /code/usr/share/asysi && cp -a /code/opt/asysi/. /opt/asysi/ \
+    && /opt/sbom/bin/cyclonedx-py environment /opt/asysi/bin/python -o /code/usr/share/asysi/sbom.cdx.json
+
+FROM ${BASE}
+ARG BASE
+ARG version=0.1.0
+ARG revision=unknown
+LABEL org.opencontainers.image.title="asysi-operator" \
+      org.opencontainers.image.description="Operator of A-Sys-I, a microscope for PyTorch models in motion" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.version="${version}" \
+      org.opencontainers.image.revision="${revision}" \
+      org.opencontainers.image.base.name="${BASE}"
+COPY --from=dependencies /usr/bin/tini /usr/bin/tini
+COPY --from=dependencies /opt/asysi /opt/asysi
+COPY --from=code /code /
+COPY docker/entrypoint.sh /usr/local/bin/entrypoint.sh
+ENV PATH=/opt/asysi/bin:$PATH \
+    HOME=/tmp \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1
+USER 65532:65532
+WORKDIR /tmp
+ENTRYPOINT ["entrypoint.sh"]
+CMD ["python", "-m", "asysi_operator"]
