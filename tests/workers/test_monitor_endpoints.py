@@ -220,3 +220,24 @@ def test_sigterm_from_outside_lets_the_loop_finish(tmp_path):
     os.kill(process.pid, signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 143
+
+
+@pytest.mark.parametrize("state", ["finalised", "checkpointed"])
+def test_a_sidecar_started_again_after_the_end_only_waits(tmp_path, state):
+    """Kubernetes restarts a sidecar that has ended: it is ready, does no work, and leaves SIGTERM with 0."""
+    from asysi.contract.runtime import BUS_RING
+    from asysi_ring import Reader, create
+
+    folder = tmp_path / BUS_RING
+    create(str(folder), shards=1, chunks=40, chunk_bytes=4096, readers=["sae"], policy="overwrite")
+    with Reader(str(folder), "sae") as reader:
+        reader.finalise(state)
+    before = (folder / "control").read_bytes()
+    process = run_frame(tmp_path, "print('worked', flush=True); return 0")
+    log = process.stderr.readline()
+    assert "waiting for the pod's end" in log
+    os.kill(process.pid, signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert (process.returncode, said) == (0, "")
+    assert (folder / "control").read_bytes() == before
+    assert not (tmp_path / "last").exists()

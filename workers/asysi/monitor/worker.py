@@ -102,7 +102,8 @@ def run_worker(container: Container, main: Callable[[Worker], int]) -> NoReturn:
     """Run `main` as the process of `container` and leave with its exit code.
 
     A ConfigError ends in exit code 2 with its sentences as last words, any other exception in 1 with a
-    traceback in the log. After SIGTERM an exit code 0 becomes 143.
+    traceback in the log. After SIGTERM an exit code 0 becomes 143. A sidecar whose stream has ended already
+    does nothing until SIGTERM, and leaves with 0.
     """
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format=f"%(asctime)s {container} %(levelname)s %(message)s"
@@ -113,9 +114,7 @@ def run_worker(container: Container, main: Callable[[Worker], int]) -> NoReturn:
         worker = Worker.from_environment(container)
         _listen(worker.stop)
         _serve(worker)
-        code = main(worker)
-        if worker.stop.terminated and code == Exit.OK:
-            code = Exit.TERMINATED
+        code = _work(worker, main)
     except ConfigError as error:
         for problem in error.problems:
             log.error("%s", problem)  # noqa: TRY400 - a sentence for a person, no traceback
@@ -128,6 +127,15 @@ def run_worker(container: Container, main: Callable[[Worker], int]) -> NoReturn:
     logging.shutdown()
     sys.stdout.flush()
     sys.exit(int(code))
+
+
+def _work(worker: Worker, main: Callable[[Worker], int]) -> int:
+    from asysi.monitor.rest import has_ended, rest  # noqa: PLC0415 - it works with this module's Worker
+
+    if has_ended(worker):
+        return rest(worker)
+    code = main(worker)
+    return Exit.TERMINATED if worker.stop.terminated and code == Exit.OK else code
 
 
 def _say(worker: Worker | None, text: str) -> None:

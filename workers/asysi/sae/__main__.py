@@ -1,8 +1,15 @@
 """`python -m asysi.sae`: the SAE worker's process."""
 
 from asysi.contract.runtime import Container
-from asysi.monitor.worker import run_worker
-from asysi.sae.worker import main
+from asysi.monitor.worker import Worker, run_worker
+
+
+def main(worker: Worker) -> int:
+    """Run the SAE worker; returns the exit code."""
+    from asysi.sae import worker as sae  # noqa: PLC0415 - torch takes seconds, and the frame hears SIGTERM before
+
+    return sae.main(worker)
+
 
 if __name__ == "__main__":
     run_worker(Container.SAE, main)

@@ -1,0 +1,48 @@
+"""A sidecar whose work is done, started again.
+
+Kubernetes starts a sidecar again whatever it ended with, until the pod ends. What its stream has come to
+stands in the ring's control file; all that is left then is to be there, healthy, and to touch nothing.
+"""
+
+import logging
+import time
+from pathlib import PurePosixPath
+
+from asysi.contract.runtime import BUS_RING, CAPTURE_RING, Container, Exit
+from asysi.monitor.worker import Worker
+
+RINGS: dict[Container, PurePosixPath] = {
+    Container.HOOK: CAPTURE_RING,
+    Container.SAE: BUS_RING,
+    Container.ARCHIVER: BUS_RING,
+}
+"""The ring that each sidecar reads, under its own name."""
+_FINAL = {"finalised", "checkpointed"}
+_TICK = 0.2
+log = logging.getLogger("asysi")
+
+
+def has_ended(worker: Worker) -> bool:
+    """Whether the container's reader has seen the end of this attempt's stream; False where no ring is."""
+    if worker.container not in RINGS:
+        return False
+    from asysi_ring import Control, RingError  # noqa: PLC0415 - the frame also runs where no ring is built
+
+    try:
+        with Control(str(worker.shm / RINGS[worker.container])) as control:
+            return control.reader_state(str(worker.container)) in _FINAL
+    except (RingError, OSError, ValueError):
+        return False
+
+
+def rest(worker: Worker) -> int:
+    """Be alive and ready until SIGTERM; returns 0, because nothing is left to checkpoint."""
+    log.info(
+        "the stream of attempt %d has ended and everything is written: waiting for the pod's end",
+        worker.attempt,
+    )
+    worker.health.ready()
+    while not worker.stop.terminated:
+        worker.health.beat()
+        time.sleep(_TICK)
+    return Exit.OK
