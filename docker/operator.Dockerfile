@@ -7,21 +7,21 @@ ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS dependencies
 RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends tini && rm -rf /var/lib/apt/lists/*
-RUN python -m venv /opt/sbom && /opt/sbom/bin/pip install -q --no-cache-dir "cyclonedx-bom>=7,<8"
-RUN python -m venv /opt/asysi
+RUN python -m venv /opt/tools && /opt/tools/bin/pip install -q --no-cache-dir "cyclonedx-bom>=7,<8" \
+    && python -m venv --without-pip /opt/asysi
 COPY pyproject.toml /source/
 COPY docker/requirements.py /source/docker/
 RUN python /source/docker/requirements.py operator >/tmp/requirements.txt \
-    && /opt/asysi/bin/pip install -q --no-cache-dir -r /tmp/requirements.txt
+    && /opt/tools/bin/pip --python /opt/asysi/bin/python install -q --no-cache-dir -r /tmp/requirements.txt
 
 # The whole wheel in pure Python; what needs torch or the ring is never imported.
 FROM dependencies AS code
 COPY pyproject.toml README.md LICENSE /source/
 COPY operator /source/operator
 COPY workers /source/workers
-RUN ASYSI_NATIVE=0 /opt/asysi/bin/pip install -q --no-cache-dir --no-deps --prefix /code/opt/asysi /source
+RUN ASYSI_NATIVE=0 /opt/tools/bin/pip --python /opt/asysi/bin/python install -q --no-cache-dir --no-deps --prefix /code/opt/asysi /source
 RUN mkdir -p /code/usr/share/asysi && cp -a /code/opt/asysi/. /opt/asysi/ \
-    && /opt/sbom/bin/cyclonedx-py environment /opt/asysi/bin/python -o /code/usr/share/asysi/sbom.cdx.json
+    && /opt/tools/bin/cyclonedx-py environment /opt/asysi/bin/python -o /code/usr/share/asysi/sbom.cdx.json
 
 FROM ${BASE}
 ARG BASE
