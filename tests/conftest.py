@@ -36,6 +36,12 @@ BREAKING: dict[str, Tree] = {
     "each trainer needs its own name": {"sae": {"train": [{"name": "a"}, {"name": "b"}, {"name": "a"}]}},
     "sae and archive are both off": {"sae": {"enabled": False}, "archive": {"enabled": False}},
     "resources.prepare.memory must hold": {"bus": {"size": "2Gi"}},
+    "the memory limits of the running containers must hold": {
+        "bus": {"size": "10Gi"},
+        "resources": {"prepare": {"memory": "16Gi"}},
+    },
+    "host.memory must hold shm": {"resources": {"host": {"shm": "4Gi"}}},
+    "each input is named once": {"inputs": [{"claim": "a"}, {"claim": "b"}, {"claim": "a"}]},
     "revision is for hf:// models": {"model": {"revision": "main"}},
     "sha256 is for models in files": {"model": {"uri": "python://a:b", "sha256": "0" * 64}},
     "separatorToken goes with packing concat": {"data": {"tokens": {"separatorToken": "[SEP]"}}},

@@ -66,7 +66,8 @@ def test_guaranteed(render):
         assert {"cpu", "memory"} <= set(item["resources"]["limits"])
     assert pod.container("host")["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert pod.container("host")["resources"]["limits"]["cpu"] == "2"
-    assert pod.container("hook")["resources"]["limits"]["cpu"] == "500m"
+    assert pod.container("hook")["resources"]["limits"]["cpu"] == "1"
+    assert pod.container("finish")["resources"]["limits"]["cpu"] == "250m"
 
 
 RESTRICTED_VOLUMES = {
@@ -185,9 +186,8 @@ def test_rings_volume_holds_both_rings(render):
             {"bus": {"size": "64Gi"}},
             ["memory limits of archiver, sae, hook, host, finish", "of rings", "bus.size"],
         ),
-        ({"resources": {"host": {"shm": "4Gi"}}}, ["resources.host.shm is 4Gi", "256Mi"]),
     ],
-    ids=["rings", "shm"],
+    ids=["rings"],
 )
 def test_impossible_memory_is_refused(render, spec, words):
     """Limits under which the kernel would kill are refused with the arithmetic."""

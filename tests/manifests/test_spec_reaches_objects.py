@@ -31,6 +31,7 @@ CHANGES: dict[str, Any] = {
     "spec.model.tokenizer": "hf://owner/name",
     "spec.model.secretRef": {"name": "hub"},
     "spec.data.uri": "jsonl://s3://bucket/rows",
+    "spec.inputs": [{"claim": "models"}],
     "spec.workload.custom": {"image": "mine", "command": ["run"]},
     "spec.capture.size": "128Mi",
     "spec.bus.size": "256Mi",

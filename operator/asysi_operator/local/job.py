@@ -4,14 +4,14 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import yaml
 
 from asysi.contract import runtime
 from asysi.contract.errors import ConfigError
 from asysi.contract.quantity import parse_bytes
-from asysi.contract.runtime import Env, Exit
+from asysi.contract.runtime import INPUTS, Env, Exit
 from asysi_operator.local.asking import Asker
 from asysi_operator.local.attempts import Attempts, Outcome
 from asysi_operator.local.binding import bound
@@ -123,10 +123,24 @@ def _refuse(job: Manifest, kill_once: str | None) -> None:
             "spec.lifecycle.suspend is true, so the experiment waits: set it to false to run it here"
         )
     pod = spec["template"]["spec"]
+    _refuse_missing_inputs(pod)
     names = [item["name"] for item in [*pod["initContainers"], *pod["containers"]]]
     if kill_once is not None and kill_once not in names:
         raise ConfigError(
             f"there is no container {kill_once} to kill in this experiment: choose {', '.join(names)}"
+        )
+
+
+def _refuse_missing_inputs(pod: Manifest) -> None:
+    """A claim is a folder below /inputs in the pod, so it must be one here."""
+    mounts = {mount["mountPath"] for item in pod["containers"] for mount in item["volumeMounts"]}
+    missing = sorted(
+        path for path in mounts if PurePosixPath(path).is_relative_to(INPUTS) and not Path(path).is_dir()
+    )
+    if missing:
+        raise ConfigError(
+            f"spec.inputs names volumes of a cluster, and {', '.join(missing)} is no folder here: "
+            "drop the inputs and name files of this machine, or make the folder"
         )
 
 

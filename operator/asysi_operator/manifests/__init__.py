@@ -6,21 +6,30 @@ from asysi.contract.spec import ScanExperiment
 from asysi_operator.manifests.claim import claim
 from asysi_operator.manifests.config_map import config_map
 from asysi_operator.manifests.job import job
-from asysi_operator.manifests.kinds import Manifest
+from asysi_operator.manifests.kinds import Image, Manifest
 from asysi_operator.manifests.network_policy import network_policy
 from asysi_operator.manifests.resources import refuse_impossible_memory
 
 IMAGE = f"asysi-worker:{__version__}"
+PULL_POLICIES = ("IfNotPresent", "Always", "Never")
 
-__all__ = ["IMAGE", "Manifest", "build"]
+__all__ = ["IMAGE", "PULL_POLICIES", "Manifest", "build"]
 
 
-def build(experiment: ScanExperiment, *, image: str = IMAGE) -> list[Manifest]:
+def build(
+    experiment: ScanExperiment,
+    *,
+    image: str = IMAGE,
+    pull_policy: str = PULL_POLICIES[0],
+    first_attempt: int = 0,
+) -> list[Manifest]:
     """Return every object of the experiment, in the order in which they are created.
 
     Args:
         experiment: the resolved experiment.
         image: image of every container, except the host of a custom workload.
+        pull_policy: when the node fetches images; one of PULL_POLICIES.
+        first_attempt: number of the Job's first attempt, above 0 when it goes on where another has ended.
 
     Raises:
         ConfigError: the memory limits cannot hold the rings, or the mode has no pod yet.
@@ -35,5 +44,5 @@ def build(experiment: ScanExperiment, *, image: str = IMAGE) -> list[Manifest]:
         config_map(experiment),
         *([] if experiment.spec.output.claim else [claim(experiment)]),
         network_policy(experiment),
-        job(experiment, image),
+        job(experiment, Image(image, pull_policy), first_attempt),
     ]

@@ -4,46 +4,46 @@ from asysi.contract.runtime import MODULES, PORTS, Container
 from asysi.contract.spec import ScanExperiment
 from asysi_operator.manifests import probes
 from asysi_operator.manifests.environment import TERMINATION, environment, environment_from
-from asysi_operator.manifests.kinds import Manifest
+from asysi_operator.manifests.kinds import Image, Manifest
 from asysi_operator.manifests.resources import containers_of, requirements
 from asysi_operator.manifests.volumes import mounts
 
 _SIDECARS = (Container.ARCHIVER, Container.SAE, Container.HOOK)
 
 
-def init_containers(experiment: ScanExperiment, image: str) -> list[Manifest]:
+def init_containers(experiment: ScanExperiment, image: Image) -> list[Manifest]:
     """Return prepare, then the sidecars: each starts once the one before it has."""
     present = containers_of(experiment.spec)
     sidecars = (_sidecar(experiment, image, container) for container in _SIDECARS if container in present)
     return [_container(experiment, image, Container.PREPARE), *sidecars]
 
 
-def main_containers(experiment: ScanExperiment, image: str) -> list[Manifest]:
+def main_containers(experiment: ScanExperiment, image: Image) -> list[Manifest]:
     """Return host and finish, which run side by side."""
     return [_host(experiment, image), _container(experiment, image, Container.FINISH)]
 
 
-def _container(experiment: ScanExperiment, image: str, container: Container) -> Manifest:
+def _container(experiment: ScanExperiment, image: Image, container: Container) -> Manifest:
     spec, name = experiment.spec, str(container)
     ports = [{"name": name, "containerPort": PORTS[container]}] if container in PORTS else []
     env_from = environment_from(spec, container)
     return {
         "name": name,
-        "image": image,
-        "imagePullPolicy": "IfNotPresent",
+        "image": image.name,
+        "imagePullPolicy": image.pull_policy,
         "args": ["python", "-m", MODULES[container]],  # the image's entrypoint is PID 1 and forwards signals
         "env": environment(spec, container),
         **({"envFrom": env_from} if env_from else {}),
         **({"ports": ports} if ports else {}),
         "resources": requirements(spec, container),
-        "volumeMounts": mounts(container),
+        "volumeMounts": mounts(experiment, container),
         "securityContext": _security(),
         "terminationMessagePath": TERMINATION,
         "terminationMessagePolicy": "File",
     }
 
 
-def _sidecar(experiment: ScanExperiment, image: str, container: Container) -> Manifest:
+def _sidecar(experiment: ScanExperiment, image: Image, container: Container) -> Manifest:
     """A native sidecar: restarted in place, and it does not keep the Job from ending."""
     port = str(container)
     return {
@@ -54,7 +54,7 @@ def _sidecar(experiment: ScanExperiment, image: str, container: Container) -> Ma
     }
 
 
-def _host(experiment: ScanExperiment, image: str) -> Manifest:
+def _host(experiment: ScanExperiment, image: Image) -> Manifest:
     host = _container(experiment, image, Container.HOST)
     if custom := experiment.spec.workload.custom:
         del host["args"]

@@ -3,6 +3,7 @@
 from asysi.contract.runtime import MOUNTS, PORTS, Container, Env
 from asysi.contract.spec import SecretRef, Spec
 from asysi_operator.manifests.kinds import Manifest
+from asysi_operator.manifests.labels import FIRST_ATTEMPT
 from asysi_operator.manifests.resources import threads
 
 TERMINATION = "/dev/termination-log"
@@ -18,6 +19,10 @@ def environment(spec: Spec, container: Container) -> list[Manifest]:
         {
             "name": str(Env.ATTEMPT),
             "valueFrom": {"fieldRef": {"fieldPath": f"metadata.annotations['{FAILURES}']"}},
+        },
+        {
+            "name": str(Env.FIRST_ATTEMPT),
+            "valueFrom": {"fieldRef": {"fieldPath": f"metadata.annotations['{FIRST_ATTEMPT}']"}},
         },
         {"name": str(Env.PORT), "value": str(PORTS.get(container, 0))},
         {"name": str(Env.TERMINATION), "value": TERMINATION},

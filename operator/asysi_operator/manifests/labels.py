@@ -1,10 +1,22 @@
 """Labels and metadata that every object of an experiment carries."""
 
+import hashlib
+import json
+import re
+from typing import Any
+
+from asysi.contract.frozen import frozen_part
 from asysi.contract.spec import API_VERSION, KIND, ScanExperiment
 from asysi_operator.manifests.kinds import Manifest
 
 EXPERIMENT = "asysi.dev/experiment"
 QUEUE = "kueue.x-k8s.io/queue-name"
+FIRST_ATTEMPT = "asysi.dev/first-attempt"
+"""Annotation of the pod: number of the Job's first attempt."""
+SPEC = "asysi.dev/spec"
+"""Annotation of the pod: digest of what of the spec is frozen once the host has started."""
+_RESERVED = re.compile(r"(.*\.)?(kubernetes\.io|k8s\.io|asysi\.dev)/|(job-name|controller-uid)$")
+"""Labels by which Kubernetes and we know objects: a user's are not passed on."""
 
 
 def selector(experiment: ScanExperiment) -> dict[str, str]:
@@ -13,9 +25,10 @@ def selector(experiment: ScanExperiment) -> dict[str, str]:
 
 
 def labels(experiment: ScanExperiment) -> dict[str, str]:
-    """Return the user's labels and ours; where they meet, ours stand."""
+    """Return the user's labels and ours; those that mean something to a cluster are not the user's to set."""
+    users = {key: value for key, value in experiment.metadata.labels.items() if not _RESERVED.match(key)}
     return {
-        **experiment.metadata.labels,
+        **users,
         "app.kubernetes.io/name": "asysi",
         "app.kubernetes.io/instance": experiment.metadata.name,
         "app.kubernetes.io/component": "experiment",
@@ -23,6 +36,16 @@ def labels(experiment: ScanExperiment) -> dict[str, str]:
         "app.kubernetes.io/managed-by": "asysi-operator",
         **selector(experiment),
     }
+
+
+def spec_digest(experiment: ScanExperiment) -> str:
+    """Return a digest of the frozen part of the spec, as SPEC holds it."""
+    return digest(frozen_part(experiment))
+
+
+def digest(value: Any) -> str:
+    """Return 16 hexadecimal digits that stand for a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def metadata(experiment: ScanExperiment, name: str) -> Manifest:

@@ -2,15 +2,15 @@
 
 from asysi.contract.spec import ScanExperiment, Toleration
 from asysi_operator.manifests.containers import init_containers, main_containers
-from asysi_operator.manifests.kinds import Manifest
-from asysi_operator.manifests.labels import labels
+from asysi_operator.manifests.kinds import Image, Manifest
+from asysi_operator.manifests.labels import FIRST_ATTEMPT, SPEC, labels, spec_digest
 from asysi_operator.manifests.volumes import volumes
 
 _USER = 65532
 """Nobody in particular; the images need no name for it."""
 
 
-def pod_template(experiment: ScanExperiment, image: str) -> Manifest:
+def pod_template(experiment: ScanExperiment, image: Image, first_attempt: int) -> Manifest:
     """Return the pod template of the Job."""
     scheduling, lifecycle = experiment.spec.scheduling, experiment.spec.lifecycle
     optional = {
@@ -20,7 +20,11 @@ def pod_template(experiment: ScanExperiment, image: str) -> Manifest:
         "runtimeClassName": scheduling.runtime_class_name,
     }
     return {
-        "metadata": {"labels": labels(experiment)},
+        "metadata": {
+            "labels": labels(experiment),
+            # It, and nothing else here, may change while a Job is suspended: the next pod counts on from it.
+            "annotations": {FIRST_ATTEMPT: str(first_attempt), SPEC: spec_digest(experiment)},
+        },
         "spec": {
             "restartPolicy": "Never",
             "terminationGracePeriodSeconds": lifecycle.grace_period_seconds,

@@ -1,7 +1,7 @@
 """Volumes of the pod, and where each container finds them."""
 
 from asysi.contract.quantity import format_bytes
-from asysi.contract.runtime import CAPTURE_RING, MOUNTS, Container, Env
+from asysi.contract.runtime import CAPTURE_RING, INPUTS, MOUNTS, Container, Env
 from asysi.contract.spec import ScanExperiment
 from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.manifests.names import claim_name, config_name
@@ -17,6 +17,13 @@ _SHARING = {Container.PREPARE, Container.HOST, Container.FINISH}
 def volumes(experiment: ScanExperiment) -> list[Manifest]:
     """Return the pod's volumes."""
     spec = experiment.spec
+    inputs = [
+        {
+            "name": _input(one.claim),
+            "persistentVolumeClaim": {"claimName": one.claim, "readOnly": True},
+        }
+        for one in spec.inputs
+    ]
     return [
         {"name": RINGS, "emptyDir": {"medium": "Memory", "sizeLimit": format_bytes(rings_bytes(spec))}},
         {"name": "host-shm", "emptyDir": {"medium": "Memory", "sizeLimit": spec.resources.host.shm}},
@@ -24,18 +31,25 @@ def volumes(experiment: ScanExperiment) -> list[Manifest]:
         {"name": "output", "persistentVolumeClaim": {"claimName": claim_name(experiment)}},
         {"name": "config", "configMap": {"name": config_name(experiment)}},
         {"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}},
+        *inputs,
     ]
 
 
-def mounts(container: Container) -> list[Manifest]:
-    """Return the mounts of a container."""
+def mounts(experiment: ScanExperiment, container: Container) -> list[Manifest]:
+    """Return the mounts of a container. Those who read the model and the data see the inputs."""
+    inputs = experiment.spec.inputs if container in _SHARING else []
     return [
         *(_host_rings() if container is Container.HOST else [_mount(RINGS, MOUNTS[Env.SHM])]),
         _mount("workspace", MOUNTS[Env.WORKSPACE], readOnly=container not in _SHARING),
         _mount("output", MOUNTS[Env.OUTPUT]),
         _mount("config", MOUNTS[Env.CONFIG].parent, readOnly=True),
         _mount("tmp", "/tmp", subPath=str(container)),  # noqa: S108 - the container's own
+        *(_mount(_input(one.claim), INPUTS / one.claim, readOnly=True) for one in inputs),
     ]
+
+
+def _input(claim: str) -> str:
+    return f"input-{claim}"
 
 
 def _host_rings() -> list[Manifest]:

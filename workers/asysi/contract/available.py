@@ -203,6 +203,7 @@ READ_BY = {
         "metadata.namespace",
         "metadata.labels",
         "metadata.uid",
+        "spec.inputs[].claim",
         "spec.archive.enabled",
         "spec.archive.cpus",
         "spec.archive.memory",

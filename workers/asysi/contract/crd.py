@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from asysi.contract import frozen
 from asysi.contract.rules import RULES
 from asysi.contract.spec import API_VERSION, KIND, Metadata, ScanExperiment, Spec
 from asysi.contract.status import Status
@@ -94,6 +95,7 @@ def _root() -> Schema:
             "spec": spec,
             "status": status,
         },
+        "x-kubernetes-validations": [{"rule": frozen.rule(), "message": frozen.MESSAGE}],
     }
 
 

@@ -10,6 +10,8 @@ from asysi.contract.spec import Model, Positions, SaeTrain, Sampling, Spec, Toke
 
 PREPARE_HEAP = 512 * 2**20
 """Bytes that prepare needs besides the rings: the interpreter, torch, the model's structure."""
+HEAP = 256 * 2**20
+"""Bytes that any process needs beside the rings, at the least: an interpreter with its libraries."""
 WORKLOADS = tuple(field.alias or name for name, field in Workload.model_fields.items())
 
 
@@ -114,6 +116,45 @@ def _prepare_holds_the_rings(spec: Spec) -> Iterator[Problem]:
         )
 
 
+def _running_limits_hold_the_rings(spec: Spec) -> Iterator[Problem]:
+    limits = {
+        "host": spec.resources.host.memory,
+        "hook": spec.resources.hook.memory,
+        "finish": spec.resources.finish.memory,
+        **({"sae": spec.sae.memory} if spec.sae is not None else {}),
+        **({"archiver": spec.archive.memory} if spec.archive.enabled else {}),
+    }
+    rings = parse_bytes(spec.capture.size) + parse_bytes(spec.bus.size)
+    heaps, held = HEAP * len(limits), sum(parse_bytes(limit) for limit in limits.values())
+    if rings + heaps > held:
+        yield Problem(
+            ("spec", "bus", "size"),
+            f"is {spec.bus.size}, but the memory limits of {', '.join(limits)} add up to {format_bytes(held)}"
+            f", and together they hold {format_bytes(rings)} of rings (bus.size and capture.size) +"
+            f" {len(limits)} × {format_bytes(HEAP)} of processes: raise a limit, or make the rings smaller",
+        )
+
+
+def _host_holds_its_shm(spec: Spec) -> Iterator[Problem]:
+    host = spec.resources.host
+    if parse_bytes(host.shm) + HEAP > parse_bytes(host.memory):
+        yield Problem(
+            ("spec", "resources", "host", "shm"),
+            f"is {host.shm}, but it is part of resources.host.memory, {host.memory}, of which the process"
+            f" needs {format_bytes(HEAP)}: raise memory, or lower shm",
+        )
+
+
+def _inputs_are_distinct(spec: Spec) -> Iterator[Problem]:
+    counts = Counter(one.claim for one in spec.inputs)
+    for index, one in enumerate(spec.inputs):
+        if counts[one.claim] > 1:
+            yield Problem(
+                ("spec", "inputs", index, "claim"),
+                f"is {one.claim!r} {counts[one.claim]} times: name each claim once",
+            )
+
+
 def _revision_is_for_the_hub(spec: Spec) -> Iterator[Problem]:
     model: Model = spec.model
     if model.revision is not None and not model.uri.startswith("hf://"):
@@ -149,6 +190,11 @@ def _queues_are_for_consumer_mode(spec: Spec) -> Iterator[Problem]:
 
 def _trainers(spec: Spec) -> list[SaeTrain]:
     return spec.sae.train if spec.sae is not None else []
+
+
+def _beside_heap(memory: str) -> str:
+    """Return what a limit leaves beside the process's own heap, in CEL."""
+    return f"quantity({memory}).sub(quantity('{format_bytes(HEAP)}'))"
 
 
 RULES = (
@@ -191,6 +237,30 @@ RULES = (
         ".compareTo(quantity(self.resources.prepare.memory)) <= 0",
         f"resources.prepare.memory must hold capture.size + bus.size + {format_bytes(PREPARE_HEAP)}",
         _prepare_holds_the_rings,
+    ),
+    Rule(
+        "spec",
+        "quantity(self.resources.host.memory).add(quantity(self.resources.hook.memory))"
+        ".add(quantity(self.resources.finish.memory))"
+        f".sub(quantity('{format_bytes(3 * HEAP)}'))"
+        f".add(has(self.sae) && self.sae.enabled ? {_beside_heap('self.sae.memory')} : quantity('0'))"
+        f".add(self.archive.enabled ? {_beside_heap('self.archive.memory')} : quantity('0'))"
+        ".compareTo(quantity(self.capture.size).add(quantity(self.bus.size))) >= 0",
+        "the memory limits of the running containers must hold capture.size + bus.size + "
+        f"{format_bytes(HEAP)} for each of them",
+        _running_limits_hold_the_rings,
+    ),
+    Rule(
+        "spec.resources.host",
+        f"quantity(self.shm).add(quantity('{format_bytes(HEAP)}')).compareTo(quantity(self.memory)) <= 0",
+        f"host.memory must hold shm + {format_bytes(HEAP)}",
+        _host_holds_its_shm,
+    ),
+    Rule(
+        "spec.inputs",
+        "self.all(one, self.exists_one(other, other.claim == one.claim))",
+        "each input is named once",
+        _inputs_are_distinct,
     ),
     Rule(
         "spec.model",

@@ -51,6 +51,8 @@ class Env(StrEnum):
     """Folder that prepare, host and finish share: the model, the matched hook points."""
     ATTEMPT = "ASYSI_ATTEMPT"
     """Number of the attempt, from 0."""
+    FIRST_ATTEMPT = "ASYSI_FIRST_ATTEMPT"
+    """What ATTEMPT is counted from: above 0 once the experiment was suspended, or its Job made again."""
     PORT = "ASYSI_PORT"
     """Port of the worker's HTTP endpoints; 0 serves none."""
     TERMINATION = "ASYSI_TERMINATION"
@@ -66,6 +68,10 @@ MOUNTS = {
     Env.CONFIG: PurePosixPath("/etc/asysi/experiment.json"),
 }
 """Where the pod mounts them; a local run puts its own folders in their place."""
+
+
+INPUTS = PurePosixPath("/inputs")
+"""Folder below which the claims of `spec.inputs` are mounted."""
 
 
 class Exit(IntEnum):

@@ -137,6 +137,14 @@ class Data(Part):
     """A data pipeline that makes the rows first."""
 
 
+class Input(Part):
+    """A volume that the experiment reads from."""
+
+    claim: Name
+    """PersistentVolumeClaim that exists; its files stand read-only in `/inputs/<claim>`, where prepare, host
+    and finish find them: `file:///inputs/<claim>/model`, `jsonl:///inputs/<claim>/text.jsonl`."""
+
+
 class Scan(Part):
     """Runs the model over the data, forward only."""
 
@@ -328,7 +336,7 @@ class Archive(Part):
     """Compression of chunks."""
     rotate: Memory = "1Gi"
     """Size at which a segment is closed and the next begun."""
-    cpus: Annotated[float, Field(gt=0, le=1024)] = 0.5
+    cpus: Annotated[float, Field(gt=0, le=1024)] = 1.0
     """CPUs of the container; whole CPUs are pinned on a node that can."""
     memory: Memory = "1Gi"
     """Memory of the container."""
@@ -383,7 +391,7 @@ class HostResources(Resources):
 class HookResources(Resources):
     """What the hook sidecar gets."""
 
-    cpus: Annotated[float, Field(gt=0, le=1024)] = 0.5
+    cpus: Annotated[float, Field(gt=0, le=1024)] = 1.0
     """CPUs; whole CPUs are pinned on a node that can."""
 
 
@@ -493,6 +501,9 @@ class Spec(Part):
     """The model to watch."""
     data: Data | None = None
     """What the model reads."""
+    inputs: Annotated[list[Input], Field(max_length=16)] = []
+    """Volumes of the cluster that hold the model or the data. A local run takes files where they are; one
+    with inputs needs their folders below /inputs."""
     workload: Workload
     """What runs the model: exactly one of its fields."""
     capture: Capture

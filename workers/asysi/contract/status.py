@@ -34,7 +34,7 @@ class Counters(Part):
     seen: Count | None = None
     """Rows that passed the hook points."""
     captured: Count | None = None
-    """Rows published on the bus."""
+    """Rows that capture kept and handed on."""
     sampled_out: Count | None = None
     """Rows left out by the sampling rate."""
     dropped: Count | None = None
@@ -88,7 +88,8 @@ class Status(Part):
     observed_generation: Count | None = None
     """Generation of the spec that this status is about."""
     phase: (
-        Literal["Pending", "Suspended", "Preparing", "Running", "Finishing", "Succeeded", "Failed"] | None
+        Literal["Pending", "Refused", "Suspended", "Preparing", "Running", "Finishing", "Succeeded", "Failed"]
+        | None
     ) = None
     """Summary of the conditions; nothing is decided by it."""
     conditions: Annotated[list[Condition], Field(max_length=32)] = Field(default_factory=list)
@@ -100,7 +101,7 @@ class Status(Part):
     attempt: Count | None = None
     """Number of the attempt, from 0."""
     start_time: Time | None = None
-    """When the host started."""
+    """When the host first started; from then on the spec is frozen."""
     completion_time: Time | None = None
     """When the experiment ended."""
     cpu_sets: Annotated[dict[str, Word], Field(max_length=16)] = Field(default_factory=dict)

@@ -78,7 +78,7 @@ class Worker:
             shm=Path(os.environ[Env.SHM]),
             output=Path(os.environ[Env.OUTPUT]),
             workspace=Path(os.environ[Env.WORKSPACE]),
-            attempt=_whole_number(Env.ATTEMPT),
+            attempt=_whole_number(Env.FIRST_ATTEMPT) + _whole_number(Env.ATTEMPT),
             port=_whole_number(Env.PORT),
         )
 
