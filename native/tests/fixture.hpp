@@ -74,22 +74,37 @@ struct Packet {
     bool book_seen = true;
 };
 
-inline bool publish(Writer& writer, const Packet& packet) {
+/// The payload of a packet and what describes it.
+struct Content {
     std::array<u32, most_rows * width> payload{};
-    Dice dice(packet.number * 31 + packet.account);
-    // Halves of what is a number: a float of 2^-126 to 2^127 goes through a ring unchanged.
-    for (auto& value : payload) value = static_cast<u32>(dice()) & 0x3FFFFFFF;
-    const auto* const bytes = reinterpret_cast<const std::byte*>(payload.data());
     Block block{};
-    block.shard = packet.shard;
-    block.header.account = packet.account;
-    block.header.width = width;
-    block.header.source = packet.source;
-    block.header.captured_ns = packet.number;
-    block.header.step = checksum(bytes, packet.rows * width * sizeof(u32));
-    block.rows = {bytes, width * sizeof(u32), nullptr, packet.rows, width, Dtype::float32};
-    block.book_seen = packet.book_seen;
-    return writer.publish(block);
+
+    explicit Content(const Packet& packet) {
+        Dice dice(packet.number * 31 + packet.account);
+        // Bits of ordinary floats: those of a NaN need not go through a ring unchanged.
+        for (auto& value : payload) value = static_cast<u32>(dice()) & 0x3FFFFFFF;
+        const auto* const bytes = reinterpret_cast<const std::byte*>(payload.data());
+        block.shard = packet.shard;
+        block.header.account = packet.account;
+        block.header.width = width;
+        block.header.source = packet.source;
+        block.header.captured_ns = packet.number;
+        block.header.step = checksum(bytes, packet.rows * width * sizeof(u32));
+        block.rows = {bytes, width * sizeof(u32), nullptr, packet.rows, width, Dtype::float32};
+        block.book_seen = packet.book_seen;
+    }
+    Content(const Content&) = delete;
+    Content& operator=(const Content&) = delete;
+};
+
+inline bool publish(Writer& writer, const Packet& packet) { return writer.publish(Content(packet).block); }
+
+/// A claim with its payload written: what is left is to commit it, or not.
+inline std::optional<Claim> claim(Writer& writer, const Packet& packet) {
+    const Content content(packet);
+    auto claim = writer.claim(content.block);
+    if (claim) std::memcpy(claim->payload().data(), content.payload.data(), packet.rows * width * sizeof(u32));
+    return claim;
 }
 
 inline PacketHeader header_of(const Pin& pin) {
