@@ -8,6 +8,7 @@ __all__ = [
     "MAX_PINS",
     "MAX_READERS",
     "MAX_REASONS",
+    "PACKET_VERSION",
     "BusyError",
     "ClosedError",
     "Control",
@@ -23,7 +24,9 @@ __all__ = [
     "control_layout",
     "create",
     "header_layout",
+    "payload_at",
     "required_bytes",
+    "testpoints",
 ]
 
 
@@ -38,6 +41,7 @@ try:
         MAX_PINS,
         MAX_READERS,
         MAX_REASONS,
+        PACKET_VERSION,
         BusyError,
         ClosedError,
         Control,
@@ -52,7 +56,9 @@ try:
         control_layout,
         create,
         header_layout,
+        payload_at,
         required_bytes,
+        testpoints,
     )
 except ImportError as _error:
     _why = str(_error)

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 HEADER_BYTES: int
+PACKET_VERSION: int
+"""Of the wire form, in every packet's header."""
 MAX_READERS: int
 """16."""
 MAX_REASONS: int
@@ -49,6 +51,13 @@ def header_layout() -> list[tuple[str, int, int]]:
 def control_layout() -> list[tuple[str, int, int]]:
     """Return name, offset and size of each field of the control file's fixed part."""
 
+def payload_at(rows: int, scale_bytes: int) -> int:
+    """Return where a packet's payload begins: the first multiple of 64 bytes behind records and scales."""
+
+def testpoints() -> dict[str, int]:
+    """Return how often each test point was reached in this process; empty unless built with
+    -DASYSI_TESTPOINTS."""
+
 def required_bytes(*, shards: int, chunks: int, chunk_bytes: int, accounts: int = 256) -> int:
     """Return how many bytes a ring takes with as many readers as there may be."""
 
@@ -65,9 +74,12 @@ def create(
 ) -> bool:
     """Create `folder`/control and `folder`/data; False when the same ring is already there.
 
-    `drop_new`: one reader, a chunk is claimed only when the reader's cursor has passed it (the capture ring).
-    `overwrite`: broadcast, the oldest unpinned chunk goes (the bus).
-    Of `chunks` a shard, depth = chunks - readers*pins - 1 can be unread at once.
+    `drop_new`: one reader, a chunk is claimed only when the reader's cursor has passed it and no view of it
+    is held (the capture ring); all `chunks` of a shard can be unread at once.
+    `overwrite`: broadcast, the oldest unpinned chunk goes (the bus); of `chunks` a shard,
+    depth = chunks - readers*pins - 1 can be unread at once.
+    A packet takes a chunk and a place in the queue whatever its size: many small ones lap a reader as soon as
+    as many large ones.
 
     Args:
         folder: made when missing.
@@ -89,7 +101,8 @@ def create(
 
 @final
 class Writer:
-    """The one producer: it never waits for a reader. May be used from several threads, which take turns.
+    """The one producer: it never waits for a reader. Threads on one shard take turns; on different shards
+    they do not meet, so that each shard can have a thread of its own.
 
     Attaching takes the producer's lock and repairs what a killed one left: a packet that was committed is
     booked as published; rows that were under way are booked as dropped with reason 0, 'crash'. The generation

@@ -335,12 +335,14 @@ void define_exceptions(py::module_& m) {
 
 void define_creation(py::module_& m) {
     m.attr("HEADER_BYTES") = header_bytes;
+    m.attr("PACKET_VERSION") = static_cast<u32>(packet_version);
     m.attr("MAX_READERS") = max_readers;
     m.attr("MAX_REASONS") = static_cast<u32>(max_reasons);
     m.attr("MAILBOX_WORDS") = static_cast<u32>(mailbox_words);
     m.attr("MAX_PINS") = 16;
     m.def("header_layout", &header_layout);
     m.def("control_layout", &control_layout);
+    m.def("payload_at", &payload_at, py::arg("rows"), py::arg("scale_bytes"));
     m.def(
         "required_bytes",
         [](u32 shards, u32 chunks, u64 chunk_bytes, u32 accounts) {
@@ -375,7 +377,7 @@ void define_writer(py::module_& m) {
     type.def_property_readonly("chunk_bytes", [](const Writer& w) { return w.geometry().chunk_bytes; });
     type.def_property_readonly("shards", [](const Writer& w) { return w.geometry().shards; });
     type.def("account", &Writer::account, py::arg("name"));
-    type.def("free", [](const Writer& w, i64 shard) { return w.free(small(shard, "shard")); }, py::arg("shard") = 0);
+    type.def("free", [](Writer& w, i64 shard) { return w.free(small(shard, "shard")); }, py::arg("shard") = 0);
     type.def("source", [](const Writer& w, i64 shard) { return w.source(small(shard, "shard")); }, py::arg("shard") = 0);
     type.def("head", [](const Writer& w, i64 shard) { return w.head(small(shard, "shard")); }, py::arg("shard") = 0);
     type.def("publish_block", &publish_block, py::arg("shard"), py::arg("header"), py::arg("rows"), py::arg("address"),
@@ -492,11 +494,23 @@ void define_control(py::module_& m) {
     as_context<Control>(type);
 }
 
+/// How often each test point was reached in this process; nothing in a build without them.
+py::dict testpoints() {
+    py::dict reached;
+#ifdef ASYSI_TESTPOINTS
+    for (std::size_t i = 0; i < testpoint::labels.size(); ++i) {
+        reached[py::str(testpoint::labels[i].data(), testpoint::labels[i].size())] = testpoint::hits[i].load();
+    }
+#endif
+    return reached;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
     m.doc() = "The native ring";
     define_exceptions(m);
+    m.def("testpoints", &testpoints);
     define_creation(m);
     define_writer(m);
     define_view(m);

@@ -60,7 +60,7 @@ bool publish(Writer& writer, float value, u32 count = 2, u64 source = 0, bool bo
 
 /// First element of a packet whose elements are all the same; NaN when they are not.
 float value_of(const Pin& pin) {
-    const auto* const values = reinterpret_cast<const float*>(pin.bytes + header_bytes + pin.rows * row_bytes);
+    const auto* const values = reinterpret_cast<const float*>(pin.bytes + payload_at(pin.rows, 0));
     for (u32 i = 1; i < pin.rows * width; ++i) {
         if (values[i] != values[0]) return std::numeric_limits<float>::quiet_NaN();
     }
@@ -255,14 +255,14 @@ void a_full_ring_books_the_drop_at_every_instruction() {
     {
         Writer writer(folder.path);
         writer.account("a");
-        EXPECT(writer.free(0) == 2);
-        EXPECT(publish(writer, 1) && publish(writer, 2));
+        EXPECT(writer.free(0) == 4);
+        for (u32 i = 1; i <= 4; ++i) EXPECT(publish(writer, static_cast<float>(i)));
         EXPECT(writer.free(0) == 0);
     }
-    steps_of_writer(folder.path, [](Writer& writer) { EXPECT(!publish(writer, 3)); }, [](const std::string& left) {
+    steps_of_writer(folder.path, [](Writer& writer) { EXPECT(!publish(writer, 5)); }, [](const std::string& left) {
         const Writer successor(left);
         const Books books(left);
-        EXPECT(books.producer_balances() && books.head == 2);
+        EXPECT(books.producer_balances() && books.head == 4);
         EXPECT(books.dropped() == 0 || books.dropped() == 2);
     });
 }

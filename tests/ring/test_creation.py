@@ -60,7 +60,7 @@ def test_geometry_is_what_was_asked_for(folder):
         "chunk_bytes": 4096,
         "policy": "overwrite",
         "pins": 16,
-        "abi": "1.0",
+        "abi": "2.0",
         "generation": 0,
     }
     files = {path.name: path.stat() for path in Path(folder).iterdir()}
@@ -103,8 +103,8 @@ def test_another_geometry_is_refused_naming_both(folder):
     ("field", "value", "named"),
     [
         ("magic", 0x1234, "magic 0x1234"),
-        ("major", 2, r"version 2\.0, this build reads version 1\.0"),
-        ("minor", 1, r"version 1\.1, this build reads version 1\.0"),
+        ("major", 1, r"version 1\.0, this build reads version 2\.0"),
+        ("minor", 1, r"version 2\.1, this build reads version 2\.0"),
         ("endian", 0x04030201, "another byte order"),
         ("packet_header_bytes", 128, "headers of 1160 and 128"),
     ],

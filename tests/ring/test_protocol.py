@@ -83,7 +83,7 @@ class TestOrder:
             while ring.publish(writer, 0, point="a", shard=0):
                 pass
             assert writer.free(0) == 0
-            assert writer.free(1) == 7
+            assert writer.free(1) == 10
             assert ring.publish(writer, 0, point="b", shard=1)
             with pytest.raises(ValueError, match="lives in shard 1"):
                 ring.publish(writer, 0, point="b", shard=0)
@@ -271,27 +271,72 @@ class TestFull:
     """The producer never waits: it drops and counts."""
 
     def test_drop_new_keeps_what_was_not_read(self, make_ring):
-        """Exactly the depth fits; the next is refused, booked as ring_full, and nothing older is touched."""
+        """Every chunk holds an unread packet; the next is booked as ring_full, nothing older is touched."""
         ring = make_ring(policy="drop_new")
         with Writer(ring.folder) as writer, Reader(ring.folder, "r") as reader:
-            assert writer.free() == 7
-            accepted = [ring.publish(writer, value) for value in range(9)]
-            assert accepted == [True] * 7 + [False] * 2
+            assert writer.free() == 10
+            accepted = [ring.publish(writer, value) for value in range(12)]
+            assert accepted == [True] * 10 + [False] * 2
             assert writer.free() == 0
             assert reader.lag() == 1.0
             assert ring.produced()["dropped"][1] == 6
             views = reader.pull(1)
             assert writer.free() == 0
             reader.consumed(views[0])
+            assert writer.free() == 0  # consumed, but pinned: it is still being looked at
+            assert ring.value(views[0]) == 0
+            del views
             assert writer.free() == 1
             assert ring.publish(writer, 100)
             assert not ring.publish(writer, 101)
-            assert ring.value(views[0]) == 0
-            del views
-            assert drain(ring, reader) == [1, 2, 3, 4, 5, 6, 100]
+            assert drain(ring, reader) == [*range(1, 10), 100]
             reader.mark_durable()
             assert reader.lag() == 0.0
             ring.balance("r")
+
+    def test_a_packet_that_lingers_costs_its_chunk_and_no_other_packet(self, make_ring):
+        """Under drop_new, with views held long after they were consumed, nothing unread is overwritten."""
+        ring = make_ring(policy="drop_new", pins=4, chunks=7)
+        with Writer(ring.folder) as writer, Reader(ring.folder, "r") as reader:
+            sent, seen, held = 0, [], []
+            for turn in range(300):
+                for _ in range(turn % 5 + 1):
+                    room = writer.free()
+                    assert ring.publish(writer, sent) == (room > 0)
+                    sent += room > 0
+                for view in reader.pull(2, 0):
+                    seen.append(ring.value(view))
+                    reader.consumed(view)
+                    held.append(view)
+                while len(held) > turn % 4:
+                    held.pop((turn * 7) % len(held)).release()
+            held.clear()
+            seen += drain(ring, reader)
+            assert seen == list(range(sent))
+            assert sent > 300
+            reader.mark_durable()
+            ring.balance("r")
+            assert ring.consumed("r")["lapped"] == 0
+
+    def test_a_successor_knows_what_is_unread(self, make_ring):
+        """Attached to a full drop_new ring whose chunks are out of order, it overwrites nothing unread."""
+        ring = make_ring(policy="drop_new", pins=2, chunks=5)
+        with Reader(ring.folder, "r") as reader:
+            with Writer(ring.folder) as writer:
+                assert all(ring.publish(writer, value) for value in range(5))
+                first, second = reader.pull(2, 0)
+                reader.consumed(first)
+                reader.consumed(second)
+                second.release()
+                assert ring.publish(writer, 5)
+            with Writer(ring.folder) as writer:
+                assert writer.free() == 0
+                assert not ring.publish(writer, 6)
+                first.release()
+                assert writer.free() == 1
+                assert ring.publish(writer, 6)
+                assert not ring.publish(writer, 7)
+            assert drain(ring, reader) == [2, 3, 4, 5, 6]
 
     def test_an_impossible_cursor_harms_only_its_owner(self, make_ring):
         """A reader that claims to be far ahead makes the producer neither wait nor fail."""
@@ -304,7 +349,7 @@ class TestFull:
                 file.seek(at)
                 file.write(struct.pack("<Q", 2**64 - 1))
             assert all(ring.publish(writer, value) for value in range(40))
-            assert 0 <= writer.free() <= 7
+            assert 0 <= writer.free() <= 10
             with Reader(ring.folder, "r") as reader:
                 assert reader.pull(1, 0) == []
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asysi.bus.bus import shard_of
-from asysi.bus.packet import HEADER_BYTES, Dtype, Quantization
-from asysi.hook.blocks import PART_BITS, RowTooLargeError, conversion, cut, row_bytes
+from asysi.bus.packet import Dtype, Quantization, payload_at
+from asysi.hook.blocks import PART_BITS, RowBytes, RowTooLargeError, conversion, cut, row_bytes
 
 CHUNK = 256 * 1024
 PACKETS = {
@@ -22,13 +22,18 @@ PACKETS = {
 }
 
 
+def packet_bytes(rows: int, row: RowBytes) -> int:
+    """Bytes of a packet of so many rows."""
+    return payload_at(rows, rows * row.scale) + rows * row.payload
+
+
 @given(**PACKETS)
 def test_blocks_hold_every_row_once_in_order_and_fit(sequence, rows, width, dtype, wanted):
     """Blocks laid end to end are the packet's rows, and each fits a chunk with its header."""
     size = row_bytes(width, dtype, conversion(dtype, wanted))
     blocks = list(cut(sequence, rows, size, CHUNK))
     assert [row for block in blocks for row in range(block.start, block.stop)] == list(range(rows))
-    assert all(HEADER_BYTES + (block.stop - block.start) * size <= CHUNK for block in blocks)
+    assert all(packet_bytes(block.stop - block.start, size) <= CHUNK for block in blocks)
 
 
 @given(**PACKETS)
@@ -36,14 +41,15 @@ def test_blocks_are_as_few_as_can_be(sequence, rows, width, dtype, wanted):
     """No cutting into fewer blocks would fit."""
     size = row_bytes(width, dtype, conversion(dtype, wanted))
     count = len(list(cut(sequence, rows, size, CHUNK)))
-    assert count == 1 or -(-rows // (count - 1)) * size + HEADER_BYTES > CHUNK
+    assert count == 1 or packet_bytes(-(-rows // (count - 1)), size) > CHUNK
 
 
-@given(sequence=st.integers(1, 2**47 - 1), rows=st.integers(1, 5_000), size=st.integers(24, 100_000))
+@given(sequence=st.integers(1, 2**47 - 1), rows=st.integers(1, 5_000), size=st.integers(1, 100_000))
 def test_marks_grow_within_a_packet_and_from_packet_to_packet(sequence, rows, size):
     """Source marks are above 0, strictly growing, below those of the next packet, and name their packet."""
-    now = [block.source for block in cut(sequence, rows, size, CHUNK)]
-    after = [block.source for block in cut(sequence + 1, rows, size, CHUNK)]
+    row = RowBytes(0, size)
+    now = [block.source for block in cut(sequence, rows, row, CHUNK)]
+    after = [block.source for block in cut(sequence + 1, rows, row, CHUNK)]
     assert now[0] > 0
     assert now + after == sorted(set(now + after))
     assert {mark >> PART_BITS for mark in now} == {sequence}
@@ -52,13 +58,13 @@ def test_marks_grow_within_a_packet_and_from_packet_to_packet(sequence, rows, si
 def test_a_row_that_fits_no_chunk_is_refused():
     """A row larger than a chunk is an error that says both sizes."""
     with pytest.raises(RowTooLargeError, match=f"{CHUNK} bytes does not fit a chunk of {CHUNK}"):
-        list(cut(1, 1, CHUNK, CHUNK))
+        list(cut(1, 1, RowBytes(0, CHUNK), CHUNK))
 
 
 def test_a_packet_of_too_many_blocks_is_refused():
     """More blocks than a mark can number are an error, not a mark of another packet."""
     with pytest.raises(RowTooLargeError, match="65537 blocks"):
-        list(cut(1, (1 << PART_BITS) + 1, 100, HEADER_BYTES + 100))
+        list(cut(1, (1 << PART_BITS) + 1, RowBytes(0, 64), 256 + 64))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +84,7 @@ def test_what_is_small_enough_passes_through(dtype, wanted, done, payload):
     """Only payloads that become smaller are converted; quantised ones pass; int8 rows carry a scale."""
     assert conversion(dtype, wanted) is done
     scale = 4 if payload == 1 else 0
-    assert row_bytes(384, dtype, done) == 24 + scale + 384 * payload
+    assert row_bytes(384, dtype, done) == (scale, 384 * payload)
 
 
 def test_a_hook_point_has_the_same_shard_in_every_process():

@@ -265,19 +265,18 @@ def test_too_small_ring_shows_the_arithmetic(tiny, rows, tmp_path):
         "workload": {"scan": {"batchSize": 2048}},
         "data": {"uri": f"jsonl://{rows}", "tokens": {"contextLength": 64}},
     }
-    small = {"hookPoints": ["encoder.layer.*.output"], "size": "20Mi"}
+    small = {"hookPoints": ["encoder.layer.*.output"], "size": "15Mi"}
     (problem,) = problems(tiny, rows, **spec, capture=small, tmp_path=tmp_path)
     # 131072 rows of 8 × 4 + 24 bytes, 18720 to a chunk: 8 chunks, twice
     for words in (
-        "20 chunks",
-        "17 are the reader's and 3 are left",
+        "15 chunks of 1Mi",
         "2 hook points × 8 chunks",
         "= 16.",
-        "capture.size to 33Mi",
+        "capture.size to 16Mi",
     ):
         assert words in problem
-    assert problems(tiny, rows, **spec, capture=small | {"size": "33Mi"}, tmp_path=tmp_path) == []
-    assert problems(tiny, rows, **spec, capture=small | {"size": "32Mi"}, tmp_path=tmp_path) != []
+    assert problems(tiny, rows, **spec, capture=small | {"size": "16Mi"}, tmp_path=tmp_path) == []
+    assert problems(tiny, rows, **spec, capture=small, tmp_path=tmp_path) != []
 
 
 def test_sequences_longer_than_the_model(tiny, rows, tmp_path):

@@ -17,6 +17,7 @@
 
 #include "asysi/error.hpp"
 #include "asysi/packet.hpp"
+#include "asysi/testpoint.hpp"
 
 namespace asysi {
 
@@ -30,7 +31,7 @@ static_assert(std::atomic<u64>::is_always_lock_free && std::atomic<u32>::is_alwa
 static_assert(sizeof(std::atomic<u64>) == 8 && sizeof(std::atomic<u32>) == 4);
 
 inline constexpr u64 control_magic = 0x474E495249535341;  // "ASSIRING" in memory
-inline constexpr u16 abi_major = 1;
+inline constexpr u16 abi_major = 2;
 inline constexpr u16 abi_minor = 0;
 inline constexpr u32 endian_tag = 0x01020304;
 
@@ -53,6 +54,7 @@ namespace reason {
 inline constexpr u32 crash = 0;
 inline constexpr u32 ring_full = 1;
 inline constexpr u32 no_chunk = 3;
+inline constexpr u32 error = 5;
 }  // namespace reason
 
 struct ControlHeader {
@@ -100,6 +102,7 @@ struct Versioned {
     void store(const Values& values) {
         const u64 next = version.load(std::memory_order_relaxed) + 1;
         for (std::size_t i = 0; i < Words; ++i) copies[next & 1][i].store(values[i], std::memory_order_release);
+        ASYSI_TESTPOINT("books.copy.written");
         version.store(next, std::memory_order_release);
     }
 
@@ -116,11 +119,10 @@ struct Versioned {
     }
 };
 
-/// What the producer is about to book, written before it acts, so that whoever takes over can finish or undo it.
+/// What a shard's thread is about to book, written before it acts, so that whoever takes over can finish or undo it.
 struct Intent {
-    std::atomic<u64> open;  // 1 while the rest counts
-    std::atomic<u64> shard;
-    std::atomic<u64> sequence;  // committed once the shard's head has reached it
+    alignas(64) std::atomic<u64> open;  // 1 while the rest counts
+    std::atomic<u64> sequence;          // committed once the shard's head has reached it
     std::atomic<u64> account;
     std::atomic<u64> version;  // of the account's counters before: equal means not booked yet
     std::atomic<u64> rows;
@@ -136,13 +138,13 @@ struct Live {
     alignas(64) std::atomic<u32> writer_state;
     std::atomic<u32> generation;
     std::atomic<u32> accounts;  // registered
-    alignas(64) Intent intent;
     alignas(64) std::array<std::atomic<u64>, mailbox_words> mailbox;
 };
 
 struct ShardEntry {
     alignas(64) std::atomic<u64> head;    // sequence of the newest packet, 0 when none
     alignas(64) std::atomic<u64> source;  // highest mark that is settled
+    Intent intent;
 };
 
 struct ReaderEntry {
@@ -173,7 +175,7 @@ struct ChunkState {
     alignas(64) std::atomic<u64> word;  // generation 47 | W 1 | pins 16
 };
 
-static_assert(sizeof(Live) == 64 * 12 && sizeof(ShardEntry) == 128 && sizeof(ReaderEntry) == 64);
+static_assert(sizeof(Live) == 64 * 10 && sizeof(Intent) == 64 && sizeof(ShardEntry) == 192 && sizeof(ReaderEntry) == 64);
 static_assert(sizeof(AccountEntry) == 448 && sizeof(BookEntry) == 192 && sizeof(ChunkState) == 64);
 static_assert(std::is_standard_layout_v<Live> && std::is_standard_layout_v<AccountEntry>);
 
@@ -206,7 +208,12 @@ struct Geometry {
 
     [[nodiscard]] u32 reader_count() const { return static_cast<u32>(readers.size()); }
     /// Packets of a shard that can be unread at once and still stand there.
-    [[nodiscard]] u32 depth() const { return chunks - reader_count() * pins - 1; }
+    ///
+    /// overwrite: the claim passes pinned chunks by, at most readers x pins of them, and one more is being written.
+    /// drop_new: all of them. A chunk is claimed only when the reader's cursor has passed its packet and no pin is left on
+    /// it, so no unread packet is ever overwritten, whatever is pinned; a packet that was consumed but is still pinned
+    /// takes a chunk from the room, which `Writer::free` counts, and nothing else.
+    [[nodiscard]] u32 depth() const { return policy == Policy::drop_new ? chunks : chunks - reader_count() * pins - 1; }
     bool operator==(const Geometry&) const = default;
 };
 
@@ -264,7 +271,7 @@ inline void check(const Geometry& g) {
         refuse("drop_new serves one reader, " + std::to_string(g.readers.size()) + " are named");
     }
     const u64 held = u64{g.reader_count()} * g.pins + 1;
-    if (g.chunks <= held) {
+    if (g.policy == Policy::overwrite && g.chunks <= held) {
         refuse("readers x pins + 1 = " + std::to_string(g.reader_count()) + " x " + std::to_string(g.pins) + " + 1 = " +
                std::to_string(held) + " chunks can be held, so " + std::to_string(g.chunks) + " chunks leave no depth");
     }

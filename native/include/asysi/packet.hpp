@@ -1,4 +1,7 @@
-// The wire form of a packet: header | row records | scales (int8 only) | payload.
+// The wire form of a packet: header | row records | scales (int8 only) | zeros | payload.
+//
+// The payload begins at a multiple of 64 bytes, and so does a chunk: no store or load of a vector is split between two
+// cache lines.
 //
 // Twin of workers/asysi/bus/packet.py; a test holds both to the same layout.
 #pragma once
@@ -10,7 +13,7 @@
 namespace asysi {
 
 inline constexpr std::uint32_t packet_magic = 0x4B505341;  // "ASPK" in memory
-inline constexpr std::uint16_t packet_version = 1;
+inline constexpr std::uint16_t packet_version = 2;
 
 enum class Dtype : std::uint16_t { float32 = 0, bfloat16 = 1, float16 = 2, int8 = 3, fp8_e4m3 = 4 };
 enum class Quantization : std::uint16_t { none = 0, bf16 = 1, fp8 = 2, int8 = 3 };
@@ -76,17 +79,24 @@ static_assert(offsetof(PacketHeader, sampling_rate) == 48 && offsetof(PacketHead
 static_assert(offsetof(PacketHeader, payload_bytes) == 112 && offsetof(PacketHeader, reserved) == 124);
 static_assert(sizeof(RowRecord) == row_bytes && std::is_trivially_copyable_v<RowRecord>);
 
+inline constexpr std::size_t payload_alignment = 64;
+
+/// Where the payload of a packet begins.
+constexpr std::uint64_t payload_at(std::uint64_t rows, std::uint64_t scale_bytes) {
+    return (header_bytes + rows * row_bytes + scale_bytes + payload_alignment - 1) / payload_alignment * payload_alignment;
+}
+
 /// Bytes that a packet with this header covers; 0 when its sizes contradict each other.
 constexpr std::uint64_t packet_bytes(const PacketHeader& header) {
     const auto item = item_bytes(static_cast<Dtype>(header.dtype));
     const std::uint64_t rows = header.rows;
     const bool scales_fit = header.scale_bytes == 0 || header.scale_bytes == rows * 4;
-    if (header.magic != packet_magic || item == 0 || !scales_fit) return 0;
+    if (header.magic != packet_magic || header.version != packet_version || item == 0 || !scales_fit) return 0;
     // rows and width are 32 bits each, an item at most 4 bytes: divide rather than overflow.
     if (rows == 0 || header.payload_bytes / rows / item != header.width) return 0;
     if (header.payload_bytes % (rows * item) != 0) return 0;
     if (header.payload_bytes > (std::uint64_t{1} << 40)) return 0;
-    return header_bytes + rows * row_bytes + header.scale_bytes + header.payload_bytes;
+    return payload_at(rows, header.scale_bytes) + header.payload_bytes;
 }
 
 }  // namespace asysi

@@ -7,14 +7,13 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "asysi/futex.hpp"
-#include "asysi/lock.hpp"
 #include "asysi/ring.hpp"
+#include "asysi/seat.hpp"
 
 namespace asysi {
 
@@ -36,23 +35,26 @@ struct Pin {
 class Reader {
 public:
     Reader(const std::string& folder, const std::string& name)
-        : ring_(folder, Ring::Role::reader), index_(ring_.reader_index(name)), bit_(u64{1} << index_) {
-        if (!lock_.take(control_path(folder), 1 + static_cast<off_t>(index_))) {
-            throw BusyError("reader " + name + " of the ring in " + folder + " is attached already, and it is alive");
-        }
+        : ring_(folder, Ring::Role::reader),
+          index_(ring_.reader_index(name)),
+          bit_(u64{1} << index_),
+          seat_(control_path(folder), 1 + static_cast<off_t>(index_), "reader " + name + " of the ring in " + folder),
+          held_(ring_.geometry().shards) {
+        ASYSI_TESTPOINT("reader.lock.taken");
         take_over();
     }
-    ~Reader() { lock_.release(); }
+    ~Reader() { seat_.leave(); }
     Reader(const Reader&) = delete;
     Reader& operator=(const Reader&) = delete;
 
+    [[nodiscard]] const Ring& ring() const { return ring_; }
     [[nodiscard]] u32 index() const { return index_; }
 
     // --- packets -----------------------------------------------------------------------------------------------
 
     /// Pins up to `limit` packets into `out` without waiting.
     void gather(std::vector<Pin>& out, std::size_t limit) {
-        const auto turn = enter();
+        const auto turn = seat_.enter(gate_);
         const u32 shards = ring_.geometry().shards;
         const std::size_t fair = std::max<std::size_t>(1, limit / shards);
         for (bool more = true; more && out.size() < limit;) {
@@ -70,9 +72,11 @@ public:
     void wait(std::chrono::nanoseconds limit) {
         Live& live = ring_.live();
         live.waiters.fetch_or(bit_, std::memory_order_seq_cst);
+        ASYSI_TESTPOINT("reader.wait.waiter_set");
         const u32 bell = live.doorbell.load(std::memory_order_seq_cst);
         if (!ready() && !producer_closed()) futex_wait(live.doorbell, bell, limit);
         live.waiters.fetch_and(~bit_, std::memory_order_seq_cst);
+        ASYSI_TESTPOINT("reader.wait.waiter_cleared");
     }
 
     [[nodiscard]] bool producer_closed() const {
@@ -80,13 +84,12 @@ public:
         return state == WriterState::complete || state == WriterState::attempt_over;
     }
 
-    /// Unpins. False when the pin had been taken away, so that the bytes may have been another packet's.
+    /// Unpins, from any thread. False when the pin had been taken away, so that the bytes may have been another packet's.
     bool release(const Pin& pin) {
-        if (lock_.orphaned()) return true;  // a forked child: the pin is its parent's
-        const std::scoped_lock turn(mutex_);
+        if (seat_.orphaned()) return true;  // a forked child: the pin is its parent's
         const bool held = unpin(pin);
-        --held_[pin.shard];
-        if (--held_in_all_ == 0 && closed_) lock_.release();
+        held_[pin.shard].fetch_sub(1, std::memory_order_relaxed);
+        if (held_in_all_.fetch_sub(1) == 1 && seat_.closed()) leave();
         return held;
     }
 
@@ -100,7 +103,7 @@ public:
 
     /// Books the packet as consumed, with the rows lost before it, and moves the cursor. Doing it again changes nothing.
     void consumed(const Pin& pin) {
-        const auto turn = enter();
+        const auto turn = seat_.enter(gate_);
         auto& book = books_[pin.account];
         if (pin.end > book[consumed::position]) {
             const u64 before = pin.end - pin.rows;
@@ -109,14 +112,13 @@ public:
             store(pin.account);
         }
         if (pin.sequence > consumed_[pin.shard]) {
-            consumed_[pin.shard] = pin.sequence;
-            ring_.cursor(index_, pin.shard).store(pin.sequence, std::memory_order_release);
+            move_cursor(pin.shard, pin.sequence);
         }
         pass_gaps(pin.shard);
     }
 
     void mark_durable() {
-        const auto turn = enter();
+        const auto turn = seat_.enter(gate_);
         for (u32 account = 0; account < ring_.accounts(); ++account) {
             auto& book = books_[account];
             const u64 durable = book[consumed::position] - book[consumed::lapped] - book[consumed::rolled_back];
@@ -129,7 +131,7 @@ public:
     /// `rows` are durable, what was consumed beyond them is rolled back. `position`: rows_before + rows of the last
     /// durable packet, when the storage knows it; packets up to it are then passed over.
     void restore_durable(u32 account, u64 rows, std::optional<u64> position) {
-        const auto turn = enter();
+        const auto turn = seat_.enter(gate_);
         expect_account(account);
         auto book = books_[account];
         if (position && *position > book[consumed::position]) {
@@ -149,7 +151,7 @@ public:
 
     /// Everything published that was not consumed counts as lapped; the cursors move to the heads.
     void settle() {
-        const auto turn = enter();
+        const auto turn = seat_.enter(gate_);
         for (u32 account = 0; account < ring_.accounts(); ++account) {
             const u64 published = ring_.account(account).counters.load()[produced::published];
             auto& book = books_[account];
@@ -162,19 +164,20 @@ public:
         for (u32 shard = 0; shard < ring_.geometry().shards; ++shard) {
             const u64 head = ring_.shard(shard).head.load(std::memory_order_acquire);
             next_[shard] = std::max(next_[shard], head + 1);
-            pulled_to_[shard] = consumed_[shard] = std::max(consumed_[shard], head);
-            ring_.cursor(index_, shard).store(consumed_[shard], std::memory_order_release);
+            pulled_to_[shard] = std::max(consumed_[shard], head);
+            move_cursor(shard, pulled_to_[shard]);
         }
     }
 
     void finalise(ReaderState state) {
-        expect_open();
+        seat_.expect_open();
         ring_.reader(index_).state.store(static_cast<u32>(state), std::memory_order_release);
+        ASYSI_TESTPOINT("reader.finalise.stated");
     }
 
     /// How the producer closed, once everything is consumed.
     [[nodiscard]] std::optional<WriterState> ended() {
-        const auto turn = enter();
+        const auto turn = seat_.enter(gate_);
         if (!producer_closed()) return std::nullopt;
         const auto state = static_cast<WriterState>(ring_.live().writer_state.load(std::memory_order_acquire));
         for (u32 shard = 0; shard < ring_.geometry().shards; ++shard) {
@@ -185,23 +188,23 @@ public:
     }
 
     [[nodiscard]] double lag() const {
-        expect_open();
+        seat_.expect_open();
         return ring_.lag(index_);
     }
 
     void gauge(u32 account, u32 slot, double value) {
-        expect_open();
+        seat_.expect_open();
         expect_account(account);
         if (slot >= gauge_slots) throw std::invalid_argument("gauge " + std::to_string(slot) + " is not within 0 to 7");
         ring_.book(index_, account).gauges[slot].store(std::bit_cast<u64>(value), std::memory_order_relaxed);
+        ASYSI_TESTPOINT("reader.gauge.stored");
     }
 
     /// No more packets. The lock is kept until the last pin is released, so that nobody takes the pins away.
     void close() {
-        if (lock_.orphaned()) return;
-        const std::scoped_lock turn(mutex_);
-        closed_ = true;
-        if (held_in_all_ == 0) lock_.release();
+        if (seat_.orphaned()) return;
+        seat_.close();
+        if (held_in_all_.load() == 0) leave();
     }
 
 private:
@@ -209,13 +212,15 @@ private:
         const Geometry& g = ring_.geometry();
         // Views of whoever was this reader before are void from here on.
         ring_.reader(index_).epoch.fetch_add(1);
+        ASYSI_TESTPOINT("reader.attach.epoch");
         ring_.live().waiters.fetch_and(~bit_);
-        held_.resize(g.shards);
-        first_shard_ = 0;
+        ASYSI_TESTPOINT("reader.attach.waiter_cleared");
         for (u32 shard = 0; shard < g.shards; ++shard) {
             for (u32 chunk = 0; chunk < g.chunks; ++chunk) {
                 auto& state = ring_.state(shard, chunk);
-                if ((state.load(std::memory_order_relaxed) & bit_) != 0) state.fetch_and(~bit_, std::memory_order_release);
+                if ((state.load(std::memory_order_relaxed) & bit_) == 0) continue;
+                state.fetch_and(~bit_, std::memory_order_release);
+                ASYSI_TESTPOINT("reader.attach.unpinned");
             }
             const u64 head = ring_.shard(shard).head.load(std::memory_order_acquire);
             const u64 cursor = std::min(ring_.cursor(index_, shard).load(std::memory_order_acquire), head);
@@ -228,20 +233,14 @@ private:
             pulled_.push_back(books_.back()[consumed::position]);
         }
         ring_.reader(index_).state.store(static_cast<u32>(ReaderState::attached), std::memory_order_release);
+        ASYSI_TESTPOINT("reader.attach.stated");
     }
 
-    /// This thread's turn; throws ClosedError.
-    [[nodiscard]] std::unique_lock<std::mutex> enter() const {
-        // In a forked child the mutex may be held by a thread that does not exist there.
-        if (lock_.orphaned()) expect_open();
-        std::unique_lock<std::mutex> turn(mutex_);
-        expect_open();
-        return turn;
+    void leave() {
+        seat_.leave();
+        ASYSI_TESTPOINT("reader.lock.released");
     }
-    void expect_open() const {
-        if (lock_.orphaned()) throw ClosedError("this process was forked from a reader of " + ring_.folder());
-        if (closed_) throw ClosedError("the reader of " + ring_.folder() + " is closed");
-    }
+
     void expect_account(u32 account) const {
         if (account < ring_.accounts()) return;
         throw std::invalid_argument("account " + std::to_string(account) + " is not one of the " +
@@ -253,14 +252,23 @@ private:
     }
 
     [[nodiscard]] u32 epoch() const { return ring_.reader(index_).epoch.load(std::memory_order_seq_cst); }
-    void store(u32 account) { ring_.book(index_, account).counters.store(books_[account]); }
+    void store(u32 account) {
+        ring_.book(index_, account).counters.store(books_[account]);
+        ASYSI_TESTPOINT("reader.books.stored");
+    }
+    void move_cursor(u32 shard, u64 sequence) {
+        consumed_[shard] = sequence;
+        ring_.cursor(index_, shard).store(sequence, std::memory_order_release);
+        ASYSI_TESTPOINT("reader.cursor.stored");
+    }
+    [[nodiscard]] u32 held(u32 shard) const { return held_[shard].load(std::memory_order_relaxed); }
 
     /// Whether a shard has something that may be pinned.
     [[nodiscard]] bool ready() {
-        const std::scoped_lock turn(mutex_);
+        const auto turn = seat_.enter(gate_);
         for (u32 shard = 0; shard < ring_.geometry().shards; ++shard) {
             const u64 head = ring_.shard(shard).head.load(std::memory_order_seq_cst);
-            if (head >= next_[shard] && held_[shard] < ring_.geometry().pins) return true;
+            if (head >= next_[shard] && held(shard) < ring_.geometry().pins) return true;
         }
         return false;
     }
@@ -271,7 +279,7 @@ private:
         const u64 head = ring_.shard(shard).head.load(std::memory_order_acquire);
         // Bounded work: a head that somebody scribbled over must not keep us here.
         u64 steps = 4 * u64{g.chunks};
-        while (next_[shard] <= head && held_[shard] < g.pins && steps-- > 0) {
+        while (next_[shard] <= head && held(shard) < g.pins && steps-- > 0) {
             if (out.size() >= limit) return true;
             const u64 sequence = next_[shard];
             auto pin = try_pin(shard, sequence);
@@ -285,8 +293,8 @@ private:
             next_[shard] = sequence + 1;
             if (pin != Outcome::pinned) continue;
             pulled_to_[shard] = sequence;
-            ++held_[shard];
-            ++held_in_all_;
+            held_[shard].fetch_add(1, std::memory_order_relaxed);
+            held_in_all_.fetch_add(1);
             out.push_back(pinned_);
         }
         return false;
@@ -308,6 +316,7 @@ private:
             // A bit of ours on this generation would be a pin that we hold or that somebody scribbled: not one to share.
             if (word::generation(there) != generation || (there & (word::writing | bit_)) != 0) return Outcome::lapped;
         } while (!state.compare_exchange_weak(there, there | bit_, std::memory_order_seq_cst, std::memory_order_relaxed));
+        ASYSI_TESTPOINT("reader.pin.set");
         pinned_ = {.shard = shard, .chunk = chunk, .generation = generation, .epoch = epoch(), .sequence = sequence,
                    .account = 0, .rows = 0, .end = 0, .lapped_rows = 0, .bytes = ring_.chunk(shard, chunk), .size = 0};
         PacketHeader header;
@@ -334,26 +343,25 @@ private:
         do {
             if (epoch() != pin.epoch || word::generation(there) != pin.generation || (there & bit_) == 0) return false;
         } while (!state.compare_exchange_weak(there, there & ~bit_, std::memory_order_release, std::memory_order_relaxed));
+        ASYSI_TESTPOINT("reader.pin.cleared");
         return true;
     }
 
     /// With nothing handed out and unbooked, the cursor moves over what was passed: gaps and packets lost to the lap.
     void pass_gaps(u32 shard) {
         if (consumed_[shard] < pulled_to_[shard] || consumed_[shard] + 1 >= next_[shard]) return;
-        consumed_[shard] = next_[shard] - 1;
-        ring_.cursor(index_, shard).store(consumed_[shard], std::memory_order_release);
+        move_cursor(shard, next_[shard] - 1);
     }
 
     Ring ring_;
     u32 index_;
     u64 bit_;
-    ByteLock lock_;
-    mutable std::mutex mutex_;
-    bool closed_ = false;
+    Seat seat_;
+    Gate gate_;
     u32 first_shard_ = 0;
     Pin pinned_{};
-    u32 held_in_all_ = 0;
-    std::vector<u32> held_;        // pins, a shard
+    std::atomic<u32> held_in_all_{0};
+    std::vector<std::atomic<u32>> held_;  // pins, a shard
     std::vector<u64> next_;        // sequence to look at next, a shard
     std::vector<u64> pulled_to_;   // newest sequence handed out, a shard
     std::vector<u64> consumed_;    // the cursor, a shard

@@ -273,7 +273,9 @@ inline void move(const std::string& from, const std::string& to) {
 inline bool create(const std::string& folder, const Geometry& geometry) {
     check(geometry);
     std::filesystem::create_directories(folder);
+    ASYSI_TESTPOINT("create.folder.made");
     const creation::FolderLock lock(folder);
+    ASYSI_TESTPOINT("create.folder.locked");
     const std::string control = control_path(folder);
     const std::string data = data_path(folder);
     if (std::filesystem::exists(control)) {
@@ -284,18 +286,25 @@ inline bool create(const std::string& folder, const Geometry& geometry) {
     }
     const Sections at(geometry);
     for (const auto& left : {control + ".new", data + ".new", data}) unlink(left.c_str());
+    ASYSI_TESTPOINT("create.leftovers.removed");
     creation::expect_room(folder, at.control_bytes + at.data_bytes);
     try {
         const File data_file = creation::allocate(data + ".new", at.data_bytes, folder);
+        ASYSI_TESTPOINT("create.data.allocated");
         const File control_file = creation::allocate(control + ".new", at.control_bytes, folder);
+        ASYSI_TESTPOINT("create.control.allocated");
         const ControlHeader header = header_of(geometry);
         if (pwrite(control_file.descriptor(), &header, sizeof header, 0) != static_cast<ssize_t>(sizeof header)) {
             fail(errno, "cannot write", control);
         }
+        ASYSI_TESTPOINT("create.header.written");
         creation::move(data + ".new", data);
+        ASYSI_TESTPOINT("create.data.renamed");
         creation::move(control + ".new", control);
+        ASYSI_TESTPOINT("create.control.renamed");
     } catch (...) {
         for (const auto& left : {control + ".new", data + ".new", data}) unlink(left.c_str());
+        ASYSI_TESTPOINT("create.failure.removed");
         throw;
     }
     return true;

@@ -1,23 +1,27 @@
-// The one producer of a ring.
+// The one producer of a ring: one thread a shard, at most.
 //
 // Order of a packet: intent, claim (CAS, acquire), bytes, state (release), slot (release), head (seq_cst: the packet
 // exists), account (one step), source, intent closed. Killed anywhere, `take_over` finishes or undoes it.
+//
+// Shards share nothing but the doorbell: each has its own intent, chunks, slots and accounts. An account belongs to the
+// shard of its first packet, and whoever books for it takes that shard's turn.
 #pragma once
 
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "asysi/convert.hpp"
 #include "asysi/futex.hpp"
-#include "asysi/lock.hpp"
 #include "asysi/ring.hpp"
+#include "asysi/seat.hpp"
 
 namespace asysi {
 
@@ -37,14 +41,19 @@ struct Plan {
     Dtype dtype;
     u64 scale_bytes;
     u64 payload_bytes;
+    u64 scales_at;
+    u64 payload_at;
 
+    Plan() = default;
     explicit Plan(const Block& block) : dtype(converted(block.rows.dtype, block.quantization)) {
         const bool scaled = dtype == Dtype::int8 && (block.rows.dtype != Dtype::int8 || block.scales != nullptr);
-        scale_bytes = scaled ? block.rows.count * sizeof(float) : 0;
-        payload_bytes = u64{block.rows.count} * block.rows.width * item_bytes(dtype);
+        const u64 count = block.rows.count;
+        scale_bytes = scaled ? count * sizeof(float) : 0;
+        payload_bytes = count * block.rows.width * item_bytes(dtype);
+        scales_at = header_bytes + count * row_bytes;
+        payload_at = asysi::payload_at(count, scale_bytes);
     }
-    [[nodiscard]] u64 scales_at(u64 count) const { return header_bytes + count * row_bytes; }
-    [[nodiscard]] u64 total(u64 count) const { return scales_at(count) + scale_bytes + payload_bytes; }
+    [[nodiscard]] u64 total() const { return payload_at + payload_bytes; }
 };
 
 /// What is added to an account in one step.
@@ -57,30 +66,68 @@ struct Entry {
     u32 reason = 0;
 };
 
+class Writer;
+
+/// A chunk that its owner fills in place. Goes out of scope without `commit`: aborted, its rows booked as dropped.
+class Claim {
+public:
+    Claim(Claim&& other) noexcept : writer_(std::exchange(other.writer_, nullptr)), shard_(other.shard_), bytes_(other.bytes_), plan_(other.plan_), count_(other.count_) {}
+    Claim& operator=(Claim&&) = delete;
+    ~Claim() { abort(); }
+
+    /// What goes to the readers: rows x width elements, beginning at a multiple of 64 bytes.
+    [[nodiscard]] std::span<std::byte> payload() const { return {bytes_ + plan_.payload_at, plan_.payload_bytes}; }
+    /// A record a row; zeros, or what the block had.
+    [[nodiscard]] std::span<RowRecord> records() const { return {reinterpret_cast<RowRecord*>(bytes_ + header_bytes), count_}; }
+    /// A scale a row of int8; empty for other types.
+    [[nodiscard]] std::span<float> scales() const { return {reinterpret_cast<float*>(bytes_ + plan_.scales_at), plan_.scale_bytes / sizeof(float)}; }
+    [[nodiscard]] bool open() const { return writer_ != nullptr; }
+
+    /// Publishes the packet. Throws ClosedError when it was committed, aborted, or its writer closed.
+    void commit();
+    /// Gives the chunk back and books its rows as dropped; again does nothing.
+    void abort() noexcept;
+
+private:
+    friend class Writer;
+    Claim(Writer& writer, u32 shard, std::byte* bytes, const Plan& plan, u64 count)
+        : writer_(&writer), shard_(shard), bytes_(bytes), plan_(plan), count_(count) {}
+
+    Writer* writer_;
+    u32 shard_;
+    std::byte* bytes_;
+    Plan plan_;
+    u64 count_;
+};
+
 class Writer {
 public:
-    explicit Writer(const std::string& folder) : ring_(folder, Ring::Role::writer) {
-        if (!lock_.take(control_path(folder), 0)) {
-            throw BusyError("the ring in " + folder + " has a producer already, and it is alive");
-        }
+    explicit Writer(const std::string& folder)
+        : ring_(folder, Ring::Role::writer),
+          seat_(control_path(folder), 0, "the producer of the ring in " + folder),
+          lanes_(geometry().shards),
+          accounts_(geometry().accounts) {
+        ASYSI_TESTPOINT("writer.lock.taken");
         take_over();
     }
     ~Writer() { close(std::nullopt); }
     Writer(const Writer&) = delete;
     Writer& operator=(const Writer&) = delete;
 
+    [[nodiscard]] const Ring& ring() const { return ring_; }
     [[nodiscard]] const Geometry& geometry() const { return ring_.geometry(); }
     [[nodiscard]] u32 generation() const { return generation_; }
 
     /// Index of the account `name`, which is registered when new.
     u32 account(const std::string& name) {
-        const auto turn = enter();
+        seat_.expect_open();
+        const std::scoped_lock turn(registrar_);
         if (const auto known = names_.find(name); known != names_.end()) return known->second;
         if (name.empty() || name.size() >= account_name_bytes || name.find('\0') != std::string::npos) {
             throw std::invalid_argument("an account's name has 1 to 191 bytes of UTF-8, " + name + " has " +
                                         std::to_string(name.size()));
         }
-        const auto index = static_cast<u32>(counters_.size());
+        const auto index = registered_.load(std::memory_order_relaxed);
         if (index >= geometry().accounts) {
             throw std::invalid_argument("the ring has room for " + std::to_string(geometry().accounts) + " accounts, " + name +
                                         " would be one more");
@@ -88,27 +135,36 @@ public:
         AccountEntry& entry = ring_.account(index);
         std::memset(entry.name, 0, account_name_bytes);
         std::memcpy(entry.name, name.data(), name.size());
+        ASYSI_TESTPOINT("writer.account.named");
         ring_.live().accounts.store(index + 1, std::memory_order_release);
-        counters_.push_back(entry.counters.load());
-        shard_of_.push_back(0);
+        ASYSI_TESTPOINT("writer.account.counted");
+        accounts_[index].values = entry.counters.load();
         names_.emplace(name, index);
+        registered_.store(index + 1, std::memory_order_release);
         return index;
     }
 
-    /// Packets that `shard` takes before the policy drops any.
-    [[nodiscard]] u64 free(u32 shard) const {
-        expect_open();
+    /// Packets that `shard` takes before the policy drops any. Never less than it was, but for what is published.
+    [[nodiscard]] u64 free(u32 shard) {
         expect_shard(shard);
+        Lane& lane = lanes_[shard];
+        const auto turn = seat_.enter(lane.gate);
         if (geometry().policy == Policy::overwrite) return geometry().depth();
-        return geometry().depth() - waiting(shard);
+        look_at_cursor(lane, shard);
+        u64 room = 0;
+        for (u32 chunk = 0; chunk < geometry().chunks; ++chunk) {
+            const bool passed = lane.newest[chunk] <= lane.cursor;
+            room += passed && (ring_.state(shard, chunk).load(std::memory_order_relaxed) & word::pin_mask) == 0 ? 1 : 0;
+        }
+        return room;
     }
     [[nodiscard]] u64 source(u32 shard) const {
-        expect_open();
+        seat_.expect_open();
         expect_shard(shard);
         return ring_.shard(shard).source.load(std::memory_order_relaxed);
     }
     [[nodiscard]] u64 head(u32 shard) const {
-        expect_open();
+        seat_.expect_open();
         expect_shard(shard);
         return ring_.shard(shard).head.load(std::memory_order_relaxed);
     }
@@ -116,121 +172,176 @@ public:
     /// Publishes `block`; false, the rows booked as dropped, when it had to go. An empty block is no packet.
     ///
     /// Throws std::invalid_argument, before anything is booked, when the block cannot be a packet of this ring.
+    /// Threads on one shard take turns; throws BusyError while a claim of the shard is open.
     bool publish(const Block& block) {
-        const auto turn = enter();
+        expect_shard(block.shard);
+        Lane& lane = lanes_[block.shard];
+        const auto turn = seat_.enter(lane.gate);
         const Plan plan(block);
         expect_fit(block, plan);
         if (block.rows.count == 0) return true;
-        const u64 sequence = heads_[block.shard] + 1;
-        const u32 account = block.header.account;
-        keep_home(account, block.shard);
-        open_intent({.shard = block.shard, .sequence = sequence, .account = account, .rows = block.rows.count,
-                     .book_seen = block.book_seen, .source = block.header.source});
-        const auto claim = this->claim(block.shard);
-        if (!claim) {
-            refuse(block, sequence);
-            return false;
-        }
-        std::byte* const chunk = ring_.chunk(block.shard, claim->chunk);
-        write(chunk, block, plan, sequence);
-        ring_.state(block.shard, claim->chunk).store(word::state(claim->generation), std::memory_order_release);
-        commit(block.shard, sequence, word::slot(claim->generation, claim->chunk));
-        next_[block.shard] = (claim->chunk + 1) % geometry().chunks;
-        const u64 count = block.rows.count;
-        add(account, {.seen = block.book_seen ? count : 0, .published = count, .packets = 1});
-        settle(block.shard, block.header.source);
+        if (!begin(lane, block, plan)) return false;
+        write_head(lane, block);
+        write_payload(lane, block);
+        finish(lane);
         return true;
+    }
+
+    /// Claims a chunk for `block`, whose rows are described but not read: header and records are written, the payload is
+    /// the caller's. Nothing, the rows booked as dropped, when none is to be had. Throws like `publish`.
+    [[nodiscard]] std::optional<Claim> claim(const Block& block) {
+        expect_shard(block.shard);
+        Lane& lane = lanes_[block.shard];
+        auto turn = seat_.enter(lane.gate);
+        const Plan plan(block);
+        expect_fit(block, plan);
+        if (block.rows.count == 0) throw std::invalid_argument("a claim is for one row at least");
+        if (!begin(lane, block, plan)) return std::nullopt;
+        write_head(lane, block);
+        std::byte* const bytes = ring_.chunk(block.shard, lane.packet.chunk);
+        turn.suspend();
+        return Claim(*this, block.shard, bytes, plan, block.rows.count);
     }
 
     /// Books rows that are no packet: all numbers in one step. With a source, only if it is above the shard's mark, which
     /// it raises in the same step: a producer that repeats books once.
     void book(u32 account, const Entry& entry, u32 shard = 0, u64 source = 0) {
-        const auto turn = enter();
         expect_account(account);
         expect_shard(shard);
         if (entry.reason >= max_reasons) {
             throw std::invalid_argument("reason " + std::to_string(entry.reason) + " is not within 0 to 7");
         }
-        if (source == 0) return add(account, entry);
+        if (source == 0) return book_at_home(account, entry);
+        const auto turn = seat_.enter(lanes_[shard].gate);
         if (source <= ring_.shard(shard).source.load(std::memory_order_relaxed)) return;
+        expect_home(account, shard);
+        keep_home(account, shard);
         open_intent({.shard = shard, .sequence = never, .account = account, .rows = 0, .book_seen = false, .source = source});
         add(account, entry);
+        ASYSI_TESTPOINT("writer.books.stored");
         settle(shard, source);
     }
 
-    /// Releases the lock; with a state, tells the readers that nothing more comes.
+    /// Releases the lock; with a state, tells the readers that nothing more comes. Open claims are aborted.
     void close(std::optional<WriterState> state) {
-        if (lock_.orphaned()) return;
-        const std::scoped_lock turn(mutex_);
-        if (closed_) return;
-        closed_ = true;
+        if (seat_.orphaned() || !seat_.close()) return;
+        for (Lane& lane : lanes_) {
+            if (lane.gate.resume()) {
+                const auto turn = lane.gate.turn();
+                give_up(lane);
+            }
+            try {
+                const auto turn = lane.gate.enter();  // what is under way ends
+            } catch (const BusyError&) {
+                continue;  // stuck in there for a second: the next producer will find its intent open
+            }
+        }
         if (state) {
             ring_.live().writer_state.store(static_cast<u32>(*state), std::memory_order_release);
+            ASYSI_TESTPOINT("writer.close.stated");
             ring_bell();
         }
-        lock_.release();
+        seat_.leave();
+        ASYSI_TESTPOINT("writer.lock.released");
     }
 
 private:
-    struct Claim {
+    friend class Claim;
+
+    /// A packet between its claim and its publication.
+    struct Packet {
+        u32 shard;
         u32 chunk;
         u64 generation;
+        u64 sequence;
+        u32 account;
+        u64 rows;
+        bool book_seen;
+        u64 source;
+        Plan plan;
+    };
+
+    /// What a shard's thread works with. This process's own: what others may scribble over is never read back.
+    struct alignas(64) Lane {
+        Gate gate;
+        u32 next = 0;              // chunk to try first
+        u64 head = 0;              // sequence of the newest packet
+        u64 cursor = 0;            // drop_new: where the reader was when last looked at
+        std::vector<u64> newest;   // drop_new: sequence of each chunk's packet
+        Packet packet{};
+    };
+
+    struct alignas(64) Account {
+        Versioned<produced::words>::Values values{};
+        std::atomic<u32> home{0};  // its shard + 1, 0 before the first packet
     };
 
     // --- taking over -------------------------------------------------------------------------------------------
 
     void take_over() {
         Live& live = ring_.live();
-        const Geometry& g = geometry();
-        for (u32 i = 0; i < ring_.accounts(); ++i) {
+        const u32 shards = geometry().shards;
+        registered_ = ring_.accounts();
+        for (u32 i = 0; i < registered_; ++i) {
             names_.emplace(ring_.account_name(i), i);
-            counters_.push_back(ring_.account(i).counters.load());
-            shard_of_.push_back(ring_.account(i).shard.load(std::memory_order_relaxed));
+            accounts_[i].values = ring_.account(i).counters.load();
+            const u32 home = ring_.account(i).shard.load(std::memory_order_relaxed);
+            accounts_[i].home = home <= shards ? home : 0;
         }
-        for (u32 s = 0; s < g.shards; ++s) heads_.push_back(ring_.shard(s).head.load(std::memory_order_acquire));
-        if (live.intent.open.load(std::memory_order_acquire) == 1) resolve(live.intent);
+        for (u32 s = 0; s < shards; ++s) {
+            lanes_[s].head = ring_.shard(s).head.load(std::memory_order_acquire);
+            if (ring_.shard(s).intent.open.load(std::memory_order_acquire) == 1) resolve(s);
+        }
         if (live.writer_state.load(std::memory_order_acquire) == static_cast<u32>(WriterState::attached)) book_owed();
-        for (u32 s = 0; s < g.shards; ++s) {
+        for (u32 s = 0; s < shards; ++s) {
             free_open_claims(s);
-            next_.push_back(first_claim(s));
+            lanes_[s].next = first_claim(s);
+            if (geometry().policy == Policy::drop_new) find_unread(s);
         }
         generation_ = live.generation.load(std::memory_order_relaxed) + 1;
         live.generation.store(generation_, std::memory_order_release);
+        ASYSI_TESTPOINT("takeover.generation.stored");
         live.writer_state.store(static_cast<u32>(WriterState::attached), std::memory_order_release);
+        ASYSI_TESTPOINT("takeover.state.stored");
     }
 
     /// Finishes what was committed; books the rest as lost in the crash, or, when the producer can repeat it from its
     /// source, undoes it. Every step may itself be killed and done again.
-    void resolve(Intent& intent) {
+    void resolve(u32 shard) {
+        Intent& intent = ring_.shard(shard).intent;
         const auto read = [](const std::atomic<u64>& value) { return value.load(std::memory_order_relaxed); };
-        const u64 shard = read(intent.shard);
-        const u64 account = read(intent.account);
-        if (shard < geometry().shards && account < counters_.size()) {
+        const u64 named = read(intent.account);
+        if (named < registered_) {
+            const u32 account = static_cast<u32>(named);
             const u64 source = read(intent.source);
             const u64 rows = read(intent.rows);
             const u64 seen = read(intent.book_seen) != 0 ? rows : 0;
-            const bool committed = heads_[shard] >= read(intent.sequence);
-            const bool booked = ring_.account(static_cast<u32>(account)).counters.version.load() != read(intent.version);
+            const bool committed = lanes_[shard].head >= read(intent.sequence);
+            const bool booked = ring_.account(account).counters.version.load() != read(intent.version);
             if (!booked && committed && read(intent.tombstone) != 0) {
-                add(static_cast<u32>(account), {.seen = seen, .dropped = rows, .reason = reason::no_chunk});
+                add(account, {.seen = seen, .dropped = rows, .reason = reason::no_chunk});
             } else if (!booked && committed) {
-                add(static_cast<u32>(account), {.seen = seen, .published = rows, .packets = 1});
+                add(account, {.seen = seen, .published = rows, .packets = 1});
             } else if (!booked && source == 0) {
-                add(static_cast<u32>(account), {.seen = seen, .dropped = rows, .reason = reason::crash});
+                add(account, {.seen = seen, .dropped = rows, .reason = reason::crash});
             }
-            if (booked || committed) raise_source(static_cast<u32>(shard), source);
+            ASYSI_TESTPOINT("takeover.books.stored");
+            if (booked || committed) raise_source(shard, source);
+            ASYSI_TESTPOINT("takeover.source.raised");
         }
         intent.open.store(0, std::memory_order_release);
+        ASYSI_TESTPOINT("takeover.intent.closed");
     }
 
     /// Rows seen by the dead producer that it had not booked further were under way.
     void book_owed() {
-        for (u32 i = 0; i < counters_.size(); ++i) {
-            const auto& c = counters_[i];
+        for (u32 i = 0; i < registered_; ++i) {
+            const auto& c = accounts_[i].values;
             u64 settled = c[produced::published] + c[produced::sampled_out];
             for (u32 r = 0; r < max_reasons; ++r) settled += c[produced::dropped + r];
-            const u64 owed = c[produced::seen] - settled;
-            if (c[produced::seen] > settled) add(i, {.dropped = owed, .reason = reason::crash});
+            if (c[produced::seen] <= settled) continue;
+            add(i, {.dropped = c[produced::seen] - settled, .reason = reason::crash});
+            ASYSI_TESTPOINT("takeover.owed.booked");
         }
     }
 
@@ -238,62 +349,65 @@ private:
         for (u32 chunk = 0; chunk < geometry().chunks; ++chunk) {
             auto& state = ring_.state(shard, chunk);
             const u64 there = state.load(std::memory_order_acquire);
-            if ((there & word::writing) != 0) {
-                state.store(word::state(word::generation(there) + 1), std::memory_order_release);
-            }
+            if ((there & word::writing) == 0) continue;
+            state.store(word::state(word::generation(there) + 1), std::memory_order_release);
+            ASYSI_TESTPOINT("takeover.claim.freed");
         }
     }
 
     /// The chunk after the newest packet's: oldest first, however the last producer ended.
     [[nodiscard]] u32 first_claim(u32 shard) const {
-        if (heads_[shard] == 0) return 0;
-        const u64 newest = ring_.slot(shard, heads_[shard]).load(std::memory_order_acquire);
+        if (lanes_[shard].head == 0) return 0;
+        const u64 newest = ring_.slot(shard, lanes_[shard].head).load(std::memory_order_acquire);
         return (word::slot_chunk(newest) + 1) % geometry().chunks;
     }
 
-    // --- one packet --------------------------------------------------------------------------------------------
+    /// Which packet each chunk holds, as the slots tell.
+    void find_unread(u32 shard) {
+        Lane& lane = lanes_[shard];
+        const u32 chunks = geometry().chunks;
+        lane.newest.assign(chunks, 0);
+        const u64 oldest = lane.head > chunks ? lane.head - chunks + 1 : 1;
+        for (u64 sequence = oldest; sequence <= lane.head; ++sequence) {
+            const u32 chunk = word::slot_chunk(ring_.slot(shard, sequence).load(std::memory_order_acquire));
+            if (chunk < chunks) lane.newest[chunk] = sequence;
+        }
+        look_at_cursor(lane, shard);
+    }
 
-    /// This thread's turn; throws ClosedError.
-    [[nodiscard]] std::unique_lock<std::mutex> enter() const {
-        // In a forked child the mutex may be held by a thread that does not exist there.
-        if (lock_.orphaned()) expect_open();
-        std::unique_lock<std::mutex> turn(mutex_);
-        expect_open();
-        return turn;
-    }
-    void expect_open() const {
-        if (lock_.orphaned()) throw ClosedError("this process was forked from the producer of " + ring_.folder());
-        if (closed_) throw ClosedError("the writer of " + ring_.folder() + " is closed");
-    }
+    // --- what may be asked ---------------------------------------------------------------------------------------
+
     void expect_shard(u32 shard) const {
         if (shard < geometry().shards) return;
         throw std::invalid_argument("shard " + std::to_string(shard) + " is not one of " + std::to_string(geometry().shards));
     }
     void expect_account(u32 account) const {
-        if (account < counters_.size()) return;
-        throw std::invalid_argument("account " + std::to_string(account) + " is not one of the " +
-                                    std::to_string(counters_.size()) + " registered");
+        const u32 known = registered_.load(std::memory_order_acquire);
+        if (account < known) return;
+        throw std::invalid_argument("account " + std::to_string(account) + " is not one of the " + std::to_string(known) +
+                                    " registered");
+    }
+    void expect_home(u32 account, u32 shard) const {
+        const u32 home = accounts_[account].home.load(std::memory_order_acquire);
+        if (home == 0 || home == shard + 1) return;
+        throw std::invalid_argument("account " + std::to_string(account) + " lives in shard " + std::to_string(home - 1) +
+                                    ", not in " + std::to_string(shard) + ": its packets would lose their order");
     }
     void expect_fit(const Block& block, const Plan& plan) const {
-        expect_shard(block.shard);
         expect_account(block.header.account);
         if (item_bytes(block.rows.dtype) == 0) throw std::invalid_argument("the source has an unknown dtype");
         if (block.quantization == Quantization::fp8 && plan.dtype != Dtype::fp8_e4m3) {
             throw std::invalid_argument("the ring does not convert to fp8");
         }
-        const u64 bytes = plan.total(block.rows.count);
-        if (block.rows.count > geometry().chunk_bytes || bytes > geometry().chunk_bytes) {
+        if (block.rows.count > geometry().chunk_bytes || plan.total() > geometry().chunk_bytes) {
             throw std::invalid_argument("a packet of " + std::to_string(block.rows.count) + " rows x " +
-                                        std::to_string(block.rows.width) + " takes " + std::to_string(bytes) +
+                                        std::to_string(block.rows.width) + " takes " + std::to_string(plan.total()) +
                                         " bytes, a chunk has " + std::to_string(geometry().chunk_bytes));
         }
-        const u32 home = shard_of_[block.header.account];
-        if (home != 0 && home != block.shard + 1) {
-            throw std::invalid_argument("account " + std::to_string(block.header.account) + " lives in shard " +
-                                        std::to_string(home - 1) + ", not in " + std::to_string(block.shard) +
-                                        ": its packets would lose their order");
-        }
+        expect_home(block.header.account, block.shard);
     }
+
+    // --- one packet ----------------------------------------------------------------------------------------------
 
     /// What is about to be booked; see Intent.
     struct Plot {
@@ -307,11 +421,10 @@ private:
     static constexpr u64 never = ~u64{0};  // a sequence that no head reaches: nothing is to be published
 
     void open_intent(const Plot& plot) {
-        Intent& intent = ring_.live().intent;
+        Intent& intent = ring_.shard(plot.shard).intent;
         // The compiler must not move these before the last intent was closed; a kill sees program order.
         std::atomic_signal_fence(std::memory_order_seq_cst);
         const auto note = [](std::atomic<u64>& field, u64 value) { field.store(value, std::memory_order_relaxed); };
-        note(intent.shard, plot.shard);
         note(intent.sequence, plot.sequence);
         note(intent.account, plot.account);
         note(intent.version, ring_.account(plot.account).counters.version.load(std::memory_order_relaxed));
@@ -319,45 +432,72 @@ private:
         note(intent.book_seen, plot.book_seen ? 1 : 0);
         note(intent.source, plot.source);
         note(intent.tombstone, 0);
+        ASYSI_TESTPOINT("writer.intent.noted");
         intent.open.store(1, std::memory_order_release);
+        ASYSI_TESTPOINT("writer.intent.opened");
     }
 
     /// An account's packets stay in the shard of its first.
     void keep_home(u32 account, u32 shard) {
-        if (shard_of_[account] != 0) return;
-        shard_of_[account] = shard + 1;
+        if (accounts_[account].home.load(std::memory_order_relaxed) != 0) return;
+        const std::scoped_lock turn(registrar_);
         ring_.account(account).shard.store(shard + 1, std::memory_order_relaxed);
+        ASYSI_TESTPOINT("writer.home.bound");
+        accounts_[account].home.store(shard + 1, std::memory_order_release);
     }
 
-    /// The next chunk that nobody has pinned, marked as being written.
-    std::optional<Claim> claim(u32 shard) {
+    /// Intent and claim; false when there was no chunk, and that is booked.
+    bool begin(Lane& lane, const Block& block, const Plan& plan) {
+        const u32 account = block.header.account;
+        keep_home(account, block.shard);
+        lane.packet = {.shard = block.shard, .chunk = 0, .generation = 0, .sequence = lane.head + 1, .account = account,
+                       .rows = block.rows.count, .book_seen = block.book_seen, .source = block.header.source, .plan = plan};
+        open_intent({.shard = block.shard, .sequence = lane.head + 1, .account = account, .rows = block.rows.count,
+                     .book_seen = block.book_seen, .source = block.header.source});
+        if (find_chunk(lane)) return true;
+        refuse(lane);
+        return false;
+    }
+
+    /// Claims the next chunk that nobody has pinned and, under drop_new, nobody has yet to read.
+    bool find_chunk(Lane& lane) {
         const Geometry& g = geometry();
-        if (g.policy == Policy::drop_new && waiting(shard) >= g.depth()) return std::nullopt;
-        auto found = scan(shard, u64{g.reader_count()} * g.pins);
-        // More are pinned than all readers may hold together: somebody holds too many.
-        if (!found) {
-            evict(shard);
-            found = scan(shard, g.chunks);
+        const u32 shard = lane.packet.shard;
+        const bool keeps = g.policy == Policy::drop_new;
+        if (keeps && lane.head - lane.cursor >= g.chunks) {
+            look_at_cursor(lane, shard);
+            if (lane.head - lane.cursor >= g.chunks) return false;
         }
-        return found;
+        if (scan(lane, keeps ? g.chunks : u64{g.reader_count()} * g.pins)) return true;
+        if (keeps) look_at_cursor(lane, shard);
+        // More are pinned than all readers may hold together: somebody holds too many.
+        evict(shard);
+        return scan(lane, g.chunks);
     }
 
     /// Goes round once, or until more than `patience` chunks were pinned.
-    std::optional<Claim> scan(u32 shard, u64 patience) {
+    bool scan(Lane& lane, u64 patience) {
+        const u32 chunks = geometry().chunks;
+        const bool keeps = geometry().policy == Policy::drop_new;
         u64 pinned = 0;
-        u32 chunk = next_[shard];
-        for (u32 tried = 0; tried < geometry().chunks && pinned <= patience; ++tried) {
-            auto& state = ring_.state(shard, chunk);
+        u32 chunk = lane.next;
+        for (u32 tried = 0; tried < chunks && pinned <= patience; ++tried, chunk = chunk + 1 < chunks ? chunk + 1 : 0) {
+            if (keeps && lane.newest[chunk] > lane.cursor) continue;
+            auto& state = ring_.state(lane.packet.shard, chunk);
             u64 there = state.load(std::memory_order_relaxed);
             const u64 generation = (word::generation(there) + 1) & word::generation_mask;
             const bool mine = (there & word::pin_mask) == 0 &&
                               state.compare_exchange_strong(there, word::state(generation) | word::writing,
                                                             std::memory_order_acquire, std::memory_order_relaxed);
-            if (mine) return Claim{chunk, generation};
+            if (mine) {
+                ASYSI_TESTPOINT("writer.claim.w_set");
+                lane.packet.chunk = chunk;
+                lane.packet.generation = generation;
+                return true;
+            }
             ++pinned;
-            chunk = chunk + 1 < geometry().chunks ? chunk + 1 : 0;
         }
-        return std::nullopt;
+        return false;
     }
 
     /// Takes all pins in `shard` from readers that hold more than they may.
@@ -370,73 +510,135 @@ private:
         for (u32 r = 0; r < max_readers; ++r) {
             if (held[r] <= geometry().pins) continue;
             if (r < geometry().reader_count()) ring_.reader(r).epoch.fetch_add(1);
-            for (u32 chunk = 0; chunk < geometry().chunks; ++chunk) ring_.state(shard, chunk).fetch_and(~(u64{1} << r));
+            ASYSI_TESTPOINT("writer.evict.epoch");
+            for (u32 chunk = 0; chunk < geometry().chunks; ++chunk) {
+                ring_.state(shard, chunk).fetch_and(~(u64{1} << r));
+                ASYSI_TESTPOINT("writer.evict.unpinned");
+            }
         }
     }
 
-    void write(std::byte* chunk, const Block& block, const Plan& plan, u64 sequence) {
-        const u64 count = block.rows.count;
+    /// Header and records; the padding before the payload is zeros, so that a packet's bytes are its own.
+    void write_head(Lane& lane, const Block& block) {
+        const Packet& packet = lane.packet;
+        const Plan& plan = packet.plan;
+        std::byte* const chunk = ring_.chunk(packet.shard, packet.chunk);
         PacketHeader header = block.header;
         header.magic = packet_magic;
         header.version = packet_version;
         header.header_bytes = static_cast<u16>(header_bytes);
-        header.sequence = sequence;
-        header.rows_before = counters_[header.account][produced::published];
+        header.sequence = packet.sequence;
+        header.rows_before = accounts_[packet.account].values[produced::published];
         header.generation = generation_;
-        header.rows = static_cast<u32>(count);
+        header.rows = static_cast<u32>(packet.rows);
         header.dtype = static_cast<u16>(plan.dtype);
         header.payload_bytes = plan.payload_bytes;
         header.scale_bytes = static_cast<u32>(plan.scale_bytes);
         if (plan.dtype != block.rows.dtype) header.quantization = static_cast<u16>(block.quantization);
         std::memcpy(chunk, &header, sizeof header);
+        ASYSI_TESTPOINT("writer.header.written");
         if (block.records != nullptr) {
-            std::memcpy(chunk + header_bytes, block.records, count * row_bytes);
+            std::memcpy(chunk + header_bytes, block.records, packet.rows * row_bytes);
+            std::memset(chunk + plan.scales_at, 0, plan.payload_at - plan.scales_at);
         } else {
-            std::memset(chunk + header_bytes, 0, count * row_bytes);
+            std::memset(chunk + header_bytes, 0, plan.payload_at - header_bytes);
         }
-        std::byte* const scales = chunk + plan.scales_at(count);
         if (block.scales != nullptr && plan.scale_bytes != 0 && block.rows.dtype == Dtype::int8) {
-            std::memcpy(scales, block.scales, plan.scale_bytes);
+            std::memcpy(chunk + plan.scales_at, block.scales, plan.scale_bytes);
         }
-        convert(scales + plan.scale_bytes, reinterpret_cast<float*>(scales), block.rows, block.quantization);
+        ASYSI_TESTPOINT("writer.records.written");
     }
 
-    /// The packet, or the gap in its place, comes to be.
-    void commit(u32 shard, u64 sequence, u64 slot) {
-        ring_.slot(shard, sequence).store(slot, std::memory_order_release);
-        heads_[shard] = sequence;
-        ring_.shard(shard).head.store(sequence, std::memory_order_seq_cst);
+    void write_payload(Lane& lane, const Block& block) {
+        const Plan& plan = lane.packet.plan;
+        std::byte* const chunk = ring_.chunk(lane.packet.shard, lane.packet.chunk);
+        convert(chunk + plan.payload_at, reinterpret_cast<float*>(chunk + plan.scales_at), block.rows, block.quantization);
+        ASYSI_TESTPOINT("writer.payload.written");
+    }
+
+    /// The packet comes to be, and is booked.
+    void finish(Lane& lane) {
+        const Packet& packet = lane.packet;
+        ring_.state(packet.shard, packet.chunk).store(word::state(packet.generation), std::memory_order_release);
+        ASYSI_TESTPOINT("writer.state.published");
+        lane.next = packet.chunk + 1 < geometry().chunks ? packet.chunk + 1 : 0;
+        if (!lane.newest.empty()) lane.newest[packet.chunk] = packet.sequence;
+        append(lane, word::slot(packet.generation, packet.chunk));
+        add(packet.account, {.seen = packet.book_seen ? packet.rows : 0, .published = packet.rows, .packets = 1});
+        ASYSI_TESTPOINT("writer.books.stored");
+        settle(packet.shard, packet.source);
+    }
+
+    /// An open claim ends without a packet. No slot names its generation, so no reader ever pins it.
+    void give_up(Lane& lane) {
+        const Packet& packet = lane.packet;
+        ring_.state(packet.shard, packet.chunk).store(word::state(packet.generation), std::memory_order_release);
+        ASYSI_TESTPOINT("writer.abort.freed");
+        add(packet.account, {.seen = packet.book_seen ? packet.rows : 0, .dropped = packet.rows, .reason = reason::error});
+        ASYSI_TESTPOINT("writer.books.stored");
+        settle(packet.shard, packet.source);
+    }
+
+    /// The next packet of the shard, or the gap in its place, comes to be.
+    void append(Lane& lane, u64 slot) {
+        const Packet& packet = lane.packet;
+        ring_.slot(packet.shard, packet.sequence).store(slot, std::memory_order_release);
+        ASYSI_TESTPOINT("writer.slot.stored");
+        lane.head = packet.sequence;
+        ring_.shard(packet.shard).head.store(packet.sequence, std::memory_order_seq_cst);
+        ASYSI_TESTPOINT("writer.head.stored");
         if (ring_.live().waiters.load(std::memory_order_seq_cst) != 0) ring_bell();
     }
 
-    void refuse(const Block& block, u64 sequence) {
-        const u64 count = block.rows.count;
-        const u64 seen = block.book_seen ? count : 0;
-        const u32 account = block.header.account;
+    void refuse(Lane& lane) {
+        const Packet& packet = lane.packet;
+        const u64 seen = packet.book_seen ? packet.rows : 0;
         if (geometry().policy == Policy::drop_new) {
-            add(account, {.seen = seen, .dropped = count, .reason = reason::ring_full});
+            add(packet.account, {.seen = seen, .dropped = packet.rows, .reason = reason::ring_full});
         } else {
             // The sequence advances, so that readers see by the gap what is missing.
-            ring_.live().intent.tombstone.store(1, std::memory_order_release);
-            const u32 before = (next_[block.shard] + geometry().chunks - 1) % geometry().chunks;
-            commit(block.shard, sequence, word::tombstone | word::slot(sequence, before));
-            add(account, {.seen = seen, .dropped = count, .reason = reason::no_chunk});
+            ring_.shard(packet.shard).intent.tombstone.store(1, std::memory_order_release);
+            ASYSI_TESTPOINT("writer.tombstone.noted");
+            const u32 before = (lane.next + geometry().chunks - 1) % geometry().chunks;
+            append(lane, word::tombstone | word::slot(packet.sequence, before));
+            add(packet.account, {.seen = seen, .dropped = packet.rows, .reason = reason::no_chunk});
         }
-        settle(block.shard, block.header.source);
+        ASYSI_TESTPOINT("writer.books.stored");
+        settle(packet.shard, packet.source);
     }
 
     void settle(u32 shard, u64 source) {
         raise_source(shard, source);
-        ring_.live().intent.open.store(0, std::memory_order_release);
+        ring_.shard(shard).intent.open.store(0, std::memory_order_release);
+        ASYSI_TESTPOINT("writer.intent.closed");
     }
 
     void raise_source(u32 shard, u64 source) {
+        if (source == 0) return;
         auto& mark = ring_.shard(shard).source;
         if (source > mark.load(std::memory_order_relaxed)) mark.store(source, std::memory_order_release);
+        ASYSI_TESTPOINT("writer.source.raised");
+    }
+
+    /// One step on an account that has a home is its shard's; before that it is nobody's, and the registrar's.
+    void book_at_home(u32 account, const Entry& entry) {
+        seat_.expect_open();
+        if (accounts_[account].home.load(std::memory_order_acquire) == 0) {
+            const std::scoped_lock turn(registrar_);
+            seat_.expect_open();
+            if (accounts_[account].home.load(std::memory_order_relaxed) == 0) {
+                add(account, entry);
+                ASYSI_TESTPOINT("writer.books.stored");
+                return;
+            }
+        }
+        const auto turn = seat_.enter(lanes_[accounts_[account].home.load(std::memory_order_relaxed) - 1].gate);
+        add(account, entry);
+        ASYSI_TESTPOINT("writer.books.stored");
     }
 
     void add(u32 account, const Entry& entry) {
-        auto& c = counters_[account];
+        auto& c = accounts_[account].values;
         c[produced::seen] += entry.seen;
         c[produced::published] += entry.published;
         c[produced::sampled_out] += entry.sampled_out;
@@ -445,30 +647,53 @@ private:
         ring_.account(account).counters.store(c);
     }
 
-    /// Packets that the one reader of a drop_new ring has not passed; its cursor is not trusted.
-    [[nodiscard]] u64 waiting(u32 shard) const {
-        const u64 head = ring_.shard(shard).head.load(std::memory_order_relaxed);
-        return std::min<u64>(ring_.unread(0, shard, head), geometry().depth());
+    /// How far the one reader of a drop_new ring has come. It is not trusted: beyond the head means at the head.
+    void look_at_cursor(Lane& lane, u32 shard) const {
+        lane.cursor = std::min(ring_.cursor(0, shard).load(std::memory_order_acquire), lane.head);
     }
 
     void ring_bell() {
         Live& live = ring_.live();
         live.waiters.exchange(0, std::memory_order_seq_cst);
+        ASYSI_TESTPOINT("writer.bell.waiters_cleared");
         live.doorbell.fetch_add(1, std::memory_order_seq_cst);
+        ASYSI_TESTPOINT("writer.bell.rung");
         futex_wake(live.doorbell);
+        ASYSI_TESTPOINT("writer.bell.woken");
+    }
+
+    void commit_claim(u32 shard) {
+        Lane& lane = lanes_[shard];
+        seat_.expect_open();
+        if (!lane.gate.resume()) throw ClosedError("the claim of shard " + std::to_string(shard) + " is over");
+        const auto turn = lane.gate.turn();
+        ASYSI_TESTPOINT("writer.payload.written");
+        finish(lane);
+    }
+    void abort_claim(u32 shard) {
+        Lane& lane = lanes_[shard];
+        if (seat_.orphaned() || !lane.gate.resume()) return;
+        const auto turn = lane.gate.turn();
+        give_up(lane);
     }
 
     Ring ring_;
-    ByteLock lock_;
-    mutable std::mutex mutex_;
-    bool closed_ = false;
+    Seat seat_;
+    std::mutex registrar_;  // of names and homes: never on the way of a packet, but of an account's first
     u32 generation_ = 0;
+    std::atomic<u32> registered_{0};
     std::unordered_map<std::string, u32> names_;
-    // This process's own copies: what others may scribble over is never read back.
-    std::vector<Versioned<produced::words>::Values> counters_;
-    std::vector<u32> shard_of_;
-    std::vector<u64> heads_;
-    std::vector<u32> next_;
+    std::vector<Lane> lanes_;
+    std::vector<Account> accounts_;
 };
+
+inline void Claim::commit() {
+    if (writer_ == nullptr) throw ClosedError("the claim is over");
+    std::exchange(writer_, nullptr)->commit_claim(shard_);
+}
+
+inline void Claim::abort() noexcept {
+    if (writer_ != nullptr) std::exchange(writer_, nullptr)->abort_claim(shard_);
+}
 
 }  // namespace asysi

@@ -37,7 +37,7 @@ from asysi.archive.format import (
     parse_points,
     unpack_json,
 )
-from asysi.bus.packet import ActivationPacket, parse_packet
+from asysi.bus.packet import ActivationPacket, parse_packet, payload_at
 
 _MAGIC = CHUNK_MAGIC.to_bytes(8, "little")
 
@@ -119,7 +119,7 @@ class Segment:
 
 def packet_size(header: np.void) -> int:
     """Return the bytes of a packet in a TENSOR chunk, its padding included."""
-    size = 192 + 24 * int(header["rows"]) + int(header["scale_bytes"]) + int(header["payload_bytes"])
+    size = payload_at(int(header["rows"]), int(header["scale_bytes"])) + int(header["payload_bytes"])
     return size + padding(size, 8)
 
 

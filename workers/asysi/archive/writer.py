@@ -39,7 +39,7 @@ from asysi.archive.format import (
     points_json,
     record,
 )
-from asysi.bus.packet import ActivationPacket
+from asysi.bus.packet import ActivationPacket, payload_at
 
 _ZSTD_LEVEL = 1
 """Activations hardly shrink further at higher levels, and the archiver shares a core."""
@@ -215,12 +215,13 @@ class MScanWriter:
         header = packet.header.copy()
         header["account"] = point = self._point(packet.point, int(header["width"]))
         scales = packet.scales if packet.scales is not None else b""
-        parts: list[Bytes] = [
+        front: list[Bytes] = [
             header.tobytes(),
             _contiguous(packet.rows),
             _contiguous(scales) if isinstance(scales, np.ndarray) else scales,
-            _contiguous(packet.payload),
         ]
+        start = payload_at(len(packet.rows), len(front[-1]))
+        parts = [*front, bytes(start - sum(map(len, front))), _contiguous(packet.payload)]
         size = sum(len(part) for part in parts)
         if size > MAX_CHUNK_BYTES:
             raise ValueError(

@@ -18,9 +18,19 @@ from numpy.typing import NDArray
 from torch.utils.hooks import RemovableHandle
 
 from asysi.bus.mailbox import CaptureWord
-from asysi.bus.packet import HEADER_BYTES, HEADER_DTYPE, MAGIC, ROW_DTYPE, VERSION, Dtype, Kind, PacketFlag
+from asysi.bus.packet import (
+    HEADER_BYTES,
+    HEADER_DTYPE,
+    MAGIC,
+    ROW_DTYPE,
+    VERSION,
+    Dtype,
+    Kind,
+    PacketFlag,
+    rows_that_fit,
+)
 from asysi.capture.latency import LatencyHistogram
-from asysi.capture.points import HookPoint, rows_per_chunk
+from asysi.capture.points import HookPoint
 from asysi.capture.sampling import keep_mask, keep_step
 from asysi.capture.tokens import StepTokens, derive_tokens
 from asysi.contract.spec import Sampling
@@ -298,7 +308,7 @@ class ActivationHooker:
             return 0
         if not watch.row_bytes:  # a point never seen before counts as small
             return watch.calls_expected
-        rows = max(1, rows_per_chunk(watch.row_bytes, self._chunk_bytes))
+        rows = max(1, rows_that_fit(self._chunk_bytes, watch.row_bytes))
         return watch.calls_expected * -(-self._kept_count // rows)
 
     def _fill_headers(self, tokens: StepTokens) -> None:
@@ -383,7 +393,7 @@ class ActivationHooker:
         assert self._tokens is not None
         width, dtype = _row_width(tensor.shape, self._tokens), _DTYPES[tensor.dtype]
         stride = width * dtype.itemsize
-        most = rows_per_chunk(stride, self._chunk_bytes)
+        most = rows_that_fit(self._chunk_bytes, stride)
         starts = range(0, self._kept_count, most) if most else ()
         ends = [(at, min(at + most, self._kept_count)) for at in starts]
         parts = [(self.kept[a:b], self._kept_rows[a:b], b - a) for a, b in ends]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from asysi.bus.packet import HEADER_BYTES, ROW_DTYPE, Dtype
+from asysi.bus.packet import Dtype
 from asysi.contract.errors import ConfigError
 
 
@@ -34,16 +34,6 @@ class HookPoint:
     def itemsize(self) -> int:
         """Bytes of an element."""
         return Dtype[self.dtype.upper()].itemsize
-
-
-def rows_per_chunk(row_bytes: int, chunk_bytes: int) -> int:
-    """Return how many rows of `row_bytes` payload a packet in a chunk holds at most; 0 when not one fits.
-
-    A multiple of four where four fit: then the payload begins at a multiple of 32 bytes, and copying takes a
-    third less time, because no store is split between two cache lines.
-    """
-    rows = (chunk_bytes - HEADER_BYTES) // (row_bytes + ROW_DTYPE.itemsize)
-    return rows - rows % 4 if rows >= 4 else rows
 
 
 def points_to_json(points: Sequence[HookPoint]) -> str:

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from asysi.bus.packet import HEADER_BYTES, ROW_DTYPE, Dtype, Quantization
+from asysi.bus.packet import Dtype, Quantization, rows_that_fit
 
 PART_BITS = 16
 """Bits of a source mark that hold the block's number."""
@@ -26,6 +27,13 @@ class Block:
     """Mark that a restarted hook continues from: it grows from block to block and from packet to packet."""
 
 
+class RowBytes(NamedTuple):
+    """What a row takes on the bus, beside its record."""
+
+    scale: int
+    payload: int
+
+
 def conversion(dtype: Dtype, wanted: Quantization) -> Quantization:
     """Return what is done while copying: `wanted`, or NONE when the payload is of that type already.
 
@@ -37,13 +45,13 @@ def conversion(dtype: Dtype, wanted: Quantization) -> Quantization:
     return wanted
 
 
-def row_bytes(width: int, dtype: Dtype, done: Quantization) -> int:
-    """Return the bytes that a row of `width` elements takes on the bus: record, scale and payload."""
+def row_bytes(width: int, dtype: Dtype, done: Quantization) -> RowBytes:
+    """Return the bytes that a row of `width` elements takes on the bus."""
     target = _TARGET.get(done, dtype)
-    return ROW_DTYPE.itemsize + (_SCALE_BYTES if target in _QUANTIZED else 0) + width * target.itemsize
+    return RowBytes(_SCALE_BYTES if target in _QUANTIZED else 0, width * target.itemsize)
 
 
-def cut(sequence: int, rows: int, bytes_a_row: int, chunk_bytes: int) -> Iterator[Block]:
+def cut(sequence: int, rows: int, row: RowBytes, chunk_bytes: int) -> Iterator[Block]:
     """Cut the `rows` of the captured packet `sequence` into the fewest blocks that fit, of about one size.
 
     A ring's sequences begin at 1, so no mark is 0: that means "nothing yet".
@@ -51,9 +59,9 @@ def cut(sequence: int, rows: int, bytes_a_row: int, chunk_bytes: int) -> Iterato
     Raises:
         RowTooLargeError: one row alone does not fit, or the blocks are more than a mark can number.
     """
-    most = (chunk_bytes - HEADER_BYTES) // bytes_a_row
+    most = rows_that_fit(chunk_bytes, row.payload, row.scale)
     if most < 1:
-        raise RowTooLargeError(f"a row of {bytes_a_row} bytes does not fit a chunk of {chunk_bytes}")
+        raise RowTooLargeError(f"a row of {row.payload} bytes does not fit a chunk of {chunk_bytes}")
     count = -(-rows // most)
     if count > 1 << PART_BITS:
         raise RowTooLargeError(

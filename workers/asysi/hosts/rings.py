@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 
-from asysi.bus.packet import ROW_DTYPE
-from asysi.capture.points import HookPoint, rows_per_chunk
+from asysi.bus.packet import ROW_DTYPE, rows_that_fit
+from asysi.capture.points import HookPoint
 from asysi.contract.quantity import format_bytes, parse_bytes
 from asysi.contract.runtime import BUS_RING, CAPTURE_RING
 from asysi.contract.spec import Spec
@@ -15,7 +15,7 @@ from asysi.contract.spec import Spec
 CAPTURE_CHUNK = 1 << 20
 BUS_CHUNK = 1 << 18
 PINS = 16
-"""Chunks of a shard that one reader can hold at once; the ring keeps them apart from what can be unread."""
+"""Chunks of a shard that one reader can hold at once; the bus keeps them apart from what can be unread."""
 _SCALE_BYTES = 4  # int8 has a scale a row
 _ACCOUNTS = 256
 
@@ -37,11 +37,11 @@ class RingPlan:
     @property
     def depth(self) -> int:
         """Chunks of a shard that can be unread at once; below 1 the ring cannot be."""
-        return self.chunks - len(self.readers) * PINS - 1
+        return self.chunks if self.policy == "drop_new" else self.chunks - len(self.readers) * PINS - 1
 
     @property
     def smallest(self) -> int:
-        """Bytes of the smallest ring with these shards and readers."""
+        """Bytes of the smallest bus with these shards and readers."""
         return self.shards * (len(self.readers) * PINS + 2) * self.chunk_bytes
 
 
@@ -67,7 +67,7 @@ def capture_problems(
     needed = 0
     terms: list[str] = []
     for (width, itemsize), count in Counter((point.width, point.itemsize) for point in points).items():
-        fitting = rows_per_chunk(width * itemsize, plan.chunk_bytes)
+        fitting = rows_that_fit(plan.chunk_bytes, width * itemsize)
         if not fitting:
             return [_row_too_wide("capture ring", width * itemsize, plan.chunk_bytes)]
         needed += count * -(-rows // fitting)
@@ -77,10 +77,10 @@ def capture_problems(
         )
     if needed <= plan.depth:
         return []
-    enough = format_bytes((needed + plan.chunks - plan.depth) * plan.chunk_bytes)
+    enough = format_bytes(needed * plan.chunk_bytes)
     return [
-        f"spec.capture.size: {spec.capture.size} is too small for a step: of {plan.chunks} chunks,"
-        f" {plan.chunks - plan.depth} are the reader's and {max(0, plan.depth)} are left;"
+        f"spec.capture.size: {spec.capture.size} is too small for a step: it has {plan.chunks} chunks of"
+        f" {format_bytes(plan.chunk_bytes)};"
         f" a step of {batch} × {length} tokens needs {' + '.join(terms)} = {needed}."
         f" Raise capture.size to {enough}, or lower workload.scan.batchSize or data.tokens.contextLength"
     ]
@@ -89,7 +89,7 @@ def capture_problems(
 def bus_problems(spec: Spec, plan: RingPlan, points: Sequence[HookPoint]) -> list[str]:
     """Return why the bus cannot be made of its size, or cannot hold a row; nothing when it can."""
     widest = max((point.width * point.itemsize for point in points), default=0)
-    if not rows_per_chunk(widest + _SCALE_BYTES, plan.chunk_bytes):
+    if not rows_that_fit(plan.chunk_bytes, widest, _SCALE_BYTES):
         return [_row_too_wide("bus", widest, plan.chunk_bytes)]
     if plan.depth >= 1:
         return []
