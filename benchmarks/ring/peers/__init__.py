@@ -1,0 +1,1 @@
+"""The peers, each used as well as its Python interface allows."""

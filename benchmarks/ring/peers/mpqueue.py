@@ -1,0 +1,40 @@
+"""multiprocessing.Queue: a queue a reader, bounded; a feeder thread pickles behind the producer's back."""
+
+from queue import Empty, Full
+
+import transport
+from source import Source
+from task import Task
+from transport import PATIENCE, StalledError, Use
+
+
+class Sender(transport.Sender):
+    def __init__(self, task: Task, source: Source, queues: list) -> None:
+        self.queues, self.whole, self.size = queues[: task.readers], source.memory.whole, task.size
+        self.lossless = task.guarantee == "lossless"
+
+    def push(self, index: int) -> bool:
+        at = index * self.size
+        message = bytes(self.whole[at : at + self.size])
+        delivered = True
+        for queue in self.queues:
+            try:
+                queue.put(message, block=self.lossless, timeout=PATIENCE)
+            except Full as error:
+                if self.lossless:
+                    raise StalledError from error
+                delivered = False
+        return delivered
+
+
+class Receiver(transport.Receiver):
+    def __init__(self, task: Task, reader: int, queues: list) -> None:
+        self.queue = queues[reader]
+
+    def pull(self, timeout: float, use: Use) -> int:
+        try:
+            message = self.queue.get(block=timeout > 0, timeout=timeout)
+        except Empty:
+            return 0
+        use(message)
+        return 1
