@@ -88,6 +88,7 @@ struct Outcome {
     u64 heads;
     bool settled;  // its source is
     u64* count;
+    bool gap = false;  // in the packet's place
 };
 
 std::vector<Outcome> outcomes(const Call& call, Policy policy) {
@@ -116,7 +117,7 @@ std::vector<Outcome> outcomes(const Call& call, Policy policy) {
     if (call.packet.book_seen) all.push_back({before, 0, false, &witness->undone});
     if (call.packet.source == 0) all.push_back({dropped_for(reason::crash), 0, false, &witness->crashed});
     if (policy == Policy::drop_new) all.push_back({dropped_for(reason::ring_full), 0, true, &witness->refused});
-    if (policy == Policy::overwrite) all.push_back({dropped_for(reason::no_chunk), 1, true, &witness->refused});
+    if (policy == Policy::overwrite) all.push_back({dropped_for(reason::no_chunk), 1, true, &witness->refused, true});
     if (call.op == Op::abort) {
         all.push_back({dropped_for(reason::error), 0, true, &witness->refused});
         return all;
@@ -153,6 +154,8 @@ void expect_exact(const Ring& ring) {
                      words(witness->accounts[call.packet.account].made) + "rows " + std::to_string(call.packet.rows) +
                      " source " + std::to_string(call.packet.source) + " op " + std::to_string(static_cast<u32>(call.op)));
         }
+        const u64 newest = ring.slot(call.packet.shard, ring.shard(call.packet.shard).head).load();
+        EXPECT(found->heads == 0 || found->gap == ((newest & word::tombstone) != 0));
         ++*found->count;
         note(call, *found);
     }
