@@ -26,6 +26,11 @@ app.add_typer(
     name="mscan",
     help="Read, verify, recover and export `.mscan` archives.",
 )
+app.add_typer(
+    typer.Typer(cls=deferred("asysi.weights.commands", "app"), no_args_is_help=True, rich_markup_mode=None),
+    name="weights",
+    help="Say what the parameters of a checkpoint say.",
+)
 
 Files = Annotated[list[Path] | None, typer.Argument(metavar="FILES", help="YAML files; later ones win.")]
 Layers = Annotated[

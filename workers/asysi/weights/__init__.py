@@ -1,0 +1,50 @@
+"""What the parameters of a checkpoint say: statistics, ranks and spectra, without building the model.
+
+The names of the original design are here: `download_model`, `iterate_parameters`, `tensor_stats`,
+`classify_param`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from asysi.weights.analysis import Analysis, Identity, Settings, analyze, iterate_parameters, tensor_stats
+    from asysi.weights.checkpoint import Checkpoint, open_checkpoint
+    from asysi.weights.compare import compare
+    from asysi.weights.download import download_model
+    from asysi.weights.families import classify_param
+
+_HOMES = {
+    "Analysis": "analysis",
+    "Checkpoint": "checkpoint",
+    "Identity": "analysis",
+    "Settings": "analysis",
+    "analyze": "analysis",
+    "classify_param": "families",
+    "compare": "compare",
+    "download_model": "download",
+    "iterate_parameters": "analysis",
+    "open_checkpoint": "checkpoint",
+    "tensor_stats": "analysis",
+}
+
+__all__ = [
+    "Analysis",
+    "Checkpoint",
+    "Identity",
+    "Settings",
+    "analyze",
+    "classify_param",
+    "compare",
+    "download_model",
+    "iterate_parameters",
+    "open_checkpoint",
+    "tensor_stats",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: naming a parameter needs no linear algebra."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"asysi.weights.{_HOMES[name]}"), name)

@@ -1,0 +1,444 @@
+"""Analyses the parameters of a checkpoint: each tensor in one read, several at once, in bounded memory."""
+
+import contextlib
+import json
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+import asysi
+from asysi.weights.checkpoint import Checkpoint, Tensor
+from asysi.weights.columns import NAMES, QUANTILE_NAMES, Row
+from asysi.weights.dtypes import is_float
+from asysi.weights.errors import AnalysisError, WeightsError
+from asysi.weights.families import describe_param
+from asysi.weights.journal import Journal
+from asysi.weights.spectrum import (
+    BLOCK_ELEMENTS,
+    SEED_RANK_TOLERANCE,
+    Gram,
+    Method,
+    Spectrum,
+    blocks_of,
+    blocks_of_array,
+    choose_method,
+    fit_power_law,
+    gram_values,
+    randomized_values,
+    svd_values,
+)
+from asysi.weights.tally import CHUNK, Summary, tally
+
+DEVICE = "cpu"
+TOP = 8
+"""Singular values in `top_singular_values`."""
+SMALL_BUDGET = 256 << 20
+"""Bytes that may be held at once however small the checkpoint is."""
+_POLL = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is computed and how."""
+
+    zero_epsilon: float = 1e-8
+    """Size up to which an element counts for `sparsity`."""
+    spectra: bool = True
+    """Whether singular values are computed."""
+    method: Method = "auto"
+    """How: `auto` chooses by size."""
+    rank_k: int = 128
+    """Singular values that the randomized method looks for."""
+    exact_side: int = 4096
+    """Longest shorter side of a matrix of which `auto` computes all singular values; the Gram matrix of that
+    side takes 16 bytes for each of its elements."""
+    seed: int = 0
+    """Of the randomized method."""
+
+    @property
+    def key(self) -> str:
+        """Name of everything that a row depends on beside the tensor."""
+        return json.dumps([asdict(self), asysi.__version__])
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Where a checkpoint comes from."""
+
+    model_path: str
+    model_id: str
+    revision: str = "local"
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """Rows of the tensors that could be analysed, and what is wrong with the others."""
+
+    identity: Identity
+    rows: list[Row]
+    """In the order of the checkpoint."""
+    problems: list[WeightsError]
+    seconds: float
+    reused: int = 0
+    """Rows taken from the journal: their tensors have not changed."""
+    settings: Settings = field(default_factory=Settings)
+
+
+Progress = Callable[[str, int], None]
+"""Told the name and the bytes of each tensor that is done."""
+
+
+def analyze(
+    checkpoint: Checkpoint,
+    identity: Identity,
+    settings: Settings | None = None,
+    *,
+    workers: int | None = None,
+    memory: int | None = None,
+    journal: Path | None = None,
+    progress: Progress = lambda _name, _bytes: None,
+    beat: Callable[[], None] = lambda: None,
+    names: Sequence[str] | None = None,
+) -> Analysis:
+    """Analyse every tensor, or those in `names`.
+
+    A tensor that cannot be read or analysed is among the problems, beside those of the checkpoint; the others
+    are analysed all the same.
+
+    Args:
+        checkpoint: open.
+        identity: what the rows say of its origin.
+        settings: what is computed.
+        workers: tensors at once; unset takes the processors that this process may use.
+        memory: bytes held at once by all workers; unset takes twice the largest tensor, at least 256 MiB. A
+            tensor that needs more is analysed alone.
+        journal: file that each finished row is added to; a tensor that has its row there, by name, type,
+            shape, hash and settings, is not analysed again.
+        progress: told each tensor that is done.
+        beat: called at least once a second.
+        names: tensors to analyse, in this order.
+    """
+    began = time.monotonic()
+    settings = settings or Settings()
+    tensors = [checkpoint.tensors[name] for name in (checkpoint.tensors if names is None else names)]
+    processors = len(os.sched_getaffinity(0))
+    workers = max(1, min(workers or processors, len(tensors) or 1))
+    largest = max((tensor.nbytes for tensor in tensors), default=0)
+    budget = _Budget(memory or max(2 * largest, SMALL_BUDGET))
+    known = Journal(journal, settings.key)
+    problems = list(checkpoint.problems)
+    found: dict[str, Row] = {}
+    reused = 0
+
+    def work(tensor: Tensor) -> tuple[Row, bool]:
+        with budget.held(needed_bytes(tensor, settings)):
+            return _row_or_known(tensor, identity, settings, known)
+
+    threads = max(1, processors // workers)
+    with known, threadpool_limits(limits=threads), ThreadPoolExecutor(workers, "weights") as pool:
+        order = sorted(tensors, key=lambda one: _cost(one, settings), reverse=True)
+        running: dict[Future[tuple[Row, bool]], Tensor] = {pool.submit(work, one): one for one in order}
+        try:
+            for future, tensor in _finished(running, beat):
+                try:
+                    found[tensor.name], again = future.result()
+                    reused += again
+                except (OSError, ValueError, MemoryError) as error:
+                    problems.append(
+                        AnalysisError(
+                            f"{tensor.file}: {tensor.name} {tensor.shape}: {_said(error)}", (tensor.name,)
+                        )
+                    )
+                progress(tensor.name, tensor.nbytes)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    rows = [found[tensor.name] for tensor in tensors if tensor.name in found]
+    return Analysis(identity, rows, problems, time.monotonic() - began, reused, settings)
+
+
+def iterate_parameters(
+    model_path: str | Path, *, backend: Any = "pread"
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield name and array of every parameter of a checkpoint, one in memory at a time.
+
+    Types are kept: bfloat16 and 8-bit floats are those of ml_dtypes.
+
+    Raises:
+        WeightsError: after the last one, when some could not be read.
+        ConfigError: there is nothing to read.
+    """
+    from asysi.weights.checkpoint import open_checkpoint  # noqa: PLC0415 - keeps the import small
+
+    with open_checkpoint(model_path, backend=backend) as checkpoint:
+        for name, tensor in checkpoint.tensors.items():
+            yield name, tensor.array()
+        if checkpoint.problems:
+            raise WeightsError("\n".join(problem.problem for problem in checkpoint.problems))
+
+
+def tensor_stats(x: NDArray[Any], rank_k: int = 128, zero_epsilon: float = 1e-8, *, spectra: bool = True,
+                 method: Method = "auto", seed: int = 0) -> Row:  # fmt: skip
+    """Return the statistics of an array, under the names of the table's columns.
+
+    Args:
+        x: any shape, of floats, integers or booleans.
+        rank_k: singular values that the randomized method looks for; no rank is clamped to it.
+        zero_epsilon: size up to which an element counts for `sparsity`.
+        spectra: whether singular values are computed.
+        method: how.
+        seed: of the randomized method.
+    """
+    flat = np.ascontiguousarray(x).reshape(-1)
+    tensor = Tensor("", x.dtype, x.shape, "", "numpy", lambda start, stop: flat[start:stop])
+    settings = Settings(zero_epsilon, spectra, method, rank_k, seed=seed)
+    with threadpool_limits(limits=len(os.sched_getaffinity(0))):
+        return _measured(tensor, settings)
+
+
+def needed_bytes(tensor: Tensor, settings: Settings) -> int:
+    """Return about how many bytes the analysis of a tensor holds at its peak."""
+    method = _method(tensor, settings)
+    side = min(tensor.rows, tensor.cols)
+    block = 8 * max(BLOCK_ELEMENTS, 256 * side)
+    whole = tensor.nbytes if tensor.rows < tensor.cols else 0
+    return {
+        "svd": tensor.nbytes + 3 * 8 * tensor.size,
+        "gram": whole + 16 * side * side + block,
+        "randomized": whole + 3 * 8 * side * (settings.rank_k + 16) + 2 * block,
+    }.get(method, 4 * CHUNK * tensor.dtype.itemsize)
+
+
+def _cost(tensor: Tensor, settings: Settings) -> float:
+    side = min(tensor.rows, tensor.cols)
+    return float(tensor.size) * (side if _method(tensor, settings) != "none" else 1)
+
+
+def _method(tensor: Tensor, settings: Settings) -> str:
+    if not settings.spectra or not tensor.size or not is_float(tensor.dtype):
+        return "none"
+    if min(tensor.rows, tensor.cols) == 1:
+        return "vector"
+    return choose_method(tensor.rows, tensor.cols, settings.method, settings.exact_side)
+
+
+def _row_or_known(tensor: Tensor, identity: Identity, settings: Settings, known: Journal) -> tuple[Row, bool]:
+    if known.may_have(tensor) and (row := known.row(tensor, _hash(tensor))) is not None:
+        return {**row, **asdict(identity), "file": tensor.file}, True
+    began = time.monotonic()
+    measured = _measured(tensor, settings)
+    role = describe_param(tensor.name)
+    row = {
+        **dict.fromkeys(NAMES),
+        **asdict(identity),
+        "param_name": tensor.name,
+        "layer_index": role.layer_index,
+        "block_type": role.block_type,
+        "kind": role.kind,
+        "expert": role.expert,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": DEVICE,
+        "framework": tensor.framework,
+        "code_version": asysi.__version__,
+        "file": tensor.file,
+        **measured,
+        "seconds": round(time.monotonic() - began, 6),
+    }
+    known.add(row)
+    return row, False
+
+
+def _hash(tensor: Tensor) -> str:
+    digest = xxhash.xxh3_128()
+    for part in tensor.chunks(CHUNK):
+        digest.update(_raw(part))
+    return digest.hexdigest()
+
+
+def _raw(part: NDArray[Any]) -> memoryview:
+    return np.ascontiguousarray(part).view(np.uint8).data
+
+
+def _measured(tensor: Tensor, settings: Settings) -> Row:
+    method = _method(tensor, settings)
+    summary, digest, values = _read_once(tensor, settings, method)
+    note = ""
+    spectrum = None
+    if method not in {"none", "vector"} and summary.finite < summary.elements:
+        note = f"no spectrum: {summary.nans} NaN and {summary.infinities} infinite elements"
+    elif values is not None and np.isfinite(values).all():
+        spectrum = Spectrum(
+            values, tensor.rows, tensor.cols, method, exact=method != "randomized",
+            squares=summary.rms**2 * summary.finite, noise=summary.noise,
+            seed=settings.seed if method == "randomized" else None,
+        )  # fmt: skip
+    elif values is not None:
+        note = "no spectrum: squares are beyond float64"
+    elif settings.spectra and tensor.size and not is_float(tensor.dtype):
+        note = f"no spectrum: {tensor.dtype} is no type of floats"
+    row: Row = {
+        "shape": str(tensor.shape),
+        "rows": tensor.rows,
+        "cols": tensor.cols,
+        "dtype": str(tensor.dtype),
+        "elements": tensor.size,
+        "bytes": tensor.nbytes,
+        "tensor_hash": digest,
+        "zero_epsilon": settings.zero_epsilon,
+        **_summary_columns(summary),
+        **_spectrum_columns(spectrum),
+        "note": note or None,
+    }
+    return {name: _plain(value) for name, value in row.items()}
+
+
+def _read_once(
+    tensor: Tensor, settings: Settings, method: str
+) -> tuple[Summary, str, NDArray[np.float64] | None]:
+    """Return statistics, hash and singular values; only the randomized method reads again."""
+    rows, cols, side = tensor.rows, tensor.cols, min(tensor.rows, tensor.cols)
+    gram = Gram(side) if method == "gram" and rows >= cols else None
+    held = tensor.read() if gram is None and method in {"svd", "gram"} else None
+    step = max(1, BLOCK_ELEMENTS // cols, min(cols, 256)) * cols if gram is not None else CHUNK
+    counts, digest = tally(tensor.dtype, settings.zero_epsilon), xxhash.xxh3_128()
+    with np.errstate(invalid="ignore", over="ignore"):
+        for start in range(0, tensor.size, step):
+            stop = min(tensor.size, start + step)
+            part = tensor.read(start, stop) if held is None else held[start:stop]
+            counts.add(part)
+            digest.update(_raw(part))
+            if gram is not None:
+                gram.add(part.reshape(-1, cols).astype(np.float64))
+        summary = counts.summary()
+        values = None
+        if summary.finite == summary.elements:
+            values = _values(tensor, settings, method=method, gram=gram, held=held, summary=summary)
+    return summary, digest.hexdigest(), values
+
+
+def _values(
+    tensor: Tensor,
+    settings: Settings,
+    *,
+    method: str,
+    gram: Gram | None,
+    held: NDArray[Any] | None,
+    summary: Summary,
+) -> NDArray[np.float64] | None:
+    side = min(tensor.rows, tensor.cols)
+    try:
+        if gram is not None:
+            return gram.values()
+        if method == "vector":
+            return np.array([summary.rms * math.sqrt(summary.finite)])
+        if method == "randomized":
+            return randomized_values(blocks_of(tensor), side, min(settings.rank_k, side), settings.seed)
+        if held is not None:
+            blocks = blocks_of_array(held.reshape(tensor.rows, tensor.cols))
+            return svd_values(blocks) if method == "svd" else gram_values(blocks, side)
+    except np.linalg.LinAlgError:
+        return np.array([math.inf])
+    return None
+
+
+def _summary_columns(summary: Summary) -> Row:
+    return {
+        "mean": summary.mean,
+        "std": summary.std,
+        "var": summary.var,
+        "sparsity": summary.sparsity,
+        "finite": summary.finite,
+        "nans": summary.nans,
+        "infinities": summary.infinities,
+        "zeros": summary.zeros,
+        "near_zeros": summary.near_zeros,
+        "near_zeros_rms": summary.near_zeros_rms,
+        "subnormals": summary.subnormals,
+        "rms": summary.rms,
+        "min": summary.minimum,
+        "max": summary.maximum,
+        **dict(zip(QUANTILE_NAMES, summary.quantiles, strict=True)),
+        "quantiles_exact": summary.quantiles_exact,
+        "frobenius": summary.rms * math.sqrt(summary.finite) if summary.finite else 0.0,
+    }
+
+
+def _spectrum_columns(spectrum: Spectrum | None) -> Row:
+    if spectrum is None:
+        return {"method": "none", "exact": None}
+    law = fit_power_law(spectrum.values) if spectrum.exact else None
+    return {
+        "method": spectrum.method,
+        "exact": spectrum.exact,
+        "k": len(spectrum.values),
+        "seed": spectrum.seed,
+        "rank": spectrum.rank(SEED_RANK_TOLERANCE * spectrum.largest),
+        "rank_f32tol": spectrum.rank(spectrum.tolerance),
+        "tolerance": spectrum.tolerance,
+        "rank_noise": spectrum.rank(max(spectrum.noise_floor, spectrum.resolution)),
+        "noise_floor": spectrum.noise_floor,
+        "sigma_max": spectrum.largest,
+        "sigma_min": float(spectrum.values[-1]) if spectrum.exact else None,
+        "top_singular_values": json.dumps([float(value) for value in spectrum.values[:TOP]]),
+        "stable_rank": spectrum.stable_rank,
+        "effective_rank": spectrum.effective_rank,
+        "captured_energy": spectrum.captured,
+        "alpha": law.alpha if law else None,
+        "alpha_ks": law.distance if law else None,
+        "alpha_xmin": law.least if law else None,
+        "alpha_tail": law.tail if law else None,
+        "spectrum": spectrum.outline(),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Return a value that every format can hold: what is not finite is missing."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _said(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def _finished(
+    running: Mapping[Future[Any], Tensor], beat: Callable[[], None]
+) -> Iterator[tuple[Future[Any], Tensor]]:
+    pending = set(running)
+    while pending:
+        done, pending = wait(pending, timeout=_POLL, return_when="FIRST_COMPLETED")
+        beat()
+        for future in done:
+            yield future, running[future]
+
+
+class _Budget:
+    """Lets work begin while what is held stays within a limit; what alone is larger runs alone."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._held, self._condition = limit, 0, threading.Condition()
+
+    @contextlib.contextmanager
+    def held(self, size: int) -> Iterator[None]:
+        with self._condition:
+            self._condition.wait_for(lambda: self._held == 0 or self._held + size <= self._limit)
+            self._held += size
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._held -= size
+                self._condition.notify_all()

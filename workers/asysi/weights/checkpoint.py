@@ -1,0 +1,397 @@
+"""A checkpoint: tensors by name, wherever they lie, read lazily and never by running what is in it."""
+
+import json
+import math
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asysi.contract.errors import ConfigError
+from asysi.weights.dtypes import STORED
+from asysi.weights.errors import (
+    DuplicateNameError,
+    EscapingPathError,
+    HeaderError,
+    MissingShardError,
+    MissingTensorError,
+    PickleError,
+    WeightsError,
+)
+from asysi.weights.header import read_header
+from asysi.weights.storage import Backend, Storage, is_remote, open_storage, remote
+
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+_INDEX = "model.safetensors.index.json"
+_FORMATS = (".safetensors", ".gguf", ".npz")
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor that can be read."""
+
+    name: str
+    dtype: np.dtype[np.generic]
+    """Type of the elements as numpy has it, ml_dtypes' for bfloat16 and 8-bit floats."""
+    shape: tuple[int, ...]
+    file: str
+    """File that holds it, relative to the checkpoint."""
+    framework: str
+    """What wrote it: `pt`, `tf`, `flax`, … as a safetensors file says itself, else the format's name."""
+    _read: Callable[[int, int], Array] = field(repr=False, compare=False)
+    """Returns the elements from, up to but without, in one dimension."""
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements."""
+        return self.size * self.dtype.itemsize
+
+    @property
+    def rows(self) -> int:
+        """Rows as a matrix: the first dimension; a scalar has one."""
+        return self.shape[0] if self.shape else 1
+
+    @property
+    def cols(self) -> int:
+        """Columns as a matrix: what the other dimensions make together; a vector has one."""
+        return math.prod(self.shape[1:])
+
+    def read(self, start: int = 0, stop: int | None = None) -> Array:
+        """Return elements in storage order, in one dimension.
+
+        Raises:
+            OSError: the file cannot be read any more.
+        """
+        return self._read(start, self.size if stop is None else stop)
+
+    def chunks(self, elements: int) -> Iterator[Array]:
+        """Yield all elements in order, at most `elements` at once."""
+        for start in range(0, self.size, elements):
+            yield self.read(start, min(self.size, start + elements))
+
+    def array(self) -> Array:
+        """Return the whole tensor in its shape."""
+        return self.read().reshape(self.shape)
+
+
+@dataclass
+class Checkpoint:
+    """An open checkpoint. Close it, or use it as a context."""
+
+    source: str
+    """As it was named."""
+    tensors: Mapping[str, Tensor]
+    """What can be read, in the order of the files."""
+    problems: list[WeightsError] = field(default_factory=list)
+    """What cannot."""
+    files: tuple[str, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """`config.json` beside the weights, empty without one."""
+    _open: list[Storage] = field(default_factory=list, repr=False)
+
+    def close(self) -> None:
+        """Let the files go."""
+        for storage in self._open:
+            storage.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:  # fmt: skip
+        self.close()
+
+
+def open_checkpoint(source: str | Path, *, backend: Backend = "pread") -> Checkpoint:
+    """Open a folder with safetensors, a file of safetensors, GGUF or npz, or an fsspec address of either.
+
+    What is wrong with a part is in `problems`; the rest can be read.
+
+    Args:
+        source: path or address.
+        backend: how local safetensors are read: `pread` copies each range, `mmap` maps the file.
+
+    Raises:
+        PickleError: there are only pickles.
+        ConfigError: there is nothing that can be read at all.
+    """
+    text = str(source).removeprefix("file://")
+    place = _RemotePlace(text) if is_remote(text) else _LocalPlace(Path(text).expanduser())
+    shards, index, problems = _shards(place)
+    checkpoint = Checkpoint(str(source), {}, problems, config=_json(place, "config.json"))
+    found: dict[str, list[Tensor]] = {}
+    for shard in shards:
+        try:
+            tensors = _tensors(place.full(shard), shard, backend, checkpoint)
+        except (WeightsError, OSError) as error:
+            lost = tuple(name for name, file in index.items() if file == shard)
+            checkpoint.problems.append(_lost(error, shard, lost))
+            continue
+        for tensor in tensors:
+            found.setdefault(tensor.name, []).append(tensor)
+    checkpoint.tensors = _unique(found, checkpoint.problems)
+    checkpoint.files = tuple(shards)
+    checkpoint.problems += _unkept(index, checkpoint)
+    return checkpoint
+
+
+def _lost(error: WeightsError | OSError, shard: str, lost: tuple[str, ...]) -> WeightsError:
+    if isinstance(error, WeightsError):
+        return type(error)(error.problem, error.tensors or lost)
+    return WeightsError(f"{shard}: it cannot be read ({error})", lost)
+
+
+def _unique(found: Mapping[str, list[Tensor]], problems: list[WeightsError]) -> dict[str, Tensor]:
+    for name, several in found.items():
+        if len(several) > 1:
+            files = " and in ".join(tensor.file for tensor in several)
+            problems.append(
+                DuplicateNameError(f"{name} stands in {files}, so nobody knows which is meant", (name,))
+            )
+    return {name: several[0] for name, several in found.items() if len(several) == 1}
+
+
+def _unkept(index: Mapping[str, str], checkpoint: Checkpoint) -> list[WeightsError]:
+    """Return what the index promises and no file holds, beyond what is known to be lost."""
+    known = {name for problem in checkpoint.problems for name in problem.tensors}
+    absent = [name for name in index if name not in checkpoint.tensors and name not in known]
+    return [
+        MissingTensorError(f"{index[name]}: the index says that it holds {name}, and it does not", (name,))
+        for name in absent
+    ]
+
+
+class _LocalPlace:
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise ConfigError(f"there is no {path}: give a folder with safetensors, or a file")
+        self.path = path
+        self.single = path.name if path.is_file() else None
+
+    def names(self) -> list[str]:
+        return sorted(file.name for file in self.path.iterdir() if file.is_file())
+
+    def exists(self, name: str) -> bool:
+        return (self.path / name).is_file()
+
+    def full(self, name: str) -> str:
+        return str(self.path if self.single else self.path / name)
+
+    def text(self, name: str) -> str:
+        folder = self.path.parent if self.single else self.path
+        return (folder / name).read_text(encoding="utf-8")
+
+
+class _RemotePlace:
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        try:
+            self._filesystem, self._path = remote(self.url)
+            single = self._filesystem.isfile(self._path)
+        except (ImportError, ValueError, OSError) as error:
+            raise ConfigError(f"{url} cannot be reached ({error})") from error
+        self.single = PurePosixPath(self._path).name if single else None
+
+    def names(self) -> list[str]:
+        try:
+            found = self._filesystem.ls(self._path, detail=False)
+        except OSError as error:
+            raise ConfigError(f"{self.url} cannot be listed ({error})") from error
+        return sorted(PurePosixPath(str(one)).name for one in found)
+
+    def exists(self, name: str) -> bool:
+        return bool(self._filesystem.isfile(f"{self._path}/{name}"))
+
+    def full(self, name: str) -> str:
+        return self.url if self.single else f"{self.url}/{name}"
+
+    def text(self, name: str) -> str:
+        folder = str(PurePosixPath(self._path).parent) if self.single else self._path
+        return bytes(self._filesystem.cat_file(f"{folder}/{name}")).decode()
+
+
+_Place = _LocalPlace | _RemotePlace
+
+
+def _json(place: _Place, name: str) -> dict[str, Any]:
+    try:
+        found = json.loads(place.text(name))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _shards(place: _Place) -> tuple[list[str], dict[str, str], list[WeightsError]]:
+    """Return the files to open, the index's weight map, and what is wrong with it."""
+    if place.single:
+        if place.single.endswith(".index.json"):
+            raise ConfigError(f"{place.full(place.single)} is an index: give its folder")
+        _refuse_pickles([place.single], place)
+        return [place.single], {}, []
+    names = place.names()
+    index_file = next((name for name in names if name == _INDEX), None) or next(
+        (name for name in names if name.endswith(".safetensors.index.json")), None
+    )
+    if index_file is None:
+        for suffix in _FORMATS:
+            if chosen := [name for name in names if name.endswith(suffix)]:
+                return chosen, {}, []
+        _refuse_pickles(names, place)
+        raise ConfigError(f"{place.full('')} holds no safetensors, GGUF or npz: the weights are missing")
+    return _indexed(place, index_file)
+
+
+def _indexed(place: _Place, index_file: str) -> tuple[list[str], dict[str, str], list[WeightsError]]:
+    try:
+        weight_map = json.loads(place.text(index_file))["weight_map"]
+        index = {str(name): str(file) for name, file in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{place.full(index_file)} is no index of safetensors ({type(error).__name__}: {error}); "
+            "fetch it again"
+        ) from error
+    problems: list[WeightsError] = []
+    shards = []
+    for shard in dict.fromkeys(index.values()):
+        lost = tuple(name for name, file in index.items() if file == shard)
+        if _escapes(shard):
+            problems.append(
+                EscapingPathError(
+                    f"{index_file}: the shard {shard!r} leads out of the checkpoint's folder, so it is not "
+                    "opened; take the checkpoint from a source that you trust",
+                    lost,
+                )
+            )
+        elif not place.exists(shard):
+            problems.append(
+                MissingShardError(f"{shard}: the index names it and it is not there; fetch it", lost)
+            )
+        else:
+            shards.append(shard)
+    return shards, index, problems
+
+
+def _escapes(shard: str) -> bool:
+    path = PurePosixPath(shard)
+    return path.is_absolute() or ".." in path.parts or "\\" in shard or "\0" in shard or not path.parts
+
+
+def _refuse_pickles(names: list[str], place: _Place) -> None:
+    if pickles := [name for name in names if name.endswith(_PICKLES)]:
+        raise PickleError(
+            f"pickle checkpoint refused: {place.full('')} holds {', '.join(pickles[:5])} and no safetensors. "
+            "A pickle can run any code when it is loaded. Convert it where you trust it: "
+            "safetensors.torch.save_file(torch.load(file, weights_only=True), 'model.safetensors')"
+        )
+
+
+def _tensors(path: str, shard: str, backend: Backend, checkpoint: Checkpoint) -> list[Tensor]:
+    if shard.endswith(".npz"):
+        return _npz(path, shard, checkpoint)
+    if shard.endswith(".gguf"):
+        return _gguf(path, shard, checkpoint)
+    if not shard.endswith(".safetensors"):
+        raise ConfigError(f"{path} is none of {', '.join(_FORMATS)}")
+    storage = open_storage(path, backend)
+    checkpoint._open.append(storage)
+    header = read_header(storage)
+    checkpoint.problems += header.problems
+    framework = header.metadata.get("format", "safetensors")
+
+    def reader(dtype: np.dtype[np.generic], begin: int) -> Callable[[int, int], Array]:
+        def read(start: int, stop: int) -> Array:
+            raw = storage.read(begin + start * dtype.itemsize, begin + stop * dtype.itemsize)
+            elements = raw.view(dtype)
+            return elements if elements.flags.aligned else elements.copy()
+
+        return read
+
+    return [
+        Tensor(one.name, one.dtype, one.shape, shard, framework, reader(one.dtype, one.start))
+        for one in header.entries.values()
+    ]
+
+
+def _npz(path: str, shard: str, checkpoint: Checkpoint) -> list[Tensor]:
+    """Return the arrays of an npz; each is read as a whole when it is asked for, pickled ones never."""
+    if is_remote(path):
+        raise ConfigError(f"{path}: an npz is read from a local file only; fetch it first")
+    found = []
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.namelist():
+            name = member.removesuffix(".npy")
+            with archive.open(member) as stream:
+                try:
+                    version = np.lib.format.read_magic(stream)
+                    read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
+                        version, np.lib.format.read_array_header_2_0
+                    )
+                    shape, fortran, dtype = read(stream)
+                except ValueError as error:
+                    checkpoint.problems.append(HeaderError(f"{shard}: {name}: {error}", (name,)))
+                    continue
+            if dtype.hasobject or dtype not in STORED.values():
+                checkpoint.problems.append(
+                    HeaderError(f"{shard}: {name} has the type {dtype}, which holds no weights", (name,))
+                )
+                continue
+            found.append(Tensor(name, dtype, shape, shard, "npz", _npz_reader(path, member, fortran=fortran)))
+    return found
+
+
+def _npz_reader(path: str, member: str, *, fortran: bool) -> Callable[[int, int], Array]:
+    def read(start: int, stop: int) -> Array:
+        with zipfile.ZipFile(path) as archive, archive.open(member) as stream:
+            array = np.lib.format.read_array(stream, allow_pickle=False)
+        flat: Array = array.ravel(order="C") if fortran else array.reshape(-1)
+        return flat[start:stop]
+
+    return read
+
+
+def _gguf(path: str, shard: str, checkpoint: Checkpoint) -> list[Tensor]:
+    """Return the tensors of a GGUF; quantised ones as the float32 that they stand for."""
+    if is_remote(path):
+        raise ConfigError(f"{path}: a GGUF is read from a local file only; fetch it first")
+    try:
+        from gguf import GGMLQuantizationType, GGUFReader, dequantize  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise ConfigError(f"{path} needs the package gguf: pip install 'asysi[weights]'") from error
+    plain = {
+        GGMLQuantizationType.F64: STORED["F64"],
+        GGMLQuantizationType.F32: STORED["F32"],
+        GGMLQuantizationType.F16: STORED["F16"],
+        GGMLQuantizationType.BF16: STORED["BF16"],
+    }
+    try:
+        reader = GGUFReader(path)
+    except (ValueError, IndexError) as error:
+        raise HeaderError(f"{shard}: it is no whole GGUF file ({error}); fetch it again") from error
+
+    def elements(one: Any, dtype: np.dtype[np.generic] | None) -> Callable[[int, int], Array]:
+        def read(start: int, stop: int) -> Array:
+            flat = dequantize(one.data, one.tensor_type) if dtype is None else one.data.view(dtype)
+            part: Array = np.asarray(flat).reshape(-1)[start:stop]
+            return part
+
+        return read
+
+    found = []
+    for one in reader.tensors:
+        dtype = plain.get(one.tensor_type)
+        shape = tuple(int(size) for size in reversed(one.shape))
+        with suppress(NotImplementedError):
+            found.append(Tensor(one.name, dtype or STORED["F32"], shape, shard, "gguf", elements(one, dtype)))
+    return found

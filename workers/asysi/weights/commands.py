@@ -1,0 +1,343 @@
+"""`asysi weights`: download, analyse, compare and report on what parameters say."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from asysi.contract.errors import ConfigError
+from asysi.contract.runtime import Exit
+
+if TYPE_CHECKING:
+    from asysi.weights.analysis import Settings
+    from asysi.weights.checkpoint import Checkpoint
+    from asysi.weights.columns import Row
+
+app = typer.Typer(help="Say what the parameters of a checkpoint say.", no_args_is_help=True)
+
+
+class _Form(StrEnum):
+    CSV = "csv"
+    JSONL = "jsonl"
+    PARQUET = "parquet"
+
+
+class _Method(StrEnum):
+    AUTO = "auto"
+    SVD = "svd"
+    GRAM = "gram"
+    RANDOMIZED = "randomized"
+
+
+class _Backend(StrEnum):
+    PREAD = "pread"
+    MMAP = "mmap"
+
+
+_Source = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="Folder or file of safetensors, GGUF or npz, or an fsspec address."),
+]
+_Out = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the results.")]
+_Forms = Annotated[_Form, typer.Option("--format", help="Format of the table.")]
+_Methods = Annotated[
+    _Method, typer.Option("--method", help="How singular values are found; auto chooses by size.")
+]
+_Backends = Annotated[_Backend, typer.Option("--backend", help="How local files are read.")]
+_Epsilon = Annotated[
+    float, typer.Option("--zero-epsilon", help="Size up to which an element counts for sparsity.")
+]
+_RankK = Annotated[
+    int, typer.Option("--rank-k", help="Singular values that the randomized method looks for.")
+]
+_Spectra = Annotated[
+    bool, typer.Option("--spectra/--no-spectra", help="Whether singular values are computed.")
+]
+_Seed = Annotated[int, typer.Option("--seed", help="Seed of the randomized method.")]
+_Workers = Annotated[
+    int | None, typer.Option("--workers", help="Tensors, or files, at once; unset takes all processors.")
+]
+_Revision = Annotated[
+    str | None, typer.Option("--revision", help="Branch, tag or commit of a model on the hub.")
+]
+_Endpoint = Annotated[
+    str | None, typer.Option("--endpoint", metavar="URL", help="Address of a mirror of the hub.")
+]
+_Offline = Annotated[bool, typer.Option("--offline", help="Fetch nothing; verify what is there.")]
+_Exact = Annotated[
+    int, typer.Option("--exact-side", help="Longest shorter side of matrices with an exact spectrum.")
+]
+
+
+@app.command("download")
+def download_command(  # noqa: PLR0917 - each is an option of the command
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="owner/name on the hub, or a folder.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder that holds models.")
+    ] = Path("data/models"),
+    revision: _Revision = None,
+    workers: Annotated[int, typer.Option("--workers", help="Files at once.")] = 4,
+    retries: Annotated[
+        int, typer.Option("--retries", help="Attempts after the first when the network fails.")
+    ] = 5,
+    endpoint: _Endpoint = None,
+    offline: _Offline = False,
+) -> None:
+    """Fetch a model into DIR/owner/name and verify the hash of every file.
+
+    What is there and verified is not fetched again; what was interrupted goes on where it ended. A log lies
+    beside the folder.
+    """
+    from asysi.weights.download import default_folder, download  # noqa: PLC0415 - not needed for the help
+
+    done = download(
+        model,
+        default_folder(output, model),
+        revision,
+        workers=workers,
+        retries=retries,
+        endpoint=endpoint,
+        offline=offline,
+    )
+    size = sum(one.size for one in done.files.values())
+    state = "fetched" if done.fetched else "verified already"
+    typer.echo(f"{done.folder}: {len(done.files)} files, {size:,} bytes at {done.revision}, {state}")
+
+
+@app.command("analyze")
+def analyze_command(  # noqa: PLR0917 - each is an option of the command
+    model: _Source,
+    output: _Out = Path("data/outputs"),
+    output_format: _Forms = _Form.CSV,
+    method: _Methods = _Method.AUTO,
+    zero_epsilon: _Epsilon = 1e-8,
+    rank_k: _RankK = 128,
+    exact_side: _Exact = 4096,
+    spectra: _Spectra = True,
+    seed: _Seed = 0,
+    workers: _Workers = None,
+    backend: _Backends = _Backend.PREAD,
+    model_id: Annotated[str | None, typer.Option("--model-id", help="Name to write into the table.")] = None,
+    revision: _Revision = None,
+) -> None:
+    """Compute statistics, ranks and spectra of every tensor: DIR/params.csv and run_meta.json.
+
+    What cannot be read is listed, everything else is analysed, and the exit code is then 1. Started again, it
+    goes on behind the tensors that are done and have not changed.
+    """
+    settings = _settings(zero_epsilon, method, rank_k, exact_side, seed, spectra=spectra)
+    problems = analyze_into(
+        model, output / f"params.{output_format.value}", output_format.value, settings, workers=workers,
+        backend=backend.value, model_id=model_id, revision=revision,
+    )  # fmt: skip
+    if problems:
+        raise typer.Exit(Exit.FAILED)
+
+
+@app.command("compare")
+def compare_command(  # noqa: PLR0917 - each is an option of the command
+    first: Annotated[str, typer.Argument(metavar="BEFORE", help="Checkpoint, as for analyze.")],
+    second: Annotated[str, typer.Argument(metavar="AFTER", help="Checkpoint, as for analyze.")],
+    output: _Out = Path("data/outputs"),
+    output_format: _Forms = _Form.CSV,
+    directions: Annotated[
+        int, typer.Option("--directions", "-k", help="Singular directions that are compared.")
+    ] = 16,
+    exact_side: _Exact = 4096,
+    spectra: _Spectra = True,
+    workers: _Workers = None,
+    backend: _Backends = _Backend.PREAD,
+) -> None:
+    """Compare two checkpoints: norms and spectra of the change, angles between directions, per tensor.
+
+    Writes DIR/difference.csv and run_meta.json; tensors that only one has, or that have other shapes, are
+    named.
+    """
+    from asysi.weights.compare import DIFFERENCE_COLUMNS, compare, totals  # noqa: PLC0415
+    from asysi.weights.export import run_meta, write_meta, write_table  # noqa: PLC0415
+    from asysi.weights.words import short_number  # noqa: PLC0415
+
+    with (
+        _opened(first, backend.value) as one,
+        _opened(second, backend.value) as two,
+        _bar("comparing", sum(tensor.nbytes for tensor in one.tensors.values())) as advance,
+    ):
+        done = compare(
+            one, two, k=directions, spectra=spectra, exact_side=exact_side, workers=workers, progress=advance
+        )
+    problems = [problem.problem for problem in done.problems]
+    file = write_table(
+        done.rows, output / f"difference.{output_format.value}", output_format.value, DIFFERENCE_COLUMNS
+    )
+    meta = run_meta(
+        model_id=second, revision="", model_path=second, problems=problems,
+        settings={"k": directions, "spectra": spectra},
+        seconds=done.seconds, compared_with=first,
+    )  # fmt: skip
+    write_meta(meta, output)
+    found = totals(done.rows)
+    counts = ", ".join(
+        f"{found[key]} {key}" for key in ("changed", "same", "added", "removed", "reshaped") if found[key]
+    )
+    typer.echo(f"{file}: {counts}; ‖Δ‖/‖W‖ {short_number(found['delta_relative'])}")
+    _list(problems)
+    if problems:
+        raise typer.Exit(Exit.FAILED)
+
+
+@app.command("report")
+def report_command(
+    table: Annotated[
+        Path, typer.Argument(metavar="TABLE", help="params.csv, .jsonl or .parquet of analyze.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Unset writes report.html beside the table."),
+    ] = None,
+    difference: Annotated[
+        Path | None,
+        typer.Option("--difference", metavar="TABLE", help="Table of compare, shown on the page."),
+    ] = None,
+) -> None:
+    """Write one HTML page with plots per layer from a table."""
+    import json  # noqa: PLC0415
+
+    from asysi.files import write_atomic  # noqa: PLC0415
+    from asysi.weights.compare import DIFFERENCE_COLUMNS  # noqa: PLC0415
+    from asysi.weights.export import META_FILE, read_table  # noqa: PLC0415
+    from asysi.weights.report import WeightsPage, build  # noqa: PLC0415
+
+    rows = read_table(table)
+    if not rows:
+        raise ConfigError(f"{table} holds no row: analyse a model first")
+    beside = table.with_name(META_FILE)
+    meta = json.loads(beside.read_text()) if beside.is_file() else {}
+    page = WeightsPage(
+        name=str(rows[0]["model_id"]),
+        rows=rows,
+        problems=meta.get("problems", []),
+        meta=meta,
+        differences=read_table(difference, DIFFERENCE_COLUMNS) if difference else (),
+        against=f"As {difference} says:" if difference else "",
+    )
+    file = output or table.with_name("report.html")
+    write_atomic(file, build(page))
+    typer.echo(f"{file}")
+
+
+@app.command("run")
+def run_command(  # noqa: PLR0917 - each is an option of the command
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="owner/name on the hub, or a folder.")],
+    output: _Out = Path("data/outputs"),
+    models: Annotated[Path, typer.Option("--models", metavar="DIR", help="Folder that holds models.")] = Path(
+        "data/models"
+    ),
+    revision: _Revision = None,
+    output_format: _Forms = _Form.CSV,
+    method: _Methods = _Method.AUTO,
+    zero_epsilon: _Epsilon = 1e-8,
+    rank_k: _RankK = 128,
+    exact_side: _Exact = 4096,
+    spectra: _Spectra = True,
+    seed: _Seed = 0,
+    workers: _Workers = None,
+    endpoint: _Endpoint = None,
+    offline: _Offline = False,
+) -> None:
+    """Plan, download, analyse, export and check, all in one; run again it does only what is not verified.
+
+    The plan, with the state of every step, is DIR/plan.json; the checks are in DIR/check.json.
+    """
+    from asysi.weights.orchestrator import run  # noqa: PLC0415
+
+    with _bar("analysing", None) as advance:
+        done = run(
+            model, output, models=models, revision=revision, form=output_format.value,
+            settings=_settings(zero_epsilon, method, rank_k, exact_side, seed, spectra=spectra),
+            workers=workers, offline=offline, endpoint=endpoint, say=typer.echo, progress=advance,
+        )  # fmt: skip
+    _list([*done.problems, *done.failures])
+    typer.echo(f"{done.rows} parameters in {done.folder}; look at {done.folder / 'report.html'}")
+    if not done.passed:
+        raise typer.Exit(Exit.FAILED)
+
+
+def analyze_into(
+    model: str, file: Path, form: str, settings: "Settings", *,
+    workers: int | None = None, backend: str = "pread",
+    model_id: str | None = None, revision: str | None = None,
+) -> list[str]:  # fmt: skip
+    """Analyse a checkpoint into the table `file`, run_meta.json beside it; return what could not be read.
+
+    Raises:
+        ConfigError: nothing could be read.
+    """
+    from asysi.weights.analysis import analyze  # noqa: PLC0415
+    from asysi.weights.export import write_meta, write_table  # noqa: PLC0415
+    from asysi.weights.orchestrator import JOURNAL_FILE, identity_of, meta_of  # noqa: PLC0415
+
+    with _opened(model, backend) as checkpoint:
+        identity = identity_of(Path(model).expanduser(), model_id=model_id, revision=revision)
+        with _bar("analysing", sum(tensor.nbytes for tensor in checkpoint.tensors.values())) as advance:
+            done = analyze(
+                checkpoint,
+                identity,
+                settings,
+                workers=workers,
+                journal=file.parent / JOURNAL_FILE,
+                progress=advance,
+            )
+    problems = [problem.problem for problem in done.problems]
+    if not done.rows:
+        raise ConfigError(*problems, f"{model}: no tensor could be analysed")
+    write_table(done.rows, file, form)  # type: ignore[arg-type]  # one of the enumeration's
+    write_meta(meta_of(done), file.parent)
+    again = f", {done.reused} of them unchanged since the last time" if done.reused else ""
+    typer.echo(f"{file}: {len(done.rows)} parameters{again}, {done.seconds:.1f} s")
+    _list(problems)
+    return problems
+
+
+def _settings(
+    zero_epsilon: float, method: _Method, rank_k: int, exact_side: int, seed: int, *, spectra: bool
+) -> "Settings":
+    from asysi.weights.analysis import Settings  # noqa: PLC0415
+
+    if not 0 <= zero_epsilon < float("inf"):
+        raise ConfigError(f"--zero-epsilon {zero_epsilon} is no size: take 0 or a small positive number")
+    if rank_k < 1 or exact_side < 1:
+        raise ConfigError(f"--rank-k {rank_k} and --exact-side {exact_side} must be at least 1")
+    return Settings(zero_epsilon, spectra, method.value, rank_k, exact_side, seed)
+
+
+@contextmanager
+def _opened(model: str, backend: str) -> Iterator["Checkpoint"]:
+    try:
+        from asysi.weights.checkpoint import open_checkpoint  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"this command needs the package {error.name}: pip install 'asysi[weights]'"
+        ) from error
+    with open_checkpoint(model, backend="mmap" if backend == "mmap" else "pread") as checkpoint:
+        yield checkpoint
+
+
+@contextmanager
+def _bar(what: str, total: int | None) -> Iterator[Callable[[str, int], None]]:
+    """Show progress in bytes on stderr where that is a terminal."""
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import Progress  # noqa: PLC0415
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda name, size: bar.update(task, advance=size, description=name[-40:])
+
+
+def _list(problems: "list[str] | list[Row]") -> None:
+    for problem in problems:
+        sys.stderr.write(f"{problem}\n")

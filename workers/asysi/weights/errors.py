@@ -1,0 +1,63 @@
+"""What can be wrong with a checkpoint. Each error names the file, why, and what to do."""
+
+from asysi.contract.errors import ConfigError
+
+
+class WeightsError(Exception):
+    """A part of a checkpoint that cannot be read; the others still can.
+
+    Attributes:
+        problem: what is wrong and what to do, a sentence that begins with the file.
+        tensors: names of the tensors that are lost by it; empty when they are not known.
+    """
+
+    def __init__(self, problem: str, tensors: tuple[str, ...] = ()) -> None:
+        super().__init__(problem)
+        self.problem, self.tensors = problem, tensors
+
+    def __reduce__(self) -> tuple[type["WeightsError"], tuple[object, ...]]:
+        return type(self), (self.problem, self.tensors)
+
+
+class TruncatedShardError(WeightsError):
+    """The file ends before its tensors do."""
+
+
+class HeaderSizeError(WeightsError):
+    """The header is larger than the file, or than a header may be."""
+
+
+class HeaderError(WeightsError):
+    """The header is no JSON of the form that safetensors has, or a tensor's entry contradicts itself."""
+
+
+class OverlapError(WeightsError):
+    """Two tensors share bytes of a file."""
+
+
+class GapError(WeightsError):
+    """Bytes of a file belong to no tensor."""
+
+
+class DuplicateNameError(WeightsError):
+    """A name stands twice in a header, or in two files."""
+
+
+class MissingShardError(WeightsError):
+    """The index names a file that is not there."""
+
+
+class MissingTensorError(WeightsError):
+    """The index names a tensor that its file does not hold."""
+
+
+class EscapingPathError(WeightsError):
+    """The index names a file outside the checkpoint's folder."""
+
+
+class AnalysisError(WeightsError):
+    """A tensor could be read but not analysed."""
+
+
+class PickleError(ConfigError):
+    """There are only pickles, which can run any code when they are loaded."""

@@ -1,0 +1,158 @@
+"""Writes the table as CSV, JSONL or Parquet, and beside it what it takes to compute it again."""
+
+import csv
+import json
+import platform
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import asysi
+from asysi.contract.errors import ConfigError
+from asysi.files import write_atomic, write_atomically
+from asysi.weights.columns import COLUMNS, Column, Row
+
+Format = Literal["csv", "jsonl", "parquet"]
+FORMATS: tuple[Format, ...] = ("csv", "jsonl", "parquet")
+META_FILE = "run_meta.json"
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "numpy",
+    "scipy",
+    "ml_dtypes",
+    "safetensors",
+    "pyarrow",
+    "huggingface_hub",
+    "gguf",
+)
+
+
+def write_table(rows: Sequence[Row], file: Path, form: Format, columns: Sequence[Column] = COLUMNS) -> Path:
+    """Write rows to `file`, whole or not at all, and return it.
+
+    Raises:
+        ConfigError: Parquet is wanted and pyarrow is missing, or there is no such format.
+    """
+    if form == "csv":
+        write_atomically(file, lambda temporary: _write_csv(rows, temporary, columns))
+    elif form == "jsonl":
+        write_atomic(
+            file, "".join(f"{json.dumps(_ordered(row, columns), allow_nan=False)}\n" for row in rows)
+        )
+    elif form == "parquet":
+        write_atomically(file, lambda temporary: _write_parquet(rows, temporary, columns))
+    else:
+        raise ConfigError(f"{form} is no format of a table: take {', '.join(FORMATS)}")
+    return file
+
+
+def read_table(file: Path, columns: Sequence[Column] = COLUMNS) -> list[Row]:
+    """Return the rows of a table that `write_table` wrote, by the suffix of its name.
+
+    Raises:
+        ConfigError: it is no such table.
+    """
+    try:
+        match file.suffix:
+            case ".csv":
+                with file.open(newline="", encoding="utf-8") as stream:
+                    found: Iterable[Mapping[str, Any]] = list(csv.DictReader(stream))
+                return [{one.name: _parsed(row[one.name], one) for one in columns} for row in found]
+            case ".jsonl":
+                with file.open(encoding="utf-8") as stream:
+                    return [json.loads(line) for line in stream]
+            case ".parquet":
+                return _parquet().read_table(file).to_pylist()  # type: ignore[no-any-return]
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"{file} is no table of `asysi weights analyze` ({type(error).__name__}: {error})"
+        ) from error
+    raise ConfigError(f"{file} ends in none of .csv, .jsonl, .parquet")
+
+
+def format_of(file: Path) -> Format:
+    """Return the format that the name of `file` ends in, CSV when in none."""
+    return next((form for form in FORMATS if file.suffix == f".{form}"), "csv")
+
+
+def run_meta(
+    *, model_id: str, revision: str, model_path: str, settings: Mapping[str, Any], problems: Sequence[str],
+    seconds: float, arguments: Sequence[str] | None = None, **more: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Return what `run_meta.json` holds: origin, versions, settings, machine and command line."""
+    return {
+        "model_id": model_id,
+        "revision": revision,
+        "model_path": model_path,
+        "code_version": asysi.__version__,
+        "python": platform.python_version(),
+        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "device": "cpu",
+        "machine": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "command_line": list(sys.argv if arguments is None else arguments),
+        "settings": dict(settings),
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+        "problems": list(problems),
+        **more,
+    }
+
+
+def write_meta(meta: Mapping[str, Any], folder: Path) -> Path:
+    """Write `run_meta.json` into `folder`."""
+    file = folder / META_FILE
+    write_atomic(file, json.dumps(meta, indent=1, ensure_ascii=False) + "\n")
+    return file
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _ordered(row: Row, columns: Sequence[Column]) -> Row:
+    return {column.name: row.get(column.name) for column in columns}
+
+
+def _write_csv(rows: Sequence[Row], file: Path, columns: Sequence[Column]) -> None:
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, [column.name for column in columns], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(_ordered(row, columns) for row in rows)
+
+
+def _parsed(text: str, column: Column) -> Any:
+    if text == "":
+        return None
+    match column.kind:
+        case "integer":
+            return int(text)
+        case "number":
+            return float(text)
+        case "boolean":
+            return text == "True"
+    return text
+
+
+def _write_parquet(rows: Sequence[Row], file: Path, columns: Sequence[Column]) -> None:
+    parquet = _parquet()
+    import pyarrow as pa  # noqa: PLC0415 - an extra
+
+    kinds = {"text": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
+    schema = pa.schema([pa.field(one.name, kinds[one.kind], metadata={"text": one.text}) for one in columns])
+    table = pa.Table.from_pylist([_ordered(row, columns) for row in rows], schema=schema)
+    parquet.write_table(table, file, compression="zstd")
+
+
+def _parquet() -> Any:
+    try:
+        from pyarrow import parquet  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise ConfigError("Parquet needs the package pyarrow: pip install 'asysi[export]'") from error
+    return parquet

@@ -1,0 +1,270 @@
+"""Singular values of a matrix and what follows from them, with the method that found them.
+
+Three methods. `svd`: LAPACK's, in float64. `gram`: eigenvalues of the shorter side's Gram matrix WᵀW, summed
+in float64 over blocks of rows; an eigenvalue is known to about ε·σmax², so singular values below `resolution`
+= σmax·√(m·ε) are not resolved, and neither is a rank whose tolerance lies there. `randomized`: subspace
+iteration on the Gram matrix without forming it (Halko, Martinsson, Tropp 2011, algorithm 4.4), for matrices
+whose shorter side is too long; its values are lower bounds of the largest few, so no rank comes from it.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asysi.weights.checkpoint import Tensor
+
+Method = Literal["auto", "svd", "gram", "randomized"]
+Float64 = NDArray[np.float64]
+Blocks = Callable[[], Iterator[Float64]]
+"""Yields the matrix anew each time as blocks [n, m] of float64, m the shorter side."""
+
+SVD_ELEMENTS = 1 << 20
+"""Elements up to which `auto` takes the singular value decomposition: 8 MiB of float64."""
+BLOCK_ELEMENTS = 1 << 20
+"""Elements of a block, and at least as many rows as make the product worth its overhead."""
+SEED_RANK_TOLERANCE = 1e-6
+"""Of the largest singular value: above it a singular value counts for `rank`."""
+OVERSAMPLING = 16
+ITERATIONS = 3
+"""Of the randomized method; three leave the error of a flat spectrum's largest values at about 1 %."""
+NOISE_MARGIN = 1.02
+"""The largest singular value of a noise matrix scatters by about this much around its expectation."""
+_FLOAT32 = float(np.finfo(np.float32).eps)
+_FLOAT64 = float(np.finfo(np.float64).eps)
+
+
+@dataclass(frozen=True, slots=True)
+class Spectrum:
+    """Singular values of a matrix of `rows` × `cols`."""
+
+    values: Float64
+    """Descending: all min(rows, cols) of them, or the largest `k` where the method is randomized."""
+    rows: int
+    cols: int
+    method: str
+    exact: bool
+    """Whether all singular values were computed; where not, they are lower bounds of the largest."""
+    squares: float
+    """‖W‖F², exact with every method."""
+    noise: float = 0.0
+    """Standard deviation of the storage's rounding."""
+    seed: int | None = None
+    """Of the randomized method."""
+
+    @property
+    def largest(self) -> float:
+        """σmax, the spectral norm."""
+        return float(self.values[0]) if self.values.size else 0.0
+
+    @property
+    def resolution(self) -> float:
+        """Singular values below it are not resolved by the method."""
+        error = _FLOAT64 * max(self.rows, self.cols)
+        return self.largest * (
+            math.sqrt(min(self.rows, self.cols) * _FLOAT64) if self.method == "gram" else error
+        )
+
+    def rank(self, tolerance: float) -> int | None:
+        """Return how many singular values are above `tolerance`, None where the method cannot know."""
+        if not self.exact or (0 < tolerance < self.resolution):
+            return None
+        return int(np.count_nonzero(self.values > tolerance))
+
+    @property
+    def tolerance(self) -> float:
+        """numpy's rule, σmax · max(rows, cols) · ε, with the ε of float32."""
+        return self.largest * max(self.rows, self.cols) * _FLOAT32
+
+    @property
+    def noise_floor(self) -> float:
+        """Largest singular value that rounding to the stored type makes: noise · (√rows + √cols), + 2 %.
+
+        That of a random matrix with independent elements (Marchenko and Pastur 1967).
+        """
+        return NOISE_MARGIN * self.noise * (math.sqrt(self.rows) + math.sqrt(self.cols))
+
+    @property
+    def stable_rank(self) -> float:
+        """‖W‖F² / σmax² (Rudelson and Vershynin 2007); an upper bound where not exact."""
+        return self.squares / self.largest**2 if self.largest > 0 else math.nan
+
+    @property
+    def effective_rank(self) -> float | None:
+        """exp of the entropy of σ / Σσ (Roy and Vetterli 2007), None where not exact."""
+        if not self.exact or self.largest <= 0:
+            return None
+        shares = self.values[self.values > 0] / self.values.sum()
+        return float(np.exp(-(shares * np.log(shares)).sum()))
+
+    @property
+    def captured(self) -> float:
+        """Share of ‖W‖F² in the singular values found: 1 where exact."""
+        if self.exact:
+            return 1.0
+        return float(np.square(self.values).sum()) / self.squares if self.squares > 0 else 1.0
+
+    def outline(self, points: int = 48) -> str:
+        """Return up to `points` pairs of number (from 1) and singular value, spread by logarithm, as JSON."""
+        n = len(self.values)
+        if not n:
+            return "[]"
+        places = np.unique(np.round(np.geomspace(1, n, points)).astype(int))
+        return json.dumps([[int(place), float(f"{self.values[place - 1]:.6g}")] for place in places])
+
+
+@dataclass(frozen=True, slots=True)
+class PowerLaw:
+    """A power law fitted to the upper end of the eigenvalues σ²."""
+
+    alpha: float
+    """Exponent of the density λ^−α."""
+    distance: float
+    """Kolmogorov-Smirnov distance between the fit and the eigenvalues above `least`."""
+    least: float
+    """λmin, the eigenvalue from which it holds: chosen for the smallest distance."""
+    tail: int
+    """Eigenvalues above it."""
+
+
+MIN_EIGENVALUES = 20
+"""Fewer carry no exponent."""
+
+
+def fit_power_law(values: Float64) -> PowerLaw | None:
+    """Fit a power law to the squares of singular values (Clauset, Shalizi, Newman 2009, sections 3.1, 3.3).
+
+    Args:
+        values: [n] singular values, descending.
+
+    Returns:
+        The fit, None with fewer than MIN_EIGENVALUES that are not negligible.
+    """
+    eigenvalues = np.square(values[::-1])
+    eigenvalues = eigenvalues[eigenvalues > 1e-12 * eigenvalues[-1]] if eigenvalues.size else eigenvalues
+    n = len(eigenvalues)
+    if n < MIN_EIGENVALUES:
+        return None
+    logs = np.log(eigenvalues)
+    above = np.cumsum(logs[::-1])[::-1]
+    sizes = np.arange(n, 0, -1, dtype=np.float64)
+    excess = above - sizes * logs
+    best: PowerLaw | None = None
+    for first in range(n - 1):
+        if excess[first] <= 0:
+            continue
+        size = int(sizes[first])
+        alpha = 1 + size / float(excess[first])
+        model = 1 - np.exp((1 - alpha) * (logs[first:] - logs[first]))
+        distance = float(np.abs(model - np.arange(size) / size).max())
+        if best is None or distance < best.distance:
+            best = PowerLaw(alpha, distance, float(eigenvalues[first]), size)
+    return best
+
+
+def choose_method(rows: int, cols: int, method: Method, exact_side: int) -> str:
+    """Return the method for a matrix: `auto` takes svd, then gram up to `exact_side`, then randomized."""
+    if method != "auto":
+        return method
+    if rows * cols <= SVD_ELEMENTS:
+        return "svd"
+    return "gram" if min(rows, cols) <= exact_side else "randomized"
+
+
+def blocks_of(tensor: Tensor) -> Blocks:
+    """Return the blocks of a tensor as a matrix; a tall one is read block by block, a wide one as a whole."""
+    rows, cols = tensor.rows, tensor.cols
+    if rows >= cols:
+        step = _step(cols)
+        return lambda: (
+            tensor.read(start * cols, min(rows, start + step) * cols).reshape(-1, cols).astype(np.float64)
+            for start in range(0, rows, step)
+        )
+
+    def whole() -> Iterator[Float64]:
+        return blocks_of_array(tensor.read().reshape(rows, cols))()
+
+    return whole
+
+
+def blocks_of_array(matrix: NDArray[Any]) -> Blocks:
+    """Return the blocks of an array [rows, cols] in memory."""
+    side = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
+    step = _step(side.shape[1])
+    return lambda: (
+        side[start : start + step].astype(np.float64, order="C") for start in range(0, len(side), step)
+    )
+
+
+def _step(shorter: int) -> int:
+    return max(1, BLOCK_ELEMENTS // max(1, shorter), min(shorter, 256))
+
+
+class Gram:
+    """Sums WᵀW over blocks, then gives the singular values."""
+
+    def __init__(self, side: int) -> None:
+        self._sum = np.zeros((side, side))
+        self._product = np.empty((side, side))
+
+    def add(self, block: Float64) -> None:
+        """Add a block [n, side]."""
+        np.matmul(block.T, block, out=self._product)
+        self._sum += self._product
+
+    def values(self) -> Float64:
+        """Return the singular values, descending. The sums are used up."""
+        del self._product
+        found: Float64 = np.sqrt(np.maximum(np.linalg.eigvalsh(self._sum)[::-1], 0))
+        return found
+
+
+def svd_values(blocks: Blocks) -> Float64:
+    """Return all singular values by decomposition."""
+    found: Float64 = np.asarray(np.linalg.svd(np.concatenate(list(blocks())), compute_uv=False), np.float64)
+    return found
+
+
+def gram_values(blocks: Blocks, side: int) -> Float64:
+    """Return all singular values by the Gram matrix."""
+    gram = Gram(side)
+    for block in blocks():
+        gram.add(block)
+    return gram.values()
+
+
+def randomized_values(blocks: Blocks, side: int, k: int, seed: int) -> Float64:
+    """Return lower bounds of the `k` largest singular values; the matrix is read ITERATIONS + 1 times."""
+    width = min(side, k + OVERSAMPLING)
+    basis: Float64 = np.linalg.qr(np.random.default_rng(seed).standard_normal((side, width)))[0]
+    for _ in range(ITERATIONS):
+        image = np.zeros((side, width))
+        for block in blocks():
+            image += block.T @ (block @ basis)
+        basis = np.asarray(np.linalg.qr(image)[0], np.float64)
+    projected = np.zeros((width, width))
+    for block in blocks():
+        part = block @ basis
+        projected += part.T @ part
+    found = np.linalg.eigvalsh(projected)[::-1]
+    values: Float64 = np.sqrt(np.maximum(found[:k], 0))
+    return values
+
+
+def spectrum_of(blocks: Blocks, rows: int, cols: int, *, method: str, squares: float, noise: float, k: int,
+                seed: int) -> Spectrum:  # fmt: skip
+    """Return the spectrum of the matrix that `blocks` yields, all of it finite.
+
+    Raises:
+        numpy.linalg.LinAlgError: the decomposition does not converge, as with numbers beyond 1e150.
+    """
+    side = min(rows, cols)
+    if method == "randomized":
+        values = randomized_values(blocks, side, min(k, side), seed)
+        return Spectrum(values, rows, cols, method, exact=False, squares=squares, noise=noise, seed=seed)
+    values = svd_values(blocks) if method == "svd" else gram_values(blocks, side)
+    return Spectrum(values, rows, cols, method, exact=True, squares=squares, noise=noise)

@@ -1,0 +1,129 @@
+"""Bytes of a checkpoint's file, read by range: with pread, mapped, or from any fsspec address."""
+
+import mmap
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+Backend = Literal["pread", "mmap"]
+Bytes = NDArray[np.uint8]
+
+
+class Storage(Protocol):
+    """A file of which any range can be read. Safe to use from several threads."""
+
+    name: str
+    size: int
+
+    def read(self, start: int, stop: int) -> Bytes:
+        """Return the bytes from `start` up to but without `stop`; OSError when the file is shorter."""
+
+    def close(self) -> None:
+        """Let the file go."""
+
+
+class _Local:
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.size = os.fstat(self._descriptor).st_size
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:  # fmt: skip
+        self.close()
+
+
+class PreadFile(_Local):
+    """Reads into memory of its own: what is held is what was asked for."""
+
+    def read(self, start: int, stop: int) -> Bytes:
+        """Return a copy of the range."""
+        out = np.empty(stop - start, np.uint8)
+        view, done = memoryview(out.data), 0
+        while done < len(out):
+            count = os.preadv(self._descriptor, [view[done:]], start + done)
+            if count == 0:
+                raise OSError(f"{self.name} ended at byte {start + done} while it was read")
+            done += count
+        return out
+
+
+class MmapFile(_Local):
+    """Maps the file: nothing is copied, and the page cache is shared. A file that shrinks meanwhile kills."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._map = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ) if self.size else None
+
+    def read(self, start: int, stop: int) -> Bytes:
+        """Return a view of the range, which keeps the mapping."""
+        if stop > self.size:
+            raise OSError(f"{self.name} has {self.size} bytes, byte {stop} was asked for")
+        if self._map is None or start == stop:
+            return np.empty(0, np.uint8)
+        return np.frombuffer(self._map, np.uint8, stop - start, start)
+
+
+class RemoteFile:
+    """A file behind an fsspec address; each read is one ranged request, tried again when it fails."""
+
+    def __init__(self, url: str, *, attempts: int = 4) -> None:
+        filesystem, self._path = remote(url)
+        self._filesystem = filesystem
+        self.name = url
+        self.size = int(filesystem.size(self._path))
+        self._attempts = attempts
+
+    def read(self, start: int, stop: int) -> Bytes:
+        """Return the range."""
+        if start == stop:
+            return np.empty(0, np.uint8)
+        for attempt in range(self._attempts):
+            try:
+                found = self._filesystem.cat_file(self._path, start=start, end=stop)
+            except (OSError, TimeoutError):
+                if attempt + 1 == self._attempts:
+                    raise
+                continue
+            if len(found) == stop - start:
+                return np.frombuffer(found, np.uint8)
+        raise OSError(f"{self.name}: {stop - start} bytes at {start} were asked for, fewer came")
+
+    def close(self) -> None:
+        """Nothing is held between reads."""
+
+
+def remote(url: str) -> tuple[Any, str]:
+    """Return fsspec's file system of an address, and the path in it."""
+    from fsspec.core import url_to_fs  # noqa: PLC0415 - only for what is remote
+
+    filesystem, path = url_to_fs(url)
+    return filesystem, path
+
+
+def is_remote(source: str) -> bool:
+    """Return whether `source` is an address rather than a path."""
+    return "://" in source and not source.startswith("file://")
+
+
+def open_storage(source: str, backend: Backend) -> Storage:
+    """Open a local file with `backend`, or an fsspec address.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    if is_remote(source):
+        return RemoteFile(source)
+    return (MmapFile if backend == "mmap" else PreadFile)(Path(source))
