@@ -77,9 +77,8 @@ def tool() -> Callable[[str], str]:
         if found:
             return found
         missing = f"needs {name} on the PATH, or ASYSI_CLUSTER naming a script whose `env` puts it there"
-        pytest.fail(missing) if os.environ.get("CI") or os.environ.get("ASYSI_CLUSTER") else pytest.skip(
-            missing
-        )
+        give_up = pytest.fail if os.environ.get("CI") or os.environ.get("ASYSI_CLUSTER") else pytest.skip
+        give_up(missing)
 
     return find
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from asysi.contract.runtime import PORTS, Container
+from asysi import __version__
+from asysi.contract.runtime import PORTS
 from asysi.contract.spec import ScanExperiment
 from asysi.monitor.metrics import METRICS
+from asysi_operator.__main__ import options
 from asysi_operator.manifests import build
 from asysi_operator.metrics import REGISTRY
 
@@ -64,12 +66,22 @@ def test_every_pod_is_restricted(render, scenario, laid_over):
 
 
 def test_probes_ask_a_port_that_is_there(one):
-    """Startup and liveness ask /livez of the operator's own named port."""
+    """Startup and liveness ask the operator's own named port, the one that it is told to listen on."""
     [container] = one("Deployment")["spec"]["template"]["spec"]["containers"]
     [port] = container["ports"]
-    for probe in (container["startupProbe"], container["livenessProbe"]):
-        assert probe["httpGet"] == {"path": "/livez", "port": port["name"]}
-    assert f"--port={port['containerPort']}" in container["args"]
+    for probe, path in (("startupProbe", "/readyz"), ("livenessProbe", "/livez")):
+        assert container[probe]["httpGet"] == {"path": path, "port": port["name"]}
+    assert f"--metrics-port={port['containerPort']}" in container["args"]
+
+
+def test_the_operator_understands_its_arguments(one, everything):
+    """What the Deployment passes are options of `python -m asysi_operator`, and arrive there."""
+    values = everything | {"namespaces": ["one", "two"], "logLevel": "debug"}
+    [container] = one("Deployment", values)["spec"]["template"]["spec"]["containers"]
+    assert container["args"][:3] == ["python", "-m", "asysi_operator"]
+    chosen = options(container["args"][3:])
+    assert (chosen.namespace, chosen.log_level) == (["one", "two"], "debug")
+    assert (chosen.image, chosen.image_pull_policy) == (f"asysi-worker:{__version__}", "IfNotPresent")
 
 
 def test_a_role_in_each_namespace_has_the_rules_of_the_cluster_role(one, render):
@@ -111,7 +123,7 @@ def test_bindings_reach_the_operators_account(render, scenario, laid_over):
 
 
 def test_the_crd_is_kept_and_otherwise_the_contracts(one):
-    """The CRD is the generated one with a label and the policy to keep it; keep: false takes the policy away."""
+    """The CRD is the generated one with labels and the policy to keep it, which keep: false takes away."""
     made = yaml.safe_load((CHART.parents[1] / "crds" / "asysi.dev_scanexperiments.yaml").read_text())
     kept = one("CustomResourceDefinition")
     assert kept["spec"] == made["spec"]
@@ -128,7 +140,7 @@ def test_a_digest_stands_before_a_tag(one):
         "containers"
     ]
     assert container["image"] == f"asysi-operator@{digest}"
-    assert f"--worker-image=asysi-worker@{digest}" in container["args"]
+    assert f"--image=asysi-worker@{digest}" in container["args"]
 
 
 def test_nothing_is_monitored_by_default(render):
@@ -170,10 +182,10 @@ def test_the_pod_monitor_finds_experiments_and_all_their_ports(one, everything):
 
 
 def test_the_network_policy_lets_the_operator_read_status(one, everything):
-    """Of experiments' pods the operator reaches the port of finish, and no other."""
+    """Of experiments' pods the operator reaches the workers' own ports, and no others."""
     egress = one("NetworkPolicy", everything)["spec"]["egress"]
     [rule] = [rule for rule in egress if "to" in rule]
-    assert rule["ports"] == [{"port": str(Container.FINISH), "protocol": "TCP"}]
+    assert {port["port"] for port in rule["ports"]} == {str(container) for container in PORTS}
     [peer] = rule["to"]
     assert peer["podSelector"]["matchLabels"].items() <= _experiment_pod()["metadata"]["labels"].items()
 
