@@ -1,5 +1,6 @@
 """Our ring from Python. Readers pull batches; a lossless producer watches the readers' cursors."""
 
+import os
 import time
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from asysi_ring import Control, Reader, Writer, create
 
 ROOM_BEFORE_PAYLOAD = 512
 """Header and one row's record, whatever their padding."""
+
+
+LOOKS = 50
+"""How often a producer without room looks again before it sleeps in between."""
 
 
 class Sender(transport.Sender):
@@ -50,7 +55,7 @@ class Sender(transport.Sender):
 
     def wait(self) -> None:
         """Look how far the slowest reader is, until there is room."""
-        until = time.monotonic() + PATIENCE
+        until, looked = time.monotonic() + PATIENCE, 0
         while True:
             slowest = min(self.control.cursors(name)[0] for name in self.names)
             self.room = self.depth - (self.writer.head() - slowest)
@@ -58,7 +63,11 @@ class Sender(transport.Sender):
                 return
             if time.monotonic() > until:
                 raise StalledError
-            time.sleep(20e-6)
+            looked += 1
+            if looked < LOOKS:
+                os.sched_yield()
+            else:
+                time.sleep(20e-6)
 
     def close(self) -> None:
         self.writer.close("complete")

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 from task import KIB, MIB, SIZES, Task
 
-PYTHON = ("ceiling", "asysi", "iceoryx2", "pyzmq", "faster-fifo", "mp.Queue", "redis", "zenoh")
-CPP = ("ceiling", "asysi")
+PYTHON = ("ceiling", "counters", "asysi", "iceoryx2", "pyzmq", "faster-fifo", "mp.Queue", "redis", "zenoh")
+CPP = ("ceiling", "counters", "asysi")
+BARE = ("ceiling", "counters")
+"""Not contestants, but what they are held against."""
 RATES = {4 * KIB: 20_000.0, 64 * KIB: 10_000.0, MIB: 1_000.0}
 """Messages a second of paced tasks."""
 
@@ -38,8 +40,10 @@ class Cell:
     waiting: str
 
     def takes(self, contestant: Contestant) -> bool:
-        """Whether it means anything: the ceiling knows neither guarantees nor waiting."""
-        return contestant.name != "ceiling" or (
+        """Whether it means anything: what is bare knows neither guarantees nor waiting."""
+        if contestant.name == "counters" and self.kind == "latency":
+            return self.waiting == "spin" and self.readers == 1
+        return contestant.name not in BARE or (
             self.guarantee == "lossless"
             and (self.kind != "latency" or (self.waiting, self.readers) == ("spin", 1))
         )

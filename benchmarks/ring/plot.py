@@ -74,7 +74,7 @@ def ordered(results: Results, cell: Cell):
 
 
 def colour(who: Contestant) -> str:
-    return {"asysi": OURS, "ceiling": CEILING}.get(who.name, PEERS)
+    return {"asysi": OURS, "ceiling": CEILING, "counters": CEILING}.get(who.name, PEERS)
 
 
 def text(x: float, y: float, words: str, anchor: str = "start", weight: str = "normal") -> str:

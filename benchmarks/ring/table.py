@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
-from plan import CONTESTANTS, Cell, Contestant, Plan
+from plan import BARE, CONTESTANTS, Cell, Contestant, Plan
 from results import Results, Row, quantiles, spread
 from task import KIB, MIB, SIZES
 
@@ -98,7 +98,7 @@ def first_aims(results: Results) -> list[Aim]:
     for cell in results:
         figures, better = figure_of(cell)
         rank = {who: figures(row) for who, row in results[cell].items() if who.language == "Python"}
-        rank = {who: value for who, value in rank.items() if value is not None and who.name != "ceiling"}
+        rank = {who: value for who, value in rank.items() if value is not None and who.name not in BARE}
         if OURS["Python"] not in rank or len(rank) < 2:
             continue
         ours = rank.pop(OURS["Python"])
@@ -162,19 +162,20 @@ def gigabytes(results: Results, cell: Cell, who: Contestant) -> str:
 
 
 def share_of_ceiling(results: Results, cell: Cell, who: Contestant) -> float:
-    """Return the median over that of the ceiling in the same language, 0 when there is none."""
-    ceiling = next(
-        (
-            spread(row[CEILING[who.language]].gigabytes).median
-            for other, row in results.items()
-            if (other.kind, other.size, other.readers) == (cell.kind, cell.size, cell.readers)
-            and CEILING[who.language] in row
-            and row[CEILING[who.language]].gigabytes
-        ),
-        0.0,
-    )
+    """Return the median over the repeats of its throughput over the ceiling's in the same repeat, 0 without.
+
+    Repeat by repeat, because the machine itself is not always as fast.
+    """
+    same = (cell.kind, cell.size, cell.readers)
+    ceilings = [
+        rows[CEILING[who.language]].gigabytes
+        for other, rows in results.items()
+        if (other.kind, other.size, other.readers) == same and CEILING[who.language] in rows
+    ]
     mine = results[cell][who].gigabytes
-    return spread(mine).median / ceiling if ceiling and mine else 0.0
+    if not ceilings or not mine or len(ceilings[0]) != len(mine):
+        return 0.0
+    return spread([own / most for own, most in zip(mine, ceilings[0], strict=True)]).median
 
 
 # -- latency, push, processor
