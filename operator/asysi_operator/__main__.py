@@ -1,0 +1,108 @@
+"""`python -m asysi_operator`: runs the operator until it is told to stop. Each option has a variable."""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from asysi.contract.errors import ConfigError
+from asysi.contract.runtime import Exit
+from asysi_operator.manifests import IMAGE, PULL_POLICIES
+
+METRICS_PORT = 9100
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+def options(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the options; what is not given comes from the environment, then from the defaults."""
+    parser = argparse.ArgumentParser("python -m asysi_operator", description="The operator of A-Sys-I.")
+    parser.add_argument(
+        "--namespace",
+        action="append",
+        default=[name for name in _variable("NAMESPACES", "").split(",") if name],
+        help="namespace to watch, may be repeated; none watches all (ASYSI_OPERATOR_NAMESPACES, by commas)",
+    )
+    parser.add_argument(
+        "--image",
+        default=_variable("IMAGE", IMAGE),
+        help="image of the experiments' containers (ASYSI_OPERATOR_IMAGE)",
+    )
+    parser.add_argument(
+        "--image-pull-policy",
+        choices=PULL_POLICIES,
+        default=_variable("IMAGE_PULL_POLICY", PULL_POLICIES[0]),
+        help="when nodes fetch that image (ASYSI_OPERATOR_IMAGE_PULL_POLICY)",
+    )
+    parser.add_argument(
+        "--metrics-port",
+        type=int,
+        default=_variable("METRICS_PORT", str(METRICS_PORT)),
+        help="port of /metrics, /livez and /readyz (ASYSI_OPERATOR_METRICS_PORT)",
+    )
+    parser.add_argument(
+        "--log-level",
+        choices=LOG_LEVELS,
+        default=_variable("LOG_LEVEL", "info"),
+        help="what is written to standard error (ASYSI_OPERATOR_LOG_LEVEL)",
+    )
+    return parser.parse_args(arguments)
+
+
+async def operate(chosen: argparse.Namespace) -> None:
+    """Run the operator until SIGTERM or SIGINT."""
+    import kopf  # noqa: PLC0415 - `--help` needs none of it
+
+    from asysi_operator.cluster import Cluster  # noqa: PLC0415
+    from asysi_operator.controller import WORKERS, Controller  # noqa: PLC0415
+    from asysi_operator.handlers import registry_of  # noqa: PLC0415
+    from asysi_operator.health import serve  # noqa: PLC0415
+    from asysi_operator.reconcile import Settings  # noqa: PLC0415
+
+    settings = Settings(chosen.image, chosen.image_pull_policy)
+    controller = Controller(Cluster(WORKERS + 2), settings, chosen.namespace)
+    stop, ready = asyncio.Event(), asyncio.Event()
+    serve(chosen.metrics_port, lambda: controller.ill, ready.is_set)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    scope = {"namespaces": chosen.namespace} if chosen.namespace else {"clusterwide": True}
+    watching = asyncio.create_task(
+        kopf.operator(
+            registry=registry_of(controller), standalone=True, ready_flag=ready, stop_flag=stop, **scope
+        )
+    )
+    controller.start()
+    try:
+        await watching  # a watch that has died ends it, and with it the process
+    finally:
+        with contextlib.suppress(Exception):
+            await controller.stop()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the operator; returns the exit code."""
+    chosen = options(arguments)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=chosen.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
+    logging.getLogger("kopf").setLevel(max(logging.WARNING, logging.root.level))  # it tells of every event
+    try:
+        asyncio.run(operate(chosen))
+    except ConfigError as error:
+        for problem in error.problems:
+            sys.stderr.write(f"{problem}\n")
+        return int(Exit.CONFIG)
+    return int(Exit.OK)
+
+
+def _variable(name: str, otherwise: str) -> str:
+    return os.environ.get(f"ASYSI_OPERATOR_{name}") or otherwise
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,68 @@
+"""Whether a cluster can run an experiment: the contract's rules, and what only holds in a pod. Pure."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from asysi.contract.errors import ConfigError
+from asysi.contract.loading import check
+from asysi.contract.runtime import INPUTS
+from asysi.contract.spec import ScanExperiment
+
+_SCHEMES = ("jsonl://", "file://")
+"""Schemes that may stand before a path, in this order."""
+
+
+def accept(tree: Mapping[str, Any]) -> ScanExperiment:
+    """Return the experiment in an object of the API server.
+
+    Raises:
+        ConfigError: everything that is wrong with it, a sentence each that names the field.
+    """
+    experiment = check(tree)
+    if problems := list(_problems(experiment)):
+        raise ConfigError(*problems)
+    return experiment
+
+
+def notes(experiment: ScanExperiment) -> list[str]:
+    """Return what is accepted and has no effect on a cluster, a sentence each."""
+    binding = experiment.spec.resources.binding.cpus
+    return ["spec.resources.binding is for local runs: here whole CPUs pin."] if binding else []
+
+
+def _problems(experiment: ScanExperiment) -> Iterator[str]:
+    spec = experiment.spec
+    if spec.output.uri is not None:
+        yield (
+            "spec.output.uri is a folder of a local run: in a pod results go to a volume, so name its claim "
+            "in spec.output.claim, or leave both out"
+        )
+    uris = {
+        "spec.model.uri": spec.model.uri,
+        "spec.model.tokenizer": spec.model.tokenizer,
+        "spec.data.uri": spec.data.uri if spec.data else None,
+    }
+    claims = {one.claim for one in spec.inputs}
+    for field, uri in uris.items():
+        if uri is not None and (path := _path(uri)) is not None:
+            yield from _unreachable(field, uri, path, claims)
+
+
+def _unreachable(field: str, uri: str, path: PurePosixPath, claims: set[str]) -> Iterator[str]:
+    mount = f"{INPUTS}/<claim>"
+    if not path.is_absolute():
+        yield (
+            f"{field} is {uri}, relative to a folder of the one who wrote it: put the files on a volume, "
+            f"name its claim in spec.inputs, and write the path as {mount}/…"
+        )
+    elif path.is_relative_to(INPUTS) and not (len(path.parts) > 2 and path.parts[2] in claims):
+        known = f"there are {', '.join(sorted(claims))}" if claims else "spec.inputs is empty"
+        yield f"{field} is {uri}, but no claim of spec.inputs is mounted there: {known}"
+
+
+def _path(uri: str) -> PurePosixPath | None:
+    """Return the path that a URI names, None when it names no path."""
+    for scheme in _SCHEMES:
+        uri = uri.removeprefix(scheme)
+    return None if "://" in uri else PurePosixPath(uri)

@@ -1,0 +1,147 @@
+"""What a worker's /status and finish's last words say, read without trust. Pure.
+
+Any part may be missing, or of another kind.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from asysi_operator.manifests.kinds import Manifest
+
+LIMIT = 256 * 1024
+"""Bytes of an answer that are read at most."""
+_CPUS = re.compile(r"\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*")
+_COUNT_LIMIT = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer of /status; None is unknown."""
+
+    phase: str | None = None
+    cpus: str | None = None
+    """Processors that the container may use, as in `taskset -c`."""
+    counters: Mapping[str, int] = field(default_factory=dict)
+    """As `status.counters`."""
+    sae: Mapping[str, float] = field(default_factory=dict)
+    """As `status.sae`."""
+    balanced: bool | None = None
+
+
+@dataclass(frozen=True)
+class LastWords:
+    """The totals of an attempt that has ended."""
+
+    counters: Mapping[str, int]
+    sae: Mapping[str, float]
+    balanced: bool | None
+    unbalanced: Sequence[str]
+    problems: Sequence[str]
+
+
+def read_answer(body: bytes) -> Answer | None:
+    """Return the answer in a body of /status, None when it is no JSON object."""
+    answer = _object(body)
+    if answer is None:
+        return None
+    cpus = answer.get("cpus")
+    points = [point for point in _list(answer, "points") if isinstance(point, dict)]
+    trained = [point for point in points if _count(point, "trained")]
+    archived = _count(_part(_part(answer, "consumers"), "archiver"), "durable")
+    return Answer(
+        phase=_text(answer, "phase"),
+        cpus=cpus if isinstance(cpus, str) and len(cpus) <= 253 and _CPUS.fullmatch(cpus) else None,
+        counters=_counters(
+            answer, archived, sum(_count(point, "trained") or 0 for point in points) if points else None
+        ),
+        sae={key: value for key in ("fvu", "l0", "dead") if (value := _mean(trained, key)) is not None},
+        balanced=_flag(_part(answer, "ledger"), "balanced"),
+    )
+
+
+def read_last_words(message: str) -> LastWords | None:
+    """Return the totals in finish's termination message, None when it says something else."""
+    words = _object(message.encode())
+    if words is None or "capture" not in words:
+        return None
+    ledger, sae = _part(words, "ledger"), _part(words, "sae")
+    return LastWords(
+        counters=_counters(words, _count(_part(words, "durable"), "archiver"), _count(words, "trained")),
+        sae={key: value for key in ("fvu", "l0", "dead") if (value := _number(sae, key)) is not None},
+        balanced=_flag(ledger, "balanced"),
+        unbalanced=[str(line)[:253] for line in _list(ledger, "unbalanced")][:64],
+        problems=[str(line) for line in _list(words, "problems")][:64],
+    )
+
+
+def _counters(part: Manifest, archived: int | None, trained: int | None) -> dict[str, int]:
+    capture = _part(part, "capture")
+    dropped = capture.get("dropped")
+    lost = (
+        [count for key in dropped if (count := _count(dropped, key)) is not None]
+        if isinstance(dropped, dict)
+        else None
+    )
+    counts = {
+        "seen": _count(capture, "seen"),
+        "captured": _count(capture, "published"),
+        "sampledOut": _count(capture, "sampledOut"),
+        "dropped": None if lost is None else min(sum(lost), _COUNT_LIMIT),
+        "archived": archived,
+        "trained": trained,
+    }
+    return {key: count for key, count in counts.items() if count is not None}
+
+
+def _object(body: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _part(part: Manifest, key: str) -> Manifest:
+    value = part.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _list(part: Manifest, key: str) -> list[Any]:
+    value = part.get(key)
+    return value[:4096] if isinstance(value, list) else []
+
+
+def _text(part: Manifest, key: str) -> str | None:
+    value = part.get(key)
+    return value[:253] if isinstance(value, str) else None
+
+
+def _flag(part: Manifest, key: str) -> bool | None:
+    value = part.get(key)
+    return value if isinstance(value, bool) else None
+
+
+def _number(part: Manifest, key: str) -> float | None:
+    value = part.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _count(part: Manifest, key: str) -> int | None:
+    value = part.get(key)
+    number = _number(part, key)
+    return int(value) if number is not None and 0 <= int(number) < _COUNT_LIMIT else None  # type: ignore[arg-type]
+
+
+def _mean(points: Sequence[Manifest], key: str) -> float | None:
+    found = [number for point in points if (number := _number(point, key)) is not None]
+    return round(sum(found) / len(found), 6) if found else None

@@ -1,0 +1,238 @@
+"""The effects: every request to the API server is made here, one verb a method, each with a deadline."""
+
+import json
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kubernetes import client, config
+from urllib3.exceptions import HTTPError
+
+from asysi.contract.crd import GROUP, PLURAL, VERSION
+from asysi.contract.spec import API_VERSION, KIND
+from asysi_operator.manifests.kinds import Manifest
+from asysi_operator.manifests.labels import EXPERIMENT, digest
+from asysi_operator.metrics import REQUESTS
+from asysi_operator.observation import owned
+from asysi_operator.reconcile import Action, Apply
+
+MANAGER = "asysi-operator"
+"""Field manager of everything that is applied, and source of events."""
+FAULT = "ASYSI_FAULT_AFTER_WRITE"
+"""For tests: the operator kills itself, as by kill -9, once it has made this many writes."""
+MESSAGE_LIMIT = 1024
+_TIMEOUT = (5.0, 15.0)
+"""Seconds to connect and to wait for an answer."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Where objects of a kind live."""
+
+    kind: str
+    group: str
+    version: str
+    plural: str
+
+    @property
+    def root(self) -> str:
+        """The beginning of every path to them."""
+        return f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+
+
+EXPERIMENTS = Kind(KIND, GROUP, VERSION, PLURAL)
+PODS = Kind("Pod", "", "v1", "pods")
+CHILDREN = (
+    Kind("Job", "batch", "v1", "jobs"),
+    Kind("ConfigMap", "", "v1", "configmaps"),
+    Kind("PersistentVolumeClaim", "", "v1", "persistentvolumeclaims"),
+    Kind("NetworkPolicy", "networking.k8s.io", "v1", "networkpolicies"),
+)
+"""Kinds that an experiment's objects are of; those that are nowhere rendered could not be pruned."""
+KINDS = {one.kind: one for one in (EXPERIMENTS, PODS, *CHILDREN)}
+
+
+class RejectedError(Exception):
+    """The API server has refused a write, and will again until something changes.
+
+    Attributes:
+        reason: the API server's own word, or NameTaken.
+        message: why, naming the object.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason, self.message = reason, message
+
+
+class UnavailableError(Exception):
+    """The API server did not answer, or asked for patience: try again."""
+
+
+class Cluster:
+    """Speaks to one API server; its methods may be called from several threads."""
+
+    def __init__(self, connections: int = 8) -> None:
+        try:
+            config.load_incluster_config()  # type: ignore[no-untyped-call]
+        except config.ConfigException:
+            config.load_kube_config()  # type: ignore[no-untyped-call]
+        configuration = client.Configuration.get_default_copy()
+        configuration.connection_pool_maxsize = connections
+        self._api = client.ApiClient(configuration)
+        self._fault = int(os.environ.get(FAULT) or 0)
+        self._writes = 0
+
+    def do(self, action: Action, experiment: Manifest) -> None:
+        """Carry out one action of a plan.
+
+        Raises:
+            RejectedError: the API server says no.
+            UnavailableError: it says nothing.
+        """
+        namespace = experiment["metadata"]["namespace"]
+        if isinstance(action, Apply):
+            self._apply(action, namespace, experiment["metadata"]["uid"])
+        else:
+            body = {"propagationPolicy": "Foreground", "preconditions": {"uid": action.uid}}
+            path = _path(KINDS[action.kind], namespace, action.name)
+            # Gone already, or another object of that name: what was to be removed is not there.
+            self._call("DELETE", path, action.kind, body=body, fine=(404, 409))
+
+    def _apply(self, action: Apply, namespace: str, uid: str) -> None:
+        manifest = action.manifest
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        path = _path(KINDS[kind], namespace, name)
+        if not action.exists:
+            there = self._call("GET", path, kind, fine=(404,))
+            if there is not None:
+                if not owned(there, uid):
+                    raise RejectedError(
+                        "NameTaken",
+                        f"{kind} {name} exists and is not this experiment's: delete or rename one of them",
+                    )
+                return  # it is ours, and will be compared once its event has come
+        self._call("PATCH", path, kind, body=manifest, query=_AS_US)
+
+    def write_status(self, experiment: Manifest, status: Manifest) -> None:
+        """Replace the status of an experiment; nothing happens when it has gone or is another one by now."""
+        metadata = {key: experiment["metadata"][key] for key in ("name", "namespace", "uid")}
+        body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "status": status}
+        path = f"{_path(EXPERIMENTS, metadata['namespace'], metadata['name'])}/status"
+        self._call("PATCH", path, KIND, body=body, query=_AS_US, fine=(404, 409))
+
+    def announce(self, experiment: Manifest, level: str, reason: str, message: str, now: str) -> None:
+        """Leave an event; the same one twice is one."""
+        about = experiment["metadata"]
+        body = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {
+                "name": f"{about['name']}.{digest([about['uid'], level, reason, message])}",
+                "namespace": about["namespace"],
+            },
+            "involvedObject": {
+                **{key: about[key] for key in ("name", "namespace", "uid")},
+                "apiVersion": API_VERSION,
+                "kind": KIND,
+            },
+            "type": level,
+            "reason": reason,
+            "message": message[:MESSAGE_LIMIT],
+            "source": {"component": MANAGER},
+            "reportingComponent": MANAGER,
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }
+        path = f"/api/v1/namespaces/{about['namespace']}/events"
+        self._call("POST", path, "Event", body=body, fine=(404, 409, 403))
+
+    def warnings(self, namespace: str, uid: str) -> list[Manifest]:
+        """Return the events about an object, newest state of each."""
+        query = {"fieldSelector": f"involvedObject.uid={uid}", "limit": "100"}
+        answer = self._call("GET", f"/api/v1/namespaces/{namespace}/events", "Event", query=query) or {}
+        return list(answer.get("items") or ())
+
+    def versions(self, kind: Kind, namespace: str | None) -> dict[tuple[str, str], str]:
+        """Return the resource version of every object of a kind by namespace and name, metadata alone."""
+        path = (
+            f"{kind.root}/namespaces/{namespace}/{kind.plural}" if namespace else f"{kind.root}/{kind.plural}"
+        )
+        query = {"limit": "500", **({} if kind is EXPERIMENTS else {"labelSelector": EXPERIMENT})}
+        found: dict[tuple[str, str], str] = {}
+        while True:
+            page = self._call("GET", path, kind.kind, query=query, accept=_METADATA) or {}
+            for item in page.get("items") or ():
+                metadata = item["metadata"]
+                found[metadata["namespace"], metadata["name"]] = metadata["resourceVersion"]
+            if not (more := page.get("metadata", {}).get("continue")):
+                return found
+            query["continue"] = more
+
+    def read(self, kind: Kind, namespace: str, name: str) -> Manifest | None:
+        """Return an object, None when there is none."""
+        found = self._call("GET", _path(kind, namespace, name), kind.kind, fine=(404,))
+        return found | {"kind": kind.kind} if found else None
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        kind: str,
+        *,
+        body: Manifest | None = None,
+        query: Mapping[str, str] | None = None,
+        fine: Sequence[int] = (),
+        accept: str = "application/json",
+    ) -> Manifest | None:
+        """Return the answer's body; None for a status among `fine`."""
+        headers = {
+            "Accept": accept,
+            "Content-Type": "application/apply-patch+yaml" if method == "PATCH" else "application/json",
+        }
+        request = self._api.param_serialize(
+            method, path, query_params=list((query or {}).items()), header_params=headers,
+            body=json.dumps(body) if method == "PATCH" else body, auth_settings=["BearerToken"],
+        )  # fmt: skip
+        try:
+            answer = self._api.call_api(*request, _request_timeout=_TIMEOUT)
+            status, content = int(answer.status), answer.read()  # type: ignore[no-untyped-call]
+        except (HTTPError, client.ApiException, OSError) as error:
+            REQUESTS.labels(method, kind, "none").inc()
+            raise UnavailableError(f"{method} {path}: {error}") from error
+        REQUESTS.labels(method, kind, str(status)).inc()
+        if method != "GET":
+            self._count_write()
+        if status < 300:
+            parsed: Manifest = json.loads(content)
+            return parsed
+        if status in fine:
+            return None
+        raise _failure(status, content, f"{method} {path}")
+
+    def _count_write(self) -> None:
+        self._writes += 1
+        if self._fault and self._writes >= self._fault:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+_AS_US = {"fieldManager": MANAGER, "force": "true"}
+_METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+
+
+def _path(kind: Kind, namespace: str, name: str) -> str:
+    return f"{kind.root}/namespaces/{namespace}/{kind.plural}/{name}"
+
+
+def _failure(status: int, content: bytes, request: str) -> RejectedError | UnavailableError:
+    try:
+        said: dict[str, Any] = json.loads(content)
+    except ValueError:
+        said = {}
+    message = str(said.get("message") or content[:500].decode(errors="replace"))
+    if status in {400, 403, 405, 413, 422} or (status == 409 and said.get("reason") != "Conflict"):
+        return RejectedError(str(said.get("reason") or f"Status{status}"), message)
+    return UnavailableError(f"{request}: {status} {message}")

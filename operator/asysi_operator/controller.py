@@ -1,0 +1,264 @@
+"""The loop: takes an experiment, observes, plans, acts, says what is so. Everything that decides is pure."""
+
+import asyncio
+import functools
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from asysi.contract.runtime import PORTS, Container
+from asysi_operator import metrics
+from asysi_operator.answers import Answer
+from asysi_operator.asking import ask
+from asysi_operator.cluster import (
+    CHILDREN,
+    EXPERIMENTS,
+    KINDS,
+    PODS,
+    Cluster,
+    RejectedError,
+    UnavailableError,
+)
+from asysi_operator.failures import Failure, oddity
+from asysi_operator.manifests.kinds import Manifest
+from asysi_operator.observation import Observed, rfc3339, state_of
+from asysi_operator.reconcile import Plan, Settings, plan
+from asysi_operator.status import announcements, derive, only_counted
+from asysi_operator.work import Work
+from asysi_operator.world import Key, Silence, World, key_of
+
+WORKERS = 8
+"""Experiments that are looked at at once."""
+ASK_SECONDS = 5.0
+"""Seconds between two questions to finish, and between two writes of counters."""
+CPUS_SECONDS = 30.0
+"""Seconds between two questions to every worker, for the processors it has."""
+AUDIT_SECONDS = 30.0
+"""Seconds between two comparisons of what is known with what is there."""
+EVENTS_SECONDS = 2.0
+"""Seconds between two looks at the events of something odd."""
+log = logging.getLogger("asysi.operator")
+
+
+@dataclass
+class Memory:
+    """What is kept of an experiment between two looks; nothing is lost with it but a few seconds."""
+
+    counted: float = float("-inf")
+    """When counters were last written, monotonic."""
+    asked: float = float("-inf")
+    asked_all: float = float("-inf")
+    looked: float = float("-inf")
+    """When events were last looked at."""
+    pod: str = ""
+    """Identity of the pod that the rest is about."""
+    answers: dict[str, Answer] = field(default_factory=dict)
+    odd: str = ""
+    events: Sequence[Manifest] = ()
+
+
+@dataclass
+class Look:
+    """What came of looking at an experiment."""
+
+    again: float | None = None
+    failed: bool = False
+
+
+class Controller:
+    """Holds what is known and keeps at it.
+
+    Args:
+        cluster: the effects.
+        settings: what the operator was started with.
+        namespaces: namespaces that are watched; none means all.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        settings: Settings,
+        namespaces: Sequence[str] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.world, self.work, self.silence = World(), Work(), Silence()
+        self._cluster, self._settings, self._namespaces, self._clock = cluster, settings, namespaces, clock
+        self._memories: dict[Key, Memory] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self.beat = clock()
+        """When the event loop last came round."""
+
+    def seen(self, kind: str, item: Manifest, *, gone: bool = False) -> None:
+        """Take in an event of a watch, and look at the experiment that it concerns."""
+        metrics.EVENT_AGE.set_to_current_time()
+        key = self.world.drop(kind, key_of(item)) if gone else self.world.put(kind, item)
+        if key is not None:
+            self.work.add(key)
+
+    def start(self) -> None:
+        """Begin, once the watches have brought what was there."""
+        loops = [self._worker() for _ in range(WORKERS)]
+        self._tasks = [asyncio.create_task(loop) for loop in (*loops, self._audits(), self._beats())]
+
+    async def stop(self) -> None:
+        """End after the looks that are under way."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def ill(self) -> str | None:
+        """What is wrong with the operator itself, None when nothing is."""
+        if self._clock() - self.beat > 30:
+            return "the event loop has stood still for 30 s"
+        if self.silence.lasting >= 2:
+            return "the watches are silent: two audits in a row have found changes that none has brought"
+        if self._tasks and any(task.done() for task in self._tasks):
+            return "a loop of the operator has ended"
+        return None
+
+    async def _worker(self) -> None:
+        while True:
+            key, waited = await self.work.take()
+            metrics.WAITED.observe(waited)
+            metrics.QUEUE.set(self.work.depth)
+            try:
+                await self._one(key)
+            except Exception as error:  # one experiment's trouble is not the others'
+                metrics.ERRORS.labels(type(error).__name__).inc()
+                seconds = self.work.failed(key)
+                said = str(error) if isinstance(error, UnavailableError) else ""
+                log.warning(
+                    "%s/%s: %s; again in %.1f s",
+                    *key,
+                    said or type(error).__name__,
+                    seconds,
+                    exc_info=not said,
+                )
+            finally:
+                self.work.done(key)
+
+    async def _one(self, key: Key) -> None:
+        experiment = self.world.experiment(key)
+        if experiment is None:
+            self._memories.pop(key, None)
+            self.work.forget(key)
+            return
+        memory = self._memories.setdefault(key, Memory())
+        observed = Observed(
+            experiment, datetime.now(UTC), tuple(self.world.children(key)), tuple(self.world.pods(key))
+        )
+        with metrics.RECONCILES.time():
+            look = await asyncio.to_thread(functools.partial(self._look, observed, memory))
+        if look.failed:
+            self.work.failed(key)
+        else:
+            self.work.succeeded(key)
+        if look.again is not None:
+            self.work.later(key, max(0.1, look.again))
+
+    def _look(self, observed: Observed, memory: Memory) -> Look:
+        """Look at one experiment, in a thread of its own."""
+        decided = plan(observed, self._settings)
+        trouble = self._act(observed, decided)
+        if "deletionTimestamp" in observed.experiment["metadata"]:
+            return Look()
+        waits = [self._ask(observed, memory), self._explain(observed, memory)]
+        observed = Observed(
+            observed.experiment, observed.now, observed.children, observed.pods, memory.answers, memory.events
+        )
+        derived = derive(observed, decided, trouble=trouble)
+        waits += [self._say(observed, derived.status, memory), derived.again, decided.again]
+        return Look(min((one for one in waits if one is not None), default=None), failed=trouble is not None)
+
+    def _act(self, observed: Observed, decided: Plan) -> Failure | None:
+        for action in decided.actions:
+            try:
+                self._cluster.do(action, observed.experiment)
+            except RejectedError as error:
+                metrics.ERRORS.labels(error.reason).inc()
+                return Failure(error.reason, error.message)
+        return None
+
+    def _ask(self, observed: Observed, memory: Memory) -> float | None:
+        """Ask the pod's workers how they are, when it is time; returns the seconds until the next time."""
+        pod, now = observed.pod, self._clock()
+        uid = pod["metadata"]["uid"] if pod else ""
+        if uid != memory.pod:
+            memory.pod, memory.answers = uid, {}
+            memory.asked = memory.asked_all = float("-inf")
+        address = (pod or {}).get("status", {}).get("podIP")
+        if pod is None or not address or state_of(pod, "finish")[0] != "running":
+            return None
+        if now - memory.asked >= ASK_SECONDS:
+            everybody = now - memory.asked_all >= CPUS_SECONDS or "finish" not in memory.answers
+            asked = [one for one in PORTS if one is Container.FINISH or everybody]
+            for container in asked:
+                if state_of(pod, container)[0] != "running":
+                    continue
+                if (answer := ask(address, PORTS[container])) is not None:
+                    memory.answers[str(container)] = answer
+            memory.asked = now
+            memory.asked_all = now if everybody else memory.asked_all
+        return max(0.0, memory.asked + ASK_SECONDS - now)
+
+    def _explain(self, observed: Observed, memory: Memory) -> float | None:
+        """Read the events of what is odd, now and then; returns the seconds until the next time."""
+        odd, now = oddity(observed), self._clock()
+        if odd is None:
+            return None
+        if odd != memory.odd or now - memory.looked >= EVENTS_SECONDS:
+            memory.odd, memory.looked = odd, now
+            memory.events = self._cluster.warnings(observed.experiment["metadata"]["namespace"], odd)
+        return EVENTS_SECONDS
+
+    def _say(self, observed: Observed, status: Manifest, memory: Memory) -> float | None:
+        """Write the status when it says something new; counters wait their turn: returns the seconds."""
+        before, now = observed.status, self._clock()
+        if status == before:
+            return None
+        if only_counted(before, status) and now - memory.counted < ASK_SECONDS:
+            return memory.counted + ASK_SECONDS - now
+        for level, reason, message in announcements(observed.name, before, status):
+            self._cluster.announce(observed.experiment, level, reason, message, rfc3339(observed.now))
+        self._cluster.write_status(observed.experiment, status)
+        memory.counted = now
+        return None
+
+    async def _beats(self) -> None:
+        while True:
+            self.beat = self._clock()
+            phases = Counter(
+                (one.get("status") or {}).get("phase", "Pending") for one in self.world.experiments()
+            )
+            metrics.EXPERIMENTS.clear()
+            for phase, count in phases.items():
+                metrics.EXPERIMENTS.labels(phase).set(count)
+            await asyncio.sleep(1)
+
+    async def _audits(self) -> None:
+        while True:
+            await asyncio.sleep(AUDIT_SECONDS)
+            try:
+                await self.audit()
+            except (UnavailableError, RejectedError) as error:
+                log.warning("no audit: %s", error)
+
+    async def audit(self) -> None:
+        """Compare what is known with what is there, and mend what the watches have missed."""
+        unlike = {}
+        for kind in (EXPERIMENTS, PODS, *CHILDREN):
+            versions: dict[Key, str] = {}
+            for namespace in self._namespaces or (None,):
+                versions |= await asyncio.to_thread(self._cluster.versions, kind, namespace)
+            unlike[kind.kind] = self.world.unlike(kind.kind, versions)
+        for name, key in self.silence.audited(unlike):
+            metrics.MISSED.labels(name).inc()
+            log.warning("no watch has brought the last change of %s %s/%s", name, *key)
+            item = await asyncio.to_thread(self._cluster.read, KINDS[name], *key)
+            self.seen(name, item or {"metadata": {"namespace": key[0], "name": key[1]}}, gone=item is None)
+        metrics.AUDIT.set_to_current_time()

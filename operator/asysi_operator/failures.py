@@ -1,0 +1,230 @@
+"""What went wrong, as a person would say it: from waiting, terminated and unschedulable states. Pure."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from asysi_operator.manifests.kinds import Manifest
+from asysi_operator.observation import (
+    Observed,
+    attempt_of,
+    condition,
+    containers,
+    holds,
+    leaving,
+    parse_time,
+    state_of,
+)
+
+QUIET_WAITS = frozenset({"ContainerCreating", "PodInitializing"})
+"""Reasons of a waiting container that are no failure by themselves."""
+_SAME = {"ErrImagePull": "ImagePullBackOff", "ErrImageNeverPull": "ImagePullBackOff"}
+"""The kubelet alternates between these while nothing changes."""
+_SIGNALS = frozenset({137, 143})
+_ODD_SECONDS = 3.0
+"""Seconds without progress after which the events are asked."""
+_PROBE = re.compile(r"failed (liveness|startup) probe")
+_TELLING = frozenset(
+    {"FailedCreate", "FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox", "Killing"}
+)
+_MAINS = ("prepare", "host", "finish")
+MESSAGE_LIMIT = 4096
+
+
+@dataclass(frozen=True)
+class Failure:
+    """As `status.lastFailure`."""
+
+    reason: str
+    message: str
+    container: str | None = None
+    exit_code: int | None = None
+    attempt: int | None = None
+    time: str | None = None
+    """None: now, or when it was first seen."""
+
+    def as_status(self, now: str, recorded: Mapping[str, object]) -> Manifest:
+        """Return it for the status. One that goes on keeps its time and its words."""
+        found = {
+            "container": self.container,
+            "reason": self.reason,
+            "message": self.message[:MESSAGE_LIMIT],
+            "exitCode": self.exit_code,
+            "attempt": self.attempt,
+            "time": self.time,
+        }
+        entry = {key: value for key, value in found.items() if value is not None}
+        same = all(
+            recorded.get(key) == entry.get(key) for key in ("container", "reason", "exitCode", "attempt")
+        )
+        if same and self.time is None:
+            return dict(recorded)
+        return {"time": now} | entry
+
+
+def last_failure(observed: Observed) -> Failure | None:
+    """Return what went wrong last, None when nothing is known to have."""
+    pods = observed.attempts
+    found = [failure for pod in pods[-1:] for failure in _of_pod(pod, observed)]
+    ongoing = next((failure for failure in found if failure.time is None), None)
+    past = [failure for failure in found if failure.time is not None]
+    past += [failure for pod in pods[:-1] for failure in _of_pod(pod, observed) if failure.time is not None]
+    job = _of_job(observed)
+    if job is not None and (job.reason == "DeadlineExceeded" or not (past or ongoing)):
+        return job
+    return ongoing or max(past, key=lambda failure: failure.time or "", default=None)
+
+
+def oddity(observed: Observed) -> str | None:
+    """Return the identity of the object whose events would explain what the states do not, if any."""
+    job, pod = observed.job, observed.pod
+    if pod is None:
+        waiting = (
+            job and not job["spec"].get("suspend") and not holds(job, "Failed") and not holds(job, "Complete")
+        )
+        return str(job["metadata"]["uid"]) if job and waiting and _old(job, observed) else None
+    killed = any(_killed(detail) for status in containers(pod).values() for detail in _terminations(status))
+    creating = _old(pod, observed) and any(
+        state_of(pod, name)[1].get("reason") in QUIET_WAITS for name in ("prepare", "archiver", "sae", "hook")
+    )
+    if leaving(pod) or not (killed or creating):
+        return None
+    return str(pod["metadata"]["uid"])
+
+
+def _of_pod(pod: Manifest, observed: Observed) -> Iterator[Failure]:
+    attempt = attempt_of(pod)
+    scheduled = condition(pod, "PodScheduled")
+    if scheduled and scheduled["status"] == "False" and scheduled.get("reason") != "SchedulingGated":
+        reason = str(scheduled.get("reason") or "Unschedulable")
+        yield Failure(reason, scheduled.get("message", ""), attempt=attempt)
+    phase = pod.get("status", {}).get("phase")
+    if phase == "Failed" and (evicted := pod["status"].get("reason")):
+        yield Failure(evicted, pod["status"].get("message", ""), attempt=attempt, time=_end_of(pod))
+    yield from _of_containers(pod, attempt, observed.events)
+
+
+def _of_containers(pod: Manifest, attempt: int, events: Sequence[Manifest]) -> Iterator[Failure]:
+    statuses = containers(pod)
+    ended = _ended_mains(statuses)
+    lost = any(_code(state_of(pod, name)[1]) for name in ("prepare", "host"))
+    for name, status in statuses.items():
+        kind, state = state_of(pod, name)
+        if kind == "waiting" and state.get("reason", "") not in QUIET_WAITS | {""}:
+            if (failure := _waiting(name, status, state, attempt, events)) is not None:
+                yield failure
+            continue
+        if kind == "waiting" and (
+            event := _telling(events, name, {"FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox"})
+        ):
+            yield Failure(event["reason"], event.get("message", ""), name, attempt=attempt)
+        for detail in _terminations(status):
+            if name == "finish" and lost:
+                continue  # its verdict only repeats that the stream broke off
+            if _expected(pod, name, detail, ended):
+                continue
+            yield _terminated(name, detail, attempt, events)
+
+
+def _waiting(
+    name: str, status: Manifest, state: Manifest, attempt: int, events: Sequence[Manifest]
+) -> Failure | None:
+    """A container in a back-off says that it waits; its last end says why."""
+    reason = str(state["reason"])
+    last = (status.get("lastState") or {}).get("terminated")
+    if reason != "CrashLoopBackOff" or last is None:
+        return Failure(_SAME.get(reason, reason), state.get("message", ""), name, attempt=attempt)
+    if last.get("exitCode") == 0:
+        return None
+    failure = _terminated(name, last, attempt, events)
+    if failure.reason != "Error":
+        return failure
+    message = failure.message or state.get("message", "")
+    return Failure("CrashLoopBackOff", message, name, failure.exit_code, attempt, failure.time)
+
+
+def _terminated(name: str, detail: Manifest, attempt: int, events: Sequence[Manifest]) -> Failure:
+    code, reason = detail.get("exitCode"), detail.get("reason") or "Error"
+    message = detail.get("message") or ""
+    if _killed(detail) and (event := _telling(events, name, {"Killing"})) and _PROBE.search(event["message"]):
+        kind = "LivenessProbeFailed" if "liveness" in event["message"] else "StartupProbeFailed"
+        return Failure(kind, event["message"], name, code, attempt, detail.get("finishedAt"))
+    if not message:
+        message = f"{name} ended with exit code {code}; its log says more"
+    return Failure(reason, message.strip(), name, code, attempt, detail.get("finishedAt"))
+
+
+def _expected(pod: Manifest, name: str, detail: Manifest, ended: str | None) -> bool:
+    """Whether a container ended because it was asked to, or because the pod's work was done."""
+    if _code(detail) == 0:
+        return True
+    signalled = _code(detail) in _SIGNALS and detail.get("reason") != "OOMKilled"
+    after = name not in _MAINS and ended is not None and detail.get("finishedAt", "") >= ended
+    return signalled and (leaving(pod) or after)
+
+
+def _of_job(observed: Observed) -> Failure | None:
+    job = observed.job
+    if job is None:
+        return None
+    if failed := holds(job, "Failed"):
+        return Failure(
+            failed.get("reason", "Failed"),
+            failed.get("message", ""),
+            attempt=observed.status.get("attempt"),
+            time=failed.get("lastTransitionTime"),
+        )
+    if observed.pod is None and (event := _telling(observed.events, None, {"FailedCreate"})):
+        return Failure(event["reason"], event.get("message", ""))
+    return None
+
+
+def _telling(events: Sequence[Manifest], container: str | None, reasons: set[str]) -> Manifest | None:
+    """Return the newest of the events with one of `reasons`, about a container where it names one."""
+    for event in sorted(events, key=_when, reverse=True):
+        field = (event.get("involvedObject") or {}).get("fieldPath") or ""
+        if event.get("reason") in reasons and (not field or container is None or f"{{{container}}}" in field):
+            return event
+    return None
+
+
+def _when(event: Manifest) -> str:
+    return str(event.get("lastTimestamp") or event.get("eventTime") or "")
+
+
+def _terminations(status: Manifest) -> Iterator[Manifest]:
+    for state in (status.get("lastState") or {}, status.get("state") or {}):
+        if detail := state.get("terminated"):
+            yield detail
+
+
+def _killed(detail: Manifest) -> bool:
+    return _code(detail) in _SIGNALS and detail.get("reason") != "OOMKilled"
+
+
+def _code(detail: Manifest) -> int:
+    return int(detail.get("exitCode") or 0)
+
+
+def _ended_mains(statuses: Mapping[str, Manifest]) -> str | None:
+    """Return when the last main container ended, None while one has not."""
+    ends = [
+        ((statuses.get(name, {}).get("state") or {}).get("terminated") or {}).get("finishedAt")
+        for name in ("host", "finish")
+    ]
+    return None if None in ends else max(str(end) for end in ends)
+
+
+def _end_of(pod: Manifest) -> str:
+    ends = [
+        str(detail.get("finishedAt") or "")
+        for status in containers(pod).values()
+        for detail in _terminations(status)
+    ]
+    return max((end for end in ends if end), default=str(pod["metadata"]["creationTimestamp"]))
+
+
+def _old(item: Manifest, observed: Observed) -> bool:
+    age: timedelta = observed.now - parse_time(item["metadata"]["creationTimestamp"])
+    return age.total_seconds() >= _ODD_SECONDS

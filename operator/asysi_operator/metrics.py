@@ -1,0 +1,50 @@
+"""The operator's own metrics."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.process_collector import ProcessCollector
+
+REGISTRY = CollectorRegistry()
+ProcessCollector(registry=REGISTRY)
+
+RECONCILES = Histogram(
+    "asysi_operator_reconcile_seconds",
+    "Seconds that one look at one experiment took, its writes included.",
+    registry=REGISTRY,
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60),
+)
+ERRORS = Counter(
+    "asysi_operator_reconcile_errors",
+    "Looks that came to nothing, by what kept them.",
+    ["reason"],
+    registry=REGISTRY,
+)
+QUEUE = Gauge("asysi_operator_queue_depth", "Experiments that wait to be looked at.", registry=REGISTRY)
+WAITED = Histogram(
+    "asysi_operator_queue_seconds",
+    "Seconds that an experiment waited to be looked at.",
+    registry=REGISTRY,
+    buckets=(0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 15, 60),
+)
+REQUESTS = Counter(
+    "asysi_operator_api_requests",
+    "Requests to the API server, by verb, kind and status; `none` is no answer.",
+    ["verb", "kind", "code"],
+    registry=REGISTRY,
+)
+EXPERIMENTS = Gauge("asysi_operator_experiments", "Experiments by phase.", ["phase"], registry=REGISTRY)
+EVENT_AGE = Gauge(
+    "asysi_operator_last_event_timestamp_seconds",
+    "When the last watch event came, of any kind.",
+    registry=REGISTRY,
+)
+AUDIT = Gauge(
+    "asysi_operator_last_audit_timestamp_seconds",
+    "When what the watches have brought was last compared with what is there.",
+    registry=REGISTRY,
+)
+MISSED = Counter(
+    "asysi_operator_missed_changes",
+    "Changes that an audit found and no watch had brought.",
+    ["kind"],
+    registry=REGISTRY,
+)

@@ -1,0 +1,71 @@
+"""Which containers have processors of their own: what may be expected, and what was got. Pure."""
+
+from collections.abc import Mapping
+
+from asysi.contract.runtime import Container
+from asysi.contract.spec import Spec
+from asysi_operator.manifests.resources import containers_of, of_container
+
+PINNED = (Container.HOST, Container.HOOK, Container.SAE, Container.ARCHIVER)
+"""Containers of the stream. The others run before it, or have nothing to do while it lasts."""
+
+Verdict = tuple[str, str, str]
+"""Status, reason and message of the condition CPUPinned."""
+
+
+def whole(spec: Spec) -> dict[str, int]:
+    """Return the containers of the stream that ask for whole CPUs, and how many."""
+    asked = {one: of_container(spec, one).cpus for one in containers_of(spec) if one in PINNED}
+    return {str(one): int(cpus) for one, cpus in asked.items() if cpus >= 1 and cpus == int(cpus)}
+
+
+def fractional(spec: Spec) -> list[str]:
+    """Return the containers of the stream that ask for a fraction of a CPU and so share."""
+    pinned = whole(spec)
+    return [str(one) for one in containers_of(spec) if one in PINNED and str(one) not in pinned]
+
+
+def judge(spec: Spec, cpu_sets: Mapping[str, str]) -> Verdict:
+    """Return whether the containers of the stream have processors of their own.
+
+    Args:
+        spec: the experiment's.
+        cpu_sets: processors that each container says it may use, as in `taskset -c`; empty before they run.
+    """
+    asked, shared = whole(spec), fractional(spec)
+    got = {name: processors(text) for name, text in cpu_sets.items()}
+    unknown = [name for name in asked if name not in got]
+    exclusive = {name for name, cpus in asked.items() if _exclusive(name, cpus, got)}
+    pinned = [f"{name} to {cpu_sets[name]}" for name in asked if name in exclusive]
+    said = f"pinned: {', '.join(pinned)}; " if pinned else ""
+    if asked and not unknown and not exclusive:
+        sets = ", ".join(f"{name} {cpu_sets[name]}" for name in asked)
+        return (
+            "False",
+            "NotExclusive",
+            f"the node gives no processors of one's own (its CPU manager's policy is none?): {sets}",
+        )
+    if shared:
+        return "False", "FractionalCPU", f"{said}{', '.join(shared)} share: give each whole CPUs to pin it"
+    if unknown:
+        return "Unknown", "NotKnownYet", f"{said}{', '.join(unknown)} have not said yet what they got"
+    if missing := [name for name in asked if name not in exclusive]:
+        return "False", "NotExclusive", f"{said}{', '.join(missing)} have no processors of their own"
+    return "True", "Exclusive", f"pinned: {', '.join(pinned)}"
+
+
+def processors(text: str) -> frozenset[int]:
+    """Return the processors in a list like `0,2-3`; nothing for one that is too long to be true."""
+    found: set[int] = set()
+    for part in text.split(","):
+        first, _dash, last = part.partition("-")
+        if int(last or first) - int(first) > 4096:
+            return frozenset()
+        found.update(range(int(first), int(last or first) + 1))
+    return frozenset(found)
+
+
+def _exclusive(name: str, cpus: int, got: Mapping[str, frozenset[int]]) -> bool:
+    mine = got.get(name, frozenset())
+    others = (theirs for other, theirs in got.items() if other != name)
+    return len(mine) == cpus and all(mine.isdisjoint(theirs) for theirs in others)

@@ -1,0 +1,329 @@
+"""What is said about an experiment, derived from what is observed: pure, the same whenever it is asked."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from asysi_operator.answers import LastWords, read_last_words
+from asysi_operator.failures import Failure, last_failure
+from asysi_operator.manifests.kinds import Manifest
+from asysi_operator.observation import (
+    Observed,
+    attempt_of,
+    began,
+    condition,
+    parse_time,
+    rfc3339,
+    state_of,
+)
+from asysi_operator.pinning import judge
+from asysi_operator.reconcile import START_DEADLINE_EXCEEDED, Plan, ended, finished
+
+CONDITIONS = ("Accepted", "Scheduled", "CPUPinned", "Capturing", "Complete", "Failed", "Suspended")
+COUNTED = ("counters", "sae", "ledger")
+"""Parts of the status that change all the time while an experiment runs."""
+MESSAGE_LIMIT = 4096
+
+Said = tuple[str, str, str]
+"""Status, reason and message of a condition."""
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A status, and when it will have to be derived anew though nothing happens."""
+
+    status: Manifest
+    again: float | None = None
+    """Seconds."""
+
+
+def derive(observed: Observed, decided: Plan, *, trouble: Failure | None = None) -> Derived:
+    """Return the status of an experiment.
+
+    What is known once stays known after the pod and the Job have gone.
+
+    Args:
+        observed: what is known.
+        decided: what was planned from it.
+        trouble: what kept the plan's writes from being made.
+    """
+    before, now = observed.status, rfc3339(observed.now)
+    pod, job = observed.pod, None if decided.stale else observed.job
+    failure = trouble or (None if decided.stale else last_failure(observed))
+    words = None if pod is None or job is None else _last_words(pod)
+    left = _until_start_deadline(observed, decided)
+    standing = ended(observed)
+    said: dict[str, Said] = {"Accepted": _accepted(decided)}
+    if standing:  # the end is recorded: nothing that is observed later takes it back
+        said |= {kind: _as_recorded(observed, kind) for kind in CONDITIONS[1:]}
+    else:
+        said |= _of_the_run(observed, decided, job, failure, words, late=left is not None and left <= 0)
+    if decided.experiment is not None and not standing:
+        sets = _cpu_sets(observed) or ({} if job is None else before.get("cpuSets", {}))
+        said["CPUPinned"] = judge(decided.experiment.spec, sets)
+    conditions = [_condition(observed, kind, said[kind], now) for kind in CONDITIONS if kind in said]
+    found: Manifest = {
+        "observedGeneration": observed.generation,
+        "phase": phase(conditions),
+        "conditions": conditions,
+        "job": job["metadata"]["name"] if job else before.get("job"),
+        "pod": pod["metadata"]["name"] if pod else before.get("pod"),
+        "attempt": attempt_of(pod) if pod else before.get("attempt"),
+        "startTime": before.get("startTime") or _host_began(observed),
+        "completionTime": _completion(observed, conditions, now),
+        "cpuSets": _cpu_sets(observed) or before.get("cpuSets"),
+        **_counted(observed, words),
+        "lastFailure": failure.as_status(now, before.get("lastFailure") or {})
+        if failure
+        else before.get("lastFailure"),
+    }
+    return Derived(
+        {key: value for key, value in found.items() if value not in (None, {})},
+        left if left and left > 0 else None,
+    )
+
+
+def phase(conditions: Sequence[Manifest]) -> str:
+    """Return the summary of the conditions in one word; nothing is decided by it."""
+    true = {one["type"] for one in conditions if one["status"] == "True"}
+    reasons = {one["type"]: one["reason"] for one in conditions}
+    for kind, word in (("Complete", "Succeeded"), ("Failed", "Failed"), ("Suspended", "Suspended")):
+        if kind in true:
+            return word
+    capturing = reasons.get("Capturing")
+    if capturing in _RUNNING:
+        return _RUNNING[capturing]
+    if "Accepted" not in true:
+        return "Refused"
+    return "Preparing" if "Scheduled" in true else "Pending"
+
+
+_RUNNING = {"HostStarting": "Running", "HostRunning": "Running", "HostEnded": "Finishing"}
+
+
+def only_counted(before: Manifest, after: Manifest) -> bool:
+    """Whether two statuses differ in their counters at most."""
+    return _uncounted(before) == _uncounted(after)
+
+
+def _uncounted(status: Manifest) -> Manifest:
+    return {key: value for key, value in status.items() if key not in COUNTED}
+
+
+def _accepted(decided: Plan) -> Said:
+    if decided.refusal is not None:
+        return "False", decided.refusal.reason, decided.refusal.message
+    return "True", "Valid", " ".join(["The spec is accepted.", *decided.notes])
+
+
+def _of_the_run(
+    observed: Observed,
+    decided: Plan,
+    job: Manifest | None,
+    failure: Failure | None,
+    words: LastWords | None,
+    *,
+    late: bool,
+) -> dict[str, Said]:
+    end = finished(job) if job else None
+    return {
+        "Scheduled": _scheduled(observed, job, failure),
+        "Capturing": _capturing(observed, job, running=end is None and not late),
+        "Complete": _complete(end, words),
+        "Failed": _failed(observed, decided, end, failure, late=late),
+        "Suspended": _suspended(observed, decided, job),
+    }
+
+
+def _scheduled(observed: Observed, job: Manifest | None, failure: Failure | None) -> Said:
+    pod = observed.pod if job else None
+    if pod is None:
+        if failure is not None and failure.container is None:
+            return "False", failure.reason, failure.message
+        return "False", "NoPod", "There is no pod yet."
+    scheduled = condition(pod, "PodScheduled")
+    if scheduled and scheduled["status"] == "True":
+        return (
+            "True",
+            "Scheduled",
+            f"{pod['metadata']['name']} is on {pod['spec'].get('nodeName', 'a node')}.",
+        )
+    if scheduled:
+        return "False", scheduled.get("reason") or "Unschedulable", scheduled.get("message", "")
+    return "False", "Pending", "The scheduler has not seen the pod yet."
+
+
+def _capturing(  # noqa: PLR0911 - a case each
+    observed: Observed, job: Manifest | None, *, running: bool
+) -> Said:
+    pod = observed.pod if job else None
+    if not running:
+        return "False", "Ended", "The experiment has ended."
+    if pod is None:
+        return "False", "NotStarted", "There is no pod yet."
+    kind, detail = state_of(pod, "host")
+    if kind == "terminated":
+        return "False", "HostEnded", f"The host ended with exit code {detail.get('exitCode')}."
+    if kind != "running":
+        return "False", "NotStarted", "The host has not started yet."
+    answer = observed.answers.get("finish")
+    if answer is None and (was := condition(observed.experiment, "Capturing")) and was["reason"] in _RUNNING:
+        return was["status"], was["reason"], was.get("message", "")
+    if answer is None or answer.phase in {None, "starting"}:
+        return "False", "HostStarting", "The host has not taken its first step yet."
+    if answer.phase == "running":
+        return "True", "HostRunning", "The host runs, and its hook points are captured."
+    return "False", "HostEnded", "The host has closed its stream."
+
+
+def _complete(end: Manifest | None, words: LastWords | None) -> Said:
+    if end is None:
+        return "False", "NotEnded", "The experiment has not ended."
+    if end["type"] == "Failed":
+        return "False", "Failed", "The experiment has failed."
+    balanced = " Its books balance." if words and words.balanced else ""
+    return "True", "Finished", f"The stream has ended and everything is written.{balanced}"
+
+
+def _failed(
+    observed: Observed, decided: Plan, end: Manifest | None, failure: Failure | None, *, late: bool
+) -> Said:
+    if late:
+        assert decided.experiment is not None
+        seconds = decided.experiment.spec.lifecycle.start_deadline_seconds
+        why = f": {failure.reason}: {failure.message}" if failure else ""
+        return (
+            "True",
+            START_DEADLINE_EXCEEDED,
+            f"The host did not start within the {seconds} s of lifecycle.startDeadlineSeconds{why}",
+        )
+    if end is None or end["type"] != "Failed":
+        return "False", "NotFailed", "Nothing has ended the experiment."
+    why = (
+        f"{failure.container}: {failure.message}" if failure and failure.container else end.get("message", "")
+    )
+    return "True", end.get("reason") or "Failed", why
+
+
+def _suspended(observed: Observed, decided: Plan, job: Manifest | None) -> Said:
+    wished = decided.experiment is not None and decided.experiment.spec.lifecycle.suspend
+    if job is not None and job["spec"].get("suspend") and not (job.get("status") or {}).get("active"):
+        asked = "lifecycle.suspend is true." if wished else "Its queue has not admitted it."
+        return "True", "Suspended", asked
+    if wished:
+        return "False", "Suspending", "lifecycle.suspend is true; the pod is ending."
+    return "False", "Active", "Nothing holds it back."
+
+
+def _condition(observed: Observed, kind: str, said: Said, now: str) -> Manifest:
+    status, reason, message = said[0], said[1], said[2][:MESSAGE_LIMIT]
+    before = condition(observed.experiment, kind)
+    same = before is not None and before["status"] == status
+    return {
+        "type": kind,
+        "status": status,
+        "observedGeneration": observed.generation,
+        "lastTransitionTime": before["lastTransitionTime"] if before and same else now,
+        "reason": reason,
+        "message": message,
+    }
+
+
+def _as_recorded(observed: Observed, kind: str) -> Said:
+    before = condition(observed.experiment, kind)
+    return (
+        (before["status"], before["reason"], before.get("message", ""))
+        if before
+        else ("Unknown", "Unknown", "")
+    )
+
+
+def _completion(observed: Observed, conditions: Sequence[Manifest], now: str) -> str | None:
+    if not any(one["status"] == "True" and one["type"] in {"Complete", "Failed"} for one in conditions):
+        return None
+    end = finished(observed.job) if observed.job else None
+    return observed.status.get("completionTime") or (end and end.get("lastTransitionTime")) or now
+
+
+def _host_began(observed: Observed) -> str | None:
+    return min((when for pod in observed.attempts if (when := began(pod, "host"))), default=None)
+
+
+def _until_start_deadline(observed: Observed, decided: Plan) -> float | None:
+    """Return the seconds until the start deadline, None where none is running."""
+    job = observed.job
+    if decided.experiment is None or job is None or decided.stale or finished(job) or ended(observed):
+        return None
+    deadline = decided.experiment.spec.lifecycle.start_deadline_seconds
+    since = (job.get("status") or {}).get("startTime")
+    if deadline is None or since is None or observed.status.get("startTime") or _host_began(observed):
+        return None
+    return deadline - (observed.now - parse_time(since)).total_seconds()
+
+
+def _cpu_sets(observed: Observed) -> dict[str, str]:
+    return {name: answer.cpus for name, answer in sorted(observed.answers.items()) if answer.cpus}
+
+
+def _counted(observed: Observed, words: LastWords | None) -> Manifest:
+    """Return counters, quality and ledger: finish's last words, else its last answer, else what was known."""
+    before, answer = observed.status, observed.answers.get("finish")
+    if words is not None:
+        ledger: Manifest = {} if words.balanced is None else {"balanced": words.balanced}
+        ledger |= {"unbalanced": list(words.unbalanced)} if words.unbalanced else {}
+        return {
+            "counters": dict(words.counters),
+            "sae": dict(words.sae) or before.get("sae"),
+            "ledger": ledger,
+        }
+    if answer is None:
+        return {key: before.get(key) for key in COUNTED}
+    balanced = {"balanced": answer.balanced} if answer.balanced is not None else {}
+    return {"counters": dict(answer.counters), "sae": dict(answer.sae), "ledger": balanced}
+
+
+def _last_words(pod: Manifest) -> LastWords | None:
+    kind, detail = state_of(pod, "finish")
+    return read_last_words(detail.get("message") or "") if kind == "terminated" else None
+
+
+def announcements(name: str, before: Manifest, after: Manifest) -> list[tuple[str, str, str]]:
+    """Return the events that a change of status is worth: type, reason out of a fixed set, and message."""
+    told = []
+    was, now = _by_type(before), _by_type(after)
+    for kind, status, level, reason in _TOLD:
+        entry = now.get(kind)
+        if (
+            entry
+            and entry["status"] == status
+            and was.get(kind, {}).get("status", _INITIAL.get(kind)) != status
+        ):
+            told.append((level, reason, entry["message"]))
+    failure = after.get("lastFailure")
+    if failure and failure != before.get("lastFailure"):
+        who = f"{failure['container']}: " if "container" in failure else ""
+        reason = "ContainerFailed" if who else "PodFailed"
+        told.append(("Warning", reason, f"{who}{failure['reason']}: {failure.get('message', '')}"))
+    if before.get("attempt") is not None and after.get("attempt", 0) > before["attempt"]:
+        told.append(("Normal", "NextAttempt", f"Attempt {after['attempt']} of {name} has begun."))
+    return told
+
+
+_INITIAL = {"Suspended": "False", "Accepted": "True"}
+"""What a condition is taken to have been before it was ever recorded."""
+_TOLD = (
+    ("Accepted", "False", "Warning", "Refused"),
+    ("Scheduled", "True", "Normal", "Scheduled"),
+    ("CPUPinned", "True", "Normal", "Pinned"),
+    ("Capturing", "True", "Normal", "Capturing"),
+    ("Suspended", "True", "Normal", "Suspended"),
+    ("Suspended", "False", "Normal", "Resumed"),
+    ("Complete", "True", "Normal", "Complete"),
+    ("Failed", "True", "Warning", "Failed"),
+)
+EVENT_REASONS = (*(reason for *_rest, reason in _TOLD), "ContainerFailed", "PodFailed", "NextAttempt")
+"""Every reason that an event of ours can have."""
+
+
+def _by_type(status: Mapping[str, object]) -> dict[str, Manifest]:
+    conditions = status.get("conditions")
+    return {one["type"]: one for one in conditions} if isinstance(conditions, list) else {}

@@ -1,0 +1,115 @@
+"""What the watches have brought, and what they have failed to bring. Pure: no clock, no connection."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from asysi_operator.manifests.kinds import Manifest
+from asysi_operator.manifests.labels import EXPERIMENT
+
+Key = tuple[str, str]
+"""Namespace and name."""
+_EXPERIMENT = "ScanExperiment"
+_POD = "Pod"
+
+
+@dataclass
+class World:
+    """Objects by kind and key, as last seen."""
+
+    _objects: dict[str, dict[Key, Manifest]] = field(default_factory=dict)
+    _by_parent: dict[Key, dict[tuple[str, Key], Manifest]] = field(default_factory=dict)
+
+    def put(self, kind: str, item: Manifest) -> Key | None:
+        """Take in an object and return the key of the experiment that it concerns, if it concerns one.
+
+        What is older than what is known is passed over.
+        """
+        key = key_of(item)
+        known = self._objects.setdefault(kind, {}).get(key)
+        if known is not None and _newer(known, item):
+            return None
+        self.drop(kind, key)
+        self._objects[kind][key] = item
+        parent = parent_of(kind, item)
+        if parent is not None and kind != _EXPERIMENT:
+            self._by_parent.setdefault(parent, {})[kind, key] = item
+        return parent
+
+    def drop(self, kind: str, key: Key) -> Key | None:
+        """Forget an object that has gone and return the key of the experiment that it concerned."""
+        item = self._objects.setdefault(kind, {}).pop(key, None)
+        parent = parent_of(kind, item) if item is not None else None
+        if parent is not None and kind != _EXPERIMENT:
+            siblings = self._by_parent.get(parent, {})
+            siblings.pop((kind, key), None)
+            if not siblings:
+                self._by_parent.pop(parent, None)
+        return parent
+
+    def experiment(self, key: Key) -> Manifest | None:
+        """Return an experiment."""
+        return self._objects.get(_EXPERIMENT, {}).get(key)
+
+    def experiments(self) -> Iterator[Manifest]:
+        """Yield every experiment."""
+        yield from self._objects.get(_EXPERIMENT, {}).values()
+
+    def children(self, key: Key) -> list[Manifest]:
+        """Return the objects with an experiment's label, but for its pods."""
+        return [item for (kind, _), item in self._by_parent.get(key, {}).items() if kind != _POD]
+
+    def pods(self, key: Key) -> list[Manifest]:
+        """Return the pods with an experiment's label."""
+        return [item for (kind, _), item in self._by_parent.get(key, {}).items() if kind == _POD]
+
+    def unlike(self, kind: str, versions: Mapping[Key, str]) -> dict[Key, str | None]:
+        """Return where what is known differs from a listing: key and listed version, None for what has gone.
+
+        A version that is newer than the listing's is none of it: events may overtake a listing.
+        """
+        known = self._objects.get(kind, {})
+        behind: dict[Key, str | None] = {
+            key: version
+            for key, version in versions.items()
+            if key not in known or int(_version(known[key])) < int(version)
+        }
+        return behind | {key: None for key in known if key not in versions}
+
+
+@dataclass
+class Silence:
+    """Tells a watch that is a moment late from one that is silent: only the latter misses a change twice."""
+
+    _missed: dict[tuple[str, Key], str | None] = field(default_factory=dict)
+    lasting: int = 0
+    """Audits in a row that found a change which the audit before had already missed."""
+
+    def audited(self, unlike: Mapping[str, Mapping[Key, str | None]]) -> list[tuple[str, Key]]:
+        """Take in what an audit found, by kind; return the changes that no watch has brought since."""
+        found = {(kind, key): version for kind, keys in unlike.items() for key, version in keys.items()}
+        lasting = [at for at, version in found.items() if at in self._missed and self._missed[at] == version]
+        self._missed = {at: version for at, version in found.items() if at not in lasting}
+        self.lasting = self.lasting + 1 if lasting else 0
+        return lasting
+
+
+def key_of(item: Manifest) -> Key:
+    """Return namespace and name of an object."""
+    return item["metadata"]["namespace"], item["metadata"]["name"]
+
+
+def parent_of(kind: str, item: Manifest) -> Key | None:
+    """Return the key of the experiment that an object is, or says that it belongs to."""
+    if kind == _EXPERIMENT:
+        return key_of(item)
+    name = (item["metadata"].get("labels") or {}).get(EXPERIMENT)
+    return (item["metadata"]["namespace"], name) if name else None
+
+
+def _version(item: Manifest) -> str:
+    version = str(item["metadata"].get("resourceVersion", "0"))
+    return version if version.isdecimal() else "0"
+
+
+def _newer(known: Manifest, item: Manifest) -> bool:
+    return int(_version(known)) > int(_version(item))
