@@ -5,17 +5,20 @@
 # BASE   a release pins it by digest: --build-arg BASE=python:3.11-slim-bookworm@sha256:…
 ARG BASE=python:3.11-slim-bookworm
 
-FROM ${BASE} AS dependencies
-RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends tini && rm -rf /var/lib/apt/lists/*
-RUN python -m venv /opt/tools && /opt/tools/bin/pip install -q --no-cache-dir "cyclonedx-bom>=7,<8" \
+# What runs, but for our own code: a change of that does not install this again.
+FROM ${BASE} AS runtime
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends tini && rm -rf /var/lib/apt/lists/* \
     && python -m venv --without-pip /opt/asysi
 COPY pyproject.toml /source/
 COPY docker/requirements.py /source/docker/
 RUN python /source/docker/requirements.py operator >/tmp/requirements.txt \
-    && /opt/tools/bin/pip --python /opt/asysi/bin/python install -q --no-cache-dir -r /tmp/requirements.txt
+    && python -m pip --python /opt/asysi/bin/python install -q --no-cache-dir --no-compile -r /tmp/requirements.txt \
+    && rm /tmp/requirements.txt \
+    && /opt/asysi/bin/python -m compileall -q -j 0 /opt/asysi/lib
 
-# The whole wheel in pure Python; what needs torch or the ring is never imported.
-FROM dependencies AS code
+# Our code: the whole wheel in pure Python; what needs torch or the ring is never imported.
+FROM runtime AS code
+RUN python -m venv /opt/tools && /opt/tools/bin/pip install -q --no-cache-dir "cyclonedx-bom>=7,<8"
 COPY pyproject.toml README.md LICENSE /source/
 COPY operator /source/operator
 COPY workers /source/workers
@@ -23,7 +26,7 @@ RUN ASYSI_NATIVE=0 /opt/tools/bin/pip --python /opt/asysi/bin/python install -q 
 RUN mkdir -p /code/usr/share/asysi && cp -a /code/opt/asysi/. /opt/asysi/ \
     && /opt/tools/bin/cyclonedx-py environment /opt/asysi/bin/python -o /code/usr/share/asysi/sbom.cdx.json
 
-FROM ${BASE}
+FROM runtime
 ARG BASE
 ARG version=0.1.0
 ARG revision=unknown
@@ -33,8 +36,6 @@ LABEL org.opencontainers.image.title="asysi-operator" \
       org.opencontainers.image.version="${version}" \
       org.opencontainers.image.revision="${revision}" \
       org.opencontainers.image.base.name="${BASE}"
-COPY --from=dependencies /usr/bin/tini /usr/bin/tini
-COPY --from=dependencies /opt/asysi /opt/asysi
 COPY --from=code /code /
 COPY docker/entrypoint.sh /usr/local/bin/entrypoint.sh
 ENV PATH=/opt/asysi/bin:$PATH \

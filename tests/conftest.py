@@ -162,13 +162,36 @@ def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         pytest.skip(_HOW)
 
 
+@pytest.fixture(scope="session")
+def tool() -> Callable[[str], str]:
+    """Return a function that finds a program: on the PATH, or on that of ASYSI_CLUSTER's `env`."""
+
+    def find(name: str) -> str:
+        path = os.environ["PATH"]
+        if script := os.environ.get("ASYSI_CLUSTER"):
+            path = _said_by(script, "$PATH")
+        if found := shutil.which(name, path=path):
+            return found
+        missing = f"needs {name} on the PATH, or ASYSI_CLUSTER naming a script whose `env` puts it there"
+        if os.environ.get("CI") or os.environ.get("ASYSI_CLUSTER"):
+            raise AssertionError(missing)
+        pytest.skip(missing)
+
+    return find
+
+
 def _kubeconfig_of(script: str) -> Path:
+    return Path(_said_by(script, "$KUBECONFIG"))
+
+
+def _said_by(script: str, variable: str) -> str:
+    """Return what a variable is after the script's `env`."""
     environment = {key: value for key, value in os.environ.items() if key != "KUBECONFIG"}
     shell = subprocess.run(
-        ["sh", "-c", 'eval "$("$0" env)" && printf %s "$KUBECONFIG"', script],
+        ["sh", "-c", f'eval "$("$0" env)" && printf %s "{variable}"', script],
         capture_output=True, text=True, check=True, timeout=120, env=environment,
     )  # fmt: skip
-    return Path(shell.stdout)
+    return shell.stdout
 
 
 def _answers(kubeconfig: Path) -> bool:

@@ -2,8 +2,6 @@
 
 import copy
 import json
-import os
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -60,27 +58,6 @@ def laid_over() -> Callable[[Tree, Tree], Tree]:
 def nested() -> Callable[[str, Any], Tree]:
     """Return a function that makes values in which one path has a value."""
     return _nested
-
-
-@pytest.fixture(scope="session")
-def tool() -> Callable[[str], str]:
-    """Return a function that finds a program: on the PATH, or on that of ASYSI_CLUSTER's `env`."""
-
-    def find(name: str) -> str:
-        path = os.environ["PATH"]
-        if script := os.environ.get("ASYSI_CLUSTER"):
-            shell = 'eval "$("$0" env)" && printf %s "$PATH"'
-            path = subprocess.run(
-                ["sh", "-c", shell, script], capture_output=True, text=True, check=True
-            ).stdout
-        found = shutil.which(name, path=path)
-        if found:
-            return found
-        missing = f"needs {name} on the PATH, or ASYSI_CLUSTER naming a script whose `env` puts it there"
-        give_up = pytest.fail if os.environ.get("CI") or os.environ.get("ASYSI_CLUSTER") else pytest.skip
-        give_up(missing)
-
-    return find
 
 
 @pytest.fixture(scope="session")

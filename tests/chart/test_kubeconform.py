@@ -20,7 +20,7 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture(scope="session")
 def schemas(kubeconfig: Path, tool: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a strict schema a kind, `kind-group-version.json`, made of what the API server says."""
+    """Return a folder of strict schemas, `kind-group-version.json`, made of what the API server says."""
     if script := os.environ.get("ASYSI_CLUSTER"):
         subprocess.run([script, "monitoring-crds"], check=True, capture_output=True, timeout=60)
     said = _definitions(tool("kubectl"), kubeconfig)

