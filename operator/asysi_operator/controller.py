@@ -101,6 +101,7 @@ class Controller:
 
     def start(self) -> None:
         """Begin, once the watches have brought what was there."""
+        metrics.AUDIT.set_to_current_time()
         loops = [self._worker() for _ in range(WORKERS)]
         self._tasks = [asyncio.create_task(loop) for loop in (*loops, self._audits(), self._beats())]
 

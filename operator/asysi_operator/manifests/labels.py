@@ -57,7 +57,6 @@ def metadata(experiment: ScanExperiment, name: str) -> Manifest:
         "name": experiment.metadata.name,
         "uid": uid,
         "controller": True,
-        "blockOwnerDeletion": True,
     }
     return {
         "name": name,

@@ -84,11 +84,7 @@ class Worker:
 
     def last_words(self, text: str) -> None:
         """Leave `text` as the container's termination message."""
-        if path := os.environ.get(Env.TERMINATION):
-            try:
-                Path(path).write_bytes(text.encode()[:_TERMINATION_LIMIT].decode(errors="ignore").encode())
-            except OSError as error:  # the exit code says more than the message that could not be left
-                log.warning("no termination message left in %s: %s", path, error)
+        _say(text)
 
 
 def _whole_number(name: Env) -> int:
@@ -119,11 +115,11 @@ def run_worker(container: Container, main: Callable[[Worker], int]) -> NoReturn:
         for problem in error.problems:
             log.error("%s", problem)  # noqa: TRY400 - a sentence for a person, no traceback
         code = Exit.CONFIG
-        _say(worker, str(error))
+        _say(str(error))
     except Exception as error:  # the process ends here, with everything it knows
         log.exception("%s failed", container)
         code = Exit.FAILED
-        _say(worker, f"{type(error).__name__}: {error}")
+        _say(f"{type(error).__name__}: {error}")
     logging.shutdown()
     sys.stdout.flush()
     sys.exit(int(code))
@@ -138,9 +134,12 @@ def _work(worker: Worker, main: Callable[[Worker], int]) -> int:
     return Exit.TERMINATED if worker.stop.terminated and code == Exit.OK else code
 
 
-def _say(worker: Worker | None, text: str) -> None:
-    if worker is not None:
-        worker.last_words(text)
+def _say(text: str) -> None:
+    if path := os.environ.get(Env.TERMINATION):
+        try:
+            Path(path).write_bytes(text.encode()[:_TERMINATION_LIMIT].decode(errors="ignore").encode())
+        except OSError as error:  # the exit code says more than the message that could not be left
+            log.warning("no termination message left in %s: %s", path, error)
 
 
 def _listen(stop: Stop) -> None:
