@@ -28,6 +28,7 @@ from asysi.weights.journal import Journal
 from asysi.weights.spectrum import (
     BLOCK_ELEMENTS,
     SEED_RANK_TOLERANCE,
+    Found,
     Gram,
     Method,
     Spectrum,
@@ -35,9 +36,9 @@ from asysi.weights.spectrum import (
     blocks_of_array,
     choose_method,
     fit_power_law,
-    gram_values,
-    randomized_values,
-    svd_values,
+    gram_found,
+    randomized_found,
+    svd_found,
 )
 from asysi.weights.tally import CHUNK, Summary, tally
 
@@ -47,6 +48,7 @@ TOP = 8
 SMALL_BUDGET = 256 << 20
 """Bytes that may be held at once however small the checkpoint is."""
 _POLL = 1.0
+_SPECTRAL = NAMES[NAMES.index("method") : NAMES.index("note")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,18 +275,20 @@ def _raw(part: NDArray[Any]) -> memoryview:
 
 def _measured(tensor: Tensor, settings: Settings) -> Row:
     method = _method(tensor, settings)
-    summary, digest, values = _read_once(tensor, settings, method)
+    summary, digest, found = _read_once(tensor, settings, method)
     note = ""
     spectrum = None
     if method not in {"none", "vector"} and summary.finite < summary.elements:
         note = f"no spectrum: {summary.nans} NaN and {summary.infinities} infinite elements"
-    elif values is not None and np.isfinite(values).all():
+    elif found is not None and np.isfinite(found.values).all():
+        tall = tensor.rows >= tensor.cols
         spectrum = Spectrum(
-            values, tensor.rows, tensor.cols, method, exact=method != "randomized",
+            found.values, tensor.rows, tensor.cols, method, exact=method != "randomized",
             squares=summary.rms**2 * summary.finite, noise=summary.noise,
+            row_spread=found.long if tall else found.short, col_spread=found.short if tall else found.long,
             seed=settings.seed if method == "randomized" else None,
         )  # fmt: skip
-    elif values is not None:
+    elif found is not None:
         note = "no spectrum: squares are beyond float64"
     elif settings.spectra and tensor.size and not is_float(tensor.dtype):
         note = f"no spectrum: {tensor.dtype} is no type of floats"
@@ -304,9 +308,7 @@ def _measured(tensor: Tensor, settings: Settings) -> Row:
     return {name: _plain(value) for name, value in row.items()}
 
 
-def _read_once(
-    tensor: Tensor, settings: Settings, method: str
-) -> tuple[Summary, str, NDArray[np.float64] | None]:
+def _read_once(tensor: Tensor, settings: Settings, method: str) -> tuple[Summary, str, Found | None]:
     """Return statistics, hash and singular values; only the randomized method reads again."""
     rows, cols, side = tensor.rows, tensor.cols, min(tensor.rows, tensor.cols)
     gram = Gram(side) if method == "gram" and rows >= cols else None
@@ -322,13 +324,13 @@ def _read_once(
             if gram is not None:
                 gram.add(part.reshape(-1, cols).astype(np.float64))
         summary = counts.summary()
-        values = None
+        found = None
         if summary.finite == summary.elements:
-            values = _values(tensor, settings, method=method, gram=gram, held=held, summary=summary)
-    return summary, digest.hexdigest(), values
+            found = _found(tensor, settings, method=method, gram=gram, held=held, summary=summary)
+    return summary, digest.hexdigest(), found
 
 
-def _values(
+def _found(
     tensor: Tensor,
     settings: Settings,
     *,
@@ -336,20 +338,20 @@ def _values(
     gram: Gram | None,
     held: NDArray[Any] | None,
     summary: Summary,
-) -> NDArray[np.float64] | None:
+) -> Found | None:
     side = min(tensor.rows, tensor.cols)
     try:
         if gram is not None:
-            return gram.values()
+            return gram.found()
         if method == "vector":
-            return np.array([summary.rms * math.sqrt(summary.finite)])
+            return Found(np.array([summary.rms * math.sqrt(summary.finite)]))
         if method == "randomized":
-            return randomized_values(blocks_of(tensor), side, min(settings.rank_k, side), settings.seed)
+            return randomized_found(blocks_of(tensor), side, min(settings.rank_k, side), settings.seed)
         if held is not None:
             blocks = blocks_of_array(held.reshape(tensor.rows, tensor.cols))
-            return svd_values(blocks) if method == "svd" else gram_values(blocks, side)
+            return svd_found(blocks) if method == "svd" else gram_found(blocks, side)
     except np.linalg.LinAlgError:
-        return np.array([math.inf])
+        return Found(np.array([math.inf]))
     return None
 
 
@@ -377,7 +379,7 @@ def _summary_columns(summary: Summary) -> Row:
 
 def _spectrum_columns(spectrum: Spectrum | None) -> Row:
     if spectrum is None:
-        return {"method": "none", "exact": None}
+        return {**dict.fromkeys(_SPECTRAL), "rank": None, "method": "none"}
     law = fit_power_law(spectrum.values) if spectrum.exact else None
     return {
         "method": spectrum.method,

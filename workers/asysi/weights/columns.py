@@ -115,7 +115,9 @@ COLUMNS = (
         "integer",
         "Singular values above `noise_floor`: what rounding to the stored type cannot have made.",
     ),
-    Column("noise_floor", "number", "1.02 · √(mean(ulp²) / 12) · (√rows + √cols)."),
+    Column(
+        "noise_floor", "number", "1.02 · √(mean(ulp²) / 12) · (√rows · column spread + √cols · row spread)."
+    ),
     Column("sigma_max", "number", "Largest singular value."),
     Column("sigma_min", "number", "Smallest, where all were computed."),
     Column("top_singular_values", "text", "The 8 largest, as JSON."),

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -252,6 +253,7 @@ def run_command(  # noqa: PLR0917 - each is an option of the command
 
     The plan, with the state of every step, is DIR/plan.json; the checks are in DIR/check.json.
     """
+    _require()
     from asysi.weights.orchestrator import run  # noqa: PLC0415
 
     with _bar("analysing", None) as advance:
@@ -314,14 +316,17 @@ def _settings(
     return Settings(zero_epsilon, spectra, method.value, rank_k, exact_side, seed)
 
 
+def _require() -> None:
+    missing = [name for name in ("numpy", "ml_dtypes", "threadpoolctl", "xxhash") if find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"this command needs {', '.join(missing)}: pip install 'asysi[weights]'")
+
+
 @contextmanager
 def _opened(model: str, backend: str) -> Iterator["Checkpoint"]:
-    try:
-        from asysi.weights.checkpoint import open_checkpoint  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"this command needs the package {error.name}: pip install 'asysi[weights]'"
-        ) from error
+    _require()
+    from asysi.weights.checkpoint import open_checkpoint  # noqa: PLC0415
+
     with open_checkpoint(model, backend="mmap" if backend == "mmap" else "pread") as checkpoint:
         yield checkpoint
 

@@ -278,10 +278,11 @@ def read_difference(file: Path) -> list[Row]:
 
 
 def totals(rows: Sequence[Row]) -> Row:
-    """Return how many tensors there are of each status, and ‖Δ‖F, relative, of all together."""
+    """Return how many tensors there are of each status, and ‖Δ‖F, relative, of all parameters together."""
     statuses = [str(row["status"]) for row in rows]
-    delta = math.sqrt(sum((row["delta_norm"] or 0.0) ** 2 for row in rows))
-    before = math.sqrt(sum((row["norm_a"] or 0.0) ** 2 for row in rows))
+    learned = [row for row in rows if row["block_type"] != "buffer"]
+    delta = math.sqrt(sum((row["delta_norm"] or 0.0) ** 2 for row in learned))
+    before = math.sqrt(sum((row["norm_a"] or 0.0) ** 2 for row in learned if row["norm_b"] is not None))
     return {
         **{
             status: statuses.count(status)

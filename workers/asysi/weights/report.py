@@ -86,7 +86,7 @@ def build(page: WeightsPage) -> str:
         loose=[row for row in matrices if row["layer_index"] is None],
         difference_plots=_difference_plots(page.differences, shades),
         totals=totals(page.differences) if page.differences else None,
-        changed=sorted(page.differences, key=lambda row: -(row["delta_relative"] or 0.0))[:20],
+        changed=_most_changed(page.differences),
         shown=_SHOWN,
         table=sorted(page.rows, key=lambda row: -row["elements"])[:MOST_ROWS],
         definitions=[*COLUMNS, *(one for one in DIFFERENCE_COLUMNS[6:] if page.differences)],
@@ -126,6 +126,11 @@ def _figures(rows: Sequence[Row]) -> Row:
 def _shades(rows: Sequence[Row]) -> dict[str, int]:
     blocks = dict.fromkeys(str(row["block_type"]) for row in rows)
     return {block: number % SHADES for number, block in enumerate(blocks)}
+
+
+def _most_changed(differences: Sequence[Row]) -> list[Row]:
+    changed = [row for row in differences if row["status"] == "changed"]
+    return sorted(changed, key=lambda row: -(row["delta_relative"] or 0.0))[:20]
 
 
 def _value(row: Row, what: str) -> float | None:

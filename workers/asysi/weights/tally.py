@@ -6,6 +6,7 @@ own mean, and merged (Chan, Golub, LeVeque 1979); their quantiles come from a hi
 the first 7 bits of the significand, so they are within 0.8 % of the value.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,6 +30,8 @@ RELATIVE_ZERO = 1e-3
 Float64 = NDArray[np.float64]
 Counts = NDArray[np.uint64]
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_FLOAT32_MAX = 3.4e38
+"""Within float32's range, and within bfloat16's when cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +171,9 @@ class _Moments:
         mean = float(values.mean())
         m2 = float(np.square(values - mean).sum())
         total = self.finite + values.size
-        difference, share = mean - self.mean, values.size / total
+        difference, share = (mean - self.mean if self.finite else 0.0), values.size / total
         self.m2 += m2 + difference * difference * self.finite * share
-        self.mean += difference * share
+        self.mean = self.mean + difference * share if self.finite else mean
         self.finite = total
         self.minimum = min(self.minimum, float(values.min()))
         self.maximum = max(self.maximum, float(values.max()))
@@ -211,8 +214,8 @@ class _Wide:
         moments.near_zeros += int(np.count_nonzero(size <= self._epsilon))
         moments.infinities += int(np.count_nonzero(np.isinf(size)))
         moments.merge(values[np.isfinite(values)])
-        with np.errstate(over="ignore"):
-            upper = values.astype("<f4").view("<u2")[1::2]
+        finite = np.where(np.isinf(values), values, np.clip(values, -_FLOAT32_MAX, _FLOAT32_MAX))
+        upper = finite.astype("<f4").view("<u2")[1::2]
         self._counts += np.bincount(upper, minlength=1 << 16).astype(np.uint64)
 
     def summary(self) -> Summary:
@@ -247,7 +250,7 @@ def _approximate(elements: int, moments: _Moments, counts: Counts, dtype: np.dty
         return round(float((weights * np.clip((limit - inner) / (outer - inner), 0, 1)).sum()))
 
     variance = moments.m2 / n
-    rms = float(np.sqrt(variance + moments.mean**2))
+    rms = math.hypot(math.sqrt(variance), moments.mean)
     floating = is_float(dtype)
     near = within(RELATIVE_ZERO * rms) if rms else n
     subnormals = 0

@@ -16,7 +16,8 @@ def short_number(value: float | None) -> str:
         digits = max(0, 2 - math.floor(math.log10(size)))
         text = f"{value:.{digits}f}"
         return text.rstrip("0").rstrip(".") if "." in text else text
-    return f"{value:.2e}".replace(".00e", "e").replace("e-0", "e-").replace("e+0", "e")
+    mantissa, _, power = f"{value:.2e}".partition("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(power)}"
 
 
 def size(count: float) -> str:
