@@ -101,7 +101,7 @@ def _example_experiment() -> Tree:
         "model": {"uri": "hf://owner/name"},
         "data": {"tokens": {"packing": "concat"}},
         "capture": {"positions": {"mode": "random"}, "sampling": {"minRate": 0.5}, "quantization": "fp8"},
-        "resources": {"prepare": {"memory": "4Gi"}},
+        "resources": {"prepare": {"memory": "4Gi"}, "host": {"memory": "8Gi"}},
     }
     return overlaid(_example(structural(ScanExperiment)), {"spec": wanted})
 

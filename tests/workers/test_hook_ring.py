@@ -147,6 +147,13 @@ class Stage:
         """Return what the processes said."""
         return (self.shm / "log").read_text()
 
+    def until_said(self, words):
+        """Wait until a process has said `words`."""
+        deadline = time.monotonic() + SECONDS
+        while words not in self.log():
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.05)
+
 
 @pytest.fixture
 def stage(shm, request):
@@ -323,14 +330,17 @@ def test_sigterm_leaves_with_143_and_ends_nothing(shm, stage):
         assert bus.writer_state() == "complete"
 
 
-def test_a_worker_restarted_after_the_end_has_nothing_to_do(shm, stage):
-    """A hook worker killed after its last act leaves at once when restarted, and the end stands."""
+def test_a_worker_restarted_after_the_end_only_waits(shm, stage):
+    """A hook worker started again after its last act waits for SIGTERM, leaves with 0, and the end stands."""
     host = stage.host(3)
     assert stage.code(host) == 0
     assert stage.code(stage.hook()) == 0
     with Control(str(shm / BUS_RING)) as bus:
         generation = bus.geometry()["generation"]
-        assert stage.code(stage.hook()) == 0, stage.log()
+        again = stage.hook()
+        stage.until_said("waiting for the pod's end")
+        again.terminate()
+        assert stage.code(again) == 0, stage.log()
         assert bus.writer_state() == "complete"
         assert bus.geometry()["generation"] == generation
 
