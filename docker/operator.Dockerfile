@@ -39,7 +39,7 @@ LABEL org.opencontainers.image.title="asysi-operator" \
 COPY --from=code /code /
 COPY docker/entrypoint.sh /usr/local/bin/entrypoint.sh
 ENV PATH=/opt/asysi/bin:$PATH \
-    HOME=/tmp \
+    HOME=/tmp USER=asysi \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1
 USER 65532:65532
