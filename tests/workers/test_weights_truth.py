@@ -100,7 +100,7 @@ def test_every_statistic_is_numpy_s(dtype, native, monkeypatch):
 
 
 def test_large_mean_small_spread():
-    """The variance of norm-like weights is right to 1e-9, where E[x²] − E[x]² in float32 is off by percents."""
+    """Norm-like weights get their variance to 1e-9, where E[x²] − E[x]² in float32 is off by percents."""
     x = (1000 + 0.01 * np.random.default_rng(0).standard_normal(300_000)).astype("<f4")
     truth = x.astype("f8").var()
     naive = float(np.square(x).mean() - x.mean() ** 2)

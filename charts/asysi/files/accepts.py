@@ -1,4 +1,4 @@
-# ruff: noqa: S310, ANN001, ANN201, PTH123, T201 - run by `helm test` with the standard library alone
+# ruff: noqa: S310, ANN001, ANN201, PTH123 - run by `helm test` with the standard library alone
 """Create a suspended experiment, wait until the operator accepts it, delete it: NAMESPACE NAME SECONDS."""
 
 import json
