@@ -41,8 +41,6 @@ UNAVAILABLE: list[tuple[Tree, str]] = [
     ({"capture": {"positions": {"mode": "last"}}}, "spec.capture.positions.mode last"),
     ({"capture": {"quantization": "fp8"}}, "spec.capture.quantization fp8"),
     ({"sae": {"train": [{"variant": "gated"}]}}, "spec.sae.train[0].variant gated"),
-    ({"weights": {"enabled": True}}, "spec.weights.enabled"),
-    ({"weights": {"when": ["before"]}}, "spec.weights.when"),
     ({"output": {"uri": "s3://bucket"}}, "spec.output.uri s3://bucket"),
     ({"output": {"secretRef": {"name": "s"}}}, "spec.output.secretRef"),
     ({"resources": {"binding": {"numa": 0}}}, "spec.resources.binding.numa"),

@@ -126,8 +126,6 @@ REFUSALS = (
         "spec.bus.redis", None, "Redis belongs to CONSUMER mode, which comes with a later version; drop it"
     ),
     Refusal("spec.sae.train[].variant", _only("topk"), "take topk"),
-    Refusal("spec.weights.enabled", None, "analysis of the parameters comes with a later version; drop it"),
-    Refusal("spec.weights.when", None, "analysis of the parameters comes with a later version; drop it"),
     Refusal(
         "spec.output.uri",
         _schemes("file", ""),
@@ -196,6 +194,8 @@ READ_BY = {
         "spec.sae.train[].stop.fvu",
         "spec.sae.train[].checkpointSeconds",
     ),
+    "asysi.finish": ("spec.weights.enabled",),
+    "asysi.weights": ("spec.weights.when",),
     "asysi.archive": ("spec.archive.tensors", "spec.archive.compression", "spec.archive.rotate"),
     "asysi.contract": ("apiVersion", "kind", "spec.sae.enabled"),
     "asysi_operator.manifests": (

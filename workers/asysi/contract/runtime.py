@@ -108,6 +108,10 @@ ARCHIVE_FOLDER = PurePosixPath("archive")
 """`archive/attempt-0000-segment-0000.mscan`, …"""
 HOST_FOLDER = PurePosixPath("host")
 """`host/progress.json` and `host/seen.json` (what the host saw, by length and position)."""
+MODEL_FOLDER = PurePosixPath("model")
+"""The model as the run left it, a Hugging Face folder, where the workload trains it."""
+WEIGHTS_FOLDER = PurePosixPath("weights")
+"""What the parameters say: `before.csv`, `after.csv`, `difference.csv`, `report.html`, `run_meta.json`."""
 LOG_FOLDER = PurePosixPath("logs")
 
 # Files below the workspace.

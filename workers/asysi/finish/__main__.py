@@ -2,16 +2,21 @@
 
 import json
 import logging
+import os
 import time
+from typing import TYPE_CHECKING
 
 from asysi.contract.errors import ConfigError
-from asysi.contract.runtime import LEDGER_FILE, REPORT_FILE, Container, Exit
+from asysi.contract.runtime import LEDGER_FILE, MODEL_FILE, REPORT_FILE, WEIGHTS_FOLDER, Container, Env, Exit
 from asysi.files import write_atomic
 from asysi.finish.ending import ATTEMPTS_FOLDER, last_words, ledger_json, ledger_of, report_of
 from asysi.finish.ledger import Ledger
 from asysi.finish.status import Pace, phase, shape
 from asysi.finish.waiting import Outcome, wait
 from asysi.monitor.worker import Worker, run_worker
+
+if TYPE_CHECKING:
+    from asysi.finish.analysis import Analysis
 
 log = logging.getLogger("asysi")
 
@@ -62,6 +67,8 @@ def _report(worker: Worker, ledger: Ledger, written: dict[str, object], outcome:
     began = time.monotonic()
     gauges = outcome.snapshot.points
     analysis = analyse(worker.experiment, worker.output, worker.workspace, gauges, worker.health.beat)
+    if worker.experiment.spec.weights.enabled:
+        _look_at_weights(worker, analysis)
     data = report_of(
         worker.experiment, ledger, written=written, outcome=outcome, analysis=analysis, output=worker.output
     )
@@ -69,6 +76,24 @@ def _report(worker: Worker, ledger: Ledger, written: dict[str, object], outcome:
     worker.last_words(last_words(ledger, outcome.snapshot, analysis))
     log.info("%s Report and ledger in %s after %.1f s", data.verdict, worker.output, time.monotonic() - began)
     return data.passed
+
+
+def _look_at_weights(worker: Worker, analysis: "Analysis") -> None:
+    from asysi.hosts.model import load_model, read_resolved  # noqa: PLC0415
+    from asysi.weights.experiment import analyse_weights, sources_of  # noqa: PLC0415
+
+    spec = worker.experiment.spec
+    resolved = read_resolved(worker.workspace / MODEL_FILE)
+    found = analyse_weights(
+        spec.weights,
+        sources_of(resolved, worker.output, lambda: load_model(resolved, spec.model.dtype).module),
+        worker.output / WEIGHTS_FOLDER,
+        memory=int(os.environ.get(Env.MEMORY) or 0) // 2 or None,
+        workers=max(1, int(spec.resources.finish.cpus)),
+        beat=worker.health.beat,
+    )
+    analysis.parameters = found.summary
+    analysis.problems += found.problems
 
 
 if __name__ == "__main__":

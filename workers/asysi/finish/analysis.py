@@ -44,6 +44,8 @@ class Analysis:
     model: str = ""
     exports: list[str] = field(default_factory=list)
     """Folders of the exported autoencoders, below the output."""
+    parameters: str = ""
+    """What the analysis of the parameters came to; empty when none was asked for."""
     missing: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 

@@ -128,7 +128,10 @@ def report_of(
         timeline=timeline,
         comparisons=tuple(comparisons),
         browser=analysis.browser,
-        limits=tuple(provenance.limits(experiment, host, seen, attempt=ledger.attempt)),
+        limits=(
+            *provenance.limits(experiment, host, seen, attempt=ledger.attempt),
+            *([("Parameters", analysis.parameters)] if analysis.parameters else []),
+        ),
         commands=tuple(provenance.commands(experiment, analysis.exports)),
         missing=tuple(missing),
     )

@@ -168,7 +168,7 @@ BLOCKS: dict[str, tuple[str, ...]] = {
         r"mlp\.w2",
         r"linear1",
         r"fc_in",
-        r"ffn",
+        r"ffn(?=\.weight|\.bias)",
     ),
     "down_proj": (
         r"down_proj",

@@ -1,0 +1,187 @@
+"""The `weights` part of an experiment: the parameters before and after the run, and the difference.
+
+In the output's folder `weights/`: before.csv, after.csv, difference.csv, report.html and run_meta.json.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from asysi.contract.runtime import MODEL_FOLDER
+from asysi.contract.spec import Weights
+from asysi.files import write_atomic
+from asysi.report.words import count
+from asysi.weights.analysis import Analysis, Identity, analyze
+from asysi.weights.checkpoint import Checkpoint, Tensor, open_checkpoint
+from asysi.weights.compare import DIFFERENCE_COLUMNS, Difference, compare, totals
+from asysi.weights.export import write_meta, write_table
+from asysi.weights.orchestrator import JOURNAL_FILE, REPORT_FILE, meta_of, page_of
+from asysi.weights.words import short_number
+
+log = logging.getLogger("asysi")
+SOURCES = ("before", "after")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A state of the model, and where its parameters are."""
+
+    open: Callable[[], Checkpoint]
+    identity: Identity
+    said: str
+    """Where they were read, for the report."""
+
+
+@dataclass
+class Parameters:
+    """What came of it, for the run's report."""
+
+    summary: str = ""
+    """A sentence or two."""
+    problems: list[str] = field(default_factory=list)
+
+
+def analyse_weights(
+    wanted: Weights,
+    sources: Mapping[str, Source],
+    folder: Path,
+    *,
+    memory: int | None = None,
+    workers: int | None = None,
+    beat: Callable[[], None] = lambda: None,
+) -> Parameters:
+    """Analyse what `wanted.when` names, and compare when it names both; what fails is said, never raised.
+
+    Run again it goes on behind the tensors that are done: those that the run left as they were are read, not
+    analysed again.
+
+    Args:
+        wanted: the spec's `weights`.
+        sources: `before` and `after`.
+        folder: where the tables and the page go.
+        memory: bytes that may be held.
+        workers: tensors at once.
+        beat: called at least once a second.
+    """
+    result = Parameters()
+    try:
+        _analyse(result, wanted, sources, folder, memory=memory, workers=workers, beat=beat)
+    except Exception as error:  # the run's report is written all the same, and says what it lacks
+        log.exception("the analysis of the parameters failed")
+        result.problems.append(f"The analysis of the parameters failed: {type(error).__name__}: {error}")
+    return result
+
+
+def _analyse(
+    result: Parameters, wanted: Weights, sources: Mapping[str, Source], folder: Path, *,
+    memory: int | None, workers: int | None, beat: Callable[[], None],
+) -> None:  # fmt: skip
+    done: dict[str, Analysis] = {}
+    for when in [one for one in SOURCES if one in wanted.when]:
+        with sources[when].open() as checkpoint:
+            done[when] = analyze(
+                checkpoint,
+                sources[when].identity,
+                workers=workers,
+                memory=memory,
+                journal=folder / JOURNAL_FILE,
+                beat=beat,
+            )
+        write_table(done[when].rows, folder / f"{when}.csv", "csv")
+        result.problems += [f"Parameters {when} the run: {one.problem}" for one in done[when].problems]
+    if not done:
+        result.summary = "Not analysed: spec.weights.when names neither before nor after."
+        return
+    last = done[max(done, key=SOURCES.index)]
+    difference = None
+    if len(done) == len(SOURCES):
+        with sources["before"].open() as first, sources["after"].open() as second:
+            difference = compare(first, second, workers=workers, beat=beat)
+        write_table(difference.rows, folder / "difference.csv", "csv", DIFFERENCE_COLUMNS)
+    read = {when: {**asdict(sources[when].identity), "said": sources[when].said} for when in done}
+    meta = {**meta_of(last), "sources": read}
+    write_meta(meta, folder)
+    against = f"{sources['after'].said}, against {sources['before'].said}:" if difference else ""
+    page = page_of(last, meta, differences=difference.rows if difference else (), against=against)
+    write_atomic(folder / REPORT_FILE, build_page(page))
+    result.summary = _summary(done, difference, folder.name)
+
+
+def build_page(page: Any) -> str:
+    """Return the page on the parameters."""
+    from asysi.weights.report import build  # noqa: PLC0415 - the template engine, once it is needed
+
+    return build(page)
+
+
+def _summary(done: Mapping[str, Analysis], difference: Difference | None, folder: str) -> str:
+    parts = [f"{count(len(analysis.rows))} parameters {when} the run" for when, analysis in done.items()]
+    text = f"{' and '.join(parts)} analysed: see {folder}/{REPORT_FILE}."
+    if difference is None:
+        return text
+    found = totals(difference.rows)
+    relative = short_number(found["delta_relative"])
+    counts = f"{count(found['changed'])} changed, {count(found['same'])} are the same"
+    return f"{text} {counts}; ‖ΔW‖/‖W‖ = {relative}."
+
+
+def sources_of(resolved: Any, output: Path, load: Callable[[], Any]) -> dict[str, Source]:
+    """Return where a run's parameters are before and after it.
+
+    After a workload that trains, they are in the output's folder `model`; a workload that does not train
+    leaves the files that it has read, and these are read again.
+
+    Args:
+        resolved: the model that prepare found: `uri`, `path`, `revision`.
+        output: the run's output.
+        load: returns the model as a module, for one that comes from no files.
+    """
+    revision = resolved.revision or "local"
+    identity = Identity(resolved.path or resolved.uri, resolved.uri, revision)
+    before = Source(
+        (lambda: open_checkpoint(resolved.path))
+        if resolved.path
+        else (lambda: checkpoint_of(load(), resolved.uri)),
+        identity,
+        "the files that the model was loaded from" if resolved.path else f"a new model of {resolved.uri}",
+    )
+    trained = output / MODEL_FOLDER
+    if not any(trained.glob("*.safetensors")):
+        return {"before": before, "after": before}
+    after = Source(
+        lambda: open_checkpoint(trained),
+        Identity(str(trained), resolved.uri, "trained"),
+        "the model that the run left",
+    )
+    return {"before": before, "after": after}
+
+
+def checkpoint_of(module: Any, source: str) -> Checkpoint:
+    """Return the parameters and buffers of a torch module as an open checkpoint; nothing is copied.
+
+    Args:
+        module: a torch.nn.Module on the CPU.
+        source: how it is named.
+    """
+    return Checkpoint(
+        source, {name: _tensor(name, _array(value), source) for name, value in module.state_dict().items()}
+    )
+
+
+def _tensor(name: str, array: np.ndarray[Any, Any], source: str) -> Tensor:
+    flat = array.reshape(-1)
+    return Tensor(name, array.dtype, array.shape, source, "pt", lambda start, stop: flat[start:stop])
+
+
+def _array(value: Any) -> np.ndarray[Any, Any]:
+    import torch  # noqa: PLC0415 - there is a module, so it is here
+
+    value = value.detach().cpu().contiguous()
+    if value.dtype == torch.bfloat16:
+        return np.asarray(value.view(torch.int16).numpy()).view(ml_dtypes.bfloat16)
+    return np.asarray(value.numpy())
