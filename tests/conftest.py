@@ -9,9 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Before torch is imported anywhere: on a few cores, several threads make small tensors many times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# How long an example takes says nothing about what it claims.
+settings.register_profile("asysi", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("asysi")
 
 Tree = dict[str, Any]
 
