@@ -1,0 +1,36 @@
+"""Names of rows: `_i` is a source line's number from 0, or that of the row it was made from and its place
+there.
+
+Line 10 that becomes three rows gives `10_0`, `10_1`, `10_2`; what the next node makes of the last begins with
+`10_2_0`. The separator keeps them apart from line 100 and tells every ancestor.
+"""
+
+from typing import Any
+
+FIELD = "_i"
+
+
+def child(parent: Any, place: int) -> str:
+    """Return the id of the row at `place` (from 0) among those made from `parent`."""
+    return f"{parent}_{place}"
+
+
+def lineage(identity: Any) -> tuple[int, ...]:
+    """Return an id as numbers, the source line first: ids sort by it as their rows lie in a file.
+
+    Raises:
+        ValueError: it is no id.
+    """
+    parts = str(identity).split("_")
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError(f"{identity!r} is no id: ids are 10, 10_0, 10_0_2")
+    return tuple(map(int, parts))
+
+
+def root(identity: Any) -> int:
+    """Return the number of the source line that a row comes from.
+
+    Raises:
+        ValueError: it is no id.
+    """
+    return lineage(identity)[0]

@@ -1,0 +1,194 @@
+"""What a node does to its rows, and what an operator sees of its node."""
+
+import inspect
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+Row = dict[str, Any]
+"""A JSON object with its id in `_i`."""
+
+Made = Row | list[Row] | None
+"""What becomes of a row: another, several (each gets an id of its own), or none."""
+
+
+@runtime_checkable
+class INodeContext(Protocol):
+    """What an operator sees of its node."""
+
+    node_id: str
+    pipeline_id: str
+    folder: Path
+
+    def report_usage(self, usage: Mapping[str, Any]) -> None:
+        """Report tokens, cost or any other number spent."""
+
+    def is_cancelled(self) -> bool:
+        """Return whether the run is ending: an operator that takes long should return."""
+
+
+class NodeContext:
+    """The context of one block of rows; its threads share it.
+
+    Attributes:
+        node_id: name of the node.
+        pipeline_id: name of the pipeline.
+        folder: where an operator may keep what it knows across a restart.
+        processes: processes that share the node's limits.
+        usage: what was reported so far, added up by name.
+    """
+
+    def __init__(
+        self,
+        node_id: str,
+        pipeline_id: str = "",
+        folder: Path = Path(),
+        cancelled: Callable[[], bool] = lambda: False,
+        processes: int = 1,
+    ) -> None:
+        self.node_id, self.pipeline_id, self.folder, self.processes = node_id, pipeline_id, folder, processes
+        self.usage: dict[str, float] = {}
+        self.reports: list[dict[str, Any]] = []
+        self._cancelled = cancelled
+        self._lock = threading.Lock()
+
+    def report_usage(self, usage: Mapping[str, Any]) -> None:
+        """Add numbers to what was spent; text (`provider`, `model`) goes to the hooks beside them.
+
+        `prompt_tokens`, `completion_tokens`, `cost` are what budgets and displays look for; any name works.
+        """
+        with self._lock:
+            self.reports.append(dict(usage))
+            for name, value in usage.items():
+                if isinstance(value, int | float):
+                    self.usage[name] = self.usage.get(name, 0) + value
+
+    def is_cancelled(self) -> bool:
+        """Return whether the run is ending."""
+        return self._cancelled()
+
+
+@runtime_checkable
+class IOperator(Protocol):
+    """Anything with `process_item` or `process_batch`."""
+
+    def process_item(self, item: Row, ctx: Any = None) -> Made:
+        """Return what becomes of one row."""
+
+    def process_batch(self, items: list[Row], ctx: Any = None) -> list[Made]:
+        """Return what becomes of each row of a batch, in their order."""
+
+
+class BaseOperator:
+    """Base of operators: override `process_item`, or `process_batch`, or both (batches then go to the
+    latter).
+
+    Attributes:
+        name: how displays call it, by default the class.
+        ordered: it must see rows in their order and one block at a time, as it remembers what it saw.
+            `restore` then gives it back its memory after a restart.
+        waits: whether `process_item` mostly waits (a server) rather than computes. A batch's rows then go to
+        threads
+            together. None measures it on the first rows.
+    """
+
+    name: str = ""
+    ordered: bool = False
+    waits: bool | None = None
+
+    def process_item(self, item: Row, ctx: Any = None) -> Made:
+        """Return what becomes of a row: a row, a list of rows, or None to drop it.
+
+        Raises:
+            Exception: whatever it raises fails the run, or makes the row a dead letter.
+        """
+        raise NotImplementedError(f"{type(self).__name__} overrides neither process_item nor process_batch")
+
+    def process_batch(self, items: list[Row], ctx: Any = None) -> list[Made]:
+        """Return what becomes of each row of a batch, in their order."""
+        return [self.process_item(item, ctx) for item in items]
+
+    def open(self, ctx: Any) -> None:
+        """Prepare for rows: called once in each process that will call it."""
+
+    def restore(self, rows: Iterable[Row]) -> None:
+        """Take back what it remembered, from the rows that it had made before the restart."""
+
+    def close(self) -> None:
+        """Let go of what `open` took."""
+
+    def params(self) -> dict[str, Any]:
+        """Return what it was made with: a resume refuses when it differs. By default its public
+        attributes.
+        """
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+
+class FunctionOperator(BaseOperator):
+    """An operator from a function.
+
+    Args:
+        function: `f(items)` or `f(items, ctx)`, a batch to as many results; with `single`, one row to its
+        result.
+        single: whether it takes one row.
+    """
+
+    def __init__(self, function: Callable[..., Any], *, single: bool = False) -> None:
+        self._function = function
+        self._call = with_context(function)
+        self.name = getattr(function, "__name__", type(function).__name__)
+        if single:
+            self.process_item = self._call  # type: ignore[method-assign]
+        else:
+            self.process_batch = self._call  # type: ignore[method-assign]
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The function."""
+        return self._function
+
+
+def as_operator(value: Any) -> Any:
+    """Return an operator from an operator, or a function over batches.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if hasattr(value, "process_item") or hasattr(value, "process_batch"):
+        return value
+    if callable(value):
+        return FunctionOperator(value)
+    raise TypeError(f"{value!r} is no operator: it has no process_item or process_batch and cannot be called")
+
+
+def takes_batches(operator: Any, batch_size: int) -> bool:
+    """Return whether rows go to `process_batch` rather than to `process_item`."""
+    single, batch = _own(operator, "process_item"), _own(operator, "process_batch")
+    return batch and (not single or batch_size > 1)
+
+
+def with_context(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `function` as one of two arguments; one that takes only the rows is called without the
+    context.
+    """
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some built-in functions tell nothing
+        return lambda rows, ctx=None: function(rows)
+    positional = [p for p in parameters if p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD}]
+    if len(positional) > 1 or any(p.kind == p.VAR_POSITIONAL for p in parameters):
+        return function
+    return lambda rows, ctx=None: function(rows)
+
+
+def name_of(operator: Any) -> str:
+    """Return how displays call an operator."""
+    return str(getattr(operator, "name", "") or type(operator).__name__)
+
+
+def _own(operator: Any, method: str) -> bool:
+    if method in vars(operator):
+        return True
+    found = getattr(type(operator), method, None)
+    return found is not None and found is not getattr(BaseOperator, method)

@@ -1,0 +1,152 @@
+"""Seals: `FILE.done` beside a finished file says how many rows it has and their digest."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fsspec
+import xxhash
+
+from asysi.contract.errors import ConfigError
+from asysi.files import write_atomic
+
+_CHUNK = 1 << 20
+
+
+class SealError(ConfigError):
+    """A file is not what its seal or the ledger says it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """What is known of a finished file.
+
+    Attributes:
+        rows: how many.
+        bytes: size of the file.
+        digest: XXH3-128 of the file, hexadecimal.
+        first, last: ids of the first and the last row, None where there is no row or rows have none.
+        node: node that wrote it, None for a file sealed by hand.
+        pipeline_id: pipeline of that node.
+        parent: digest of the source that it was made from.
+    """
+
+    rows: int
+    bytes: int
+    digest: str
+    first: str | None = None
+    last: str | None = None
+    node: str | None = None
+    pipeline_id: str | None = None
+    parent: str | None = None
+
+    def text(self) -> str:
+        """Return the seal as the text of its file."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def of(cls, text: str, where: str) -> "Seal":
+        """Return the seal in a file's text.
+
+        Raises:
+            SealError: it is no seal.
+        """
+        try:
+            return cls(**json.loads(text))
+        except (ValueError, TypeError) as error:
+            raise SealError(f"{where} is no seal ({error}): delete it, or seal the file again") from error
+
+
+def seal_path(path: str) -> str:
+    """Return where the seal of a file lies."""
+    return f"{path}.done"
+
+
+def read_seal(url: str) -> Seal | None:
+    """Return the seal of a file (a path or fsspec URL), or None where it has none.
+
+    Raises:
+        SealError: what lies there is no seal.
+    """
+    files, path = fsspec.core.url_to_fs(seal_path(url))
+    if not files.exists(path):
+        return None
+    return Seal.of(files.cat_file(path).decode(errors="replace"), path)
+
+
+def write_seal(url: str, seal: Seal) -> None:
+    """Put a seal beside a file (a path or fsspec URL), whole or not at all."""
+    files, path = fsspec.core.url_to_fs(seal_path(url))
+    if is_local(files):
+        write_atomic(Path(path), seal.text())
+    else:
+        files.pipe_file(path, seal.text().encode())
+
+
+def remove_seal(url: str) -> None:
+    """Take the seal from a file, if it has one."""
+    files, path = fsspec.core.url_to_fs(seal_path(url))
+    if files.exists(path):
+        files.rm_file(path)
+
+
+def is_local(files: Any) -> bool:
+    """Return whether an fsspec file system is this machine's."""
+    protocol = files.protocol
+    return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+
+
+def measure(stream: BinaryIO) -> tuple[int, int, str]:
+    """Return rows (newlines, and what stands behind the last one), bytes and digest of what a stream
+    holds.
+    """
+    digest, rows, size, last = xxhash.xxh3_128(), 0, 0, b"\n"
+    for chunk in _chunks(stream):
+        digest.update(chunk)
+        rows += chunk.count(b"\n")
+        size += len(chunk)
+        last = chunk[-1:]
+    return rows + (last != b"\n"), size, digest.hexdigest()
+
+
+def check(where: str, seal: Seal, found: tuple[int, int, str]) -> None:
+    """Compare a file with its seal.
+
+    Raises:
+        SealError: they differ; it says in what.
+    """
+    rows, size, digest = found
+    differences = [
+        f"the seal says {said} {what}, the file has {has}"
+        for what, said, has in (("rows", seal.rows, rows), ("bytes", seal.bytes, size))
+        if said != has
+    ]
+    if digest != seal.digest:
+        differences.append(f"its digest is {digest}, not {seal.digest}")
+    if differences:
+        raise SealError(
+            f"{where} was changed after it had been sealed: {'; '.join(differences)}. Restore it, or remove"
+            f" {seal_path(where)} if the change is meant"
+        )
+
+
+def prefix_digest(stream: BinaryIO, size: int) -> Any:
+    """Return the running XXH3-128 of the first `size` bytes of a stream (fewer, if it has fewer)."""
+    digest = xxhash.xxh3_128()
+    while size > 0 and (chunk := stream.read(min(size, _CHUNK))):
+        digest.update(chunk)
+        size -= len(chunk)
+    return digest
+
+
+def _chunks(stream: BinaryIO) -> Iterator[bytes]:
+    while chunk := stream.read(_CHUNK):
+        yield chunk
+
+
+def sync_file(descriptor: int) -> None:
+    """Put what was written to a descriptor on the disk."""
+    getattr(os, "fdatasync", os.fsync)(descriptor)

@@ -1,0 +1,116 @@
+"""A large input in n parts, each run by itself (`UnifiedPipeline(shard=(i, n))`), and their outputs as one.
+
+Parts begin and end with lines; rows keep the numbers that they have in the whole input, so the merged output
+is, byte for byte, that of a single run. Each part has a ledger of its own.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from asysi.contract.errors import ConfigError
+from asysi.pipeline.image import read_image
+from asysi.pipeline.ledger import Ledger
+from asysi.pipeline.log import FileLog
+from asysi.pipeline.seal import Seal, SealError, prefix_digest
+from asysi.pipeline.source import CHUNK, FilesFeed, Window
+from asysi.pipeline.streams import FileStream, IDataStream, StreamFactory
+
+
+def window(bus: IDataStream, index: int, count: int) -> Window:
+    """Return the part of a bus that the shard `index` of `count` reads; counts the lines before it.
+
+    Raises:
+        ConfigError: there is no such shard, or the bus cannot be split.
+    """
+    if not 0 <= index < count:
+        raise ConfigError(f"there is no shard {index} of {count}: they are numbered from 0")
+    if (
+        not isinstance(bus, FileStream)
+        or not bus.direct
+        or not isinstance(feed := bus.source().feed, FilesFeed)
+    ):
+        raise ConfigError(f"{bus.uri} cannot be split: only uncompressed files of JSON lines can")
+    size = feed.size or 0
+    begin, end = feed.line_from(size * index // count), feed.line_from(size * (index + 1) // count)
+    found = Window(begin, end, feed.lines_before(begin))
+    feed.close()
+    return found
+
+
+def merge(folder: Path) -> Seal:
+    """Put the outputs of all shards under a results folder together, in their order, and return the seal.
+
+    May be called again after a crash, and does nothing once it is done.
+
+    Raises:
+        ConfigError: a shard is missing or not completed, or the shards do not belong together.
+        SealError: a shard's output is not what its ledger says.
+    """
+    images = _images(folder)
+    output = StreamFactory.create(_output(images), folder / "spool")
+    done = output.verify()
+    if done is not None:
+        return done
+    log = output.log()
+    log.open(0)
+    rows, first, last = 0, None, None
+    for image in images:
+        seal = _append(log, Path(image["results_dir"]), image["nodes"][-1])
+        rows += seal.rows
+        first, last = first or seal.first, seal.last or last
+    log.sync()
+    seal = Seal(rows, log.size, log.digest.hexdigest(), first, last, images[0]["nodes"][-1]["node_id"])
+    output.finish(seal)
+    log.close()
+    return seal
+
+
+def _images(folder: Path) -> list[dict[str, Any]]:
+    images = [read_image(file.parent) for file in sorted(folder.glob("shard-*/runtime.json"))]
+    if not images:
+        raise ConfigError(f"{folder} has no shards")
+    count = images[0]["shard"][1]
+    found = {image["shard"][0] for image in images}
+    missing = [str(index) for index in range(count) if index not in found]
+    open_ones = [
+        f"{image['shard'][0]} is {image['status']}" for image in images if image["status"] != "completed"
+    ]
+    if missing or open_ones:
+        raise ConfigError(
+            f"{folder}: shards are not done: {', '.join([*(f'{m} is missing' for m in missing), *open_ones])}"
+        )
+    for name in ("operators", "input_uri", "output_uri"):
+        if any(image[name] != images[0][name] for image in images):
+            raise ConfigError(f"{folder}: the shards differ in {name}: they do not belong together")
+    return sorted(images, key=lambda image: int(image["shard"][0]))
+
+
+def _output(images: list[dict[str, Any]]) -> str:
+    uri = images[0]["output_uri"]
+    if not uri:
+        raise ConfigError("the shards have no output_uri of their own: give the pipeline one")
+    return str(uri)
+
+
+def _append(log: Any, folder: Path, node: dict[str, Any]) -> Seal:
+    """Copy a shard's rows behind those that are there, checking them on the way."""
+    ledger = Ledger(folder / "ledger.sqlite", fsync=False)
+    last, seal = ledger.last(node["node_id"]), ledger.finished(node["node_id"])
+    ledger.close()
+    if seal is None:
+        raise ConfigError(f"{folder}: its ledger does not know that it is done: resume it")
+    rows = StreamFactory.create(node["output_uri"], folder / "spool").log()
+    size, digest = (last.out_end, last.out_digest) if last else (0, None)
+    if not isinstance(rows, FileLog):
+        raise ConfigError(f"{node['output_uri']} was lost with its process: shards write files")
+    with rows.path.open("rb") as stream:
+        running = prefix_digest(stream, 0)
+        while size > 0 and (data := stream.read(min(CHUNK, size))):
+            running.update(data)
+            log.append(data)
+            size -= len(data)
+    if size or (digest is not None and running.hexdigest() != digest):
+        raise SealError(
+            f"{node['output_uri']} is not what its ledger says: restore it, or run that shard again"
+        )
+    return Seal.of(seal, str(folder))

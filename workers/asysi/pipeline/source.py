@@ -1,0 +1,553 @@
+"""Where a node's rows come from, as blocks of whole lines.
+
+Whatever the format, a source is a sequence of JSON lines with offsets: those of the file where it is JSON
+lines itself, else those of its conversion, which is the same each time. A last line without a newline counts
+as if it had one. Lines end at newlines alone: other separators of Unicode are text.
+"""
+
+import bisect
+import csv
+import fcntl
+import io
+import itertools
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import fsspec
+import orjson
+import xxhash
+
+from asysi.contract.errors import ConfigError
+from asysi.pipeline.ids import FIELD
+from asysi.pipeline.log import Log, StreamBridge
+from asysi.pipeline.seal import SealError, read_seal, seal_path
+from asysi.pipeline.work import Block
+
+CHUNK = 1 << 20
+"""Bytes read at a time, and about what a block has at most."""
+
+_FEW = 256
+_PARQUET_ROWS = 4096
+_log = logging.getLogger("asysi.pipeline")
+
+
+class Feed(Protocol):
+    """Bytes of a source, in order."""
+
+    @property
+    def size(self) -> int | None:
+        """How many there will be, None where that is not known yet."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether all were read."""
+
+    def open(self, offset: int) -> Any:
+        """Go to an offset and return the running XXH3-128 of what lies before it (None where that is
+        gone).
+        """
+
+    def read(self) -> bytes:
+        """Return the next bytes; none when it has ended, or when there are none yet."""
+
+    def wait(self, timeout: float) -> None:
+        """Wait until there may be more, for `timeout` seconds at most."""
+
+    def close(self) -> None:
+        """Let go of what it reads."""
+
+
+class LineSource:
+    """Blocks of whole lines from a feed.
+
+    Args:
+        feed: the bytes.
+        stored: whether rows bring their `_i`.
+        window: the part of the source that the feed reads.
+    """
+
+    def __init__(self, feed: Feed, *, stored: bool, window: "Window | None" = None) -> None:
+        self.feed, self.stored = feed, stored
+        self.first_row, self.begin = (window.first_row, window.begin) if window else (0, 0)
+        self._buffer, self._at, self._row, self._offset = b"", 0, self.first_row, self.begin
+
+    def open(self, row: int, offset: int) -> Any:
+        """Go to the line with number `row` at `offset`; return the running digest of what lies before it."""
+        self._buffer, self._at, self._row, self._offset = b"", 0, row, offset
+        return self.feed.open(offset)
+
+    @property
+    def row(self) -> int:
+        """Number of the next row."""
+        return self._row
+
+    @property
+    def offset(self) -> int:
+        """Offset of the next row, bytes."""
+        return self._offset
+
+    @property
+    def ended(self) -> bool:
+        """Whether every row was taken."""
+        return self.feed.ended and self._at == len(self._buffer)
+
+    def take(self, limit: int, align: int = 1) -> Block | None:
+        """Return up to `limit` rows, or None when there are none (yet).
+
+        Args:
+            limit: rows at most, a multiple of `align`.
+            align: the number of rows is a multiple of this, except at the end.
+
+        Raises:
+            ConfigError: the last line is torn.
+        """
+        cap = CHUNK
+        while True:
+            end, rows = self._cut(limit, cap)
+            full = rows >= limit or len(self._buffer) - self._at >= cap
+            whole = rows - rows % align
+            if full and whole:
+                break
+            if full:
+                cap *= 2  # a batch of rows that are longer than usual
+                continue
+            if self.feed.ended:
+                whole = rows
+                break
+            if not self._fill() and not self.feed.ended:
+                if not whole:
+                    return None
+                break
+        if whole < rows:
+            end, rows = self._cut(whole, cap)
+        if not rows:
+            if self._at < len(self._buffer):
+                raise ConfigError(
+                    f"the source ends within row {self._row}: its writer was cut off; run that again"
+                )
+            return None
+        block = Block(
+            self._row, rows, self._offset + end - self._at, self._buffer[self._at : end], self.stored
+        )
+        self._at, self._row, self._offset = end, block.last, block.end
+        return block
+
+    def wait(self, timeout: float) -> None:
+        """Wait until there may be more rows, for `timeout` seconds at most."""
+        self.feed.wait(timeout)
+
+    def close(self) -> None:
+        """Let go of the feed."""
+        self.feed.close()
+
+    def _fill(self) -> bool:
+        data = self.feed.read()
+        if data:
+            self._buffer = self._buffer[self._at :] + data if self._at < len(self._buffer) else data
+            self._at = 0
+        return bool(data)
+
+    def _cut(self, limit: int, cap: int) -> tuple[int, int]:
+        """Return where the last of up to `limit` lines within `cap` bytes ends, and how many lines that
+        are.
+        """
+        at, buffer = self._at, self._buffer
+        if limit <= _FEW:
+            end = at
+            for rows in range(limit):
+                following = buffer.find(b"\n", end) + 1
+                if not following:
+                    return end, rows
+                end = following
+            return end, limit
+        end = max(at, buffer.rfind(b"\n", at, at + cap) + 1)
+        rows = buffer.count(b"\n", at, end)
+        if rows > limit:
+            end -= len(buffer[at:end].split(b"\n", limit)[-1])
+            rows = limit
+        return end, rows
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A part of a source that begins and ends with lines.
+
+    Attributes:
+        begin, end: offsets, bytes.
+        first_row: number of its first row.
+    """
+
+    begin: int
+    end: int
+    first_row: int
+
+
+class FilesFeed:
+    """Files that lie still, one after the other.
+
+    Args:
+        urls: paths or fsspec URLs, uncompressed.
+        window: the part to read; offsets stay those of the whole.
+    """
+
+    def __init__(self, urls: Sequence[str], window: Window | None = None) -> None:
+        self._files = [fsspec.core.url_to_fs(url) for url in urls]
+        self._lengths = [files.size(path) for files, path in self._files]
+        torn = [
+            length > 0 and files.cat_file(path, start=length - 1, end=length) != b"\n"
+            for (files, path), length in zip(self._files, self._lengths, strict=True)
+        ]
+        self._bases = [0, *itertools.accumulate(map(int.__add__, self._lengths, map(int, torn)))]
+        self._window = window
+        self._end = window.end if window else self._bases[-1]
+        self._at = 0
+        self._stream: Any = None
+        self._open_at = -1
+        self.size: int | None = self._end
+        self.ended = False
+
+    def open(self, offset: int) -> Any:
+        """Go to an offset; the digest is of what lies between the window's begin and it."""
+        digest = xxhash.xxh3_128()
+        self._at = self._window.begin if self._window else 0
+        offset = max(offset, self._at)
+        self.ended = self._at >= self._end
+        while self._at < offset and (data := self._read(min(CHUNK, offset - self._at))):
+            digest.update(data)
+        self.ended = self._at >= self._end
+        return digest
+
+    def read(self) -> bytes:
+        """Return the next bytes."""
+        data = self._read(min(CHUNK, self._end - self._at)) if not self.ended else b""
+        self.ended = not data or self._at >= self._end
+        return data
+
+    def wait(self, timeout: float) -> None:
+        """Return at once: the files lie still."""
+
+    def lines_before(self, offset: int) -> int:
+        """Return how many lines end before an offset."""
+        self._at, lines = 0, 0
+        while self._at < offset and (data := self._read(min(CHUNK, offset - self._at))):
+            lines += data.count(b"\n")
+        return lines
+
+    def line_from(self, offset: int) -> int:
+        """Return where the first line begins that does not begin before an offset."""
+        if offset <= 0:
+            return 0
+        self._at = offset - 1
+        while self._at < self._end:
+            began = self._at
+            data = self._read(min(1 << 16, self._end - self._at))
+            if not data:
+                break
+            found = data.find(b"\n")
+            if found >= 0:
+                return began + found + 1
+        return self._end
+
+    def close(self) -> None:
+        """Close the file that is open."""
+        if self._stream is not None:
+            self._stream.close()
+        self._stream, self._open_at = None, -1
+
+    def _read(self, length: int) -> bytes:
+        if length <= 0 or self._at >= self._bases[-1]:
+            return b""
+        index = bisect.bisect_right(self._bases, self._at) - 1
+        offset = self._at - self._bases[index]
+        if offset == self._lengths[index]:
+            data = b"\n"  # the one that is missing behind the file's last line
+        else:
+            data = self._file(index, offset).read(min(length, self._lengths[index] - offset))
+            if not data:
+                raise ConfigError(f"{self._files[index][1]} became shorter while it was read")
+        self._at += len(data)
+        return data
+
+    def _file(self, index: int, offset: int) -> BinaryIO:
+        if self._open_at != index or self._stream is None:
+            self.close()
+            files, path = self._files[index]
+            self._stream, self._open_at = files.open(path, "rb"), index
+        stream: BinaryIO = self._stream
+        if stream.tell() != offset:
+            stream.seek(offset)
+        return stream
+
+
+class ConvertedFeed:
+    """What can only be read from its beginning: other formats, compressed files.
+
+    Args:
+        convert: returns the JSON lines, in pieces; the same each time.
+    """
+
+    def __init__(self, convert: Callable[[], Iterator[bytes]]) -> None:
+        self._convert = convert
+        self._pieces: Iterator[bytes] = iter(())
+        self._over = b""
+        self.size: int | None = None
+        self.ended = False
+
+    def open(self, offset: int) -> Any:
+        """Convert from the beginning up to an offset."""
+        digest = xxhash.xxh3_128()
+        self._pieces, self._over, self.ended = self._convert(), b"", False
+        while offset > 0 and (data := self.read()):
+            digest.update(data[:offset])
+            self._over, offset = data[offset:], offset - len(data[:offset])
+        return digest
+
+    def read(self) -> bytes:
+        """Return the next bytes."""
+        data, self._over = self._over, b""
+        if not data:
+            data = next(self._pieces, b"")
+            self.ended = not data
+        return data
+
+    def wait(self, timeout: float) -> None:
+        """Return at once: everything is there."""
+
+    def close(self) -> None:
+        """Let go of what is converted."""
+        self._pieces = iter(())
+
+
+class LogFeed:
+    """What another node of this process writes, as far as it is committed.
+
+    Args:
+        log: the rows.
+        bridge: how much of them is committed, and whether that is all.
+    """
+
+    def __init__(self, log: Log, bridge: StreamBridge) -> None:
+        self._log, self._bridge, self._at = log, bridge, 0
+
+    @property
+    def size(self) -> int | None:
+        """Committed bytes."""
+        return self._bridge.size
+
+    @property
+    def ended(self) -> bool:
+        """Whether the writer has ended and everything was read."""
+        return self._bridge.ended and self._at >= self._bridge.size
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the writer ended before its end and everything committed was read."""
+        return self._bridge.stopped and self._at >= self._bridge.size
+
+    def open(self, offset: int) -> Any:
+        """Go to an offset."""
+        self._at = 0
+        if self._log.volatile:
+            self._at = offset
+            return None
+        digest = xxhash.xxh3_128()
+        while self._at < offset and (data := self._log.read(self._at, min(CHUNK, offset - self._at))):
+            digest.update(data)
+            self._at += len(data)
+        return digest
+
+    def read(self) -> bytes:
+        """Return the next committed bytes."""
+        if self._at >= self._bridge.size:
+            return b""
+        data = self._log.read(self._at, min(CHUNK, self._bridge.size - self._at))
+        self._at += len(data)
+        return data
+
+    def wait(self, timeout: float) -> None:
+        """Wait until more is committed, or nothing will follow."""
+        if not self._bridge.wait(self._at, timeout):
+            _log.debug("[EOF Retry] no new rows after %.1f s; the node before is still at work", timeout)
+
+    def close(self) -> None:
+        """Do nothing: the log belongs to its node."""
+
+
+class FollowFeed:
+    """A local file that another process may still write: it ends with its seal.
+
+    Args:
+        path: the file.
+        patience: seconds without growth, seal or writer after which it is given up.
+    """
+
+    size: int | None = None
+
+    def __init__(self, path: Path, patience: float) -> None:
+        self._path, self._patience = path, patience
+        self._at = 0
+        self._sealed: int | None = None
+        self._moved = time.monotonic()
+        self._stream: BinaryIO | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the file is sealed and everything was read."""
+        return self._sealed is not None and self._at >= self._sealed
+
+    def open(self, offset: int) -> Any:
+        """Go to an offset."""
+        digest = xxhash.xxh3_128()
+        self._at = 0
+        while self._at < offset and (data := self._read(offset - self._at)):
+            digest.update(data)
+        return digest
+
+    def read(self) -> bytes:
+        """Return the next bytes."""
+        return self._read(CHUNK)
+
+    def wait(self, timeout: float) -> None:
+        """Wait until the file has grown or was sealed.
+
+        Raises:
+            ConfigError: it does not grow, has no seal, and nobody writes to it.
+        """
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline and not self._changed():
+            time.sleep(0.05)
+        if not self._changed():
+            _log.info("[EOF Retry] %s has no seal and no new rows; waiting for its writer", self._path)
+            if not is_locked(self._path) and time.monotonic() - self._moved > self._patience:
+                raise ConfigError(
+                    f"{self._path} has no {seal_path(self._path.name)} and nobody writes to it: call seal() "
+                    "on it if"
+                    " it is complete, or resume what writes it"
+                )
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._stream is not None:
+            self._stream.close()
+        self._stream = None
+
+    def _changed(self) -> bool:
+        seal = read_seal(str(self._path))
+        size = self._path.stat().st_size if self._path.exists() else 0
+        if seal is not None:
+            if size < seal.bytes:
+                raise SealError(f"{self._path} was cut: its seal says {seal.bytes} bytes, {size} are left")
+            self._sealed = seal.bytes
+            return True
+        return size > self._at
+
+    def _read(self, length: int) -> bytes:
+        if self._sealed is None:
+            self._changed()
+        if self._stream is None:
+            if not self._path.exists():
+                return b""
+            self._stream = self._path.open("rb", buffering=0)
+        self._stream.seek(self._at)
+        data = self._stream.read(min(length, CHUNK))
+        if data:
+            self._at += len(data)
+            self._moved = time.monotonic()
+        return data
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether a writer of ours holds the file."""
+    if not path.exists():
+        return False
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def csv_lines(url: str) -> Iterator[bytes]:
+    """Yield a CSV file's rows as JSON lines, in pieces: text of the columns that the first line names.
+
+    Raises:
+        ConfigError: a row has more fields than the first line.
+    """
+    with fsspec.open(url, "rt", encoding="utf-8-sig", newline="", compression="infer") as stream:
+        reader = csv.DictReader(stream)
+        yield from _pieces(_csv_row(row, reader.line_num, url) for row in reader)
+
+
+def parquet_lines(url: str) -> Iterator[bytes]:
+    """Yield a Parquet file's rows as JSON lines, in pieces."""
+    import pyarrow.parquet  # noqa: PLC0415 - heavy, and only needed here
+
+    with fsspec.open(url, "rb") as stream:
+        for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(_PARQUET_ROWS):
+            yield from _pieces(map(_numbered, batch.to_pylist()))
+
+
+def compressed_lines(urls: Sequence[str]) -> Iterator[bytes]:
+    """Yield the lines of compressed files, in pieces; the compression follows from their names."""
+    for url in urls:
+        last = b"\n"
+        with fsspec.open(url, "rb", compression="infer") as stream:
+            while data := stream.read(CHUNK):
+                last = data[-1:]
+                yield data
+        if last != b"\n":
+            yield b"\n"
+
+
+def first_row(feed: Feed) -> dict[str, Any]:
+    """Return the first row of a source, empty where it has none that can be read."""
+    feed.open(0)
+    buffer = b""
+    while b"\n" not in buffer and (data := feed.read()):
+        buffer += data
+    feed.close()
+    try:
+        row = orjson.loads(buffer.partition(b"\n")[0])
+    except orjson.JSONDecodeError:
+        return {}
+    return row if isinstance(row, dict) else {}
+
+
+def brings_ids(feed: Feed) -> bool:
+    """Return whether the first row of a source brings its `_i`."""
+    return FIELD in first_row(feed)
+
+
+def _csv_row(row: dict[str | None, Any], number: int, url: str) -> dict[str, Any]:
+    if None in row:
+        raise ConfigError(
+            f"{url}, line {number}: more fields than the first line names: quote fields with commas"
+        )
+    return _numbered({str(name): value for name, value in row.items()})
+
+
+def _numbered(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row whose id is a number again where the format made it text."""
+    identity = row.get(FIELD)
+    if isinstance(identity, str) and identity.isdecimal():
+        row[FIELD] = int(identity)
+    return row
+
+
+def _pieces(rows: Any) -> Iterator[bytes]:
+    out = io.BytesIO()
+    for row in rows:
+        out.write(orjson.dumps(row, default=str, option=orjson.OPT_APPEND_NEWLINE))
+        if out.tell() >= CHUNK:
+            yield out.getvalue()
+            out = io.BytesIO()
+    if out.tell():
+        yield out.getvalue()

@@ -1,0 +1,540 @@
+"""Buses: what a URI names, as rows to read and rows to write.
+
+`jsonl://`, `csv://`, `parquet://` take a path or any fsspec URL behind them; `memory://name` lives in this
+process. Nodes always write JSON lines, which can be continued after a crash. Where the bus is something else
+(CSV, Parquet, another machine), these lie in a spool, and the finished file is made of them in one piece when
+the node is done.
+"""
+
+import csv
+import json
+import shutil
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import fsspec
+import orjson
+import xxhash
+
+from asysi.contract.errors import ConfigError
+from asysi.files import write_atomically
+from asysi.pipeline.log import FileLog, Log, MemoryLog, StreamBridge
+from asysi.pipeline.seal import Seal, check, is_local, measure, read_seal, remove_seal, seal_path, write_seal
+from asysi.pipeline.source import (
+    CHUNK,
+    ConvertedFeed,
+    Feed,
+    FilesFeed,
+    FollowFeed,
+    LineSource,
+    LogFeed,
+    Window,
+    brings_ids,
+    compressed_lines,
+    csv_lines,
+    parquet_lines,
+)
+
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+_PARQUET_ROWS = 8192
+
+
+class IDataStream(ABC):
+    """A bus: rows to read, or rows to write.
+
+    Attributes:
+        uri: its name.
+        bridge: what a reader in this process may know while it is written.
+    """
+
+    uri: str
+    bridge: StreamBridge
+    bound = False
+    """Whether a node of this process writes it: readers then follow that node."""
+    static = False
+    """Whether it is complete even without a seal."""
+
+    @abstractmethod
+    def log(self) -> Log:
+        """Return the rows as they are written."""
+
+    @abstractmethod
+    def source(self, window: Window | None = None) -> LineSource:
+        """Return the rows to read."""
+
+    @abstractmethod
+    def seal(self) -> Seal:
+        """Say that it is complete: nodes may read it to its end."""
+
+    @abstractmethod
+    def unseal(self) -> None:
+        """Take that back."""
+
+    @abstractmethod
+    def read_seal(self) -> Seal | None:
+        """Return its seal, if it has one."""
+
+    @abstractmethod
+    def finish(self, seal: Seal) -> None:
+        """Make the finished file of the log, and seal it."""
+
+    @abstractmethod
+    def verify(self) -> Seal | None:
+        """Compare it with its seal, and return that.
+
+        Raises:
+            SealError: they differ.
+        """
+
+    @abstractmethod
+    def exists(self) -> bool:
+        """Return whether there is anything under its name."""
+
+    @abstractmethod
+    def remove(self) -> None:
+        """Delete what is under its name, and its seal."""
+
+    def is_sealed(self) -> bool:
+        """Return whether it is complete."""
+        return self.read_seal() is not None
+
+    def get_reader(self) -> Iterator[dict[str, Any]]:
+        """Yield the rows that are there."""
+        source = self.source()
+        source.open(source.first_row, source.begin)
+        try:
+            while (block := source.take(4096)) is not None:
+                yield from map(orjson.loads, filter(bytes.strip, block.data.split(b"\n")))
+        finally:
+            source.close()
+
+    def get_writer(self) -> "RowWriter":
+        """Return a writer that begins the bus anew, for rows that no node makes."""
+        return RowWriter(self)
+
+
+class RowWriter:
+    """Writes rows to a bus by hand; leaving its `with` block without an error seals the bus."""
+
+    def __init__(self, stream: IDataStream) -> None:
+        self._stream, self._log, self._rows = stream, stream.log(), 0
+        stream.unseal()
+        self._log.open(0)
+
+    def write(self, rows: dict[str, Any] | Iterable[dict[str, Any]]) -> None:
+        """Add a row, or several."""
+        several = [rows] if isinstance(rows, dict) else list(rows)
+        self._log.append(b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in several))
+        self._rows += len(several)
+        self._stream.bridge.advance(self._log.size, self._rows)
+
+    def close(self) -> None:
+        """Put the rows on the disk and seal the bus."""
+        self._log.sync()
+        self._stream.finish(
+            Seal(self._rows, self._log.size, self._log.digest.hexdigest() if self._log.digest else "")
+        )
+        self._log.close()
+
+    def __enter__(self) -> "RowWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._log.close()
+
+
+class FileStream(IDataStream):
+    """A file of JSON lines, or of another format through a spool; base of protocols of one's own.
+
+    A protocol of one's own overrides `locate` (from the part behind `://` to a path or fsspec URL), and, for
+    another format, `lines` and `convert`; `StreamFactory.register` makes it known.
+
+    Args:
+        uri: the whole URI.
+        spool: folder of the spool, if one is needed.
+        patience: seconds that a reader waits for an unsealed file that nobody writes.
+    """
+
+    direct: ClassVar[bool] = True
+    """Whether the file is JSON lines itself."""
+
+    def __init__(self, uri: str, spool: Path | None = None, patience: float = 5.0) -> None:
+        self.uri, self.patience = uri, patience
+        self.url = self.locate(uri.partition("://")[2] or uri)
+        self.spool = spool or Path("tmp") / "spool"
+        self.bridge = StreamBridge()
+        self._log: FileLog | None = None
+
+    def locate(self, rest: str) -> str:
+        """Return the path or fsspec URL of what stands behind `://`."""
+        return rest
+
+    def lines(self, url: str) -> Iterator[bytes]:
+        """Yield the rows of a file of this format as JSON lines, in pieces."""
+        return compressed_lines([url])
+
+    def convert(self, rows: Callable[[], Iterator[dict[str, Any]]], file: Path) -> None:
+        """Write rows to a local file in this format; `rows()` may be called more than once."""
+        raise NotImplementedError
+
+    @property
+    def local(self) -> Path | None:
+        """Path of the file, None where it lies elsewhere."""
+        files, path = fsspec.core.url_to_fs(self.url)
+        return Path(path) if is_local(files) else None
+
+    @property
+    def appendable(self) -> bool:
+        """Whether nodes write the file itself."""
+        return self.direct and self.local is not None
+
+    def log(self) -> FileLog:
+        """Return the rows as they are written.
+
+        Raises:
+            ConfigError: the name says that the file is compressed.
+        """
+        if self._log is None:
+            if self.url.endswith(_COMPRESSED):
+                raise ConfigError(
+                    f"{self.uri} cannot be written: a compressed file cannot be continued; write it plain"
+                )
+            local = self.local
+            if not self.appendable or local is None:
+                name = xxhash.xxh3_64(self.uri.encode()).hexdigest()
+                local = self.spool / f"{Path(self.url).stem}-{name}.jsonl"
+            self._log = FileLog(local)
+        return self._log
+
+    def source(self, window: Window | None = None) -> LineSource:
+        """Return the rows to read.
+
+        Raises:
+            ConfigError: there is no such file.
+        """
+        if self.bound:
+            return LineSource(LogFeed(self.log(), self.bridge), stored=True)
+        urls = self.urls()
+        if not urls:
+            if self.static or self.local is None:
+                raise ConfigError(f"{self.uri}: there is no such file")
+            return LineSource(FollowFeed(self.local, self.patience), stored=True)
+        feed: Feed
+        if not self.direct or urls[0].endswith(_COMPRESSED):
+            feed = ConvertedFeed(lambda: (piece for url in urls for piece in self._read_lines(url)))
+        elif self.static or self.is_sealed() or self.local is None:
+            feed = FilesFeed(urls, window)
+            first = FilesFeed(urls[:1])
+            return LineSource(feed, stored=brings_ids(first), window=window)
+        else:
+            feed = FollowFeed(self.local, self.patience)
+        return LineSource(feed, stored=brings_ids(feed))
+
+    def urls(self) -> list[str]:
+        """Return the files, in the order of their names."""
+        files, pattern = fsspec.core.url_to_fs(self.url)
+        try:
+            paths = sorted(files.glob(pattern)) if any(sign in pattern for sign in "*?[") else [pattern]
+            return [files.unstrip_protocol(path) for path in paths if files.exists(path)]
+        except OSError as error:
+            raise ConfigError(f"{self.uri} cannot be read: {error}") from error
+
+    def exists(self) -> bool:
+        """Return whether there is such a file."""
+        return bool(self.urls())
+
+    def remove(self) -> None:
+        """Delete the file and its seal."""
+        remove_seal(self.url)
+        files, path = fsspec.core.url_to_fs(self.url)
+        if files.exists(path):
+            files.rm_file(path)
+
+    def seal(self) -> Seal:
+        """Measure the file and seal it.
+
+        Raises:
+            ConfigError: there is no such file.
+        """
+        if not self.exists():
+            raise ConfigError(f"{self.uri} cannot be sealed: there is no such file")
+        with fsspec.open(self.url, "rb") as stream:
+            rows, size, digest = measure(stream)
+        seal = Seal(rows, size, digest)
+        write_seal(self.url, seal)
+        return seal
+
+    def unseal(self) -> None:
+        """Remove the seal."""
+        remove_seal(self.url)
+
+    def read_seal(self) -> Seal | None:
+        """Return the seal, if it has one."""
+        return read_seal(self.url)
+
+    def verify(self) -> Seal | None:
+        """Compare the file with its seal.
+
+        Raises:
+            SealError: they differ.
+        """
+        seal = self.read_seal()
+        if seal is not None and not any(sign in self.url for sign in "*?["):
+            with fsspec.open(self.url, "rb") as stream:
+                rows, size, digest = measure(stream)
+            # Rows of another format are counted when they are made, and their digest tells the rest.
+            check(self.url, seal, (rows if self.direct else seal.rows, size, digest))
+        return seal
+
+    def finish(self, seal: Seal) -> None:
+        """Make the finished file of the log where they differ, and seal it."""
+        if not self.appendable:
+            log = self.log()
+            made = self._converted(log.path)
+            files, path = fsspec.core.url_to_fs(self.url)
+            if is_local(files):
+                write_atomically(Path(path), lambda temporary: _move(made, temporary))
+            else:
+                files.makedirs(files._parent(path), exist_ok=True)
+                files.put_file(str(made), path)
+            with fsspec.open(self.url, "rb") as stream:
+                _, size, digest = measure(stream)
+            seal = Seal(
+                seal.rows, size, digest, seal.first, seal.last, seal.node, seal.pipeline_id, seal.parent
+            )
+        write_seal(self.url, seal)
+
+    def _converted(self, log: Path) -> Path:
+        if self.direct:
+            return log
+        made = log.with_suffix(".made")
+        self.convert(lambda: _rows_of(log), made)
+        return made
+
+    def _read_lines(self, url: str) -> Iterator[bytes]:
+        return self.lines(url)
+
+
+class JsonlStream(FileStream):
+    """`jsonl://`: a JSON object a line."""
+
+
+class CsvStream(FileStream):
+    """`csv://`: columns named by the first line; read as text, nested values written as JSON."""
+
+    direct = False
+
+    def lines(self, url: str) -> Iterator[bytes]:
+        """Yield the rows as JSON lines."""
+        return csv_lines(url)
+
+    def convert(self, rows: Callable[[], Iterator[dict[str, Any]]], file: Path) -> None:
+        """Write the rows: columns in the order in which rows bring them."""
+        columns = list(dict.fromkeys(name for row in rows() for name in row))
+        with file.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, columns, lineterminator="\n")
+            writer.writeheader()
+            for row in rows():
+                writer.writerow({name: _cell(value) for name, value in row.items()})
+
+
+class ParquetStream(FileStream):
+    """`parquet://`: columns and types from all rows."""
+
+    direct = False
+
+    def lines(self, url: str) -> Iterator[bytes]:
+        """Yield the rows as JSON lines."""
+        return parquet_lines(url)
+
+    def convert(self, rows: Callable[[], Iterator[dict[str, Any]]], file: Path) -> None:
+        """Write the rows; ids are text, as some are `10_0`.
+
+        Raises:
+            ConfigError: a column has values that no one type holds.
+        """
+        import pyarrow  # noqa: PLC0415 - heavy, and only needed here
+        import pyarrow.parquet  # noqa: PLC0415
+
+        def tables(schema: Any = None) -> Iterator[Any]:
+            for batch in _batched(map(_text_id, rows()), _PARQUET_ROWS):
+                yield pyarrow.Table.from_pylist(_complete(batch, schema), schema=schema)
+
+        try:
+            schema = pyarrow.schema([])
+            for table in tables():
+                schema = pyarrow.unify_schemas([schema, table.schema], promote_options="permissive")
+            with pyarrow.parquet.ParquetWriter(file, schema) as writer:
+                for table in tables(schema):
+                    writer.write_table(table)
+        except pyarrow.ArrowException as error:
+            raise ConfigError(f"{self.uri}: rows do not fit into columns of one type ({error})") from error
+
+
+class MemoryStream(IDataStream):
+    """`memory://name`: rows in this process, under a name."""
+
+    def __init__(self, uri: str, spool: Path | None = None, patience: float = 5.0) -> None:
+        self.uri = uri
+        self.bridge = StreamBridge()
+        self._log = MemoryLog()
+        self._seal: Seal | None = None
+
+    def log(self) -> MemoryLog:
+        """Return the rows."""
+        return self._log
+
+    def source(self, window: Window | None = None) -> LineSource:
+        """Return the rows to read."""
+        feed = LogFeed(self._log, self.bridge)
+        if self.bound:
+            return LineSource(feed, stored=True)
+        if self.static or self._seal is not None:
+            self.bridge.end()
+        return LineSource(feed, stored=self._log.keep is None and brings_ids(LogFeed(self._log, self.bridge)))
+
+    def seal(self) -> Seal:
+        """Say that it is complete."""
+        data = self._log.read(0, self._log.size)
+        return self._sealed(Seal(data.count(b"\n"), len(data), xxhash.xxh3_128(data).hexdigest()))
+
+    def finish(self, seal: Seal) -> None:
+        """Say that it is complete."""
+        self._sealed(seal)
+
+    def _sealed(self, seal: Seal) -> Seal:
+        self._seal = seal
+        self.bridge.end()
+        return seal
+
+    def unseal(self) -> None:
+        """Take that back."""
+        self._seal = None
+        self.bridge = StreamBridge()
+        self.bridge.advance(self._log.size, 0)
+
+    def read_seal(self) -> Seal | None:
+        """Return the seal, if it has one."""
+        return self._seal
+
+    def verify(self) -> Seal | None:
+        """Return the seal: nobody else can change the rows."""
+        return self._seal
+
+    def exists(self) -> bool:
+        """Return whether there are rows."""
+        return self._log.size > 0
+
+    def remove(self) -> None:
+        """Forget the rows."""
+        self._log.open(0)
+        self.unseal()
+
+
+class StreamFactory:
+    """Buses by their URIs."""
+
+    _kinds: ClassVar[dict[str, Callable[..., IDataStream]]] = {
+        "jsonl": JsonlStream,
+        "csv": CsvStream,
+        "parquet": ParquetStream,
+    }
+    _named: ClassVar[dict[str, MemoryStream]] = {}
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+
+    @classmethod
+    def register(cls, protocol: str, kind: Callable[..., IDataStream]) -> None:
+        """Make a protocol known: `kind(uri, spool=…)` returns its bus.
+
+        Raises:
+            ConfigError: the protocol is one of ours.
+        """
+        if protocol in {"jsonl", "csv", "parquet", "memory"}:
+            raise ConfigError(f"{protocol}:// is taken: register another name")
+        cls._kinds[protocol] = kind
+
+    @classmethod
+    def create(cls, uri: str, spool: Path | None = None) -> IDataStream:
+        """Return the bus of a URI; a path without a protocol is what its ending says, else JSON lines.
+
+        Raises:
+            ConfigError: nobody knows the protocol.
+        """
+        protocol, separator, _ = uri.partition("://")
+        if not separator:
+            protocol = {".csv": "csv", ".parquet": "parquet"}.get(Path(uri).suffix, "jsonl")
+        if protocol == "memory":
+            with cls._lock:
+                return cls._named.setdefault(uri, MemoryStream(uri))
+        if protocol not in cls._kinds:
+            known = ", ".join(f"{name}://" for name in (*cls._kinds, "memory"))
+            raise ConfigError(
+                f"{uri}: nobody knows {protocol}://; there are {known}. For a store of fsspec write"
+                f" jsonl://{uri}; for a protocol of your own call StreamFactory.register"
+            )
+        return cls._kinds[protocol](uri, spool=spool)
+
+    @classmethod
+    def forget(cls, uri: str) -> None:
+        """Let go of a `memory://` bus."""
+        with cls._lock:
+            cls._named.pop(uri, None)
+
+
+def _rows_of(log: Path) -> Iterator[dict[str, Any]]:
+    with log.open("rb", buffering=CHUNK) as stream:
+        for line in stream:
+            yield orjson.loads(line)
+
+
+def _move(made: Path, to: Path) -> None:
+    shutil.move(made, to)  # the spool may lie on another disk
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
+
+
+def _text_id(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "_i": str(row["_i"])} if "_i" in row else row
+
+
+def _complete(rows: Sequence[dict[str, Any]], schema: Any) -> list[dict[str, Any]]:
+    """Let the first row of a batch have every column, as pyarrow takes the columns from it."""
+    names = (
+        list(schema.names)
+        if schema is not None
+        else list(dict.fromkeys(name for row in rows for name in row))
+    )
+    return [{**dict.fromkeys(names), **rows[0]}, *rows[1:]] if rows else []
+
+
+def _batched(rows: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    batch: list[dict[str, Any]] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+__all__ = [
+    "CsvStream",
+    "FileStream",
+    "IDataStream",
+    "JsonlStream",
+    "MemoryStream",
+    "ParquetStream",
+    "RowWriter",
+    "StreamBridge",
+    "StreamFactory",
+    "seal_path",
+]

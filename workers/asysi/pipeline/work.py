@@ -1,0 +1,391 @@
+"""A block of rows through an operator: bytes in, bytes out, nothing else touched."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import orjson
+
+from asysi.pipeline.ids import FIELD, child
+from asysi.pipeline.operators import NodeContext, takes_batches, with_context
+
+_PROBED = 3
+"""Rows timed before a batch's rows go to threads together."""
+_WAIT = 0.0005
+"""Seconds that a row must wait for threads to be worth their cost (about 50 µs a row)."""
+
+
+@dataclass(slots=True)
+class Block:
+    """Consecutive source rows.
+
+    Attributes:
+        first: number of the first row.
+        rows: how many.
+        end: offset in the source behind them, bytes.
+        data: their bytes as they lie in the source.
+        stored: whether rows bring their `_i`; else a row's number is its id.
+    """
+
+    first: int
+    rows: int
+    end: int
+    data: bytes
+    stored: bool
+
+    @property
+    def last(self) -> int:
+        """Number of the row behind the last one."""
+        return self.first + self.rows
+
+
+@dataclass(slots=True)
+class DeadLetter:
+    """A row that could not be processed.
+
+    Attributes:
+        identity: its `_i` (the line's number, where it cannot be read).
+        row: its number in the node's source.
+        reason: class of the error.
+        error: what it said.
+        line: the row as it lay in the source.
+    """
+
+    identity: str
+    row: int
+    reason: str
+    error: str
+    line: bytes
+
+
+@dataclass(slots=True)
+class Result:
+    """What became of a block.
+
+    Attributes:
+        first, last, end: the source rows that it covers (`last` is behind the last one) and the offset behind
+        them.
+        data: rows made, a JSON object a line.
+        made: how many.
+        dropped: source rows that became no row.
+        blank: source lines without anything on them.
+        dead: source rows that could not be processed.
+        usage: what was spent, added up by name.
+        reports: each report of usage as it came.
+        failure: why it covers less than its block, if so.
+        size: bytes of the source rows covered.
+        seconds: how long it took.
+    """
+
+    first: int
+    last: int
+    end: int
+    data: bytes = b""
+    made: int = 0
+    dropped: int = 0
+    blank: int = 0
+    dead: list[DeadLetter] = field(default_factory=list)
+    usage: dict[str, float] = field(default_factory=dict)
+    reports: list[dict[str, Any]] = field(default_factory=list)
+    failure: "RowError | None" = None
+    size: int = 0
+    seconds: float = 0.0
+
+
+class RowError(Exception):
+    """A row could not be processed.
+
+    Attributes:
+        node: name of the node.
+        identity: the row's `_i`.
+        reason: class of the error.
+    """
+
+    def __init__(self, node: str, identity: str, reason: str, message: str) -> None:
+        super().__init__(node, identity, reason, message)
+        self.node, self.identity, self.reason, self.message = node, identity, reason, message
+
+    def __str__(self) -> str:
+        return f"node {self.node}, row {self.identity}: {self.reason}: {self.message}"
+
+
+class BadRowError(Exception):
+    """A row is not what it must be, or an operator returned what is none."""
+
+
+class Worker:
+    """Runs blocks through one operator. Any number of threads may call it, unless the operator is ordered.
+
+    Args:
+        operator: what to do.
+        batch_size: source rows in a batch.
+        letters: whether a row that cannot be processed becomes a dead letter; else it fails the block.
+        threads: for a batch's rows together, when the operator waits.
+    """
+
+    def __init__(
+        self, operator: Any, batch_size: int, *, letters: bool, threads: ThreadPoolExecutor | None = None
+    ) -> None:
+        self.batches = takes_batches(operator, batch_size)
+        self._size, self._letters, self._threads = batch_size, letters, threads
+        self._one = None if self.batches else with_context(operator.process_item)
+        self._many = with_context(operator.process_batch) if self.batches else None
+        self.waits: bool | None = getattr(operator, "waits", None) if threads else False
+
+    def run(self, block: Block, context: NodeContext) -> Result:
+        """Return what becomes of the block. Errors of rows are in the result; nothing is raised for them."""
+        began = time.perf_counter()
+        result = Result(block.first, block.last, block.end, size=len(block.data))
+        job = _Job(block, context, result)
+        if self._many is not None:
+            self._run_batches(self._many, job)
+        elif self._one is not None:
+            self._run_items(self._one, job)
+        if result.failure is not None:
+            _shorten(result, job.lines)
+        if job.out:
+            job.out.append(b"")
+            result.data = b"\n".join(job.out)
+        result.usage, result.reports = context.usage, context.reports
+        result.seconds = time.perf_counter() - began
+        return result
+
+    def _run_items(self, one: Callable[..., Any], job: "_Job") -> None:
+        if self.waits is None:
+            probe = _Probe(one)
+            self._each(probe, job)
+            self.waits = probe.verdict()
+        elif self.waits and self._threads is not None and len(job.lines) > 1:
+            submit = self._threads.submit
+            futures = [submit(one, row, job.context) for row in _readable(job.lines, job.block)]
+            following = iter(futures)
+            self._each(lambda _row, _context: next(following).result(), job)
+            wait(futures)  # what was sent is finished, even behind a failure
+        else:
+            self._each(one, job)
+
+    def _each(self, one: Callable[..., Any], job: "_Job") -> None:
+        """The hot loop: everything that is not needed for every row happens in `except` and in `_several`."""
+        loads, dumps, out, context = orjson.loads, orjson.dumps, job.out, job.context
+        add, stored = out.append, job.block.stored
+        number = job.block.first - 1
+        made = dropped = 0
+        identity: Any
+        for line in job.lines:
+            number += 1
+            identity = number
+            try:
+                row = loads(line)
+                if stored:
+                    identity = row[FIELD]
+                else:
+                    row[FIELD] = number
+                new = one(row, context)
+                if type(new) is dict:
+                    new[FIELD] = identity
+                    add(dumps(new))
+                    made += 1
+                elif new is None:
+                    dropped += 1
+                else:
+                    several = _several(new, identity)
+                    out.extend(several)
+                    made += len(several)
+                    dropped += not several
+            except Exception as error:  # noqa: BLE001 - an operator may raise anything
+                if not line.strip():
+                    job.result.blank += 1
+                elif not self._bury(error, line, number, job):
+                    break
+        job.result.made, job.result.dropped = made, dropped
+
+    def _run_batches(self, many: Callable[..., Any], job: "_Job") -> None:
+        stream, result = iter(enumerate(job.lines, job.block.first)), job.result
+        while batch := list(islice(stream, self._size)):
+            blank = result.blank
+            rows, places = self._readable_batch(batch, job)
+            if rows and result.failure is None:
+                try:
+                    made = _checked(many(rows, job.context), rows)
+                    lists = [_lines_of(new, place[2]) for new, place in zip(made, places, strict=True)]
+                except Exception as error:  # noqa: BLE001 - an operator may raise anything
+                    if self._letters:
+                        self._one_by_one(many, places, job)
+                    else:
+                        result.failure = _failure(error, places[0][2], job.context)
+                else:
+                    job.add(lists)
+            if result.failure is not None:
+                result.last, result.blank = batch[0][0], blank
+                return
+
+    def _one_by_one(
+        self, many: Callable[..., Any], places: list[tuple[int, bytes, Any]], job: "_Job"
+    ) -> None:
+        """Find the rows that a batch fails for: only they are dead letters."""
+        for number, line, identity in places:
+            try:
+                row = _parsed(line, number, job.block.stored)
+                job.add([_lines_of(_checked(many([row], job.context), [row])[0], identity)])
+            except Exception as error:  # noqa: BLE001 - an operator may raise anything
+                self._bury(error, line, number, job)
+
+    def _readable_batch(
+        self, batch: list[tuple[int, bytes]], job: "_Job"
+    ) -> tuple[list[dict[str, Any]], list[tuple[int, bytes, Any]]]:
+        rows, places = [], []
+        for number, line in batch:
+            try:
+                row = _parsed(line, number, job.block.stored)
+            except Exception as error:  # noqa: BLE001 - said of the row
+                if not line.strip():
+                    job.result.blank += 1
+                elif not self._bury(error, line, number, job):
+                    return [], []
+                continue
+            rows.append(row)
+            places.append((number, line, row[FIELD]))
+        return rows, places
+
+    def _bury(self, error: Exception, line: bytes, number: int, job: "_Job") -> bool:
+        """Make a row a dead letter and return True, or note the failure and return False."""
+        stored, result = job.block.stored, job.result
+        failure = _failure(_explained(error, line, stored), _identity(line, number, stored), job.context)
+        if not self._letters:
+            result.failure, result.last = failure, number
+            return False
+        result.dead.append(DeadLetter(failure.identity, number, failure.reason, failure.message, line))
+        return True
+
+
+class _Job:
+    """A block on its way: its lines, what was made of them, and where that is noted."""
+
+    def __init__(self, block: Block, context: NodeContext, result: Result) -> None:
+        self.block, self.context, self.result = block, context, result
+        self.lines = block.data.split(b"\n")
+        if not self.lines[-1]:
+            self.lines.pop()
+        self.out: list[bytes] = []
+
+    def add(self, lists: list[list[bytes]]) -> None:
+        """Add the rows made of several source rows."""
+        for lines in lists:
+            self.out.extend(lines)
+            self.result.made += len(lines)
+            self.result.dropped += not lines
+
+
+class _Probe:
+    """Times the first rows: does an operator wait, or compute?"""
+
+    def __init__(self, one: Callable[..., Any]) -> None:
+        self._one = one
+        self._waited: list[float] = []
+
+    def __call__(self, row: Any, context: NodeContext) -> Any:
+        if len(self._waited) >= _PROBED:
+            return self._one(row, context)
+        wall, busy = time.perf_counter(), time.thread_time()
+        try:
+            return self._one(row, context)
+        finally:
+            self._waited.append(time.perf_counter() - wall - (time.thread_time() - busy))
+
+    def verdict(self) -> bool | None:
+        """Return whether even the quickest of the first rows waited; None before there were any."""
+        return min(self._waited) > _WAIT if self._waited else None
+
+
+def _readable(lines: list[bytes], block: Block) -> list[dict[str, Any]]:
+    """Return the rows that the hot loop will ask for, in its order: those that can be read."""
+    rows = []
+    for number, line in enumerate(lines, block.first):
+        try:
+            rows.append(_parsed(line, number, block.stored))
+        except (orjson.JSONDecodeError, TypeError, KeyError, BadRowError):
+            continue
+    return rows
+
+
+def _parsed(line: bytes, number: int, stored: bool) -> dict[str, Any]:
+    row = orjson.loads(line)
+    if type(row) is not dict:
+        raise BadRowError("no JSON object")
+    if stored:
+        _ = row[FIELD]
+    else:
+        row[FIELD] = number
+    return row
+
+
+def _checked(made: Any, rows: list[dict[str, Any]]) -> list[Any]:
+    if not isinstance(made, list) or len(made) != len(rows):
+        what = f"{len(made)} results" if isinstance(made, list) else type(made).__name__
+        raise BadRowError(
+            f"process_batch returned {what} for {len(rows)} rows: return a list with a row, a list of rows or"
+            " None for each"
+        )
+    return made
+
+
+def _lines_of(new: Any, identity: Any) -> list[bytes]:
+    if type(new) is dict:
+        new[FIELD] = identity
+        return [orjson.dumps(new)]
+    return [] if new is None else _several(new, identity)
+
+
+def _several(new: Any, identity: Any) -> list[bytes]:
+    """Return the rows made from one row, with their ids, as lines."""
+    if not isinstance(new, list | tuple):
+        if isinstance(new, dict):
+            return _lines_of(dict(new), identity)
+        raise BadRowError(
+            f"the operator returned {type(new).__name__}: return a row (a dict), a list of rows or None"
+        )
+    lines = []
+    for place, row in enumerate(new):
+        if not isinstance(row, dict):
+            raise BadRowError(
+                f"the operator returned a list with {type(row).__name__} at {place}: rows are dicts"
+            )
+        lines.append(orjson.dumps({**row, FIELD: child(identity, place)}))
+    return lines
+
+
+def _identity(line: bytes, number: int, stored: bool) -> Any:
+    try:
+        return orjson.loads(line)[FIELD] if stored else number
+    except (orjson.JSONDecodeError, TypeError, KeyError):
+        return number
+
+
+def _explained(error: Exception, line: bytes, stored: bool) -> Exception:
+    """Return an error that says what is wrong with the row, where Python's own says it worse."""
+    try:
+        row = orjson.loads(line)
+    except orjson.JSONDecodeError as broken:
+        return BadRowError(f"no JSON ({broken})")
+    if not isinstance(row, dict):
+        return BadRowError("no JSON object")
+    if stored and FIELD not in row:
+        return BadRowError(f"no {FIELD}, which the first row of this source has")
+    return error
+
+
+def _failure(error: Exception, identity: Any, context: NodeContext) -> RowError:
+    failure = RowError(context.node_id, str(identity), type(error).__name__, str(error))
+    failure.__cause__ = error
+    return failure
+
+
+def _shorten(result: Result, lines: list[bytes]) -> None:
+    """Let the result cover only the rows before the failure."""
+    kept = lines[: result.last - result.first]
+    size = sum(map(len, kept)) + len(kept)
+    result.end += size - result.size
+    result.size = size
