@@ -7,9 +7,10 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -306,7 +307,6 @@ def _again(action: Callable[[], Any], what: str, retries: int, pause: Callable[[
     Raises:
         ConfigError: the hub refuses, or the network has failed at every attempt.
     """
-    import httpx  # noqa: PLC0415 - huggingface_hub brings it
     from huggingface_hub.errors import (  # noqa: PLC0415
         GatedRepoError,
         HfHubHTTPError,
@@ -327,7 +327,7 @@ def _again(action: Callable[[], Any], what: str, retries: int, pause: Callable[[
             raise ConfigError(f"{what}: the hub has no such model or revision ({error})") from error
         except OfflineModeIsEnabled as error:
             raise ConfigError(f"{what}: HF_HUB_OFFLINE is set; unset it, or take --offline") from error
-        except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        except (HfHubHTTPError, OSError, *_network_errors()) as error:
             if attempt == retries or _final(error):
                 raise ConfigError(
                     f"{what}: it failed {attempt + 1} times, at last by {type(error).__name__}: "
@@ -345,6 +345,15 @@ def _again(action: Callable[[], Any], what: str, retries: int, pause: Callable[[
             )
             pause(seconds)
     raise AssertionError(what)
+
+
+def _network_errors() -> list[type[Exception]]:
+    """Return the errors of the client that huggingface_hub talks through: httpx2, or httpx before 2.0."""
+    found: list[type[Exception]] = []
+    for name in ("httpx2", "httpx"):
+        with suppress(ImportError):
+            found.append(import_module(name).HTTPError)
+    return found
 
 
 def _final(error: Exception) -> bool:

@@ -1,0 +1,341 @@
+"""`asysi weights`: tables, resumption, checks and the page, as a person gets them."""
+
+import csv
+import json
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import save_file
+from typer.testing import CliRunner
+
+from asysi.contract.errors import ConfigError
+from asysi.weights.analysis import Identity, Settings, analyze, needed_bytes
+from asysi.weights.checkpoint import open_checkpoint
+from asysi.weights.columns import COLUMNS, NAMES, ORIGINAL
+from asysi.weights.commands import app
+from asysi.weights.export import read_table, write_table
+from asysi.weights.journal import Journal
+from asysi.weights.report import WeightsPage, build
+
+DOCUMENT = (
+    "model_path,model_id,revision,param_name,layer_index,block_type,shape,rows,cols,rank,mean,std,var,sparsity,"
+    "dtype,created_at"
+)
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A small checkpoint with three layers."""
+    generator = np.random.default_rng(0)
+    folder = tmp_path / "owner" / "tiny"
+    folder.mkdir(parents=True)
+    tensors = {"model.embed_tokens.weight": generator.standard_normal((90, 24)).astype("f2")}
+    for layer in range(3):
+        for block, shape in (
+            ("self_attn.q_proj", (24, 24)),
+            ("mlp.up_proj", (60, 24)),
+            ("mlp.down_proj", (24, 60)),
+        ):
+            tensors[f"model.layers.{layer}.{block}.weight"] = generator.standard_normal(shape).astype("f4")
+        tensors[f"model.layers.{layer}.input_layernorm.weight"] = np.ones(24, "f4")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def analysed(model, **options):
+    with open_checkpoint(model) as checkpoint:
+        return analyze(checkpoint, Identity(str(model), "owner/tiny", "local"), **options)
+
+
+class TestTable:
+    def test_the_documents_columns_come_first(self, model, tmp_path):
+        """The CSV begins with exactly the columns of the original design, in its order; ours follow."""
+        assert run("analyze", model, "-o", tmp_path / "out").exit_code == 0
+        header = (tmp_path / "out" / "params.csv").read_text().splitlines()[0]
+        assert header.startswith(DOCUMENT + ",device,framework,code_version,")
+        assert header == ",".join(NAMES)
+        assert ",".join(NAMES[:ORIGINAL]) == DOCUMENT
+
+    @pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+    def test_every_format_reads_back(self, model, tmp_path, form):
+        """Whatever the format, the rows that are read are those that were written, types included."""
+        done = run("analyze", model, "-o", tmp_path, "--format", form)
+        assert done.exit_code == 0, done.output
+        rows = read_table(tmp_path / f"params.{form}")
+        again = write_table(rows, tmp_path / "again.jsonl", "jsonl")
+        assert read_table(again) == rows
+        assert len(rows) == 13
+        kinds = {"text": str, "integer": int, "number": float, "boolean": bool}
+        for row in rows:
+            for column in COLUMNS:
+                value = row[column.name]
+                assert value is None or isinstance(value, (kinds[column.kind], int)), (column.name, value)
+
+    def test_parquet_types(self, model, tmp_path):
+        """Parquet keeps types and says what each column is."""
+        run("analyze", model, "-o", tmp_path, "--format", "parquet")
+        schema = pq.read_schema(tmp_path / "params.parquet")
+        assert [str(schema.field(name).type) for name in ("rank", "mean", "exact", "shape")] == [
+            "int64", "double", "bool", "string",
+        ]  # fmt: skip
+        assert b"not clamped" in schema.field("rank").metadata[b"text"]
+
+    def test_what_is_not_finite_is_missing(self, tmp_path):
+        """A tensor of NaNs alone has a row with empty figures, in every format."""
+        save_file({"x": np.full((3, 3), np.nan, "f4")}, tmp_path / "m.safetensors")
+        for form in ("csv", "jsonl", "parquet"):
+            assert run("analyze", tmp_path, "-o", tmp_path / "out", "--format", form).exit_code == 0
+            (row,) = read_table(tmp_path / "out" / f"params.{form}")
+            assert (row["mean"], row["rank"], row["nans"], row["sparsity"]) == (None, None, 9, 0.0)
+
+    def test_meta(self, model, tmp_path):
+        """run_meta.json holds origin, versions, settings with the seed, and the command line."""
+        run("analyze", model, "-o", tmp_path, "--seed", 7, "--zero-epsilon", "1e-3", "--model-id", "a/b",
+            "--revision", "r1")  # fmt: skip
+        meta = json.loads((tmp_path / "run_meta.json").read_text())
+        assert (meta["model_id"], meta["revision"], meta["settings"]["seed"]) == ("a/b", "r1", 7)
+        assert {
+            "python",
+            "packages",
+            "code_version",
+            "created_at",
+            "command_line",
+            "device",
+            "seconds",
+        } <= set(meta)
+        assert {"numpy", "torch", "transformers"} <= set(meta["packages"])
+        assert read_table(tmp_path / "params.csv")[0]["zero_epsilon"] == 1e-3
+
+
+class TestResume:
+    def test_an_unchanged_tensor_is_not_analysed_again(self, model, tmp_path):
+        """With the journal only the tensor whose bytes changed is computed; every row is as without it."""
+        journal = tmp_path / "j.jsonl"
+        first = analysed(model, journal=journal)
+        again = analysed(model, journal=journal)
+        assert (first.reused, again.reused) == (0, 13)
+        assert again.rows == first.rows
+        file = model / "model.safetensors"
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
+        assert analysed(model, journal=journal).reused == 12
+
+    def test_other_settings_are_other_rows(self, model, tmp_path):
+        """A row computed with another threshold is not taken for this one's."""
+        journal = tmp_path / "j.jsonl"
+        analysed(model, journal=journal)
+        done = analysed(model, journal=journal, settings=Settings(zero_epsilon=0.5))
+        assert done.reused == 0
+        assert {row["zero_epsilon"] for row in done.rows} == {0.5}
+
+    def test_a_torn_line_costs_one_row(self, model, tmp_path):
+        """A journal that was cut by a kill keeps all whole lines, and goes on behind the torn one."""
+        journal = tmp_path / "j.jsonl"
+        analysed(model, journal=journal)
+        journal.write_bytes(journal.read_bytes()[:-20])
+        assert analysed(model, journal=journal).reused == 12
+        assert analysed(model, journal=journal).reused == 13
+
+    def test_killed_on_the_way(self, model, tmp_path):
+        """After kill -9 in the middle the rows that were done are there, and the rest is computed."""
+        code = (
+            "import os, sys\n"
+            "from asysi.weights import analyze, open_checkpoint, Identity\n"
+            "from pathlib import Path\n"
+            "done = []\n"
+            "def progress(name, size):\n"
+            "    done.append(name)\n"
+            "    if len(done) == 5: os.kill(os.getpid(), 9)\n"
+            "with open_checkpoint(sys.argv[1]) as c:\n"
+            "    analyze(c, Identity('p', 'm'), workers=1, journal=Path(sys.argv[2]), progress=progress)\n"
+        )
+        journal = tmp_path / "j.jsonl"
+        killed = subprocess.run(
+            [sys.executable, "-c", code, str(model), str(journal)], check=False, timeout=120
+        )
+        assert killed.returncode == -9
+        done = analysed(model, journal=journal)
+        assert done.reused >= 5
+        assert len(done.rows) == 13
+
+    def test_foreign_lines_are_passed_over(self, tmp_path):
+        """Lines that are no rows of this version are nobody's rows."""
+        path = tmp_path / "j.jsonl"
+        path.write_text('3\n{"settings": "k"}\n{"settings": "k", "row": {"param_name": "x"}}\nrubbish\n')
+        assert not Journal(path, "k")._rows
+
+
+class TestMemory:
+    def test_big_tensors_are_not_held_together(self, tmp_path):
+        """With memory for one, tensors that need much are analysed one after the other."""
+        save_file({f"x{n}": np.ones((300, 300), "f4") for n in range(4)}, tmp_path / "m.safetensors")
+        most, now, lock = 0, 0, threading.Lock()
+        with open_checkpoint(tmp_path) as checkpoint:
+            need = needed_bytes(checkpoint.tensors["x0"], Settings())
+            for tensor in checkpoint.tensors.values():
+                plain = tensor._read
+
+                def read(start, stop, plain=plain):
+                    nonlocal most, now
+                    with lock:
+                        now += 1
+                        most = max(most, now)
+                    try:
+                        return plain(start, stop)
+                    finally:
+                        with lock:
+                            now -= 1
+
+                object.__setattr__(tensor, "_read", read)
+            done = analyze(checkpoint, Identity("p", "m"), workers=4, memory=int(1.5 * need))
+        assert len(done.rows) == 4
+        assert most == 1
+
+
+class TestCommands:
+    def test_problems_are_listed_and_the_exit_code_says_so(self, model, tmp_path):
+        """A lost tensor is named on stderr, the others are in the table, the exit code is 1."""
+        file = model / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-4])
+        done = run("analyze", model, "-o", tmp_path / "out")
+        assert done.exit_code == 1
+        assert "1 tensors are not whole" in done.stderr
+        assert len(read_table(tmp_path / "out" / "params.csv")) == 12
+        assert json.loads((tmp_path / "out" / "run_meta.json").read_text())["problems"]
+
+    def test_nothing_readable_is_bad_input(self, tmp_path):
+        """A checkpoint of which nothing can be read is bad input: exit code 2."""
+        (tmp_path / "m.safetensors").write_bytes(b"123")
+        done = run("analyze", tmp_path, "-o", tmp_path / "out")
+        assert isinstance(done.exception, ConfigError)
+        code = subprocess.run(
+            [sys.executable, "-m", "asysi.cli", "weights", "analyze", ".", "-o", "out"], cwd=tmp_path,
+            capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        assert code.returncode == 2
+        assert "too few for a safetensors file" in code.stderr
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["--zero-epsilon", "-1"], "--zero-epsilon -1.0 is no size"),
+            (["--zero-epsilon", "nan"], "--zero-epsilon nan is no size"),
+            (["--rank-k", "0"], "--rank-k 0"),
+        ],
+    )
+    def test_bad_options(self, model, arguments, said):
+        """A setting that cannot be is refused by name."""
+        done = run("analyze", model, *arguments)
+        assert isinstance(done.exception, ConfigError)
+        assert said in str(done.exception)
+
+    def test_compare(self, model, tmp_path):
+        """compare writes a table, and says how many changed."""
+        done = run("compare", model, model, "-o", tmp_path)
+        assert done.exit_code == 0, done.output
+        assert "13 same" in done.output
+        with (tmp_path / "difference.csv").open() as stream:
+            assert {row["status"] for row in csv.DictReader(stream)} == {"same"}
+
+    def test_report(self, model, tmp_path):
+        """report makes a page from a table and a difference."""
+        run("analyze", model, "-o", tmp_path)
+        run("compare", model, model, "-o", tmp_path / "d")
+        done = run("report", tmp_path / "params.csv", "--difference", tmp_path / "d" / "difference.csv")
+        assert done.exit_code == 0, done.output
+        page = (tmp_path / "report.html").read_text()
+        for word in (
+            "What changed",
+            "Layer by layer",
+            "Spectra",
+            "model.layers.2.mlp.down_proj.weight",
+            "<svg",
+        ):
+            assert word in page
+
+    @pytest.mark.parametrize("text", ["", "a,b\n1,2\n"])
+    def test_report_of_no_table(self, tmp_path, text):
+        """A file that is no table is refused."""
+        (tmp_path / "params.csv").write_text(text)
+        done = run("report", tmp_path / "params.csv")
+        assert isinstance(done.exception, ConfigError)
+
+
+class TestOrchestrator:
+    def test_run_does_everything_and_says_so(self, model, tmp_path):
+        """run writes its plan, does every step, checks the export against numpy, leaves page and table."""
+        out = tmp_path / "out"
+        done = run("run", model, "-o", out, "--format", "parquet")
+        assert done.exit_code == 0, done.output
+        plan = json.loads((out / "plan.json").read_text())
+        assert [(step["name"], step["state"]) for step in plan["steps"]] == [
+            ("download", "skipped"), ("read", "done"), ("analyze", "done"), ("export", "done"),
+            ("check", "done"),
+        ]  # fmt: skip
+        assert {"goal", "inputs", "outputs", "fallbacks"} <= set(plan)
+        check = json.loads((out / "check.json").read_text())
+        assert (check["rows"], check["columns"], check["failures"]) == (13, len(COLUMNS), [])
+        assert len(check["spot_checks"]) == 5
+        assert max(error for spot in check["spot_checks"] for error in spot["errors"].values()) < 1e-9
+        assert all((out / file).stat().st_size for file in ("params.parquet", "run_meta.json", "report.html"))
+
+    def test_run_again_skips_what_is_verified(self, model, tmp_path):
+        """The second run analyses nothing; the plan says why."""
+        run("run", model, "-o", tmp_path / "out")
+        run("run", model, "-o", tmp_path / "out")
+        plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+        (step,) = [step for step in plan["steps"] if step["name"] == "analyze"]
+        assert (step["state"], step["note"]) == ("skipped", "0 analysed, 13 unchanged since the last time")
+
+    def test_a_false_row_fails_the_check(self, model, tmp_path, monkeypatch):
+        """An export that disagrees with numpy, or lacks a row, fails with the reason and exit code 1."""
+        from asysi.weights import orchestrator
+
+        def spoilt(rows, file, form):
+            return write_table([{**row, "mean": 1e3} for row in rows[1:]], file, form)
+
+        monkeypatch.setattr(orchestrator, "write_table", spoilt)
+        done = run("run", model, "-o", tmp_path / "out")
+        assert done.exit_code == 1
+        assert "the table has 12 rows, 13 tensors were to be analysed" in done.output
+        assert "numpy says" in done.output
+
+    def test_a_model_that_cannot_be_had_is_in_the_plan(self, tmp_path):
+        """The step that failed is in the plan with its reason."""
+        done = run("run", "owner/none", "-o", tmp_path / "out", "--models", tmp_path / "m", "--offline")
+        assert isinstance(done.exception, ConfigError)
+        plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+        assert (plan["steps"][0]["state"], plan["steps"][1]["state"]) == ("failed", "planned")
+        assert "offline nothing is fetched" in plan["steps"][0]["note"]
+
+
+class TestPage:
+    def test_names_cannot_break_out(self, model):
+        """Whatever a checkpoint calls its tensors is text on the page."""
+        rows = [{**row, "param_name": "</title><script>alert(1)</script>"} for row in analysed(model).rows]
+        page = build(WeightsPage("<b>m</b>", rows, ["<i>"], {"model_id": "<u>"}))
+        for tag in ("<script", "<b>m", "<i>", "<u>"):
+            assert tag not in page
+
+    def test_the_page_is_alone(self, model):
+        """The page loads nothing and runs nothing."""
+        page = build(WeightsPage("m", analysed(model).rows))
+        assert "default-src 'none'" in page
+        assert "src=" not in page.replace("default-src=", "")
+
+    def test_a_page_of_nothing_but_vectors(self, tmp_path):
+        """Without a single matrix there is a page that says so."""
+        save_file({"x": np.ones(3, "f4")}, tmp_path / "m.safetensors")
+        page = build(WeightsPage("m", analysed(tmp_path).rows))
+        assert "No singular values were computed" in page
+        assert "No matrix has a layer" in page
