@@ -90,7 +90,8 @@ def main(arguments: Sequence[str]) -> int:
         level=chosen.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
-    logging.getLogger("kopf").setLevel(max(logging.WARNING, logging.root.level))  # it tells of every event
+    if chosen.log_level == "info":  # it tells of every event
+        logging.getLogger("kopf").setLevel(logging.WARNING)
     try:
         asyncio.run(operate(chosen))
     except ConfigError as error:

@@ -16,6 +16,7 @@ LIMIT = 256 * 1024
 """Bytes of an answer that are read at most."""
 _CPUS = re.compile(r"\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*")
 _COUNT_LIMIT = 2**63 - 1
+_QUALITY = ("fvu", "l0", "dead")
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def read_answer(body: bytes) -> Answer | None:
         counters=_counters(
             answer, archived, sum(_count(point, "trained") or 0 for point in points) if points else None
         ),
-        sae={key: value for key in ("fvu", "l0", "dead") if (value := _mean(trained, key)) is not None},
+        sae=_quality({key: _mean(trained, key) for key in _QUALITY}),
         balanced=_flag(_part(answer, "ledger"), "balanced"),
     )
 
@@ -71,7 +72,7 @@ def read_last_words(message: str) -> LastWords | None:
     ledger, sae = _part(words, "ledger"), _part(words, "sae")
     return LastWords(
         counters=_counters(words, _count(_part(words, "durable"), "archiver"), _count(words, "trained")),
-        sae={key: value for key in ("fvu", "l0", "dead") if (value := _number(sae, key)) is not None},
+        sae=_quality({key: _number(sae, key) for key in _QUALITY}),
         balanced=_flag(ledger, "balanced"),
         unbalanced=[str(line)[:253] for line in _list(ledger, "unbalanced")][:64],
         problems=[str(line) for line in _list(words, "problems")][:64],
@@ -95,6 +96,13 @@ def _counters(part: Manifest, archived: int | None, trained: int | None) -> dict
         "trained": trained,
     }
     return {key: count for key, count in counts.items() if count is not None}
+
+
+def _quality(found: Mapping[str, float | None]) -> dict[str, float]:
+    """Return what is known; a share that is none is not."""
+    share = found["dead"]
+    known = found if share is None or 0 <= share <= 1 else {**found, "dead": None}
+    return {key: value for key, value in known.items() if value is not None}
 
 
 def _object(body: bytes) -> dict[str, Any] | None:

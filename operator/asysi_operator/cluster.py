@@ -85,8 +85,8 @@ class Cluster:
         self._fault = int(os.environ.get(FAULT) or 0)
         self._writes = 0
 
-    def do(self, action: Action, experiment: Manifest) -> None:
-        """Carry out one action of a plan.
+    def do(self, action: Action, experiment: Manifest) -> Manifest | None:
+        """Carry out one action of a plan and return the object as it is now, if it still is.
 
         Raises:
             RejectedError: the API server says no.
@@ -94,14 +94,14 @@ class Cluster:
         """
         namespace = experiment["metadata"]["namespace"]
         if isinstance(action, Apply):
-            self._apply(action, namespace, experiment["metadata"]["uid"])
-        else:
-            body = {"propagationPolicy": "Foreground", "preconditions": {"uid": action.uid}}
-            path = _path(KINDS[action.kind], namespace, action.name)
-            # Gone already, or another object of that name: what was to be removed is not there.
-            self._call("DELETE", path, action.kind, body=body, fine=(404, 409))
+            return self._apply(action, namespace, experiment["metadata"]["uid"])
+        body = {"propagationPolicy": "Foreground", "preconditions": {"uid": action.uid}}
+        path = _path(KINDS[action.kind], namespace, action.name)
+        # Gone already, or another object of that name: what was to be removed is not there.
+        left = self._call("DELETE", path, action.kind, body=body, fine=(404, 409))
+        return left if left and "deletionTimestamp" in left.get("metadata", {}) else None
 
-    def _apply(self, action: Apply, namespace: str, uid: str) -> None:
+    def _apply(self, action: Apply, namespace: str, uid: str) -> Manifest | None:
         manifest = action.manifest
         kind, name = manifest["kind"], manifest["metadata"]["name"]
         path = _path(KINDS[kind], namespace, name)
@@ -113,15 +113,15 @@ class Cluster:
                         "NameTaken",
                         f"{kind} {name} exists and is not this experiment's: delete or rename one of them",
                     )
-                return  # it is ours, and will be compared once its event has come
-        self._call("PATCH", path, kind, body=manifest, query=_AS_US)
+                return there  # from before this operator knew of it: now it can be compared
+        return self._call("PATCH", path, kind, body=manifest, query=_AS_US)
 
-    def write_status(self, experiment: Manifest, status: Manifest) -> None:
-        """Replace the status of an experiment; nothing happens when it has gone or is another one by now."""
+    def write_status(self, experiment: Manifest, status: Manifest) -> Manifest | None:
+        """Replace the status of an experiment and return it; None when it has gone or is another by now."""
         metadata = {key: experiment["metadata"][key] for key in ("name", "namespace", "uid")}
         body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "status": status}
         path = f"{_path(EXPERIMENTS, metadata['namespace'], metadata['name'])}/status"
-        self._call("PATCH", path, KIND, body=body, query=_AS_US, fine=(404, 409))
+        return self._call("PATCH", path, KIND, body=body, query=_AS_US, fine=(404, 409))
 
     def announce(self, experiment: Manifest, level: str, reason: str, message: str, now: str) -> None:
         """Leave an event; the same one twice is one."""

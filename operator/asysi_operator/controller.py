@@ -6,7 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from asysi.contract.runtime import PORTS, Container
@@ -24,7 +24,7 @@ from asysi_operator.cluster import (
 )
 from asysi_operator.failures import Failure, oddity
 from asysi_operator.manifests.kinds import Manifest
-from asysi_operator.observation import Observed, rfc3339, state_of
+from asysi_operator.observation import Observed, leaving, rfc3339, state_of
 from asysi_operator.reconcile import Plan, Settings, plan
 from asysi_operator.status import announcements, derive, only_counted
 from asysi_operator.work import Work
@@ -38,8 +38,8 @@ CPUS_SECONDS = 30.0
 """Seconds between two questions to every worker, for the processors it has."""
 AUDIT_SECONDS = 30.0
 """Seconds between two comparisons of what is known with what is there."""
-EVENTS_SECONDS = 2.0
-"""Seconds between two looks at the events of something odd."""
+EVENTS_SECONDS, EVENTS_LATEST = 2.0, 60.0
+"""Seconds between the first two looks at the events of something odd, and at the most."""
 log = logging.getLogger("asysi.operator")
 
 
@@ -57,6 +57,8 @@ class Memory:
     """Identity of the pod that the rest is about."""
     answers: dict[str, Answer] = field(default_factory=dict)
     odd: str = ""
+    looks: int = 0
+    """How often the events of the same oddity were looked at: ever less often."""
     events: Sequence[Manifest] = ()
 
 
@@ -66,6 +68,8 @@ class Look:
 
     again: float | None = None
     failed: bool = False
+    written: Sequence[Manifest] = ()
+    """Objects as the API server answered: known at once, whenever their events come."""
 
 
 class Controller:
@@ -155,6 +159,8 @@ class Controller:
         )
         with metrics.RECONCILES.time():
             look = await asyncio.to_thread(functools.partial(self._look, observed, memory))
+        for item in look.written:
+            self.world.put(item["kind"], item)
         if look.failed:
             self.work.failed(key)
         else:
@@ -164,26 +170,34 @@ class Controller:
 
     def _look(self, observed: Observed, memory: Memory) -> Look:
         """Look at one experiment, in a thread of its own."""
-        decided = plan(observed, self._settings)
-        trouble = self._act(observed, decided)
-        if "deletionTimestamp" in observed.experiment["metadata"]:
+        if leaving(observed.experiment):
             return Look()
+        decided = plan(observed, self._settings)
+        written, trouble = self._act(observed, decided)
         waits = [self._ask(observed, memory), self._explain(observed, memory)]
-        observed = Observed(
-            observed.experiment, observed.now, observed.children, observed.pods, memory.answers, memory.events
+        observed = replace(
+            observed,
+            children=(*written, *_others(observed.children, written)),
+            answers=memory.answers,
+            events=memory.events,
         )
         derived = derive(observed, decided, trouble=trouble)
-        waits += [self._say(observed, derived.status, memory), derived.again, decided.again]
-        return Look(min((one for one in waits if one is not None), default=None), failed=trouble is not None)
+        said, wait = self._say(observed, derived.status, memory)
+        known = [one for one in (*waits, wait, derived.again, decided.again) if one is not None]
+        return Look(min(known, default=None), trouble is not None, [*written, *said])
 
-    def _act(self, observed: Observed, decided: Plan) -> Failure | None:
+    def _act(self, observed: Observed, decided: Plan) -> tuple[list[Manifest], Failure | None]:
+        """Carry out a plan as far as the API server lets; returns what it wrote and what stood against it."""
+        written: list[Manifest] = []
         for action in decided.actions:
             try:
-                self._cluster.do(action, observed.experiment)
+                item = self._cluster.do(action, observed.experiment)
             except RejectedError as error:
                 metrics.ERRORS.labels(error.reason).inc()
-                return Failure(error.reason, error.message)
-        return None
+                return written, Failure(error.reason, error.message)
+            if item is not None:
+                written.append(item)
+        return written, None
 
     def _ask(self, observed: Observed, memory: Memory) -> float | None:
         """Ask the pod's workers how they are, when it is time; returns the seconds until the next time."""
@@ -212,23 +226,28 @@ class Controller:
         odd, now = oddity(observed), self._clock()
         if odd is None:
             return None
-        if odd != memory.odd or now - memory.looked >= EVENTS_SECONDS:
-            memory.odd, memory.looked = odd, now
-            memory.events = self._cluster.warnings(observed.experiment["metadata"]["namespace"], odd)
-        return EVENTS_SECONDS
+        if str(odd) != memory.odd:
+            memory.odd, memory.looks, memory.looked, memory.events = str(odd), 0, float("-inf"), ()
+        wait = min(EVENTS_LATEST, EVENTS_SECONDS * 2.0**memory.looks)
+        if now - memory.looked >= wait:
+            memory.looked, memory.looks = now, min(memory.looks + 1, 8)
+            memory.events = self._cluster.warnings(observed.experiment["metadata"]["namespace"], odd.uid)
+        return wait
 
-    def _say(self, observed: Observed, status: Manifest, memory: Memory) -> float | None:
-        """Write the status when it says something new; counters wait their turn: returns the seconds."""
+    def _say(
+        self, observed: Observed, status: Manifest, memory: Memory
+    ) -> tuple[list[Manifest], float | None]:
+        """Write the status if it says something new; returns what was written and how long counters wait."""
         before, now = observed.status, self._clock()
         if status == before:
-            return None
+            return [], None
         if only_counted(before, status) and now - memory.counted < ASK_SECONDS:
-            return memory.counted + ASK_SECONDS - now
+            return [], memory.counted + ASK_SECONDS - now
         for level, reason, message in announcements(observed.name, before, status):
             self._cluster.announce(observed.experiment, level, reason, message, rfc3339(observed.now))
-        self._cluster.write_status(observed.experiment, status)
+        answer = self._cluster.write_status(observed.experiment, status)
         memory.counted = now
-        return None
+        return [answer] if answer else [], None
 
     async def _beats(self) -> None:
         while True:
@@ -263,3 +282,8 @@ class Controller:
             item = await asyncio.to_thread(self._cluster.read, KINDS[name], *key)
             self.seen(name, item or {"metadata": {"namespace": key[0], "name": key[1]}}, gone=item is None)
         metrics.AUDIT.set_to_current_time()
+
+
+def _others(children: Sequence[Manifest], written: Sequence[Manifest]) -> list[Manifest]:
+    new = {(item["kind"], item["metadata"]["name"]) for item in written}
+    return [item for item in children if (item["kind"], item["metadata"]["name"]) not in new]

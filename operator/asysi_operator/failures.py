@@ -1,10 +1,11 @@
 """What went wrong, as a person would say it: from waiting, terminated and unschedulable states. Pure."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
+from asysi.contract.runtime import Exit
 from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.observation import (
     Observed,
@@ -25,9 +26,7 @@ _SIGNALS = frozenset({137, 143})
 _ODD_SECONDS = 3.0
 """Seconds without progress after which the events are asked."""
 _PROBE = re.compile(r"failed (liveness|startup) probe")
-_TELLING = frozenset(
-    {"FailedCreate", "FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox", "Killing"}
-)
+_NODE_TROUBLE = frozenset({"FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox"})
 _MAINS = ("prepare", "host", "finish")
 MESSAGE_LIMIT = 4096
 
@@ -76,21 +75,52 @@ def last_failure(observed: Observed) -> Failure | None:
     return ongoing or max(past, key=lambda failure: failure.time or "", default=None)
 
 
-def oddity(observed: Observed) -> str | None:
-    """Return the identity of the object whose events would explain what the states do not, if any."""
+@dataclass(frozen=True)
+class Oddity:
+    """Something that only events explain."""
+
+    uid: str
+    """Identity of the object that they are about."""
+    what: str
+    """What is odd, to tell one oddity from the next."""
+
+
+def oddity(observed: Observed) -> Oddity | None:
+    """Return what the states of pod and Job do not explain, if anything."""
     job, pod = observed.job, observed.pod
     if pod is None:
-        waiting = (
-            job and not job["spec"].get("suspend") and not holds(job, "Failed") and not holds(job, "Complete")
-        )
-        return str(job["metadata"]["uid"]) if job and waiting and _old(job, observed) else None
-    killed = any(_killed(detail) for status in containers(pod).values() for detail in _terminations(status))
-    creating = _old(pod, observed) and any(
-        state_of(pod, name)[1].get("reason") in QUIET_WAITS for name in ("prepare", "archiver", "sae", "hook")
-    )
-    if leaving(pod) or not (killed or creating):
+        if job is None or job["spec"].get("suspend") or finished(job) or not _old(job, observed):
+            return None
+        return Oddity(str(job["metadata"]["uid"]), "no pod")
+    if leaving(pod):
         return None
-    return str(pod["metadata"]["uid"])
+    uid = str(pod["metadata"]["uid"])
+    killed = [
+        f"{name} {detail.get('finishedAt')}"
+        for name, status in containers(pod).items()
+        for detail in _terminations(status)
+        if _killed(detail)
+    ]
+    if killed:
+        return Oddity(uid, ", ".join(killed))
+    name, state = _next(pod)
+    return (
+        Oddity(uid, f"{name} waits") if state.get("reason") in QUIET_WAITS and _old(pod, observed) else None
+    )
+
+
+def finished(job: Manifest) -> Manifest | None:
+    """Return the condition that ended a Job: Complete or Failed."""
+    return holds(job, "Complete") or holds(job, "Failed")
+
+
+def _next(pod: Manifest) -> tuple[str, Manifest]:
+    """Return the first container that has neither ended well nor started, and how it waits."""
+    for name, status in containers(pod).items():
+        kind, detail = state_of(pod, name)
+        if not status.get("started") and not (kind == "terminated" and not _code(detail)):
+            return name, detail if kind == "waiting" else {}
+    return "", {}
 
 
 def _of_pod(pod: Manifest, observed: Observed) -> Iterator[Failure]:
@@ -115,9 +145,7 @@ def _of_containers(pod: Manifest, attempt: int, events: Sequence[Manifest]) -> I
             if (failure := _waiting(name, status, state, attempt, events)) is not None:
                 yield failure
             continue
-        if kind == "waiting" and (
-            event := _telling(events, name, {"FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox"})
-        ):
+        if kind == "waiting" and (event := _telling(events, name, _NODE_TROUBLE)):
             yield Failure(event["reason"], event.get("message", ""), name, attempt=attempt)
         for detail in _terminations(status):
             if name == "finish" and lost:
@@ -150,6 +178,8 @@ def _terminated(name: str, detail: Manifest, attempt: int, events: Sequence[Mani
     if _killed(detail) and (event := _telling(events, name, {"Killing"})) and _PROBE.search(event["message"]):
         kind = "LivenessProbeFailed" if "liveness" in event["message"] else "StartupProbeFailed"
         return Failure(kind, event["message"], name, code, attempt, detail.get("finishedAt"))
+    if reason == "Error" and code == Exit.CONFIG:
+        reason = "BadConfiguration"
     if not message:
         message = f"{name} ended with exit code {code}; its log says more"
     return Failure(reason, message.strip(), name, code, attempt, detail.get("finishedAt"))
@@ -180,7 +210,7 @@ def _of_job(observed: Observed) -> Failure | None:
     return None
 
 
-def _telling(events: Sequence[Manifest], container: str | None, reasons: set[str]) -> Manifest | None:
+def _telling(events: Sequence[Manifest], container: str | None, reasons: Collection[str]) -> Manifest | None:
     """Return the newest of the events with one of `reasons`, about a container where it names one."""
     for event in sorted(events, key=_when, reverse=True):
         field = (event.get("involvedObject") or {}).get("fieldPath") or ""

@@ -40,7 +40,7 @@ def configure(settings: kopf.OperatorSettings) -> None:
     settings.process.ultimate_exiting_timeout = 10
     settings.posting.enabled = False
     settings.scanning.disabled = True
-    settings.queueing.idle_timeout = 5
+    settings.queueing.idle_timeout = 1  # a stop waits for it
     for kind in (PODS, *CHILDREN):
         settings.watching.label_selectors[kind.group, kind.version, kind.plural] = EXPERIMENT
 
@@ -69,8 +69,5 @@ def _watch_experiments(registry: kopf.OperatorRegistry, controller: Controller) 
 
 
 def _plain(body: kopf.Body, kind: Kind) -> dict[str, Any]:
-    """Return an event's object as plain data that no other event changes."""
-    item = dict(body)
-    item["kind"] = kind.kind
-    item["metadata"] = {key: value for key, value in item["metadata"].items() if key != "managedFields"}
-    return item
+    """Return an event's object as plain data; a listing's items do not say of which kind they are."""
+    return dict(body) | {"kind": kind.kind}

@@ -140,11 +140,6 @@ def ended(observed: Observed, *, changed: bool = False) -> bool:
     return bool(failed.get("observedGeneration") == observed.generation)
 
 
-def finished(job: Manifest) -> Manifest | None:
-    """Return the condition that ended a Job: Complete or Failed."""
-    return holds(job, "Complete") or holds(job, "Failed")
-
-
 def _towards(observed: Observed, decided: Plan, objects: Sequence[Manifest]) -> Plan:
     """Return the writes that are missing, in the order of `objects`: the Job comes last."""
     actions: list[Action] = []
@@ -209,8 +204,9 @@ def _first(observed: Observed, *, suspend: bool) -> int:
     resumed = job["spec"].get("suspend") and not suspend and "startTime" not in (job.get("status") or {})
     if not resumed:
         return first_attempt(job)
-    # A suspended Job's pod does not count as failed, so its number would be given again.
-    return max(first_attempt(job), before - int((job.get("status") or {}).get("failed") or 0))
+    # A suspended Job's pod does not count as failed, and those that did may be forgotten: numbers would come
+    # twice. Counting on from here may leave one out, which harms nobody.
+    return max(first_attempt(job), before)
 
 
 def _carried(wanted: Manifest, there: Manifest) -> Manifest:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from asysi_operator.answers import LastWords, read_last_words
-from asysi_operator.failures import Failure, last_failure
+from asysi_operator.failures import Failure, finished, last_failure
 from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.observation import (
     Observed,
@@ -16,7 +16,7 @@ from asysi_operator.observation import (
     state_of,
 )
 from asysi_operator.pinning import judge
-from asysi_operator.reconcile import START_DEADLINE_EXCEEDED, Plan, ended, finished
+from asysi_operator.reconcile import START_DEADLINE_EXCEEDED, Plan, ended
 
 CONDITIONS = ("Accepted", "Scheduled", "CPUPinned", "Capturing", "Complete", "Failed", "Suspended")
 COUNTED = ("counters", "sae", "ledger")
@@ -206,7 +206,10 @@ def _failed(
 
 def _suspended(observed: Observed, decided: Plan, job: Manifest | None) -> Said:
     wished = decided.experiment is not None and decided.experiment.spec.lifecycle.suspend
-    if job is not None and job["spec"].get("suspend") and not (job.get("status") or {}).get("active"):
+    ending = any(
+        pod.get("status", {}).get("phase") not in {"Succeeded", "Failed"} for pod in observed.attempts
+    )
+    if job is not None and job["spec"].get("suspend") and not ending:
         asked = "lifecycle.suspend is true." if wished else "Its queue has not admitted it."
         return "True", "Suspended", asked
     if wished:

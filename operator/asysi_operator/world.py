@@ -24,6 +24,7 @@ class World:
 
         What is older than what is known is passed over.
         """
+        item = _lean(item)
         key = key_of(item)
         known = self._objects.setdefault(kind, {}).get(key)
         if known is not None and _newer(known, item):
@@ -104,6 +105,12 @@ def parent_of(kind: str, item: Manifest) -> Key | None:
         return key_of(item)
     name = (item["metadata"].get("labels") or {}).get(EXPERIMENT)
     return (item["metadata"]["namespace"], name) if name else None
+
+
+def _lean(item: Manifest) -> Manifest:
+    """Return an object without the part that is only the API server's own and larger than the rest."""
+    kept = {key: value for key, value in item["metadata"].items() if key != "managedFields"}
+    return item | {"metadata": kept}
 
 
 def _version(item: Manifest) -> str:

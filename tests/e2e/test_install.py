@@ -78,6 +78,8 @@ def shell(kubeconfig: Path, tool: Callable[[str], str]) -> Iterator[Shell]:
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": shell.namespace, "labels": labels}}
     )
     yield shell
+    # Before the namespace, which would delete pods first: the Job holds a failed one until it has an heir.
+    shell.kubectl("delete", "scanexperiments", "--all", "--ignore-not-found")
     shell.kubectl("delete", "namespace", shell.namespace, "--wait=false")
 
 
@@ -149,11 +151,15 @@ def release(shell: Shell, images: dict[str, str], prometheus: Query) -> str:
             "dashboard": {"enabled": True},
         },
     }
-    shell.helm(
-        "install", "watch", str(ROOT / "charts" / "asysi"), "--wait", "--timeout", "120s",
-        "--take-ownership",  # of a CRD that other tests have left
-        *(f"--set-json={key}={json.dumps(value)}" for key, value in values.items()),
-    )  # fmt: skip
+    try:
+        shell.helm(
+            "install", "watch", str(ROOT / "charts" / "asysi"), "--wait", "--timeout", "90s",
+            "--take-ownership",  # of a CRD that other tests have left
+            *(f"--set-json={key}={json.dumps(value)}" for key, value in values.items()),
+        )  # fmt: skip
+    except AssertionError as error:
+        said = shell.kubectl("logs", "deployment/watch-asysi", "--tail=40", "--all-pods")
+        raise AssertionError(f"{error}\n{said}") from None
     return "watch"
 
 
@@ -169,6 +175,16 @@ def _until(holds: Callable[[], Any], what: str, timeout: float = 90) -> Any:
         assert time.monotonic() < deadline, f"not within {timeout:.0f} s: {what}"
         time.sleep(0.5)
     return found
+
+
+def _until_phase(shell: Shell, phase: str, timeout: float) -> Tree:
+    """Return the experiment's status once it is in a phase; what ends otherwise says its status."""
+    deadline = time.monotonic() + timeout
+    while (status := _status(shell)).get("phase") != phase:
+        gone_wrong = status.get("phase") in {"Failed", "Refused"} or time.monotonic() > deadline
+        assert not gone_wrong, f"not {phase} within {timeout:.0f} s:\n{yaml.safe_dump(status)}"
+        time.sleep(0.5)
+    return status
 
 
 # -- The experiment
@@ -255,12 +271,7 @@ def _status(shell: Shell) -> Tree:
 def running(shell: Shell, experiment: Tree) -> str:
     """The experiment's pod once its host runs; returns its name."""
 
-    def pod() -> str | None:
-        status = _status(shell)
-        assert status.get("phase") not in {"Failed", "Refused"}, status
-        return status["pod"] if status.get("phase") == "Running" else None
-
-    return _until(pod, "the host runs", 180)
+    return str(_until_phase(shell, "Running", 180)["pod"])
 
 
 # -- Claims
@@ -359,12 +370,7 @@ def test_rules_load_and_an_alert_fires_when_a_worker_is_stopped(shell, running, 
 def test_the_experiment_completes(shell, running):
     """The stopped worker is started again by its liveness probe, and the experiment runs to Complete."""
 
-    def ended() -> Tree | None:
-        status = _status(shell)
-        assert status.get("phase") != "Failed", status
-        return status if status.get("phase") == "Succeeded" else None
-
-    status = _until(ended, "the experiment succeeds", 300)
+    status = _until_phase(shell, "Succeeded", 300)
     conditions = {one["type"]: one for one in status["conditions"]}
     assert conditions["Complete"]["status"] == "True"
     assert all(one["observedGeneration"] == 1 for one in status["conditions"])

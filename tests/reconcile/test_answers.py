@@ -1,0 +1,111 @@
+"""What workers say is read without trust."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asysi.contract.status import Counters, LedgerStatus, SaeStatus
+from asysi_operator.answers import LIMIT, read_answer, read_last_words
+from asysi_operator.asking import ask
+
+words = st.sampled_from(
+    [
+        *("phase", "cpus", "capture", "seen", "published", "sampledOut", "dropped", "consumers", "archiver"),
+        *(
+            "durable",
+            "points",
+            "fvu",
+            "l0",
+            "dead",
+            "trained",
+            "ledger",
+            "balanced",
+            "unbalanced",
+            "problems",
+        ),
+    ]
+)
+anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["0-3", "1"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=6),
+    max_leaves=20,
+)
+
+
+@given(anything)
+def test_whatever_is_said_fits_the_status(said):
+    """Any JSON is read without an error, and what is taken from it fits the schema of the status."""
+    answer = read_answer(json.dumps(said).encode())
+    ended = read_last_words(json.dumps(said))
+    for found in (answer, ended):
+        if found is not None:
+            Counters.model_validate(dict(found.counters))
+    if ended is not None:
+        LedgerStatus.model_validate({"unbalanced": list(ended.unbalanced)})
+    if answer is not None:
+        assert all(isinstance(value, float) for value in answer.sae.values())
+        SaeStatus.model_validate(dict(answer.sae))
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b"\xff", b"[" * 100_000, b'"text"'])
+def test_what_is_no_object_is_no_answer(body):
+    """What is no JSON object says nothing."""
+    assert read_answer(body) is None
+
+
+@pytest.fixture
+def worker():
+    """Return a function that serves one kind of answer and returns its port."""
+    servers = []
+
+    def serve(code, body, headers=()):
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(code)
+                for name, value in headers:
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_args):
+                """Say nothing."""
+
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return servers[-1].server_port
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_worker_is_asked(worker):
+    """What a worker answers arrives."""
+    assert ask("127.0.0.1", worker(200, b'{"cpus": "1-2"}')).cpus == "1-2"
+
+
+def test_a_redirect_is_not_followed(worker):
+    """A worker cannot send the operator elsewhere."""
+    elsewhere = worker(200, b'{"cpus": "1"}')
+    port = worker(302, b"", [("Location", f"http://127.0.0.1:{elsewhere}/status")])
+    assert ask("127.0.0.1", port) is None
+
+
+def test_an_endless_answer_is_cut_off(worker):
+    """More than the limit is not read."""
+    assert ask("127.0.0.1", worker(200, b" " * (LIMIT + 1) + b"{}")) is None
+
+
+def test_nobody_there_is_no_answer(worker):
+    """A port on which nobody listens says nothing, and does not fail."""
+    assert ask("127.0.0.1", 1) is None

@@ -1,0 +1,314 @@
+"""The plan: whatever happened before, and whenever the operator died, the same objects come to be."""
+
+import copy
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asysi_operator.manifests.labels import EXPERIMENT
+from asysi_operator.reconcile import APPLIED, Apply, Remove, Settings, plan
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+SPECS = st.sampled_from(
+    [
+        {},
+        {"output": {"claim": "results"}},
+        {"output": {"size": "20Gi"}},
+        {"archive": {"enabled": False}},
+        {"lifecycle": {"maxRestarts": 5}},
+        {"lifecycle": {"activeDeadlineSeconds": 60}},
+        {"scheduling": {"nodeSelector": {"disk": "fast"}}},
+        {"inputs": [{"claim": "models"}]},
+    ]
+)
+
+
+def shape(cluster):
+    """Return what is there, without identities."""
+    kept = copy.deepcopy(cluster.objects)
+    for item in kept.values():
+        item["metadata"].pop("uid")
+        item["metadata"].pop("creationTimestamp")
+    return kept
+
+
+def test_a_new_experiment_gets_its_objects_the_job_last(cluster):
+    """The plan for a new experiment applies ConfigMap, claim and NetworkPolicy, and last the Job."""
+    decided = plan(cluster().observe(), Settings())
+    kinds = [action.manifest["kind"] for action in decided.actions]
+    assert kinds == ["ConfigMap", "PersistentVolumeClaim", "NetworkPolicy", "Job"]
+    assert not any(action.exists for action in decided.actions)
+
+
+def test_what_is_there_is_not_written_again(cluster):
+    """Once everything is there, a plan holds no write, and the same observation gives the same plan."""
+    lab = cluster()
+    lab.settle()
+    assert lab.writes == 4
+    assert plan(lab.observe(), Settings()) == plan(lab.observe(), Settings())
+    assert plan(lab.observe(), Settings()).actions == []
+
+
+def test_the_plan_does_not_change_what_it_is_given(cluster):
+    """Planning is pure: the observation is afterwards as it was before."""
+    lab = cluster()
+    lab.settle()
+    lab.edit({"archive": {"enabled": False}})
+    observed = lab.observe()
+    before = copy.deepcopy(observed)
+    plan(observed, Settings())
+    assert observed == before
+
+
+@settings(max_examples=60, deadline=None)
+@given(specs=st.lists(SPECS, min_size=1, max_size=3), cuts=st.lists(st.integers(0, 5), max_size=8))
+def test_a_crash_between_any_two_writes_converges(cluster, specs, cuts):
+    """However often the operator dies in the middle of a plan, the end is as if it never had."""
+    broken, whole = cluster(), cluster()
+    for spec in specs:
+        for lab in (broken, whole):
+            lab.edit(spec)
+        for cut in cuts:
+            broken.step(writes=cut)
+        broken.settle()
+        whole.settle()
+    assert shape(broken) == shape(whole)
+
+
+@settings(max_examples=60, deadline=None)
+@given(specs=st.lists(SPECS, min_size=1, max_size=4), data=st.data())
+def test_a_stale_observation_neither_doubles_nor_deletes(cluster, specs, data):
+    """Acting on anything that was once observed removes nothing newer, and the present then prevails."""
+    lab, whole = cluster(), cluster()
+    seen = [lab.observe()]
+    for spec in specs:
+        lab.edit(spec)
+        whole.edit(spec)
+        lab.settle()
+        whole.settle()
+        seen.append(lab.observe())
+    before = {key: item["metadata"]["uid"] for key, item in lab.objects.items()}
+    for action in plan(data.draw(st.sampled_from(seen)), Settings()).actions:
+        lab.do(action)
+    current = {key for key in before if key in lab.objects}
+    gone = {uid for _kind, _name, uid in lab.removed}
+    assert all(lab.objects[key]["metadata"]["uid"] not in gone for key in current)
+    lab.settle()
+    assert shape(lab) == shape(whole)
+    assert len([key for key in lab.objects if key[0] == "Job"]) == 1
+
+
+def test_an_edit_before_the_start_replaces_the_job(cluster):
+    """A spec changed before its host has started gives a new Job; the old one goes by its identity."""
+    lab = cluster()
+    lab.settle()
+    old = lab.objects["Job", "minilm"]["metadata"]["uid"]
+    lab.edit({"capture": {"hookPoints": ["encoder.*"]}})
+    assert plan(lab.observe(), Settings()).actions == [Remove("Job", "minilm", old)]
+    lab.settle()
+    assert lab.objects["Job", "minilm"]["metadata"]["uid"] != old
+
+
+def test_an_edit_after_the_start_is_refused_and_its_undoing_accepted(cluster):
+    """Once the host has run, a changed spec is refused with a reason and nothing is touched."""
+    lab = cluster()
+    lab.settle()
+    lab.run_pod(host={"running": {"startedAt": "2026-01-02T03:01:00Z"}})
+    before = shape(lab)
+    lab.edit({"capture": {"hookPoints": ["encoder.*"]}})
+    decided = lab.step()
+    assert decided.refusal.reason == "SpecIsFrozen"
+    assert decided.actions == ()
+    assert shape(lab) == before
+    lab.edit({"capture": {"hookPoints": ["*"]}})
+    assert lab.step().refusal is None
+
+
+@pytest.mark.parametrize(
+    "lifecycle", [{"suspend": True}, {"activeDeadlineSeconds": 60}, {"ttlSecondsAfterFinished": 60}]
+)
+def test_what_may_change_while_running_does(cluster, lifecycle):
+    """Suspension, deadline and time to live reach the same Job, running or not."""
+    lab = cluster()
+    lab.settle()
+    lab.run_pod(host={"running": {"startedAt": "2026-01-02T03:01:00Z"}})
+    uid = lab.objects["Job", "minilm"]["metadata"]["uid"]
+    before = shape(lab)["Job", "minilm"]
+    lab.edit({"lifecycle": lifecycle})
+    lab.settle()
+    job = lab.objects["Job", "minilm"]
+    assert job["metadata"]["uid"] == uid
+    assert shape(lab)["Job", "minilm"] != before
+    assert job["spec"]["template"] == before["spec"]["template"]
+
+
+def test_a_lost_object_comes_back(cluster):
+    """Whatever somebody deletes, or changes, is put back as it was."""
+    for kind, name in list(_settled(cluster).objects):
+        lab = _settled(cluster)
+        whole = shape(lab)
+        del lab.objects[kind, name]
+        lab.settle()
+        assert shape(lab) == whole
+    lab = _settled(cluster)
+    whole = shape(lab)
+    lab.objects["ConfigMap", "minilm-config"]["data"] = {"experiment.json": "{}"}
+    lab.settle()
+    assert shape(lab) == whole
+
+
+def test_what_nothing_wants_is_pruned_and_the_users_is_not(cluster):
+    """The experiment's own claim goes when the user names one; objects of others stay as they are."""
+    lab = _settled(cluster)
+    lab.put(
+        {
+            "kind": "ConfigMap",
+            "metadata": {"name": "theirs", "namespace": "lab", "labels": {EXPERIMENT: "minilm"}},
+        }
+    )
+    lab.edit({"output": {"claim": "results"}})
+    lab.settle()
+    assert ("PersistentVolumeClaim", "minilm-output") not in lab.objects
+    assert ("ConfigMap", "theirs") in lab.objects
+
+
+def test_nobody_elses_object_is_taken(cluster):
+    """An object of an earlier experiment of the same name is waited for, not adopted and not removed."""
+    lab = cluster()
+    lab.put(
+        {
+            "kind": "ConfigMap",
+            "metadata": {
+                "name": "minilm-config",
+                "namespace": "lab",
+                "labels": {EXPERIMENT: "minilm"},
+                "ownerReferences": [{"uid": "experiment-0"}],
+            },
+        }
+    )
+    decided = plan(lab.observe(), Settings())
+    assert decided.actions == []
+    assert decided.again is not None
+
+
+def test_results_are_never_pruned(cluster):
+    """Once the host has started, no plan removes the claim that holds what it made."""
+    lab = _settled(cluster)
+    lab.run_pod(host={"running": {"startedAt": "2026-01-02T03:01:00Z"}})
+    lab.edit({"output": {"claim": "results"}})
+    for _ in range(5):
+        assert not any(isinstance(action, Remove) for action in lab.step().actions)
+
+
+def test_another_operator_goes_on_with_what_runs(cluster):
+    """An upgrade that renders otherwise changes no Job that is there, but for what may change."""
+    lab = _settled(cluster)
+    assert plan(lab.observe(), Settings(image="asysi-worker:next")).actions == []
+    lab.edit({"lifecycle": {"suspend": True}})
+    (action,) = [
+        one
+        for one in plan(lab.observe(), Settings(image="asysi-worker:next")).actions
+        if one.manifest["kind"] == "Job"
+    ]
+    assert action.manifest["spec"]["suspend"] is True
+    assert action.manifest["spec"]["template"] == lab.objects["Job", "minilm"]["spec"]["template"]
+
+
+def test_attempts_count_on(cluster):
+    """After a suspension, or when the Job was lost, no attempt has a number that was given before."""
+    lab = _settled(cluster)
+    lab.run_pod(2, host={"running": {"startedAt": "2026-01-02T03:01:00Z"}})
+    lab.step()
+    assert lab.experiment["status"]["attempt"] == 2
+    lab.edit({"lifecycle": {"suspend": True}})
+    lab.settle()
+    del lab.objects["Pod", "minilm-0-2"]
+    lab.edit({"lifecycle": {"suspend": False}})
+    lab.settle()
+    assert _first(lab) == 3
+    del lab.objects["Job", "minilm"]
+    lab.settle()
+    assert _first(lab) == 3
+
+
+def test_the_end_is_the_end(cluster):
+    """A recorded end is not begun anew when its Job has gone."""
+    lab = _settled(cluster)
+    lab.run_pod(host={"running": {"startedAt": "2026-01-02T03:01:00Z"}})
+    lab.objects["Job", "minilm"]["status"] = {
+        "conditions": [{"type": "Complete", "status": "True", "lastTransitionTime": "2026-01-02T03:02:00Z"}]
+    }
+    lab.step()
+    assert lab.experiment["status"]["phase"] == "Succeeded"
+    del lab.objects["Job", "minilm"]
+    for _ in range(3):
+        assert list(lab.step().actions) == []
+    assert lab.experiment["status"]["phase"] == "Succeeded"
+
+
+def test_a_failure_before_the_start_can_be_mended(cluster):
+    """An experiment that failed before its host started is tried again once its spec is changed."""
+    lab = _settled(cluster)
+    lab.objects["Job", "minilm"]["status"] = {
+        "conditions": [
+            {
+                "type": "Failed",
+                "status": "True",
+                "reason": "PodFailurePolicy",
+                "message": "no",
+                "lastTransitionTime": "2026-01-02T03:02:00Z",
+            }
+        ]
+    }
+    lab.step()
+    assert lab.experiment["status"]["phase"] == "Failed"
+    assert list(lab.step().actions) == []
+    lab.edit({"model": {"uri": "file:///models/other"}})
+    lab.settle()
+    assert lab.experiment["status"]["phase"] != "Failed"
+    assert "status" not in lab.objects["Job", "minilm"]
+
+
+def test_the_job_goes_when_its_time_is_over(cluster):
+    """The operator removes a finished Job after its time to live, and not before."""
+    lab = cluster({"lifecycle": {"ttlSecondsAfterFinished": 60}})
+    lab.settle()
+    lab.objects["Job", "minilm"]["status"] = {
+        "conditions": [{"type": "Complete", "status": "True", "lastTransitionTime": "2026-01-02T03:04:00Z"}]
+    }
+    lab.step()
+    early = plan(lab.observe(now=NOW + timedelta(seconds=50)), Settings())
+    assert early.actions == ()
+    assert early.again == pytest.approx(5)
+    (late,) = plan(lab.observe(now=NOW + timedelta(seconds=56)), Settings()).actions
+    assert isinstance(late, Remove)
+    assert late.kind == "Job"
+
+
+def test_an_experiment_that_goes_is_left_alone(cluster):
+    """Nothing is made for an experiment that is being deleted: the garbage collector takes what it owns."""
+    lab = cluster(deletionTimestamp="2026-01-02T03:04:00Z")
+    assert plan(lab.observe(), Settings()).actions == ()
+
+
+def test_applied_objects_say_so(cluster):
+    """Every object carries the digest of what was applied, and plain data only."""
+    for action in plan(cluster().observe(), Settings()).actions:
+        assert isinstance(action, Apply)
+        assert action.manifest["metadata"]["annotations"][APPLIED]
+        assert json.loads(json.dumps(action.manifest)) == action.manifest
+
+
+def _settled(cluster):
+    lab = cluster()
+    lab.settle()
+    return lab
+
+
+def _first(lab):
+    return int(
+        lab.objects["Job", "minilm"]["spec"]["template"]["metadata"]["annotations"]["asysi.dev/first-attempt"]
+    )

@@ -1,0 +1,212 @@
+"""The status: what is said follows from what is observed, and what was once known stays known."""
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from asysi.contract.status import Status
+from asysi_operator.answers import read_answer
+from asysi_operator.reconcile import Settings, plan
+from asysi_operator.status import CONDITIONS, EVENT_REASONS, announcements, derive, only_counted, phase
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+RUNNING = {"running": {"startedAt": "2026-01-02T03:01:00Z"}}
+ENDED = {
+    "terminated": {"exitCode": 0, "finishedAt": "2026-01-02T03:02:00Z", "startedAt": "2026-01-02T03:01:00Z"}
+}
+WORDS = {
+    "attempt": 0,
+    "complete": True,
+    "ledger": {"balanced": True, "unbalanced": []},
+    "capture": {"seen": 10, "published": 7, "sampledOut": 1, "dropped": {"full": 1, "error": 1}},
+    "durable": {"archiver": 7, "sae": 7},
+    "trained": 6,
+    "sae": {"fvu": 0.25, "l0": 8.0, "dead": 0.5},
+    "problems": [],
+}
+ANSWER = {
+    "phase": "running",
+    "cpus": "1",
+    "capture": {"seen": 5, "published": 4, "sampledOut": 1, "dropped": {}},
+    "consumers": {"archiver": {"durable": 3}},
+    "points": [{"path": "a", "fvu": 0.5, "l0": 4.0, "dead": 0.0, "trained": 2}],
+    "ledger": {"balanced": True},
+}
+
+
+def said(lab, **more):
+    observed = lab.observe(**more)
+    return derive(observed, plan(observed, Settings())).status
+
+
+def conditions(status):
+    return {one["type"]: (one["status"], one["reason"]) for one in status["conditions"]}
+
+
+@pytest.fixture
+def lab(cluster):
+    """Return a cluster whose experiment has its Job."""
+    made = cluster()
+    made.settle()
+    return made
+
+
+def answered(**changes):
+    return {"finish": read_answer(json.dumps({**ANSWER, **changes}).encode())}
+
+
+def test_every_status_is_of_the_contract(cluster, lab):
+    """Whatever is said fits the schema of the status, with every condition and the generation it is about."""
+    refused = cluster({"mode": "CONSUMER"})
+    lab.run_pod(host=RUNNING)
+    for status in (said(refused), said(lab), said(lab, answers=answered())):
+        assert Status.model_validate(status)
+        assert status["observedGeneration"] == 1
+        assert {one["observedGeneration"] for one in status["conditions"]} == {1}
+        assert {one["type"] for one in status["conditions"]} <= set(CONDITIONS)
+    assert [one["type"] for one in said(lab)["conditions"]] == list(CONDITIONS)
+
+
+def test_a_life(lab):
+    """Pending, Preparing, Running, Finishing, Succeeded: each from what pod, workers and Job show."""
+    assert said(lab)["phase"] == "Pending"
+    pod = lab.run_pod(host={"waiting": {"reason": "PodInitializing"}})
+    assert said(lab)["phase"] == "Preparing"
+    pod["status"]["containerStatuses"][0]["state"] = RUNNING
+    starting = said(lab)
+    assert (starting["phase"], conditions(starting)["Capturing"]) == ("Running", ("False", "HostStarting"))
+    running = said(lab, answers=answered())
+    assert (running["phase"], conditions(running)["Capturing"]) == ("Running", ("True", "HostRunning"))
+    assert running["counters"] == {
+        "seen": 5,
+        "captured": 4,
+        "sampledOut": 1,
+        "dropped": 0,
+        "archived": 3,
+        "trained": 2,
+    }
+    assert running["sae"] == {"fvu": 0.5, "l0": 4.0, "dead": 0.0}
+    assert running["startTime"] == "2026-01-02T03:01:00Z"
+    pod["status"]["containerStatuses"][0]["state"] = ENDED
+    assert said(lab)["phase"] == "Finishing"
+    finish = {"exitCode": 0, "finishedAt": "2026-01-02T03:03:00Z", "message": json.dumps(WORDS)}
+    pod["status"]["containerStatuses"].append({"name": "finish", "state": {"terminated": finish}})
+    _end(lab, "Complete")
+    done = said(lab)
+    assert done["phase"] == "Succeeded"
+    assert done["counters"] == {
+        "seen": 10,
+        "captured": 7,
+        "sampledOut": 1,
+        "dropped": 2,
+        "archived": 7,
+        "trained": 6,
+    }
+    assert done["ledger"] == {"balanced": True}
+    assert done["completionTime"] == "2026-01-02T03:03:30Z"
+    assert "lastFailure" not in done
+
+
+def test_what_was_known_outlives_the_pod(lab):
+    """When pod and Job have gone, the status says what it said."""
+    finish = {"exitCode": 0, "finishedAt": "2026-01-02T03:03:00Z", "message": json.dumps(WORDS)}
+    status = {
+        "containerStatuses": [
+            {"name": "host", "state": ENDED},
+            {"name": "finish", "state": {"terminated": finish}},
+        ]
+    }
+    lab.run_pod(**status)
+    _end(lab, "Complete")
+    before = said(lab)
+    lab.write_status(before)
+    lab.objects.clear()
+    assert said(lab) == before
+
+
+def test_a_refused_spec_says_why(cluster):
+    """A spec that is refused says so with a message that names the field, and gets no Job."""
+    status = said(cluster({"output": {"uri": "runs/x"}}))
+    assert status["phase"] == "Refused"
+    (accepted,) = [one for one in status["conditions"] if one["type"] == "Accepted"]
+    assert (accepted["status"], accepted["reason"]) == ("False", "Invalid")
+    assert "spec.output.uri" in accepted["message"]
+
+
+def test_a_condition_keeps_its_time_while_it_holds(lab):
+    """lastTransitionTime moves when a condition's status does, and at no other time."""
+    lab.write_status(said(lab))
+    lab.run_pod(host=RUNNING)
+    later = said(lab, now=NOW + timedelta(minutes=5))
+    times = {one["type"]: one["lastTransitionTime"] for one in later["conditions"]}
+    assert times["Accepted"] == "2026-01-02T03:04:05Z"
+    assert times["Scheduled"] == "2026-01-02T03:09:05Z"
+
+
+def test_suspension(cluster):
+    """A suspended experiment is Suspended once its pod has ended, and says that it is suspending before."""
+    lab = cluster({"lifecycle": {"suspend": True}})
+    lab.settle()
+    assert (said(lab)["phase"], conditions(said(lab))["Suspended"]) == ("Suspended", ("True", "Suspended"))
+    lab.run_pod(host=RUNNING)
+    assert conditions(said(lab))["Suspended"] == ("False", "Suspending")
+
+
+def test_the_start_deadline(cluster):
+    """An experiment whose host does not start in time fails by the operator, and its Job is removed."""
+    lab = cluster({"lifecycle": {"startDeadlineSeconds": 60}})
+    lab.settle()
+    lab.objects["Job", "minilm"]["status"] = {"startTime": "2026-01-02T03:03:35Z"}
+    observed = lab.observe()
+    early = derive(observed, plan(observed, Settings()))
+    assert early.again == pytest.approx(30)
+    late = said(lab, now=NOW + timedelta(seconds=31))
+    assert (late["phase"], conditions(late)["Failed"]) == ("Failed", ("True", "StartDeadlineExceeded"))
+    lab.write_status(late)
+    lab.settle()
+    assert ("Job", "minilm") not in lab.objects
+    assert said(lab)["phase"] == "Failed"
+
+
+def test_a_host_that_started_meets_no_start_deadline(cluster):
+    """The start deadline is about the first start alone."""
+    lab = cluster({"lifecycle": {"startDeadlineSeconds": 60}})
+    lab.settle()
+    lab.objects["Job", "minilm"]["status"] = {"startTime": "2026-01-02T03:00:00Z"}
+    lab.run_pod(host=RUNNING)
+    assert said(lab)["phase"] == "Running"
+
+
+def test_counters_alone_are_told_from_the_rest(lab):
+    """Only counters, quality and ledger may wait to be written; everything else is news."""
+    lab.run_pod(host=RUNNING)
+    one = said(lab, answers=answered())
+    other = said(lab, answers=answered(capture={"seen": 50, "published": 40, "dropped": {}}))
+    assert one != other
+    assert only_counted(one, other)
+    assert not only_counted(one, other | {"phase": "Failed"})
+
+
+def test_events_tell_of_what_is_new(lab):
+    """Each change of note is one event with a reason out of the fixed set; no change is none."""
+    first = said(lab)
+    lab.write_status(first)
+    lab.run_pod(host=RUNNING)
+    second = said(lab, answers=answered())
+    told = announcements("minilm", first, second)
+    assert {reason for _level, reason, _message in told} == {"Scheduled", "Capturing"}
+    assert announcements("minilm", second, second) == []
+    assert {"Scheduled", "Capturing"} <= set(EVENT_REASONS)
+
+
+def test_phase_is_a_summary():
+    """The phase follows from the conditions alone."""
+    assert phase([]) == "Refused"
+    assert phase([{"type": "Accepted", "status": "True", "reason": "Valid"}]) == "Pending"
+
+
+def _end(lab, kind):
+    lab.objects["Job", "minilm"]["status"] = {
+        "conditions": [{"type": kind, "status": "True", "lastTransitionTime": "2026-01-02T03:03:30Z"}]
+    }
