@@ -7,7 +7,7 @@ consumed.
 from collections.abc import Sequence
 from os import PathLike
 from types import TracebackType
-from typing import Literal, Self, final
+from typing import Any, Literal, Self, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,14 +30,23 @@ class RingError(Exception):
 class GeometryError(RingError):
     """The shape contradicts itself, or a ring of another shape stands there."""
 
+class TruncatedError(GeometryError):
+    """A file of the ring is shorter than its geometry asks for; names both sizes."""
+
 class VersionError(RingError):
-    """Magic, ABI, endianness or size of the control file do not fit; names both."""
+    """Magic, ABI or size of the headers do not fit; names both."""
+
+class EndianError(VersionError):
+    """The ring was written in another byte order."""
 
 class SpaceError(RingError):
     """The file system or the memory limit cannot hold the ring; names needed and available bytes."""
 
 class BusyError(RingError):
-    """The producer's or the reader's lock is held by somebody alive."""
+    """The producer's or the reader's lock is held by somebody alive, or a claim of the shard is open."""
+
+class FullError(RingError):
+    """`Writer.claim` found no chunk; the rows are booked as dropped."""
 
 class RevokedError(RingError):
     """The view's pin was taken away: its bytes may be another packet's."""
@@ -71,6 +80,8 @@ def create(
     accounts: int = 256,
     policy: Literal["drop_new", "overwrite"],
     pins: int = 16,
+    timeout: float = 30.0,
+    node: int | None = None,
 ) -> bool:
     """Create `folder`/control and `folder`/data; False when the same ring is already there.
 
@@ -90,14 +101,81 @@ def create(
         accounts: room for this many hook points.
         policy: what happens when readers are slower.
         pins: packets of a shard that a reader may hold at once, 1..1,024.
+        timeout: seconds to wait for somebody else who is creating this ring.
+        node: NUMA node that the data should lie on; None takes that of this processor, on a machine with
+            several. What was obtained is in `topology()`.
 
     Raises:
         GeometryError: the shape is impossible, or another ring stands in `folder`.
         VersionError: what stands there was written by another build.
         SpaceError: the file system or the control group's memory limit is too small.
-        BusyError: somebody else has been creating this ring for 30 seconds.
-        OSError: the folder cannot be written.
+        BusyError: somebody else was still creating this ring after `timeout` seconds.
+        OSError: the folder cannot be written, or there is no NUMA node `node`.
     """
+
+def reset(folder: str | PathLike[str], *, timeout: float = 30.0) -> None:
+    """Make an empty ring of the same shape out of one that nobody is attached to.
+
+    Books, cursors, hook points, gauges and mailbox are gone, and every packet. Killed at any time it leaves
+    the old ring or the new one.
+
+    Raises:
+        BusyError: the producer or a reader is attached and alive; or somebody creates the ring.
+        FileNotFoundError: no ring stands in `folder`.
+        VersionError, GeometryError: the ring is not one of this build's.
+    """
+
+@final
+class Claim:
+    """A claimed chunk that its owner fills in place: a writable buffer over the packet's payload.
+
+    As a context manager it commits at the end of the block, and aborts when the block raises. What is
+    aborted, or forgotten, is booked as dropped with reason 5, 'error'. While it is open its shard takes no
+    other packet (BusyError).
+
+        with writer.claim(0, header, rows, Dtype.FLOAT32) as claim:
+            np.copyto(np.frombuffer(claim, np.float32).reshape(rows, -1), values)
+    """
+
+    @property
+    def open(self) -> bool:
+        """Whether it was neither committed nor aborted."""
+
+    def set_rows(self, rows: NDArray[np.void]) -> None:
+        """Write the row records, [count] of ROW_DTYPE.
+
+        Raises:
+            ValueError: another number of rows.
+            ClosedError: the claim is over.
+        """
+
+    def set_scales(self, scales: NDArray[np.float32]) -> None:
+        """Write the scales, [count], of an int8 payload. Raises like `set_rows`."""
+
+    def commit(self) -> None:
+        """Publish the packet.
+
+        Raises:
+            BufferError: an array over the claim is alive and could change what readers see.
+            ClosedError: the claim is over.
+        """
+
+    def abort(self) -> None:
+        """Give the chunk back; again does nothing."""
+
+    def __buffer__(self, flags: int) -> memoryview: ...
+    def __len__(self) -> int:
+        """Return the bytes of the payload."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Commit or abort.
+
+        Raises:
+            BufferError: an array over the claim outlives the block: the claim was aborted.
+        """
 
 @final
 class Writer:
@@ -108,13 +186,18 @@ class Writer:
     booked as published; rows that were under way are booked as dropped with reason 0, 'crash'. The generation
     grows by one.
 
+    Args:
+        folder: of the ring.
+        timeout: seconds to wait for another producer to leave.
+
     Raises:
         BusyError: another producer is alive.
         FileNotFoundError: no ring stands in `folder`.
         VersionError, GeometryError: the ring is not one of this build's.
+        SpaceError: the ring's pages cannot be brought into memory.
     """
 
-    def __init__(self, folder: str | PathLike[str]) -> None: ...
+    def __init__(self, folder: str | PathLike[str], *, timeout: float = 0.0) -> None: ...
     @property
     def generation(self) -> int:
         """How many producers there have been, this one included."""
@@ -196,6 +279,42 @@ class Writer:
             ClosedError: the writer was closed.
         """
 
+    def claim(
+        self,
+        shard: int,
+        header: NDArray[np.void] | np.void,
+        count: int,
+        dtype: int,
+        quantization: int = 0,
+        *,
+        rows: NDArray[np.void] | None = None,
+        book_seen: bool = True,
+    ) -> Claim:
+        """Claim a chunk for `count` rows of the header's width, to be filled in place.
+
+        The payload is what `publish_block` would have made of a source of `dtype` under `quantization`:
+        float32 with int8 is int8 with a scale a row.
+
+        Raises:
+            FullError: there is no chunk; the rows are booked as dropped.
+            BusyError: another claim of this shard is open.
+            ValueError, ClosedError: as `publish_block`; 0 rows are refused.
+        """
+
+    def topology(self) -> dict[str, Any]:
+        """Return what this process obtained for the ring's data.
+
+        bytes; resident: of these, mapped already, so that touching them raises no page fault; populated:
+        'madvise', 'touched' or 'no'; page_bytes; huge_bytes: of the resident ones, in huge pages;
+        locked_bytes; registered: see `note_registered`; nodes: a sample of at most 64 pages, by NUMA node.
+        """
+
+    def pool(self) -> tuple[int, int]:
+        """Return address and bytes of the ring's data in this process, which stay while the writer lives."""
+
+    def note_registered(self, registered: bool) -> None:
+        """Tell those who look on whether an accelerator's driver knows the pool."""
+
     def book(
         self,
         account: int,
@@ -226,7 +345,7 @@ class Writer:
 
 @final
 class View:
-    """A published packet, pinned: a read-only buffer of header, row records, scales and payload.
+    """A published packet, pinned: a read-only buffer of header, row records, scales, padding and payload.
 
     Released when closed or when its last export dies; explicit release with live exports raises BufferError.
     """
@@ -247,6 +366,8 @@ class View:
     def lapped_rows(self) -> int:
         """Rows of this account lost before this packet; booked by `Reader.consumed`."""
 
+    @property
+    def released(self) -> bool: ...
     def release(self) -> None:
         """Unpin the packet; again does nothing.
 
@@ -271,11 +392,32 @@ class View:
     ) -> None: ...
 
 @final
+class Packets:
+    """The packets of a reader, one by one: each is consumed and released when the next is asked for.
+
+    Copy what is kept longer; an array that is kept keeps its pin. The last one is not consumed when the loop
+    is left early.
+    """
+
+    def __iter__(self) -> Self: ...
+    def __next__(self) -> View:
+        """Return the next packet; ends when the producer has closed and nothing is left.
+
+        Raises:
+            TimeoutError: none came in time.
+        """
+
+@final
 class Reader:
     """One of the readers named at creation. A restarted reader goes on from its cursor in the control file.
 
     Attaching takes the reader's lock and gives back what a killed one had pinned. A packet that it had booked
     as consumed is not handed out again.
+
+    Args:
+        folder: of the ring.
+        name: one of those that the ring was created for.
+        timeout: seconds to wait for a reader of this name to leave.
 
     Raises:
         BusyError: this reader is attached already, and alive.
@@ -284,16 +426,32 @@ class Reader:
         VersionError, GeometryError: the ring is not one of this build's.
     """
 
-    def __init__(self, folder: str | PathLike[str], name: str) -> None: ...
+    def __init__(self, folder: str | PathLike[str], name: str, *, timeout: float = 0.0) -> None: ...
     @property
     def index(self) -> int: ...
-    def pull(self, limit: int = 64, timeout: float = 0.1) -> list[View]:
-        """Pin up to `limit` packets, at most K a shard at once, waiting up to `timeout` seconds for the
-        first.
+    def __iter__(self) -> Packets:
+        """Iterate over the packets until the producer has closed, however long it takes."""
 
-        Releases the GIL; signals are handled at least every 100 ms. Returns at once when the producer has
-        closed. A lapped reader goes on in the middle of what is there, and `View.lapped_rows` says what it
-        lost.
+    def packets(self, timeout: float | None = None) -> Packets:
+        """Iterate over the packets until the producer has closed; TimeoutError when none came for so many
+        seconds."""
+
+    def topology(self) -> dict[str, Any]:
+        """Return what this process obtained, as `Writer.topology`."""
+
+    def pool(self) -> tuple[int, int]:
+        """Return address and bytes of the ring's data in this process, read-only, while the reader lives."""
+
+    def note_registered(self, registered: bool) -> None:
+        """Tell those who look on whether an accelerator's driver knows the pool."""
+
+    def pull(self, limit: int = 64, timeout: float = 0.1) -> list[View]:
+        """Pin a batch of up to `limit` packets, at most K a shard at once, waiting up to `timeout` seconds
+        for the first.
+
+        Releases the GIL while it waits; signals are handled at least every 100 ms. Returns at once when the
+        producer has closed. A lapped reader goes on in the middle of what is there, and `View.lapped_rows`
+        says what it lost.
         """
 
     def consumed(self, view: View) -> None:
@@ -359,6 +517,21 @@ class Control:
     def readers(self) -> list[str]: ...
     def geometry(self) -> dict[str, int | str]:
         """Return shards, chunks, chunk_bytes, depth, pins, accounts, policy, abi and generation."""
+
+    def topology(self) -> dict[str, Any]:
+        """Return how the ring's data lies in memory.
+
+        file_system: tmpfs, hugetlbfs or other; bytes, allocated, page_bytes of the file; nodes: a sample of
+        at most 64 pages, counted by NUMA node, empty when the system does not say or the file is not whole;
+        machine_nodes; huge_on_request: whether shared memory gets huge pages that ask; writer, and readers by
+        name: bytes, populated and registered, as each obtained when it attached last.
+        """
+
+    def pins(self, reader: str) -> list[int]:
+        """Return how many chunks of each shard the reader holds."""
+
+    def epoch(self, reader: str) -> int:
+        """Return how often the reader attached or was evicted: views from before are void."""
 
     def heads(self) -> list[int]:
         """Return the sequence of the newest packet of each shard, 0 when none."""

@@ -9,9 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "asysi/control.hpp"
-#include "asysi/reader.hpp"
-#include "asysi/writer.hpp"
+#include "asysi/asysi.hpp"
 
 namespace py = pybind11;
 using namespace asysi;
@@ -94,6 +92,15 @@ u32 small(i64 value, const char* name) {
     throw std::invalid_argument(std::string(name) + " = " + std::to_string(value) + " is too large");
 }
 
+std::chrono::nanoseconds seconds(double timeout) {
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::duration<double>(std::clamp(timeout, 0.0, 1e9)));
+}
+
+Quantization quantization_of(i64 number) {
+    if (number >= 0 && number <= 3) return static_cast<Quantization>(number);
+    throw std::invalid_argument("quantization " + std::to_string(number) + " is not within 0 to 3");
+}
+
 bool publish_block(Writer& writer, i64 shard, const py::object& header, const py::object& rows, std::uintptr_t address,
                    i64 row_stride, const py::object& index, i64 count, i64 source_dtype, i64 quantization, bool book_seen,
                    const py::object& scales) {
@@ -105,9 +112,6 @@ bool publish_block(Writer& writer, i64 shard, const py::object& header, const py
     if (!rows.is_none()) rows_view.emplace(rows, "rows", row_bytes, n);
     if (!index.is_none()) index_view.emplace(index, "index", sizeof(i64), n);
     if (!scales.is_none()) scales_view.emplace(scales, "scales", sizeof(float), n);
-    if (quantization < 0 || quantization > 3) {
-        throw std::invalid_argument("quantization " + std::to_string(quantization) + " is not within 0 to 3");
-    }
     Block block{};
     block.shard = small(shard, "shard");
     std::memcpy(&block.header, header_view.as<PacketHeader>(), sizeof block.header);
@@ -118,7 +122,7 @@ bool publish_block(Writer& writer, i64 shard, const py::object& header, const py
                   .count = n,
                   .width = block.header.width,
                   .dtype = static_cast<Dtype>(small(source_dtype, "source_dtype") & 0xFFFF)};
-    block.quantization = static_cast<Quantization>(quantization);
+    block.quantization = quantization_of(quantization);
     block.scales = scales_view ? scales_view->as<float>() : nullptr;
     block.book_seen = book_seen;
     // Below this, taking the interpreter back from another thread costs more than the copy.
@@ -206,30 +210,142 @@ int get_buffer(PyObject* self, Py_buffer* out, int flags) {
 
 void release_buffer(PyObject* self, Py_buffer*) { --py::handle(self).cast<View&>().exports; }
 
-std::vector<std::unique_ptr<View>> pull(const std::shared_ptr<Reader>& reader, i64 limit, double timeout) {
+/// Pins what there is, waiting for the first: the interpreter is given back only to wait, and signals are handled.
+std::vector<Pin> pin_some(Reader& reader, std::size_t limit, double timeout) {
     using clock = std::chrono::steady_clock;
     using namespace std::chrono_literals;
-    const auto patience = std::chrono::duration<double>(std::clamp(timeout, 0.0, 1e6));
-    const auto deadline = clock::now() + std::chrono::duration_cast<clock::duration>(patience);
     std::vector<Pin> pins;
-    for (;;) {
-        bool over = false;
+    // Closed is looked at before the packets: nothing comes after it.
+    bool over = reader.producer_closed();
+    reader.gather(pins, limit);
+    if (!pins.empty() || over || timeout <= 0 || limit == 0) return pins;
+    const auto deadline = clock::now() + seconds(timeout);
+    while (pins.empty() && !over && clock::now() < deadline) {
         {
             const py::gil_scoped_release released;
-            // Ended is looked at before the packets: nothing comes after it.
-            over = reader->producer_closed();
-            if (limit > 0) reader->gather(pins, static_cast<std::size_t>(limit));
-            const auto left = deadline - clock::now();
-            over = over || left <= 0s || limit <= 0;
-            if (pins.empty() && !over) reader->wait(std::min<std::chrono::nanoseconds>(left, 100ms));
+            reader.pull(pins, limit, std::min<std::chrono::nanoseconds>(deadline - clock::now(), 100ms));
+            over = pins.empty() && reader.producer_closed();
         }
-        if (!pins.empty() || over) break;
-        if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+        if (pins.empty() && PyErr_CheckSignals() != 0) throw py::error_already_set();
     }
+    // What came between the last look and the end.
+    if (pins.empty() && over) reader.gather(pins, limit);
+    return pins;
+}
+
+std::vector<std::unique_ptr<View>> pull(const std::shared_ptr<Reader>& reader, i64 limit, double timeout) {
+    const auto pins = pin_some(*reader, limit > 0 ? static_cast<std::size_t>(limit) : 0, timeout);
     std::vector<std::unique_ptr<View>> views;
     views.reserve(pins.size());
     for (const Pin& pin : pins) views.push_back(std::make_unique<View>(reader, pin));
     return views;
+}
+
+/// The packets of a reader, one by one: each is consumed and released when the next is asked for.
+class Packets {
+public:
+    Packets(std::shared_ptr<Reader> reader, std::optional<double> timeout) : reader_(std::move(reader)), timeout_(timeout) {}
+
+    py::object next() {
+        if (!last_.is_none()) {
+            auto& view = last_.cast<View&>();
+            reader_->consumed(view.pin());
+            // An array that the caller keeps keeps its pin.
+            if (view.exports == 0) view.release();
+            last_ = py::none();
+        }
+        for (;;) {
+            const auto pins = pin_some(*reader_, 1, timeout_.value_or(1.0));
+            if (!pins.empty()) {
+                last_ = py::cast(std::make_unique<View>(reader_, pins[0]));
+                return last_;
+            }
+            if (reader_->producer_closed()) throw py::stop_iteration();
+            if (timeout_) {
+                PyErr_Format(PyExc_TimeoutError, "no packet came in %R seconds", py::float_(*timeout_).ptr());
+                throw py::error_already_set();
+            }
+        }
+    }
+
+private:
+    std::shared_ptr<Reader> reader_;
+    std::optional<double> timeout_;
+    py::object last_ = py::none();
+};
+
+/// A chunk that Python fills in place.
+class Filling {
+public:
+    Filling(std::shared_ptr<Writer> writer, Claim claim) : writer_(std::move(writer)), claim_(std::move(claim)) {}
+    Filling(const Filling&) = delete;
+    Filling& operator=(const Filling&) = delete;
+    ~Filling() { claim_.abort(); }
+
+    [[nodiscard]] Claim& claim() { return claim_; }
+    void commit() {
+        if (exports != 0) {
+            PyErr_Format(PyExc_BufferError, "%zd arrays over the claim are alive, and could change the packet: drop them first",
+                         exports);
+            throw py::error_already_set();
+        }
+        claim_.commit();
+    }
+    void set_rows(const py::object& rows) {
+        expect_open();
+        const auto to = claim_.records();
+        const Bytes from(rows, "rows", row_bytes, to.size());
+        std::memcpy(to.data(), from.as<std::byte>(), to.size_bytes());
+    }
+    void set_scales(const py::object& scales) {
+        expect_open();
+        const auto to = claim_.scales();
+        const Bytes from(scales, "scales", sizeof(float), to.size());
+        std::memcpy(to.data(), from.as<std::byte>(), to.size_bytes());
+    }
+    void expect_open() const {
+        if (!claim_.open()) throw ClosedError("the claim was committed or aborted");
+    }
+
+    Py_ssize_t exports = 0;
+
+private:
+    std::shared_ptr<Writer> writer_;
+    Claim claim_;
+};
+
+int get_claim_buffer(PyObject* self, Py_buffer* out, int flags) {
+    auto& filling = py::handle(self).cast<Filling&>();
+    if (!filling.claim().open()) {
+        PyErr_SetString(PyExc_ValueError, "the claim was committed or aborted");
+        return -1;
+    }
+    const auto payload = filling.claim().payload();
+    if (PyBuffer_FillInfo(out, self, payload.data(), static_cast<Py_ssize_t>(payload.size()), 0, flags) != 0) return -1;
+    ++filling.exports;
+    return 0;
+}
+
+void release_claim_buffer(PyObject* self, Py_buffer*) { --py::handle(self).cast<Filling&>().exports; }
+
+std::unique_ptr<Filling> claim(const std::shared_ptr<Writer>& writer, i64 shard, const py::object& header, i64 count, i64 dtype,
+                               i64 quantization, const py::object& rows, bool book_seen) {
+    const auto n = static_cast<std::size_t>(small(count, "count"));
+    const Bytes header_view(header, "header", header_bytes, 1);
+    std::optional<Bytes> rows_view;
+    if (!rows.is_none()) rows_view.emplace(rows, "rows", row_bytes, n);
+    Block block{};
+    block.shard = small(shard, "shard");
+    std::memcpy(&block.header, header_view.as<PacketHeader>(), sizeof block.header);
+    block.records = rows_view ? rows_view->as<RowRecord>() : nullptr;
+    block.rows = {.base = nullptr, .stride = 0, .index = nullptr, .count = n, .width = block.header.width,
+                  .dtype = static_cast<Dtype>(small(dtype, "dtype") & 0xFFFF)};
+    block.quantization = quantization_of(quantization);
+    block.book_seen = book_seen;
+    auto claimed = writer->claim(block);
+    if (claimed) return std::make_unique<Filling>(writer, std::move(*claimed));
+    throw FullError("shard " + std::to_string(shard) + " of the ring in " + writer->ring().folder() + " has no chunk for " +
+                    std::to_string(n) + " rows: they are booked as dropped");
 }
 
 void consumed_view(const std::shared_ptr<Reader>& reader, const View& view) {
@@ -250,6 +366,64 @@ py::dict geometry(const Control& control) {
     facts["abi"] = std::to_string(abi_major) + "." + std::to_string(abi_minor);
     facts["generation"] = control.ring().live().generation.load();
     return facts;
+}
+
+const char* name_of(Populated populated) {
+    return populated == Populated::advised ? "madvise" : populated == Populated::touched ? "touched" : "no";
+}
+
+/// What this process has of the ring's data.
+py::dict topology_of(const Ring& ring, bool registered) {
+    const auto facts = topology::obtained(ring.data());
+    py::dict all;
+    all["bytes"] = facts.bytes;
+    all["resident"] = facts.resident;
+    all["populated"] = name_of(facts.populated);
+    all["page_bytes"] = facts.page_bytes;
+    all["huge_bytes"] = facts.huge;
+    all["locked_bytes"] = facts.locked;
+    all["registered"] = registered;
+    all["nodes"] = facts.nodes;
+    return all;
+}
+
+py::dict attached(const Attached& there) {
+    py::dict all;
+    all["bytes"] = there.bytes.load();
+    all["populated"] = name_of(static_cast<Populated>(there.populated.load() & 3));
+    all["registered"] = there.registered.load() == 1;
+    return all;
+}
+
+/// What the file system holds, and what producer and readers obtained when they attached.
+py::dict topology_seen(const Control& control) {
+    const Ring& ring = control.ring();
+    const auto facts = topology::stored(data_path(ring.folder()));
+    py::dict all, readers;
+    all["file_system"] = facts.file_system;
+    all["bytes"] = facts.bytes;
+    all["allocated"] = facts.allocated;
+    all["page_bytes"] = facts.page_bytes;
+    all["nodes"] = facts.nodes;
+    all["machine_nodes"] = topology::nodes();
+    all["huge_on_request"] = topology::huge_on_request();
+    all["writer"] = attached(ring.live().writer);
+    for (u32 i = 0; i < ring.geometry().reader_count(); ++i) readers[py::str(ring.geometry().readers[i])] = attached(ring.reader(i).mapping);
+    all["readers"] = readers;
+    return all;
+}
+
+/// Chunks that a reader has pinned, a shard.
+std::vector<u32> pins_of(const Control& control, const std::string& reader) {
+    const Ring& ring = control.ring();
+    const u32 index = ring.reader_index(reader);
+    std::vector<u32> pins;
+    for (u32 s = 0; s < ring.geometry().shards; ++s) {
+        u32 held = 0;
+        for (u32 c = 0; c < ring.geometry().chunks; ++c) held += (ring.state(s, c).load(std::memory_order_relaxed) >> index) & 1;
+        pins.push_back(held);
+    }
+    return pins;
 }
 
 py::list produced_books(const Control& control) {
@@ -325,8 +499,11 @@ void translate(std::exception_ptr error) {
 void define_exceptions(py::module_& m) {
     py::register_exception_translator(&translate);
     auto base = py::register_exception<RingError>(m, "RingError");
-    py::register_exception<GeometryError>(m, "GeometryError", base);
-    py::register_exception<VersionError>(m, "VersionError", base);
+    auto geometry = py::register_exception<GeometryError>(m, "GeometryError", base);
+    py::register_exception<TruncatedError>(m, "TruncatedError", geometry);
+    auto version = py::register_exception<VersionError>(m, "VersionError", base);
+    py::register_exception<EndianError>(m, "EndianError", version);
+    py::register_exception<FullError>(m, "FullError", base);
     py::register_exception<SpaceError>(m, "SpaceError", base);
     py::register_exception<BusyError>(m, "BusyError", base);
     py::register_exception<RevokedError>(m, "RevokedError", base);
@@ -355,24 +532,62 @@ void define_creation(py::module_& m) {
     m.def(
         "create",
         [](const py::object& folder, u32 shards, u32 chunks, u64 chunk_bytes, std::vector<std::string> readers, u32 accounts,
-           const std::string& policy, u32 pins) {
+           const std::string& policy, u32 pins, double timeout, std::optional<int> node) {
             const Geometry g{shards, chunks, chunk_bytes, accounts, pins, policy_of(policy), std::move(readers)};
             const std::string path = path_of(folder);
             const py::gil_scoped_release released;
-            return create(path, g);
+            return create(path, g, seconds(timeout), node);
         },
         py::arg("folder"), py::kw_only(), py::arg("shards"), py::arg("chunks"), py::arg("chunk_bytes"), py::arg("readers"),
-        py::arg("accounts") = 256, py::arg("policy"), py::arg("pins") = 16);
+        py::arg("accounts") = 256, py::arg("policy"), py::arg("pins") = 16, py::arg("timeout") = 30.0,
+        py::arg("node") = py::none());
+    m.def(
+        "reset",
+        [](const py::object& folder, double timeout) {
+            const std::string path = path_of(folder);
+            const py::gil_scoped_release released;
+            reset(path, seconds(timeout));
+        },
+        py::arg("folder"), py::kw_only(), py::arg("timeout") = 30.0);
 }
 
 void define_writer(py::module_& m) {
-    py::class_<Writer> type(m, "Writer", py::is_final());
-    type.def(py::init([](const py::object& folder) {
+    const auto buffers = py::custom_type_setup([](PyHeapTypeObject* type) {
+        type->ht_type.tp_as_buffer = &type->as_buffer;
+        type->as_buffer.bf_getbuffer = get_claim_buffer;
+        type->as_buffer.bf_releasebuffer = release_claim_buffer;
+    });
+    py::class_<Filling> filling(m, "Claim", py::is_final(), buffers);
+    filling.def_property_readonly("open", [](Filling& f) { return f.claim().open(); });
+    filling.def("set_rows", &Filling::set_rows, py::arg("rows"));
+    filling.def("set_scales", &Filling::set_scales, py::arg("scales"));
+    filling.def("commit", &Filling::commit);
+    filling.def("abort", [](Filling& f) { f.claim().abort(); });
+    filling.def("__len__", [](Filling& f) { return f.claim().payload().size(); });
+    filling.def("__enter__", [](py::object self) { return self; });
+    filling.def("__exit__", [](Filling& f, const py::object& kind, const py::object&, const py::object&) {
+        if (!f.claim().open()) return;
+        if (kind.is_none() && f.exports == 0) return f.commit();
+        f.claim().abort();
+        if (!kind.is_none()) return;
+        PyErr_SetString(PyExc_BufferError, "an array over the claim outlives the block, and could change the packet: the claim "
+                                           "was aborted and its rows booked as dropped; del the array inside the block");
+        throw py::error_already_set();
+    });
+    py::class_<Writer, std::shared_ptr<Writer>> type(m, "Writer", py::is_final());
+    type.def(py::init([](const py::object& folder, double timeout) {
                  const std::string path = path_of(folder);
                  const py::gil_scoped_release released;
-                 return std::make_unique<Writer>(path);
+                 return std::make_shared<Writer>(path, seconds(timeout));
              }),
-             py::arg("folder"));
+             py::arg("folder"), py::kw_only(), py::arg("timeout") = 0.0);
+    type.def("claim", &claim, py::arg("shard"), py::arg("header"), py::arg("count"), py::arg("dtype"), py::arg("quantization") = 0,
+             py::kw_only(), py::arg("rows") = py::none(), py::arg("book_seen") = true);
+    type.def("topology", [](const Writer& w) { return topology_of(w.ring(), w.ring().live().writer.registered.load() == 1); });
+    type.def("pool", [](const Writer& w) {
+        return py::make_tuple(reinterpret_cast<std::uintptr_t>(w.ring().data().base()), w.ring().data().bytes());
+    });
+    type.def("note_registered", &Writer::note_registered, py::arg("registered"));
     type.def_property_readonly("generation", &Writer::generation);
     type.def_property_readonly("chunk_bytes", [](const Writer& w) { return w.geometry().chunk_bytes; });
     type.def_property_readonly("shards", [](const Writer& w) { return w.geometry().shards; });
@@ -416,6 +631,7 @@ void define_view(py::module_& m) {
     type.def_property_readonly("lapped_rows", [](const View& v) { return v.pin().lapped_rows; });
     type.def("release", &View::release);
     type.def("copy", &View::copy);
+    type.def_property_readonly("released", [](const View& v) { return !v.reader(); });
     type.def("__len__", [](const View& v) { return v.pin().size; });
     type.def("__enter__", [](py::object self) { return self; });
     type.def("__exit__", [](View& v, const py::object&, const py::object&, const py::object&) { v.release(); });
@@ -423,12 +639,27 @@ void define_view(py::module_& m) {
 
 void define_reader(py::module_& m) {
     py::class_<Reader, std::shared_ptr<Reader>> type(m, "Reader", py::is_final());
-    type.def(py::init([](const py::object& folder, const std::string& name) {
+    py::class_<Packets> packets(m, "Packets", py::is_final());
+    packets.def("__iter__", [](py::object self) { return self; });
+    packets.def("__next__", &Packets::next);
+    type.def(py::init([](const py::object& folder, const std::string& name, double timeout) {
                  const std::string path = path_of(folder);
                  const py::gil_scoped_release released;
-                 return std::make_shared<Reader>(path, name);
+                 return std::make_shared<Reader>(path, name, seconds(timeout));
              }),
-             py::arg("folder"), py::arg("name"));
+             py::arg("folder"), py::arg("name"), py::kw_only(), py::arg("timeout") = 0.0);
+    type.def("__iter__", [](const std::shared_ptr<Reader>& r) { return std::make_unique<Packets>(r, std::nullopt); });
+    type.def(
+        "packets",
+        [](const std::shared_ptr<Reader>& r, std::optional<double> timeout) { return std::make_unique<Packets>(r, timeout); },
+        py::arg("timeout") = py::none());
+    type.def("topology", [](const Reader& r) {
+        return topology_of(r.ring(), r.ring().reader(r.index()).mapping.registered.load() == 1);
+    });
+    type.def("pool", [](const Reader& r) {
+        return py::make_tuple(reinterpret_cast<std::uintptr_t>(r.ring().data().base()), r.ring().data().bytes());
+    });
+    type.def("note_registered", &Reader::note_registered, py::arg("registered"));
     type.def_property_readonly("index", &Reader::index);
     type.def("pull", &pull, py::arg("limit") = 64, py::arg("timeout") = 0.1);
     type.def("consumed", &consumed_view, py::arg("view"));
@@ -462,6 +693,11 @@ void define_control(py::module_& m) {
     type.def("accounts", &account_names);
     type.def("readers", [](const Control& c) { return c.ring().geometry().readers; });
     type.def("geometry", &geometry);
+    type.def("topology", &topology_seen);
+    type.def("pins", &pins_of, py::arg("reader"));
+    type.def("epoch", [](const Control& c, const std::string& reader) {
+        return c.ring().reader(c.ring().reader_index(reader)).epoch.load();
+    }, py::arg("reader"));
     type.def("heads", [](const Control& c) {
         std::vector<u64> heads;
         for (u32 s = 0; s < c.ring().geometry().shards; ++s) heads.push_back(c.ring().shard(s).head.load());

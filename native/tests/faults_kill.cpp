@@ -41,7 +41,7 @@ struct Account {
 /// A call that has begun and not returned.
 struct Call {
     Op op;
-    Packet packet;
+    Parcel packet;
     Entry entry;
 };
 
@@ -179,7 +179,7 @@ void perform(Writer& writer, const Call& call) {
     const bool repeats = call.packet.source != 0 && call.packet.source <= witness->source[call.packet.shard];
     EXPECT(!repeats);
     witness->call = call;
-    const Packet& packet = call.packet;
+    const Parcel& packet = call.packet;
     if (call.op == Op::book) {
         writer.book(packet.account, call.entry, packet.shard, packet.source);
         note(call, outcomes(call, writer.geometry().policy).back());
@@ -465,6 +465,9 @@ bool belongs(std::string_view label, const char* role) { return label.starts_wit
 /// Accounts are registered once.
 bool needs_a_new_ring(std::string_view label) { return label.starts_with("writer.account.") || label == "writer.home.bound"; }
 
+/// Reached by whoever makes the ring, not by whoever uses it.
+bool of_birth(std::string_view label) { return label.starts_with("create.") || label.starts_with("reset."); }
+
 /// How often the label has to come by before it kills: at first anywhere, after misses at once.
 Order arm(std::string_view label, Dice& dice) {
     const u64 misses = tally[label].misses;
@@ -491,6 +494,12 @@ void begin(const std::string& folder, const Geometry& g, std::string_view label)
         }
     }
     EXPECT(!killed(start({}, make), "a creator"));
+    if (label.starts_with("reset.")) {
+        const auto again = [&] { reset(folder); };
+        const Order when{label, 1};
+        counted(killed(start(when, again), "a resetter"), when);
+        EXPECT(!killed(start({}, again), "a resetter"));
+    }
     EXPECT(!std::filesystem::exists(folder + "/control.new") && !std::filesystem::exists(folder + "/data.new"));
 }
 
@@ -615,8 +624,8 @@ int main(int argc, char** argv) {
         std::string_view label = next();
         begin(folder.path, g, label);
         for (u32 round = 0; round < rounds_of_a_ring && (kills < wanted || missing()); ++round) {
-            if (label.starts_with("create.")) label = next();
-            if (label.starts_with("create.") || (needs_a_new_ring(label) && round > 0)) break;
+            if (of_birth(label)) label = next();
+            if (of_birth(label) || (needs_a_new_ring(label) && round > 0)) break;
             round_of(folder.path, g, label, dice);
             ++sums.rounds;
             label = next();

@@ -65,7 +65,7 @@ inline u64 checksum(const std::byte* bytes, std::size_t count) {
 }
 
 /// A packet to publish. Its header's `step` is the checksum of its payload, `captured_ns` its number.
-struct Packet {
+struct Parcel {
     u32 shard = 0;
     u32 account = 0;
     u64 number = 0;
@@ -79,7 +79,7 @@ struct Content {
     std::array<u32, most_rows * width> payload{};
     Block block{};
 
-    explicit Content(const Packet& packet) {
+    explicit Content(const Parcel& packet) {
         Dice dice(packet.number * 31 + packet.account);
         // Bits of ordinary floats: those of a NaN need not go through a ring unchanged.
         for (auto& value : payload) value = static_cast<u32>(dice()) & 0x3FFFFFFF;
@@ -97,10 +97,10 @@ struct Content {
     Content& operator=(const Content&) = delete;
 };
 
-inline bool publish(Writer& writer, const Packet& packet) { return writer.publish(Content(packet).block); }
+inline bool publish(Writer& writer, const Parcel& packet) { return writer.publish(Content(packet).block); }
 
 /// A claim with its payload written: what is left is to commit it, or not.
-inline std::optional<Claim> claim(Writer& writer, const Packet& packet) {
+inline std::optional<Claim> claim(Writer& writer, const Parcel& packet) {
     const Content content(packet);
     auto claim = writer.claim(content.block);
     if (claim) std::memcpy(claim->payload().data(), content.payload.data(), packet.rows * width * sizeof(u32));

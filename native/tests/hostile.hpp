@@ -82,7 +82,7 @@ inline u64 visit_as_producer(const std::string& folder, u64 seed, u64 turns) {
     for (u64 turn = 1; turn <= turns; ++turn) {
         guarded_by_types([&] {
             const u32 account = accounts[dice.below(accounts.size())];
-            const Packet packet{.shard = static_cast<u32>(dice.below(g.shards)), .account = account, .number = turn,
+            const Parcel packet{.shard = static_cast<u32>(dice.below(g.shards)), .account = account, .number = turn,
                                 .rows = 1 + static_cast<u32>(dice.below(2)), .source = dice.below(4) == 0 ? turn : 0};
             if (dice.below(4) == 0) {
                 auto claimed = claim(writer, packet);

@@ -10,9 +10,7 @@
 #include <sys/ptrace.h>
 #include <sys/wait.h>
 
-#include "asysi/control.hpp"
-#include "asysi/reader.hpp"
-#include "asysi/writer.hpp"
+#include "asysi/asysi.hpp"
 
 using namespace asysi;
 
@@ -267,6 +265,119 @@ void a_full_ring_books_the_drop_at_every_instruction() {
     });
 }
 
+/// Claims, fills, and either commits or forgets.
+void fill(Writer& writer, bool commit) {
+    Block block{};
+    block.header.width = width;
+    block.rows = {nullptr, 0, nullptr, 2, width, Dtype::float32};
+    block.book_seen = true;
+    auto claim = writer.claim(block);
+    EXPECT(claim && claim->payload().size() == 2 * width * 4 && claim->records().size() == 2);
+    std::fill_n(reinterpret_cast<float*>(claim->payload().data()), 2 * width, 2.0F);
+    if (commit) claim->commit();
+}
+
+void a_claim_is_booked_at_every_instruction() {
+    for (const bool commit : {true, false}) {
+        Folder folder;
+        create(folder.path, small(Policy::drop_new));
+        { Writer(folder.path).account("a"); }
+        std::map<u64, int> heads;
+        std::map<u64, int> errors;
+        steps_of_writer(folder.path, [&](Writer& writer) { fill(writer, commit); }, [&](const std::string& left) {
+            Writer successor(left);
+            const Books books(left);
+            EXPECT(books.producer_balances() && books.made[produced::published] == 2 * books.head);
+            ++heads[books.head];
+            ++errors[books.made[produced::dropped + reason::error]];
+            EXPECT(successor.free(0) == 4 - books.head);
+            EXPECT(publish(successor, 7));
+            EXPECT(read_all(left) == (books.head == 1 ? std::vector<float>{2, 7} : std::vector<float>{7}));
+        });
+        EXPECT(heads[0] > 3 && (heads[1] > 3) == commit && (errors[2] > 1) != commit);
+    }
+}
+
+void drop_new_overwrites_nothing_unread_whenever_the_producer_is_killed() {
+    Folder folder;
+    create(folder.path, small(Policy::drop_new));
+    Reader reader(folder.path, "r");
+    std::vector<Pin> pins;
+    {
+        Writer writer(folder.path);
+        writer.account("a");
+        for (u32 i = 1; i <= 4; ++i) EXPECT(publish(writer, static_cast<float>(i)));
+        // The second packet's chunk comes free before the first's: the order of chunks is not the order of packets.
+        for (int i = 0; i < 2; ++i) {
+            pins.clear();
+            reader.gather(pins, 1);
+            reader.consumed(pins[0]);
+            EXPECT(reader.release(pins[0]));
+        }
+        EXPECT(publish(writer, 5));
+    }
+    reader.close();
+    const auto act = [](Writer& writer) {
+        EXPECT(publish(writer, 6));
+        EXPECT(!publish(writer, 7));
+    };
+    std::map<u64, int> heads;
+    steps_of_writer(folder.path, act, [&](const std::string& left) {
+        Writer successor(left);
+        const u64 head = Books(left).head;
+        ++heads[head];
+        std::vector<float> wanted{3, 4, 5};
+        for (u64 i = 6; i <= head; ++i) wanted.push_back(static_cast<float>(i));
+        while (publish(successor, 9)) wanted.push_back(9);
+        EXPECT(wanted.size() == 4 && read_all(left) == wanted);
+    });
+    EXPECT(heads[5] > 3 && heads[6] > 3 && heads.size() == 2);
+}
+
+void shards_are_pushed_by_threads_of_their_own() {
+    Folder folder;
+    Geometry geometry = small(Policy::drop_new, 8);
+    geometry.shards = 4;
+    geometry.accounts = 4;
+    create(folder.path, geometry);
+    Writer writer(folder.path);
+    for (u32 shard = 0; shard < 4; ++shard) writer.account("a" + std::to_string(shard));
+    constexpr u32 packets = 20'000;
+    std::vector<std::thread> threads;
+    for (u32 shard = 0; shard < 4; ++shard) {
+        threads.emplace_back([&writer, shard] {
+            std::array<float, 2 * width> values{};
+            Block block{};
+            block.shard = block.header.account = shard;
+            block.header.width = width;
+            block.rows = {reinterpret_cast<const std::byte*>(values.data()), width * 4, nullptr, 2, width, Dtype::float32};
+            block.book_seen = true;
+            for (u32 i = 1; i <= packets; ++i) {
+                while (writer.free(shard) == 0) std::this_thread::yield();
+                values.fill(static_cast<float>(i));
+                EXPECT(writer.publish(block));
+                if (i % 100 == 0) writer.book(shard, {.seen = 1, .sampled_out = 1});
+            }
+        });
+    }
+    Reader reader(folder.path, "r");
+    std::array<u64, 4> last{};
+    for (u64 taken = 0; taken < 4 * packets;) {
+        for (auto& packet : pull(reader, 4, std::chrono::seconds(10))) {
+            EXPECT(packet.pin().sequence == ++last[packet.pin().shard] && packet.pin().lapped_rows == 0);
+            EXPECT(packet.pin().account == packet.pin().shard && packet.payload<float>()[15] == static_cast<float>(packet.pin().sequence));
+            packet.consume();
+            ++taken;
+        }
+    }
+    for (auto& thread : threads) thread.join();
+    for (u32 shard = 0; shard < 4; ++shard) {
+        const auto books = writer.ring().account(shard).counters.load();
+        EXPECT(books[produced::published] == 2 * packets && books[produced::sampled_out] == packets / 100);
+        EXPECT(books[produced::seen] == 2 * packets + packets / 100);
+    }
+}
+
 void a_gap_is_booked_at_every_instruction() {
     Folder folder;
     create(folder.path, small());
@@ -470,6 +581,9 @@ const std::vector<std::pair<std::string, void (*)()>> claims = {
     CLAIM(rows_booked_as_seen_before_are_owed_by_the_crash),
     CLAIM(rows_dropped_by_source_are_booked_once),
     CLAIM(a_full_ring_books_the_drop_at_every_instruction),
+    CLAIM(a_claim_is_booked_at_every_instruction),
+    CLAIM(drop_new_overwrites_nothing_unread_whenever_the_producer_is_killed),
+    CLAIM(shards_are_pushed_by_threads_of_their_own),
     CLAIM(a_gap_is_booked_at_every_instruction),
     CLAIM(taking_over_may_itself_be_killed),
     CLAIM(a_packet_is_consumed_once_whenever_the_reader_is_killed),

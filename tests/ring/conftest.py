@@ -1,8 +1,12 @@
 """Small rings in memory, and packets whose content proves itself."""
 
+import hashlib
+import re
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +17,78 @@ from asysi.bus.packet import HEADER_DTYPE, ROW_DTYPE, ActivationPacket, Dtype, p
 from asysi_ring import Control, View, Writer, create
 
 WIDTH = 16
+NATIVE = Path(__file__).parents[2] / "native"
+
+# What each compiler that is not the system's own comes with.
+PACKAGES = {
+    "aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu",
+    "aarch64-linux-gnu-objdump": "binutils-aarch64-linux-gnu",
+    "clang++-16": "clang-16 libclang-rt-16-dev",
+    "qemu-aarch64": "qemu-user",
+    "unshare": "util-linux",
+}
+
+
+class Builder:
+    """Compiles native programs, each once in a session, two at a time."""
+
+    COMMON = (
+        *("-std=c++20", "-O1", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-Wno-unknown-pragmas"),
+        *("-ffp-contract=off", "-pthread", f"-I{NATIVE / 'include'}"),
+    )
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, *programs: tuple[str, ...], compiler: str = "c++") -> list[Path]:
+        """Compile programs, each given as its source under native/ and its own flags; return their paths."""
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(lambda program: self._compile(compiler, *program), programs))
+
+    def _compile(self, compiler: str, source: str, *flags: str) -> Path:
+        digest = hashlib.sha256(" ".join((compiler, source, *flags)).encode()).hexdigest()[:12]
+        to = self.folder / f"{Path(source).stem}-{digest}"
+        if not to.exists():
+            command = [self.tool(compiler), *self.COMMON, *flags, NATIVE / source, "-o", to]
+            ran = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert ran.returncode == 0, ran.stderr
+        return to
+
+    def tool(self, name: str) -> str:
+        """Return the path of a program that a test needs; fail with its package's name when it is missing."""
+        path = shutil.which(name)
+        if path is None:
+            pytest.fail(f"{name} is not installed: apt-get install {PACKAGES.get(name, name)}")
+        return path
+
+
+@pytest.fixture(scope="session")
+def build(tmp_path_factory) -> Builder:
+    """Compile native programs."""
+    return Builder(tmp_path_factory.mktemp("native"))
+
+
+# Claims of the core that single-step a child with ptrace: impossible under qemu-user, and under a sanitizer a
+# debugger would step through the sanitizer.
+SINGLE_STEPPED = {
+    "a_published_packet_is_booked_or_undone_at_every_instruction",
+    "a_repeatable_packet_is_never_lost_nor_doubled",
+    "rows_booked_as_seen_before_are_owed_by_the_crash",
+    "rows_dropped_by_source_are_booked_once",
+    "a_full_ring_books_the_drop_at_every_instruction",
+    "a_gap_is_booked_at_every_instruction",
+    "taking_over_may_itself_be_killed",
+    "a_packet_is_consumed_once_whenever_the_reader_is_killed",
+}
+
+
+@pytest.fixture(scope="session")
+def plain_claims() -> list[str]:
+    """Names of the core's claims, without those that single-step."""
+    source = (NATIVE / "tests" / "ring_test.cpp").read_text()
+    names = re.findall(r"^    CLAIM\((\w+)\),$", source, re.MULTILINE)
+    assert set(names) > SINGLE_STEPPED
+    return [name for name in names if name not in SINGLE_STEPPED]
 
 
 @dataclass

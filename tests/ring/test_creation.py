@@ -7,9 +7,11 @@ import pytest
 
 from asysi_ring import (
     Control,
+    EndianError,
     GeometryError,
     Reader,
     SpaceError,
+    TruncatedError,
     VersionError,
     Writer,
     control_layout,
@@ -105,7 +107,6 @@ def test_another_geometry_is_refused_naming_both(folder):
         ("magic", 0x1234, "magic 0x1234"),
         ("major", 1, r"version 1\.0, this build reads version 2\.0"),
         ("minor", 1, r"version 2\.1, this build reads version 2\.0"),
-        ("endian", 0x04030201, "another byte order"),
         ("packet_header_bytes", 128, "headers of 1160 and 128"),
     ],
 )
@@ -118,6 +119,18 @@ def test_a_ring_of_another_build_is_refused_naming_both(folder, field, value, na
     poke(folder, field, value)
     with pytest.raises(VersionError, match=named):
         attach(folder)
+
+
+def test_a_ring_of_another_byte_order_is_refused(folder):
+    """A control file from a machine with the other endianness is an EndianError, its magic swapped or not."""
+    create(folder, **SHAPE)
+    poke(folder, "endian", 0x04030201)
+    with pytest.raises(EndianError, match="another byte order"):
+        Control(folder)
+    poke(folder, "magic", int.from_bytes(b"ASSIRING", "big"))
+    with pytest.raises(EndianError, match="does not leave its machine"):
+        Control(folder)
+    assert issubclass(EndianError, VersionError)
 
 
 @pytest.mark.parametrize(
@@ -140,16 +153,20 @@ def test_a_header_that_contradicts_the_file_is_refused(folder, field, value):
 
 
 def test_a_truncated_ring_is_refused(folder):
-    """Neither half of a control file nor half of the data is mapped."""
+    """Neither half of a control file nor half of the data is mapped: the error names both sizes."""
     create(folder, **SHAPE)
     data = Path(folder, "data")
     with data.open("r+b") as file:
         file.truncate(data.stat().st_size // 2)
-    with pytest.raises(GeometryError, match="data has"):
-        Writer(folder)
-    Path(folder, "control").write_bytes(b"half")
-    with pytest.raises(VersionError, match="4 bytes"):
-        Writer(folder)
+    for attach in (Writer, lambda folder: Reader(folder, "sae")):
+        with pytest.raises(TruncatedError, match=r"data has 163840 bytes, its geometry asks for 327680"):
+            attach(folder)
+    control = Path(folder, "control")
+    whole = control.read_bytes()
+    for bytes_left in (4, len(whole) // 2):
+        control.write_bytes(whole[:bytes_left])
+        with pytest.raises(TruncatedError, match=f"control has {bytes_left} bytes"):
+            Writer(folder)
 
 
 def test_a_missing_ring_is_a_missing_file(folder):

@@ -1,11 +1,13 @@
 // Looking at a ring without taking part in it.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
-#include "asysi/lock.hpp"
 #include "asysi/ring.hpp"
+#include "asysi/seat.hpp"
 
 namespace asysi {
 
@@ -47,5 +49,30 @@ public:
 private:
     std::optional<Ring> ring_;
 };
+
+/// Makes an empty ring of the same shape out of a ring that nobody is attached to: books, cursors, names and mailbox are gone.
+///
+/// The new control file takes the place of the old one by a rename, so that a kill leaves one or the other. Throws
+/// BusyError when somebody alive holds a place, and holds all places meanwhile.
+inline Geometry reset(const std::string& folder, std::chrono::nanoseconds patience = std::chrono::seconds(30)) {
+    const std::string control = control_path(folder);
+    const creation::FolderLock lock(folder, patience);
+    const File old(control, O_RDWR);
+    const Geometry geometry = read_geometry(old, control);
+    std::vector<std::unique_ptr<Seat>> seats;
+    seats.push_back(std::make_unique<Seat>(old, control, 0, "the producer of the ring in " + folder, std::chrono::nanoseconds{}));
+    for (u32 i = 0; i < geometry.reader_count(); ++i) {
+        seats.push_back(std::make_unique<Seat>(old, control, 1 + static_cast<off_t>(i),
+                                               "reader " + geometry.readers[i] + " of the ring in " + folder, std::chrono::nanoseconds{}));
+    }
+    unlink((control + ".new").c_str());
+    const File fresh = creation::allocate(control + ".new", Sections(geometry).control_bytes, folder, std::nullopt);
+    ASYSI_TESTPOINT("reset.control.allocated");
+    creation::write_header(fresh, geometry, control);
+    ASYSI_TESTPOINT("reset.header.written");
+    creation::move(control + ".new", control);
+    ASYSI_TESTPOINT("reset.control.renamed");
+    return geometry;
+}
 
 }  // namespace asysi

@@ -14,6 +14,10 @@
 #include <cstring>
 #include <limits>
 
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
 #include "asysi/packet.hpp"
 
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_THREAD__) && \
@@ -108,10 +112,39 @@ constexpr Dtype converted(Dtype source, Quantization quantization) {
     return source;
 }
 
-inline void copy_rows(std::byte* out, const Rows& in) {
+/// Copies around the caches, to an address that is a multiple of 64: each line is written once and never read first.
+/// Ends with a fence, so that a release store behind it publishes the bytes.
+inline void stream(std::byte* out, const std::byte* in, std::size_t bytes) {
+#ifdef __SSE2__
+    std::size_t at = 0;
+    for (; at + 64 <= bytes; at += 64) {
+        const auto* const from = reinterpret_cast<const __m128i*>(in + at);
+        auto* const to = reinterpret_cast<__m128i*>(out + at);
+        const __m128i a = _mm_loadu_si128(from), b = _mm_loadu_si128(from + 1);
+        const __m128i c = _mm_loadu_si128(from + 2), d = _mm_loadu_si128(from + 3);
+        _mm_stream_si128(to, a);
+        _mm_stream_si128(to + 1, b);
+        _mm_stream_si128(to + 2, c);
+        _mm_stream_si128(to + 3, d);
+    }
+    std::memcpy(out + at, in + at, bytes - at);
+    _mm_sfence();
+#else
+    std::memcpy(out, in, bytes);
+#endif
+}
+
+/// From this size on a copy into a ring that no cache holds goes around them.
+inline constexpr std::size_t worth_streaming = 32 * 1024;
+
+inline void copy_rows(std::byte* out, const Rows& in, bool streams) {
     const std::size_t bytes = in.bytes();
-    if (in.index == nullptr && in.stride == static_cast<std::int64_t>(bytes)) {
-        std::memcpy(out, in.base, bytes * in.count);
+    const bool whole = in.index == nullptr && in.stride == static_cast<std::int64_t>(bytes);
+    const bool large = streams && bytes * in.count >= worth_streaming;
+    if (whole && large) return stream(out, in.base, bytes * in.count);
+    if (whole) return static_cast<void>(std::memcpy(out, in.base, bytes * in.count));
+    if (large && bytes % 64 == 0) {
+        for (std::size_t i = 0; i < in.count; ++i, out += bytes) stream(out, in.row(i), bytes);
         return;
     }
     for (std::size_t i = 0; i < in.count; ++i, out += bytes) std::memcpy(out, in.row(i), bytes);
@@ -167,9 +200,10 @@ inline void int8_rows(std::byte* out, float* scales, const Rows& in) {
 }
 
 /// Writes the rows to `out`, as `converted(in.dtype, quantization)`; `scales` gets one float a row for int8.
-inline void convert(std::byte* out, float* scales, const Rows& in, Quantization quantization) {
+/// `streams`: large copies go around the caches; `out` is a multiple of 64 then.
+inline void convert(std::byte* out, float* scales, const Rows& in, Quantization quantization, bool streams = false) {
     const Dtype to = converted(in.dtype, quantization);
-    if (to == in.dtype) return copy_rows(out, in);
+    if (to == in.dtype) return copy_rows(out, in, streams);
     if (to == Dtype::bfloat16) return bfloat16_rows(out, in);
     int8_rows(out, scales, in);
 }

@@ -15,20 +15,32 @@ struct RingError : std::runtime_error {
 struct GeometryError : RingError {
     using RingError::RingError;
 };
-/// Magic, ABI, endianness or size of the control file do not fit.
+/// A file of the ring is shorter than its geometry asks for: somebody cut it off.
+struct TruncatedError : GeometryError {
+    using GeometryError::GeometryError;
+};
+/// Magic, ABI or size of the headers do not fit.
 struct VersionError : RingError {
     using RingError::RingError;
+};
+/// The ring was written by a machine of another byte order.
+struct EndianError : VersionError {
+    using VersionError::VersionError;
 };
 /// The file system or the memory limit cannot hold the ring.
 struct SpaceError : RingError {
     using RingError::RingError;
 };
-/// A lock is held by somebody alive.
+/// A lock is held by somebody alive, or a claim of the shard is open.
 struct BusyError : RingError {
     using RingError::RingError;
 };
 /// The pin of a view was taken away: its bytes may be another packet's.
 struct RevokedError : RingError {
+    using RingError::RingError;
+};
+/// Nothing could be claimed; the rows are booked as dropped. Thrown where a claim must have an answer.
+struct FullError : RingError {
     using RingError::RingError;
 };
 /// Used after close(), or in a forked child.

@@ -131,6 +131,13 @@ struct Intent {
     std::atomic<u64> tombstone;  // 1: what gets published is a gap, the rows are dropped
 };
 
+/// What a participant obtained for its mapping of the data, for those who look on.
+struct Attached {
+    std::atomic<u64> bytes;
+    std::atomic<u32> populated;   // a Populated
+    std::atomic<u32> registered;  // 1: known to the accelerator's driver
+};
+
 struct Live {
     alignas(64) std::atomic<u32> doorbell;
     std::atomic<u32> unused;
@@ -138,6 +145,8 @@ struct Live {
     alignas(64) std::atomic<u32> writer_state;
     std::atomic<u32> generation;
     std::atomic<u32> accounts;  // registered
+    u32 unused_too;
+    Attached writer;
     alignas(64) std::array<std::atomic<u64>, mailbox_words> mailbox;
 };
 
@@ -150,6 +159,7 @@ struct ShardEntry {
 struct ReaderEntry {
     alignas(64) std::atomic<u32> state;
     std::atomic<u32> epoch;  // grows when its pins are taken away
+    Attached mapping;
 };
 
 namespace produced {

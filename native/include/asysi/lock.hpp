@@ -46,6 +46,13 @@ public:
     /// True in a child that was forked after the lock was taken.
     [[nodiscard]] bool orphaned() const { return orphaned_.load(std::memory_order_relaxed); }
 
+    /// Whether the lock is on this open file, and not on one that has taken its name since.
+    [[nodiscard]] bool on(int descriptor) const {
+        struct stat mine {}, theirs {};
+        return fstat(descriptor_, &mine) == 0 && fstat(descriptor, &theirs) == 0 && mine.st_ino == theirs.st_ino &&
+               mine.st_dev == theirs.st_dev;
+    }
+
     /// Whether somebody other than this open file holds `byte`.
     [[nodiscard]] static bool held(int descriptor, off_t byte) {
         struct flock range = span(byte);

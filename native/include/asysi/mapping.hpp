@@ -42,22 +42,28 @@ private:
     int descriptor_;
 };
 
+/// How the pages of a mapping came to be there.
+enum class Populated : unsigned { no = 0, advised = 1, touched = 2 };
+
 /// A file in memory, shared with other processes; populated, so that no page fault comes later.
 class Mapping {
 public:
     Mapping() = default;
+    /// Throws TruncatedError when the file is shorter: its pages would raise SIGBUS.
     Mapping(const File& file, std::size_t bytes, bool writable, const std::string& path) : bytes_(bytes) {
+        expect_bytes(file, path);
         const int protection = writable ? PROT_READ | PROT_WRITE : PROT_READ;
         void* const at = mmap(nullptr, bytes, protection, MAP_SHARED, file.descriptor(), 0);
         if (at == MAP_FAILED) fail(errno, "cannot map", path);
         base_ = static_cast<std::byte*>(at);
-        populate(writable);
+        populated_ = populate(file, writable, path);
     }
     Mapping(Mapping&& other) noexcept
-        : base_(std::exchange(other.base_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+        : base_(std::exchange(other.base_, nullptr)), bytes_(std::exchange(other.bytes_, 0)), populated_(other.populated_) {}
     Mapping& operator=(Mapping&& other) noexcept {
         std::swap(base_, other.base_);
         std::swap(bytes_, other.bytes_);
+        std::swap(populated_, other.populated_);
         return *this;
     }
     ~Mapping() {
@@ -65,18 +71,44 @@ public:
     }
 
     [[nodiscard]] std::byte* base() const { return base_; }
+    [[nodiscard]] std::size_t bytes() const { return bytes_; }
+    [[nodiscard]] Populated populated() const { return populated_; }
 
 private:
-    void populate(bool writable) {
-        if (madvise(base_, bytes_, writable ? MADV_POPULATE_WRITE : MADV_POPULATE_READ) == 0) return;
+    void expect_bytes(const File& file, const std::string& path) const {
+        if (const std::size_t there = file.bytes(); there < bytes_) {
+            throw TruncatedError(path + " has " + std::to_string(there) + " bytes, its geometry asks for " +
+                                 std::to_string(bytes_) + ": somebody cut it off; create the ring anew");
+        }
+    }
+
+    Populated populate(const File& file, bool writable, const std::string& path) {
+        for (int attempt = 0; attempt < 100; ++attempt) {
+            if (madvise(base_, bytes_, writable ? MADV_POPULATE_WRITE : MADV_POPULATE_READ) == 0) return Populated::advised;
+            if (errno != EINTR && errno != EAGAIN) break;
+        }
+        const int error = errno;
+        const auto give_up = [&] { munmap(std::exchange(base_, nullptr), bytes_); };
+        if (error == ENOMEM) {
+            give_up();
+            throw SpaceError("the " + std::to_string(bytes_) + " bytes of " + path + " cannot be brought into memory");
+        }
+        // EFAULT is what would have been SIGBUS: the file was cut off between the look at its size and here.
+        if (error == EFAULT) {
+            give_up();
+            expect_bytes(file, path);
+            throw SpaceError(path + " has pages that its file system has no room for");
+        }
         // Kernels before 5.14: reading is all that may be done to bytes that others may be writing.
         for (std::size_t at = 0; at < bytes_; at += 4096) {
             static_cast<void>(*static_cast<volatile const std::byte*>(base_ + at));
         }
+        return Populated::touched;
     }
 
     std::byte* base_ = nullptr;
     std::size_t bytes_ = 0;
+    Populated populated_ = Populated::no;
 };
 
 }  // namespace asysi

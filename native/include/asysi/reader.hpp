@@ -8,7 +8,9 @@
 #include <cstring>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "asysi/futex.hpp"
@@ -30,15 +32,18 @@ struct Pin {
     u64 lapped_rows;
     const std::byte* bytes;
     u64 size;
+    u64 payload_bytes;
+    u64 scale_bytes;
 };
 
 class Reader {
 public:
-    Reader(const std::string& folder, const std::string& name)
+    /// Waits up to `patience` for a reader of this name that is alive to leave; then throws BusyError.
+    Reader(const std::string& folder, const std::string& name, std::chrono::nanoseconds patience = {})
         : ring_(folder, Ring::Role::reader),
           index_(ring_.reader_index(name)),
           bit_(u64{1} << index_),
-          seat_(control_path(folder), 1 + static_cast<off_t>(index_), "reader " + name + " of the ring in " + folder),
+          seat_(ring_.file(), control_path(folder), 1 + static_cast<off_t>(index_), "reader " + name + " of the ring in " + folder, patience),
           held_(ring_.geometry().shards) {
         ASYSI_TESTPOINT("reader.lock.taken");
         take_over();
@@ -49,6 +54,12 @@ public:
 
     [[nodiscard]] const Ring& ring() const { return ring_; }
     [[nodiscard]] u32 index() const { return index_; }
+
+    /// Tells those who look on whether an accelerator's driver knows the data.
+    void note_registered(bool registered) {
+        seat_.expect_open();
+        ring_.reader(index_).mapping.registered.store(registered ? 1 : 0, std::memory_order_relaxed);
+    }
 
     // --- packets -----------------------------------------------------------------------------------------------
 
@@ -66,6 +77,19 @@ public:
             first_shard_ = (first_shard_ + 1) % shards;
         }
         for (u32 shard = 0; shard < shards; ++shard) pass_gaps(shard);
+    }
+
+    /// Pins up to `limit` packets into `out`, waiting up to `patience` for the first; none when the producer has closed.
+    void pull(std::vector<Pin>& out, std::size_t limit, std::chrono::nanoseconds patience) {
+        const auto deadline = std::chrono::steady_clock::now() + patience;
+        for (;;) {
+            // Closed is looked at before the packets: nothing comes after it.
+            const bool over = producer_closed();
+            gather(out, limit);
+            const auto left = deadline - std::chrono::steady_clock::now();
+            if (!out.empty() || over || limit == 0 || left <= std::chrono::nanoseconds{0}) return;
+            wait(std::min<std::chrono::nanoseconds>(left, std::chrono::milliseconds(100)));
+        }
     }
 
     /// Sleeps until there may be something to gather or the producer has closed, at most `limit`.
@@ -213,6 +237,11 @@ private:
         // Views of whoever was this reader before are void from here on.
         ring_.reader(index_).epoch.fetch_add(1);
         ASYSI_TESTPOINT("reader.attach.epoch");
+        auto& mapping = ring_.reader(index_).mapping;
+        mapping.bytes.store(ring_.data().bytes(), std::memory_order_relaxed);
+        mapping.populated.store(static_cast<u32>(ring_.data().populated()), std::memory_order_relaxed);
+        mapping.registered.store(0, std::memory_order_relaxed);
+        ASYSI_TESTPOINT("reader.attach.mapping_noted");
         ring_.live().waiters.fetch_and(~bit_);
         ASYSI_TESTPOINT("reader.attach.waiter_cleared");
         for (u32 shard = 0; shard < g.shards; ++shard) {
@@ -318,10 +347,12 @@ private:
         } while (!state.compare_exchange_weak(there, there | bit_, std::memory_order_seq_cst, std::memory_order_relaxed));
         ASYSI_TESTPOINT("reader.pin.set");
         pinned_ = {.shard = shard, .chunk = chunk, .generation = generation, .epoch = epoch(), .sequence = sequence,
-                   .account = 0, .rows = 0, .end = 0, .lapped_rows = 0, .bytes = ring_.chunk(shard, chunk), .size = 0};
+                   .account = 0, .rows = 0, .end = 0, .lapped_rows = 0, .bytes = ring_.chunk(shard, chunk), .size = 0, .payload_bytes = 0, .scale_bytes = 0};
         PacketHeader header;
         std::memcpy(&header, pinned_.bytes, sizeof header);
         pinned_.size = packet_bytes(header);
+        pinned_.payload_bytes = header.payload_bytes;
+        pinned_.scale_bytes = header.scale_bytes;
         pinned_.account = header.account;
         pinned_.rows = header.rows;
         pinned_.end = header.rows_before + header.rows;
@@ -368,5 +399,54 @@ private:
     std::vector<u64> pulled_;      // rows of an account handed out or lost so far
     std::vector<Versioned<consumed::words>::Values> books_;
 };
+
+/// A pinned packet that lets go of itself. Its sizes were checked when it was pinned and are not read again.
+class Packet {
+public:
+    Packet(Reader& reader, const Pin& pin) : reader_(&reader), pin_(pin) {}
+    Packet(Packet&& other) noexcept : reader_(std::exchange(other.reader_, nullptr)), pin_(other.pin_) {}
+    Packet& operator=(Packet&&) = delete;
+    ~Packet() { release(); }
+
+    [[nodiscard]] const Pin& pin() const { return pin_; }
+    /// A copy of the header.
+    [[nodiscard]] PacketHeader header() const {
+        PacketHeader copy;
+        std::memcpy(&copy, pin_.bytes, sizeof copy);
+        return copy;
+    }
+    [[nodiscard]] std::span<const RowRecord> records() const {
+        return {reinterpret_cast<const RowRecord*>(pin_.bytes + header_bytes), pin_.rows};
+    }
+    /// A scale a row of int8; empty for other types.
+    [[nodiscard]] std::span<const float> scales() const {
+        return {reinterpret_cast<const float*>(pin_.bytes + header_bytes + u64{pin_.rows} * row_bytes),
+                pin_.scale_bytes / sizeof(float)};
+    }
+    /// The elements, from an address that is a multiple of 64.
+    template <typename T = std::byte>
+    [[nodiscard]] std::span<const T> payload() const {
+        return {reinterpret_cast<const T*>(pin_.bytes + payload_at(pin_.rows, pin_.scale_bytes)), pin_.payload_bytes / sizeof(T)};
+    }
+
+    /// Books it as consumed.
+    void consume() { reader_->consumed(pin_); }
+    /// Unpins; false when the ring had taken the pin away, so that what was read may have been another packet's.
+    bool release() { return reader_ == nullptr || std::exchange(reader_, nullptr)->release(pin_); }
+
+private:
+    Reader* reader_;
+    Pin pin_;
+};
+
+/// Up to `limit` packets, waiting up to `patience` for the first; none when the producer has closed.
+inline std::vector<Packet> pull(Reader& reader, std::size_t limit, std::chrono::nanoseconds patience) {
+    std::vector<Pin> pins;
+    reader.pull(pins, limit, patience);
+    std::vector<Packet> packets;
+    packets.reserve(pins.size());
+    for (const Pin& pin : pins) packets.emplace_back(reader, pin);
+    return packets;
+}
 
 }  // namespace asysi

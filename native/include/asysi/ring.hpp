@@ -7,6 +7,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -17,6 +18,7 @@
 
 #include "asysi/layout.hpp"
 #include "asysi/mapping.hpp"
+#include "asysi/topology.hpp"
 
 namespace asysi {
 
@@ -65,15 +67,20 @@ inline Geometry read_geometry(const File& control, const std::string& path) {
     ControlHeader h{};
     const std::size_t bytes = control.bytes();
     if (bytes < sizeof h || pread(control.descriptor(), &h, sizeof h, 0) != static_cast<ssize_t>(sizeof h)) {
-        refuse(std::to_string(bytes) + " bytes", "at least " + std::to_string(sizeof h));
+        throw TruncatedError(path + " has " + std::to_string(bytes) + " bytes, a control file has at least " +
+                             std::to_string(sizeof h));
     }
     const auto hex = [](u64 value) {
         char text[24];
         std::snprintf(text, sizeof text, "%#llx", static_cast<unsigned long long>(value));
         return std::string(text);
     };
-    if (h.magic != control_magic) refuse("the magic " + hex(h.magic), hex(control_magic));
-    if (h.endian != endian_tag) refuse("another byte order (" + hex(h.endian) + ")", hex(endian_tag));
+    if (h.magic == __builtin_bswap64(control_magic)) h.endian = ~endian_tag;
+    if (h.magic != control_magic && h.endian == endian_tag) refuse("the magic " + hex(h.magic), hex(control_magic));
+    if (h.endian != endian_tag) {
+        throw EndianError(path + " was written in another byte order (" + hex(h.endian) + "), this machine's is " +
+                          hex(endian_tag) + ": a ring does not leave its machine");
+    }
     if (h.major != abi_major || h.minor > abi_minor) {
         refuse("version " + std::to_string(h.major) + "." + std::to_string(h.minor),
                "version " + std::to_string(abi_major) + "." + std::to_string(abi_minor));
@@ -90,6 +97,10 @@ inline Geometry read_geometry(const File& control, const std::string& path) {
     }
     check(g);
     const ControlHeader expected = header_of(g);
+    if (bytes < expected.control_bytes && h.control_bytes == expected.control_bytes) {
+        throw TruncatedError(path + " has " + std::to_string(bytes) + " bytes, its geometry (" + describe(g) + ") asks for " +
+                             std::to_string(expected.control_bytes));
+    }
     if (h.control_bytes != expected.control_bytes || h.data_bytes != expected.data_bytes || bytes != h.control_bytes) {
         throw GeometryError(path + " has " + std::to_string(bytes) + " bytes, its geometry (" + describe(g) + ") asks for " +
                             std::to_string(expected.control_bytes));
@@ -110,16 +121,13 @@ public:
         if (role == Role::look) return;
         const bool writes = role == Role::writer;
         const File data(data_path(folder), writes ? O_RDWR : O_RDONLY);
-        if (data.bytes() < at.data_bytes) {
-            throw GeometryError(data_path(folder) + " has " + std::to_string(data.bytes()) + " bytes, the control file asks for " +
-                                std::to_string(at.data_bytes));
-        }
         data_ = Mapping(data, at.data_bytes, writes, data_path(folder));
     }
 
     [[nodiscard]] const std::string& folder() const { return folder_; }
     [[nodiscard]] const Geometry& geometry() const { return geometry_; }
     [[nodiscard]] const File& file() const { return file_; }
+    [[nodiscard]] const Mapping& data() const { return data_; }
 
     [[nodiscard]] Live& live() const { return *at<Live>(at_.live); }
     [[nodiscard]] ShardEntry& shard(u32 i) const { return at<ShardEntry>(at_.shards)[i]; }
@@ -193,12 +201,12 @@ namespace creation {
 /// Holds the folder for one creator at a time.
 class FolderLock {
 public:
-    explicit FolderLock(const std::string& folder) : file_(folder, O_RDONLY | O_DIRECTORY) {
-        const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+    FolderLock(const std::string& folder, std::chrono::nanoseconds patience) : file_(folder, O_RDONLY | O_DIRECTORY) {
+        const auto deadline = std::chrono::steady_clock::now() + patience;
         while (flock(file_.descriptor(), LOCK_EX | LOCK_NB) != 0) {
             if (errno != EWOULDBLOCK && errno != EINTR) fail(errno, "cannot lock", folder);
             if (std::chrono::steady_clock::now() > deadline) {
-                throw BusyError("somebody else has been creating the ring in " + folder + " for 30 seconds");
+                throw BusyError("somebody else is creating or resetting the ring in " + folder + ", and was not done in time");
             }
             std::this_thread::sleep_for(std::chrono::milliseconds(5));
         }
@@ -248,8 +256,9 @@ inline void expect_room(const std::string& folder, u64 needed) {
 }
 
 /// A file of `bytes` zeros whose every byte is there: writing to it can never raise SIGBUS.
-inline File allocate(const std::string& path, u64 bytes, const std::string& folder) {
+inline File allocate(const std::string& path, u64 bytes, const std::string& folder, std::optional<int> node) {
     File file(path, O_RDWR | O_CREAT | O_TRUNC, 0660);
+    topology::place(file, bytes, path, node);
     int error = EINTR;
     while (error == EINTR) error = posix_fallocate(file.descriptor(), 0, static_cast<off_t>(bytes));
     if (error == 0) return file;
@@ -261,6 +270,13 @@ inline File allocate(const std::string& path, u64 bytes, const std::string& fold
                      std::to_string(u64{facts.f_bavail} * facts.f_frsize) + " bytes available");
 }
 
+inline void write_header(const File& file, const Geometry& geometry, const std::string& path) {
+    const ControlHeader header = header_of(geometry);
+    if (pwrite(file.descriptor(), &header, sizeof header, 0) != static_cast<ssize_t>(sizeof header)) {
+        fail(errno, "cannot write", path);
+    }
+}
+
 inline void move(const std::string& from, const std::string& to) {
     if (rename(from.c_str(), to.c_str()) != 0) fail(errno, "cannot rename " + from + " to", to);
 }
@@ -270,11 +286,13 @@ inline void move(const std::string& from, const std::string& to) {
 /// Creates the ring; false when the same one stands there already.
 ///
 /// The control file appears last and by a rename, so a ring that is seen is whole.
-inline bool create(const std::string& folder, const Geometry& geometry) {
+/// `patience`: how long to wait for somebody else who creates it; `node`: NUMA node of the data, else the creator's.
+inline bool create(const std::string& folder, const Geometry& geometry, std::chrono::nanoseconds patience = std::chrono::seconds(30),
+                   std::optional<int> node = std::nullopt) {
     check(geometry);
     std::filesystem::create_directories(folder);
     ASYSI_TESTPOINT("create.folder.made");
-    const creation::FolderLock lock(folder);
+    const creation::FolderLock lock(folder, patience);
     ASYSI_TESTPOINT("create.folder.locked");
     const std::string control = control_path(folder);
     const std::string data = data_path(folder);
@@ -289,14 +307,11 @@ inline bool create(const std::string& folder, const Geometry& geometry) {
     ASYSI_TESTPOINT("create.leftovers.removed");
     creation::expect_room(folder, at.control_bytes + at.data_bytes);
     try {
-        const File data_file = creation::allocate(data + ".new", at.data_bytes, folder);
+        const File data_file = creation::allocate(data + ".new", at.data_bytes, folder, node);
         ASYSI_TESTPOINT("create.data.allocated");
-        const File control_file = creation::allocate(control + ".new", at.control_bytes, folder);
+        const File control_file = creation::allocate(control + ".new", at.control_bytes, folder, node);
         ASYSI_TESTPOINT("create.control.allocated");
-        const ControlHeader header = header_of(geometry);
-        if (pwrite(control_file.descriptor(), &header, sizeof header, 0) != static_cast<ssize_t>(sizeof header)) {
-            fail(errno, "cannot write", control);
-        }
+        creation::write_header(control_file, geometry, control);
         ASYSI_TESTPOINT("create.header.written");
         creation::move(data + ".new", data);
         ASYSI_TESTPOINT("create.data.renamed");

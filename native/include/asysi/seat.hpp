@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdint>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include <sched.h>
@@ -68,9 +69,16 @@ private:
 /// A lock on one byte of a ring's control file, and whether its owner has left.
 class Seat {
 public:
-    /// Throws BusyError when somebody alive sits there.
-    Seat(const std::string& control, off_t byte, std::string who) : who_(std::move(who)) {
-        if (!lock_.take(control, byte)) throw BusyError(who_ + " is attached already, and it is alive");
+    /// A seat at the ring whose control file was opened as `file`. Throws BusyError when somebody alive sits there for all
+    /// of `patience`, or when the ring was reset after the file was opened.
+    Seat(const File& file, const std::string& control, off_t byte, std::string who, std::chrono::nanoseconds patience)
+        : who_(std::move(who)) {
+        const auto deadline = std::chrono::steady_clock::now() + patience;
+        while (!lock_.take(control, byte)) {
+            if (std::chrono::steady_clock::now() >= deadline) throw BusyError(who_ + " is attached already, and it is alive");
+            std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        }
+        if (!lock_.on(file.descriptor())) throw BusyError(control + " was reset meanwhile: attach again");
     }
 
     /// True in a child that was forked from the owner: nothing here is its own.

@@ -31,6 +31,10 @@ inline constexpr std::array labels = {
     std::string_view{"create.data.renamed"},
     std::string_view{"create.control.renamed"},
     std::string_view{"create.failure.removed"},
+    // reset
+    std::string_view{"reset.control.allocated"},
+    std::string_view{"reset.header.written"},
+    std::string_view{"reset.control.renamed"},
     // a producer comes
     std::string_view{"writer.lock.taken"},
     std::string_view{"takeover.books.stored"},
@@ -38,6 +42,7 @@ inline constexpr std::array labels = {
     std::string_view{"takeover.intent.closed"},
     std::string_view{"takeover.owed.booked"},
     std::string_view{"takeover.claim.freed"},
+    std::string_view{"takeover.mapping.noted"},
     std::string_view{"takeover.generation.stored"},
     std::string_view{"takeover.state.stored"},
     // it publishes
@@ -69,6 +74,7 @@ inline constexpr std::array labels = {
     // a reader
     std::string_view{"reader.lock.taken"},
     std::string_view{"reader.attach.epoch"},
+    std::string_view{"reader.attach.mapping_noted"},
     std::string_view{"reader.attach.waiter_cleared"},
     std::string_view{"reader.attach.unpinned"},
     std::string_view{"reader.attach.stated"},

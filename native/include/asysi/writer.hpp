@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <fstream>
 #include <mutex>
 #include <optional>
 #include <span>
@@ -102,9 +103,10 @@ private:
 
 class Writer {
 public:
-    explicit Writer(const std::string& folder)
+    /// Waits up to `patience` for a producer that is alive to leave; then throws BusyError.
+    explicit Writer(const std::string& folder, std::chrono::nanoseconds patience = {})
         : ring_(folder, Ring::Role::writer),
-          seat_(control_path(folder), 0, "the producer of the ring in " + folder),
+          seat_(ring_.file(), control_path(folder), 0, "the producer of the ring in " + folder, patience),
           lanes_(geometry().shards),
           accounts_(geometry().accounts) {
         ASYSI_TESTPOINT("writer.lock.taken");
@@ -117,6 +119,12 @@ public:
     [[nodiscard]] const Ring& ring() const { return ring_; }
     [[nodiscard]] const Geometry& geometry() const { return ring_.geometry(); }
     [[nodiscard]] u32 generation() const { return generation_; }
+
+    /// Tells those who look on whether an accelerator's driver knows the data.
+    void note_registered(bool registered) {
+        seat_.expect_open();
+        ring_.live().writer.registered.store(registered ? 1 : 0, std::memory_order_relaxed);
+    }
 
     /// Index of the account `name`, which is registered when new.
     u32 account(const std::string& name) {
@@ -150,13 +158,8 @@ public:
         Lane& lane = lanes_[shard];
         const auto turn = seat_.enter(lane.gate);
         if (geometry().policy == Policy::overwrite) return geometry().depth();
-        look_at_cursor(lane, shard);
-        u64 room = 0;
-        for (u32 chunk = 0; chunk < geometry().chunks; ++chunk) {
-            const bool passed = lane.newest[chunk] <= lane.cursor;
-            room += passed && (ring_.state(shard, chunk).load(std::memory_order_relaxed) & word::pin_mask) == 0 ? 1 : 0;
-        }
-        return room;
+        collect(lane, shard);
+        return lane.free.size();
     }
     [[nodiscard]] u64 source(u32 shard) const {
         seat_.expect_open();
@@ -266,9 +269,13 @@ private:
         Gate gate;
         u32 next = 0;              // chunk to try first
         u64 head = 0;              // sequence of the newest packet
-        u64 cursor = 0;            // drop_new: where the reader was when last looked at
-        std::vector<u64> newest;   // drop_new: sequence of each chunk's packet
         Packet packet{};
+        // drop_new: every chunk is in one of the three. The last one freed is claimed first: it is still in the cache.
+        std::vector<u32> free;
+        std::vector<u32> lingering;  // consumed, but pinned when last looked at
+        std::vector<bool> listed;    // whether a chunk is in one of those two
+        std::vector<u32> unread;     // chunk of each packet after `cursor`, at (sequence - 1) % chunks
+        u64 cursor = 0;              // where the reader was when last looked at
     };
 
     struct alignas(64) Account {
@@ -296,8 +303,12 @@ private:
         for (u32 s = 0; s < shards; ++s) {
             free_open_claims(s);
             lanes_[s].next = first_claim(s);
-            if (geometry().policy == Policy::drop_new) find_unread(s);
+            if (keeps_unread()) find_unread(s);
         }
+        live.writer.bytes.store(ring_.data().bytes(), std::memory_order_relaxed);
+        live.writer.populated.store(static_cast<u32>(ring_.data().populated()), std::memory_order_relaxed);
+        live.writer.registered.store(0, std::memory_order_relaxed);
+        ASYSI_TESTPOINT("takeover.mapping.noted");
         generation_ = live.generation.load(std::memory_order_relaxed) + 1;
         live.generation.store(generation_, std::memory_order_release);
         ASYSI_TESTPOINT("takeover.generation.stored");
@@ -362,17 +373,26 @@ private:
         return (word::slot_chunk(newest) + 1) % geometry().chunks;
     }
 
-    /// Which packet each chunk holds, as the slots tell.
+    /// Where the unread packets are, as the slots tell; the other chunks are free, or will be.
     void find_unread(u32 shard) {
         Lane& lane = lanes_[shard];
         const u32 chunks = geometry().chunks;
-        lane.newest.assign(chunks, 0);
-        const u64 oldest = lane.head > chunks ? lane.head - chunks + 1 : 1;
-        for (u64 sequence = oldest; sequence <= lane.head; ++sequence) {
-            const u32 chunk = word::slot_chunk(ring_.slot(shard, sequence).load(std::memory_order_acquire));
-            if (chunk < chunks) lane.newest[chunk] = sequence;
+        lane.free.reserve(chunks);
+        lane.lingering.reserve(chunks);
+        lane.unread.assign(chunks, 0);
+        lane.cursor = std::max(cursor(lane, shard), lane.head > chunks ? lane.head - chunks : 0);
+        lane.listed.assign(chunks, false);
+        std::vector<bool> kept(chunks);
+        // Not `<= head`: a head that somebody scribbled over may be the largest number there is.
+        for (u64 at = lane.cursor; at != lane.head; ++at) {
+            const u32 chunk = word::slot_chunk(ring_.slot(shard, at + 1).load(std::memory_order_acquire)) % chunks;
+            lane.unread[at % chunks] = chunk;
+            kept[chunk] = true;
         }
-        look_at_cursor(lane, shard);
+        for (u32 chunk = chunks; chunk-- > 0;) {
+            if (!kept[chunk]) linger(lane, chunk);
+        }
+        collect(lane, shard);
     }
 
     // --- what may be asked ---------------------------------------------------------------------------------------
@@ -459,45 +479,88 @@ private:
         return false;
     }
 
-    /// Claims the next chunk that nobody has pinned and, under drop_new, nobody has yet to read.
+    [[nodiscard]] bool keeps_unread() const { return geometry().policy == Policy::drop_new; }
+
+    /// Claims a chunk that nobody has pinned and, under drop_new, that holds nothing unread.
     bool find_chunk(Lane& lane) {
         const Geometry& g = geometry();
         const u32 shard = lane.packet.shard;
-        const bool keeps = g.policy == Policy::drop_new;
-        if (keeps && lane.head - lane.cursor >= g.chunks) {
-            look_at_cursor(lane, shard);
-            if (lane.head - lane.cursor >= g.chunks) return false;
+        const u64 allowed = u64{g.reader_count()} * g.pins;
+        if (keeps_unread()) {
+            if (take_free(lane)) return true;
+            // More linger than the reader may hold: it holds too many.
+            if (lane.lingering.size() <= allowed) return false;
+            evict(shard);
+            return take_free(lane);
         }
-        if (scan(lane, keeps ? g.chunks : u64{g.reader_count()} * g.pins)) return true;
-        if (keeps) look_at_cursor(lane, shard);
-        // More are pinned than all readers may hold together: somebody holds too many.
+        if (scan(lane, allowed)) return true;
         evict(shard);
         return scan(lane, g.chunks);
     }
 
-    /// Goes round once, or until more than `patience` chunks were pinned.
+    /// Makes `chunk` the packet's, if it is nobody's.
+    bool take(Lane& lane, u32 chunk) {
+        auto& state = ring_.state(lane.packet.shard, chunk);
+        u64 there = state.load(std::memory_order_relaxed);
+        const u64 generation = (word::generation(there) + 1) & word::generation_mask;
+        if ((there & word::pin_mask) != 0 ||
+            !state.compare_exchange_strong(there, word::state(generation) | word::writing, std::memory_order_acquire,
+                                           std::memory_order_relaxed)) {
+            return false;
+        }
+        ASYSI_TESTPOINT("writer.claim.w_set");
+        lane.packet.chunk = chunk;
+        lane.packet.generation = generation;
+        return true;
+    }
+
+    /// overwrite: goes round once, or until more than `patience` chunks were pinned.
     bool scan(Lane& lane, u64 patience) {
         const u32 chunks = geometry().chunks;
-        const bool keeps = geometry().policy == Policy::drop_new;
-        u64 pinned = 0;
         u32 chunk = lane.next;
-        for (u32 tried = 0; tried < chunks && pinned <= patience; ++tried, chunk = chunk + 1 < chunks ? chunk + 1 : 0) {
-            if (keeps && lane.newest[chunk] > lane.cursor) continue;
-            auto& state = ring_.state(lane.packet.shard, chunk);
-            u64 there = state.load(std::memory_order_relaxed);
-            const u64 generation = (word::generation(there) + 1) & word::generation_mask;
-            const bool mine = (there & word::pin_mask) == 0 &&
-                              state.compare_exchange_strong(there, word::state(generation) | word::writing,
-                                                            std::memory_order_acquire, std::memory_order_relaxed);
-            if (mine) {
-                ASYSI_TESTPOINT("writer.claim.w_set");
-                lane.packet.chunk = chunk;
-                lane.packet.generation = generation;
-                return true;
-            }
-            ++pinned;
+        for (u32 tried = 0; tried < chunks && tried <= patience; ++tried, chunk = chunk + 1 < chunks ? chunk + 1 : 0) {
+            if (take(lane, chunk)) return true;
         }
         return false;
+    }
+
+    /// drop_new: takes what the reader has done with; nothing it has not.
+    bool take_free(Lane& lane) {
+        if (lane.free.empty()) collect(lane, lane.packet.shard);
+        while (!lane.free.empty()) {
+            const u32 chunk = lane.free.back();
+            lane.free.pop_back();
+            if (take(lane, chunk)) {
+                lane.listed[chunk] = false;
+                return true;
+            }
+            lane.lingering.push_back(chunk);
+        }
+        return false;
+    }
+
+    /// drop_new: the chunk will be free. Two slots that somebody scribbled over may name one chunk: it is listed once.
+    void linger(Lane& lane, u32 chunk) {
+        if (lane.listed[chunk]) return;
+        lane.listed[chunk] = true;
+        lane.lingering.push_back(chunk);
+    }
+
+    /// drop_new: finds what has become free. A consumed packet is never pinned anew, so what is free stays so.
+    void collect(Lane& lane, u32 shard) {
+        const u64 reached = cursor(lane, shard);
+        while (lane.cursor < reached) linger(lane, lane.unread[lane.cursor++ % geometry().chunks]);
+        const auto is_free = [&](u32 chunk) {
+            return (ring_.state(shard, chunk).load(std::memory_order_relaxed) & word::pin_mask) == 0;
+        };
+        const auto rest = std::partition(lane.lingering.begin(), lane.lingering.end(), [&](u32 c) { return !is_free(c); });
+        lane.free.insert(lane.free.end(), rest, lane.lingering.end());
+        lane.lingering.erase(rest, lane.lingering.end());
+    }
+
+    /// How far the one reader of a drop_new ring has come. It is not trusted: beyond the head means at the head.
+    [[nodiscard]] u64 cursor(const Lane& lane, u32 shard) const {
+        return std::min(ring_.cursor(0, shard).load(std::memory_order_acquire), lane.head);
     }
 
     /// Takes all pins in `shard` from readers that hold more than they may.
@@ -552,7 +615,7 @@ private:
     void write_payload(Lane& lane, const Block& block) {
         const Plan& plan = lane.packet.plan;
         std::byte* const chunk = ring_.chunk(lane.packet.shard, lane.packet.chunk);
-        convert(chunk + plan.payload_at, reinterpret_cast<float*>(chunk + plan.scales_at), block.rows, block.quantization);
+        convert(chunk + plan.payload_at, reinterpret_cast<float*>(chunk + plan.scales_at), block.rows, block.quantization, streams_);
         ASYSI_TESTPOINT("writer.payload.written");
     }
 
@@ -562,7 +625,7 @@ private:
         ring_.state(packet.shard, packet.chunk).store(word::state(packet.generation), std::memory_order_release);
         ASYSI_TESTPOINT("writer.state.published");
         lane.next = packet.chunk + 1 < geometry().chunks ? packet.chunk + 1 : 0;
-        if (!lane.newest.empty()) lane.newest[packet.chunk] = packet.sequence;
+        if (keeps_unread()) lane.unread[(packet.sequence - 1) % geometry().chunks] = packet.chunk;
         append(lane, word::slot(packet.generation, packet.chunk));
         add(packet.account, {.seen = packet.book_seen ? packet.rows : 0, .published = packet.rows, .packets = 1});
         ASYSI_TESTPOINT("writer.books.stored");
@@ -574,6 +637,7 @@ private:
         const Packet& packet = lane.packet;
         ring_.state(packet.shard, packet.chunk).store(word::state(packet.generation), std::memory_order_release);
         ASYSI_TESTPOINT("writer.abort.freed");
+        if (keeps_unread()) linger(lane, packet.chunk);
         add(packet.account, {.seen = packet.book_seen ? packet.rows : 0, .dropped = packet.rows, .reason = reason::error});
         ASYSI_TESTPOINT("writer.books.stored");
         settle(packet.shard, packet.source);
@@ -647,11 +711,6 @@ private:
         ring_.account(account).counters.store(c);
     }
 
-    /// How far the one reader of a drop_new ring has come. It is not trusted: beyond the head means at the head.
-    void look_at_cursor(Lane& lane, u32 shard) const {
-        lane.cursor = std::min(ring_.cursor(0, shard).load(std::memory_order_acquire), lane.head);
-    }
-
     void ring_bell() {
         Live& live = ring_.live();
         live.waiters.exchange(0, std::memory_order_seq_cst);
@@ -677,10 +736,18 @@ private:
         give_up(lane);
     }
 
+    /// Whether a chunk that is claimed anew has left the caches, as far as the system tells their size.
+    static bool exceeds_caches(const Geometry& g) {
+        u64 kib = 0;
+        std::ifstream("/sys/devices/system/cpu/cpu0/cache/index3/size") >> kib;
+        return kib != 0 && u64{g.shards} * g.chunks * g.chunk_bytes > kib * 1024 / 2;
+    }
+
     Ring ring_;
     Seat seat_;
     std::mutex registrar_;  // of names and homes: never on the way of a packet, but of an account's first
     u32 generation_ = 0;
+    bool streams_ = exceeds_caches(ring_.geometry());
     std::atomic<u32> registered_{0};
     std::unordered_map<std::string, u32> names_;
     std::vector<Lane> lanes_;

@@ -6,6 +6,7 @@ The elements begin at a multiple of 64 bytes: no store or load of a vector is sp
 The C++ twin of the header is `native/include/asysi/packet.hpp`; one test holds both to the same layout.
 """
 
+import struct
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Any
@@ -155,13 +156,17 @@ class ActivationPacket:
         return values * self.scales[:, None] if self.scales is not None else values
 
 
-_PAYLOAD: dict[Dtype, np.dtype[Any]] = {
-    Dtype.FLOAT32: np.dtype("<f4"),
-    Dtype.BFLOAT16: np.dtype("<u2"),
-    Dtype.FLOAT16: np.dtype("<f2"),
-    Dtype.INT8: np.dtype("i1"),
-    Dtype.FP8_E4M3: np.dtype("u1"),
+_ELEMENTS: dict[int, np.dtype[Any]] = {
+    Dtype.FLOAT32.value: np.dtype("<f4"),
+    Dtype.BFLOAT16.value: np.dtype("<u2"),
+    Dtype.FLOAT16.value: np.dtype("<f2"),
+    Dtype.INT8.value: np.dtype("i1"),
+    Dtype.FP8_E4M3.value: np.dtype("u1"),
 }
+_SCALE = np.dtype("<f4")
+# magic, version, account, rows, width, dtype, payload_bytes, scale_bytes: a structured scalar takes longer
+# for each of them than struct does for all.
+_SIZES = struct.Struct("<IH62xI4xII22xH4xQI")
 
 
 def parse_packet(buffer: memoryview, points: list[str]) -> ActivationPacket:
@@ -176,30 +181,26 @@ def parse_packet(buffer: memoryview, points: list[str]) -> ActivationPacket:
     """
     if len(buffer) < HEADER_BYTES:
         raise ValueError(f"a packet has at least {HEADER_BYTES} bytes, this one {len(buffer)}")
-    header = np.frombuffer(buffer, HEADER_DTYPE, 1)[0]
-    if header["magic"] != MAGIC or header["version"] != VERSION:
-        found = f"magic {int(header['magic']):#x}, version {header['version']}"
-        raise ValueError(f"no packet of version {VERSION}: {found}")
-    rows, width, account = int(header["rows"]), int(header["width"]), int(header["account"])
-    try:
-        dtype = Dtype(int(header["dtype"]))
-    except ValueError:
-        raise ValueError(f"packet has the unknown dtype {header['dtype']}") from None
-    scales_at = HEADER_BYTES + rows * ROW_DTYPE.itemsize
-    scale_bytes, payload_bytes = int(header["scale_bytes"]), int(header["payload_bytes"])
+    magic, version, account, rows, width, number, payload_bytes, scale_bytes = _SIZES.unpack_from(buffer)
+    if magic != MAGIC or version != VERSION:
+        raise ValueError(f"no packet of version {VERSION}: magic {magic:#x}, version {version}")
+    if number not in _ELEMENTS:
+        raise ValueError(f"packet has the unknown dtype {number}")
+    element = _ELEMENTS[number]
     start = payload_at(rows, scale_bytes)
-    if payload_bytes != rows * width * dtype.itemsize or scale_bytes not in {0, rows * 4}:
+    if payload_bytes != rows * width * element.itemsize or scale_bytes not in {0, rows * 4}:
         announced = f"{payload_bytes} + {scale_bytes} bytes"
-        raise ValueError(f"packet of {rows} × {width} {dtype.name} announces {announced}")
+        raise ValueError(f"packet of {rows} × {width} {Dtype(number).name} announces {announced}")
     if start + payload_bytes > len(buffer):
         end = start + payload_bytes
         raise ValueError(f"packet announces {end} bytes, the chunk holds {len(buffer)}")
     if account >= len(points):
         raise ValueError(f"packet names hook point {account}, the ring knows {len(points)}")
+    records_end = HEADER_BYTES + rows * ROW_DTYPE.itemsize
     return ActivationPacket(
-        header=header,
-        point=points[account],
-        rows=np.frombuffer(buffer, ROW_DTYPE, rows, HEADER_BYTES),
-        scales=np.frombuffer(buffer, "<f4", rows, scales_at) if scale_bytes else None,
-        payload=np.frombuffer(buffer, _PAYLOAD[dtype], rows * width, start).reshape(rows, width),
+        np.frombuffer(buffer, HEADER_DTYPE, 1)[0],
+        points[account],
+        np.frombuffer(buffer, ROW_DTYPE, rows, HEADER_BYTES),
+        np.frombuffer(buffer, _SCALE, rows, records_end) if scale_bytes else None,
+        np.frombuffer(buffer, element, rows * width, start).reshape(rows, width),
     )
