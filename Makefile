@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format generate check-generated bench bench-host bench-sae compatibility peers e2e clean
+.PHONY: help install demo test lint format generate check-generated bench bench-host bench-sae bench-ring compatibility peers peers-ring e2e clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -47,6 +47,13 @@ $(VENV)-sae/.ready:
 compatibility: install peers ## Load the demo's SAEs with sae-lens and compare what they encode
 	$(BIN)/python benchmarks/sae_quality/compatibility.py runs/minilm/sae --saelens-python $(VENV)-sae/bin/python
 
+$(VENV)-ring/.ready:
+	$(PYTHON) -m venv $(VENV)-ring
+	$(VENV)-ring/bin/pip install --quiet --disable-pip-version-check numpy xxhash iceoryx2==0.10.0 pyzmq==27.3.0 faster-fifo==1.5.2 redis==8.1.0 eclipse-zenoh==1.10.2
+	@touch $@
+
+peers-ring: $(VENV)-ring/.ready ## Create .venv-ring with the rings and queues that ours is compared with
+
 peers: $(VENV)-sae/.ready ## Create .venv-sae with sae-lens, for the comparison and the compatibility test
 
 bench: bench-host bench-sae ## Run every benchmark and write docs/benchmarks
@@ -57,5 +64,8 @@ bench-host: install ## Slowdown of the watched model, and latency of a hook
 bench-sae: install peers ## FVU against sae-lens
 	$(BIN)/python benchmarks/sae_quality/compare.py --saelens-python $(VENV)-sae/bin/python
 
+bench-ring: install peers-ring ## The ring against its ceiling and its peers; needs redis-server and twenty quiet minutes
+	$(BIN)/python benchmarks/ring/compare.py --peers-python $(VENV)-ring/bin/python
+
 clean: ## Remove what these targets made
-	rm -rf $(VENV) $(VENV)-sae build dist runs examples/*/runs examples/*/.data
+	rm -rf $(VENV) $(VENV)-* build dist runs examples/*/runs examples/*/.data

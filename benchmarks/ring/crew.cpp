@@ -75,7 +75,8 @@ struct Task {
         words >> contestant >> kind >> size >> readers >> guarantee >> waiting >> seconds >> rate >> folder >> chunks >> pins;
         if (!words) throw std::invalid_argument("no task: " + line);
     }
-    [[nodiscard]] bool alone() const { return contestant == "ceiling"; }
+    [[nodiscard]] bool streams() const { return contestant == "streaming"; }
+    [[nodiscard]] bool alone() const { return contestant == "ceiling" || streams(); }
     [[nodiscard]] bool lossless() const { return guarantee == "lossless"; }
     [[nodiscard]] u64 period_start(u64 start, double number) const {
         return start + static_cast<u64>(number * 1e9 / rate);
@@ -287,7 +288,9 @@ Sent produce(const Task& task, const Source& source, Board& board, const std::fu
         ready();
         u64 next = 0;
         return send(task, source, board.wait_for_start(), [&](const u64* message) {
-            std::memcpy(chunks.at(next++), message, task.size);
+            auto* const to = reinterpret_cast<std::byte*>(chunks.at(next++));
+            const auto* const from = reinterpret_cast<const std::byte*>(message);
+            task.streams() ? stream(to, from, task.size) : static_cast<void>(std::memcpy(to, from, task.size));
             return true;
         });
     }

@@ -82,8 +82,7 @@ class Receiver(transport.Receiver):
     def pull(self, timeout: float, use: Use) -> int:
         views = self.reader.pull(self.limit, timeout)
         for view in views:
-            with memoryview(view) as packet, packet[-self.size :] as payload:
-                use(payload)
+            use(memoryview(view)[-self.size :])  # the last of it: release() refuses while an array lives
             self.reader.consumed(view)
             view.release()
         return len(views)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from task import KIB, MIB, SIZES, Task
 
 PYTHON = ("ceiling", "counters", "asysi", "iceoryx2", "pyzmq", "faster-fifo", "mp.Queue", "redis", "zenoh")
-CPP = ("ceiling", "counters", "asysi")
-BARE = ("ceiling", "counters")
+CPP = ("ceiling", "streaming", "counters", "asysi")
+BARE = ("ceiling", "streaming", "counters")
 """Not contestants, but what they are held against."""
 RATES = {4 * KIB: 20_000.0, 64 * KIB: 10_000.0, MIB: 1_000.0}
 """Messages a second of paced tasks."""

@@ -3,7 +3,7 @@
 import math
 from html import escape
 
-from plan import CONTESTANTS, Cell, Contestant
+from plan import BARE, CONTESTANTS, Cell, Contestant
 from results import Results, quantiles, spread
 from table import cells, describe, heading
 
@@ -74,7 +74,7 @@ def ordered(results: Results, cell: Cell):
 
 
 def colour(who: Contestant) -> str:
-    return {"asysi": OURS, "ceiling": CEILING, "counters": CEILING}.get(who.name, PEERS)
+    return OURS if who.name == "asysi" else CEILING if who.name in BARE else PEERS
 
 
 def text(x: float, y: float, words: str, anchor: str = "start", weight: str = "normal") -> str:

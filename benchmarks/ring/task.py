@@ -9,8 +9,8 @@ SOURCE_BYTES = 256 * MIB
 """Messages cycle over this much memory, so that no source is warm."""
 STAMP_BYTES = 16
 """A message begins with its number and the time at which it was due, 64 bits each; the rest never changes."""
-CHUNKS = {4 * KIB: 1024, 64 * KIB: 128, MIB: 32}
-"""Messages that fit between producer and reader, for everybody."""
+CHUNKS = {size: 32 * MIB // size for size in SIZES}
+"""Messages that fit between producer and reader, for everybody: 32 MiB."""
 PINS = {4 * KIB: 32, 64 * KIB: 16, MIB: 4}
 """Messages of those that one reader may hold at once."""
 
