@@ -1,0 +1,1 @@
+"""Operators that come with the pipeline: `registry.make` finds them by their names."""

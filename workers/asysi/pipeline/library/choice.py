@@ -1,0 +1,67 @@
+"""Operators that choose rows."""
+
+from typing import Any
+
+import orjson
+import xxhash
+
+from asysi.contract.errors import ConfigError
+from asysi.pipeline.ids import FIELD
+from asysi.pipeline.library.template import expression
+from asysi.pipeline.operators import BaseOperator, Made, Row
+
+_WHOLE = 1 << 64
+
+
+class Filter(BaseOperator):
+    """Keeps the rows for which an expression holds.
+
+    Args:
+        where: a Jinja expression over the row's fields, like `score > 3 and lang == "en"`.
+
+    Raises:
+        ConfigError: it is no expression.
+    """
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self._holds = expression(where)
+
+    def process_item(self, item: Row, ctx: Any = None) -> Made:
+        """Return the row, or None.
+
+        Raises:
+            jinja2.UndefinedError: the row has no such field.
+        """
+        return item if self._holds(item) else None
+
+
+class Sample(BaseOperator):
+    """Keeps a share of the rows: which ones follows from the seed and their ids alone.
+
+    So the same rows are kept after a restart, in shards, and however many threads compute.
+
+    Args:
+        share: how much is kept, 0..1.
+        seed: another seed keeps other rows.
+        field: what decides instead of the id: rows that are equal there are kept or dropped together.
+
+    Raises:
+        ConfigError: the share is out of its range.
+    """
+
+    def __init__(self, share: float, seed: int = 0, field: str = FIELD) -> None:
+        if not 0 <= share <= 1:
+            raise ConfigError(f"sample: share is {share}: give a number from 0 to 1")
+        self.share, self.seed, self.field = share, seed, field
+        self._prefix = f"{seed}\n".encode()
+        self._limit = round(share * _WHOLE)
+
+    def process_item(self, item: Row, ctx: Any = None) -> Made:
+        """Return the row, or None.
+
+        Raises:
+            KeyError: the row has no such field.
+        """
+        digest: int = xxhash.xxh3_64_intdigest(self._prefix + orjson.dumps(item[self.field]))
+        return item if digest < self._limit else None
