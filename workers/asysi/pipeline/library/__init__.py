@@ -1,1 +1,1 @@
-"""Operators that come with the pipeline: `registry.make` finds them by their names."""
+"""Operators that come with the pipeline: `registry.make_operator` finds them by their names."""
