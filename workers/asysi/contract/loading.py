@@ -45,7 +45,7 @@ _PATHS: tuple[Path, ...] = (
     ("spec", "output", "uri"),
 )
 _LOCAL = re.compile(
-    r"(?P<scheme>(?:file://|jsonl://(?:file://)?)?)(?P<rest>(?![/~]|[\w:+]+://)(?P<dots>\.\.?(?=/|$))?.*)$"
+    r"(?P<scheme>(?:(?:jsonl|csv|parquet)://)?(?:file://)?)(?P<rest>(?![/~]|[\w:+]+://)(?P<dots>\.\.?(?=/|$))?.*)$"
 )
 """A relative path, maybe behind a scheme: `./x` and `../x` have dots."""
 
@@ -123,7 +123,7 @@ def check(tree: Mapping[str, Any], marks: Mapping[Path, Mark] | None = None) -> 
                 known.add(problem.path)
     problems += _unknown_metadata(tree)
     if problems:
-        raise ConfigError(*_sentences(problems, marks or {}))
+        raise ConfigError(*sentences(problems, marks or {}))
     assert experiment is not None
     return experiment
 
@@ -145,12 +145,26 @@ def resolve_paths(tree: Any, folders: Mapping[Path, File], here: File) -> Any:
     """
     for path in _PATHS:
         value = _value_at(tree, path)
-        local = _LOCAL.match(value) if isinstance(value, str) else None
-        if local:
-            folder = folders.get(path, here) if local["dots"] else here
-            absolute = os.path.normpath(folder.resolve() / local["rest"])  # a link at the end stays a link
-            tree = merge(tree, _nested(path, f"{local['scheme']}{absolute}"))
+        absolute = resolve_path(value, folders.get(path, here), here)
+        if absolute != value:
+            tree = merge(tree, _nested(path, absolute))
     return tree
+
+
+def resolve_path(value: Any, folder: File, here: File) -> Any:
+    """Return a local path, maybe behind a scheme, made absolute; everything else as it is.
+
+    Args:
+        value: what the file says.
+        folder: where `./` and `../` begin.
+        here: where all other relative paths begin.
+    """
+    local = _LOCAL.match(value) if isinstance(value, str) else None
+    if not local:
+        return value
+    base = folder if local["dots"] else here
+    absolute = os.path.normpath(base.resolve() / local["rest"])  # a link at the end stays a link
+    return f"{local['scheme']}{absolute}"
 
 
 def read(file: File) -> Layer:
@@ -293,15 +307,23 @@ def _unknown_metadata(tree: Mapping[str, Any]) -> list[Problem]:
     return [unknown_key(("metadata", key)) for key in metadata if key not in known]
 
 
-def _sentences(problems: Sequence[Problem], marks: Mapping[Path, Mark]) -> list[str]:
-    """Return the problems as sentences, in the order of the files and of the lines in them."""
+def sentences(
+    problems: Sequence[Problem], marks: Mapping[Path, Mark], whole: str = "the experiment"
+) -> list[str]:
+    """Return the problems as sentences, in the order of the files and of the lines in them.
+
+    Args:
+        problems: what is wrong.
+        marks: where each value stands.
+        whole: what the tree is called where no value of it is meant.
+    """
     placed: list[tuple[int, int, str]] = []
     for problem in problems:
         mark = next(
             (marks[problem.path[:n]] for n in range(len(problem.path), -1, -1) if problem.path[:n] in marks),
             None,
         )
-        text = f"{written(problem.path) or 'the experiment'} {problem.text}"
+        text = f"{written(problem.path) or whole} {problem.text}"
         placed.append((mark.layer, mark.line, f"{mark}: {text}") if mark else (-1, 0, text))
     return [text for _file, _line, text in sorted(placed, key=lambda entry: entry[:2])]
 

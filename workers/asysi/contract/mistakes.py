@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from asysi.contract.fields import Path, part_at, schema_fields
@@ -27,16 +28,16 @@ _PATTERNS = {
 }
 
 
-def problem_of(detail: ErrorDetails) -> Problem:
-    """Return what pydantic found as a problem with a sentence of ours."""
+def problem_of(detail: ErrorDetails, root: type[BaseModel] = ScanExperiment) -> Problem:
+    """Return what pydantic found in a tree of `root` as a problem with a sentence of ours."""
     path: Path = tuple(step for step in detail["loc"] if step != "[key]")
     kind, given, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind == "extra_forbidden":
-        return unknown_key(path)
+        return unknown_key(path, root)
     if "[key]" in detail["loc"]:
         return Problem(path, _unknown_of(str(path[-1]), _words(context.get("expected", ""))))
     if kind == "missing":
-        return Problem(path, f"is missing{_described(path)}")
+        return Problem(path, f"is missing{_described(path, root)}")
     if kind == "literal_error":
         return Problem(path, _not_one_of(given, context["expected"]))
     for ending in ("_type", "_parsing"):
@@ -48,12 +49,12 @@ def problem_of(detail: ErrorDetails) -> Problem:
     )
 
 
-def unknown_key(path: Path) -> Problem:
+def unknown_key(path: Path, root: type[BaseModel] = ScanExperiment) -> Problem:
     """Return the problem of a key that no part knows, with the key that was probably meant."""
     key = str(path[-1])
-    part = part_at(ScanExperiment, path[:-1])
+    part = part_at(root, path[:-1])
     siblings = [info.alias or name for name, info in part.model_fields.items()] if part else []
-    elsewhere = [field.pattern for field in schema_fields(ScanExperiment) if field.key == key]
+    elsewhere = [field.pattern for field in schema_fields(root) if field.key == key]
     if elsewhere and not _nearest(key, siblings):
         return Problem(path, f"is no key here: it belongs to {' or '.join(elsewhere)}")
     return Problem(path, _unknown_of(key, siblings))
@@ -91,8 +92,8 @@ def _nearest(word: str, known: list[str]) -> str | None:
     return folded[near[0]] if near else None
 
 
-def _described(path: Path) -> str:
-    part = part_at(ScanExperiment, path[:-1])
+def _described(path: Path, root: type[BaseModel]) -> str:
+    part = part_at(root, path[:-1])
     for name, info in part.model_fields.items() if part else ():
         if path[-1] in {name, info.alias} and info.description:
             return f": {' '.join(info.description.split())}"
