@@ -360,6 +360,18 @@ struct Use {
         next = number + 1;
         ++seen.messages;
     }
+
+    /// Room for what a paced task will measure.
+    void expect_paced() {
+        const u64 expected = task.rate > 0 ? task.messages() : 0;
+        arrived.reserve(expected);
+        read.reserve(expected);
+    }
+    void save_times(u32 index) const {
+        if (task.kind != "latency") return;
+        save(arrived, task.folder + "/arrived-" + std::to_string(index) + ".u64");
+        save(read, task.folder + "/read-" + std::to_string(index) + ".u64");
+    }
 };
 
 Received count_along(const Task& task, u32 index, const Source& source, Board& board, const std::function<void()>& ready) {
@@ -368,6 +380,7 @@ Received count_along(const Task& task, u32 index, const Source& source, Board& b
     ready();
     static_cast<void>(board.wait_for_start());
     Use use{.task = task, .sums = source.sums_of(task.size)};
+    use.expect_paced();
     const double cpu = cpu_seconds();
     while (counters.wait_for_message(use.next, board)) {
         use(chunks.at(use.next));
@@ -375,6 +388,7 @@ Received count_along(const Task& task, u32 index, const Source& source, Board& b
     }
     use.seen.cpu = cpu_seconds() - cpu;
     use.seen.lost = board.sent.load() - use.seen.messages;
+    use.save_times(index);
     return use.seen;
 }
 
@@ -385,9 +399,7 @@ Received consume(const Task& task, u32 index, const Source& source, Board& board
     ready();
     static_cast<void>(board.wait_for_start());
     Use use{.task = task, .sums = source.sums_of(task.size)};
-    const u64 expected = task.rate > 0 ? task.messages() : 0;
-    use.arrived.reserve(expected);
-    use.read.reserve(expected);
+    use.expect_paced();
     std::vector<Pin> pins;
     const double cpu = cpu_seconds();
     while (use.next < board.sent.load(std::memory_order_relaxed)) {
@@ -404,10 +416,7 @@ Received consume(const Task& task, u32 index, const Source& source, Board& board
     }
     use.seen.cpu = cpu_seconds() - cpu;
     use.seen.lost = board.sent.load() - use.seen.messages;
-    if (task.kind == "latency") {
-        save(use.arrived, task.folder + "/arrived-" + std::to_string(index) + ".u64");
-        save(use.read, task.folder + "/read-" + std::to_string(index) + ".u64");
-    }
+    use.save_times(index);
     return use.seen;
 }
 

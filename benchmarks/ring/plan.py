@@ -96,7 +96,7 @@ def full(repeats: int) -> Plan:
         Cell("latency", size, 1, "lossless", waiting) for size in SIZES for waiting in ("block", "spin")
     ]
     cells += [Cell("latency", 64 * KIB, 2, "lossless", "block")]
-    return Plan(repeats, 0.25, 20_000, tuple(cells))
+    return Plan(repeats, 0.25, 10_000, tuple(cells))
 
 
 def quick() -> Plan:
