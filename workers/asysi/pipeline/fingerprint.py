@@ -17,8 +17,8 @@ from asysi.pipeline.operators import BaseOperator, name_of
 def fingerprint(operator: Any) -> dict[str, Any]:
     """Return what identifies an operator.
 
-    `target` is `module:name`, `params` what it was made with, `code` a digest of its source without comments,
-    layout and documentation.
+    `target` is `module:name`, `params` what it was made with (those named in `free` may differ), `code` a
+    digest of its source without comments, layout and documentation.
     """
     function = getattr(operator, "function", None)
     if function is not None:
@@ -34,6 +34,7 @@ def fingerprint(operator: Any) -> dict[str, Any]:
         "name": name_of(operator),
         "target": _target(kind),
         "params": {name: _plain(value) for name, value in params.items()},
+        "free": sorted(getattr(operator, "free", ())),
         "code": _code([part for part in kind.__mro__ if part not in {object, BaseOperator}]),
     }
 
@@ -43,7 +44,10 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     found = []
     if before["target"] != now["target"]:
         found.append(f"it was {before['target']}, it is {now['target']}")
-    old, new = before["params"], now["params"]
+    free = now.get("free", ())
+    old, new = (
+        {name: value for name, value in tree["params"].items() if name not in free} for tree in (before, now)
+    )
     found += [
         f"its {name} was {_shown(old, name)}, it is {_shown(new, name)}"
         for name in sorted({*old, *new})

@@ -1,6 +1,7 @@
 """Nodes: one operator between two buses, with everything that makes it fast and safe."""
 
 import contextlib
+import inspect
 import io
 import logging
 import multiprocessing
@@ -25,11 +26,12 @@ from typing import Any
 import orjson
 
 from asysi.contract.errors import ConfigError
+from asysi.pipeline import loop
 from asysi.pipeline.config import WriterConfig
 from asysi.pipeline.ids import FIELD
 from asysi.pipeline.ledger import Ledger, Range, Totals
 from asysi.pipeline.log import FileLog, Log
-from asysi.pipeline.operators import NodeContext, as_operator, name_of
+from asysi.pipeline.operators import NodeContext, as_operator, is_coroutine, name_of
 from asysi.pipeline.seal import Seal, SealError, prefix_digest
 from asysi.pipeline.source import CHUNK, LineSource, LogFeed, Window
 from asysi.pipeline.streams import IDataStream
@@ -170,6 +172,8 @@ class UnifiedNode:
         self._finished = False
         self._limit = batch_size
         self._letters = 0
+        self._cut = False
+        """Whether a block ended early, as the run was ending."""
         self._flights: deque[_Flight] = deque()
         self._pool: Executor | None = None
         self._threads: ThreadPoolExecutor | None = None
@@ -360,12 +364,15 @@ class UnifiedNode:
         if getattr(operator, "ordered", False) and (self.parallel_size > 1 or self.processes > 1):
             _log.info("%s sees rows in their order: it computes one block at a time", self.node_id)
             self.parallel_size = self.processes = 1
+        if self.processes > 1 and _is_async(operator):
+            _log.info("%s waits on one thread for many calls: one process is enough", self.node_id)
+            self.processes = 1
         letters = self.on_error == "dead_letter"
         if self.processes > 1:
             self._pool = _process_pool(operator, self, around, letters=letters)
             self._worker = Worker(operator, self.batch_size, letters=letters)
             return
-        if self.batch_size > 1:
+        if self.batch_size > 1 and not _is_async(operator):
             threads = min(self.parallel_size * self.batch_size, MAX_THREADS)
             self._threads = ThreadPoolExecutor(threads, thread_name_prefix=f"{self.node_id}-rows")
         self._worker = Worker(operator, self.batch_size, letters=letters, threads=self._threads)
@@ -397,7 +404,8 @@ class UnifiedNode:
                 self._dispatch(block)
             elif self._source.ended:
                 self._drain()
-                self._end_of_source()
+                if not self._cut:
+                    self._end_of_source()
                 return
             elif isinstance(self._source.feed, LogFeed) and self._source.feed.stopped:
                 break
@@ -498,11 +506,13 @@ class UnifiedNode:
             _log.warning(
                 "[Dead Letter] %s row %s: %s: %s", self.node_id, letter.identity, letter.reason, letter.error
             )
-        if failure is not None:
+        self._cut = self._cut or result.last < block.last
+        if failure is not None or self._cut:
             self._around.stop.set() if self._around else None
             wait([flight.future for flight in self._flights])
             self._park([flight for flight in self._flights if not flight.parked])
             self._flights.clear()
+        if failure is not None:
             raise failure
 
     def _park_late(self) -> None:
@@ -520,7 +530,9 @@ class UnifiedNode:
 
     def _park(self, flights: list[_Flight]) -> None:
         done = [flight for flight in flights if flight.future.done() and not flight.future.exception()]
-        whole = [flight.future.result() for flight in done if flight.future.result().failure is None]
+        whole = [
+            flight.future.result() for flight in done if flight.future.result().last == flight.block.last
+        ]
         if whole and self._around is not None and self._writer is not None:
             self._around.ledger.park(self.node_id, whole)
             self._writer.parked = True
@@ -712,8 +724,14 @@ def _committed_rows(log: Log, size: int) -> Iterator[dict[str, Any]]:
 
 def _call(operator: Any, method: str, *arguments: Any) -> None:
     found = getattr(operator, method, None)
-    if found is not None:
+    if inspect.iscoroutinefunction(found):
+        loop.submit(found, *arguments).result()
+    elif found is not None:
         found(*arguments)
+
+
+def _is_async(operator: Any) -> bool:
+    return is_coroutine(operator, "process_item") or is_coroutine(operator, "process_batch")
 
 
 # In the processes that compute

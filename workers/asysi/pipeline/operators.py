@@ -4,13 +4,17 @@ import inspect
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 Row = dict[str, Any]
 """A JSON object with its id in `_i`."""
 
 Made = Row | list[Row] | None
 """What becomes of a row: another, several (each gets an id of its own), or none."""
+
+
+class CanceledError(Exception):
+    """An operator raises this when `ctx.is_cancelled()` and its row is not done: it is computed on resume."""
 
 
 @runtime_checkable
@@ -68,6 +72,15 @@ class NodeContext:
         """Return whether the run is ending."""
         return self._cancelled()
 
+    def of_row(self) -> "NodeContext":
+        """Return a context for a single row, whose usage `take` adds to this one."""
+        return NodeContext(self.node_id, self.pipeline_id, self.folder, self._cancelled, self.processes)
+
+    def take(self, other: "NodeContext") -> None:
+        """Add what was reported to another context."""
+        for report in other.reports:
+            self.report_usage(report)
+
 
 @runtime_checkable
 class IOperator(Protocol):
@@ -82,7 +95,7 @@ class IOperator(Protocol):
 
 class BaseOperator:
     """Base of operators: override `process_item`, or `process_batch`, or both (batches then go to the
-    latter).
+    latter). Either may be a coroutine function (`async def`): many calls then wait on one thread.
 
     Attributes:
         name: how displays call it, by default the class.
@@ -101,7 +114,9 @@ class BaseOperator:
         """Return what becomes of a row: a row, a list of rows, or None to drop it.
 
         Raises:
-            Exception: whatever it raises fails the run, or makes the row a dead letter.
+            Exception: whatever it raises fails the run, or makes the row a dead letter. A `ConfigError` says
+                that no row can succeed: it always fails the run. A `CanceledError` says that the run is
+                ending.
         """
         raise NotImplementedError(f"{type(self).__name__} overrides neither process_item nor process_batch")
 
@@ -117,6 +132,9 @@ class BaseOperator:
 
     def close(self) -> None:
         """Let go of what `open` took."""
+
+    free: ClassVar[frozenset[str]] = frozenset()
+    """Parameters that may differ on resume, as rows do not depend on them."""
 
     def params(self) -> dict[str, Any]:
         """Return what it was made with: a resume refuses when it differs. By default its public
@@ -180,6 +198,12 @@ def with_context(function: Callable[..., Any]) -> Callable[..., Any]:
     if len(positional) > 1 or any(p.kind == p.VAR_POSITIONAL for p in parameters):
         return function
     return lambda rows, ctx=None: function(rows)
+
+
+def is_coroutine(operator: Any, method: str) -> bool:
+    """Return whether a method of an operator (or the function that it was made from) is `async def`."""
+    function = getattr(operator, "function", None) or getattr(operator, method, None)
+    return inspect.iscoroutinefunction(function)
 
 
 def name_of(operator: Any) -> str:

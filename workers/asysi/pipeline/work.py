@@ -2,15 +2,17 @@
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import orjson
 
+from asysi.contract.errors import ConfigError
+from asysi.pipeline import loop
 from asysi.pipeline.ids import FIELD, child
-from asysi.pipeline.operators import NodeContext, takes_batches, with_context
+from asysi.pipeline.operators import CanceledError, NodeContext, is_coroutine, takes_batches, with_context
 
 _PROBED = 3
 """Rows timed before a batch's rows go to threads together."""
@@ -75,7 +77,7 @@ class Result:
         dead: source rows that could not be processed.
         usage: what was spent, added up by name.
         reports: each report of usage as it came.
-        failure: why it covers less than its block, if so.
+        failure: why it covers less than its block, if a row failed; without one, the run was ending.
         size: bytes of the source rows covered.
         seconds: how long it took.
     """
@@ -130,10 +132,14 @@ class Worker:
         self, operator: Any, batch_size: int, *, letters: bool, threads: ThreadPoolExecutor | None = None
     ) -> None:
         self.batches = takes_batches(operator, batch_size)
-        self._size, self._letters, self._threads = batch_size, letters, threads
+        self._size, self._letters = batch_size, letters
         self._one = None if self.batches else with_context(operator.process_item)
         self._many = with_context(operator.process_batch) if self.batches else None
         self.waits: bool | None = getattr(operator, "waits", None) if threads else False
+        self._submit: Callable[..., Future[Any]] | None = threads.submit if threads else None
+        if is_coroutine(operator, "process_batch" if self.batches else "process_item"):
+            many, self.waits, self._submit = self._many, True, loop.submit
+            self._many = (lambda rows, context: loop.submit(many, rows, context).result()) if many else None
 
     def run(self, block: Block, context: NodeContext) -> Result:
         """Return what becomes of the block. Errors of rows are in the result; nothing is raised for them."""
@@ -144,7 +150,7 @@ class Worker:
             self._run_batches(self._many, job)
         elif self._one is not None:
             self._run_items(self._one, job)
-        if result.failure is not None:
+        if result.last < block.last:
             _shorten(result, job.lines)
         if job.out:
             job.out.append(b"")
@@ -158,14 +164,34 @@ class Worker:
             probe = _Probe(one)
             self._each(probe, job)
             self.waits = probe.verdict()
-        elif self.waits and self._threads is not None and len(job.lines) > 1:
-            submit = self._threads.submit
-            futures = [submit(one, row, job.context) for row in _readable(job.lines, job.block)]
-            following = iter(futures)
-            self._each(lambda _row, _context: next(following).result(), job)
-            wait(futures)  # what was sent is finished, even behind a failure
+        elif self.waits and self._submit is not None:
+            self._run_together(one, self._submit, job)
         else:
             self._each(one, job)
+
+    def _run_together(self, one: Callable[..., Any], submit: Callable[..., Any], job: "_Job") -> None:
+        """Start every row, then take the results in order. A row behind a failure is finished too, but what
+        it spent is booked when it is computed again.
+        """
+        started = []
+        for row in _readable(job.lines, job.block):
+            context = job.context.of_row()
+            started.append((submit(one, row, context), context))
+        following = iter(started)
+
+        def result(_row: Any, context: NodeContext) -> Any:
+            future, its = next(following)
+            try:
+                made = future.result()
+            except Exception as error:
+                if self._buries(error):
+                    context.take(its)
+                raise
+            context.take(its)
+            return made
+
+        self._each(result, job)
+        wait([future for future, _ in started])
 
     def _each(self, one: Callable[..., Any], job: "_Job") -> None:
         """The hot loop: everything that is not needed for every row happens in `except` and in `_several`."""
@@ -212,26 +238,31 @@ class Worker:
                     made = _checked(many(rows, job.context), rows)
                     lists = [_lines_of(new, place[2]) for new, place in zip(made, places, strict=True)]
                 except Exception as error:  # noqa: BLE001 - an operator may raise anything
-                    if self._letters:
-                        self._one_by_one(many, places, job)
+                    if self._buries(error):
+                        lists = self._one_by_one(many, places, job)
                     else:
-                        result.failure = _failure(error, places[0][2], job.context)
-                else:
+                        self._end_at(error, places[0][2], batch[0][0], job)
+                if result.last > batch[0][0]:
                     job.add(lists)
-            if result.failure is not None:
+            if result.last < job.block.last and result.last <= batch[-1][0]:
                 result.last, result.blank = batch[0][0], blank
+                result.dead = [letter for letter in result.dead if letter.row < result.last]
                 return
 
     def _one_by_one(
         self, many: Callable[..., Any], places: list[tuple[int, bytes, Any]], job: "_Job"
-    ) -> None:
+    ) -> list[list[bytes]]:
         """Find the rows that a batch fails for: only they are dead letters."""
+        lists = []
         for number, line, identity in places:
             try:
                 row = _parsed(line, number, job.block.stored)
-                job.add([_lines_of(_checked(many([row], job.context), [row])[0], identity)])
+                lists.append(_lines_of(_checked(many([row], job.context), [row])[0], identity))
             except Exception as error:  # noqa: BLE001 - an operator may raise anything
-                self._bury(error, line, number, job)
+                if not self._bury(error, line, number, job):
+                    job.result.last = places[0][0]
+                    break
+        return lists
 
     def _readable_batch(
         self, batch: list[tuple[int, bytes]], job: "_Job"
@@ -251,14 +282,24 @@ class Worker:
         return rows, places
 
     def _bury(self, error: Exception, line: bytes, number: int, job: "_Job") -> bool:
-        """Make a row a dead letter and return True, or note the failure and return False."""
-        stored, result = job.block.stored, job.result
-        failure = _failure(_explained(error, line, stored), _identity(line, number, stored), job.context)
-        if not self._letters:
-            result.failure, result.last = failure, number
+        """Make a row a dead letter and return True, or end the block in front of it and return False."""
+        stored, identity = job.block.stored, _identity(line, number, job.block.stored)
+        if not self._buries(error):
+            self._end_at(_explained(error, line, stored), identity, number, job)
             return False
-        result.dead.append(DeadLetter(failure.identity, number, failure.reason, failure.message, line))
+        failure = _failure(_explained(error, line, stored), identity, job.context)
+        job.result.dead.append(DeadLetter(failure.identity, number, failure.reason, failure.message, line))
         return True
+
+    def _buries(self, error: Exception) -> bool:
+        """Return whether an error makes its row a dead letter; else it ends the block."""
+        return self._letters and not isinstance(error, ConfigError | CanceledError)
+
+    def _end_at(self, error: Exception, identity: Any, number: int, job: "_Job") -> None:
+        """Let the block end in front of a row: it failed, or the run is ending."""
+        job.result.last = number
+        if not isinstance(error, CanceledError):
+            job.result.failure = _failure(error, identity, job.context)
 
 
 class _Job:
