@@ -124,14 +124,14 @@ class BaseOperator:
         """Return what becomes of each row of a batch, in their order."""
         return [self.process_item(item, ctx) for item in items]
 
-    def open(self, ctx: Any) -> None:
-        """Prepare for rows: called once in each process that will call it."""
+    def open(self, ctx: Any) -> Any:
+        """Prepare for rows: called once in each process that will call it. May be `async def`."""
 
     def restore(self, rows: Iterable[Row]) -> None:
         """Take back what it remembered, from the rows that it had made before the restart."""
 
-    def close(self) -> None:
-        """Let go of what `open` took."""
+    def close(self) -> Any:
+        """Let go of what `open` took. May be `async def`."""
 
     free: ClassVar[frozenset[str]] = frozenset()
     """Parameters that may differ on resume, as rows do not depend on them."""

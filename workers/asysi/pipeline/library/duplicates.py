@@ -1,0 +1,224 @@
+"""Rows that were there before: the same ones, and nearly the same ones.
+
+Both operators see rows in their order and keep the first of its kind. After a restart they remember what the
+rows say that they had let through.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import xxhash
+
+from asysi.contract.errors import ConfigError
+from asysi.pipeline.ids import FIELD
+from asysi.pipeline.operators import BaseOperator, Made, Row
+
+_RECENT = 65_536
+_SHINGLE = 5
+_RESTORED = 4096
+
+
+class Digests:
+    """A set of 128-bit digests at 16 bytes each: sorted runs, and a Python set of the recent ones."""
+
+    def __init__(self) -> None:
+        self._recent: set[int] = set()
+        self._runs: list[tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]] = []
+
+    def add(self, digests: Sequence[int]) -> list[bool]:
+        """Add digests (0 <= d < 2¹²⁸); return whether each was new."""
+        known = self._in_runs(digests)
+        new = []
+        for digest, old in zip(digests, known, strict=True):
+            fresh = not old and digest not in self._recent
+            new.append(fresh)
+            if fresh:
+                self._recent.add(digest)
+        if len(self._recent) > _RECENT:
+            self._settle()
+        return new
+
+    def _in_runs(self, digests: Sequence[int]) -> list[bool]:
+        if not self._runs:
+            return [False] * len(digests)
+        high, low = _halves(digests)
+        found = np.zeros(len(digests), bool)
+        for run_high, run_low in self._runs:
+            at, end = np.searchsorted(run_high, high, "left"), np.searchsorted(run_high, high, "right")
+            while (look := at < end).any():  # more than once only where 64 bits are the same
+                found[look] |= run_low[at[look]] == low[look]
+                at = at + 1
+        return [bool(known) for known in found]
+
+    def _settle(self) -> None:
+        """Make a run of the recent ones, and one of two runs of like size: so they stay few."""
+        self._runs.append(_run(*_halves(list(self._recent))))
+        self._recent.clear()
+        while len(self._runs) > 1 and len(self._runs[-2][0]) <= 2 * len(self._runs[-1][0]):
+            one, other = self._runs.pop(), self._runs.pop()
+            self._runs.append(_run(*(np.concatenate(pair) for pair in zip(one, other, strict=True))))
+
+
+class Deduplicate(BaseOperator):
+    """Drops rows that are equal to an earlier one in some fields (XXH3-128).
+
+    Memory: 16 bytes a distinct row, and as much again while runs are merged.
+
+    Args:
+        fields: what is compared; None: every field but the id.
+        normalize: whether upper case and blanks make no difference in text.
+    """
+
+    ordered = True
+
+    def __init__(self, fields: Sequence[str] | None = None, *, normalize: bool = False) -> None:
+        self.fields, self.normalize = list(fields) if fields is not None else None, normalize
+        self._seen = Digests()
+
+    def process_batch(self, items: list[Row], ctx: Any = None) -> list[Made]:
+        """Return each row, or None for one that was there before.
+
+        Raises:
+            KeyError: a row has no such field.
+        """
+        new = self._seen.add([self._digest(item) for item in items])
+        return [item if fresh else None for item, fresh in zip(items, new, strict=True)]
+
+    def restore(self, rows: Iterable[Row]) -> None:
+        """Remember the rows that were let through before a restart."""
+        self._seen = Digests()
+        rows = iter(rows)
+        while some := [self._digest(row) for row in islice(rows, _RESTORED)]:
+            self._seen.add(some)
+
+    def _digest(self, item: Row) -> int:
+        if self.fields is None:
+            values: Any = {name: value for name, value in item.items() if name != FIELD}
+        else:
+            values = [item[name] for name in self.fields]
+        if self.normalize:
+            values = _normalized(values)
+        digest: int = xxhash.xxh3_128_intdigest(orjson.dumps(values, option=orjson.OPT_SORT_KEYS))
+        return digest
+
+
+class NearDeduplicate(BaseOperator):
+    """Drops rows whose text is nearly that of an earlier one: MinHash and banded LSH (datasketch).
+
+    The likeness of two texts is the Jaccard index of their sets of shingles (that many words in a row),
+    estimated from `permutations` hashes with a standard error of about 1/√permutations. Candidates that share
+    a band are compared; a row is dropped when the estimate reaches the threshold.
+
+    Memory: some 3 KB a row that is kept at 128 permutations.
+
+    Args:
+        field: field of the text.
+        threshold: likeness from which a row is a duplicate, 0..1.
+        permutations: hashes of a text, >= 16.
+        shingle: words in a shingle, >= 1.
+        seed: of the hashes.
+        mark: field that gets the id of the row that this one is like (or None), instead of dropping it.
+
+    Raises:
+        ConfigError: a number is out of its range.
+    """
+
+    ordered = True
+
+    def __init__(
+        self,
+        field: str = "text",
+        threshold: float = 0.8,
+        *,
+        permutations: int = 128,
+        shingle: int = _SHINGLE,
+        seed: int = 1,
+        mark: str | None = None,
+    ) -> None:
+        if not 0 < threshold <= 1 or permutations < 16 or shingle < 1:
+            raise ConfigError(
+                f"near-deduplicate: threshold {threshold} lies above 0 and up to 1, permutations "
+                f"{permutations} from 16, shingle {shingle} from 1"
+            )
+        self.field, self.threshold, self.permutations = field, threshold, permutations
+        self.shingle, self.seed, self.mark = shingle, seed, mark
+        self._clear()
+
+    def process_batch(self, items: list[Row], ctx: Any = None) -> list[Made]:
+        """Return each row, or None for one that is like an earlier one.
+
+        Raises:
+            KeyError: a row has no such field.
+        """
+        made: list[Made] = []
+        for item in items:
+            like = self._like(item)
+            if self.mark is not None:
+                made.append({**item, self.mark: like})
+            else:
+                made.append(item if like is None else None)
+        return made
+
+    def restore(self, rows: Iterable[Row]) -> None:
+        """Remember the rows that were let through before a restart."""
+        self._clear()
+        for row in rows:
+            if self.mark is None or row[self.mark] is None:
+                self._remember(row[FIELD], self._signature(str(row[self.field])))
+
+    def _clear(self) -> None:
+        from datasketch import (  # type: ignore[import-untyped]  # noqa: PLC0415 - brings scipy
+            MinHash,
+            MinHashLSH,
+        )
+
+        self._index = MinHashLSH(self.threshold, self.permutations)
+        self._signatures: dict[Any, Any] = {}
+        self._empty = MinHash(self.permutations, self.seed, hashfunc=xxhash.xxh32_intdigest)
+
+    def _like(self, item: Row) -> Any:
+        """Return the id of the earlier row that this one is most like, None if there is none; remember it."""
+        signature = self._signature(str(item[self.field]))
+        found = [(self._signatures[name].jaccard(signature), name) for name in self._index.query(signature)]
+        near = [(likeness, name) for likeness, name in found if likeness >= self.threshold]
+        if near:
+            return max(near, key=lambda pair: (pair[0], str(pair[1])))[1]
+        self._remember(item[FIELD], signature)
+        return None
+
+    def _remember(self, identity: Any, signature: Any) -> None:
+        self._signatures[identity] = signature
+        self._index.insert(identity, signature, check_duplication=False)
+
+    def _signature(self, text: str) -> Any:
+        words = text.lower().split()
+        count = max(1, len(words) - self.shingle + 1)
+        shingles = {" ".join(words[at : at + self.shingle]).encode() for at in range(count)}
+        signature = self._empty.copy()
+        signature.update_batch(sorted(shingles))
+        return signature
+
+
+def _halves(digests: Sequence[int]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+    raw = b"".join(digest.to_bytes(16, "little") for digest in digests)
+    pairs = np.frombuffer(raw, "<u8").reshape(-1, 2)
+    return pairs[:, 1], pairs[:, 0]
+
+
+def _run(
+    high: npt.NDArray[np.uint64], low: npt.NDArray[np.uint64]
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+    order = np.argsort(high, kind="stable")
+    return high[order], low[order]
+
+
+def _normalized(value: Any) -> Any:
+    if isinstance(value, str):
+        return " ".join(value.casefold().split())
+    if isinstance(value, dict):
+        return {name: _normalized(part) for name, part in value.items()}
+    return [_normalized(part) for part in value] if isinstance(value, list) else value

@@ -1,0 +1,132 @@
+"""JSON out of text, as a schema wants it."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import json_repair
+import jsonschema  # type: ignore[import-untyped]
+import orjson
+import referencing
+
+from asysi.contract.errors import ConfigError
+from asysi.pipeline.operators import BaseOperator, Made, Row
+
+_FENCE = re.compile(r"```[A-Za-z0-9_-]*\s*\n(.*?)```", re.DOTALL)
+_SHOWN = 200
+_ON_INVALID = ("fail", "drop", "null")
+
+
+class ExtractError(Exception):
+    """A text holds no JSON that fits the schema."""
+
+
+class Extract(BaseOperator):
+    """Reads JSON from a field of text, as models write it: among words, in a code fence, slightly broken.
+
+    What can be read as it stands is taken so. Else (and if `repair`) quotes, commas and brackets are mended
+    and values turned into the types that the schema asks for. What comes out always fits the schema.
+
+    Args:
+        schema: JSON Schema of the value; references to other places are not followed.
+        field: field that holds the text.
+        output: field for the value; None puts an object's properties into the row itself.
+        repair: whether broken JSON is mended.
+        explode: whether a list becomes a row for each of its values.
+        on_invalid: what becomes of a row without such a value: `fail` it, `drop` it, or `null` as its value.
+
+    Raises:
+        ConfigError: the schema is none, or a parameter is wrong.
+    """
+
+    def __init__(
+        self,
+        schema: Mapping[str, Any],
+        field: str = "answer",
+        output: str | None = None,
+        *,
+        repair: bool = True,
+        explode: bool = False,
+        on_invalid: str = "fail",
+    ) -> None:
+        self.schema, self.field, self.output = dict(schema), field, output
+        self.repair, self.explode, self.on_invalid = repair, explode, on_invalid
+        if on_invalid not in _ON_INVALID:
+            raise ConfigError(f"extract: on_invalid is {on_invalid!r}: give one of {', '.join(_ON_INVALID)}")
+        kind: Any = jsonschema.validators.validator_for(self.schema, jsonschema.Draft202012Validator)
+        try:
+            kind.check_schema(self.schema)
+        except jsonschema.SchemaError as error:
+            raise ConfigError(f"extract: schema at {error.json_path}: {error.message}") from error
+        # A registry of its own, so that no reference is fetched from anywhere.
+        self._validator = kind(
+            self.schema, registry=referencing.Registry(), format_checker=kind.FORMAT_CHECKER
+        )
+
+    def process_item(self, item: Row, ctx: Any = None) -> Made:
+        """Return the row with the value, or a row for each value of a list.
+
+        Raises:
+            ExtractError: the text holds no such value, and `on_invalid` is `fail`.
+            KeyError: the row has no such field.
+        """
+        try:
+            value = self.read(str(item[self.field] or ""))
+        except ExtractError:
+            if self.on_invalid == "fail":
+                raise
+            return {**item, self.output or self.field: None} if self.on_invalid == "null" else None
+        if self.explode and isinstance(value, list):
+            return [self._row(item, part) for part in value]
+        return self._row(item, value)
+
+    def read(self, text: str) -> Any:
+        """Return the first value in a text that fits the schema.
+
+        Raises:
+            ExtractError: there is none; it says what is wrong with the first that can be read.
+        """
+        problem = ""
+        for value in self._values(text):
+            error = next(self._validator.iter_errors(value), None)
+            if error is None:
+                return value
+            problem = problem or f"{error.json_path}: {error.message[:_SHOWN]}"
+        raise ExtractError(f"{problem or 'no JSON'} in {text[:_SHOWN]!r}")
+
+    def _values(self, text: str) -> Iterator[Any]:
+        """Yield what the text may mean, the most literal readings first."""
+        places = [text, *_FENCE.findall(text), *_spans(text)]
+        for place in places:
+            try:
+                yield orjson.loads(place.strip())
+            except orjson.JSONDecodeError:
+                continue
+        if not self.repair:
+            return
+        for place in dict.fromkeys([*places[1:], text]):
+            yield from self._mended(place)
+
+    def _mended(self, text: str) -> Iterator[Any]:
+        for schema in (None, self.schema):
+            try:
+                value = json_repair.loads(text, schema=schema, skip_json_loads=True)
+            except (ValueError, RecursionError):
+                continue
+            if value != "":  # what it returns where there is nothing to mend
+                yield value
+
+    def _row(self, item: Row, value: Any) -> Row:
+        if self.output is not None:
+            return {**item, self.output: value}
+        return {**item, **value} if isinstance(value, dict) else {**item, self.field: value}
+
+
+def _spans(text: str) -> list[str]:
+    """Return what stands between the first opening bracket and the last closing one, of both kinds."""
+    found = []
+    for opening, closing in ("{}", "[]"):
+        begin, end = text.find(opening), text.rfind(closing)
+        if begin >= 0:
+            found.append((begin, text[begin : end + 1] if end > begin else text[begin:]))
+    return [span for _, span in sorted(found)]
