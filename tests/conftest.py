@@ -46,6 +46,11 @@ BREAKING: dict[str, Tree] = {
         "resources": {"prepare": {"memory": "16Gi"}},
     },
     "host.memory must hold shm": {"resources": {"host": {"shm": "4Gi"}}},
+    "resources.hook.memory, resources.finish.memory, sae.memory and archive.memory must be": {
+        "resources": {"hook": {"memory": "255Mi"}}
+    },
+    "nodeSelector's keys must be names of labels": {"scheduling": {"nodeSelector": {"../../etc": "x"}}},
+    "without a key operator is Exists": {"scheduling": {"tolerations": [{"operator": "Equal"}]}},
     "each input is named once": {"inputs": [{"claim": "a"}, {"claim": "b"}, {"claim": "a"}]},
     "revision is for hf:// models": {"model": {"revision": "main"}},
     "sha256 is for models in files": {"model": {"uri": "python://a:b", "sha256": "0" * 64}},
@@ -106,7 +111,12 @@ def _example_experiment() -> Tree:
         "model": {"uri": "hf://owner/name"},
         "data": {"tokens": {"packing": "concat"}},
         "capture": {"positions": {"mode": "random"}, "sampling": {"minRate": 0.5}, "quantization": "fp8"},
-        "resources": {"prepare": {"memory": "4Gi"}, "host": {"memory": "8Gi"}},
+        "resources": {
+            **{"prepare": {"memory": "4Gi"}, "host": {"memory": "8Gi"}},
+            **dict.fromkeys(("hook", "finish"), {"memory": "512Mi"}),
+        },
+        "sae": {"memory": "512Mi"},
+        "archive": {"memory": "512Mi"},
     }
     return overlaid(_example(structural(ScanExperiment)), {"spec": wanted})
 

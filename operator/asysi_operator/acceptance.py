@@ -56,6 +56,8 @@ def _unreachable(field: str, uri: str, path: PurePosixPath, claims: set[str]) ->
             f"{field} is {uri}, relative to a folder of the one who wrote it: put the files on a volume, "
             f"name its claim in spec.inputs, and write the path as {mount}/…"
         )
+    elif ".." in path.parts:
+        yield f"{field} is {uri}, and says .. on its way: write where it leads"
     elif path.is_relative_to(INPUTS) and not (len(path.parts) > 2 and path.parts[2] in claims):
         known = f"there are {', '.join(sorted(claims))}" if claims else "spec.inputs is empty"
         yield f"{field} is {uri}, but no claim of spec.inputs is mounted there: {known}"

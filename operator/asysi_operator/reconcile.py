@@ -10,11 +10,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from asysi.contract.errors import ConfigError
+from asysi.contract.frozen import changes, frozen_part
 from asysi.contract.spec import ScanExperiment
 from asysi_operator.acceptance import accept, notes
 from asysi_operator.manifests import IMAGE, PULL_POLICIES, build
+from asysi_operator.manifests.config_map import applied_spec
 from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.manifests.labels import FIRST_ATTEMPT, SPEC, digest, spec_digest
+from asysi_operator.manifests.names import config_name
 from asysi_operator.observation import (
     Observed,
     began,
@@ -112,7 +115,7 @@ def plan(observed: Observed, settings: Settings) -> Plan:
     job = observed.job
     changed = job is not None and spec_of(job) != spec_digest(experiment)
     if changed and started(observed):
-        return replace(decided, refusal=Refusal("SpecIsFrozen", _frozen(observed)))
+        return replace(decided, refusal=Refusal("SpecIsFrozen", _frozen(observed, experiment)))
     if ended(observed, changed=changed):
         return _after_the_end(observed, decided)
     if changed:
@@ -271,8 +274,10 @@ def _remove(there: Manifest) -> Remove:
     return Remove(there["kind"], there["metadata"]["name"], there["metadata"]["uid"])
 
 
-def _frozen(observed: Observed) -> str:
+def _frozen(observed: Observed, experiment: ScanExperiment) -> str:
+    before = applied_spec(observed.child("ConfigMap", config_name(experiment)) or {})
+    changed = changes(before, frozen_part(experiment)) if before else []
     return (
-        f"spec was changed after the host of {observed.name} had started, and its results would be of two "
-        "specs: undo the change, or delete the experiment and create it anew"
+        f"{', '.join(changed) or 'spec'} was changed after the host of {observed.name} had started, and its "
+        "results would be of two specs: undo the change, or delete the experiment and create it anew"
     )

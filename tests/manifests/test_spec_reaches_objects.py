@@ -47,6 +47,7 @@ BASE: Tree = {
 COMPANIONS: dict[str, Tree] = {
     "spec.model.revision": {"model": {"uri": "hf://owner/name"}},
     "spec.data.tokens.separatorToken": {"data": {"tokens": {"packing": "concat"}}},
+    "spec.scheduling.tolerations[].operator": {"scheduling": {"tolerations": [{"key": "gpu"}]}},
     "spec.scheduling.tolerations[].value": {"scheduling": {"tolerations": [{"key": "gpu"}]}},
     "spec.scheduling.tolerations[].effect": {"scheduling": {"tolerations": [{"key": "gpu"}]}},
     "spec.scheduling.tolerations[].tolerationSeconds": {

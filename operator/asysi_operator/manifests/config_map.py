@@ -1,7 +1,9 @@
 """The whole experiment as one JSON file: what the workers read."""
 
 import json
+from typing import Any
 
+from asysi.contract.frozen import frozen
 from asysi.contract.runtime import MOUNTS, Env
 from asysi.contract.spec import ScanExperiment
 from asysi_operator.manifests.kinds import Manifest
@@ -18,3 +20,12 @@ def config_map(experiment: ScanExperiment) -> Manifest:
         "metadata": metadata(experiment, config_name(experiment)),
         "data": {MOUNTS[Env.CONFIG].name: json.dumps(document, indent=2, ensure_ascii=False) + "\n"},
     }
+
+
+def applied_spec(there: Manifest) -> dict[str, Any]:
+    """Return the frozen part of the spec that a ConfigMap was made from, {} when it cannot be told."""
+    try:
+        document = json.loads(there["data"][MOUNTS[Env.CONFIG].name])
+        return frozen(document["spec"])
+    except (KeyError, TypeError, ValueError):
+        return {}

@@ -95,7 +95,15 @@ def _root() -> Schema:
             "spec": spec,
             "status": status,
         },
-        "x-kubernetes-validations": [{"rule": frozen.rule(), "message": frozen.MESSAGE}],
+        "x-kubernetes-validations": [
+            {
+                "rule": rule,
+                "message": f"{path} {frozen.MESSAGE}",
+                "fieldPath": f".{path}",
+                "reason": "FieldValueForbidden",
+            }
+            for path, rule in frozen.rules()
+        ],
     }
 
 
@@ -157,7 +165,8 @@ def _add_members(schema: Schema, node: Mapping[str, Any], definitions: Mapping[s
             name: _structural(member, definitions) for name, member in node["properties"].items()
         }
         return
-    values = node.get("additionalProperties", True)
+    # Of a mapping whose keys have a pattern pydantic says the values so; keys are a rule's business.
+    values = node.get("additionalProperties", next(iter(node.get("patternProperties", {}).values()), True))
     if values is True:
         schema["x-kubernetes-preserve-unknown-fields"] = True
     elif names := node.get("propertyNames", {}).get("enum"):

@@ -8,8 +8,9 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from asysi.contract.fields import Path, part_at, schema_fields
+from asysi.contract.quantity import PATTERN
 from asysi.contract.rules import Problem
-from asysi.contract.spec import ScanExperiment
+from asysi.contract.spec import LABEL_NAME, LABEL_VALUE, OBJECT_NAME, ScanExperiment
 
 _KINDS = {
     "string": "text",
@@ -22,8 +23,11 @@ _KINDS = {
 }
 _PATTERNS = {
     r"^[a-z0-9]([-a-z0-9]{0,50}[a-z0-9])?$": "at most 52 of a-z, 0-9 and -, not beginning or ending with -",
-    r"^[0-9]+(\.[0-9]+)?(k|M|G|T|Ki|Mi|Gi|Ti)?$": "a memory quantity, like 64Mi or 2Gi",
+    PATTERN: "a memory quantity, like 64Mi or 2Gi",
     r"^[0-9a-f]{64}$": "a SHA-256: 64 digits of 0-9 and a-f",
+    OBJECT_NAME: "a name of a-z, 0-9, - and ., such as batch-high",
+    LABEL_NAME: "the key of a label, like gpu or example.com/gpu",
+    LABEL_VALUE: "the value of a label: letters and digits, between them also -, _ and .",
     r"^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$": "a list of processors, like 0, 0-3 or 1,3",
 }
 
@@ -34,7 +38,7 @@ def problem_of(detail: ErrorDetails, root: type[BaseModel] = ScanExperiment) -> 
     kind, given, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind == "extra_forbidden":
         return unknown_key(path, root)
-    if "[key]" in detail["loc"]:
+    if "[key]" in detail["loc"] and kind == "literal_error":
         return Problem(path, _unknown_of(str(path[-1]), _words(context.get("expected", ""))))
     if kind == "missing":
         return Problem(path, f"is missing{_described(path, root)}")

@@ -9,7 +9,8 @@ _SUFFIX = {
     "": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
     "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40,
 }  # fmt: skip
-PATTERN = r"^[0-9]+(\.[0-9]+)?(k|M|G|T|Ki|Mi|Gi|Ti)?$"
+PATTERN = r"^([0-9]*[1-9][0-9]*(\.[0-9]+)?|0+\.[0-9]*[1-9][0-9]*)(k|M|G|T|Ki|Mi|Gi|Ti)?$"
+"""More than nothing: to Kubernetes a limit of 0 is none."""
 
 
 def parse_bytes(quantity: str) -> int:
@@ -17,12 +18,12 @@ def parse_bytes(quantity: str) -> int:
 
     Raises ValueError when the text is no quantity.
     """
-    match = re.match(PATTERN, quantity)
+    match = re.fullmatch(PATTERN, quantity)
     if match is None:
         raise ValueError(
-            f"{quantity!r} is no memory quantity: write a number with Ki, Mi, Gi or Ti, like 64Mi"
+            f"{quantity!r} is no memory quantity: write a number above 0 with Ki, Mi, Gi or Ti, like 64Mi"
         )
-    suffix = match.group(2) or ""
+    suffix = match.group(3) or ""
     number = quantity[: len(quantity) - len(suffix)] if suffix else quantity
     return int(float(number) * _SUFFIX[suffix])
 

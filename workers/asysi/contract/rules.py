@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from asysi.contract.fields import Path
 from asysi.contract.quantity import format_bytes, parse_bytes
-from asysi.contract.spec import Model, Positions, SaeTrain, Sampling, Spec, Tokens, Workload
+from asysi.contract.spec import LABEL_NAME, Model, Positions, SaeTrain, Sampling, Spec, Tokens, Workload
 
 PREPARE_HEAP = 512 * 2**20
 """Bytes that prepare needs besides the rings: the interpreter, torch, the model's structure."""
@@ -117,13 +117,7 @@ def _prepare_holds_the_rings(spec: Spec) -> Iterator[Problem]:
 
 
 def _running_limits_hold_the_rings(spec: Spec) -> Iterator[Problem]:
-    limits = {
-        "host": spec.resources.host.memory,
-        "hook": spec.resources.hook.memory,
-        "finish": spec.resources.finish.memory,
-        **({"sae": spec.sae.memory} if spec.sae is not None else {}),
-        **({"archiver": spec.archive.memory} if spec.archive.enabled else {}),
-    }
+    limits = {_CONTAINERS.get(path[-1], path[-1]): limit for path, limit in _limits(spec).items()}
     rings = parse_bytes(spec.capture.size) + parse_bytes(spec.bus.size)
     heaps, held = HEAP * len(limits), sum(parse_bytes(limit) for limit in limits.values())
     if rings + heaps > held:
@@ -143,6 +137,26 @@ def _host_holds_its_shm(spec: Spec) -> Iterator[Problem]:
             f"is {host.shm}, but it is part of resources.host.memory, {host.memory}, of which the process"
             f" needs {format_bytes(HEAP)}: raise memory, or lower shm",
         )
+
+
+def _each_limit_holds_a_process(spec: Spec) -> Iterator[Problem]:
+    for path, limit in _limits(spec).items():
+        if path[-1] != "host" and parse_bytes(limit) < HEAP:  # the host's holds its /dev/shm too
+            yield Problem(
+                ("spec", *path, "memory"),
+                f"is {limit}; a process needs {format_bytes(HEAP)} at least: raise it",
+            )
+
+
+def _tolerations_are_whole(spec: Spec) -> Iterator[Problem]:
+    for index, one in enumerate(spec.scheduling.tolerations):
+        path = ("spec", "scheduling", "tolerations", index)
+        if one.key is None and one.operator != "Exists":
+            yield Problem((*path, "operator"), "must be Exists where no key is given: give a key, or Exists")
+        if one.operator == "Exists" and one.value:
+            yield Problem((*path, "value"), "goes with `operator: Equal`: Exists takes any value; drop it")
+        if one.toleration_seconds is not None and one.effect != "NoExecute":
+            yield Problem((*path, "tolerationSeconds"), "goes with `effect: NoExecute`, and with no other")
 
 
 def _inputs_are_distinct(spec: Spec) -> Iterator[Problem]:
@@ -190,6 +204,25 @@ def _queues_are_for_consumer_mode(spec: Spec) -> Iterator[Problem]:
 
 def _trainers(spec: Spec) -> list[SaeTrain]:
     return spec.sae.train if spec.sae is not None else []
+
+
+def _limits(spec: Spec) -> dict[tuple[str, ...], str]:
+    """Return the memory limits of the containers that run side by side, by the path below the spec."""
+    return {
+        ("resources", "host"): spec.resources.host.memory,
+        ("resources", "hook"): spec.resources.hook.memory,
+        ("resources", "finish"): spec.resources.finish.memory,
+        **({("sae",): spec.sae.memory} if spec.sae is not None else {}),
+        **({("archive",): spec.archive.memory} if spec.archive.enabled else {}),
+    }
+
+
+_CONTAINERS = {"archive": "archiver"}
+"""Containers that are called otherwise than the part that is about them."""
+
+
+def _holds_a_process(part: str) -> str:
+    return f"quantity({part}.memory).compareTo(quantity('{format_bytes(HEAP)}')) >= 0"
 
 
 def _beside_heap(memory: str) -> str:
@@ -255,6 +288,29 @@ RULES = (
         f"quantity(self.shm).add(quantity('{format_bytes(HEAP)}')).compareTo(quantity(self.memory)) <= 0",
         f"host.memory must hold shm + {format_bytes(HEAP)}",
         _host_holds_its_shm,
+    ),
+    Rule(
+        "spec",
+        f"{_holds_a_process('self.resources.hook')} && {_holds_a_process('self.resources.finish')}"
+        f" && (!has(self.sae) || !self.sae.enabled || {_holds_a_process('self.sae')})"
+        f" && (!self.archive.enabled || {_holds_a_process('self.archive')})",
+        "resources.hook.memory, resources.finish.memory, sae.memory and archive.memory must be"
+        f" {format_bytes(HEAP)} at least",
+        _each_limit_holds_a_process,
+    ),
+    Rule(
+        "spec.scheduling",
+        f"self.nodeSelector.all(key, key.matches(r'{LABEL_NAME}'))",
+        "nodeSelector's keys must be names of labels",
+        lambda _spec: iter(()),  # the models look at keys themselves
+    ),
+    Rule(
+        "spec.scheduling.tolerations[]",
+        "(has(self.key) || self.operator == 'Exists')"
+        " && (self.operator == 'Equal' || !has(self.value) || self.value == '')"
+        " && (!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute'))",
+        "without a key operator is Exists; a value goes with Equal, tolerationSeconds with effect NoExecute",
+        _tolerations_are_whole,
     ),
     Rule(
         "spec.inputs",

@@ -20,7 +20,16 @@ Glob = Annotated[str, Field(min_length=1, max_length=191)]
 Uri = Annotated[str, Field(min_length=1, max_length=1024)]
 Short = Annotated[str, Field(min_length=1, max_length=253)]
 FreeForm = Annotated[dict[str, Any], Field(max_length=256)]
-Labels = Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=64)]
+_SUBDOMAIN = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
+OBJECT_NAME = f"^{_SUBDOMAIN}$"
+LABEL_NAME = f"^({_SUBDOMAIN}/)?[A-Za-z0-9]([-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?$"
+LABEL_VALUE = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
+ObjectName = Annotated[str, Field(pattern=OBJECT_NAME, max_length=253)]
+"""A name as Kubernetes' objects have it."""
+LabelName = Annotated[str, Field(pattern=LABEL_NAME, max_length=253)]
+"""The key of a label or a taint."""
+LabelValue = Annotated[str, Field(pattern=LABEL_VALUE, max_length=63)]
+Labels = Annotated[dict[LabelName, LabelValue], Field(max_length=64)]
 
 
 class Part(BaseModel):
@@ -448,11 +457,11 @@ class Consumers(Part):
 class Toleration(Part):
     """A taint that the pod tolerates, as Kubernetes writes it."""
 
-    key: Short | None = None
+    key: LabelName | None = None
     """Key of the taint; unset matches every key, with `operator: Exists`."""
     operator: Literal["Exists", "Equal"] = "Equal"
     """Whether the value counts."""
-    value: Annotated[str, Field(max_length=63)] | None = None
+    value: LabelValue | None = None
     """Value of the taint."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
     """Effect of the taint; unset matches all."""
@@ -467,11 +476,11 @@ class Scheduling(Part):
     """Labels that the node must have."""
     tolerations: Annotated[list[Toleration], Field(max_length=32)] = []
     """Taints that the pod tolerates."""
-    priority_class_name: Short | None = None
+    priority_class_name: ObjectName | None = None
     """PriorityClass of the pod."""
-    runtime_class_name: Short | None = None
+    runtime_class_name: ObjectName | None = None
     """RuntimeClass of the pod."""
-    queue_name: Short | None = None
+    queue_name: Annotated[str, Field(pattern=OBJECT_NAME, max_length=63)] | None = None
     """Kueue's LocalQueue."""
 
 
