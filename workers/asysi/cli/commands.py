@@ -31,6 +31,11 @@ app.add_typer(
     name="weights",
     help="Say what the parameters of a checkpoint say.",
 )
+app.add_typer(
+    typer.Typer(cls=deferred("asysi.pipeline.commands", "app"), no_args_is_help=True, rich_markup_mode=None),
+    name="pipeline",
+    help="Run operators over rows, exactly once.",
+)
 
 Files = Annotated[list[Path] | None, typer.Argument(metavar="FILES", help="YAML files; later ones win.")]
 Layers = Annotated[

@@ -9,6 +9,7 @@ from asysi.contract.spec import Part, PipelineOperator, Short, Uri
 PipelineName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", max_length=128)]
 """Up to 128 letters, digits, dots, `_` and `-`."""
 OnError = Literal["fail", "dead_letter"]
+Budget = Annotated[dict[Short, Annotated[float, Field(gt=0)]], Field(max_length=64)]
 Count = Annotated[int, Field(ge=1, le=1024)]
 
 
@@ -53,7 +54,8 @@ class PipelineFile(Part):
     pipeline_id: PipelineName
     """Name of the pipeline, unique among those that share a `basePath`."""
     input_uri: Uri
-    """Where rows come from: `jsonl://`, `csv://` or `parquet://` and a path (a glob too) or any fsspec URL."""
+    """Where rows come from: `jsonl://`, `csv://` or `parquet://` and a path (also a glob) or any fsspec
+    URL."""
     output_uri: Uri
     """Where the last operator's rows go."""
     operators: Annotated[list[PipelineNode], Field(min_length=1, max_length=64)]
@@ -76,7 +78,7 @@ class PipelineFile(Part):
     `asysi pipeline redrive`."""
     max_dead_letters: Annotated[int, Field(ge=0, le=100_000_000)] = 1000
     """Rows that each node may set aside before the run fails."""
-    budget: Annotated[dict[Short, Annotated[float, Field(gt=0)]], Field(max_length=64)] = {}
+    budget: Budget = {}  # noqa: RUF012 - pydantic copies it
     """By name of what operators report (`cost`, `total_tokens`), how much may be spent before the run ends
     cleanly. Of shards, each has its share."""
     base_path: Uri = "tmp"

@@ -12,6 +12,8 @@ from asysi.contract.errors import ConfigError
 
 RUNTIME = "runtime.json"
 CHECKPOINT = "checkpoint.json"
+LIVE = frozenset({"running", "canceling", "resuming", "redriving"})
+"""States of a pipeline that a process works on."""
 
 
 def write_live(file: Path, tree: Mapping[str, Any]) -> None:
@@ -42,7 +44,7 @@ def read_image(folder: Path) -> dict[str, Any]:
 def alive(image: Mapping[str, Any]) -> int | None:
     """Return the process that runs the pipeline, as far as its image knows."""
     process = image.get("process")
-    if not isinstance(process, int) or image.get("status") not in {"running", "canceling", "resuming"}:
+    if not isinstance(process, int) or image.get("status") not in LIVE:
         return None
     try:
         os.kill(process, 0)

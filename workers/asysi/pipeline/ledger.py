@@ -12,9 +12,11 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from asysi.contract.errors import ConfigError
 from asysi.pipeline.work import DeadLetter, Result
@@ -37,6 +39,11 @@ CREATE TABLE IF NOT EXISTS dead (
 );
 CREATE TABLE IF NOT EXISTS finished (node TEXT PRIMARY KEY, seal TEXT) WITHOUT ROWID;
 """
+_NOTHING = xxhash.xxh3_128().hexdigest()
+_INSERT_RANGE = f"INSERT INTO ranges VALUES ({','.join('?' * 13)})"  # noqa: S608 - question marks only
+_INSERT_DEAD = (
+    "INSERT INTO dead (node, identity, row, reason, error, line, tries) VALUES (?, ?, ?, ?, ?, ?, 1)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +89,33 @@ class Totals:
     blank: int = 0
     dead: int = 0
     usage: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Redriven:
+    """What a redrive has made.
+
+    Attributes:
+        node: the last node, whose output has grown.
+        out_rows, out_end, out_digest: rows, bytes and XXH3-128 of its output now.
+        seal: its seal now.
+        gained: what each node made and spent for it.
+        settled: numbers of dead letters that are dead no more.
+        failed: number of a dead letter that failed again, and how.
+        moved: rows that got further, with the node where they failed then.
+        notes: facts to remember with it.
+    """
+
+    node: str
+    out_rows: int
+    out_end: int
+    out_digest: str
+    seal: str
+    gained: Mapping[str, Totals]
+    settled: list[int]
+    failed: list[tuple[int, DeadLetter]]
+    moved: list[tuple[str, DeadLetter]]
+    notes: Mapping[str, str]
 
 
 class Ledger:
@@ -137,15 +171,8 @@ class Ledger:
     ) -> None:
         """Add a range with its dead letters; results parked within it are parked no more."""
         with self._transaction() as base:
-            base.execute(
-                f"INSERT INTO ranges VALUES ({','.join('?' * 13)})",  # noqa: S608 - question marks only
-                (node, *_columns(done)),
-            )
-            base.executemany(
-                "INSERT INTO dead (node, identity, row, reason, error, line, tries) VALUES (?, ?, ?, ?, ?, "
-                "?, 1)",
-                [(node, d.identity, d.row, d.reason, d.error, d.line) for d in dead],
-            )
+            base.execute(_INSERT_RANGE, (node, *_columns(done)))
+            base.executemany(_INSERT_DEAD, [(node, *_letter(letter)) for letter in dead])
             if parked:
                 base.execute("DELETE FROM parked WHERE node = ? AND first < ?", (node, done.last))
 
@@ -165,8 +192,8 @@ class Ledger:
     def totals(self, node: str) -> Totals:
         """Return what a node has committed."""
         found = self._one(
-            "SELECT max(last) - min(first), sum(made), sum(dropped), sum(blank), sum(dead) FROM ranges "
-            "WHERE node = ?",
+            "SELECT max(last) - min(first), sum(made), sum(dropped), sum(blank),"
+            " (SELECT count(*) FROM dead WHERE node = ?1) FROM ranges WHERE node = ?1",
             (node,),
         )
         usage: dict[str, float] = {}
@@ -189,7 +216,7 @@ class Ledger:
                 (node, rows),
             )
             rows = found[0] if found and found[0] is not None else 0
-        return rows or 0
+        return max(0, (rows or 0) - self._first(nodes[0]))
 
     def rewind(self, node: str, out_end: int) -> None:
         """Forget what a node made behind an offset of its output: it was lost with the process that held
@@ -252,19 +279,34 @@ class Ledger:
             ).fetchall()
         return [(r[0], r[1], DeadLetter(r[2], r[3], r[4], r[5], bytes(r[6])), r[7]) for r in found]
 
-    def settle_dead(self, redriven: Iterable[int], failed: Iterable[tuple[int, DeadLetter]]) -> None:
-        """Take dead letters that were redriven from the ledger, and note why others failed again."""
+    def redriven(self, done: "Redriven") -> None:
+        """Take in what a redrive made: the output's new size, what nodes made and spent, and its letters."""
         with self._transaction() as base:
-            base.executemany("DELETE FROM dead WHERE number = ?", [(number,) for number in redriven])
+            for node, gained in done.gained.items():
+                whole = _and_redriven(self.last(node), self._first(node), self.totals(node), gained)
+                if node == done.node:
+                    whole = replace(
+                        whole, out_rows=done.out_rows, out_end=done.out_end, out_digest=done.out_digest
+                    )
+                base.execute("DELETE FROM ranges WHERE node = ?", (node,))
+                base.execute(_INSERT_RANGE, (node, *_columns(whole)))
+            self.finish(done.node, done.seal)
+            base.executemany("DELETE FROM dead WHERE number = ?", [(number,) for number in done.settled])
             base.executemany(
                 "UPDATE dead SET reason = ?, error = ?, tries = tries + 1 WHERE number = ?",
-                [(letter.reason, letter.error, number) for number, letter in failed],
+                [(letter.reason, letter.error, number) for number, letter in done.failed],
             )
+            base.executemany(_INSERT_DEAD, [(node, *_letter(letter)) for node, letter in done.moved])
+            for name, value in done.notes.items():
+                self.note(name, value)
 
     def close(self) -> None:
         """Close the file."""
         with self._lock:
             self._base.close()
+
+    def _first(self, node: str) -> int:
+        return int(self._one("SELECT min(first) FROM ranges WHERE node = ?", (node,))[0] or 0)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -296,6 +338,22 @@ def _columns(done: Range) -> tuple[Any, ...]:
         done.blank,
         done.dead,
         json.dumps(dict(done.usage)),
+    )
+
+
+def _letter(letter: DeadLetter) -> tuple[Any, ...]:
+    return letter.identity, letter.row, letter.reason, letter.error, letter.line
+
+
+def _and_redriven(last: Range | None, first: int, whole: Totals, gained: Totals) -> Range:
+    """Return all ranges of a node as one, with what a redrive added: its output is no longer theirs."""
+    last = last or Range(0, 0, 0, _NOTHING, 0, 0, _NOTHING, 0, 0, 0, 0, {})
+    usage = dict(whole.usage or {})
+    for name, value in (gained.usage or {}).items():
+        usage[name] = usage.get(name, 0) + value
+    made, dropped = whole.made + gained.made, whole.dropped + gained.dropped
+    return replace(
+        last, first=first, made=made, dropped=dropped, blank=whole.blank, dead=whole.dead, usage=usage
     )
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import io
+import itertools
 import logging
 import multiprocessing
 import os
@@ -10,7 +11,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import (
     FIRST_COMPLETED,
     Executor,
@@ -172,6 +173,8 @@ class UnifiedNode:
         self._finished = False
         self._limit = batch_size
         self._letters = 0
+        self.remembered: Callable[[], Iterable[dict[str, Any]]] = tuple
+        """Rows that an ordered operator has made in another run and must know of."""
         self._cut = False
         """Whether a block ended early, as the run was ending."""
         self._flights: deque[_Flight] = deque()
@@ -223,8 +226,9 @@ class UnifiedNode:
             _log.info(
                 "[Resume] %s goes on at source row %d, output row %d", self.node_id, last.last, last.out_rows
             )
-            if getattr(self.operator, "ordered", False):
-                self.operator.restore(_committed_rows(self._log, last.out_end))
+        if getattr(self.operator, "ordered", False):
+            made = committed_rows(self._log, last.out_end if last else 0)
+            self.operator.restore(itertools.chain(self.remembered(), made))
         assert self._source is not None
         self._writer = Writer(
             self.node_id,
@@ -271,6 +275,12 @@ class UnifiedNode:
             self._let_go()
         if self.status == "running":
             self.status = "completed" if self._finished else "failed" if self.failure else "canceled"
+
+    def recall(self, totals: Totals) -> None:
+        """Take up what an earlier run has completed, without opening anything."""
+        self._totals = totals
+        self._take_totals()
+        self.status, self._finished = "completed", True
 
     def progress(self) -> Progress:
         """Return how far it is."""
@@ -331,7 +341,7 @@ class UnifiedNode:
         if last is not None:
             log = out.log()
             if isinstance(log, FileLog) and self._around is not None:
-                log.digest = _check_log(self.node_id, log, last, self._around.ledger.ranges(self.node_id))
+                log.digest = check_log(self.node_id, log, last, self._around.ledger.ranges(self.node_id))
             out.bridge.advance(last.out_end, last.out_rows)
         out.bridge.end()
         self.status, self._finished = "completed", True
@@ -339,7 +349,7 @@ class UnifiedNode:
     def _open_log(self, log: Log, last: Range | None) -> None:
         if last is not None and isinstance(log, FileLog):
             assert self._around is not None
-            log.digest = _check_log(self.node_id, log, last, self._around.ledger.ranges(self.node_id))
+            log.digest = check_log(self.node_id, log, last, self._around.ledger.ranges(self.node_id))
         log.open(last.out_end if last else 0)
 
     def _open_source(self, bus: IDataStream, last: Range | None) -> Any:
@@ -635,7 +645,7 @@ class UnifiedNode:
             self.output_bus.bridge.stop()
 
 
-def _check_log(node: str, log: FileLog, last: Range, ranges: Iterator[Range]) -> Any:
+def check_log(node: str, log: FileLog, last: Range, ranges: Iterator[Range]) -> Any:
     """Return the running digest of the committed part of an output.
 
     Raises:
@@ -712,7 +722,8 @@ def _ends(log: Log) -> tuple[str | None, str | None]:
     return str(orjson.loads(first)[FIELD]), str(orjson.loads(last)[FIELD])
 
 
-def _committed_rows(log: Log, size: int) -> Iterator[dict[str, Any]]:
+def committed_rows(log: Log, size: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows in the first `size` bytes of a log."""
     at, rest = 0, b""
     while at < size:
         data = log.read(at, min(CHUNK, size - at))

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -37,6 +37,8 @@ _TICK = 1.0
 """Seconds between two writings of runtime.json."""
 _MEMORY_KEPT = 64 << 20
 """Bytes that a `memory://` bus between two streaming nodes holds."""
+_ON_ERROR, _MOST_DEAD = "fail", 1000
+"""What a pipeline does with rows that cannot be processed, where nothing else is said."""
 _log = logging.getLogger("asysi.pipeline")
 
 
@@ -110,6 +112,8 @@ class UnifiedNodePipeline:
         self._spending = threading.Lock()
         self._usage: dict[str, dict[str, float]] = {}
         self._ledger: Ledger | None = None
+        self.operators_dir: Path | None = None
+        """Where operators keep what they know across a restart; None: the results folder."""
 
     # The blueprint
     # -----------------------------------------------------------------------------------------------
@@ -118,6 +122,10 @@ class UnifiedNodePipeline:
     def results_dir(self) -> Path:
         """Folder of image, checkpoint and ledger."""
         return self._given_dir if self._given_dir is not None else self.base_path / self.pipeline_id
+
+    def has_begun(self) -> bool:
+        """Return whether there is something to resume in the results folder."""
+        return (self.results_dir / RUNTIME).exists()
 
     def create(self, pipeline_id: str | None = None, *, overwrite: bool = False) -> Self:
         """Write the blueprint, under a name or a new one.
@@ -262,7 +270,7 @@ class UnifiedNodePipeline:
         if taken and not overwrite:
             raise ConfigError(
                 *(
-                    f"{bus.uri} is there already: delete it, name another output, or give overwrite=True"
+                    f"{bus.uri} is there already: delete it, name another output, or overwrite it"
                     for bus in taken
                 )
             )
@@ -285,9 +293,9 @@ class UnifiedNodePipeline:
             changes = _changes(image, self.get_runtime())
             differs = f"This blueprint differs: {'; '.join(changes)}. " if changes else ""
             raise ConfigError(
-                f"the pipeline {self.pipeline_id} has run before (it is {image['status']}). {differs}Call"
-                f" resume({self.pipeline_id!r}) to go on with it, give this one another pipeline_id, or "
-                "overwrite=True"
+                f"the pipeline {self.pipeline_id} has run before (it is {image['status']}). {differs}"
+                f"resume({self.pipeline_id!r}) goes on with it; else give this one another pipeline_id, or"
+                " overwrite it"
             )
 
     # The run
@@ -316,6 +324,58 @@ class UnifiedNodePipeline:
             self._ledger = Ledger(self.results_dir / LEDGER, fsync=fsync)
             stack.callback(self._ledger.close)
             return self._run(self._ledger)
+
+    def redrive(self, pipeline_id: str | None = None, *, accept_changes: bool = False) -> Report:
+        """Put the dead letters of a completed pipeline through again, from the node that they failed in.
+
+        What they become has the ids that it would have had, and is merged into the output in its place; what
+        fails again stays a dead letter. A redrive that was ended goes on when it is called again.
+
+        Args:
+            pipeline_id: name of the pipeline; None: the one in `results_dir`.
+            accept_changes: go on although operators are not what they were.
+
+        Raises:
+            ConfigError: there is no such pipeline, it is running or not completed, or its operators differ.
+            SealError: its output is not what its ledger says.
+        """
+        from asysi.pipeline.redrive import check_completed, redrive  # noqa: PLC0415 - it knows pipelines
+
+        self.pipeline_id = pipeline_id or ""
+        check_completed(self.results_dir)
+        self.resume(pipeline_id, accept_changes=accept_changes)
+        with _locked(self.results_dir, self.pipeline_id), journal(self._log_dir):
+            self._began, self.status = time.monotonic(), "redriving"
+            ledger = Ledger(self.results_dir / LEDGER)
+            try:
+                for node in self.nodes:
+                    node.recall(ledger.totals(node.node_id))
+                self.save_runtime()
+                status = redrive(self, ledger)
+                self.status = "completed"
+                self.save_runtime()
+                if status != "completed":
+                    return replace(self.report(ledger), status=status)
+            finally:
+                ledger.close()
+        self.status = "resuming"
+        return self.run()
+
+    def beside(
+        self, nodes: Sequence[UnifiedNode], results_dir: Path, budget: Mapping[str, float]
+    ) -> "UnifiedNodePipeline":
+        """Return a pipeline of other nodes with the same hooks, whose operators keep what they know here."""
+        other = UnifiedNodePipeline(
+            nodes,
+            results_dir=results_dir,
+            hooks=self._hooks,
+            budget=budget,
+            base_path=self.base_path,
+            log_dir=self._log_dir,
+            progress=self._progress,
+        )
+        other.operators_dir = self.results_dir
+        return other
 
     def cancel(self, reason: str = "cancel()") -> None:
         """End the run cleanly: nothing new is begun, what is begun is finished and committed."""
@@ -365,13 +425,14 @@ class UnifiedNodePipeline:
 
     def _prepare(self, ledger: Ledger) -> None:
         if self._resume:
+            self._finish_redrive(ledger)
             self._rewind_lost(ledger)
         for node in self.nodes:
             self._usage[node.node_id] = dict(ledger.totals(node.node_id).usage or {}) if self._resume else {}
             node.attach(
                 Surroundings(
                     self.pipeline_id,
-                    self.results_dir,
+                    self.operators_dir or self.results_dir,
                     ledger,
                     self._stop,
                     self._on_result,
@@ -379,6 +440,16 @@ class UnifiedNodePipeline:
                     self._resume,
                 )
             )
+
+        if over := self._over_budget():
+            self._stop_spending(over)
+
+    def _finish_redrive(self, ledger: Ledger) -> None:
+        """Give a redriven output its name, if a crash came between."""
+        from asysi.pipeline.redrive import finish_merge  # noqa: PLC0415 - it knows pipelines
+
+        if (bus := self.nodes[-1].output_bus) is not None:
+            finish_merge(ledger, bus)
 
     def _rewind_lost(self, ledger: Ledger) -> None:
         """Let nodes make again what was lost with the process that held it, and the next node has not
@@ -467,8 +538,11 @@ class UnifiedNodePipeline:
             self._hooks.on_usage(self.pipeline_id, node, provider, model, report)
         over = self._over_budget()
         if over and not self._stop.is_set():
-            _log.warning("[Budget] %s has spent its budget: %s", self.pipeline_id, over)
-            self._stop.set()
+            self._stop_spending(over)
+
+    def _stop_spending(self, over: str) -> None:
+        _log.warning("[Budget] %s has spent its budget: %s", self.pipeline_id, over)
+        self._stop.set()
 
     def _over_budget(self) -> str | None:
         spent = self._spent_so_far()
@@ -490,7 +564,7 @@ class UnifiedNodePipeline:
     def _tell_progress(self, node: UnifiedNode) -> None:
         now = node.progress()
         percent = min(100.0, 100 * now.durable / now.total) if now.total else 100.0 if now.exact else None
-        meta = {**asdict(now), "percent": percent}
+        meta = {**asdict(now), "percent": percent, "resumed_at": node.resumed_at}
         self._hooks.on_node_progress(self.pipeline_id, node.node_id, now.durable, now.total, meta)
 
     def _node_image(self, node: UnifiedNode) -> dict[str, Any]:
@@ -505,6 +579,7 @@ class UnifiedNodePipeline:
             "max_dead_letters": node.max_dead_letters,
             "writer_config": node.writer_config.as_dict(),
             **asdict(node.progress()),
+            "resumed_at": node.resumed_at,
             "usage": dict(self._usage.get(node.node_id, {})),
         }
 
@@ -537,8 +612,12 @@ class UnifiedNodePipeline:
                 "line": letter.line.decode(errors="replace"),
             }
             by_node.setdefault(node, []).append(json.dumps(tree, ensure_ascii=False))
-        for node, lines in by_node.items():
-            write_atomic(self.results_dir / "dead_letters" / f"{node}.jsonl", "\n".join(lines) + "\n")
+        for name in (node.node_id for node in self.nodes):
+            file = self.results_dir / "dead_letters" / f"{name}.jsonl"
+            if name in by_node:
+                write_atomic(file, "\n".join(by_node[name]) + "\n")
+            else:
+                file.unlink(missing_ok=True)
 
 
 class UnifiedPipeline(UnifiedNodePipeline):
@@ -559,10 +638,11 @@ class UnifiedPipeline(UnifiedNodePipeline):
         results_dir: folder of image, checkpoint and ledger, by default the pipeline's id in `base_path`.
         hooks: told how it goes (`IPipelineHooks`), one or several.
         processes: processes that compute in each node; more than 1 splits the rows of a file among them.
-        on_error: `fail` ends the run at the first row that cannot be processed; `dead_letter` sets such rows
-        aside.
-        max_dead_letters: rows that each node may set aside.
-        budget: by name of what operators report, how much may be spent before the run ends cleanly.
+        on_error: `fail` (the default) ends the run at the first row that cannot be processed; `dead_letter`
+            sets such rows aside.
+        max_dead_letters: rows that each node may set aside, by default 1000.
+        budget: by name of what operators report, how much may be spent before the run ends cleanly. This,
+            `on_error` and `max_dead_letters` may be others when a run is resumed; all else is as it was.
         log_dir: folder of `platform.log`.
         progress: show progress on the terminal; None: if there is one.
         node_configs: what single nodes have different, in their order.
@@ -608,8 +688,8 @@ class UnifiedPipeline(UnifiedNodePipeline):
         hooks: Any = None,
         *,
         processes: int = 1,
-        on_error: str = "fail",
-        max_dead_letters: int = 1000,
+        on_error: str | None = None,
+        max_dead_letters: int | None = None,
         budget: Mapping[str, float] | None = None,
         log_dir: str | Path = "logs",
         progress: bool | None = None,
@@ -698,8 +778,8 @@ class UnifiedPipeline(UnifiedNodePipeline):
             config.batch_size or given["batch_size"],
             processes=config.processes or given["processes"],
             writer_config=WriterConfig.of(config.writer_config or given["writer_config"]),
-            on_error=config.on_error or given["on_error"],
-            max_dead_letters=given["max_dead_letters"],
+            on_error=config.on_error or given["on_error"] or _ON_ERROR,
+            max_dead_letters=_or(given["max_dead_letters"], _MOST_DEAD),
         )
         node.set_processor(operator)
         return node
@@ -742,17 +822,10 @@ class UnifiedPipeline(UnifiedNodePipeline):
 
     def _blueprint(self) -> dict[str, Any]:
         given = self._settings
-        names = (
-            "input_uri",
-            "output_uri",
-            "parallel_size",
-            "batch_size",
-            "processes",
-            "on_error",
-            "max_dead_letters",
-        )
         return {
-            **{name: given[name] for name in (*names, "protocol_prefix", "default_protocol")},
+            **{name: given[name] for name in _IN_IMAGE},
+            "on_error": given["on_error"] or _ON_ERROR,
+            "max_dead_letters": _or(given["max_dead_letters"], _MOST_DEAD),
             "base_path": str(given["base_path"]),
             "shard": list(given["shard"]) if given["shard"] else None,
             "writer_config": WriterConfig.of(given["writer_config"]).as_dict(),
@@ -770,18 +843,11 @@ class UnifiedPipeline(UnifiedNodePipeline):
             _log.warning(
                 "[Resume] input_uri is %s: the image's %s stands", given["input_uri"], image["input_uri"]
             )
-        names = (
-            "input_uri",
-            "output_uri",
-            "parallel_size",
-            "batch_size",
-            "processes",
-            "on_error",
-            "max_dead_letters",
-        )
-        given.update(
-            {name: image[name] for name in (*names, "protocol_prefix", "default_protocol", "base_path")}
-        )
+        on_error = given["on_error"]
+        configs = self._configs([saved["node_id"] for saved in image["nodes"]])
+        given.update({name: image[name] for name in (*_IN_IMAGE, "base_path")})
+        for name in ("on_error", "max_dead_letters"):
+            given[name] = _or(given[name], image[name])
         given.update(
             operators=operators,
             streaming=image["streaming"],
@@ -791,15 +857,27 @@ class UnifiedPipeline(UnifiedNodePipeline):
         self.streaming, self.base_path = image["streaming"], Path(image["base_path"])
         self.budget = self.budget or dict(image["budget"])
         self.nodes = []
-        for saved, operator in zip(image["nodes"], operators, strict=True):
+        for saved, operator, wanted in zip(image["nodes"], operators, configs, strict=True):
             config = {
-                name: saved[name]
-                for name in ("parallel_size", "batch_size", "processes", "on_error", "writer_config")
+                name: saved[name] for name in ("parallel_size", "batch_size", "processes", "writer_config")
             }
+            config["on_error"] = wanted.on_error or on_error or saved["on_error"]
             node = self._node(saved["node_id"], operator, NodeConfig.of(config))
             node.bind_io(self._bus(saved["input_uri"]), self._bus(saved["output_uri"]))
             self.nodes.append(node)
         self._prepare_input()
+
+
+_IN_IMAGE = (
+    "input_uri",
+    "output_uri",
+    "parallel_size",
+    "batch_size",
+    "processes",
+    "protocol_prefix",
+    "default_protocol",
+)
+"""Settings that a resume takes from the image."""
 
 
 class _Watch:
@@ -880,9 +958,8 @@ def _compare(image: Mapping[str, Any], operators: Sequence[Any], accept: bool) -
     if problems and not accept:
         raise ConfigError(
             *problems,
-            "rows made before and after would not belong together: undo the change, start over with "
-            "overwrite, or give"
-            " accept_changes=True",
+            "rows made before and after would not belong together: undo the change, start over with"
+            " overwrite, or accept the changes",
         )
     for problem in problems:
         _log.warning("[Resume] %s", problem)
@@ -910,6 +987,10 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     for index, (was, is_now) in enumerate(zip(old, new, strict=True), 1):
         found += [f"operator {index}: {difference}" for difference in differences(was, is_now)]
     return found
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
 
 
 def _is_written(bus: IDataStream) -> bool:

@@ -7,6 +7,8 @@ is, byte for byte, that of a single run. Each part has a ledger of its own.
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from asysi.contract.errors import ConfigError
 from asysi.pipeline.image import read_image
 from asysi.pipeline.ledger import Ledger
@@ -40,29 +42,50 @@ def window(bus: IDataStream, index: int, count: int) -> Window:
 def merge(folder: Path) -> Seal:
     """Put the outputs of all shards under a results folder together, in their order, and return the seal.
 
-    May be called again after a crash, and does nothing once it is done.
+    May be called again after a crash, and after dead letters of a shard were redriven; does nothing once it
+    is done.
 
     Raises:
-        ConfigError: a shard is missing or not completed, or the shards do not belong together.
+        ConfigError: a shard is missing or not completed, the shards do not belong together, or something else
+            lies where their output belongs.
         SealError: a shard's output is not what its ledger says.
     """
     images = _images(folder)
     output = StreamFactory.create(_output(images), folder / "spool")
-    done = output.verify()
-    if done is not None:
-        return done
+    seals = [_seal(Path(image["results_dir"]), image["nodes"][-1]) for image in images]
+    parent = xxhash.xxh3_128("".join(seal.digest for seal in seals).encode()).hexdigest()
+    name = images[0]["pipeline_id"]
+    before = output.read_seal()
+    if before is not None and before.pipeline_id != name:
+        raise ConfigError(
+            f"{output.uri} is there already, and not of {name}: delete it, or name another output"
+        )
+    if before is not None and before.parent == parent:
+        output.verify()
+        return before
+    output.unseal()
     log = output.log()
     log.open(0)
-    rows, first, last = 0, None, None
     for image in images:
-        seal = _append(log, Path(image["results_dir"]), image["nodes"][-1])
-        rows += seal.rows
-        first, last = first or seal.first, seal.last or last
+        _append(log, Path(image["results_dir"]), image["nodes"][-1])
     log.sync()
-    seal = Seal(rows, log.size, log.digest.hexdigest(), first, last, images[0]["nodes"][-1]["node_id"])
-    output.finish(seal)
+    ends = [seal for seal in seals if seal.rows]
+    output.finish(
+        Seal(
+            sum(seal.rows for seal in seals),
+            log.size,
+            log.digest.hexdigest(),
+            ends[0].first if ends else None,
+            ends[-1].last if ends else None,
+            images[0]["nodes"][-1]["node_id"],
+            name,
+            parent,
+        )
+    )
     log.close()
-    return seal
+    found = output.read_seal()
+    assert found is not None
+    return found
 
 
 def _images(folder: Path) -> list[dict[str, Any]]:
@@ -92,13 +115,21 @@ def _output(images: list[dict[str, Any]]) -> str:
     return str(uri)
 
 
-def _append(log: Any, folder: Path, node: dict[str, Any]) -> Seal:
-    """Copy a shard's rows behind those that are there, checking them on the way."""
+def _seal(folder: Path, node: dict[str, Any]) -> Seal:
+    """Return the seal that a shard's ledger has."""
     ledger = Ledger(folder / "ledger.sqlite", fsync=False)
-    last, seal = ledger.last(node["node_id"]), ledger.finished(node["node_id"])
+    seal = ledger.finished(node["node_id"])
     ledger.close()
     if seal is None:
         raise ConfigError(f"{folder}: its ledger does not know that it is done: resume it")
+    return Seal.of(seal, str(folder))
+
+
+def _append(log: Any, folder: Path, node: dict[str, Any]) -> None:
+    """Copy a shard's rows behind those that are there, checking them on the way."""
+    ledger = Ledger(folder / "ledger.sqlite", fsync=False)
+    last = ledger.last(node["node_id"])
+    ledger.close()
     rows = StreamFactory.create(node["output_uri"], folder / "spool").log()
     size, digest = (last.out_end, last.out_digest) if last else (0, None)
     if not isinstance(rows, FileLog):
@@ -113,4 +144,3 @@ def _append(log: Any, folder: Path, node: dict[str, Any]) -> Seal:
         raise SealError(
             f"{node['output_uri']} is not what its ledger says: restore it, or run that shard again"
         )
-    return Seal.of(seal, str(folder))

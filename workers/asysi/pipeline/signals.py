@@ -11,8 +11,10 @@ _INTERRUPTED = 130
 
 
 @contextmanager
-def cancel_on_signal(cancel: Callable[[str], None]) -> Iterator[None]:
-    """Call `cancel` at the first SIGINT or SIGTERM, and end the process at once at the second SIGINT.
+def cancel_on_signal(
+    cancel: Callable[[str], None], at_once: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Call `cancel` at the first SIGINT or SIGTERM; at the second SIGINT call `at_once` and end the process.
 
     Only the main thread can hear signals; in another one this does nothing.
     """
@@ -21,8 +23,12 @@ def cancel_on_signal(cancel: Callable[[str], None]) -> Iterator[None]:
         return
 
     def first(number: int, _frame: Any) -> None:
-        signal.signal(signal.SIGINT, lambda *_: os._exit(_INTERRUPTED))
+        signal.signal(signal.SIGINT, second)
         cancel(signal.Signals(number).name)
+
+    def second(_number: int, _frame: Any) -> None:
+        at_once()
+        os._exit(_INTERRUPTED)
 
     before = {number: signal.signal(number, first) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
