@@ -466,7 +466,8 @@ bool belongs(std::string_view label, const char* role) { return label.starts_wit
 bool needs_a_new_ring(std::string_view label) { return label.starts_with("writer.account.") || label == "writer.home.bound"; }
 
 /// Reached by whoever makes the ring, not by whoever uses it.
-bool of_birth(std::string_view label) { return label.starts_with("create.") || label.starts_with("reset."); }
+bool of_birth(std::string_view label) { return label.starts_with("create."); }
+bool of_reset(std::string_view label) { return label.starts_with("reset."); }
 
 /// How often the label has to come by before it kills: at first anywhere, after misses at once.
 Order arm(std::string_view label, Dice& dice) {
@@ -494,12 +495,6 @@ void begin(const std::string& folder, const Geometry& g, std::string_view label)
         }
     }
     EXPECT(!killed(start({}, make), "a creator"));
-    if (label.starts_with("reset.")) {
-        const auto again = [&] { reset(folder); };
-        const Order when{label, 1};
-        counted(killed(start(when, again), "a resetter"), when);
-        EXPECT(!killed(start({}, again), "a resetter"));
-    }
     EXPECT(!std::filesystem::exists(folder + "/control.new") && !std::filesystem::exists(folder + "/data.new"));
 }
 
@@ -518,7 +513,8 @@ std::string_view before(std::string_view label, bool writes, Dice& dice) {
 void round_of(const std::string& folder, const Geometry& g, std::string_view label, Dice& dice) {
     const bool writes = !belongs(label, "reader.") || (label.starts_with("books.") && dice.below(2) == 0);
     const u32 victim = static_cast<u32>(dice.below(g.reader_count()));
-    const u64 mischief = label.starts_with("writer.evict") || label.starts_with("writer.tombstone") ? 3 : 40;
+    const bool rare = label.starts_with("writer.evict") || label.starts_with("writer.tombstone") || label == "takeover.stray.unpinned";
+    const u64 mischief = rare ? 3 : 40;
     witness->stop = false;
     std::vector<std::pair<pid_t, std::string>> others;
     const auto read = [&](u32 index, u64 turns) { consume(folder, g.readers[index], dice(), turns, mischief); };
@@ -579,6 +575,22 @@ void finish(const std::string& folder, const Geometry& g, Sums& sums) {
     ++sums.rings;
 }
 
+/// A used ring is emptied by somebody who is killed at `label`: it is the old one, to the last number, or a new one.
+void renew(const std::string& folder, std::string_view label) {
+    const auto again = [&] { reset(folder); };
+    const Order when{label, 1};
+    const bool renamed = counted(killed(start(when, again), "a resetter"), when) && label == "reset.control.renamed";
+    const auto empty = [&] {
+        const Ring ring(folder, Ring::Role::look);
+        return ring.accounts() == 0 && ring.shard(0).head == 0 && ring.live().generation == 0;
+    };
+    EXPECT(empty() == renamed);
+    if (!renamed) expect_exact(Ring(folder, Ring::Role::look));
+    EXPECT(!killed(start({}, again), "a resetter"));
+    EXPECT(empty() && !std::filesystem::exists(folder + "/control.new"));
+    std::memset(static_cast<void*>(witness), 0, sizeof *witness);
+}
+
 void print(const Sums& sums) {
     const auto number = [](u64 value) { return static_cast<unsigned long long>(value); };
     std::printf("{\"kills\": %llu, \"rings\": %llu, \"rounds\": %llu, \"turns\": %llu,\n", number(kills), number(sums.rings),
@@ -625,11 +637,17 @@ int main(int argc, char** argv) {
         begin(folder.path, g, label);
         for (u32 round = 0; round < rounds_of_a_ring && (kills < wanted || missing()); ++round) {
             if (of_birth(label)) label = next();
-            if (of_birth(label) || (needs_a_new_ring(label) && round > 0)) break;
+            if (of_birth(label) || of_reset(label) || (needs_a_new_ring(label) && round > 0)) break;
             round_of(folder.path, g, label, dice);
             ++sums.rounds;
             label = next();
         }
+        const auto work = [&] { EXPECT(!killed(start({}, [&] { produce(folder.path, dice(), 20); }), "a producer")); };
+        work();
+        finish(folder.path, g, sums);
+        if (!of_reset(label)) continue;
+        renew(folder.path, label);
+        work();
         finish(folder.path, g, sums);
     }
     print(sums);

@@ -385,16 +385,19 @@ void a_gap_is_booked_at_every_instruction() {
         Writer writer(folder.path);
         writer.account("a");
         publish(writer, 1);
-        const Ring ring(folder.path, Ring::Role::look);
-        // Pins of readers that do not exist, one chunk each: nobody holds too many, yet nothing is free.
-        for (u32 chunk = 0; chunk < 4; ++chunk) ring.state(0, chunk).fetch_or(u64{1} << (8 + chunk));
     }
+    const auto act = [](Writer& writer) {
+        // Pins of readers that do not exist, one chunk each: nobody holds too many, yet nothing is free.
+        for (u32 chunk = 0; chunk < 4; ++chunk) writer.ring().state(0, chunk).fetch_or(u64{1} << (8 + chunk));
+        EXPECT(!publish(writer, 2));
+    };
     std::map<u64, int> heads;
-    steps_of_writer(folder.path, [](Writer& writer) { EXPECT(!publish(writer, 2)); }, [&](const std::string& left) {
+    steps_of_writer(folder.path, act, [&](const std::string& left) {
         const Writer successor(left);
         const Books books(left);
         EXPECT(books.producer_balances());
         EXPECT(books.made[produced::dropped + reason::no_chunk] == (books.head == 2 ? 2U : 0U));
+        EXPECT((successor.ring().state(0, 3).load() & word::pin_mask) == 0);  // nobody's pins go with the takeover
         ++heads[books.head];
     });
     EXPECT(heads[1] > 3 && heads[2] > 3);

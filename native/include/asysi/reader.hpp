@@ -95,9 +95,10 @@ public:
     /// Sleeps until there may be something to gather or the producer has closed, at most `limit`.
     void wait(std::chrono::nanoseconds limit) {
         Live& live = ring_.live();
+        // First the bell: a ring that takes our bit away after it was set then moves the bell after it was looked at.
+        const u32 bell = live.doorbell.load(std::memory_order_seq_cst);
         live.waiters.fetch_or(bit_, std::memory_order_seq_cst);
         ASYSI_TESTPOINT("reader.wait.waiter_set");
-        const u32 bell = live.doorbell.load(std::memory_order_seq_cst);
         if (!ready() && !producer_closed()) futex_wait(live.doorbell, bell, limit);
         live.waiters.fetch_and(~bit_, std::memory_order_seq_cst);
         ASYSI_TESTPOINT("reader.wait.waiter_cleared");
@@ -113,13 +114,14 @@ public:
         if (seat_.orphaned()) return true;  // a forked child: the pin is its parent's
         const bool held = unpin(pin);
         held_[pin.shard].fetch_sub(1, std::memory_order_relaxed);
-        if (held_in_all_.fetch_sub(1) == 1 && seat_.closed()) leave();
+        if (held_in_all_.fetch_sub(1) == 1 && seat_.closed()) leave_if_empty();
         return held;
     }
 
     /// Whether the pin still stands.
     [[nodiscard]] bool holds(const Pin& pin) const {
-        const u64 there = ring_.state(pin.shard, pin.chunk).load(std::memory_order_acquire);
+        // An access that writes: a load could be older than the bytes that were read before it.
+        const u64 there = ring_.state(pin.shard, pin.chunk).fetch_or(0, std::memory_order_acq_rel);
         return epoch() == pin.epoch && word::generation(there) == pin.generation && (there & bit_) != 0;
     }
 
@@ -228,7 +230,7 @@ public:
     void close() {
         if (seat_.orphaned()) return;
         seat_.close();
-        if (held_in_all_.load() == 0) leave();
+        if (held_in_all_.load() == 0) leave_if_empty();
     }
 
 private:
@@ -265,6 +267,15 @@ private:
         ASYSI_TESTPOINT("reader.attach.stated");
     }
 
+    /// A gather that is under way ends first, and may have pinned more.
+    void leave_if_empty() noexcept {
+        try {
+            const auto turn = gate_.enter();
+            if (held_in_all_.load() == 0) leave();
+        } catch (const BusyError&) {
+            return;  // stuck in there for a second: the lock goes with the object
+        }
+    }
     void leave() {
         seat_.leave();
         ASYSI_TESTPOINT("reader.lock.released");
@@ -372,10 +383,11 @@ private:
         auto& state = ring_.state(pin.shard, pin.chunk);
         u64 there = state.load(std::memory_order_relaxed);
         do {
-            if (epoch() != pin.epoch || word::generation(there) != pin.generation || (there & bit_) == 0) return false;
+            if (word::generation(there) != pin.generation || (there & bit_) == 0) return false;
         } while (!state.compare_exchange_weak(there, there & ~bit_, std::memory_order_release, std::memory_order_relaxed));
         ASYSI_TESTPOINT("reader.pin.cleared");
-        return true;
+        // After an eviction the pins of other shards still stand: they are let go, but the epoch has voided them.
+        return epoch() == pin.epoch;
     }
 
     /// With nothing handed out and unbooked, the cursor moves over what was passed: gaps and packets lost to the lap.

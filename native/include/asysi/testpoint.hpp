@@ -42,6 +42,7 @@ inline constexpr std::array labels = {
     std::string_view{"takeover.intent.closed"},
     std::string_view{"takeover.owed.booked"},
     std::string_view{"takeover.claim.freed"},
+    std::string_view{"takeover.stray.unpinned"},
     std::string_view{"takeover.mapping.noted"},
     std::string_view{"takeover.generation.stored"},
     std::string_view{"takeover.state.stored"},

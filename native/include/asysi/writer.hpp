@@ -229,16 +229,21 @@ public:
     void close(std::optional<WriterState> state) {
         if (seat_.orphaned() || !seat_.close()) return;
         for (Lane& lane : lanes_) {
-            if (lane.gate.resume()) {
-                const auto turn = lane.gate.turn();
-                give_up(lane);
-            }
-            try {
-                const auto turn = lane.gate.enter();  // what is under way ends
-            } catch (const BusyError&) {
-                continue;  // stuck in there for a second: the next producer will find its intent open
+            // What is under way ends; a claim that it opens meanwhile is aborted like the others.
+            for (int attempt = 0; attempt < 2; ++attempt) {
+                if (lane.gate.resume()) {
+                    const auto turn = lane.gate.turn();
+                    give_up(lane);
+                }
+                try {
+                    const auto turn = lane.gate.enter();
+                    break;
+                } catch (const BusyError&) {
+                    continue;  // a claim; or stuck in there for a second: the next producer will find its intent open
+                }
             }
         }
+        const std::scoped_lock names(registrar_);  // what is booked without a shard is booked before the lock is free
         if (state) {
             ring_.live().writer_state.store(static_cast<u32>(*state), std::memory_order_release);
             ASYSI_TESTPOINT("writer.close.stated");
@@ -270,6 +275,7 @@ private:
         u32 next = 0;              // chunk to try first
         u64 head = 0;              // sequence of the newest packet
         Packet packet{};
+        std::vector<u64> seen;     // states of all chunks, at an eviction's first look
         // drop_new: every chunk is in one of the three. The last one freed is claimed first: it is still in the cache.
         std::vector<u32> free;
         std::vector<u32> lingering;  // consumed, but pinned when last looked at
@@ -303,6 +309,7 @@ private:
         for (u32 s = 0; s < shards; ++s) {
             free_open_claims(s);
             lanes_[s].next = first_claim(s);
+            lanes_[s].seen.resize(geometry().chunks);
             if (keeps_unread()) find_unread(s);
         }
         live.writer.bytes.store(ring_.data().bytes(), std::memory_order_relaxed);
@@ -356,13 +363,19 @@ private:
         }
     }
 
+    /// And the pins that are no reader's: nobody would ever clear them.
     void free_open_claims(u32 shard) {
+        const u64 strays = word::pin_mask & ~((u64{1} << geometry().reader_count()) - 1);
         for (u32 chunk = 0; chunk < geometry().chunks; ++chunk) {
             auto& state = ring_.state(shard, chunk);
             const u64 there = state.load(std::memory_order_acquire);
-            if ((there & word::writing) == 0) continue;
-            state.store(word::state(word::generation(there) + 1), std::memory_order_release);
-            ASYSI_TESTPOINT("takeover.claim.freed");
+            if ((there & word::writing) != 0) {
+                state.store(word::state(word::generation(there) + 1), std::memory_order_release);
+                ASYSI_TESTPOINT("takeover.claim.freed");
+            } else if ((there & strays) != 0) {
+                state.fetch_and(~strays, std::memory_order_release);
+                ASYSI_TESTPOINT("takeover.stray.unpinned");
+            }
         }
     }
 
@@ -461,6 +474,7 @@ private:
     void keep_home(u32 account, u32 shard) {
         if (accounts_[account].home.load(std::memory_order_relaxed) != 0) return;
         const std::scoped_lock turn(registrar_);
+        expect_home(account, shard);  // another shard's thread may have been first
         ring_.account(account).shard.store(shard + 1, std::memory_order_relaxed);
         ASYSI_TESTPOINT("writer.home.bound");
         accounts_[account].home.store(shard + 1, std::memory_order_release);
@@ -565,14 +579,23 @@ private:
 
     /// Takes all pins in `shard` from readers that hold more than they may.
     void evict(u32 shard) {
+        const u32 readers = geometry().reader_count();
         std::array<u32, max_readers> held{};
+        std::array<u32, max_readers> era{};
+        // Two looks: a pin that stands in both stood between them, and a reader pins a packet once an epoch. One look would
+        // count a pin that moves from a chunk seen to a chunk to be seen twice, and evict a reader within its rights.
+        for (u32 r = 0; r < readers; ++r) era[r] = ring_.reader(r).epoch.load(std::memory_order_seq_cst);
+        Lane& lane = lanes_[shard];
+        const auto look = [&](u32 chunk) { return ring_.state(shard, chunk).load(std::memory_order_seq_cst); };
+        for (u32 chunk = 0; chunk < geometry().chunks; ++chunk) lane.seen[chunk] = look(chunk);
         for (u32 chunk = 0; chunk < geometry().chunks; ++chunk) {
-            const u64 there = ring_.state(shard, chunk).load(std::memory_order_relaxed);
-            for (u32 r = 0; r < max_readers; ++r) held[r] += (there >> r) & 1;
+            const u64 there = look(chunk);
+            const u64 stood = word::generation(there) == word::generation(lane.seen[chunk]) ? there & lane.seen[chunk] : 0;
+            for (u32 r = 0; r < max_readers; ++r) held[r] += (stood >> r) & 1;
         }
         for (u32 r = 0; r < max_readers; ++r) {
             if (held[r] <= geometry().pins) continue;
-            if (r < geometry().reader_count()) ring_.reader(r).epoch.fetch_add(1);
+            if (r < readers && !ring_.reader(r).epoch.compare_exchange_strong(era[r], era[r] + 1)) continue;
             ASYSI_TESTPOINT("writer.evict.epoch");
             for (u32 chunk = 0; chunk < geometry().chunks; ++chunk) {
                 ring_.state(shard, chunk).fetch_and(~(u64{1} << r));
