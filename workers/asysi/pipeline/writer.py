@@ -20,6 +20,8 @@ _SHARE = 9
 took.
 """
 
+_WORTH_SAYING = 0.001
+"""Seconds of waiting that are worth a line."""
 _log = logging.getLogger("asysi.pipeline")
 
 
@@ -118,17 +120,13 @@ class Writer:
         )
 
     def _wait_for_room(self, result: Result) -> None:
-        began = time.monotonic()
+        began, rows = time.monotonic(), self._queued_rows
         while self._is_full(result):
             self._changed.wait(self._config.retry_interval)
         took = time.monotonic() - began
         self.waited += took
-        _log.info(
-            "[Backpressure] %s waited %.3f s for the disk: %d rows were queued",
-            self._node,
-            took,
-            self._queued_rows,
-        )
+        if took >= _WORTH_SAYING:
+            _log.info("[Backpressure] %s waited %.3f s for the disk: %d rows queued", self._node, took, rows)
 
     def _raise(self) -> None:
         if self._error is not None:
