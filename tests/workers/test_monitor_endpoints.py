@@ -162,7 +162,7 @@ def run_frame(tmp_path, body, **environment):
     config.write_text(json.dumps(EXPERIMENT))
     code = (
         "import os, signal, time\nfrom asysi.contract.errors import ConfigError\n"
-        "from asysi.contract.runtime import Container\nfrom asysi.monitor.worker import run_worker\n"
+        "from asysi.contract.runtime import Container\nfrom asysi.monitor.process import run_worker\n"
         f"def main(worker):\n    {body}\nrun_worker(Container.SAE, main)\n"
     )
     given = {

@@ -227,7 +227,7 @@ _DIES_BEFORE_THE_BOOKS = """
 import os, signal
 from asysi.bus.bus import CppShardedSPMCBus
 from asysi.contract.runtime import Container
-from asysi.monitor.worker import run_worker
+from asysi.monitor.process import run_worker
 from asysi.sae.worker import main
 CppShardedSPMCBus.commit = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 run_worker(Container.SAE, main)

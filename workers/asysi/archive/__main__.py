@@ -2,7 +2,8 @@
 
 from asysi.archive.worker import READER, ArchiverWorker
 from asysi.contract.runtime import BUS_RING, Container, Exit
-from asysi.monitor.worker import Worker, run_worker
+from asysi.monitor.process import run_worker
+from asysi.monitor.worker import Worker
 from asysi_ring import Control, Reader
 
 

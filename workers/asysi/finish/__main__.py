@@ -13,7 +13,8 @@ from asysi.finish.ending import ATTEMPTS_FOLDER, last_words, ledger_json, ledger
 from asysi.finish.ledger import Ledger
 from asysi.finish.status import Pace, phase, shape
 from asysi.finish.waiting import Outcome, wait
-from asysi.monitor.worker import Worker, run_worker
+from asysi.monitor.process import run_worker
+from asysi.monitor.worker import Worker
 
 if TYPE_CHECKING:
     from asysi.finish.analysis import Analysis

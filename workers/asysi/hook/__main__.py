@@ -13,7 +13,8 @@ from asysi.hook.relay import Relay
 from asysi.hook.statistics import Statistics
 from asysi.hook.timeline import Timeline
 from asysi.monitor.metrics import histogram
-from asysi.monitor.worker import Worker, run_worker
+from asysi.monitor.process import run_worker
+from asysi.monitor.worker import Worker
 from asysi_ring import Control, Reader, Writer
 
 STATISTICS_FILE = Path("statistics.json")

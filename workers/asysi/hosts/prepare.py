@@ -9,7 +9,8 @@ from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import MODEL_FILE, POINTS_FILE, Container, Env, Exit
 from asysi.files import write_atomic
 from asysi.hosts.check import CheckReport, check, missing_bytes
-from asysi.monitor.worker import Worker, run_worker
+from asysi.monitor.process import run_worker
+from asysi.monitor.worker import Worker
 
 log = logging.getLogger("asysi")
 

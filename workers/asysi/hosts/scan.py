@@ -21,7 +21,8 @@ from asysi.hosts.model import LoadedModel, load_model, read_resolved
 from asysi.hosts.seen import Seen
 from asysi.hosts.text import TextSource
 from asysi.hosts.tokens import Batch, Batches, make_policy, tokenise
-from asysi.monitor.worker import Worker, run_worker
+from asysi.monitor.process import run_worker
+from asysi.monitor.worker import Worker
 
 log = logging.getLogger("asysi")
 

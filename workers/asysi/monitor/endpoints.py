@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterable
 from http.server import BaseHTTPRequestHandler
 from socket import socket
-from typing import TYPE_CHECKING
 
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
@@ -18,9 +17,7 @@ from prometheus_client.registry import Collector
 from asysi.contract.errors import ConfigError
 from asysi.monitor.metrics import gauge_family
 from asysi.monitor.rings import collectors
-
-if TYPE_CHECKING:
-    from asysi.monitor.worker import Worker
+from asysi.monitor.worker import Worker
 
 STATUS_LIMIT = 256 * 1024
 """Bytes of `/status` at most."""
@@ -29,7 +26,7 @@ _CLIENT_SECONDS = 5.0
 _BIND = "ASYSI_BIND"
 
 
-def serve(worker: "Worker") -> "Server":
+def serve(worker: Worker) -> "Server":
     """Serve the worker's endpoints from a daemon thread: `worker.port` of `ASYSI_BIND`, or of all interfaces.
 
     Raises:
@@ -59,7 +56,7 @@ class Server(socketserver.ThreadingTCPServer):
     request_queue_size = 64
     block_on_close = False
 
-    def __init__(self, address: tuple[str, int], worker: "Worker") -> None:
+    def __init__(self, address: tuple[str, int], worker: Worker) -> None:
         self.worker = worker
         self._slots = threading.BoundedSemaphore(_CONNECTIONS)
         super().__init__(address, _Handler)
@@ -119,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
 Answer = tuple[int, str, bytes]
 
 
-def _metrics(worker: "Worker", accept: str) -> Answer:
+def _metrics(worker: Worker, accept: str) -> Answer:
     encode, content_type = choose_encoder(accept)
     try:
         return 200, content_type, encode(worker.registry)
@@ -127,7 +124,7 @@ def _metrics(worker: "Worker", accept: str) -> Answer:
         return _failure(f"{type(error).__name__}: {error}")
 
 
-def _status(worker: "Worker") -> Answer:
+def _status(worker: Worker) -> Answer:
     try:
         body = json.dumps({"cpus": _listed(os.sched_getaffinity(0)), **worker.status()}).encode()
     except Exception as error:  # noqa: BLE001 - as above
@@ -155,7 +152,7 @@ def _failure(reason: str) -> Answer:
 class _Pulse(Collector):
     """What every worker shows: its heartbeat, its start and its attempt."""
 
-    def __init__(self, worker: "Worker") -> None:
+    def __init__(self, worker: Worker) -> None:
         self._worker = worker
 
     def collect(self) -> Iterable[Metric]:

@@ -1,21 +1,16 @@
-"""The frame that every worker runs in: environment, signals, endpoints, last words and exit code."""
+"""What a worker is given: its experiment, its places, its health, and what signals asked of it."""
 
-import faulthandler
 import json
 import logging
 import os
-import signal
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from prometheus_client import CollectorRegistry
 
 from asysi.contract.errors import ConfigError
-from asysi.contract.runtime import Container, Env, Exit
+from asysi.contract.runtime import Container, Env
 from asysi.contract.spec import ScanExperiment
 from asysi.monitor.health import Health
 
@@ -84,7 +79,7 @@ class Worker:
 
     def last_words(self, text: str) -> None:
         """Leave `text` as the container's termination message."""
-        _say(text)
+        leave_last_words(text)
 
 
 def _whole_number(name: Env) -> int:
@@ -94,67 +89,10 @@ def _whole_number(name: Env) -> int:
     return int(text)
 
 
-def run_worker(container: Container, main: Callable[[Worker], int]) -> NoReturn:
-    """Run `main` as the process of `container` and leave with its exit code.
-
-    A ConfigError ends in exit code 2 with its sentences as last words, any other exception in 1 with a
-    traceback in the log. After SIGTERM an exit code 0 becomes 143. A sidecar whose stream has ended already
-    does nothing until SIGTERM, and leaves with 0.
-    """
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format=f"%(asctime)s {container} %(levelname)s %(message)s"
-    )
-    faulthandler.enable()  # a crash in native code leaves a traceback too
-    worker: Worker | None = None
-    try:
-        worker = Worker.from_environment(container)
-        _listen(worker.stop)
-        _serve(worker)
-        code = _work(worker, main)
-    except ConfigError as error:
-        for problem in error.problems:
-            log.error("%s", problem)  # noqa: TRY400 - a sentence for a person, no traceback
-        code = Exit.CONFIG
-        _say(str(error))
-    except Exception as error:  # the process ends here, with everything it knows
-        log.exception("%s failed", container)
-        code = Exit.FAILED
-        _say(f"{type(error).__name__}: {error}")
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.exit(int(code))
-
-
-def _work(worker: Worker, main: Callable[[Worker], int]) -> int:
-    from asysi.monitor.rest import has_ended, rest  # noqa: PLC0415 - it works with this module's Worker
-
-    if has_ended(worker):
-        return rest(worker)
-    code = main(worker)
-    return Exit.TERMINATED if worker.stop.terminated and code == Exit.OK else code
-
-
-def _say(text: str) -> None:
+def leave_last_words(text: str) -> None:
+    """Leave `text` as the termination message of the container that this process is."""
     if path := os.environ.get(Env.TERMINATION):
         try:
             Path(path).write_bytes(text.encode()[:_TERMINATION_LIMIT].decode(errors="ignore").encode())
         except OSError as error:  # the exit code says more than the message that could not be left
             log.warning("no termination message left in %s: %s", path, error)
-
-
-def _listen(stop: Stop) -> None:
-    def on_term(_signal: int, _frame: FrameType | None) -> None:
-        stop.terminated = True
-
-    def on_int(_signal: int, _frame: FrameType | None) -> None:
-        stop.interrupted = True
-
-    signal.signal(signal.SIGTERM, on_term)
-    signal.signal(signal.SIGINT, on_int)
-
-
-def _serve(worker: Worker) -> None:
-    if worker.port:
-        from asysi.monitor.endpoints import serve  # noqa: PLC0415 - not needed where nothing listens
-
-        serve(worker)

@@ -1,7 +1,8 @@
 """`python -m asysi.sae`: the SAE worker's process."""
 
 from asysi.contract.runtime import Container
-from asysi.monitor.worker import Worker, run_worker
+from asysi.monitor.process import run_worker
+from asysi.monitor.worker import Worker
 
 
 def main(worker: Worker) -> int:
