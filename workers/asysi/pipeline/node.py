@@ -197,8 +197,11 @@ class UnifiedNode:
         self.operator = as_operator(processor)
 
     def attach(self, around: Surroundings) -> None:
-        """Make it part of a run."""
+        """Make it part of a run; what it knew of an earlier one is forgotten."""
         self._around = around
+        self.status, self.failure = "pending", None
+        self._finished = self._cut = False
+        self._computed, self._began, self._ended = 0, 0.0, 0.0
 
     def open(self) -> None:
         """Open source and output, behind what is committed already.

@@ -144,6 +144,7 @@ class UnifiedNodePipeline:
         self._check_nodes()
         with _locked(self.results_dir, self.pipeline_id):
             self._make_room(overwrite)
+            self._forget_run()
             self._resume, self.status, self._created = False, "created", _now()
             self.save_runtime()
         return self
@@ -174,6 +175,7 @@ class UnifiedNodePipeline:
         with _locked(self.results_dir, self.pipeline_id):
             self._load(image, accept_changes)
             self._check_nodes()
+            self._forget_run()
             self.status = "resuming"
             self.save_runtime()
         _log.info("[Resume] %s was %s", self.pipeline_id, image["status"])
@@ -201,6 +203,11 @@ class UnifiedNodePipeline:
         self.results_dir.mkdir(parents=True, exist_ok=True)
         write_live(self.results_dir / RUNTIME, self.get_runtime())
         write_live(self.results_dir / CHECKPOINT, self._checkpoint())
+
+    def _forget_run(self) -> None:
+        """Forget how an earlier run of this object ended."""
+        self.error = None
+        self._stop.clear()
 
     def _build(self) -> None:
         """Make the nodes, where they are not given."""
@@ -388,6 +395,7 @@ class UnifiedNodePipeline:
         self._began = time.monotonic()
         self.status = "running" if not self._stop.is_set() else "canceling"
         self._prepare(ledger)
+        self.save_runtime()
         self._hooks.on_pipeline_start(self.pipeline_id, self.get_runtime())
         watch = _Watch(self)
         try:
@@ -498,12 +506,12 @@ class UnifiedNodePipeline:
 
     def _run_node(self, node: UnifiedNode, watch: "_Watch", *, opened: bool) -> None:
         try:
-            if not opened:
-                node.open()
-                watch.begin()
-            if node.status != "completed":
-                self._hooks.on_node_start(self.pipeline_id, node.node_id, self._node_image(node))
             try:
+                if not opened:
+                    node.open()
+                    watch.begin()
+                if node.status != "completed":
+                    self._hooks.on_node_start(self.pipeline_id, node.node_id, self._node_image(node))
                 node.run()
             finally:
                 node.close()
