@@ -185,13 +185,13 @@ class TestMemory:
             for tensor in checkpoint.tensors.values():
                 plain = tensor._read
 
-                def read(start, stop, plain=plain):
+                def read(start, stop, into, plain=plain):
                     nonlocal most, now
                     with lock:
                         now += 1
                         most = max(most, now)
                     try:
-                        return plain(start, stop)
+                        return plain(start, stop, into)
                     finally:
                         with lock:
                             now -= 1

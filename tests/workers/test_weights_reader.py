@@ -176,6 +176,18 @@ def test_gguf(tmp_path):
         np.testing.assert_allclose(got.array(), values, atol=np.abs(values).max() / 127)
 
 
+def test_what_has_to_be_unpacked_is_unpacked_once(tmp_path):
+    """An array that cannot be read by range is read once for all its chunks."""
+    np.savez_compressed(tmp_path / "m.npz", a=np.arange(1000.0))
+    asked = []
+    with open_checkpoint(tmp_path) as checkpoint:
+        tensor = checkpoint.tensors["a"]
+        plain = tensor._read
+        object.__setattr__(tensor, "_read", lambda *where: asked.append(where) or plain(*where))
+        assert np.concatenate(list(tensor.chunks(300))).tolist() == list(range(1000))
+    assert asked == [(0, 1000, None)]
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.ckpt"])
 def test_pickles_are_refused(tmp_path, name):
     """A folder with pickles alone, or a pickle, is refused with the way out, and nothing of it is run."""

@@ -40,7 +40,7 @@ from asysi.weights.spectrum import (
     randomized_found,
     svd_found,
 )
-from asysi.weights.tally import CHUNK, Summary, tally
+from asysi.weights.tally import CHUNK, Summary, parts_of, tally
 
 DEVICE = "cpu"
 TOP = 8
@@ -204,7 +204,7 @@ def tensor_stats(x: NDArray[Any], rank_k: int = 128, zero_epsilon: float = 1e-8,
         seed: of the randomized method.
     """
     flat = np.ascontiguousarray(x).reshape(-1)
-    tensor = Tensor("", x.dtype, x.shape, "", "numpy", lambda start, stop: flat[start:stop])
+    tensor = Tensor("", x.dtype, x.shape, "", "numpy", lambda start, stop, _: flat[start:stop])
     settings = Settings(zero_epsilon, spectra, method, rank_k, seed=seed)
     with threadpool_limits(limits=len(os.sched_getaffinity(0))):
         return _measured(tensor, settings)
@@ -215,12 +215,12 @@ def needed_bytes(tensor: Tensor, settings: Settings) -> int:
     method = _method(tensor, settings)
     side = min(tensor.rows, tensor.cols)
     block = 8 * max(BLOCK_ELEMENTS, 256 * side)
-    whole = tensor.nbytes if tensor.rows < tensor.cols else 0
+    whole = tensor.nbytes if tensor.rows < tensor.cols or not tensor.by_range else 0
     return {
         "svd": tensor.nbytes + 3 * 8 * tensor.size,
         "gram": whole + 16 * side * side + block,
         "randomized": whole + 3 * 8 * side * (settings.rank_k + 16) + 2 * block,
-    }.get(method, 4 * CHUNK * tensor.dtype.itemsize)
+    }.get(method, (0 if tensor.by_range else tensor.nbytes) + 2 * CHUNK * tensor.dtype.itemsize)
 
 
 def _cost(tensor: Tensor, settings: Settings) -> float:
@@ -316,9 +316,7 @@ def _read_once(tensor: Tensor, settings: Settings, method: str) -> tuple[Summary
     step = max(1, BLOCK_ELEMENTS // cols, min(cols, 256)) * cols if gram is not None else CHUNK
     counts, digest = tally(tensor.dtype, settings.zero_epsilon), xxhash.xxh3_128()
     with np.errstate(invalid="ignore", over="ignore"):
-        for start in range(0, tensor.size, step):
-            stop = min(tensor.size, start + step)
-            part = tensor.read(start, stop) if held is None else held[start:stop]
+        for part in tensor.chunks(step) if held is None else parts_of(held, step):
             counts.add(part)
             digest.update(_raw(part))
             if gram is not None:

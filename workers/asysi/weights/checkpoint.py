@@ -25,12 +25,14 @@ from asysi.weights.errors import (
     WeightsError,
 )
 from asysi.weights.header import read_header
-from asysi.weights.storage import Backend, Storage, is_remote, open_storage, remote
+from asysi.weights.storage import Backend, Bytes, Storage, is_remote, open_storage, remote
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _INDEX = "model.safetensors.index.json"
 _FORMATS = (".safetensors", ".gguf", ".npz")
 Array = NDArray[Any]
+Read = Callable[[int, int, Bytes | None], Array]
+"""Returns the elements from, up to but without, in one dimension; perhaps in the memory that is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +47,9 @@ class Tensor:
     """File that holds it, relative to the checkpoint."""
     framework: str
     """What wrote it: `pt`, `tf`, `flax`, … as a safetensors file says itself, else the format's name."""
-    _read: Callable[[int, int], Array] = field(repr=False, compare=False)
-    """Returns the elements from, up to but without, in one dimension."""
+    _read: Read = field(repr=False, compare=False)
+    by_range: bool = True
+    """Whether a part can be read without the whole, which is decompressed or dequantised otherwise."""
 
     @property
     def size(self) -> int:
@@ -74,12 +77,15 @@ class Tensor:
         Raises:
             OSError: the file cannot be read any more.
         """
-        return self._read(start, self.size if stop is None else stop)
+        return self._read(start, self.size if stop is None else stop, None)
 
     def chunks(self, elements: int) -> Iterator[Array]:
-        """Yield all elements in order, at most `elements` at once."""
+        """Yield all elements in order, at most `elements` at once; the next chunk may overwrite the last."""
+        whole = None if self.by_range else self.read()
+        memory = np.empty(min(elements, self.size) * self.dtype.itemsize if whole is None else 0, np.uint8)
         for start in range(0, self.size, elements):
-            yield self.read(start, min(self.size, start + elements))
+            stop = min(self.size, start + elements)
+            yield self._read(start, stop, memory) if whole is None else whole[start:stop]
 
     def array(self) -> Array:
         """Return the whole tensor in its shape."""
@@ -310,9 +316,9 @@ def _tensors(path: str, shard: str, backend: Backend, checkpoint: Checkpoint) ->
     checkpoint.problems += header.problems
     framework = header.metadata.get("format", "safetensors")
 
-    def reader(dtype: np.dtype[np.generic], begin: int) -> Callable[[int, int], Array]:
-        def read(start: int, stop: int) -> Array:
-            raw = storage.read(begin + start * dtype.itemsize, begin + stop * dtype.itemsize)
+    def reader(dtype: np.dtype[np.generic], begin: int) -> Read:
+        def read(start: int, stop: int, into: Bytes | None) -> Array:
+            raw = storage.read(begin + start * dtype.itemsize, begin + stop * dtype.itemsize, into)
             elements = raw.view(dtype)
             return elements if elements.flags.aligned else elements.copy()
 
@@ -347,12 +353,13 @@ def _npz(path: str, shard: str, checkpoint: Checkpoint) -> list[Tensor]:
                     HeaderError(f"{shard}: {name} has the type {dtype}, which holds no weights", (name,))
                 )
                 continue
-            found.append(Tensor(name, dtype, shape, shard, "npz", _npz_reader(path, member, fortran=fortran)))
+            read_member = _npz_reader(path, member, fortran=fortran)
+            found.append(Tensor(name, dtype, shape, shard, "npz", read_member, by_range=False))
     return found
 
 
-def _npz_reader(path: str, member: str, *, fortran: bool) -> Callable[[int, int], Array]:
-    def read(start: int, stop: int) -> Array:
+def _npz_reader(path: str, member: str, *, fortran: bool) -> Read:
+    def read(start: int, stop: int, _into: Bytes | None) -> Array:
         with zipfile.ZipFile(path) as archive, archive.open(member) as stream:
             array = np.lib.format.read_array(stream, allow_pickle=False)
         flat: Array = array.ravel(order="C") if fortran else array.reshape(-1)
@@ -380,8 +387,8 @@ def _gguf(path: str, shard: str, checkpoint: Checkpoint) -> list[Tensor]:
     except (ValueError, IndexError) as error:
         raise HeaderError(f"{shard}: it is no whole GGUF file ({error}); fetch it again") from error
 
-    def elements(one: Any, dtype: np.dtype[np.generic] | None) -> Callable[[int, int], Array]:
-        def read(start: int, stop: int) -> Array:
+    def elements(one: Any, dtype: np.dtype[np.generic] | None) -> Read:
+        def read(start: int, stop: int, _into: Bytes | None) -> Array:
             flat = dequantize(one.data, one.tensor_type) if dtype is None else one.data.view(dtype)
             part: Array = np.asarray(flat).reshape(-1)[start:stop]
             return part
@@ -393,5 +400,8 @@ def _gguf(path: str, shard: str, checkpoint: Checkpoint) -> list[Tensor]:
         dtype = plain.get(one.tensor_type)
         shape = tuple(int(size) for size in reversed(one.shape))
         with suppress(NotImplementedError):
-            found.append(Tensor(one.name, dtype or STORED["F32"], shape, shard, "gguf", elements(one, dtype)))
+            read_one, plainly = elements(one, dtype), dtype is not None
+            found.append(
+                Tensor(one.name, dtype or STORED["F32"], shape, shard, "gguf", read_one, by_range=plainly)
+            )
     return found

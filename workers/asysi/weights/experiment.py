@@ -175,7 +175,7 @@ def checkpoint_of(module: Any, source: str) -> Checkpoint:
 
 def _tensor(name: str, array: np.ndarray[Any, Any], source: str) -> Tensor:
     flat = array.reshape(-1)
-    return Tensor(name, array.dtype, array.shape, source, "pt", lambda start, stop: flat[start:stop])
+    return Tensor(name, array.dtype, array.shape, source, "pt", lambda start, stop, _: flat[start:stop])
 
 
 def _array(value: Any) -> np.ndarray[Any, Any]:

@@ -213,7 +213,7 @@ def choose_method(rows: int, cols: int, method: Method, exact_side: int) -> str:
 def blocks_of(tensor: Tensor) -> Blocks:
     """Return the blocks of a tensor as a matrix; a tall one is read block by block, a wide one as a whole."""
     rows, cols = tensor.rows, tensor.cols
-    if rows >= cols:
+    if rows >= cols and tensor.by_range:
         step = _step(cols)
         return lambda: (
             tensor.read(start * cols, min(rows, start + step) * cols).reshape(-1, cols).astype(np.float64)

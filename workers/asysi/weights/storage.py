@@ -19,8 +19,12 @@ class Storage(Protocol):
     name: str
     size: int
 
-    def read(self, start: int, stop: int) -> Bytes:
-        """Return the bytes from `start` up to but without `stop`; OSError when the file is shorter."""
+    def read(self, start: int, stop: int, into: Bytes | None = None) -> Bytes:
+        """Return the bytes from `start` up to but without `stop`, perhaps in the memory of `into`.
+
+        Raises:
+            OSError: the file is shorter.
+        """
 
     def close(self) -> None:
         """Let the file go."""
@@ -48,9 +52,9 @@ class _Local:
 class PreadFile(_Local):
     """Reads into memory of its own: what is held is what was asked for."""
 
-    def read(self, start: int, stop: int) -> Bytes:
-        """Return a copy of the range."""
-        out = np.empty(stop - start, np.uint8)
+    def read(self, start: int, stop: int, into: Bytes | None = None) -> Bytes:
+        """Return a copy of the range, in `into` where given: fresh memory costs more than the copy."""
+        out = np.empty(stop - start, np.uint8) if into is None else into[: stop - start]
         view, done = memoryview(out.data), 0
         while done < len(out):
             count = os.preadv(self._descriptor, [view[done:]], start + done)
@@ -67,7 +71,7 @@ class MmapFile(_Local):
         super().__init__(path)
         self._map = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ) if self.size else None
 
-    def read(self, start: int, stop: int) -> Bytes:
+    def read(self, start: int, stop: int, into: Bytes | None = None) -> Bytes:
         """Return a view of the range, which keeps the mapping."""
         if stop > self.size:
             raise OSError(f"{self.name} has {self.size} bytes, byte {stop} was asked for")
@@ -86,7 +90,7 @@ class RemoteFile:
         self.size = int(filesystem.size(self._path))
         self._attempts = attempts
 
-    def read(self, start: int, stop: int) -> Bytes:
+    def read(self, start: int, stop: int, into: Bytes | None = None) -> Bytes:
         """Return the range."""
         if start == stop:
             return np.empty(0, np.uint8)

@@ -7,7 +7,9 @@ the first 7 bits of the significand, so they are within 0.8 % of the value.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import ml_dtypes
@@ -23,8 +25,8 @@ except ImportError:  # installed without a compiler: the same numbers, slower
     _Native = None
 
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
-CHUNK = 1 << 20
-"""Elements at once: they stay in the processor's cache between reading and counting."""
+CHUNK = 1 << 19
+"""Elements at once: they stay in the processor's cache between reading, counting and hashing."""
 RELATIVE_ZERO = 1e-3
 """Share of the root mean square below which an element counts in `near_zeros_rms`."""
 Float64 = NDArray[np.float64]
@@ -111,27 +113,35 @@ class _Narrow:
         if self._counter is not None:
             self._counter.halves(patterns)
         else:
-            for part in _parts(patterns):
+            for part in parts_of(patterns, CHUNK // 2):
                 self._counts += np.bincount(part, minlength=len(self._counts)).astype(np.uint64)
 
     def summary(self) -> Summary:
         counts = self._counts if self._counter is None else self._counter.counts()
-        return _exact(pattern_values(self._dtype), counts, self._dtype, self._epsilon)
+        return _exact(counts, self._dtype, self._epsilon)
 
 
-def _exact(values: Float64, counts: Counts, dtype: np.dtype[np.generic], epsilon: float) -> Summary:
-    """Return what the counts of every value say."""
-    seen = counts > 0
-    values, counts = values[seen], counts[seen]
+@cache
+def _ascending(dtype: np.dtype[np.generic]) -> tuple[NDArray[np.intp], Float64, Float64]:
+    """Return the patterns of all finite values, least first; the values; and the spacing at each."""
+    values = pattern_values(dtype)
+    patterns = np.flatnonzero(np.isfinite(values))
+    patterns = patterns[np.argsort(values[patterns], kind="stable")]
+    return patterns, values[patterns], spacing(values[patterns], dtype)
+
+
+def _exact(counts: Counts, dtype: np.dtype[np.generic], epsilon: float) -> Summary:
+    """Return what the counts of every pattern say."""
+    every = pattern_values(dtype)
     elements = int(counts.sum())
-    nans, infinities = int(counts[np.isnan(values)].sum()), int(counts[np.isinf(values)].sum())
-    usable = np.isfinite(values)
-    values, counts = values[usable], counts[usable]
+    nans, infinities = int(counts[np.isnan(every)].sum()), int(counts[np.isinf(every)].sum())
     n = elements - nans - infinities
     if n == 0:
         return _empty(elements, nans, infinities)
-    order = np.argsort(values, kind="stable")
-    values, counts = values[order], counts[order]
+    patterns, values, steps = _ascending(dtype)
+    counts = counts[patterns]
+    seen = counts > 0
+    values, steps, counts = values[seen], steps[seen], counts[seen]
     weights = counts.astype(np.float64)
     mean = float((weights * values).sum() / n)
     size = np.abs(values)
@@ -149,7 +159,7 @@ def _exact(values: Float64, counts: Counts, dtype: np.dtype[np.generic], epsilon
         minimum=float(values[0]), maximum=float(values[-1]),
         quantiles=_quantiles(lambda rank: values[np.searchsorted(ranks, rank, side="right")], n),
         quantiles_exact=True,
-        noise=float(np.sqrt((weights * np.square(spacing(values, dtype))).sum() / n / 12)),
+        noise=float(np.sqrt((weights * np.square(steps)).sum() / n / 12)),
     )  # fmt: skip
 
 
@@ -204,7 +214,7 @@ class _Wide:
         self._moments, self._counts = _Moments(), np.zeros(1 << 16, np.uint64)
 
     def add(self, values: NDArray[Any]) -> None:
-        for part in _parts(values):
+        for part in parts_of(values, CHUNK // 2):
             self._add(part.astype(np.float64))
 
     def _add(self, values: Float64) -> None:
@@ -295,6 +305,6 @@ def _empty(elements: int, nans: int, infinities: int) -> Summary:
     )  # fmt: skip
 
 
-def _parts(values: NDArray[Any]) -> list[NDArray[Any]]:
-    step = CHUNK // 4
-    return [values[start : start + step] for start in range(0, len(values), step)]
+def parts_of(values: NDArray[Any], step: int) -> Iterator[NDArray[Any]]:
+    """Yield views of at most `step` elements."""
+    return (values[start : start + step] for start in range(0, len(values), step))
