@@ -5,7 +5,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import sys
 from collections.abc import Sequence
 
@@ -44,6 +43,13 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
         help="port of /metrics, /livez and /readyz (ASYSI_OPERATOR_METRICS_PORT)",
     )
     parser.add_argument(
+        "--audit-seconds",
+        type=float,
+        default=_variable("AUDIT_SECONDS", "30"),
+        help="seconds between two comparisons of what the watches have brought with what is there;"
+        " should watches fall silent, /livez fails after three of them (ASYSI_OPERATOR_AUDIT_SECONDS)",
+    )
+    parser.add_argument(
         "--log-level",
         choices=LOG_LEVELS,
         default=_variable("LOG_LEVEL", "info"),
@@ -53,7 +59,7 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 async def operate(chosen: argparse.Namespace) -> None:
-    """Run the operator until SIGTERM or SIGINT."""
+    """Run the operator until SIGTERM or SIGINT, which kopf takes."""
     import kopf  # noqa: PLC0415 - `--help` needs none of it
 
     from asysi_operator.cluster import Cluster  # noqa: PLC0415
@@ -63,16 +69,12 @@ async def operate(chosen: argparse.Namespace) -> None:
     from asysi_operator.reconcile import Settings  # noqa: PLC0415
 
     settings = Settings(chosen.image, chosen.image_pull_policy)
-    controller = Controller(Cluster(WORKERS + 2), settings, chosen.namespace)
-    stop, ready = asyncio.Event(), asyncio.Event()
+    controller = Controller(Cluster(WORKERS + 2), settings, chosen.namespace, chosen.audit_seconds)
+    ready = asyncio.Event()
     serve(chosen.metrics_port, lambda: controller.ill, ready.is_set)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     scope = {"namespaces": chosen.namespace} if chosen.namespace else {"clusterwide": True}
     watching = asyncio.create_task(
-        kopf.operator(
-            registry=registry_of(controller), standalone=True, ready_flag=ready, stop_flag=stop, **scope
-        )
+        kopf.operator(registry=registry_of(controller), standalone=True, ready_flag=ready, **scope)
     )
     controller.start()
     try:

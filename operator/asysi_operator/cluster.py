@@ -1,8 +1,6 @@
 """The effects: every request to the API server is made here, one verb a method, each with a deadline."""
 
 import json
-import os
-import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +18,6 @@ from asysi_operator.reconcile import Action, Apply
 
 MANAGER = "asysi-operator"
 """Field manager of everything that is applied, and source of events."""
-FAULT = "ASYSI_FAULT_AFTER_WRITE"
-"""For tests: the operator kills itself, as by kill -9, once it has made this many writes."""
 MESSAGE_LIMIT = 1024
 _TIMEOUT = (5.0, 15.0)
 """Seconds to connect and to wait for an answer."""
@@ -82,8 +78,6 @@ class Cluster:
         configuration = client.Configuration.get_default_copy()
         configuration.connection_pool_maxsize = connections
         self._api = client.ApiClient(configuration)
-        self._fault = int(os.environ.get(FAULT) or 0)
-        self._writes = 0
 
     def do(self, action: Action, experiment: Manifest) -> Manifest | None:
         """Carry out one action of a plan and return the object as it is now, if it still is.
@@ -204,19 +198,12 @@ class Cluster:
             REQUESTS.labels(method, kind, "none").inc()
             raise UnavailableError(f"{method} {path}: {error}") from error
         REQUESTS.labels(method, kind, str(status)).inc()
-        if method != "GET":
-            self._count_write()
         if status < 300:
             parsed: Manifest = json.loads(content)
             return parsed
         if status in fine:
             return None
         raise _failure(status, content, f"{method} {path}")
-
-    def _count_write(self) -> None:
-        self._writes += 1
-        if self._fault and self._writes >= self._fault:
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 _AS_US = {"fieldManager": MANAGER, "force": "true"}

@@ -79,6 +79,7 @@ class Controller:
         cluster: the effects.
         settings: what the operator was started with.
         namespaces: namespaces that are watched; none means all.
+        audit_seconds: seconds between two audits.
         clock: monotonic seconds.
     """
 
@@ -87,10 +88,12 @@ class Controller:
         cluster: Cluster,
         settings: Settings,
         namespaces: Sequence[str] = (),
+        audit_seconds: float = AUDIT_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.world, self.work, self.silence = World(), Work(), Silence()
-        self._cluster, self._settings, self._namespaces, self._clock = cluster, settings, namespaces, clock
+        self._cluster, self._settings, self._namespaces = cluster, settings, namespaces
+        self._audit_seconds, self._clock = audit_seconds, clock
         self._memories: dict[Key, Memory] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self.beat = clock()
@@ -226,6 +229,8 @@ class Controller:
         odd, now = oddity(observed), self._clock()
         if odd is None:
             return None
+        if odd.due:
+            return odd.due
         if str(odd) != memory.odd:
             memory.odd, memory.looks, memory.looked, memory.events = str(odd), 0, float("-inf"), ()
         wait = min(EVENTS_LATEST, EVENTS_SECONDS * 2.0**memory.looks)
@@ -246,7 +251,7 @@ class Controller:
         for level, reason, message in announcements(observed.name, before, status):
             self._cluster.announce(observed.experiment, level, reason, message, rfc3339(observed.now))
         answer = self._cluster.write_status(observed.experiment, status)
-        memory.counted = now
+        memory.counted = self._clock()
         return [answer] if answer else [], None
 
     async def _beats(self) -> None:
@@ -262,7 +267,7 @@ class Controller:
 
     async def _audits(self) -> None:
         while True:
-            await asyncio.sleep(AUDIT_SECONDS)
+            await asyncio.sleep(self._audit_seconds)
             try:
                 await self.audit()
             except (UnavailableError, RejectedError) as error:

@@ -83,15 +83,17 @@ class Oddity:
     """Identity of the object that they are about."""
     what: str
     """What is odd, to tell one oddity from the next."""
+    due: float = 0.0
+    """Seconds until it is old enough to be odd: most of what waits moves on by itself."""
 
 
 def oddity(observed: Observed) -> Oddity | None:
     """Return what the states of pod and Job do not explain, if anything."""
     job, pod = observed.job, observed.pod
     if pod is None:
-        if job is None or job["spec"].get("suspend") or finished(job) or not _old(job, observed):
+        if job is None or job["spec"].get("suspend") or finished(job):
             return None
-        return Oddity(str(job["metadata"]["uid"]), "no pod")
+        return Oddity(str(job["metadata"]["uid"]), "no pod", _due(job, observed))
     if leaving(pod):
         return None
     uid = str(pod["metadata"]["uid"])
@@ -104,9 +106,7 @@ def oddity(observed: Observed) -> Oddity | None:
     if killed:
         return Oddity(uid, ", ".join(killed))
     name, state = _next(pod)
-    return (
-        Oddity(uid, f"{name} waits") if state.get("reason") in QUIET_WAITS and _old(pod, observed) else None
-    )
+    return Oddity(uid, f"{name} waits", _due(pod, observed)) if state.get("reason") in QUIET_WAITS else None
 
 
 def finished(job: Manifest) -> Manifest | None:
@@ -255,6 +255,6 @@ def _end_of(pod: Manifest) -> str:
     return max((end for end in ends if end), default=str(pod["metadata"]["creationTimestamp"]))
 
 
-def _old(item: Manifest, observed: Observed) -> bool:
+def _due(item: Manifest, observed: Observed) -> float:
     age: timedelta = observed.now - parse_time(item["metadata"]["creationTimestamp"])
-    return age.total_seconds() >= _ODD_SECONDS
+    return max(0.0, _ODD_SECONDS - age.total_seconds())

@@ -1,5 +1,7 @@
 """Failures as a person would say them, from the states that kubelet, scheduler and Job controller leave."""
 
+from datetime import UTC, datetime
+
 import pytest
 
 from asysi_operator.failures import last_failure, oddity
@@ -156,6 +158,16 @@ def test_a_job_without_a_pod_is_odd(cluster):
     event = {"reason": "FailedCreate", "message": "violates PodSecurity", "lastTimestamp": END}
     assert last_failure(lab.observe(events=[event])).reason == "FailedCreate"
     assert last_failure(lab.observe()) is None
+
+
+def test_what_is_young_is_looked_at_again_when_it_is_due(cluster):
+    """A Job that has no pod yet may have one in a moment: its events are asked for then, without any event."""
+    lab = cluster()
+    lab.settle()
+    lab.objects["Job", "minilm"]["metadata"]["creationTimestamp"] = "2026-01-02T03:04:04Z"
+    young = oddity(lab.observe(now=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)))
+    assert young.due == 2.0
+    assert oddity(lab.observe(now=datetime(2026, 1, 2, 3, 4, 7, tzinfo=UTC))).due == 0.0
 
 
 def test_nothing_is_odd_about_a_pod_that_runs(pod):
