@@ -1,7 +1,6 @@
 """Small rings in memory, and packets whose content proves itself."""
 
 import hashlib
-import re
 import shutil
 import subprocess
 import tempfile
@@ -66,29 +65,6 @@ class Builder:
 def build(tmp_path_factory) -> Builder:
     """Compile native programs."""
     return Builder(tmp_path_factory.mktemp("native"))
-
-
-# Claims of the core that single-step a child with ptrace: impossible under qemu-user, and under a sanitizer a
-# debugger would step through the sanitizer.
-SINGLE_STEPPED = {
-    "a_published_packet_is_booked_or_undone_at_every_instruction",
-    "a_repeatable_packet_is_never_lost_nor_doubled",
-    "rows_booked_as_seen_before_are_owed_by_the_crash",
-    "rows_dropped_by_source_are_booked_once",
-    "a_full_ring_books_the_drop_at_every_instruction",
-    "a_gap_is_booked_at_every_instruction",
-    "taking_over_may_itself_be_killed",
-    "a_packet_is_consumed_once_whenever_the_reader_is_killed",
-}
-
-
-@pytest.fixture(scope="session")
-def plain_claims() -> list[str]:
-    """Names of the core's claims, without those that single-step."""
-    source = (NATIVE / "tests" / "ring_test.cpp").read_text()
-    names = re.findall(r"^    CLAIM\((\w+)\),$", source, re.MULTILINE)
-    assert set(names) > SINGLE_STEPPED
-    return [name for name in names if name not in SINGLE_STEPPED]
 
 
 @dataclass
