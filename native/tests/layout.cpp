@@ -16,7 +16,7 @@ bool first_structure = true;
 bool first_field = true;
 
 void structure(const char* name, std::size_t bytes) {
-    std::printf("%s\n  \"%s\": {\"bytes\": %zu", first_structure ? "" : "},", name, bytes);
+    std::printf("%s\n  \"%s\": {\"sizeof\": %zu", first_structure ? "" : "},", name, bytes);
     first_structure = first_field = false;
 }
 
@@ -81,15 +81,15 @@ int main(int argc, char** argv) {
     FIELD(Versioned<consumed::words>, version), FIELD(Versioned<consumed::words>, copies);
 
     // The words within those, and where the sections of one file begin: a change there moves everybody's numbers too.
-    std::printf("}, \"counters\": {\"bytes\": 0, \"seen\": [%zu, 8], \"published\": [%zu, 8], \"sampled_out\": [%zu, 8], \"packets\": [%zu, 8], "
+    std::printf("}, \"counters\": {\"sizeof\": 0, \"seen\": [%zu, 8], \"published\": [%zu, 8], \"sampled_out\": [%zu, 8], \"packets\": [%zu, 8], "
                 "\"dropped\": [%zu, 8]},\n", produced::seen * 8, produced::published * 8, produced::sampled_out * 8,
                 produced::packets * 8, produced::dropped * 8);
-    std::printf("  \"books\": {\"bytes\": 0, \"position\": [%zu, 8], \"durable\": [%zu, 8], \"lapped\": [%zu, 8], \"rolled_back\": [%zu, 8]},\n",
+    std::printf("  \"books\": {\"sizeof\": 0, \"position\": [%zu, 8], \"durable\": [%zu, 8], \"lapped\": [%zu, 8], \"rolled_back\": [%zu, 8]},\n",
                 consumed::position * 8, consumed::durable * 8, consumed::lapped * 8, consumed::rolled_back * 8);
     const Geometry g{.shards = 3, .chunks = 40, .chunk_bytes = 4096, .accounts = 5, .pins = 4, .policy = Policy::overwrite,
                      .readers = {"a", "b"}};
     const Sections at(g);
-    std::printf("  \"sections\": {\"bytes\": %llu, \"live\": [%llu, 0], \"shards\": [%llu, 0], \"readers\": [%llu, 0], \"cursors\": [%llu, 0], "
+    std::printf("  \"sections\": {\"sizeof\": %llu, \"live\": [%llu, 0], \"shards\": [%llu, 0], \"readers\": [%llu, 0], \"cursors\": [%llu, 0], "
                 "\"accounts\": [%llu, 0], \"books\": [%llu, 0], \"slots\": [%llu, 0], \"states\": [%llu, 0]},\n",
                 static_cast<unsigned long long>(at.control_bytes), static_cast<unsigned long long>(at.live),
                 static_cast<unsigned long long>(at.shards), static_cast<unsigned long long>(at.readers),
@@ -97,7 +97,7 @@ int main(int argc, char** argv) {
                 static_cast<unsigned long long>(at.books), static_cast<unsigned long long>(at.slots),
                 static_cast<unsigned long long>(at.states));
     // Words that are not fields: state and slot of generation 5 and chunk 7.
-    std::printf("  \"words\": {\"bytes\": 8, \"state\": [%llu, 8], \"writing\": [%llu, 8], \"slot\": [%llu, 8], \"tombstone\": [%llu, 8]}}}\n",
+    std::printf("  \"words\": {\"sizeof\": 8, \"state\": [%llu, 8], \"writing\": [%llu, 8], \"slot\": [%llu, 8], \"tombstone\": [%llu, 8]}}}\n",
                 static_cast<unsigned long long>(word::state(5)), static_cast<unsigned long long>(word::writing),
                 static_cast<unsigned long long>(word::slot(5, 7)), static_cast<unsigned long long>(word::tombstone));
     return 0;
