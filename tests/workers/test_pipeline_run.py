@@ -96,7 +96,7 @@ class Upper2(BaseOperator):
 
 
 def test_processes_give_the_same_bytes() -> None:
-    """Issue 7: a single file computed by several processes has the output of one."""
+    """A single file computed by several processes has the output of one."""
     pipeline(Explode(2), rows=texts(5000)).create("one").run()
     expected = Path("out.jsonl").read_bytes()
     for path in Path().glob("out.jsonl*"):

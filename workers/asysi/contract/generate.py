@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from asysi.contract.crd import GROUP, PLURAL, custom_resource_definition
-from asysi.contract.reference import reference_page
+from asysi.contract.reference import pipeline_page, reference_page
 
 ROOT = Path(__file__).resolve().parents[3]
 """The repository, where this module lies in it."""
@@ -31,6 +31,7 @@ def generated() -> dict[Path, str]:
     return {
         Path("crds") / f"{GROUP}_{PLURAL}.yaml": crd_yaml(),
         Path("docs/reference/scanexperiment.md"): reference_page(),
+        Path("docs/reference/pipeline.md"): pipeline_page(),
         Path("docs/reference/cli.md"): _cli_page(),
     }
 

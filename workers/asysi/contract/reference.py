@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from asysi.contract.available import REFUSALS, Refusal
 from asysi.contract.crd import Schema, structural
 from asysi.contract.fields import SchemaField, schema_fields
+from asysi.contract.pipeline import PipelineFile
 from asysi.contract.quantity import PATTERN as MEMORY_PATTERN
 from asysi.contract.rules import RULES
 from asysi.contract.spec import ScanExperiment
@@ -44,6 +45,28 @@ spec:
 - A **memory quantity** is a number with `Ki`, `Mi`, `Gi` or `Ti` (or `k`, `M`, `G`, `T`).
 """
 
+_PIPELINE = """\
+# A pipeline's file
+
+<!-- Generated from asysi.contract by `python -m asysi.contract.generate`. Do not edit. -->
+
+What `asysi pipeline run FILE` reads; `pipeline` below is the file itself. How it behaves is told in
+[the pipeline's page](../pipeline.md). The shortest:
+
+```yaml
+pipelineId: clean
+inputUri: jsonl://raw.jsonl
+outputUri: jsonl://clean.jsonl
+operators:
+  - {operator: "cleaning:Clean"}
+```
+
+- **Relative paths** begin at the current folder; those that begin with `./` or `../` (`jsonl://./raw.jsonl`)
+  are relative to the folder of the file.
+- **Types are strict**, and **unknown keys are errors** that name the nearest known key.
+- `--set PATH=VALUE` sets one field over the file: `--set batchSize=10`, `--set writer.fsync=false`.
+"""
+
 
 def reference_page() -> str:
     """Return the reference of spec and status as Markdown."""
@@ -52,6 +75,11 @@ def reference_page() -> str:
     sections.append("# Status\n\nWhat `kubectl get scanx -o yaml` shows under `status`.\n")
     sections += _parts(Status, "status.")
     return "\n".join(sections)
+
+
+def pipeline_page() -> str:
+    """Return the reference of a pipeline's file as Markdown."""
+    return "\n".join([_PIPELINE, *_parts(PipelineFile, "pipeline.")])
 
 
 def _parts(root: type[BaseModel], prefix: str) -> Iterator[str]:

@@ -40,16 +40,18 @@ def run_all(count: int, one: Callable[[int], int], folder: Path, *, live: bool) 
     for process in crew:
         process.start()
 
-    def tell(number: int) -> None:
-        for process in crew:
-            if process.pid is not None and process.is_alive():
-                os.kill(process.pid, number)
+    told = threading.Event()
+
+    def cancel(_name: str = "") -> None:
+        if not told.is_set():  # a second SIGINT would end them at once
+            told.set()
+            _tell(crew, signal.SIGINT)
 
     with (
-        cancel_on_signal(lambda _name: tell(signal.SIGINT), lambda: tell(signal.SIGKILL)),
+        cancel_on_signal(cancel, lambda: _tell(crew, signal.SIGKILL)),
         _shown(folder, crew) if live else nullcontext(),
     ):
-        _wait(crew, folder, tell, live=live)
+        _wait(crew, folder, cancel, live=live)
     codes = [process.exitcode or 0 for process in crew]
     for index, code in enumerate(codes):
         if code < 0:
@@ -57,18 +59,23 @@ def run_all(count: int, one: Callable[[int], int], folder: Path, *, live: bool) 
     return _worst(codes)
 
 
-def _wait(crew: list[ForkProcess], folder: Path, tell: Callable[[int], None], *, live: bool) -> None:
-    told, following = False, time.monotonic() + _LINES
+def _wait(crew: list[ForkProcess], folder: Path, cancel: Callable[[], None], *, live: bool) -> None:
+    following = time.monotonic() + _LINES
     while any(process.is_alive() for process in crew):
         time.sleep(0.05)
-        if not told and any(process.exitcode not in {None, 0} for process in crew):
-            tell(signal.SIGINT)
-            told = True
+        if any(process.exitcode not in {None, 0} for process in crew):
+            cancel()
         if not live and time.monotonic() >= following:
             following += _LINES
             for image in _images(folder, len(crew)):
                 for node in image["nodes"]:
                     sys.stderr.write(f"{line(image, node)}\n")
+
+
+def _tell(crew: list[ForkProcess], number: int) -> None:
+    for process in crew:
+        if process.pid is not None and process.is_alive():
+            os.kill(process.pid, number)
 
 
 def _shown(folder: Path, crew: list[ForkProcess]) -> Any:
