@@ -107,7 +107,8 @@ class Cluster:
                         "NameTaken",
                         f"{kind} {name} exists and is not this experiment's: delete or rename one of them",
                     )
-                return there  # from before this operator knew of it: now it can be compared
+                if EXPERIMENT in (there["metadata"].get("labels") or {}):
+                    return there  # from before this operator knew of it: now it can be compared
         return self._call("PATCH", path, kind, body=manifest, query=_AS_US)
 
     def write_status(self, experiment: Manifest, status: Manifest) -> Manifest | None:

@@ -28,7 +28,7 @@ from asysi_operator.observation import Observed, leaving, rfc3339, state_of
 from asysi_operator.reconcile import Plan, Settings, plan
 from asysi_operator.status import announcements, derive, only_counted
 from asysi_operator.work import Work
-from asysi_operator.world import Key, Silence, World, key_of
+from asysi_operator.world import Key, Silence, World
 
 WORKERS = 8
 """Experiments that are looked at at once."""
@@ -102,7 +102,7 @@ class Controller:
     def seen(self, kind: str, item: Manifest, *, gone: bool = False) -> None:
         """Take in an event of a watch, and look at the experiment that it concerns."""
         metrics.EVENT_AGE.set_to_current_time()
-        key = self.world.drop(kind, key_of(item)) if gone else self.world.put(kind, item)
+        key = self.world.drop(kind, item) if gone else self.world.put(kind, item)
         if key is not None:
             self.work.add(key)
 

@@ -8,6 +8,8 @@ from asysi_operator.manifests.labels import EXPERIMENT
 
 Key = tuple[str, str]
 """Namespace and name."""
+GRAVES = 4096
+"""Objects that have gone and are remembered: an answer that was under way may still speak of them."""
 _EXPERIMENT = "ScanExperiment"
 _POD = "Pod"
 
@@ -18,34 +20,57 @@ class World:
 
     _objects: dict[str, dict[Key, Manifest]] = field(default_factory=dict)
     _by_parent: dict[Key, dict[tuple[str, Key], Manifest]] = field(default_factory=dict)
+    _gone: dict[str, int] = field(default_factory=dict)
+    """Version at which an object went, by its identity; the oldest are forgotten first."""
 
     def put(self, kind: str, item: Manifest) -> Key | None:
         """Take in an object and return the key of the experiment that it concerns, if it concerns one.
 
-        What is older than what is known is passed over.
+        What is older than what is known is passed over, and so is what is older than the object's end.
         """
         item = _lean(item)
         key = key_of(item)
         known = self._objects.setdefault(kind, {}).get(key)
-        if known is not None and _newer(known, item):
+        if known is not None and _version(known) > _version(item):
             return None
-        self.drop(kind, key)
+        if _version(item) <= self._gone.get(_uid(item), -1):
+            return None
+        self._forget(kind, key)
         self._objects[kind][key] = item
         parent = parent_of(kind, item)
         if parent is not None and kind != _EXPERIMENT:
             self._by_parent.setdefault(parent, {})[kind, key] = item
         return parent
 
-    def drop(self, kind: str, key: Key) -> Key | None:
-        """Forget an object that has gone and return the key of the experiment that it concerned."""
-        item = self._objects.setdefault(kind, {}).pop(key, None)
+    def drop(self, kind: str, item: Manifest) -> Key | None:
+        """Forget an object that has gone and return the key of the experiment that it concerned.
+
+        Another of its name, that has been made since, stays.
+
+        Args:
+            kind: what it was.
+            item: its last state, or no more than its namespace and name.
+        """
+        key, uid = key_of(item), _uid(item)
+        if uid:
+            self._gone[uid] = _version(item)
+            while len(self._gone) > GRAVES:
+                del self._gone[next(iter(self._gone))]
+        known = self._objects.get(kind, {}).get(key)
+        if known is None:
+            return parent_of(kind, item)
+        if not uid or uid == _uid(known):
+            self._forget(kind, key)
+        return parent_of(kind, known)
+
+    def _forget(self, kind: str, key: Key) -> None:
+        item = self._objects.get(kind, {}).pop(key, None)
         parent = parent_of(kind, item) if item is not None else None
         if parent is not None and kind != _EXPERIMENT:
             siblings = self._by_parent.get(parent, {})
             siblings.pop((kind, key), None)
             if not siblings:
                 self._by_parent.pop(parent, None)
-        return parent
 
     def experiment(self, key: Key) -> Manifest | None:
         """Return an experiment."""
@@ -72,7 +97,7 @@ class World:
         behind: dict[Key, str | None] = {
             key: version
             for key, version in versions.items()
-            if key not in known or int(_version(known[key])) < int(version)
+            if key not in known or _version(known[key]) < int(version)
         }
         return behind | {key: None for key in known if key not in versions}
 
@@ -113,10 +138,10 @@ def _lean(item: Manifest) -> Manifest:
     return item | {"metadata": kept}
 
 
-def _version(item: Manifest) -> str:
+def _version(item: Manifest) -> int:
     version = str(item["metadata"].get("resourceVersion", "0"))
-    return version if version.isdecimal() else "0"
+    return int(version) if version.isdecimal() else 0
 
 
-def _newer(known: Manifest, item: Manifest) -> bool:
-    return int(_version(known)) > int(_version(item))
+def _uid(item: Manifest) -> str:
+    return str(item["metadata"].get("uid", ""))

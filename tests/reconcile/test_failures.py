@@ -161,7 +161,7 @@ def test_a_job_without_a_pod_is_odd(cluster):
 
 
 def test_what_is_young_is_looked_at_again_when_it_is_due(cluster):
-    """A Job that has no pod yet may have one in a moment: its events are asked for then, without any event."""
+    """A Job that has no pod yet may have one in a moment: its events are asked for then."""
     lab = cluster()
     lab.settle()
     lab.objects["Job", "minilm"]["metadata"]["creationTimestamp"] = "2026-01-02T03:04:04Z"

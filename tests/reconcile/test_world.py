@@ -1,0 +1,113 @@
+"""What is known of the cluster: in whatever order it comes, the newest stands and what has gone is gone."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asysi_operator.manifests.labels import EXPERIMENT
+from asysi_operator.world import Silence, World
+
+KEY = ("lab", "minilm")
+
+
+def item(version, uid="one", name="minilm", labels=True):
+    """Return a Job of an experiment at a version."""
+    mine = {EXPERIMENT: "minilm"} if labels else {}
+    return {
+        "kind": "Job",
+        "metadata": {
+            "namespace": "lab",
+            "name": name,
+            "uid": uid,
+            "resourceVersion": str(version),
+            "labels": mine,
+        },
+    }
+
+
+def known(world):
+    """Return identity and version of every child."""
+    return [(one["metadata"]["uid"], one["metadata"]["resourceVersion"]) for one in world.children(KEY)]
+
+
+@given(st.permutations(range(1, 6)))
+def test_the_newest_stands(versions):
+    """States that come in any order leave the newest."""
+    world = World()
+    for version in versions:
+        world.put("Job", item(version))
+    assert known(world) == [("one", "5")]
+
+
+def test_what_has_gone_is_not_brought_back_by_a_late_answer():
+    """The answer to a deletion may come after the event of its end: the object stays gone."""
+    world = World()
+    world.put("Job", item(1))
+    assert world.drop("Job", item(3)) == KEY
+    assert world.put("Job", item(2)) is None
+    assert known(world) == []
+
+
+def test_a_late_end_does_not_take_the_next_of_its_name():
+    """The end of an object that another has followed removes nothing."""
+    world = World()
+    world.put("Job", item(1))
+    world.put("Job", item(4, uid="two"))
+    assert world.drop("Job", item(3)) == KEY
+    assert known(world) == [("two", "4")]
+
+
+def test_what_lost_its_label_and_got_it_back_is_known_again():
+    """A watch with a selector calls an object gone that no longer matches; a newer state of it counts."""
+    world = World()
+    world.put("Job", item(1))
+    world.drop("Job", item(2))
+    world.put("Job", item(3))
+    assert known(world) == [("one", "3")]
+
+
+def test_a_name_is_enough_to_forget():
+    """An audit knows no more than the name of what is not there."""
+    world = World()
+    world.put("Job", item(1))
+    assert world.drop("Job", {"metadata": {"namespace": "lab", "name": "minilm"}}) == KEY
+    assert known(world) == []
+
+
+def test_graves_are_bounded(monkeypatch):
+    """However many objects have gone, only the last are remembered."""
+    monkeypatch.setattr("asysi_operator.world.GRAVES", 3)
+    world = World()
+    for number in range(10):
+        world.drop("Job", item(2, uid=str(number)))
+    for number in range(10):
+        world.put("Job", item(1, uid=str(number), name=str(number)))
+    assert len(known(world)) == 7
+
+
+@pytest.mark.parametrize(
+    ("versions", "unlike"),
+    [
+        ({KEY: "1"}, {}),
+        ({KEY: "2"}, {KEY: "2"}),
+        ({}, {KEY: None}),
+        ({KEY: "1", ("lab", "other"): "7"}, {("lab", "other"): "7"}),
+    ],
+)
+def test_an_audit_finds_what_no_watch_brought(versions, unlike):
+    """A newer version, an object that is not known, and one that is not there any more."""
+    world = World()
+    world.put("Job", item(1))
+    assert world.unlike("Job", versions) == unlike
+
+
+def test_late_is_not_silent():
+    """Only a change that two audits miss was not brought; a watch is silent when that goes on."""
+    silence = Silence()
+    late, later = {"Job": {KEY: "2"}}, {"Job": {KEY: "3"}}
+    assert silence.audited(late) == []
+    assert silence.audited(later) == []
+    assert silence.audited(later) == [("Job", KEY)]
+    assert silence.lasting == 1
+    assert silence.audited({"Job": {}}) == []
+    assert silence.lasting == 0
