@@ -1,5 +1,6 @@
 """finish as a process, between real rings: it waits for the end, balances the books and gives the verdict."""
 
+import csv
 import json
 import os
 import re
@@ -273,3 +274,62 @@ def test_the_report_shows_the_frozen_autoencoders_on_held_out_text(tmp_path):
     assert browser["sentence"] is not None
     assert "25.0% in training" in page
     assert json.loads(pod.last.read_text())["sae"]["l0"] == 3.0
+
+
+def with_weights(tmp_path):
+    """Return a pod whose experiment analyses the parameters of a small model, and the model's folder."""
+    from asysi.hosts.model import hash_files
+
+    model = tmp_path / "model"
+    tiny_model(model)
+    pod = Pod(tmp_path, {**WITHOUT_SAE, "model": {"uri": f"file://{model}"}, "weights": {"enabled": True}})
+    resolved = {
+        "uri": f"file://{model}", "path": str(model), "sha256": hash_files([model / "model.safetensors"]),
+        "revision": None, "class_name": "BertModel", "tokenizer": str(model),
+    }  # fmt: skip
+    (pod.workspace / MODEL_FILE).write_text(json.dumps(resolved))
+    return pod, model
+
+
+def test_parameters_before_and_after_a_run_that_trained(tmp_path):
+    """A model in the output is compared with the one that was loaded: three tables, a page, a sentence in the
+    report; exit code 0.
+    """
+    from safetensors.numpy import load_file, save_file
+
+    pod, model = with_weights(tmp_path)
+    name = "encoder.layer.1.output.dense.weight"
+    parameters = load_file(model / "model.safetensors")
+    parameters[name] = parameters[name] * 1.5
+    (pod.output / "model").mkdir()
+    save_file(parameters, pod.output / "model" / "model.safetensors")
+    pod.run()
+    code, log = wait_for(pod.finish())
+    assert code == 0, log
+    folder = pod.output / "weights"
+    assert {file.name for file in folder.iterdir()} >= {
+        "before.csv", "after.csv", "difference.csv", "report.html", "run_meta.json",
+    }  # fmt: skip
+    with (folder / "difference.csv").open() as stream:
+        (changed,) = [row for row in csv.DictReader(stream) if row["status"] == "changed"]
+    assert (changed["param_name"], round(float(changed["delta_relative"]), 6)) == (name, 0.5)
+    assert "1 changed" in (pod.output / "report.html").read_text()
+
+
+def test_parameters_of_a_scan(tmp_path):
+    """A scan leaves no model, so there is a table of before alone and the report says why; files that were
+    replaced under the run are named, and fail it.
+    """
+    pod, model = with_weights(tmp_path)
+    pod.run()
+    code, log = wait_for(pod.finish())
+    assert code == 0, log
+    assert [file.name for file in (pod.output / "weights").glob("*.csv")] == ["before.csv"]
+    page = (pod.output / "report.html").read_text()
+    assert "a scan changes no parameter" in page
+    assert "replaced during the run" not in page
+    file = model / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\1")
+    code, log = wait_for(pod.finish())
+    assert code == 1, log
+    assert "replaced during the run" in (pod.output / "report.html").read_text()

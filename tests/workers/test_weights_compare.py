@@ -160,19 +160,31 @@ class TestExperiment:
         assert json.loads((folder / "run_meta.json").read_text())["sources"]["after"]["revision"] == "trained"
 
     def test_a_workload_that_does_not(self, tmp_path):
-        """Without a trained model the same files are read again: nothing has changed, and that is said."""
+        """Without a trained model there is no after: no table pretends one, and the summary says why."""
         a, _ = pair(tmp_path)
         found = analyse_weights(
             Weights(enabled=True), sources_of(self.resolved(a), tmp_path / "out", list), tmp_path / "weights"
         )
-        assert "0 changed, 6 are the same" in found.summary
+        assert "6 parameters before the run analysed" in found.summary
+        assert "no after and no difference: a scan changes no parameter" in found.summary
+        assert {file.name for file in (tmp_path / "weights").glob("*.csv")} == {"before.csv"}
+
+    def test_again(self, tmp_path):
+        """A second finish analyses no tensor that has not changed: after takes the rows of before by hash."""
+        name = "model.norm.weight"
+        a, b = pair(tmp_path, **{name: BASE[name] * 2})
+        b.rename(tmp_path / "model")
+        analyse_weights(
+            Weights(enabled=True), sources_of(self.resolved(a), tmp_path, list), tmp_path / "weights"
+        )
         meta = json.loads((tmp_path / "weights" / "run_meta.json").read_text())
-        assert meta["reused"] == len(BASE)  # by their hash: no tensor was analysed twice
+        assert meta["reused"] == len(BASE) - 1
 
     @pytest.mark.parametrize(("when", "files"), [(["before"], {"before.csv"}), (["after"], {"after.csv"})])
     def test_only_one(self, tmp_path, when, files):
         """`when` chooses: one table, no difference."""
-        a, _ = pair(tmp_path)
+        a, b = pair(tmp_path)
+        b.rename(tmp_path / "model")
         sources = sources_of(self.resolved(a), tmp_path, list)
         found = analyse_weights(Weights(enabled=True, when=when), sources, tmp_path / "weights")
         assert not found.problems

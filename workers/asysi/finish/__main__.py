@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asysi.contract.errors import ConfigError
@@ -18,6 +19,7 @@ from asysi.monitor.worker import Worker
 
 if TYPE_CHECKING:
     from asysi.finish.analysis import Analysis
+    from asysi.hosts.model import ResolvedModel
 
 log = logging.getLogger("asysi")
 
@@ -94,7 +96,25 @@ def _look_at_weights(worker: Worker, analysis: "Analysis") -> None:
         beat=worker.health.beat,
     )
     analysis.parameters = found.summary
-    analysis.problems += found.problems
+    analysis.problems += [*found.problems, *_replaced(resolved)]
+
+
+def _replaced(resolved: "ResolvedModel") -> list[str]:
+    """Return a sentence when the files that were read as `before` are not those that prepare verified."""
+    from asysi.hosts.model import hash_files, weight_files  # noqa: PLC0415
+
+    if resolved.path is None or resolved.sha256 is None:
+        return []
+    try:
+        found = hash_files(weight_files(Path(resolved.path), resolved.uri))
+    except (ConfigError, OSError) as error:
+        return [f"The files that the run loaded are not there any more: {error}"]
+    if found == resolved.sha256:
+        return []
+    return [
+        f"The files in {resolved.path} were replaced during the run (SHA-256 {resolved.sha256} at its start, "
+        f"{found} now): what is called before is what they hold now."
+    ]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The `weights` part of an experiment: the parameters before and after the run, and the difference.
 
-In the output's folder `weights/`: before.csv, after.csv, difference.csv, report.html and run_meta.json.
+In the output's folder `weights/`: before.csv, after.csv, difference.csv, report.html and run_meta.json. There
+is an `after` only where the run left a model: a scan changes no parameter, so it has none and no difference.
 """
 
 import logging
@@ -25,6 +26,10 @@ from asysi.weights.words import short_number
 
 log = logging.getLogger("asysi")
 SOURCES = ("before", "after")
+NO_MODEL = (
+    f" The run left no model in {MODEL_FOLDER}/, so there is no after and no difference: a scan changes no"
+    " parameter, and another workload writes there what it trained."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,7 @@ def analyse_weights(
 
     Args:
         wanted: the spec's `weights`.
-        sources: `before` and `after`.
+        sources: `before`, and `after` where the run left a model.
         folder: where the tables and the page go.
         memory: bytes that may be held.
         workers: tensors at once.
@@ -82,7 +87,8 @@ def _analyse(
     memory: int | None, workers: int | None, beat: Callable[[], None],
 ) -> None:  # fmt: skip
     done: dict[str, Analysis] = {}
-    for when in [one for one in SOURCES if one in wanted.when]:
+    missing = "after" in wanted.when and "after" not in sources
+    for when in [one for one in SOURCES if one in sources and (one in wanted.when or missing)]:
         with sources[when].open() as checkpoint:
             done[when] = analyze(
                 checkpoint,
@@ -109,7 +115,7 @@ def _analyse(
     against = f"{sources['after'].said}, against {sources['before'].said}:" if difference else ""
     page = page_of(last, meta, differences=difference.rows if difference else (), against=against)
     write_atomic(folder / REPORT_FILE, build_page(page))
-    result.summary = _summary(done, difference, folder.name)
+    result.summary = _summary(done, difference, folder.name) + (NO_MODEL if missing else "")
 
 
 def build_page(page: Any) -> str:
@@ -131,14 +137,11 @@ def _summary(done: Mapping[str, Analysis], difference: Difference | None, folder
 
 
 def sources_of(resolved: Any, output: Path, load: Callable[[], Any]) -> dict[str, Source]:
-    """Return where a run's parameters are before and after it.
-
-    After a workload that trains, they are in the output's folder `model`; a workload that does not train
-    leaves the files that it has read, and these are read again.
+    """Return where a run's parameters are before it, and after it where it left a model in its output.
 
     Args:
         resolved: the model that prepare found: `uri`, `path`, `revision`.
-        output: the run's output.
+        output: the run's output; what was trained is in its folder `model`.
         load: returns the model as a module, for one that comes from no files.
     """
     revision = resolved.revision or "local"
@@ -152,7 +155,7 @@ def sources_of(resolved: Any, output: Path, load: Callable[[], Any]) -> dict[str
     )
     trained = output / MODEL_FOLDER
     if not any(trained.glob("*.safetensors")):
-        return {"before": before, "after": before}
+        return {"before": before}
     after = Source(
         lambda: open_checkpoint(trained),
         Identity(str(trained), resolved.uri, "trained"),
