@@ -113,7 +113,7 @@ def _example_experiment() -> Tree:
         "capture": {"positions": {"mode": "random"}, "sampling": {"minRate": 0.5}, "quantization": "fp8"},
         "resources": {
             **{"prepare": {"memory": "4Gi"}, "host": {"memory": "8Gi"}},
-            **dict.fromkeys(("hook", "finish"), {"memory": "512Mi"}),
+            **{name: {"memory": "512Mi"} for name in ("hook", "finish")},
         },
         "sae": {"memory": "512Mi"},
         "archive": {"memory": "512Mi"},
