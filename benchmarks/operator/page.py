@@ -1,0 +1,114 @@
+"""The page of the benchmark. Pure."""
+
+import math
+from typing import Any
+
+Tree = dict[str, Any]
+AIM = 0.100
+"""Seconds: the design's p99 from apply to Job at 1,000 experiments."""
+
+
+def quantile(values: list[float], share: float) -> float:
+    """Return the smallest value that at least a share of all does not exceed."""
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+
+
+def page(found: Tree, facts: Tree) -> str:
+    """Return the page in Markdown."""
+    count = facts["experiments"]
+    rows = [
+        ("the API server's own create of that Job", found["create"]),
+        ("apply → Job, the operator with nothing else", found["alone"]),
+        (f"**apply → Job, {count:,} experiments present**", found["beside"]),
+        ("the same, applied by 8 clients at once", found["burst"]),
+        ("`kubectl apply -f` → Job, kubectl's own start included", found["kubectl"]),
+    ]
+    p99 = quantile(found["beside"], 0.99)
+    return f"""# The operator beside {count:,} experiments
+
+Made by `{facts["command"].strip()}`. Experiments are suspended: their ConfigMap, claim,
+NetworkPolicy and Job are made, and no pod. Times are from before the request that applies the experiment to
+the moment at which a watch of the measuring program brings its Job: they hold the API server's part too.
+
+| | p50, ms | p90, ms | p99, ms | max, ms | n |
+|---|---|---|---|---|---|
+{"".join(latency(*row) for row in rows if row[1])}
+The aim is a p99 of {AIM * 1000:.0f} ms: {"kept" if p99 <= AIM else "missed"}, with {p99 * 1000:.0f} ms.
+
+{filling(found["filling"], count)}
+
+## Writes to the API server
+
+{lives(found["life"])}
+
+## What the operator uses
+
+{usage(found, count)}
+
+Machine: {", ".join(f"{key} {value}" for key, value in facts.items() if key not in {"command", "samples"})}.
+"""
+
+
+def latency(name: str, values: list[float]) -> str:
+    """Return a row of the table of times."""
+    cells = [quantile(values, share) * 1000 for share in (0.5, 0.9, 0.99)] + [max(values) * 1000]
+    return f"| {name} | {' | '.join(f'{cell:.1f}' for cell in cells)} | {len(values)} |\n"
+
+
+def filling(part: Tree, count: int) -> str:
+    """Return what making all of them took."""
+    made = ", ".join(f"{key} {value:.2f}" for key, value in sorted(part["writes"].items()))
+    return (
+        f"All {count:,} were applied by eight clients in {part['applied']:.0f} s and had their Jobs after "
+        f"{part['made']:.0f} s ({count / part['made']:.0f} a second, everything on one machine). Each cost "
+        f"the operator {part['cpu'] * 1000:.0f} ms of CPU and the writes {made}."
+    )
+
+
+def lives(part: Tree) -> str:
+    """Return the table of writes by phase."""
+    kinds = sorted({key for phase in part["phases"].values() for key in phase})
+    total = {kind: sum(phase.get(kind, 0) for phase in part["phases"].values()) for kind in kinds}
+    said = {
+        "created": "applied: accepted, all objects made, pod pending",
+        "scheduled": "the pod has a node",
+        "started": "prepare runs and ends, sidecars, host and finish start",
+        "running": "30 s of running, counters growing",
+        "ended": "host, finish and the Job end",
+        "deleted": "the experiment is deleted",
+    }
+    head = f"| phase | {' | '.join(kinds)} | all |\n|---|{'---|' * (len(kinds) + 1)}\n"
+    lines = [row(said[name], phase, kinds) for name, phase in part["phases"].items()]
+    lines.append(row("**a life**", total, kinds))
+    return (
+        f"Mean over {part['count']} experiments that ran at the same time on a node that is made up, from\n"
+        "the operator's own `asysi_operator_api_requests_total`. PATCH is a server-side apply; that of\n"
+        "ScanExperiment is the status. Counters are written at most once in five seconds.\n\n"
+        + head
+        + "\n".join(lines)
+        + "\n\nThe API server's own count of writes to experiments in that time, less this program's:\n"
+        f"{part['told']:.0f}; the operator's: {part['said']:.0f}."
+    )
+
+
+def row(name: str, counted: Tree, kinds: list[str]) -> str:
+    """Return a row of the table of writes."""
+    cells = " | ".join(f"{counted.get(kind, 0):g}" for kind in kinds)
+    return f"| {name} | {cells} | {sum(counted.values()):g} |"
+
+
+def usage(found: Tree, count: int) -> str:
+    """Return CPU, memory and requests."""
+    idle = found["idle"]
+    asked = ", ".join(
+        f"{value / idle['seconds'] * 60:.1f} {key}" for key, value in sorted(idle["requests"].items())
+    )
+    looks, waits = found["looks"], found["waits"]
+    return f"""| | |
+|---|---|
+| CPU at rest, {count:,} experiments, {idle["seconds"]:.0f} s | {idle["cpu"] * 100:.1f} % of a processor |
+| requests a minute at rest | {asked or "none"} |
+| resident memory at rest | {idle["memory"] / 2**20:.0f} MiB |
+| resident memory at the end | {found["memory"] / 2**20:.0f} MiB |
+| looks at an experiment | {looks["count"]:.0f}, mean {looks["mean"] * 1000:.1f} ms |
+| waiting for a look | mean {waits["mean"] * 1000:.1f} ms |"""
