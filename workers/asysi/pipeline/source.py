@@ -28,7 +28,7 @@ from asysi.pipeline.log import Log, StreamBridge
 from asysi.pipeline.seal import SealError, read_seal, seal_path
 from asysi.pipeline.work import Block
 
-CHUNK = 1 << 20
+CHUNK = 1 << 18
 """Bytes read at a time, and about what a block has at most."""
 
 _FEW = 256
