@@ -2,9 +2,10 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import yaml
 
 from asysi.cli import commands, main
-from asysi.cli.tables import print_check, print_ring
+from asysi.cli.tables import print_check
 from asysi.contract.errors import ConfigError
 from asysi.contract.spec import ScanExperiment
 
@@ -205,38 +206,99 @@ def test_check_with_problems_ends_in_2(file: Path, behind: dict[str, Any]) -> No
     assert leaves_with("check", file) == 0
 
 
-def test_ring_inspect_shows_the_books(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Cursors, lag and books of a ring are shown while its producer is at work."""
+def publish(writer: Any, packets: int) -> None:
+    """Publish packets of 8 rows at layer.0."""
     import numpy as np
 
-    import asysi_ring
     from asysi.bus.packet import HEADER_DTYPE, ROW_DTYPE
+
+    header, rows = np.zeros(1, HEADER_DTYPE), np.zeros(8, ROW_DTYPE)
+    header["account"], header["width"] = writer.account("layer.0"), 16
+    values = np.zeros((8, 16), np.float32)
+    for _ in range(packets):
+        assert writer.publish_block(0, header, rows, values.ctypes.data, 64, None, 8, 0, 1)
+
+
+@pytest.fixture
+def ring(tmp_path: Path) -> Iterator[Path]:
+    """A ring in use: three packets and a drop, one packet consumed, one pinned."""
+    import asysi_ring
 
     folder = tmp_path / "bus"
     asysi_ring.create(
-        str(folder), shards=1, chunks=64, chunk_bytes=65536, readers=["sae"], policy="overwrite"
+        str(folder), shards=2, chunks=64, chunk_bytes=65536, readers=["sae"], policy="overwrite"
     )
     with asysi_ring.Writer(str(folder)) as writer, asysi_ring.Reader(str(folder), "sae") as reader:
-        header, rows = np.zeros(1, HEADER_DTYPE), np.zeros(8, ROW_DTYPE)
-        header["account"], header["width"] = writer.account("layer.0"), 16
-        values = np.zeros((8, 16), np.float32)
-        for _ in range(3):
-            assert writer.publish_block(0, header, rows, values.ctypes.data, 64, None, 8, 0, 1)
+        publish(writer, 3)
         writer.book(0, seen=2, dropped=2, reason=1)
-        (view,) = reader.pull(1)
-        reader.consumed(view)
-        view.release()
-        print_ring(folder)
-    said = capsys.readouterr().out
-    assert re.search(r"sae +attached +1 ", said)
+        first, second = reader.pull(2)
+        reader.consumed(first)
+        first.release()
+        yield folder
+        second.release()
+
+
+def test_ring_inspect_shows_a_live_ring(ring: Path) -> None:
+    """Geometry, memory, generations, cursors, lag, pins, books and drops of a ring at work."""
+    said = asysi("ring", "inspect", str(ring)).stdout
+    assert re.search(r"ring +2 × 64 chunks of 64Ki \(47 a shard can be unread\), overwrite, ABI 2\.0", said)
+    assert re.search(r"memory +8Mi of \w+ in pages of", said)
+    assert re.search(r"writer +attached, generation 1; 8Mi mapped, populated", said)
+    assert re.search(r"dropped +ring_full 2 rows", said)
+    assert re.search(r"sae +attached +1 +4\.3% +1 of 32 +8Mi mapped, populated", said)
+    assert re.search(r"^ +0 +3 +sae +1 +2 +1 +$", said, re.MULTILINE)
+    assert "1 shard has had no packet yet" in said
     assert re.search(r"layer\.0 +26 +24 +0 +ring_full 2 +even", said)
     assert re.search(r"layer\.0 +8 +0 +0 +0", said)
+    assert asysi("ring", "inspect", str(ring / "control")).stdout.startswith("ring ")
 
 
-def test_ring_inspect_refuses_what_is_no_ring(tmp_path: Path) -> None:
-    """A folder without a ring is named."""
-    with pytest.raises(ConfigError, match="holds no ring that can be read"):
-        print_ring(tmp_path)
+def test_a_ring_in_use_is_not_reset(ring: Path) -> None:
+    """Whoever is attached is named, nothing is forgotten, and the exit code is 2."""
+    refused = asysi("ring", "reset", str(ring), "--yes")
+    assert refused.returncode == 2
+    assert "the producer of the ring" in refused.stderr
+    assert "Stop whoever uses it" in refused.stderr
+    assert "ring_full 2 rows" in asysi("ring", "inspect", str(ring)).stdout
+
+
+def test_ring_reset_empties_a_ring_that_nobody_uses(tmp_path: Path) -> None:
+    """Where nobody can be asked it wants --yes before it forgets rows; afterwards the ring is as new."""
+    import asysi_ring
+
+    folder = tmp_path / "bus"
+    asysi_ring.create(str(folder), shards=1, chunks=64, chunk_bytes=4096, readers=["sae"], policy="overwrite")
+    with asysi_ring.Writer(str(folder)) as writer:
+        publish(writer, 7)
+    refused = asysi("ring", "reset", str(folder))
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "56 published rows at 1 hook points. Say --yes" in refused.stderr
+    done = asysi("ring", "reset", str(folder), "--yes")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "is empty; forgotten: 56 published rows" in done.stdout
+    said = asysi("ring", "inspect", str(folder)).stdout
+    assert "absent, generation 0" in said
+    assert "No hook point has been registered yet." in said
+    assert asysi("ring", "reset", str(folder)).returncode == 0
+
+
+def test_what_is_no_ring_is_refused_in_a_sentence(tmp_path: Path, ring: Path) -> None:
+    """A missing path, another file, a folder without a ring, a pickle called control: what and why."""
+    pickle = tmp_path / "model.pkl"
+    pickle.write_bytes(b"\x80\x04" * 4096)
+    (tmp_path / "pickled").mkdir()
+    shutil.copy(pickle, tmp_path / "pickled" / "control")
+    for path, why in {
+        tmp_path / "nothing": "does not exist",
+        pickle: "is a file: name the folder",
+        tmp_path / "pickled": "is no control file of a ring",
+        ring.parent / "bus" / "..": "there are some below it",
+    }.items():
+        for command in ("inspect", "reset"):
+            refused = asysi("ring", command, str(path))
+            assert (refused.returncode, refused.stdout) == (2, "")
+            assert why in refused.stderr
+            assert refused.stderr.count("\n") == 1
 
 
 def test_mscan_is_found_when_asked_for() -> None:

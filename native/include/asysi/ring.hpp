@@ -75,9 +75,12 @@ inline Geometry read_geometry(const File& control, const std::string& path) {
         std::snprintf(text, sizeof text, "%#llx", static_cast<unsigned long long>(value));
         return std::string(text);
     };
-    if (h.magic == __builtin_bswap64(control_magic)) h.endian = ~endian_tag;
-    if (h.magic != control_magic && h.endian == endian_tag) refuse("the magic " + hex(h.magic), hex(control_magic));
-    if (h.endian != endian_tag) {
+    const bool swapped = h.magic == __builtin_bswap64(control_magic);
+    if (h.magic != control_magic && !swapped) {
+        throw VersionError(path + " is no control file of a ring: it begins with the magic " + hex(h.magic) + ", not with " +
+                           hex(control_magic));
+    }
+    if (swapped || h.endian != endian_tag) {
         throw EndianError(path + " was written in another byte order (" + hex(h.endian) + "), this machine's is " +
                           hex(endian_tag) + ": a ring does not leave its machine");
     }

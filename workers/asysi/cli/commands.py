@@ -20,7 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 ring = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(ring, name="ring", help="Look into the rings of a run.")
+app.add_typer(ring, name="ring", help="Look into the rings of a run, or empty one.")
 app.add_typer(
     typer.Typer(cls=deferred("asysi.archive.commands", "app"), no_args_is_help=True, rich_markup_mode=None),
     name="mscan",
@@ -183,19 +183,41 @@ def render(
     sys.stdout.write(door("asysi.cli.objects", f"as_{form}")(objects))
 
 
+RingFolder = Annotated[
+    Path, typer.Argument(metavar="FOLDER", help="Folder of the ring, with `control` and `data` in it.")
+]
+
+
 @ring.command()
-def inspect(
-    folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="Folder of the ring, with `control` and `data` in it.")
-    ],
+def inspect(folder: RingFolder) -> None:
+    """Print what a ring holds, while it is in use or afterwards.
+
+    Geometry and memory; the producer's generation; each reader's epoch, lag and pins; each shard's head and
+    cursors; the books of every hook point, with what was dropped and why. Looking changes nothing.
+
+    \b
+    Examples:
+      asysi ring inspect /dev/shm/asysi/bus
+      watch -n 1 asysi ring inspect /dev/shm/asysi/bus
+    """
+    door("asysi.cli.rings", "print_ring")(folder)
+
+
+@ring.command()
+def reset(
+    folder: RingFolder,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Print geometry, cursors, lag and books of a ring, while it is in use or afterwards.
+    """Empty a ring that nobody uses, and keep its shape.
+
+    Packets, books, hook points and cursors are forgotten. A ring whose producer or reader is alive is left as
+    it is.
 
     \b
     Example:
-      asysi ring inspect /dev/shm/asysi/bus
+      asysi ring reset /dev/shm/asysi/bus
     """
-    door("asysi.cli.tables", "print_ring")(folder)
+    door("asysi.cli.rings", "reset_ring")(folder, yes)
 
 
 @app.command("version")

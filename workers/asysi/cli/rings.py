@@ -1,0 +1,204 @@
+"""What `asysi ring inspect` prints, and what `asysi ring reset` does."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.table import Table
+
+from asysi.bus.mailbox import DROP_REASONS
+from asysi.cli.tables import new_table, stdout_console
+from asysi.contract.errors import ConfigError
+from asysi.contract.quantity import format_bytes
+
+if TYPE_CHECKING:
+    from asysi_ring import Control
+
+
+def print_ring(folder: Path) -> None:
+    """Print geometry, memory, cursors, lag, pins and books of the ring in `folder`.
+
+    Raises:
+        ConfigError: there is no ring of this version.
+    """
+    with _open(folder) as control:
+        out = stdout_console()
+        out.print(_facts(control), highlight=False)
+        out.print(_readers(control))
+        out.print(_shards(control))
+        if not control.accounts():
+            out.print("No hook point has been registered yet.")
+            return
+        out.print(_produced(control))
+        for reader in control.readers():
+            out.print(_consumed(control, reader))
+
+
+def reset_ring(folder: Path, sure: bool) -> None:
+    """Empty the ring in `folder`; ask first when that forgets rows, unless `sure`.
+
+    Raises:
+        ConfigError: there is no ring of this version, somebody is attached to it, or nobody can be asked.
+    """
+    from asysi_ring import BusyError, reset  # noqa: PLC0415 - a check needs no compiled ring
+
+    with _open(folder) as control:
+        rows = sum(_count(books["published"]) for books in control.produced())
+        points = len(control.accounts())
+    folder = _ring_folder(folder)
+    lost = f"{rows:,} published rows at {points} hook points"
+    if rows and not sure:
+        if not sys.stdin.isatty():
+            raise ConfigError(
+                f"the books of {folder} would be forgotten: {lost}. Say --yes to empty it all the same"
+            )
+        typer.confirm(f"The books of {folder} will be forgotten: {lost}. Empty it?", abort=True)
+    try:
+        reset(str(folder), timeout=1)
+    except BusyError as error:
+        raise ConfigError(f"{folder} was not emptied: {error}. Stop whoever uses it first") from error
+    typer.echo(f"{folder} is empty; forgotten: {lost}")
+
+
+def _open(folder: Path) -> "Control":
+    from asysi_ring import Control, RingError  # noqa: PLC0415 - a check needs no compiled ring
+
+    folder = _ring_folder(folder)
+    try:
+        return Control(str(folder))
+    except (RingError, OSError) as error:
+        raise ConfigError(f"{folder} holds no ring that can be read: {error}") from error
+
+
+def _ring_folder(path: Path) -> Path:
+    """Return the folder of a ring; `path` may be one of its files."""
+    if path.name in {"control", "data"} and path.is_file():
+        return path.parent
+    if not path.exists():
+        raise ConfigError(
+            f"{path} does not exist: name the folder of a ring, with `control` and `data` in it"
+        )
+    if not path.is_dir():
+        raise ConfigError(f"{path} is a file: name the folder of a ring, with `control` and `data` in it")
+    if not (path / "control").exists():
+        below = ", ".join(sorted(str(found.parent) for found in path.glob("*/control")))
+        hint = f"there are some below it: {below}" if below else "it has no file named `control`"
+        raise ConfigError(f"{path} holds no ring: {hint}")
+    return path
+
+
+def _facts(control: "Control") -> Table:
+    ring, memory = control.geometry(), control.topology()
+    shape = f"{ring['shards']} × {ring['chunks']} chunks of {format_bytes(int(ring['chunk_bytes']))}"
+    produced = [_drops(books) for books in control.produced()]
+    drops = [sum(books[reason] for books in produced) for reason in range(len(DROP_REASONS))]
+    writer = f"{control.writer_state()}, generation {ring['generation']}; {_mapped(memory['writer'])}"
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row(
+        "ring", f"{shape} ({ring['depth']} a shard can be unread), {ring['policy']}, ABI {ring['abi']}"
+    )
+    facts.add_row("memory", _memory(memory))
+    facts.add_row("writer", writer)
+    facts.add_row("dropped", f"{_reasons(drops)} rows")
+    return facts
+
+
+def _memory(memory: dict[str, Any]) -> str:
+    kind = f"{memory['file_system']} in pages of {format_bytes(memory['page_bytes'])}"
+    missing = memory["bytes"] - memory["allocated"]
+    whole = "all allocated" if missing <= 0 else f"{format_bytes(missing)} of it not allocated"
+    pages = memory["nodes"]
+    shares = ", ".join(
+        f"{count / sum(pages.values()):.0%} on NUMA node {node}" for node, count in pages.items()
+    )
+    nodes = "one NUMA node" if memory["machine_nodes"] == 1 else shares or "NUMA nodes not told"
+    huge = "huge pages on request" if memory["huge_on_request"] else "no huge pages for shared memory"
+    return f"{format_bytes(memory['bytes'])} of {kind}, {whole}; {nodes}; {huge}"
+
+
+def _mapped(attached: dict[str, Any]) -> str:
+    if not attached["bytes"]:
+        return "nothing mapped yet"
+    how = {"madvise": "populated", "touched": "populated by touching", "no": "not populated"}
+    driver = ", known to the CUDA driver" if attached["registered"] else ""
+    return f"{format_bytes(attached['bytes'])} mapped, {how[attached['populated']]}{driver}"
+
+
+def _readers(control: "Control") -> Table:
+    mapped = control.topology()["readers"]
+    shown = new_table("readers", "reader", "state", "epoch", "lag", "pins", "mapping", left=2)
+    shown.columns[-1].justify = "left"
+    pins = int(control.geometry()["pins"])
+    for reader in control.readers():
+        held = control.pins(reader)
+        shown.add_row(
+            reader,
+            control.reader_state(reader),
+            f"{control.epoch(reader)}",
+            f"{control.lag(reader):.1%}",
+            f"{sum(held)} of {pins * len(held)}",
+            _mapped(mapped[reader]),
+        )
+    return shown
+
+
+def _shards(control: "Control") -> Table:
+    shown = new_table("shards, in packets", "shard", "head", "reader", "cursor", "unread", "pins")
+    readers = control.readers()
+    cursors = {reader: control.cursors(reader) for reader in readers}
+    pins = {reader: control.pins(reader) for reader in readers}
+    heads = control.heads()  # after the cursors: nobody is ahead of the producer then
+    for shard, head in enumerate(heads):
+        if not head:
+            continue
+        for first, reader in zip([True] + [False] * len(readers), readers, strict=False):
+            cursor = cursors[reader][shard]
+            numbers = (f"{cursor:,}", f"{max(0, head - cursor):,}", f"{pins[reader][shard]}")
+            shown.add_row(*((f"{shard}", f"{head:,}") if first else ("", "")), reader, *numbers)
+    shown.columns[2].justify = "left"
+    if empty := heads.count(0):
+        shards = "1 shard has" if empty == 1 else f"{empty} shards have"
+        shown.caption, shown.caption_justify = f"{shards} had no packet yet", "left"
+    return shown
+
+
+def _produced(control: "Control") -> Table:
+    shown = new_table(
+        "produced, in rows", "hook point", "seen", "published", "sampled out", "dropped", "balance"
+    )
+    for point, books in zip(control.accounts(), control.produced(), strict=False):
+        seen, published, left_out = (_count(books[key]) for key in ("seen", "published", "sampled_out"))
+        drops = _drops(books)
+        balance = seen - published - left_out - sum(drops)
+        numbers = (f"{seen:,}", f"{published:,}", f"{left_out:,}", _reasons(drops), _balance(balance))
+        shown.add_row(point, *numbers)
+    return shown
+
+
+def _consumed(control: "Control", reader: str) -> Table:
+    names = ("position", "durable", "lapped", "rolled_back")
+    shown = new_table(
+        f"consumed by {reader}, in rows", "hook point", *(name.replace("_", " ") for name in names)
+    )
+    for point, books in zip(control.accounts(), control.consumed(reader), strict=False):
+        shown.add_row(point, *(f"{books[name]:,}" for name in names))
+    return shown
+
+
+def _drops(books: dict[str, object]) -> list[int]:
+    return list(books["dropped"])  # type: ignore[call-overload,no-any-return]  # the ring's eight reasons
+
+
+def _reasons(drops: list[int]) -> str:
+    named = zip(DROP_REASONS, drops, strict=True)
+    return ", ".join(f"{name} {count:,}" for name, count in named if count) or "0"
+
+
+def _count(value: object) -> int:
+    assert isinstance(value, int)
+    return value
+
+
+def _balance(difference: int) -> str:
+    return "even" if difference == 0 else f"{difference:+,}"
