@@ -177,7 +177,7 @@ class Controller:
             return Look()
         decided = plan(observed, self._settings)
         written, trouble = self._act(observed, decided)
-        waits = [self._ask(observed, memory), self._explain(observed, memory)]
+        waits = [self._ask(observed, memory), self._explain(observed.stage, memory)]
         observed = replace(
             observed,
             children=(*written, *_others(observed.children, written)),

@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from asysi.contract.runtime import Exit
+from asysi.contract.runtime import Container, Exit
 from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.observation import (
     Observed,
@@ -65,6 +65,8 @@ class Failure:
 def last_failure(observed: Observed) -> Failure | None:
     """Return what went wrong last, None when nothing is known to have."""
     pods = observed.attempts
+    if observed.suffix:
+        return _of_shards(observed)
     found = [failure for pod in pods[-1:] for failure in _of_pod(pod, observed)]
     ongoing = next((failure for failure in found if failure.time is None), None)
     past = [failure for failure in found if failure.time is not None]
@@ -73,6 +75,27 @@ def last_failure(observed: Observed) -> Failure | None:
     if job is not None and (job.reason == "DeadlineExceeded" or not (past or ongoing)):
         return job
     return ongoing or max(past, key=lambda failure: failure.time or "", default=None)
+
+
+def _of_shards(observed: Observed) -> Failure | None:
+    """Return what went wrong last in any of the pipeline's pods, which run side by side, naming the pod."""
+    found = []
+    for pod in observed.attempts:
+        uid = pod["metadata"]["uid"]
+        own = [event for event in observed.events if (event.get("involvedObject") or {}).get("uid") == uid]
+        name = pod["metadata"]["name"]
+        found += [
+            replace(failure, message=f"{name}: {failure.message}")
+            for failure in _of_pod(pod, replace(observed, events=own))
+        ]
+    # Shards that wait for room while others run have not failed.
+    busy = any(state_of(pod, Container.PIPELINE)[0] == "running" for pod in observed.attempts)
+    ongoing = [one for one in found if one.time is None and not (busy and one.container is None)]
+    past = [one for one in found if one.time is not None]
+    job = _of_job(observed)
+    if job is not None and (job.reason == "DeadlineExceeded" or not (past or ongoing)):
+        return job
+    return next(iter(ongoing), None) or max(past, key=lambda failure: failure.time or "", default=None)
 
 
 @dataclass(frozen=True)

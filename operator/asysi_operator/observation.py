@@ -1,13 +1,14 @@
 """What is known of one experiment at one moment: the only input of every decision."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from asysi_operator.answers import Answer
 from asysi_operator.manifests.environment import FAILURES
 from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.manifests.labels import FIRST_ATTEMPT, SPEC
+from asysi_operator.manifests.names import ROWS
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Observed:
     """What the current pod's containers last answered, by name."""
     events: Sequence[Manifest] = ()
     """Warnings about the current pod, or about the Job while it has none, asked for when something is odd."""
+    suffix: str = ""
+    """Of the name of the Job that `job`, `attempts` and `pod` are about: ROWS is the pipeline's."""
 
     @property
     def name(self) -> str:
@@ -49,7 +52,7 @@ class Observed:
     @property
     def job(self) -> Manifest | None:
         """The experiment's own Job, unless it is going away."""
-        found = self.child("Job", self.name)
+        found = self.child("Job", f"{self.name}{self.suffix}")
         return found if found and owned(found, self.uid) and not leaving(found) else None
 
     def child(self, kind: str, name: str) -> Manifest | None:
@@ -67,8 +70,21 @@ class Observed:
 
     @property
     def pod(self) -> Manifest | None:
-        """The current attempt's pod."""
-        return self.attempts[-1] if self.attempts else None
+        """The current attempt's pod; of the pipeline's many one that is on a node, if any is."""
+        placed = [pod for pod in self.attempts if self.suffix and holds(pod, "PodScheduled")]
+        return next(reversed(placed or self.attempts), None)
+
+    @property
+    def rows(self) -> "Observed":
+        """The same, but about the pipeline's Job."""
+        return replace(self, suffix=ROWS)
+
+    @property
+    def stage(self) -> "Observed":
+        """The same, about the Job that matters now: the pipeline's, until it has completed."""
+        job = self.rows.job
+        before = self.job is None and job is not None and holds(job, "Complete") is None
+        return self.rows if before else self
 
 
 def owned(item: Manifest, uid: str) -> bool:

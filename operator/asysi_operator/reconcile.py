@@ -17,7 +17,7 @@ from asysi_operator.manifests import IMAGE, PULL_POLICIES, build
 from asysi_operator.manifests.config_map import applied_spec
 from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.manifests.labels import FIRST_ATTEMPT, SPEC, digest, spec_digest
-from asysi_operator.manifests.names import config_name
+from asysi_operator.manifests.names import ROWS, config_name
 from asysi_operator.observation import (
     Observed,
     began,
@@ -118,10 +118,11 @@ def plan(observed: Observed, settings: Settings) -> Plan:
         return replace(decided, refusal=Refusal("SpecIsFrozen", _frozen(observed, experiment)))
     if ended(observed, changed=changed):
         return _after_the_end(observed, decided)
-    if changed:
-        assert job is not None
-        return replace(decided, actions=[_remove(job)], again=PATIENCE, stale=True)
-    return _towards(observed, decided, objects)
+    rows = _rows(objects)
+    old = job if changed else _outdated(observed, rows)
+    if old is not None:
+        return replace(decided, actions=[_remove(old)], again=PATIENCE, stale=True)
+    return _towards(observed, decided, _due(observed, objects, rows))
 
 
 def started(observed: Observed) -> bool:
@@ -143,6 +144,36 @@ def ended(observed: Observed, *, changed: bool = False) -> bool:
     return bool(failed.get("observedGeneration") == observed.generation)
 
 
+def _rows(objects: Sequence[Manifest]) -> Manifest | None:
+    """Return the pipeline's Job, if there is a pipeline: all Jobs but the last are such."""
+    return next((one for one in objects[:-1] if one["kind"] == "Job"), None)
+
+
+def _outdated(observed: Observed, rows: Manifest | None) -> Manifest | None:
+    """Return the pipeline's Job if it is of another spec, and nobody reads yet what it makes."""
+    there = observed.rows.job
+    if rows is None or there is None or observed.job is not None or started(observed):
+        return None
+    return there if spec_of(there) != spec_of(rows) else None
+
+
+def _due(observed: Observed, objects: Sequence[Manifest], rows: Manifest | None) -> list[Manifest]:
+    """Return the objects whose time has come: the pipeline's Job, and once it has completed the other one.
+
+    A pipeline whose Job was lost runs again, and finds in its ledgers what it has done; not any more once the
+    experiment's Job is there.
+    """
+    if rows is None:
+        return list(objects)
+    own = objects[-1]
+    begun = started(observed) or observed.child("Job", own["metadata"]["name"]) is not None
+    there = observed.rows.job
+    if begun:
+        return [one for one in objects if one is not rows or there is not None]
+    complete = there is not None and holds(there, "Complete") is not None
+    return [one for one in objects if one is not own or complete]
+
+
 def _towards(observed: Observed, decided: Plan, objects: Sequence[Manifest]) -> Plan:
     """Return the writes that are missing, in the order of `objects`: the Job comes last."""
     actions: list[Action] = []
@@ -155,7 +186,8 @@ def _towards(observed: Observed, decided: Plan, objects: Sequence[Manifest]) -> 
             # Of an earlier experiment of this name, or on its way out: the garbage collector is at it.
             return replace(decided, actions=actions, again=PATIENCE, stale=wanted["kind"] == "Job")
         if wanted["kind"] == "PersistentVolumeClaim" and not _covers(there["spec"], wanted["spec"]):
-            if observed.job is None and not started(observed):
+            used = observed.job or observed.child("Job", f"{observed.name}{ROWS}")
+            if used is None and not started(observed):
                 return replace(decided, actions=[*actions, _remove(there)], again=PATIENCE)
             continue  # its size is part of the spec; what was changed by hand is the volume's affair
         if wanted["kind"] == "Job":
@@ -180,13 +212,13 @@ def _prune(observed: Observed, objects: Sequence[Manifest]) -> list[Action]:
 
 
 def _after_the_end(observed: Observed, decided: Plan) -> Plan:
-    """Keep everything as it is, but for a Job whose time to live is over or that the operator has ended."""
-    job = observed.job
+    """Keep everything as it is, but for Jobs whose time to live is over or that the operator has ended."""
+    jobs = [job for job in (observed.rows.job, observed.job) if job is not None]
     failed = holds(observed.experiment, "Failed")
-    if job is None:
+    if not jobs:
         return decided
     if failed and failed["reason"] == START_DEADLINE_EXCEEDED:
-        return replace(decided, actions=[_remove(job)])
+        return replace(decided, actions=[_remove(job) for job in jobs])
     assert decided.experiment is not None
     ttl, end = (
         decided.experiment.spec.lifecycle.ttl_seconds_after_finished,
@@ -195,7 +227,11 @@ def _after_the_end(observed: Observed, decided: Plan) -> Plan:
     if ttl is None or end is None:
         return decided
     left = ttl - (observed.now - parse_time(end)).total_seconds()
-    return replace(decided, actions=[_remove(job)]) if left <= 0 else replace(decided, again=left)
+    return (
+        replace(decided, actions=[_remove(job) for job in jobs])
+        if left <= 0
+        else replace(decided, again=left)
+    )
 
 
 def _first(observed: Observed, *, suspend: bool) -> int:

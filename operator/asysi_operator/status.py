@@ -11,15 +11,25 @@ from asysi_operator.observation import (
     attempt_of,
     began,
     condition,
+    holds,
     parse_time,
     rfc3339,
     state_of,
 )
 from asysi_operator.pinning import judge
-from asysi_operator.reconcile import START_DEADLINE_EXCEEDED, Plan, ended
+from asysi_operator.reconcile import START_DEADLINE_EXCEEDED, Plan, ended, started
 
-CONDITIONS = ("Accepted", "Scheduled", "CPUPinned", "Capturing", "Complete", "Failed", "Suspended")
-COUNTED = ("counters", "sae", "ledger")
+CONDITIONS = (
+    "Accepted",
+    "PipelineComplete",
+    "Scheduled",
+    "CPUPinned",
+    "Capturing",
+    "Complete",
+    "Failed",
+    "Suspended",
+)
+COUNTED = ("counters", "sae", "ledger", "pipeline")
 """Parts of the status that change all the time while an experiment runs."""
 MESSAGE_LIMIT = 4096
 
@@ -46,17 +56,19 @@ def derive(observed: Observed, decided: Plan, *, trouble: Failure | None = None)
         decided: what was planned from it.
         trouble: what kept the plan's writes from being made.
     """
-    before, now = observed.status, rfc3339(observed.now)
-    pod, job = observed.pod, None if decided.stale else observed.job
-    failure = trouble or (None if decided.stale else last_failure(observed))
-    words = None if pod is None or job is None else _last_words(pod)
+    before, now, stage = observed.status, rfc3339(observed.now), observed.stage
+    pod, job = stage.pod, None if decided.stale else stage.job
+    failure = trouble or (None if decided.stale else last_failure(stage))
+    words = None if pod is None or job is None or stage.suffix else _last_words(pod)
     left = _until_start_deadline(observed, decided)
     standing = ended(observed)
     said: dict[str, Said] = {"Accepted": _accepted(decided)}
     if standing:  # the end is recorded: nothing that is observed later takes it back
-        said |= {kind: _as_recorded(observed, kind) for kind in CONDITIONS[1:]}
+        known = [kind for kind in CONDITIONS[1:] if kind != _PIPELINE or condition(observed.experiment, kind)]
+        said |= {kind: _as_recorded(observed, kind) for kind in known}
     else:
-        said |= _of_the_run(observed, decided, job, failure, words, late=left is not None and left <= 0)
+        said |= _of_the_pipeline(observed, decided, failure)
+        said |= _of_the_run(stage, decided, job, failure, words, late=left is not None and left <= 0)
     if decided.experiment is not None and not standing:
         sets = _cpu_sets(observed) or ({} if job is None else before.get("cpuSets", {}))
         said["CPUPinned"] = judge(decided.experiment.spec, sets)
@@ -67,11 +79,12 @@ def derive(observed: Observed, decided: Plan, *, trouble: Failure | None = None)
         "conditions": conditions,
         "job": job["metadata"]["name"] if job else before.get("job"),
         "pod": pod["metadata"]["name"] if pod else before.get("pod"),
-        "attempt": attempt_of(pod) if pod else before.get("attempt"),
+        "attempt": attempt_of(pod) if pod and not stage.suffix else before.get("attempt"),
         "startTime": before.get("startTime") or _host_began(observed),
         "completionTime": _completion(observed, conditions, now),
         "cpuSets": _cpu_sets(observed) or before.get("cpuSets"),
         **_counted(observed, words),
+        "pipeline": _shards(observed) or before.get("pipeline"),
         "lastFailure": failure.as_status(now, before.get("lastFailure") or {})
         if failure
         else before.get("lastFailure"),
@@ -94,9 +107,10 @@ def phase(conditions: Sequence[Manifest]) -> str:
         return _RUNNING[capturing]
     if "Accepted" not in true:
         return "Refused"
-    return "Preparing" if "Scheduled" in true else "Pending"
+    return "Preparing" if true & {"Scheduled", _PIPELINE} else "Pending"
 
 
+_PIPELINE = CONDITIONS[1]
 _RUNNING = {"HostStarting": "Running", "HostRunning": "Running", "HostEnded": "Finishing"}
 
 
@@ -115,6 +129,43 @@ def _accepted(decided: Plan) -> Said:
     return "True", "Valid", " ".join(["The spec is accepted.", *decided.notes])
 
 
+def _of_the_pipeline(observed: Observed, decided: Plan, failure: Failure | None) -> dict[str, Said]:
+    data = decided.experiment.spec.data if decided.experiment else None
+    if decided.experiment is None and (was := condition(observed.experiment, _PIPELINE)):
+        return {_PIPELINE: (was["status"], was["reason"], was.get("message", ""))}
+    if data is None or data.pipeline is None:
+        return {}
+    return {_PIPELINE: _pipeline(observed, decided, failure, data.pipeline.shards)}
+
+
+def _pipeline(observed: Observed, decided: Plan, failure: Failure | None, shards: int) -> Said:
+    job = observed.rows.job
+    if observed.job is not None or started(observed) or (job and holds(job, "Complete")):
+        return "True", "RowsReady", "The pipeline has run; the model reads what it has made."
+    if job is None or decided.stale:
+        return "False", "NotStarted", "The pipeline's Job is not there yet."
+    if end := finished(job):
+        why = failure.message if failure else end.get("message", "")
+        return "False", end.get("reason") or "Failed", why
+    if job["spec"].get("suspend"):
+        return "False", "Suspended", "The pipeline waits."
+    return "False", "Running", f"The pipeline runs, in {shards} {'shard' if shards == 1 else 'shards'}."
+
+
+def _shards(observed: Observed) -> Manifest:
+    """Return how far the pipeline is, as its Job counts."""
+    job = observed.rows.job
+    if job is None:
+        return {}
+    status = job.get("status") or {}
+    counts = {
+        "done": status.get("succeeded"),
+        "running": status.get("active"),
+        "failed": status.get("failed"),
+    }
+    return {"shards": job["spec"]["completions"], **{key: int(value or 0) for key, value in counts.items()}}
+
+
 def _of_the_run(
     observed: Observed,
     decided: Plan,
@@ -124,7 +175,7 @@ def _of_the_run(
     *,
     late: bool,
 ) -> dict[str, Said]:
-    end = finished(job) if job else None
+    end = finished(job) if job else None  # of the pipeline's, only a failure is an end
     return {
         "Scheduled": _scheduled(observed, job, failure),
         "Capturing": _capturing(observed, job, running=end is None and not late),
@@ -243,7 +294,8 @@ def _as_recorded(observed: Observed, kind: str) -> Said:
 def _completion(observed: Observed, conditions: Sequence[Manifest], now: str) -> str | None:
     if not any(one["status"] == "True" and one["type"] in {"Complete", "Failed"} for one in conditions):
         return None
-    end = finished(observed.job) if observed.job else None
+    job = observed.stage.job
+    end = finished(job) if job else None
     return observed.status.get("completionTime") or (end and end.get("lastTransitionTime")) or now
 
 
@@ -315,6 +367,7 @@ _INITIAL = {"Suspended": "False", "Accepted": "True"}
 """What a condition is taken to have been before it was ever recorded."""
 _TOLD = (
     ("Accepted", "False", "Warning", "Refused"),
+    (_PIPELINE, "True", "Normal", "PipelineComplete"),
     ("Scheduled", "True", "Normal", "Scheduled"),
     ("CPUPinned", "True", "Normal", "Pinned"),
     ("Capturing", "True", "Normal", "Capturing"),

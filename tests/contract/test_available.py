@@ -28,7 +28,10 @@ UNAVAILABLE: list[tuple[Tree, str]] = [
     ({"data": {"uri": "csv:///a.csv"}}, "spec.data.uri csv:///a.csv"),
     ({"data": {"uri": "parquet:///a"}}, "spec.data.uri parquet:///a"),
     ({"data": {"uri": "memory://a"}}, "spec.data.uri memory://a"),
-    ({"data": {"pipeline": {"operators": [{"operator": "clean"}]}}}, "spec.data.pipeline"),
+    (
+        {"data": {"pipeline": {"operators": [{"operator": "template", "outputUri": "jsonl:///a"}]}}},
+        "spec.data.pipeline.operators[0].outputUri jsonl:///a",
+    ),
     ({"data": {"tokens": {"chatTemplate": True}}}, "spec.data.tokens.chatTemplate"),
     ({"data": {"tokens": {"maxNormMultiple": 10.0}}}, "spec.data.tokens.maxNormMultiple"),
     ({"workload": {"scan": None, "train": {}}}, "spec.workload.train"),

@@ -73,7 +73,7 @@ class Attempts:
 
     def run(self) -> Outcome:
         """Start pods until one completes the Job, or no other would."""
-        limit, began = int(self._job["spec"]["backoffLimit"]), time.monotonic()
+        limit, began = int(self._job["spec"]["backoffLimitPerIndex"]), time.monotonic()
         attempt = 0
         while True:
             pod = self._pod(attempt, began)

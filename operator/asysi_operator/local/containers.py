@@ -53,7 +53,7 @@ def read_pod(template: Manifest) -> PodSpec:
     """Read a rendered pod template."""
     spec = template["spec"]
     return PodSpec(
-        inits=tuple(_container(item) for item in spec["initContainers"]),
+        inits=tuple(_container(item) for item in spec.get("initContainers", ())),
         mains=tuple(_container(item) for item in spec["containers"]),
         grace=float(spec["terminationGracePeriodSeconds"]),
     )

@@ -97,7 +97,8 @@ def line(view: View) -> str:
     status = view.status
     if status.phase == "starting":
         states = ", ".join(f"{process.name} {process.state}" for process in view.processes)
-        return f"[{clock(view.seconds)}] {view.name}: {states}"
+        rows = f" · {view.rows}" if view.rows else ""
+        return f"[{clock(view.seconds)}] {view.name}: {states}{rows}"
     parts = [
         f"[{clock(view.seconds)}] {view.name} {status.phase}",
         f"{percent(status.share_done)} {progress(status)}",
@@ -116,8 +117,7 @@ def panels(view: View) -> RenderableType:
     """Return a run as a screenful."""
     return Group(
         _headline(view),
-        _progress_bar(view),
-        _flow(view.status),
+        *([Text(view.rows)] if view.rows else [_progress_bar(view), _flow(view.status)]),
         _processes(view),
         *([_points(view.status)] if view.status.points else []),
         *(Text(note, style="yellow") for note in view.notes),

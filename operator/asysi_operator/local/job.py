@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import yaml
@@ -20,6 +21,7 @@ from asysi_operator.local.events import Events
 from asysi_operator.local.output import Output
 from asysi_operator.local.places import SHARED_MEMORY, Places, refuse_small_memory
 from asysi_operator.local.pod import Pod, Strike
+from asysi_operator.local.rows import progress
 from asysi_operator.local.summary import summary
 from asysi_operator.local.watching import Watching
 from asysi_operator.local.wishes import Wishes
@@ -41,7 +43,9 @@ def run_objects(
     shared: Path = SHARED_MEMORY,
     scratch: Path | None = None,
 ) -> int:
-    """Run the Job among `objects` to its end; must be called on the main thread.
+    """Run the Jobs among `objects` one after the other; must be called on the main thread.
+
+    The last is the experiment's own, the one before it the pipeline's, where there is one.
 
     Args:
         objects: what `manifests.build` renders.
@@ -59,7 +63,8 @@ def run_objects(
     Raises:
         ConfigError: nothing was started and nothing is left behind.
     """
-    job = _one(objects, "Job")
+    jobs = [item for item in objects if item["kind"] == "Job"]
+    job = jobs[-1]
     name, pod = job["metadata"]["name"], job["spec"]["template"]["spec"]
     _refuse(job, kill_once)
     cpus = bound(binding or {})
@@ -74,7 +79,7 @@ def run_objects(
         results = Output(output)
         results.open(overwrite=overwrite)
         shown = display(plain=plain)
-        watching = Watching(name, shown, asker, wishes, kill_once)
+        watching = Watching(name, shown, asker, wishes, kill_once, rows=lambda: progress(output))
 
         def look(attempt: int, pod: Pod) -> None:
             watching.look(attempt, pod)
@@ -85,22 +90,36 @@ def run_objects(
         try:
             results.write(runtime.EXPERIMENT_FILE, _as_yaml(config[runtime.MOUNTS[Env.CONFIG].name]))
             with Events(output / runtime.EVENTS_FILE) as events, shown:
-                outcome = Attempts(
-                    job,
-                    places=places,
-                    output=output,
-                    events=events,
-                    wishes=wishes,
-                    look=look,
-                    asker=asker,
-                    cpus=cpus,
-                    strike=_strike(kill_once, output),
-                ).run()
+                for one in jobs:
+                    outcome = Attempts(
+                        one,
+                        places=places,
+                        output=output,
+                        events=events,
+                        wishes=wishes,
+                        look=look,
+                        asker=asker,
+                        cpus=cpus,
+                        strike=_strike(kill_once, output) if one is job else None,
+                    ).run()
+                    if one is not job:
+                        outcome = _before(outcome, wishes)
+                        places.fresh()
+                    if outcome.code != Exit.OK:
+                        break
         finally:
             _settle(results, outcome)
+    assert outcome is not None
     text = summary(name, outcome, watching.status, output)
     print(text, file=sys.stdout if outcome.code == Exit.OK else sys.stderr)
     return int(outcome.code)
+
+
+def _before(outcome: Outcome, wishes: Wishes) -> Outcome:
+    """Return the pipeline's outcome: whoever ends it early wants no model to run."""
+    if not wishes.clean_end or outcome.code not in {Exit.OK, Exit.FAILED}:
+        return outcome
+    return replace(outcome, code=Exit.INTERRUPTED, reason="ended early at your wish: run it again to go on")
 
 
 def _one(objects: Sequence[Manifest], kind: str) -> Manifest:

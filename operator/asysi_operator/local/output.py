@@ -107,7 +107,8 @@ class Output:
 
     def discard(self) -> None:
         """Leave the place as it was found."""
-        if self.folder in self._made:  # whatever is in it, this run has made it
+        # Whatever is in it, this run has made it; what a pipeline has made is never made twice.
+        if self.folder in self._made and not (self.folder / runtime.PIPELINE_FOLDER).exists():
             shutil.rmtree(self.folder, ignore_errors=True)
         self._remove_found()
         self._return_old()

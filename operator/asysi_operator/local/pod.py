@@ -191,6 +191,8 @@ class Pod:
             host = self.member(runtime.Container.HOST)
             if host is not None:
                 host.send(signal.SIGINT)
+            elif pipeline := self.member(runtime.Container.PIPELINE):
+                pipeline.send(signal.SIGTERM)  # a second SIGINT would kill it
 
     def _despair_of(self, member: Member) -> None:
         if not member.container.sidecar:

@@ -22,11 +22,12 @@ def judge(codes: Mapping[str, int], mains: Sequence[str], rules: Sequence[Manife
         codes: exit codes of the containers that have ended, by name.
         mains: main containers; all of them at 0 complete the Job.
         rules: `podFailurePolicy.rules`, the first that fits decides; where none fits the attempt counts.
+            Those about a pod's conditions fit no process.
     """
     if all(codes.get(name) == 0 for name in mains):
         return Judgement.COMPLETE
     for rule in rules:
-        if _fits(rule["onExitCodes"], codes):
+        if "onExitCodes" in rule and _fits(rule["onExitCodes"], codes):
             return Judgement.FAIL if rule["action"] == "FailJob" else Judgement.RETRY
     return Judgement.RETRY
 

@@ -24,6 +24,8 @@ class View:
     """Since the run began."""
     processes: tuple[Process, ...] = ()
     status: Status = field(default_factory=Status)
+    rows: str = ""
+    """How far the pipeline is, while it runs."""
     notes: tuple[str, ...] = ()
     """What the user should know now."""
 

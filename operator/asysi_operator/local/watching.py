@@ -1,6 +1,7 @@
 """Looks at the pod while it runs: asks finish how it goes, and shows the answer."""
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 
 from asysi.contract.runtime import Container
@@ -18,11 +19,28 @@ ASK_EVERY = 0.5
 class Watching:
     """Keeps the newest status and shows it.
 
+    Args:
+        name: name of the experiment.
+        display: where it is shown.
+        asker: asks finish.
+        wishes: what the user wishes.
+        strike: container that is killed once, if any.
+        rows: tells how far the pipeline is.
+
     Attributes:
         status: the newest answer of finish in any attempt.
     """
 
-    def __init__(self, name: str, display: Display, asker: Asker, wishes: Wishes, strike: str | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        display: Display,
+        asker: Asker,
+        wishes: Wishes,
+        strike: str | None,
+        *,
+        rows: Callable[[], str] = str,
+    ) -> None:
         self._name, self._display, self._asker, self._wishes, self._strike = (
             name,
             display,
@@ -30,6 +48,7 @@ class Watching:
             wishes,
             strike,
         )
+        self._rows, self._rows_at, self._made = rows, 0.0, ""
         self._began = time.monotonic()
         self._answer: Future[bytes] | None = None
         self._asked_at, self._attempt = 0.0, 0
@@ -57,8 +76,17 @@ class Watching:
             seconds=time.monotonic() - self._began,
             processes=tuple(Process(member.name, member.state, member.restarts) for member in pod.members),
             status=self.status,
+            rows=self._pipeline(pod),
             notes=tuple(self._notes(pod)),
         )
+
+    def _pipeline(self, pod: Pod) -> str:
+        now = time.monotonic()
+        if pod.member(Container.PIPELINE) is None:
+            return ""
+        if now - self._rows_at >= ASK_EVERY:
+            self._made, self._rows_at = self._rows(), now
+        return self._made
 
     def _notes(self, pod: Pod) -> list[str]:
         notes = []

@@ -5,9 +5,9 @@ from asysi.contract.errors import ConfigError
 from asysi.contract.spec import ScanExperiment
 from asysi_operator.manifests.claim import claim
 from asysi_operator.manifests.config_map import config_map
-from asysi_operator.manifests.job import job
+from asysi_operator.manifests.job import job, pipeline_job
 from asysi_operator.manifests.kinds import Image, Manifest
-from asysi_operator.manifests.network_policy import network_policy
+from asysi_operator.manifests.network_policy import network_policy, pipeline_policy
 from asysi_operator.manifests.resources import refuse_impossible_memory
 
 IMAGE = f"asysi-worker:{__version__}"
@@ -40,9 +40,12 @@ def build(
             "pod yet: write HPC"
         )
     refuse_impossible_memory(experiment.spec)
+    made, data = Image(image, pull_policy), experiment.spec.data
+    rows = data is not None and data.pipeline is not None
     return [
         config_map(experiment),
         *([] if experiment.spec.output.claim else [claim(experiment)]),
         network_policy(experiment),
-        job(experiment, Image(image, pull_policy), first_attempt),
+        *([pipeline_policy(experiment), pipeline_job(experiment, made)] if rows else []),
+        job(experiment, made, first_attempt),
     ]

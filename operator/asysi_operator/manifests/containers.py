@@ -23,6 +23,11 @@ def main_containers(experiment: ScanExperiment, image: Image) -> list[Manifest]:
     return [_host(experiment, image), _container(experiment, image, Container.FINISH)]
 
 
+def pipeline_container(experiment: ScanExperiment, image: Image) -> Manifest:
+    """Return the one container of the pipeline's pods."""
+    return _container(experiment, image, Container.PIPELINE)
+
+
 def _container(experiment: ScanExperiment, image: Image, container: Container) -> Manifest:
     spec, name = experiment.spec, str(container)
     ports = [{"name": name, "containerPort": PORTS[container]}] if container in PORTS else []

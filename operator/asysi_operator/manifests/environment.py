@@ -41,7 +41,12 @@ def environment_from(spec: Spec, container: Container) -> list[Manifest]:
 
 
 def secrets(spec: Spec, container: Container) -> list[SecretRef]:
-    """Return the Secrets that a container needs: prepare fetches the model, all but prepare write results."""
+    """Return the Secrets that a container needs.
+
+    The pipeline's operators call endpoints and stores, prepare fetches the model, the others write results.
+    """
+    if container is Container.PIPELINE:
+        return list(spec.data.pipeline.secret_refs) if spec.data and spec.data.pipeline else []
     ref = spec.model.secret_ref if container is Container.PREPARE else spec.output.secret_ref
     return [ref] if ref else []
 

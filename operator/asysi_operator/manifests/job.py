@@ -4,8 +4,8 @@ from asysi.contract.runtime import Container, Exit
 from asysi.contract.spec import ScanExperiment
 from asysi_operator.manifests.kinds import Image, Manifest
 from asysi_operator.manifests.labels import QUEUE, metadata
-from asysi_operator.manifests.names import job_name
-from asysi_operator.manifests.pod import pod_template
+from asysi_operator.manifests.names import job_name, rows_name
+from asysi_operator.manifests.pod import pipeline_template, pod_template
 
 START_DEADLINE = "asysi.dev/start-deadline-seconds"
 """Annotation: seconds in which the host must have started. A Job itself has no such deadline."""
@@ -16,17 +16,14 @@ it before its totals are read when the operator is away, and the experiment woul
 
 def job(experiment: ScanExperiment, image: Image, first_attempt: int) -> Manifest:
     """Return the Job. It is Indexed, with one index: only then does a pod learn the number of its attempt."""
-    lifecycle, queue = experiment.spec.lifecycle, experiment.spec.scheduling.queue_name
-    described = metadata(experiment, job_name(experiment))
-    if queue:
-        described["labels"][QUEUE] = queue
+    lifecycle = experiment.spec.lifecycle
+    described = _described(experiment, job_name(experiment))
     seconds = {
         START_DEADLINE: lifecycle.start_deadline_seconds,
         TTL: lifecycle.ttl_seconds_after_finished,
     }
     if annotations := {key: str(value) for key, value in seconds.items() if value is not None}:
         described["annotations"] = annotations
-    deadline = lifecycle.active_deadline_seconds
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -35,15 +32,62 @@ def job(experiment: ScanExperiment, image: Image, first_attempt: int) -> Manifes
             "completions": 1,
             "parallelism": 1,
             "completionMode": "Indexed",
-            # A queue suspends and resumes the Job itself.
-            **({"suspend": lifecycle.suspend} if lifecycle.suspend or not queue else {}),
+            **_lifecycle(experiment),
             "backoffLimit": lifecycle.max_restarts,
             "backoffLimitPerIndex": lifecycle.max_restarts,
             "podReplacementPolicy": "Failed",  # two attempts never write one output
             "podFailurePolicy": {"rules": failure_rules()},
-            **({"activeDeadlineSeconds": deadline} if deadline is not None else {}),
             "template": pod_template(experiment, image, first_attempt),
         },
+    }
+
+
+def pipeline_job(experiment: ScanExperiment, image: Image) -> Manifest:
+    """Return the Job that runs before: an index a shard, and a dead one goes on where its ledger ends.
+
+    The first shard that is given up ends the Job. Who is moved to another node has not failed.
+    """
+    data = experiment.spec.data
+    assert data is not None
+    assert data.pipeline is not None
+    moved = {"type": "DisruptionTarget", "status": "True"}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": _described(experiment, rows_name(experiment)),
+        "spec": {
+            "completions": data.pipeline.shards,
+            "parallelism": data.pipeline.parallelism or data.pipeline.shards,
+            "completionMode": "Indexed",
+            **_lifecycle(experiment),
+            "backoffLimitPerIndex": experiment.spec.lifecycle.max_restarts,
+            "maxFailedIndexes": 0,
+            "podReplacementPolicy": "Failed",  # two pods never write one ledger
+            "podFailurePolicy": {
+                "rules": [
+                    _rule("FailJob", Container.PIPELINE, "In", Exit.CONFIG),
+                    {"action": "Ignore", "onPodConditions": [moved]},
+                ]
+            },
+            "template": pipeline_template(experiment, image),
+        },
+    }
+
+
+def _described(experiment: ScanExperiment, name: str) -> Manifest:
+    described = metadata(experiment, name)
+    if queue := experiment.spec.scheduling.queue_name:
+        described["labels"][QUEUE] = queue
+    return described
+
+
+def _lifecycle(experiment: ScanExperiment) -> Manifest:
+    lifecycle, queue = experiment.spec.lifecycle, experiment.spec.scheduling.queue_name
+    deadline = lifecycle.active_deadline_seconds
+    return {
+        # A queue suspends and resumes the Job itself.
+        **({"suspend": lifecycle.suspend} if lifecycle.suspend or not queue else {}),
+        **({"activeDeadlineSeconds": deadline} if deadline is not None else {}),
     }
 
 

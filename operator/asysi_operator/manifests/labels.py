@@ -10,6 +10,7 @@ from asysi.contract.spec import API_VERSION, KIND, ScanExperiment
 from asysi_operator.manifests.kinds import Manifest
 
 EXPERIMENT = "asysi.dev/experiment"
+COMPONENT = "app.kubernetes.io/component"
 QUEUE = "kueue.x-k8s.io/queue-name"
 FIRST_ATTEMPT = "asysi.dev/first-attempt"
 """Annotation of the pod: number of the Job's first attempt."""
@@ -31,7 +32,7 @@ def labels(experiment: ScanExperiment) -> dict[str, str]:
         **users,
         "app.kubernetes.io/name": "asysi",
         "app.kubernetes.io/instance": experiment.metadata.name,
-        "app.kubernetes.io/component": "experiment",
+        COMPONENT: "experiment",
         "app.kubernetes.io/part-of": "asysi",
         "app.kubernetes.io/managed-by": "asysi-operator",
         **selector(experiment),
@@ -41,6 +42,15 @@ def labels(experiment: ScanExperiment) -> dict[str, str]:
 def spec_digest(experiment: ScanExperiment) -> str:
     """Return a digest of the frozen part of the spec, as SPEC holds it."""
     return digest(frozen_part(experiment))
+
+
+def rows_digest(experiment: ScanExperiment) -> str:
+    """Return a digest of what of the spec the pipeline's pods are made from, as SPEC of theirs holds it."""
+    spec = frozen_part(experiment)
+    data = spec["data"]
+    pipeline = {key: value for key, value in data["pipeline"].items() if key != "parallelism"}
+    parts = {key: spec[key] for key in ("inputs", "output", "scheduling", "lifecycle")}
+    return digest({"uri": data["uri"], "pipeline": pipeline, **parts})
 
 
 def digest(value: Any) -> str:

@@ -2,6 +2,9 @@
 
 from asysi.contract.spec import ScanExperiment
 
+ROWS = "-rows"
+"""Suffix of what belongs to the pipeline; it leaves room for a pod's index."""
+
 
 def job_name(experiment: ScanExperiment) -> str:
     """Return the name of the Job."""
@@ -16,6 +19,11 @@ def config_name(experiment: ScanExperiment) -> str:
 def claim_name(experiment: ScanExperiment) -> str:
     """Return the name of the claim that results go to: the user's, or the experiment's own."""
     return experiment.spec.output.claim or f"{experiment.metadata.name}-output"
+
+
+def rows_name(experiment: ScanExperiment) -> str:
+    """Return the name of the pipeline's Job and NetworkPolicy."""
+    return f"{experiment.metadata.name}{ROWS}"
 
 
 def policy_name(experiment: ScanExperiment) -> str:

@@ -2,11 +2,11 @@
 
 import re
 
-from asysi.contract.runtime import PORTS
+from asysi.contract.runtime import PORTS, Container
 from asysi.contract.spec import ScanExperiment, Spec
 from asysi_operator.manifests.kinds import Manifest
-from asysi_operator.manifests.labels import metadata, selector
-from asysi_operator.manifests.names import policy_name
+from asysi_operator.manifests.labels import COMPONENT, metadata, selector
+from asysi_operator.manifests.names import policy_name, rows_name
 
 _LOCAL = {"file", "python", "jsonl", "csv", "parquet", "memory"}
 """Schemes that need no network; what stands behind a format's scheme is looked at too."""
@@ -28,9 +28,24 @@ def network_policy(experiment: ScanExperiment) -> Manifest:
     }
 
 
+def pipeline_policy(experiment: ScanExperiment) -> Manifest:
+    """Return what opens the network for the pipeline's pods alone: an operator may call any endpoint."""
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": metadata(experiment, rows_name(experiment)),
+        "spec": {
+            "podSelector": {"matchLabels": {**selector(experiment), COMPONENT: str(Container.PIPELINE)}},
+            "policyTypes": ["Egress"],
+            "egress": [{}],
+        },
+    }
+
+
 def needs_network(spec: Spec) -> bool:
     """Whether a source or the output lies beyond the node; a custom program may call whom it likes."""
-    uris = [spec.model.uri, spec.model.tokenizer, spec.data and spec.data.uri, spec.output.uri]
+    data = spec.data.uri if spec.data and spec.data.pipeline is None else None
+    uris = [spec.model.uri, spec.model.tokenizer, data, spec.output.uri]
     return spec.workload.custom is not None or any(_is_remote(uri) for uri in uris if uri)
 
 

@@ -1,10 +1,19 @@
-"""The pod of one attempt."""
+"""The pod of one attempt, and the pipeline's pods before it."""
 
+from asysi.contract.runtime import Container
 from asysi.contract.spec import ScanExperiment, Toleration
-from asysi_operator.manifests.containers import init_containers, main_containers
+from asysi_operator.manifests.containers import init_containers, main_containers, pipeline_container
 from asysi_operator.manifests.kinds import Image, Manifest
-from asysi_operator.manifests.labels import FIRST_ATTEMPT, SPEC, labels, spec_digest
-from asysi_operator.manifests.volumes import volumes
+from asysi_operator.manifests.labels import (
+    COMPONENT,
+    EXPERIMENT,
+    FIRST_ATTEMPT,
+    SPEC,
+    labels,
+    rows_digest,
+    spec_digest,
+)
+from asysi_operator.manifests.volumes import pipeline_volumes, volumes
 
 _USER = 65532
 """Nobody in particular; the images need no name for it."""
@@ -12,6 +21,41 @@ _USER = 65532
 
 def pod_template(experiment: ScanExperiment, image: Image, first_attempt: int) -> Manifest:
     """Return the pod template of the Job."""
+    # The first attempt, and nothing else here, may change while a Job is suspended: the next pod counts on
+    # from it.
+    annotations = {FIRST_ATTEMPT: str(first_attempt), SPEC: spec_digest(experiment)}
+    return _template(
+        experiment,
+        labels(experiment),
+        annotations,
+        initContainers=init_containers(experiment, image),
+        containers=main_containers(experiment, image),
+        volumes=volumes(experiment),
+    )
+
+
+def pipeline_template(experiment: ScanExperiment, image: Image) -> Manifest:
+    """Return the pod template of the pipeline's Job.
+
+    A claim that the experiment makes can be on one node at a time, so all its shards go to one.
+    """
+    named = {**labels(experiment), COMPONENT: str(Container.PIPELINE)}
+    same = {key: named[key] for key in (EXPERIMENT, COMPONENT)}
+    near = {"labelSelector": {"matchLabels": same}, "topologyKey": "kubernetes.io/hostname"}
+    affinity = {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [near]}}
+    return _template(
+        experiment,
+        named,
+        {FIRST_ATTEMPT: "0", SPEC: rows_digest(experiment)},
+        **({} if experiment.spec.output.claim else {"affinity": affinity}),
+        containers=[pipeline_container(experiment, image)],
+        volumes=pipeline_volumes(experiment),
+    )
+
+
+def _template(
+    experiment: ScanExperiment, named: Manifest, annotations: Manifest, **content: object
+) -> Manifest:
     scheduling, lifecycle = experiment.spec.scheduling, experiment.spec.lifecycle
     optional = {
         "nodeSelector": dict(scheduling.node_selector),
@@ -20,11 +64,7 @@ def pod_template(experiment: ScanExperiment, image: Image, first_attempt: int) -
         "runtimeClassName": scheduling.runtime_class_name,
     }
     return {
-        "metadata": {
-            "labels": labels(experiment),
-            # It, and nothing else here, may change while a Job is suspended: the next pod counts on from it.
-            "annotations": {FIRST_ATTEMPT: str(first_attempt), SPEC: spec_digest(experiment)},
-        },
+        "metadata": {"labels": named, "annotations": annotations},
         "spec": {
             "restartPolicy": "Never",
             "terminationGracePeriodSeconds": lifecycle.grace_period_seconds,
@@ -32,9 +72,7 @@ def pod_template(experiment: ScanExperiment, image: Image, first_attempt: int) -
             "enableServiceLinks": False,
             "securityContext": _security(),
             **{key: value for key, value in optional.items() if value},
-            "initContainers": init_containers(experiment, image),
-            "containers": main_containers(experiment, image),
-            "volumes": volumes(experiment),
+            **content,
         },
     }
 

@@ -12,7 +12,7 @@ from asysi_operator.manifests.kinds import Manifest
 _MIB = 2**20
 
 
-def of_container(spec: Spec, container: Container) -> Resources:
+def of_container(spec: Spec, container: Container) -> Resources:  # noqa: PLR0911 - a case each
     """Return what the spec gives a container.
 
     Raises ValueError when the experiment has no such container.
@@ -26,6 +26,8 @@ def of_container(spec: Spec, container: Container) -> Resources:
             return spec.resources.host
         case Container.FINISH:
             return spec.resources.finish
+        case Container.PIPELINE if spec.data is not None and spec.data.pipeline is not None:
+            return Resources(cpus=spec.data.pipeline.cpus, memory=spec.data.pipeline.memory)
         case Container.SAE if spec.sae is not None:
             return Resources(cpus=spec.sae.cpus, memory=spec.sae.memory)
         case Container.ARCHIVER if spec.archive.enabled:
@@ -34,8 +36,8 @@ def of_container(spec: Spec, container: Container) -> Resources:
 
 
 def containers_of(spec: Spec) -> list[Container]:
-    """Return the experiment's containers in the order in which they start."""
-    absent = {Container.SAE} if spec.sae is None else set()
+    """Return the containers of the experiment's pod in the order in which they start."""
+    absent = {Container.PIPELINE} | ({Container.SAE} if spec.sae is None else set())
     absent |= set() if spec.archive.enabled else {Container.ARCHIVER}
     return [container for container in Container if container not in absent]
 

@@ -10,7 +10,7 @@ from asysi_operator.manifests.resources import rings_bytes
 RINGS = "rings"
 """Name of the volume that holds the rings."""
 _CAPTURE = CAPTURE_RING.parts[0]
-_SHARING = {Container.PREPARE, Container.HOST, Container.FINISH}
+_SHARING = {Container.PIPELINE, Container.PREPARE, Container.HOST, Container.FINISH}
 """Containers that write the workspace; the others may look."""
 
 
@@ -35,11 +35,16 @@ def volumes(experiment: ScanExperiment) -> list[Manifest]:
     ]
 
 
+def pipeline_volumes(experiment: ScanExperiment) -> list[Manifest]:
+    """Return the volumes of the pipeline's pods: there are no rings."""
+    return [volume for volume in volumes(experiment) if volume["name"] not in {RINGS, "host-shm"}]
+
+
 def mounts(experiment: ScanExperiment, container: Container) -> list[Manifest]:
     """Return the mounts of a container. Those who read the model and the data see the inputs."""
     inputs = experiment.spec.inputs if container in _SHARING else []
     return [
-        *(_host_rings() if container is Container.HOST else [_mount(RINGS, MOUNTS[Env.SHM])]),
+        *_rings(container),
         _mount("workspace", MOUNTS[Env.WORKSPACE], readOnly=container not in _SHARING),
         _mount("output", MOUNTS[Env.OUTPUT]),
         _mount("config", MOUNTS[Env.CONFIG].parent, readOnly=True),
@@ -52,8 +57,12 @@ def _input(claim: str) -> str:
     return f"input-{claim}"
 
 
-def _host_rings() -> list[Manifest]:
+def _rings(container: Container) -> list[Manifest]:
     """The host sees the capture ring alone, inside a /dev/shm of its own."""
+    if container is Container.PIPELINE:
+        return []
+    if container is not Container.HOST:
+        return [_mount(RINGS, MOUNTS[Env.SHM])]
     return [
         _mount("host-shm", MOUNTS[Env.SHM].parent),
         _mount(RINGS, MOUNTS[Env.SHM] / _CAPTURE, subPath=_CAPTURE),

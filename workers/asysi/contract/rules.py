@@ -1,5 +1,6 @@
 """Rules that hold between fields, once for Python and once for the API server."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ PREPARE_HEAP = 512 * 2**20
 """Bytes that prepare needs besides the rings: the interpreter, torch, the model's structure."""
 HEAP = 256 * 2**20
 """Bytes that any process needs beside the rings, at the least: an interpreter with its libraries."""
+_PACKED = "[.](gz|bz2|xz|zst)$"
 WORKLOADS = tuple(field.alias or name for name, field in Workload.model_fields.items())
 
 
@@ -191,6 +193,16 @@ def _separator_is_for_concat(spec: Spec) -> Iterator[Problem]:
         )
 
 
+def _shards_split_plain_files(spec: Spec) -> Iterator[Problem]:
+    if spec.data is None or spec.data.pipeline is None or spec.data.pipeline.shards == 1:
+        return
+    if packed := re.search(_PACKED, spec.data.uri):
+        yield Problem(
+            ("spec", "data", "pipeline", "shards"),
+            f"is {spec.data.pipeline.shards}, but a {packed[0]} file cannot be split: unpack it, or take 1",
+        )
+
+
 def _queues_are_for_consumer_mode(spec: Spec) -> Iterator[Problem]:
     if spec.mode == "HPC" and spec.bus.redis is not None:
         yield Problem(
@@ -335,6 +347,12 @@ RULES = (
         "!has(self.separatorToken) || self.packing == 'concat'",
         "separatorToken goes with packing concat",
         _separator_is_for_concat,
+    ),
+    Rule(
+        "spec.data",
+        "!has(self.pipeline) || self.pipeline.shards == 1 || !self.uri.matches('" + _PACKED + "')",
+        "shards split plain files: unpack data.uri, or take one shard",
+        _shards_split_plain_files,
     ),
     Rule(
         "spec",

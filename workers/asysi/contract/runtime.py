@@ -8,8 +8,9 @@ from pathlib import PurePosixPath
 
 
 class Container(StrEnum):
-    """Containers of an experiment's pod, in the order in which they start."""
+    """Containers of an experiment in the order in which they start: pipeline in a pod of its own."""
 
+    PIPELINE = "pipeline"
     PREPARE = "prepare"
     ARCHIVER = "archiver"
     SAE = "sae"
@@ -19,6 +20,7 @@ class Container(StrEnum):
 
 
 MODULES = {
+    Container.PIPELINE: "asysi.pipeline.job",
     Container.PREPARE: "asysi.hosts.prepare",
     Container.ARCHIVER: "asysi.archive",
     Container.SAE: "asysi.sae",
@@ -112,6 +114,8 @@ MODEL_FOLDER = PurePosixPath("model")
 """The model as the run left it, a Hugging Face folder, where the workload trains it."""
 WEIGHTS_FOLDER = PurePosixPath("weights")
 """What the parameters say: `before.csv`, `after.csv`, `difference.csv`, `report.html`, `run_meta.json`."""
+PIPELINE_FOLDER = PurePosixPath("pipeline")
+"""`pipeline/<digest>/rows.jsonl`, sealed, with the ledgers of its shards and the rows between operators."""
 LOG_FOLDER = PurePosixPath("logs")
 
 # Files below the workspace.

@@ -111,26 +111,94 @@ class Holdout(Part):
     """Seed of the hash that chooses them: a document's fate depends on its text and this seed alone."""
 
 
-class PipelineOperator(Part):
-    """One node of a data pipeline."""
+PipelineName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", max_length=128)]
+"""Up to 128 letters, digits, dots, `_` and `-`."""
+OnError = Literal["fail", "dead_letter"]
+Budget = Annotated[dict[Short, Annotated[float, Field(gt=0, le=1e15)]], Field(max_length=64)]
+Few = Annotated[int, Field(ge=1, le=1024)]
+
+
+class PipelineWriter(Part):
+    """How computed rows reach the disk."""
+
+    async_mode: bool = True
+    """Whether a thread of its own writes, so that computing goes on meanwhile."""
+    queue_size: Annotated[int, Field(ge=1, le=10_000_000)] = 20_000
+    """Computed rows that may wait for the disk; beyond it, computing waits."""
+    flush_batch_size: Annotated[int, Field(ge=1, le=10_000_000)] = 500
+    """Rows gathered before they are written."""
+    flush_interval: Annotated[float, Field(gt=0, le=3600)] = 1.0
+    """Seconds after which even a single row is written."""
+    retry_interval: Annotated[float, Field(gt=0, le=60)] = 0.1
+    """Longest time that the writing thread sleeps before it looks at its queue, seconds."""
+    fsync: bool = True
+    """Whether rows and ledger are on the disk with each commit. Off, they survive a killed process but not a
+    lost machine; either way a resume is exact."""
+
+
+class PipelineNode(Part):
+    """One node: an operator and how it runs."""
 
     operator: Short
-    """Name of the operator."""
+    """Name of the operator, or `module:Class`."""
     params: FreeForm = {}
     """Parameters of the operator."""
-    parallel_size: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Rows or batches in flight at once."""
-    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 1
-    """Rows in a batch."""
+    name: PipelineName | None = None
+    """Name of the node in files, logs and the ledger; unset takes its place and its operator's name."""
+    parallel_size: Few | None = None
+    """Batches in flight at once, on threads; unset takes the pipeline's."""
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] | None = None
+    """Source rows in a batch; unset takes the pipeline's."""
+    processes: Few | None = None
+    """Processes that compute, one reading for all of them; unset takes the pipeline's."""
     output_uri: Uri | None = None
     """Where the node's rows go; unset keeps them in the pipeline's folder."""
+    on_error: OnError | None = None
+    """What becomes of a row that cannot be processed; unset takes the pipeline's."""
+    writer: PipelineWriter | None = None
+    """How the node writes; unset takes the pipeline's."""
 
 
 class Pipeline(Part):
-    """A data pipeline that runs before the experiment, in a Job of its own."""
+    """Operators over rows, and how they run."""
 
-    operators: Annotated[list[PipelineOperator], Field(min_length=1, max_length=64)]
+    operators: Annotated[list[PipelineNode], Field(min_length=1, max_length=64)]
     """Nodes in the order in which rows pass them."""
+    streaming: bool = False
+    """Whether all nodes run at once, each on the rows that the one before has committed."""
+    parallel_size: Few = 1
+    """Batches in flight at once in each node, on threads: for operators that wait."""
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 1
+    """Source rows in a batch."""
+    processes: Few = 1
+    """Processes that compute in each node, one reading for all of them: for operators that compute."""
+    shards: Few = 1
+    """Parts of the input, by byte ranges of its files, each run by a process with a ledger of its own, and
+    merged at the end: for inputs so large that even one reader is too slow."""
+    writer: PipelineWriter = PipelineWriter()
+    """How nodes write."""
+    on_error: OnError = "fail"
+    """`fail` ends the run at the first row that cannot be processed; `dead_letter` sets such rows aside, for
+    `asysi pipeline redrive`."""
+    max_dead_letters: Annotated[int, Field(ge=0, le=100_000_000)] = 1000
+    """Rows that each node may set aside before the run fails."""
+    budget: Budget = {}
+    """By name of what operators report (`cost`, `total_tokens`), how much may be spent before the run ends
+    cleanly. Of shards, each has its share."""
+
+
+class DataPipeline(Pipeline):
+    """A data pipeline that runs before the experiment: on a cluster in a Job of its own, a pod a shard."""
+
+    parallelism: Few | None = None
+    """Shards that run at once on a cluster; unset runs all."""
+    cpus: Annotated[float, Field(gt=0, le=1024)] = 1.0
+    """CPUs of a shard; whole CPUs are pinned on a node that can."""
+    memory: Memory = "1Gi"
+    """Memory of a shard."""
+    secret_refs: Annotated[list[SecretRef], Field(max_length=16)] = []
+    """Secrets with the keys of endpoints and stores, as environment variables of the operators. A local run
+    takes its own environment."""
 
 
 class Data(Part):
@@ -142,8 +210,9 @@ class Data(Part):
     """How text becomes tokens, and which tokens are data."""
     holdout: Holdout = Holdout()
     """Documents that are never trained on."""
-    pipeline: Pipeline | None = None
-    """A data pipeline that makes the rows first."""
+    pipeline: DataPipeline | None = None
+    """A data pipeline over the rows of `uri`: the model reads what it makes of them, which stays in
+    `pipeline/` of the output."""
 
 
 class Input(Part):
@@ -490,7 +559,7 @@ class Lifecycle(Part):
     suspend: bool = False
     """Whether the experiment waits."""
     active_deadline_seconds: Annotated[int, Field(ge=1)] | None = None
-    """Seconds after which a running experiment fails."""
+    """Seconds after which a running experiment fails; a pipeline before it has as many of its own."""
     start_deadline_seconds: Annotated[int, Field(ge=1)] | None = None
     """Seconds after which an experiment that has not started fails."""
     max_restarts: Annotated[int, Field(ge=0, le=100)] = 2

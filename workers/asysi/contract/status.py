@@ -65,6 +65,19 @@ class LedgerStatus(Part):
     """Equations that do not."""
 
 
+class PipelineStatus(Part):
+    """How far the pipeline before the experiment is."""
+
+    shards: Count | None = None
+    """Shards that there are."""
+    done: Count | None = None
+    """Shards that are done."""
+    running: Count | None = None
+    """Pods that run or wait for a node."""
+    failed: Count | None = None
+    """Pods that have failed; each shard goes on where its last pod ended."""
+
+
 class LastFailure(Part):
     """The last thing that went wrong."""
 
@@ -106,6 +119,8 @@ class Status(Part):
     """When the experiment ended."""
     cpu_sets: Annotated[dict[str, Word], Field(max_length=16)] = Field(default_factory=dict)
     """Processors that each container really got, as in `taskset -c`."""
+    pipeline: PipelineStatus | None = None
+    """How far the pipeline before the experiment is."""
     counters: Counters | None = None
     """Rows at all hook points together."""
     sae: SaeStatus | None = None

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import torch
 
 from asysi.capture.points import read_points
+from asysi.contract.rows import read_rows
 from asysi.contract.runtime import MODEL_FILE, POINTS_FILE, SAE_FOLDER
 from asysi.contract.spec import ScanExperiment
 from asysi.finish import features, sample
@@ -94,7 +95,13 @@ def analyse(
         result.model = _describe(loaded, spec.model.dtype, len(points))
         scan = spec.workload.scan
         again = read_again(
-            loaded, points, spec.data, passes=scan.passes, max_samples=scan.max_samples, seed=SEED, beat=beat
+            loaded,
+            points,
+            read_rows(spec.data, output),
+            passes=scan.passes,
+            max_samples=scan.max_samples,
+            seed=SEED,
+            beat=beat,
         )
         _compare_norms(result, again, output)
         _look(result, experiment, exports, again, gauges={one.path: one for one in gauges}, beat=beat)

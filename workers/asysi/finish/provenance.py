@@ -57,6 +57,8 @@ def model_name(uri: str) -> str:
 def _corpus(experiment: ScanExperiment, host: Host, seen: Mapping[str, Any]) -> str:
     data, scan = experiment.spec.data, experiment.spec.workload.scan
     parts = [data.uri.rpartition("/")[2] or data.uri if data else "no data"]
+    if data is not None and data.pipeline is not None:
+        parts[0] += f" through {', '.join(node.operator for node in data.pipeline.operators)}"
 
     def number(key: str) -> str:
         return count(seen.get(key))

@@ -11,6 +11,7 @@ from asysi.capture.globs import match_globs
 from asysi.capture.points import HookPoint
 from asysi.contract.errors import ConfigError
 from asysi.contract.quantity import format_bytes
+from asysi.contract.rows import pipeline_file, read_rows
 from asysi.contract.spec import Data, ScanExperiment, Spec
 from asysi.hosts.model import ResolvedModel, build_on_meta, load_model, load_tokenizer, resolve_model
 from asysi.hosts.rings import RingPlan, bus_problems, capture_problems, plan_rings
@@ -66,7 +67,7 @@ def check(
     spec, report = experiment.spec, CheckReport()
     _check_model(spec, report, workspace)
     if spec.data is not None:
-        _check_data(spec, spec.data, report)
+        _check_data(experiment, spec.data, output or _default_output(experiment), report)
     _check_rings(spec, report, shm)
     _check_output(output or _default_output(experiment), report)
     return report
@@ -195,13 +196,17 @@ def _check_positions(module: "torch.nn.Module", length: int, report: CheckReport
         )
 
 
-def _check_data(spec: Spec, data: Data, report: CheckReport) -> None:
+def _check_data(experiment: ScanExperiment, data: Data, output: Path, report: CheckReport) -> None:
     if report.model is not None and report.model.tokenizer is not None:
         try:
             make_policy(data.tokens, load_tokenizer(report.model))
         except ConfigError as error:
             report.need(error)
-    source = TextSource(data, spec.workload.scan.max_samples if spec.workload.scan else None)
+    spec, rows = experiment.spec, read_rows(data, output.absolute())
+    if data.pipeline is not None and not Path(f"{rows.uri.removeprefix('jsonl://')}.done").exists():
+        _check_pipeline(experiment, output.absolute(), report)
+        return
+    source = TextSource(rows, spec.workload.scan.max_samples if spec.workload.scan else None)
     try:
         for document in source:
             report.documents += 1
@@ -211,12 +216,23 @@ def _check_data(spec: Spec, data: Data, report: CheckReport) -> None:
         return
     report.duplicates = source.duplicates
     if not report.documents:
-        report.problems.append(f"spec.data.uri: {data.uri} holds no document")
+        report.problems.append(f"spec.data.uri: {rows.uri} holds no document")
     elif data.holdout.share and not report.held_out:
         report.warnings.append(
             f"spec.data.holdout.share: none of {report.documents} documents is held out, so nothing can be "
             "evaluated"
         )
+
+
+def _check_pipeline(experiment: ScanExperiment, output: Path, report: CheckReport) -> None:
+    """Make the operators of a pipeline that has not run yet."""
+    from asysi.pipeline.specfile import operators_of  # noqa: PLC0415 - few experiments have a pipeline
+
+    try:
+        operators_of(pipeline_file(experiment, output))
+    except ConfigError as error:
+        report.problems += [f"spec.data.pipeline.{problem}" for problem in error.problems]
+    report.warnings.append("spec.data.pipeline: how many documents it makes is known once it has run")
 
 
 def _check_rings(spec: Spec, report: CheckReport, shm: Path) -> None:

@@ -21,6 +21,10 @@ def main(worker: Worker) -> int:
     Raises:
         ConfigError: it cannot run as it stands.
     """
+    if worker.experiment.spec.data is not None and worker.experiment.spec.data.pipeline is not None:
+        from asysi.pipeline.job import settle  # noqa: PLC0415 - few experiments have a pipeline
+
+        log.info("the pipeline made %d rows", settle(worker.experiment, worker.output).rows)
     report = check(worker.experiment, shm=worker.shm, output=worker.output, workspace=worker.workspace)
     for warning in report.warnings:
         log.warning("%s", warning)

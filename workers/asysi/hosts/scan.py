@@ -14,6 +14,7 @@ from asysi.bus.mailbox import CaptureWord
 from asysi.capture.hooker import ActivationHooker
 from asysi.capture.points import HookPoint, read_points
 from asysi.contract.errors import ConfigError
+from asysi.contract.rows import read_rows
 from asysi.contract.runtime import CAPTURE_RING, HOST_FOLDER, MODEL_FILE, POINTS_FILE, Container, Exit
 from asysi.contract.spec import Data, Scan
 from asysi.files import write_atomic
@@ -110,7 +111,7 @@ def main(worker: Worker) -> int:
         points = read_points(worker.workspace / POINTS_FILE)
         loaded = load_model(read_resolved(worker.workspace / MODEL_FILE), spec.model.dtype)
         engine = ScannerEngine(loaded, points, "cuda" if spec.resources.host.gpus else "cpu")
-        reading = read_data(spec.data, scan, loaded.tokenizer)
+        reading = read_data(read_rows(spec.data, worker.output), scan, loaded.tokenizer)
         hooker = ActivationHooker(
             engine.module, points, writer, control,
             sampling=spec.capture.sampling, seed=scan.seed, root=engine.root, attempt=worker.attempt,

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from asysi.contract.errors import ConfigError
 from asysi.contract.loading import Mark, merge, read, resolve_path, sentences, set_value
 from asysi.contract.mistakes import problem_of
-from asysi.contract.pipeline import PipelineFile, PipelineNode, Writer
+from asysi.contract.pipeline import PipelineFile
+from asysi.contract.spec import PipelineNode, PipelineWriter
 from asysi.pipeline.config import NodeConfig, WriterConfig
 from asysi.pipeline.pipeline import UnifiedPipeline
 from asysi.pipeline.registry import make_operator
@@ -149,5 +150,5 @@ def _node(node: PipelineNode) -> NodeConfig:
     )
 
 
-def _writer(writer: Writer) -> WriterConfig:
+def _writer(writer: PipelineWriter) -> WriterConfig:
     return WriterConfig(**writer.model_dump())

@@ -1,0 +1,42 @@
+"""How far the pipeline before an experiment is: what its shards say of themselves, read without trust."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from asysi.contract.runtime import PIPELINE_FOLDER
+
+RUNTIME = "runtime.json"
+"""File beside each ledger with the nodes and how many rows of each are durable."""
+
+
+def progress(output: Path) -> str:
+    """Return rows of rows for each operator, all shards of the newest pipeline together; empty if unknown.
+
+    Args:
+        output: folder of the results.
+    """
+    folders = [folder for folder in (output / PIPELINE_FOLDER).glob("*") if folder.is_dir()]
+    newest = max(folders, key=lambda folder: folder.stat().st_mtime, default=None)
+    if newest is None:
+        return ""
+    done: dict[str, list[int]] = {}
+    for file in [newest / RUNTIME, *newest.glob(f"shard-*/{RUNTIME}")]:
+        for node in _nodes(file):
+            sums = done.setdefault(str(node.get("node_id")), [0, 0])
+            sums[0] += _count(node.get("durable"))
+            sums[1] += _count(node.get("total"))
+    return ", ".join(f"{name} {rows:,} of {total:,} rows" for name, (rows, total) in done.items() if total)
+
+
+def _nodes(file: Path) -> list[dict[str, Any]]:
+    try:
+        image = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return []
+    nodes = image.get("nodes") if isinstance(image, dict) else None
+    return [node for node in nodes if isinstance(node, dict)] if isinstance(nodes, list) else []
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and value > 0 else 0

@@ -1,0 +1,122 @@
+"""The pipeline of an experiment, before its own pod: a shard a pod of an Indexed Job, or all of them here.
+
+What a shard has committed stands in its ledger on the volume of the results, so whoever is started again goes
+on there, and one that is done is done. The rows of all shards are put together by prepare, once.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from asysi.contract.errors import ConfigError
+from asysi.contract.pipeline import PipelineFile
+from asysi.contract.rows import pipeline_file
+from asysi.contract.runtime import Container, Exit
+from asysi.contract.spec import ScanExperiment
+from asysi.files import write_atomic
+from asysi.monitor.process import run_worker
+from asysi.monitor.worker import Worker
+from asysi.pipeline.crew import run_all
+from asysi.pipeline.progress import Lines
+from asysi.pipeline.seal import Seal
+from asysi.pipeline.shards import merge
+from asysi.pipeline.specfile import build
+from asysi.pipeline.streams import StreamFactory
+
+INPUT_FILE = "input.json"
+"""What the input's files were when the pipeline began: size, and time or tag of the last writing."""
+INDEX = "JOB_COMPLETION_INDEX"
+"""Variable in which an Indexed Job tells a pod which shard is its own."""
+
+
+def main(worker: Worker) -> int:
+    """Run the shard of this pod, or where there is no Job every shard; returns the exit code.
+
+    Raises:
+        ConfigError: the pipeline cannot run as it stands, or has spent its budget.
+        RowError: a row could not be processed.
+    """
+    spec, index = pipeline_file(worker.experiment, worker.output), os.environ.get(INDEX)
+    refuse_changed_input(spec)
+    if index is None and spec.shards > 1:
+        return run_all(spec.shards, lambda shard: run(spec, shard), Path(str(spec.results_dir)), live=False)
+    code = run(spec, int(index or 0))
+    # In a pod only SIGTERM ends a run early, and the pod that comes after goes on.
+    return Exit.TERMINATED if index is not None and code == Exit.INTERRUPTED else code
+
+
+def run(spec: PipelineFile, index: int) -> int:
+    """Run a shard to its end, from where its ledger ends; returns the exit code.
+
+    Raises:
+        ConfigError: it cannot run as it stands, or has spent its budget.
+        RowError: a row could not be processed.
+    """
+    shard = (index, spec.shards) if spec.shards > 1 else None
+    pipeline = build(spec, shard=shard, hooks=Lines(), progress=False)
+    pipeline.pipeline_id = spec.pipeline_id
+    if pipeline.has_begun():
+        pipeline.resume(spec.pipeline_id)
+    else:
+        pipeline.create(spec.pipeline_id)
+    report = pipeline.run()
+    if report.status == "budget_exhausted":
+        spent = ", ".join(f"{name} {report.usage.get(name, 0):g}" for name in spec.budget)
+        raise ConfigError(f"spec.data.pipeline.budget is spent ({spent}): raise it to go on")
+    return Exit.OK if report.status == "completed" else Exit.INTERRUPTED
+
+
+def refuse_changed_input(spec: PipelineFile) -> None:
+    """Note how the input's files are when the pipeline first runs, and compare them whenever it goes on.
+
+    Raises:
+        ConfigError: one of them is not what it was, or cannot be found.
+    """
+    note = Path(str(spec.results_dir)) / INPUT_FILE
+    try:
+        files, pattern = fsspec.core.url_to_fs(spec.input_uri.partition("://")[2])
+        paths = sorted(files.glob(pattern)) if any(sign in pattern for sign in "*?[") else [pattern]
+        found = {path: _state(files.info(path)) for path in paths}
+    except OSError as error:
+        raise ConfigError(f"spec.data.uri: {spec.input_uri} cannot be read: {error}") from error
+    if not note.exists():
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(note, json.dumps(found, indent=2))
+        return
+    before = json.loads(note.read_text())
+    if changed := sorted(path for path in {*before, *found} if before.get(path) != found.get(path)):
+        raise ConfigError(
+            f"spec.data.uri: {', '.join(changed[:3])} was changed after the pipeline over it had begun, and"
+            f" its rows would be of two inputs: undo the change, or delete {note.parent} to begin anew"
+        )
+
+
+def _state(info: dict[str, Any]) -> list[Any]:
+    """Return what tells a file from what it was: its size, and when it was written or its tag."""
+    tag = next((info[key] for key in ("mtime", "ETag", "etag", "LastModified") if info.get(key)), None)
+    return [info.get("size"), tag if isinstance(tag, int | float) else str(tag)]
+
+
+def settle(experiment: ScanExperiment, output: Path) -> Seal:
+    """Return the seal of the rows that the model will read, after putting those of all shards together.
+
+    May be called again after a crash, and does nothing once it is done.
+
+    Raises:
+        ConfigError: the pipeline is not done, or its rows are not what it has written.
+    """
+    spec = pipeline_file(experiment, output)
+    folder = Path(str(spec.results_dir))
+    if spec.shards > 1:
+        return merge(folder)
+    seal = StreamFactory.create(spec.output_uri, folder / "spool").verify()
+    if seal is None:
+        raise ConfigError(f"spec.data.pipeline: {spec.output_uri} has no seal: the pipeline is not done")
+    return seal
+
+
+if __name__ == "__main__":
+    run_worker(Container.PIPELINE, main)
