@@ -112,7 +112,8 @@ def _example_experiment() -> Tree:
         "data": {"tokens": {"packing": "concat"}},
         "capture": {"positions": {"mode": "random"}, "sampling": {"minRate": 0.5}, "quantization": "fp8"},
         "resources": {
-            **{"prepare": {"memory": "4Gi"}, "host": {"memory": "8Gi"}},
+            "prepare": {"memory": "4Gi"},
+            "host": {"memory": "8Gi"},
             **{name: {"memory": "512Mi"} for name in ("hook", "finish")},
         },
         "sae": {"memory": "512Mi"},
