@@ -118,7 +118,7 @@ def experiments() -> Iterator[Tree]:
 
 
 def test_every_pod_is_restricted_and_nobody_elses():
-    """None gets a privilege, a path of the node, a token, a command, another image or the labels of others."""
+    """None gets a privilege, a path of the node, a token, a command, another image or others' labels."""
     accepted = 0
     for tree in experiments():
         try:
