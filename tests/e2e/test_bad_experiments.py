@@ -387,7 +387,11 @@ def api(kubeconfig: Path) -> Iterator[Api]:
     known = api.call("GET", named)[0] == 200
     code, said = api.call("PATCH", named, definition) if known else api.call("POST", path, definition)
     assert code in {200, 201}, said
-    wait_for(lambda: api.call("GET", api.experiments("default"))[0] == 200, "the definition is served")
+    newest = next(bad.tree for bad in MUTATIONS if bad.what == "a selector that is no label")
+    wait_for(
+        lambda: api.call("POST", api.experiments("default"), newest, dryRun="All")[0] == 422,
+        "the definition is served",
+    )
     yield api
     if not known:
         api.call("DELETE", named)
