@@ -1,4 +1,4 @@
-"""The pipeline's Job: an index a shard, on the volume of the results, and nothing else of the experiment's pod."""
+"""The pipeline's Job: an index a shard, on the volume of the results."""
 
 import pytest
 
@@ -74,9 +74,9 @@ def test_shards_of_a_claim_of_ours_share_a_node(rows):
 
 
 def test_keys_come_from_secrets(rows):
-    """A Secret's key is a variable of that name, a Secret without a key all of its keys: of this pod alone."""
+    """A Secret's key is a variable of that name, a Secret without a key all of its keys."""
     refs = [{"name": "openai", "key": "OPENAI_API_KEY"}, {"name": "store"}]
-    job, container = rows(secretRefs=refs)
+    _job, container = rows(secretRefs=refs)
     known = {item["name"]: item for item in container["env"]}
     ref = {"name": "openai", "key": "OPENAI_API_KEY"}
     assert known["OPENAI_API_KEY"]["valueFrom"] == {"secretKeyRef": ref}
