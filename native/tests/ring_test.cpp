@@ -554,6 +554,29 @@ void numbers_that_change_together_are_seen_together() {
     writer.join();
 }
 
+void a_scribbled_head_keeps_nobody() {
+    for (const Policy policy : {Policy::overwrite, Policy::drop_new}) {
+        for (const u64 head : {~u64{0}, ~u64{0} - 1, u64{1} << 63, u64{1000}}) {
+            Folder folder;
+            create(folder.path, small(policy));
+            {
+                Writer writer(folder.path);
+                writer.account("a");
+                publish(writer, 1);
+            }
+            { Ring(folder.path, Ring::Role::look).shard(0).head = head; }
+            Writer successor(folder.path);  // looks for what is unread: a ring full of it at most
+            for (int i = 0; i < 10; ++i) publish(successor, 2);
+            EXPECT(successor.free(0) <= 4);
+            Reader reader(folder.path, "r");
+            std::vector<Pin> pins;
+            reader.gather(pins, 8);
+            for (const Pin& pin : pins) reader.release(pin);
+            reader.settle();
+        }
+    }
+}
+
 void conversions_keep_what_they_promise() {
     const float inf = std::numeric_limits<float>::infinity();
     const float nan = std::numeric_limits<float>::quiet_NaN();
@@ -590,6 +613,7 @@ const std::vector<Claimed> claims = {
 #define STEPPED(name) {#name, name, true}
     CLAIM(conversions_keep_what_they_promise),
     CLAIM(numbers_that_change_together_are_seen_together),
+    CLAIM(a_scribbled_head_keeps_nobody),
     STEPPED(a_published_packet_is_booked_or_undone_at_every_instruction),
     STEPPED(a_repeatable_packet_is_never_lost_nor_doubled),
     STEPPED(rows_booked_as_seen_before_are_owed_by_the_crash),

@@ -61,4 +61,4 @@ def test_the_core_is_clean_under_the_address_sanitizer(build):
     (core,) = build(("tests/ring_test.cpp", *ADDRESS))
     ran = run(core, "plain")
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.count("ok ") == 5
+    assert ran.stdout.count("ok ") == 6
