@@ -13,6 +13,7 @@ from pathlib import Path
 
 from asysi.pipeline import BaseOperator, UnifiedPipeline, WriterConfig
 from asysi.pipeline.ledger import Ledger
+from asysi.pipeline.log import FileLog
 
 ROWS = 1200
 
@@ -47,7 +48,7 @@ def make(folder: Path, mode: str) -> UnifiedPipeline:
         [Drop(), Fan(), Batch()],
         input_uri=f"jsonl://{folder}/in.jsonl",
         output_uri=f"jsonl://{folder}/out.jsonl",
-        streaming=mode != "sequential",
+        streaming=mode not in {"sequential", "ahead"},
         parallel_size=parallel,
         batch_size=8,
         writer_config=WriterConfig(
@@ -59,7 +60,29 @@ def make(folder: Path, mode: str) -> UnifiedPipeline:
     )
 
 
+def let_the_ledger_run_ahead() -> None:
+    """Break, on purpose, what all rests on: rows reach the file only after the ledger has them."""
+    commit = Ledger.commit
+    late: list[tuple[FileLog, bytes]] = []
+
+    def append(log, data):
+        late.append((log, data))
+        log.digest.update(data)
+        log.size += len(data)
+
+    def commit_first(ledger, *arguments, **named):
+        commit(ledger, *arguments, **named)
+        time.sleep(0.005)
+        for log, data in late:
+            os.write(log._out, data)
+        late.clear()
+
+    FileLog.append, Ledger.commit = append, commit_first
+
+
 def run(folder: Path, mode: str) -> None:
+    if mode == "ahead":
+        let_the_ledger_run_ahead()
     pipeline = make(folder, mode)
     begun = (folder / "tmp" / "killed" / "runtime.json").exists()
     if begun:
@@ -116,7 +139,8 @@ def main(base: Path, mode: str, kills: int, seed: int) -> None:
             failed += code not in {0, -signal.SIGKILL}
             if code != -signal.SIGKILL:
                 break
-        got = (folder / "out.jsonl").read_bytes()
+        out = folder / "out.jsonl"
+        got = out.read_bytes() if out.exists() else b""
         ledger = Ledger(folder / "tmp" / "killed" / "ledger.sqlite")
         wrong += got != expected or ledger.settled(["1_Drop", "2_Fan", "3_Batch"]) != ROWS
         ledger.close()
