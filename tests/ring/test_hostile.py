@@ -33,6 +33,8 @@ from asysi_ring import (
 
 MUTATE_SECONDS = os.environ.get("ASYSI_RING_MUTATE_SECONDS", "60")
 FUZZ_SECONDS = os.environ.get("ASYSI_RING_FUZZ_SECONDS", "10")
+# The first of them also compiles with sanitizers, which takes a while on a busy machine.
+pytestmark = pytest.mark.timeout(600 + max(float(MUTATE_SECONDS), float(FUZZ_SECONDS)))
 
 GUARDED = "-Wl,--wrap=mmap,--wrap=munmap"
 SANITIZED = ("-g", "-fno-sanitize-recover=all", GUARDED)

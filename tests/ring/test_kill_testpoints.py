@@ -17,6 +17,9 @@ from asysi_ring import Control, Writer
 
 KILLS = int(os.environ.get("ASYSI_RING_KILLS", "1000"))
 SEED = os.environ.get("ASYSI_RING_SEED", "1")
+# 1,000 kills take 5 s on a quiet machine.
+PATIENCE = 300 + KILLS / 20
+pytestmark = pytest.mark.timeout(PATIENCE + 60)
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +29,9 @@ def programs(build) -> dict[str, Path]:
     return dict(zip(("kill", "live"), built, strict=True))
 
 
-def output(program: Path, *arguments: str, timeout: float = 600) -> str:
+def output(program: Path, *arguments: str) -> str:
     """Return what a program prints; it must end well."""
-    ran = subprocess.run([program, *arguments], capture_output=True, text=True, check=False, timeout=timeout)
+    ran = subprocess.run([program, *arguments], capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
 

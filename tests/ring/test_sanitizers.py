@@ -13,6 +13,7 @@ import pytest
 
 PACKETS = os.environ.get("ASYSI_RING_STRESS_PACKETS", "200000")
 
+pytestmark = pytest.mark.timeout(900)  # compiled here, on a machine that may be busy
 ADDRESS = ("-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wno-maybe-uninitialized")
 THREAD = (
     *("-g", "-fsanitize=thread", "-DASYSI_ONE_MAPPING", "-Wno-maybe-uninitialized"),
