@@ -131,7 +131,7 @@ def shape(lab):
     cuts=st.lists(st.integers(0, 6), max_size=6),
 )
 def test_a_crash_between_any_two_writes_converges(cluster, edits, cuts):
-    """However often the operator dies, whether or not a pipeline runs between two edits: as if it never had."""
+    """However often the operator dies, and whether a pipeline runs between two edits or not: as if never."""
     broken, whole = cluster(), cluster()
     for edit, runs in edits:
         for lab in (broken, whole):

@@ -6,6 +6,7 @@ on there, and one that is done is done. The rows of all shards are put together 
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,13 @@ from asysi.pipeline.crew import run_all
 from asysi.pipeline.progress import Lines
 from asysi.pipeline.seal import Seal
 from asysi.pipeline.shards import merge
+from asysi.pipeline.source import is_locked
 from asysi.pipeline.specfile import build
 from asysi.pipeline.streams import StreamFactory
 
 INPUT_FILE = "input.json"
 """What the input's files were when the pipeline began: size, and time or tag of the last writing."""
+RELEASE_SECONDS = 5.0
 INDEX = "JOB_COMPLETION_INDEX"
 """Variable in which an Indexed Job tells a pod which shard is its own."""
 
@@ -58,6 +61,7 @@ def run(spec: PipelineFile, index: int) -> int:
     shard = (index, spec.shards) if spec.shards > 1 else None
     pipeline = build(spec, shard=shard, hooks=Lines(), progress=False)
     pipeline.pipeline_id = spec.pipeline_id
+    _await_release(pipeline.results_dir / ".lock")
     if pipeline.has_begun():
         pipeline.resume(spec.pipeline_id)
     else:
@@ -92,6 +96,13 @@ def refuse_changed_input(spec: PipelineFile) -> None:
             f"spec.data.uri: {', '.join(changed[:3])} was changed after the pipeline over it had begun, and"
             f" its rows would be of two inputs: undo the change, or delete {note.parent} to begin anew"
         )
+
+
+def _await_release(lock: Path) -> None:
+    """Give the shards of a process that was killed the moment that they need to notice it."""
+    until = time.monotonic() + RELEASE_SECONDS
+    while is_locked(lock) and time.monotonic() < until:
+        time.sleep(0.1)
 
 
 def _state(info: dict[str, Any]) -> list[Any]:
