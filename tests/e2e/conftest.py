@@ -1,12 +1,15 @@
-"""Whole experiments, small: a real (random) transformer, real files, real processes."""
+"""Whole experiments, small: a real (random) transformer, real files, real processes; our images, built."""
 
 import json
 import os
 import random
+import re
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,9 @@ import psutil
 import pytest
 import yaml
 
+from asysi import __version__
+
+ROOT = Path(__file__).parents[2]
 ONSETS = ["ba", "de", "fi", "go", "ku", "lo", "ma", "ne", "pi", "ru", "sa", "te", "vo", "wi", "zu"]
 WORDS = [onset + coda for onset in ONSETS for coda in "nlrstm"]
 
@@ -183,3 +189,67 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
         if run.process.poll() is None:
             run.process.kill()
             run.process.wait()
+
+
+# -- Images
+
+
+@pytest.fixture(scope="session")
+def begun(request: pytest.FixtureRequest) -> None:
+    """Begin to build our images while other tests run, should a later one want them: it takes minutes."""
+    if any("images" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        request.getfixturevalue("building")
+
+
+@pytest.fixture(scope="session")
+def building(kubeconfig: Path) -> Iterator["Future[dict[str, str]]"]:
+    """Both images, as soon as they are built from this tree and known to the node."""
+    under_way: list[subprocess.Popen[str]] = []
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(_images, under_way)
+        for process in under_way:
+            process.terminate()
+
+
+@pytest.fixture(scope="session")
+def images(building: "Future[dict[str, str]]") -> dict[str, str]:
+    """Both images, by name: operator and worker."""
+    return building.result()
+
+
+def _images(under_way: "list[subprocess.Popen[str]]") -> dict[str, str]:
+    given = {name: os.environ.get(f"ASYSI_{name.upper()}_IMAGE", "") for name in ("operator", "worker")}
+    if all(given.values()):
+        return given
+    files = {"operator": "docker/operator.Dockerfile", "worker": "docker/Dockerfile"}
+    made = {name: f"asysi-{name}:{__version__}" for name in files}
+    for name, file in files.items():
+        for command in _build(made[name], file):
+            process = subprocess.Popen(
+                ["nice", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+            under_way.append(process)
+            said, _ = process.communicate()
+            assert process.returncode == 0, f"{' '.join(command)}:\n{said[-3000:]}"
+    return made
+
+
+def _build(image: str, file: str) -> list[list[str]]:
+    """Return the commands that build an image and bring it to the node."""
+    if script := os.environ.get("ASYSI_CLUSTER"):
+        options = [part for folder in _local_indexes() for part in ("--volume", f"{folder}:{folder}:ro")]
+        return [[script, "build", image, str(ROOT / file), str(ROOT), *options]]
+    if shutil.which("docker") and shutil.which("kind"):
+        return [
+            ["docker", "build", "--tag", image, "--file", str(ROOT / file), str(ROOT)],
+            ["kind", "load", "docker-image", image, "--name", "asysi-test"],
+        ]
+    pytest.skip("needs images: set ASYSI_OPERATOR_IMAGE and ASYSI_WORKER_IMAGE")
+
+
+def _local_indexes() -> list[str]:
+    """Folders of the package indexes that pip has on this machine: their pages refer to files beside them."""
+    known = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
+    )
+    return sorted({match[1] for match in re.finditer(r"file://(/[^\s']+)/simple", known.stdout)})

@@ -11,8 +11,6 @@ import importlib.util
 import itertools
 import json
 import os
-import re
-import shutil
 import subprocess
 import sys
 import time
@@ -25,7 +23,6 @@ from urllib.parse import quote
 import pytest
 import yaml
 
-from asysi import __version__
 from asysi.contract.runtime import Container
 from asysi.monitor.metrics import METRICS
 
@@ -81,38 +78,6 @@ def shell(kubeconfig: Path, tool: Callable[[str], str]) -> Iterator[Shell]:
     # Before the namespace, which would delete pods first: the Job holds a failed one until it has an heir.
     shell.kubectl("delete", "scanexperiments", "--all", "--ignore-not-found")
     shell.kubectl("delete", "namespace", shell.namespace, "--wait=false")
-
-
-@pytest.fixture(scope="module")
-def images(kubeconfig: Path) -> dict[str, str]:
-    """Both images, built from this tree and known to the node, by repository."""
-    given = {name: os.environ.get(f"ASYSI_{name.upper()}_IMAGE", "") for name in ("operator", "worker")}
-    if all(given.values()):
-        return given
-    files = {"operator": "docker/operator.Dockerfile", "worker": "docker/Dockerfile"}
-    made = {name: f"asysi-{name}:{__version__}" for name in files}
-    for name, file in files.items():
-        _build(made[name], file)
-    return made
-
-
-def _build(image: str, file: str) -> None:
-    if script := os.environ.get("ASYSI_CLUSTER"):
-        options = [part for folder in _local_indexes() for part in ("--volume", f"{folder}:{folder}:ro")]
-        _shell_out(script, "build", image, str(ROOT / file), str(ROOT), *options)
-    elif shutil.which("docker") and shutil.which("kind"):
-        _shell_out("docker", "build", "--tag", image, "--file", str(ROOT / file), str(ROOT))
-        _shell_out("kind", "load", "docker-image", image, "--name", "asysi-test")
-    else:
-        pytest.skip("needs images: set ASYSI_OPERATOR_IMAGE and ASYSI_WORKER_IMAGE")
-
-
-def _local_indexes() -> list[str]:
-    """Folders of the package indexes that pip has on this machine: their pages refer to files beside them."""
-    known = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
-    )
-    return sorted({match[1] for match in re.finditer(r"file://(/[^\s']+)/simple", known.stdout)})
 
 
 def _shell_out(*command: str) -> None:
