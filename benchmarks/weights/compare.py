@@ -1,0 +1,248 @@
+"""Statistics and spectra of a checkpoint: ours, weightlens, numpy and WeightWatcher, in one run.
+
+    python benchmarks/weights/compare.py --peers-python .venv-weights/bin/python [--folder FOLDER]
+
+Each run is a process of its own; the rounds alternate between the contenders. Warm: the files are in the page
+cache. Cold: they are dropped from it by posix_fadvise. The ceiling is measured in every round: two threads
+that only read memory, only copy it, and only read the files. Figures are held against each other before any
+time is written down. Writes docs/benchmarks/weights.json and .md; exits with 1 when a figure disagrees.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+OUT = ROOT / "docs" / "benchmarks"
+PROJECT = ("ours", "ours_mmap", "ours_spectra", "numpy", "ceiling")
+WORDS = {
+    "ours": "**asysi**",
+    "ours_mmap": "asysi, `--backend mmap`",
+    "weightlens": "weightlens",
+    "numpy": "numpy, whole tensors",
+}
+PAGE = HERE / "page.md"
+LARGEST = 32_000 * 2048 * 2
+"""Bytes of the largest tensor."""
+TOLERANCE = 1e-9
+"""Of a mean or a deviation, over the largest element."""
+SPECTRAL_TOLERANCE = 1e-4
+"""Of a figure that follows from singular values, relative: WeightWatcher writes some in float32."""
+
+
+def main() -> int:
+    options = parse()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        subprocess.run([sys.executable, HERE / "checkpoint.py", folder], check=True)
+        bench = Bench(folder, options.peers_python)
+        results: dict[str, Any] = {"warm": {}, "cold": {}, "spectra": {}}
+        for kind, rounds in (("warm", options.rounds), ("cold", options.cold)):
+            for _ in range(rounds):
+                for name in ("ceiling", *WORDS):
+                    results[kind].setdefault(name, []).append(bench.run(name, folder, cold=kind == "cold"))
+        for _ in range(options.spectra):
+            for name in ("ours_spectra", "weightwatcher"):
+                results["spectra"].setdefault(name, []).append(bench.run(name, folder / "spectra"))
+        results["bytes"] = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    results["agreement"] = agreement({name: results["warm"][name][0]["found"] for name in WORDS})
+    results["spectra_agreement"] = spectral_agreement(results["spectra"])
+    results["machine"] = machine(options.peers_python)
+    results["took"] = time.monotonic() - began
+    write(results)
+    return int(bool(results["agreement"]["wrong"] or results["spectra_agreement"]["wrong"]))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--peers-python", type=Path, required=True, help="a Python that has the peers")
+    parser.add_argument(
+        "--folder", type=Path, help="where the checkpoints are, or are made; unset: temporary"
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cold", type=int, default=2)
+    parser.add_argument("--spectra", type=int, default=1)
+    return parser.parse_args()
+
+
+class Bench:
+    """Runs contenders, one at a time."""
+
+    def __init__(self, folder: Path, peers: Path) -> None:
+        self.files, self.peers = sorted(folder.glob("*.safetensors")), peers
+        self.page(advice=os.POSIX_FADV_WILLNEED)
+
+    def page(self, advice: int) -> None:
+        """Bring the files into the page cache, or drop them from it."""
+        for file in self.files:
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+                os.posix_fadvise(descriptor, 0, 0, advice)
+            finally:
+                os.close(descriptor)
+
+    def run(self, name: str, folder: Path, *, cold: bool = False) -> dict[str, Any]:
+        if cold:
+            self.page(os.POSIX_FADV_DONTNEED)
+        python = sys.executable if name in PROJECT else self.peers
+        done = subprocess.run(
+            [python, HERE / "contender.py", name, folder],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        result: dict[str, Any] = json.loads(done.stdout)
+        print(f"{'cold' if cold else 'warm'} {name}: {result['seconds']:.2f} s", file=sys.stderr)
+        return result
+
+
+# -- do they say the same
+
+
+def agreement(found: dict[str, Any]) -> dict[str, Any]:
+    """Hold every contender's statistics against ours, tensor by tensor."""
+    wrong, largest, compared, missing = [], 0.0, 0, {}
+    for name, tensors in found.items():
+        missing[name] = sorted(set(found["ours"]) - set(tensors))
+        for tensor, theirs in tensors.items():
+            ours = found["ours"][tensor]
+            scale = max(abs(ours["min"]), abs(ours["max"]), 1e-30)
+            for key in ("mean", "std", "min", "max"):
+                error = abs(ours[key] - theirs[key]) / scale
+                largest, compared = max(largest, error), compared + 1
+                if error > TOLERANCE:
+                    wrong.append(f"{name}: {tensor}: {key} {theirs[key]!r}, ours {ours[key]!r}")
+            for key in ("zeros", "elements", "near_zeros", "nans", "median"):
+                if key in theirs:
+                    compared += 1
+                    if ours[key] != theirs[key]:
+                        wrong.append(f"{name}: {tensor}: {key} {theirs[key]!r}, ours {ours[key]!r}")
+    return {"wrong": wrong, "largest": largest, "compared": compared, "missing": missing}
+
+
+def spectral_agreement(runs: dict[str, Any]) -> dict[str, Any]:
+    """Hold singular values and power laws against WeightWatcher's, on the layers that it does not skip."""
+    ours, theirs = (runs[name][0]["found"] for name in ("ours_spectra", "weightwatcher"))
+    errors: dict[str, float] = {}
+    wrong = []
+    for tensor, row in theirs.items():
+        for key, value in row.items():
+            error = abs(ours[tensor][key] - value) / max(abs(value), 1e-30)
+            errors[key] = max(errors.get(key, 0.0), error)
+            if error > SPECTRAL_TOLERANCE:
+                wrong.append(f"{tensor}: {key} {value!r}, ours {ours[tensor][key]!r}")
+    matrices = [name for name, row in ours.items() if row["method"] not in {"none", "vector"}]
+    return {"errors": errors, "wrong": wrong, "layers": len(theirs), "skipped": len(matrices) - len(theirs)}
+
+
+# -- the page
+
+
+def write(results: dict[str, Any]) -> None:
+    for kind in ("warm", "cold", "spectra"):
+        for name, runs in results[kind].items():
+            for run in runs:
+                if name != "ceiling":
+                    del run["found"]
+    OUT.mkdir(parents=True, exist_ok=True)
+    (OUT / "weights.json").write_text(json.dumps(results, indent=1) + "\n")
+    (OUT / "weights.md").write_text(page(results))
+
+
+def page(results: dict[str, Any]) -> str:
+    agreed, spectra, warm = results["agreement"], results["spectra_agreement"], results["warm"]
+    limits = {
+        key: max(run["found"]["GB/s"][key] for run in warm["ceiling"]) for key in ("read", "copy", "files")
+    }
+    seconds = {
+        name: [run["seconds"] for run in results["spectra"][name]]
+        for name in ("ours_spectra", "weightwatcher")
+    }
+    omissions = [
+        f"{WORDS[name]} leaves out {', '.join(names)}, which holds a NaN"
+        for name, names in agreed["missing"].items()
+        if names
+    ]
+    return PAGE.read_text().format(
+        **limits,
+        gigabytes=results["bytes"] / 1e9,
+        rows="\n".join(row(name, results, limits) for name in WORDS),
+        cold=statistics.median(run["found"]["GB/s"]["files"] for run in results["cold"]["ceiling"]),
+        compared=agreed["compared"],
+        disagree=len(agreed["wrong"]) or "none",
+        largest=agreed["largest"],
+        missing="; ".join(omissions) or "Nobody leaves a tensor out",
+        layers=spectra["layers"],
+        skipped=spectra["skipped"],
+        our_seconds=spread(seconds["ours_spectra"]),
+        their_seconds=spread(seconds["weightwatcher"]),
+        ratio=statistics.median(seconds["weightwatcher"]) / statistics.median(seconds["ours_spectra"]),
+        errors=", ".join(f"`{key}` {error:.0e}" for key, error in spectra["errors"].items()),
+        machine=", ".join(f"{key} {value}" for key, value in results["machine"].items()),
+        took=results["took"],
+    )
+
+
+def row(name: str, results: dict[str, Any], limits: dict[str, float]) -> str:
+    warm, cold = (
+        [results["bytes"] / run["seconds"] / 1e9 for run in results[kind][name]] for kind in ("warm", "cold")
+    )
+    runs, middle = results["warm"][name], statistics.median(warm)
+    cells = [
+        WORDS[name],
+        spread(warm),
+        f"{middle / limits['read']:.2f}",
+        f"{middle / limits['files']:.2f}",
+        spread(cold),
+        f"{max(run['peak'] for run in runs) / 1e6:.0f}",
+        f"{max(run['peak'] - run['before'] for run in runs) / LARGEST:.2f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def spread(values: list[float]) -> str:
+    middle = f"{statistics.median(values):.2f}"
+    return f"{middle} ({min(values):.2f} – {max(values):.2f})" if len(values) > 1 else middle
+
+
+def machine(peers: Path) -> dict[str, object]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown")
+    names = ("weightlens", "weightwatcher", "numpy", "torch")
+    ask = "import importlib.metadata as m, sys; print(*(m.version(name) for name in sys.argv[1:]))"
+    said = subprocess.run(
+        [peers, "-c", ask, *names], check=True, capture_output=True, text=True
+    ).stdout.split()
+    commit = subprocess.run(
+        ["git", "-C", ROOT, "describe", "--always", "--dirty"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    return {
+        "processor": model.strip(),
+        "processors": os.cpu_count(),
+        "kernel": platform.release(),
+        "15-minute load": round(os.getloadavg()[2], 2),
+        "python": platform.python_version(),
+        "numpy": version("numpy"),
+        "asysi": commit,
+        **{
+            f"peers' {name}" if name in {"numpy", "torch"} else name: one
+            for name, one in zip(names, said, strict=True)
+        },
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
