@@ -120,7 +120,7 @@ def read() -> list[dict[str, Any]]:
 
 
 def test_each_row_gets_the_answer_to_its_prompt(server: Server) -> None:
-    """Item 6: templates over the row make the messages, options go along, the answer lands in its field."""
+    """Templates over the row make the messages, options go along, the answer lands in its field."""
     operator = chat(server, system="Be brief", options={"temperature": 0.5}, output="reply", finish="why")
     pipeline(operator, 3).create("p").run()
     assert [(row["text"], row["reply"], row["why"]) for row in read()] == [
@@ -131,7 +131,7 @@ def test_each_row_gets_the_answer_to_its_prompt(server: Server) -> None:
 
 
 def test_messages_of_the_row_are_sent_as_they_are(server: Server) -> None:
-    """Item 6: a row may bring its conversation."""
+    """A row may bring its conversation."""
     messages = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "yes"}]
     messages.append({"role": "user", "content": "and now"})
     Path("in.jsonl").write_text(json.dumps({"chat": messages}) + "\n")
@@ -169,7 +169,7 @@ def test_usage_and_cost_are_reported(server: Server) -> None:
     ],
 )
 def test_what_may_pass_is_tried_again(server: Server, step: Any) -> None:
-    """Item 6: 429, 5xx, broken connections and answers that are none are tried again, and said in the log."""
+    """429, 5xx, broken connections and answers that are none are tried again, and said in the log."""
     server.script = [step]
     report = pipeline(chat(server), 1).create("p").run()
     assert read()[0]["answer"] == "word0!0"
@@ -178,7 +178,7 @@ def test_what_may_pass_is_tried_again(server: Server, step: Any) -> None:
 
 
 def test_a_wait_that_the_server_asks_for_is_kept(server: Server) -> None:
-    """Item 6: after Retry-After nothing is sent earlier."""
+    """After Retry-After nothing is sent earlier."""
     server.script = [(429, "{}", {"Retry-After": "0.4"})]
     began = time.monotonic()
     pipeline(chat(server), 1).create("p").run()
@@ -196,7 +196,7 @@ def test_retry_after_is_a_number_or_a_date() -> None:
 
 
 def test_a_try_has_a_timeout_and_all_of_them_an_end(server: Server) -> None:
-    """Item 6: a server that hangs costs `timeout` a try; after `tries` the row fails and says why."""
+    """A server that hangs costs `timeout` a try; after `tries` the row fails and says why."""
     server.script = ["hang"] * 4
     with pytest.raises(RowError, match=r"ChatBusyError: .* did not answer within 0\.2 s"):
         pipeline(chat(server, timeout=0.2, tries=2), 1).create("p").run()
@@ -204,7 +204,7 @@ def test_a_try_has_a_timeout_and_all_of_them_an_end(server: Server) -> None:
 
 
 def test_no_try_begins_behind_the_deadline(server: Server) -> None:
-    """Item 6: a wait that would end behind the deadline is not begun."""
+    """A wait that would end behind the deadline is not begun."""
     server.script = [(429, "{}", {"Retry-After": "3600"})] * 3
     with pytest.raises(RowError, match="answered 429"):
         pipeline(chat(server, deadline=1.0), 1).create("p").run()
@@ -215,7 +215,7 @@ def test_no_try_begins_behind_the_deadline(server: Server) -> None:
     "step", [401, 403, 404, (429, '{"error": {"code": "insufficient_quota"}}', {"Retry-After": "1"})]
 )
 def test_what_no_row_survives_ends_the_run(server: Server, step: Any) -> None:
-    """Item 6: wrong key, no credit, no such model end the run, also where rows may be dead letters."""
+    """Wrong key, no credit, no such model end the run, also where rows may be dead letters."""
     server.script = [step] * 50
     made = pipeline(chat(server), 20, on_error="dead_letter").create("p")
     with pytest.raises(RowError, match="ChatAccessError") as caught:
@@ -225,7 +225,7 @@ def test_what_no_row_survives_ends_the_run(server: Server, step: Any) -> None:
 
 
 def test_a_refused_request_is_its_rows_own_matter(server: Server) -> None:
-    """§14.1, item 5: a 400 is not tried again; that row becomes a dead letter, the others are answered."""
+    """§14.1: a 400 is not tried again; that row becomes a dead letter, the others are answered."""
     texts = ["a", "REFUSE this", "c"]
     report = pipeline(chat(server), texts=texts, on_error="dead_letter", batch_size=3).create("p").run()
     assert [row["text"] for row in read()] == ["a", "c"]
@@ -236,7 +236,7 @@ def test_a_refused_request_is_its_rows_own_matter(server: Server) -> None:
 
 
 def test_the_key_is_sent_and_stands_nowhere(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Item 6: the key from environment or file goes to the server, and into no file or error."""
+    """The key from environment or file goes to the server, and into no file or error."""
     monkeypatch.setenv("STUB_KEY", KEY)
     server.script = [(400, f"no {KEY}"), (429, f"slow {KEY}", {"Retry-After": "0"}), 200]
     operator = chat(server, api_key_env="STUB_KEY")
@@ -258,7 +258,7 @@ def test_the_key_is_sent_and_stands_nowhere(server: Server, monkeypatch: pytest.
     ],
 )
 def test_a_missing_key_is_said_before_any_call(server: Server, settings: Any, words: str) -> None:
-    """Item 6: a key that is not where it should be ends the run before anything is sent."""
+    """A key that is not where it should be ends the run before anything is sent."""
     with pytest.raises(ConfigError, match=words):
         pipeline(chat(server, **settings)).create("p").run()
     assert server.bodies == []
@@ -280,13 +280,13 @@ def test_a_missing_key_is_said_before_any_call(server: Server, settings: Any, wo
     ],
 )
 def test_wrong_parameters_are_named(settings: dict[str, Any], words: str) -> None:
-    """Item 6: what cannot work is refused when the operator is made."""
+    """What cannot work is refused when the operator is made."""
     with pytest.raises(ConfigError, match=words):
         Chat("m", **{"prompt": "x", **settings})
 
 
 def test_calls_of_a_batch_wait_together_on_one_thread() -> None:
-    """Item 6: coroutine operators have a batch's rows in flight at once, without a thread for each."""
+    """Coroutine operators have a batch's rows in flight at once, without a thread for each."""
     threads = set()
     barrier = asyncio.Barrier(60)
 
@@ -314,7 +314,7 @@ def test_a_coroutine_may_take_a_whole_batch() -> None:
 
 
 def test_rows_with_the_same_request_share_an_answer(server: Server) -> None:
-    """Item 6: equal requests are paid for once, also when on their way together; unless told not to."""
+    """Equal requests are paid for once, also when on their way together; unless told not to."""
     server.pause = 0.02
     report = pipeline(chat(server), texts=["same"] * 6, batch_size=6).create("p").run()
     assert len(server.bodies) == 1
@@ -325,7 +325,7 @@ def test_rows_with_the_same_request_share_an_answer(server: Server) -> None:
 
 
 def test_pipelines_may_share_what_was_paid(server: Server) -> None:
-    """Item 6: with one cache a second pipeline pays nothing for the same requests, and books nothing."""
+    """With one cache a second pipeline pays nothing for the same requests, and books nothing."""
     pipeline(chat(server, cache="paid.sqlite"), 5).create("p").run()
     report = pipeline(chat(server, cache="paid.sqlite"), 5).create("q", overwrite=True).run()
     assert len(server.bodies) == 5
@@ -334,7 +334,7 @@ def test_pipelines_may_share_what_was_paid(server: Server) -> None:
 
 
 def test_a_cache_that_is_none_is_refused(server: Server) -> None:
-    """Item 6: a file that holds no answers is named, and left alone."""
+    """A file that holds no answers is named, and left alone."""
     Path("paid.sqlite").write_text("not a database, but long enough to be looked at" * 40)
     with pytest.raises(ConfigError, match=r"paid\.sqlite holds no answers"):
         pipeline(chat(server, cache="paid.sqlite")).create("p").run()
@@ -343,7 +343,7 @@ def test_a_cache_that_is_none_is_refused(server: Server) -> None:
 
 @pytest.mark.parametrize("parallel", [1, 3])
 def test_a_spent_budget_ends_the_run_and_a_larger_one_goes_on(server: Server, parallel: int) -> None:
-    """Item 1: a budget ends a run cleanly, beyond it only calls on their way; nothing is paid twice."""
+    """A budget ends a run cleanly, beyond it only calls on their way; nothing is paid twice."""
     server.pause = 0.01
     settings = {"batch_size": 4, "parallel_size": parallel}
     made = pipeline(chat(server), 120, budget={"requests": 20}, **settings).create("p")
@@ -378,7 +378,7 @@ def test_a_call_that_waits_gives_up_when_the_run_is_canceled(server: Server) -> 
 
 
 def test_pace_and_key_may_change_on_resume_and_the_prompt_may_not(server: Server) -> None:
-    """Item 4: what rows do not depend on may change; what they do depend on is refused by name."""
+    """What rows do not depend on may change; what they do depend on is refused by name."""
     made = pipeline(chat(server), 10, budget={"requests": 2}).create("p")
     made.run()
     with pytest.raises(ConfigError, match="its prompt was"):
@@ -388,14 +388,14 @@ def test_pace_and_key_may_change_on_resume_and_the_prompt_may_not(server: Server
 
 
 def test_a_call_of_unknown_end_is_counted(server: Server) -> None:
-    """Item 6: a request sent again after a broken connection is reported as one that may have cost twice."""
+    """A request sent again after a broken connection is reported as one that may have cost twice."""
     server.script = ["close", 503, 200]
     report = pipeline(chat(server), 1).create("p").run()
     assert (report.usage["requests"], report.usage["unsure_calls"]) == (1, 1)
 
 
 def test_the_pace_is_kept(server: Server) -> None:
-    """Item 6: requests_per_minute spreads calls: 40 at 1,830 a minute take 1/3 of a second at least."""
+    """`requests_per_minute` spreads calls: 40 at 1,830 a minute take 1/3 of a second at least."""
     began = time.monotonic()
     pipeline(chat(server, requests_per_minute=1830), 40, batch_size=40).create("p").run()
     assert time.monotonic() - began >= (40 - 31) / 30
@@ -403,7 +403,7 @@ def test_the_pace_is_kept(server: Server) -> None:
 
 @given(st.floats(1, 500), st.lists(st.tuples(st.floats(0, 20), st.floats(0.1, 3)), min_size=1, max_size=200))
 def test_no_minute_has_more_than_its_rate(rate: float, calls: list[tuple[float, float]]) -> None:
-    """Item 6: whenever calls come, no minute that begins with one has more units than allowed, but for it."""
+    """Whenever calls come, no minute that begins with one has more units than allowed, but for it."""
     now = 0.0
     pace = Pace(rate, lambda: now)
     sent = []
@@ -416,7 +416,7 @@ def test_no_minute_has_more_than_its_rate(rate: float, calls: list[tuple[float, 
 
 
 def test_tokens_that_were_not_taken_are_given_back() -> None:
-    """Item 6: the pace in tokens follows what calls took, not what they were guessed to take."""
+    """The pace in tokens follows what calls took, not what they were guessed to take."""
     pace = Pace(6100, lambda: 0.0)
     pace.reserve(1000)
     pace.correct(-900)

@@ -47,7 +47,7 @@ WITH_PARAMS = {
 
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_every_named_operator_is_made_from_a_spec(name: str) -> None:
-    """Item 6: each name stands for an operator, whose params a spec may write in its own style."""
+    """Each name stands for an operator, whose params a spec may write in its own style."""
     params = {key: value for key, value in WITH_PARAMS[name].items() if value is not None}
     operator = make_operator(name, params)
     assert isinstance(operator, BaseOperator)
@@ -55,7 +55,7 @@ def test_every_named_operator_is_made_from_a_spec(name: str) -> None:
 
 
 def test_templates_fill_fields_and_a_missing_one_is_an_error() -> None:
-    """Item 6: templates see the row as it came; what they ask for must be there."""
+    """Templates see the row as it came; what they ask for must be there."""
     fields = {"prompt": "Say {{ text | upper }}", "n": "{{ n + 1 }}"}
     (row,) = run([make_operator("template", {"fields": fields})], [{"text": "a", "n": 1}])
     assert row == {"text": "a", "n": "2", "prompt": "Say A", "_i": 0}
@@ -68,14 +68,14 @@ def test_templates_fill_fields_and_a_missing_one_is_an_error() -> None:
 
 
 def test_templates_reach_nothing_outside_the_row() -> None:
-    """Item 6: a template from a spec is sandboxed."""
+    """A template from a spec is sandboxed."""
     for text in ("{{ text.__class__.__mro__ }}", "{{ tags.append(1) }}"):
         with pytest.raises(RowError, match="SecurityError"):
             run([make_operator("template", {"fields": {"p": text}})], [{"text": "a", "tags": []}])
 
 
 def test_a_filter_keeps_what_its_expression_holds_for() -> None:
-    """Item 6: filter takes an expression over the row's fields; an unknown field is an error, not False."""
+    """Filter takes an expression over the row's fields; an unknown field is an error, not False."""
     rows = [{"n": n, "lang": "en" if n % 2 else "de"} for n in range(8)]
     kept = run([make_operator("filter", {"where": 'n > 2 and lang == "en"'})], rows)
     assert [row["n"] for row in kept] == [3, 5, 7]
@@ -86,7 +86,7 @@ def test_a_filter_keeps_what_its_expression_holds_for() -> None:
 
 
 def test_a_sample_depends_on_its_seed_and_the_ids_alone() -> None:
-    """Item 6: the same rows are kept whatever the threads, batches and blocks; another seed keeps others."""
+    """The same rows are kept whatever the threads, batches and blocks; another seed keeps others."""
     rows = [{"n": n} for n in range(3000)]
     kept = run([make_operator("sample", {"share": 0.2, "seed": 5})], rows)
     assert 480 < len(kept) < 720
@@ -101,7 +101,7 @@ def test_a_sample_depends_on_its_seed_and_the_ids_alone() -> None:
 
 
 def test_a_sample_by_a_field_keeps_equal_rows_together() -> None:
-    """Item 6: with `field`, rows that are equal there share one fate."""
+    """With `field`, rows that are equal there share one fate."""
     rows = [{"user": n % 50} for n in range(500)]
     kept = run([make_operator("sample", {"share": 0.4, "field": "user"})], rows)
     users = {row["user"] for row in kept}
@@ -132,13 +132,13 @@ SCHEMA = {
     ],
 )
 def test_extraction_reads_what_models_write(text: str, value: Any) -> None:
-    """Item 6: JSON among words, in fences, with quotes, commas and brackets missing, with types mended."""
+    """JSON among words, in fences, with quotes, commas and brackets missing, with types mended."""
     assert make_operator("extract", {"schema": SCHEMA}).read(text) == value
 
 
 @pytest.mark.parametrize("text", ["", "nothing here", '{"c": 1}', "[]", "null", '{"a": {"deep": []}}'])
 def test_extraction_never_gives_what_does_not_fit(text: str) -> None:
-    """Item 6: what cannot be mended to fit the schema is an error that says why."""
+    """What cannot be mended to fit the schema is an error that says why."""
     with pytest.raises(ExtractError):
         make_operator("extract", {"schema": SCHEMA}).read(text)
 
@@ -146,7 +146,7 @@ def test_extraction_never_gives_what_does_not_fit(text: str) -> None:
 @settings(deadline=None, max_examples=60)
 @given(st.text(alphabet="{}[]\",:ab1 \n`'\\", max_size=40))
 def test_extraction_gives_a_fitting_value_or_an_error(text: str) -> None:
-    """Item 6: whatever the text is, the value fits the schema, or an ExtractError is raised."""
+    """Whatever the text is, the value fits the schema, or an ExtractError is raised."""
     try:
         value = make_operator("extract", {"schema": SCHEMA}).read(text)
     except ExtractError:
@@ -157,7 +157,7 @@ def test_extraction_gives_a_fitting_value_or_an_error(text: str) -> None:
 
 
 def test_extraction_without_repair_takes_only_what_is_whole() -> None:
-    """Item 6: repair can be switched off."""
+    """Repair can be switched off."""
     operator = make_operator("extract", {"schema": SCHEMA, "repair": False})
     assert operator.read('so: {"a": 1}') == {"a": 1}
     with pytest.raises(ExtractError):
@@ -165,7 +165,7 @@ def test_extraction_without_repair_takes_only_what_is_whole() -> None:
 
 
 def test_extracted_values_go_into_the_row_a_field_or_rows_of_their_own() -> None:
-    """Item 6, §5.1: properties join the row; or the value gets a field; or a list becomes rows."""
+    """§5.1: properties join the row; or the value gets a field; or a list becomes rows."""
     rows = [{"answer": '{"a": 1}', "n": 1}]
     assert run([make_operator("extract", {"schema": SCHEMA})], rows)[0]["a"] == 1
     assert run([make_operator("extract", {"schema": SCHEMA, "output": "v"})], rows)[0]["v"] == {"a": 1}
@@ -176,7 +176,7 @@ def test_extracted_values_go_into_the_row_a_field_or_rows_of_their_own() -> None
 
 @pytest.mark.parametrize(("choice", "rows"), [("drop", []), ("null", [None])])
 def test_rows_without_a_value_are_dropped_or_nulled_when_asked(choice: str, rows: list[Any]) -> None:
-    """Item 6, §14.1: such a row fails by default; else it is dropped, or its value is null."""
+    """§14.1: such a row fails by default; else it is dropped, or its value is null."""
     operator = make_operator("extract", {"schema": SCHEMA, "output": "v", "on_invalid": choice})
     assert [row["v"] for row in run([operator], [{"answer": "no"}])] == rows
     with pytest.raises(RowError, match="ExtractError: no JSON in 'no'"):
@@ -184,7 +184,7 @@ def test_rows_without_a_value_are_dropped_or_nulled_when_asked(choice: str, rows
 
 
 def test_a_schema_is_checked_and_fetches_nothing() -> None:
-    """Item 6: a broken schema is named with its place; a reference elsewhere is not followed."""
+    """A broken schema is named with its place; a reference elsewhere is not followed."""
     with pytest.raises(ConfigError, match=r"schema at \$\.properties\.a\.type"):
         make_operator("extract", {"schema": {"properties": {"a": {"type": "int"}}}})
     operator = make_operator("extract", {"schema": {"$ref": "http://127.0.0.1:9/schema.json"}})
@@ -194,7 +194,7 @@ def test_a_schema_is_checked_and_fetches_nothing() -> None:
 
 @pytest.mark.parametrize("batch", [1, 16])
 def test_equal_rows_are_dropped_but_the_first(batch: int) -> None:
-    """Item 6: exact deduplication keeps the first row of its kind, by some fields or by all."""
+    """Exact deduplication keeps the first row of its kind, by some fields or by all."""
     chance = random.Random(1)
     rows = [{"text": f"t{chance.randrange(40)}", "n": n} for n in range(300)]
     kept = run([make_operator("deduplicate", {"fields": ["text"]})], rows, batch_size=batch, parallel_size=4)
@@ -207,7 +207,7 @@ def test_equal_rows_are_dropped_but_the_first(batch: int) -> None:
 
 @given(st.lists(st.integers(0, 2**128 - 1) | st.integers(0, 9) | st.integers(0, 9).map(lambda n: n << 64)))
 def test_digests_are_a_set(digests: list[int]) -> None:
-    """Item 6: sorted runs answer as a set does, also where halves of digests are the same."""
+    """Sorted runs answer as a set does, also where halves of digests are the same."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(duplicates, "_RECENT", 3)
         seen: set[int] = set()
@@ -238,14 +238,14 @@ def near_rows() -> list[dict[str, Any]]:
 
 
 def test_nearly_equal_rows_are_dropped_and_others_are_not() -> None:
-    """Item 6: at threshold 0.6 a text with one word in 60 changed is a duplicate, one with half is not."""
+    """At threshold 0.6 a text with one word in 60 changed is a duplicate, one with half is not."""
     kept = run([make_operator("near-deduplicate", {"threshold": 0.6, "permutations": 256})], near_rows())
     by_text = [sorted(row["changed"] == 30 for row in kept if row["of"] == text) for text in range(40)]
     assert by_text == [[False, True]] * 40
 
 
 def test_near_duplicates_can_be_marked_instead() -> None:
-    """Item 6: with `mark`, rows stay and say which earlier row they are like."""
+    """With `mark`, rows stay and say which earlier row they are like."""
     marked = run([make_operator("near-deduplicate", {"threshold": 0.6, "mark": "like"})], near_rows())
     assert len(marked) == 120
     rows = {row["_i"]: row for row in marked}
@@ -277,7 +277,7 @@ class Stop(BaseOperator):
 )
 @pytest.mark.parametrize("streaming", [False, True])
 def test_deduplication_remembers_over_a_restart(name: str, params: dict[str, Any], streaming: bool) -> None:
-    """Item 4, item 6: a run that ended in between gives the rows that an uninterrupted one gives."""
+    """A run that ended in between gives the rows that an uninterrupted one gives."""
     rows = near_rows()
     expected = run([Stop(60), make_operator(name, params)], rows)
     first, last = make_operator(name, params), Stop(60)

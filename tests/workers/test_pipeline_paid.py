@@ -15,7 +15,7 @@ KILLS = int(os.environ.get("ASYSI_PIPELINE_KILLS", "20"))
 @pytest.mark.parametrize("server", ["idempotent", "plain"])
 @pytest.mark.timeout(60 + 10 * KILLS)
 def test_no_answer_that_arrived_is_paid_for_again(tmp_path: Path, server: str) -> None:
-    """Item 6: over kill -9 the output stays the same bytes, each row's call is booked once, and no call is
+    """Over kill -9 the output stays the same bytes, each row's call is booked once, and no call is
     charged twice: where the server knows idempotency keys none at all, else none but those that were on their
     way, unanswered, when a run was killed.
     """

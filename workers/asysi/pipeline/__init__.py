@@ -13,8 +13,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from asysi.pipeline.config import NodeConfig, WriterConfig
     from asysi.pipeline.hooks import CompositePipelineHooks, DefaultPipelineHooks, IPipelineHooks
-    from asysi.pipeline.node import Progress, TooManyDeadLettersError, UnifiedNode
-    from asysi.pipeline.operators import BaseOperator, FunctionOperator, INodeContext, IOperator, NodeContext
+    from asysi.pipeline.node import (
+        OperatorNode,
+        ParallelBatchNode,
+        Progress,
+        TooManyDeadLettersError,
+        UnifiedNode,
+    )
+    from asysi.pipeline.operators import (
+        BaseOperator,
+        CanceledError,
+        FunctionOperator,
+        INodeContext,
+        IOperator,
+        NodeContext,
+    )
     from asysi.pipeline.pipeline import Report, UnifiedNodePipeline, UnifiedPipeline
     from asysi.pipeline.seal import Seal, SealError
     from asysi.pipeline.streams import (
@@ -32,9 +45,16 @@ if TYPE_CHECKING:
 _PLACES = {
     "asysi.pipeline.config": ("NodeConfig", "WriterConfig"),
     "asysi.pipeline.hooks": ("CompositePipelineHooks", "DefaultPipelineHooks", "IPipelineHooks"),
-    "asysi.pipeline.node": ("Progress", "TooManyDeadLettersError", "UnifiedNode"),
+    "asysi.pipeline.node": (
+        "OperatorNode",
+        "ParallelBatchNode",
+        "Progress",
+        "TooManyDeadLettersError",
+        "UnifiedNode",
+    ),
     "asysi.pipeline.operators": (
         "BaseOperator",
+        "CanceledError",
         "FunctionOperator",
         "INodeContext",
         "IOperator",
@@ -57,6 +77,7 @@ _PLACES = {
 _WHERE = {name: module for module, names in _PLACES.items() for name in names}
 __all__ = [
     "BaseOperator",
+    "CanceledError",
     "CompositePipelineHooks",
     "CsvStream",
     "DefaultPipelineHooks",
@@ -70,6 +91,8 @@ __all__ = [
     "MemoryStream",
     "NodeConfig",
     "NodeContext",
+    "OperatorNode",
+    "ParallelBatchNode",
     "ParquetStream",
     "Progress",
     "Report",

@@ -648,6 +648,28 @@ class UnifiedNode:
             self.output_bus.bridge.stop()
 
 
+class OperatorNode(UnifiedNode):
+    """A node that is made with its operator.
+
+    Args:
+        node_id: its name.
+        operator: what it does, or a function of (items, ctx).
+        settings: see `UnifiedNode`.
+
+    Raises:
+        ConfigError: see `UnifiedNode`.
+        TypeError: the operator is none.
+    """
+
+    def __init__(self, node_id: str, operator: Any, **settings: Any) -> None:
+        super().__init__(node_id, **settings)
+        self.set_processor(operator)
+
+
+ParallelBatchNode = UnifiedNode
+"""Every node computes batches in parallel: `parallel_size` says how many."""
+
+
 def check_log(node: str, log: FileLog, last: Range, ranges: Iterator[Range]) -> Any:
     """Return the running digest of the committed part of an output.
 
