@@ -77,6 +77,9 @@ INTRODUCTION = """# Two full tables
 Every column of every parameter, as [`asysi weights analyze`](weights.md) writes them, and here what they
 come to by block type. `python benchmarks/weights/tables.py FOLDER` writes the tables and this page.
 
+What to look for: trained matrices have a stable rank far below that of random ones of their shape, and
+mostly an `alpha` of 2 to 6; a random matrix follows no power law, so its `alpha` scatters.
+
 """
 SUMMED = (
     ("std", ".3g"),
@@ -101,8 +104,7 @@ def section(name: str, words: str, found: tuple[list[dict], dict]) -> str:
         f"## {name}",
         "",
         f"{words}: {len(rows)} tensors, {elements:,} parameters, {size / 1e6:,.0f} MB.",
-        f"The tensors' seconds sum to {spent:.1f}, two at once on {os.cpu_count()} processors",
-        f"({processor()});",
+        f"{spent / 2:.0f} s, two tensors at once on {os.cpu_count()} processors ({processor()}),",
         f"Python {platform.python_version()}, {', '.join(packages)}.",
         f"Full table: [{name}.csv](assets/weights/{name}.csv).",
         "",
@@ -118,7 +120,11 @@ def section(name: str, words: str, found: tuple[list[dict], dict]) -> str:
         cells = [block, str(len(several)), shape.strip("()").replace(", ", " × "), *numbers, method]
         lines.append(f"| {' | '.join(cells)} |")
     left = len(rows) - sum(map(len, groups.values()))
-    lines += ["", f"Least – most of the group. The other {left} tensors are vectors (norms, biases).", ""]
+    lines += [
+        "",
+        f"Least – most of the group. The other {left} tensors are vectors, and buffers of integers.",
+        "",
+    ]
     return "\n".join(lines)
 
 
