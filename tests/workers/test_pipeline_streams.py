@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from asysi.contract.errors import ConfigError
 from asysi.pipeline import BaseOperator, SealError, StreamFactory, UnifiedPipeline
 from asysi.pipeline.ids import child, lineage, root
+from asysi.pipeline.log import FileLog
 from asysi.pipeline.source import CHUNK, FilesFeed, LineSource
 
 Rows = list[dict[str, Any]]
@@ -238,6 +239,20 @@ def test_a_missing_input_is_an_error() -> None:
     """§11.2: an input that is not in its store is an error that says so."""
     with pytest.raises(ConfigError, match="there is no such file"):
         through("jsonl://memory://nowhere.jsonl", "jsonl://out.jsonl")
+
+
+def test_a_reader_goes_on_when_the_writer_has_closed() -> None:
+    """§4.2: a node that is done closes its file; the next one, in mid-read, reads on, and the same file."""
+    log = FileLog(Path("a.jsonl"))
+    log.open(0)
+    log.append(b'{"n":0}\n{"n":1}\n')
+    reader = log.reader()
+    assert reader.read(0, 8) == b'{"n":0}\n'
+    log.close()
+    with Path("other").open("wb") as other:  # gets the descriptor that the log gave up
+        other.write(b"something else altogether")
+        assert reader.read(8, 99) == b'{"n":1}\n'
+    reader.close()
 
 
 def test_memory_between_nodes_leaves_no_file() -> None:

@@ -42,6 +42,19 @@ class Log(Protocol):
     def read(self, offset: int, length: int) -> bytes:
         """Return up to `length` bytes from `offset`."""
 
+    def reader(self) -> "LogReader":
+        """Return what reads it for another thread."""
+
+
+class LogReader(Protocol):
+    """Reads a log."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return up to `length` bytes from `offset`."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
 
 class FileLog:
     """Rows in a local file.
@@ -57,7 +70,6 @@ class FileLog:
         self.size = 0
         self.digest: Any = None
         self._out: int | None = None
-        self._in: int | None = None
 
     def open(self, size: int) -> None:
         """Open the file for writing with its first `size` bytes.
@@ -96,16 +108,36 @@ class FileLog:
 
     def read(self, offset: int, length: int) -> bytes:
         """Return up to `length` bytes from `offset`."""
-        if self._in is None:
-            self._in = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        return os.pread(self._in, length, offset)
+        reader = self.reader()
+        try:
+            return reader.read(offset, length)
+        finally:
+            reader.close()
+
+    def reader(self) -> "FileReader":
+        """Return what reads it for another thread, also when it is closed here."""
+        return FileReader(self.path)
 
     def close(self) -> None:
         """Close the file, which also gives up its lock."""
-        for descriptor in (self._out, self._in):
-            if descriptor is not None:
-                os.close(descriptor)
-        self._out = self._in = None
+        if self._out is not None:
+            os.close(self._out)
+        self._out = None
+
+
+class FileReader:
+    """Reads a log's file with a descriptor of its own: its writer may close the log meanwhile."""
+
+    def __init__(self, path: Path) -> None:
+        self._in = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return up to `length` bytes from `offset`."""
+        return os.pread(self._in, length, offset)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._in)
 
 
 class MemoryLog:
@@ -158,6 +190,10 @@ class MemoryLog:
                 self._begin = offset
             at = offset - self._begin
             return bytes(self._held[at : at + length])
+
+    def reader(self) -> "MemoryLog":
+        """Return itself."""
+        return self
 
     def close(self) -> None:
         """Do nothing: rows stay for their readers."""

@@ -24,7 +24,7 @@ import xxhash
 
 from asysi.contract.errors import ConfigError
 from asysi.pipeline.ids import FIELD
-from asysi.pipeline.log import Log, StreamBridge
+from asysi.pipeline.log import Log, LogReader, StreamBridge
 from asysi.pipeline.seal import SealError, read_seal, seal_path
 from asysi.pipeline.work import Block
 
@@ -333,6 +333,7 @@ class LogFeed:
 
     def __init__(self, log: Log, bridge: StreamBridge) -> None:
         self._log, self._bridge, self._at = log, bridge, 0
+        self._reader: LogReader | None = None
 
     @property
     def size(self) -> int | None:
@@ -356,7 +357,7 @@ class LogFeed:
             self._at = offset
             return None
         digest = xxhash.xxh3_128()
-        while self._at < offset and (data := self._log.read(self._at, min(CHUNK, offset - self._at))):
+        while self._at < offset and (data := self._bytes(min(CHUNK, offset - self._at))):
             digest.update(data)
             self._at += len(data)
         return digest
@@ -365,7 +366,7 @@ class LogFeed:
         """Return the next committed bytes."""
         if self._at >= self._bridge.size:
             return b""
-        data = self._log.read(self._at, min(CHUNK, self._bridge.size - self._at))
+        data = self._bytes(min(CHUNK, self._bridge.size - self._at))
         self._at += len(data)
         return data
 
@@ -375,7 +376,15 @@ class LogFeed:
             _log.debug("[EOF Retry] no new rows after %.1f s; the node before is still at work", timeout)
 
     def close(self) -> None:
-        """Do nothing: the log belongs to its node."""
+        """Close what reads the log; the log itself belongs to its node."""
+        if self._reader is not None:
+            self._reader.close()
+        self._reader = None
+
+    def _bytes(self, length: int) -> bytes:
+        if self._reader is None:
+            self._reader = self._log.reader()
+        return self._reader.read(self._at, length)
 
 
 class FollowFeed:
