@@ -4,8 +4,8 @@
 
 Two nodes at once: one drops a tenth of the rows, one makes three of every tenth. Everything that a run has on
 by default is on: the ledger, fsync, seals, the digest of every file. The pipeline runs in a process of its
-own, and what is printed is the largest resident set that the kernel saw of it and of its children. Exit code 1
-if that is above the limit, in MB (10^6 bytes), or a row is missing.
+own, and what is printed is the largest resident set that the kernel saw of it and of its children. Exit code
+1 if that is above the limit, in MB (10^6 bytes), or a row is missing.
 """
 
 import argparse
