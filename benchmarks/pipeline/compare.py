@@ -1,0 +1,185 @@
+"""Rows a second against a plain loop, datatrove and Ray Data; calls a second against the ideal.
+
+    python benchmarks/pipeline/compare.py [--peers .venv-pipeline/bin/python] [--rows N] [--rounds N]
+
+Everything in one run, contestants alternating, so that ratios hold whatever the machine does. Writes
+docs/benchmarks/pipeline.md, .svg and .json.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import page
+import rows
+import tree
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+STUB = ROOT / "examples" / "pipeline" / "stub.py"
+PEERS = ("datatrove", "ray")
+LATENCY = 0.05
+IN_FLIGHT = {20: 1000, 50: 2000, 100: 3000}
+"""Calls at once: how many calls."""
+TIMEOUT = 240
+
+
+def contestants(workers: int) -> list[tuple[str, list[str]]]:
+    """Return who runs with so many workers, and the flags of each."""
+    ours = [("plain", ["--no-fsync"]), ("ours", []), ("ours, no fsync", ["--no-fsync"])]
+    return [*ours, *([("ours, shards", [])] if workers > 1 else []), *((peer, []) for peer in PEERS)]
+
+
+def one(who: str, flags: list[str], workers: int, paths: list[Path], given: argparse.Namespace) -> tree.Cost:
+    """Run a contestant once."""
+    folder, peers = given.folder, given.peers
+    name = {"ours, shards": "shards"}.get(who, who.partition(",")[0])
+    python = str(peers if who in PEERS else sys.executable)
+    out = folder / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    command = [python, str(HERE / "task.py"), name, "--workers", str(workers), *flags, str(out)]
+    return tree.measure([*command, *map(str, paths)], TIMEOUT)
+
+
+def outputs(out: Path) -> list[Path]:
+    """Return the files of rows, whoever wrote them."""
+    found = [path for path in out.rglob("*.json*") if path.suffix in {".json", ".jsonl"}]
+    return [path for path in found if not {"logs", "tmp"} & set(path.relative_to(out).parts)]
+
+
+def compare(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield a record for every run over rows."""
+    expected: dict[tuple[int, int], tuple[int, str]] = {}
+    for turn in range(given.rounds):
+        for files in (1, 8):
+            for workers in (1, 2):
+                for who, flags in contestants(workers):
+                    if who in PEERS and (given.peers is None or turn >= given.peer_rounds):
+                        continue
+                    count = given.peer_rows if who in PEERS else given.rows
+                    paths = rows.write(given.folder, count, files)
+                    cost = one(who, flags, workers, paths, given)
+                    if turn == 0:
+                        found = rows.digest(outputs(given.folder / "out"))
+                        if (count, files) not in expected:
+                            expected[count, files] = correct(paths)
+                        if found != expected[count, files]:
+                            raise SystemExit(f"{who}, {files} files: {found}, not {expected[count, files]}")
+                    record = {"who": who, "files": files, "workers": workers, "rows": count, "turn": turn}
+                    record |= {**cost.said, "processor": cost.processor, "memory": cost.memory}
+                    print(json.dumps(record), flush=True)
+                    yield record
+
+
+def correct(paths: list[Path]) -> tuple[int, str]:
+    """Return how many rows there should be, and their digest, from a loop of its own."""
+    import orjson
+    import xxhash
+    from task import kept
+
+    count = total = 0
+    for path in paths:
+        for line in path.read_bytes().splitlines():
+            try:
+                row = orjson.loads(line)
+            except orjson.JSONDecodeError:
+                continue
+            if kept(row["text"]):
+                total += xxhash.xxh3_64_intdigest(f"{row['id']}\n{row['text'].upper()}".encode())
+                count += 1
+    return count, f"{total % (1 << 64):016x}"
+
+
+def calls(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield a record for every run of calls."""
+    for turn in range(given.call_rounds):
+        for at_once, count in IN_FLIGHT.items():
+            for who in ("bare", "ours"):
+                folder = given.folder / "calls"
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+                stub = subprocess.Popen(
+                    [sys.executable, str(STUB), "--latency", str(LATENCY)], stdout=subprocess.PIPE, text=True
+                )
+                try:
+                    assert stub.stdout is not None
+                    url = f"http://127.0.0.1:{int(stub.stdout.readline())}/v1"
+                    command = [sys.executable, str(HERE / "calls.py"), who, str(at_once), str(count), url]
+                    said = tree.measure([*command, str(folder)], TIMEOUT, alone=False).said
+                finally:
+                    stub.kill()
+                    stub.wait()
+                record = {"who": who, "at_once": at_once, "calls": count, "turn": turn, **said}
+                print(json.dumps(record), flush=True)
+                yield record
+
+
+def facts(peers: Path | None) -> dict[str, str]:
+    """Return machine and versions."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown")
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    found = {
+        "processor": f"{os.cpu_count()} × {model.strip()}",
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "asysi": commit or "unknown",
+        **{name: version(name) for name in ("orjson", "httpx")},
+    }
+    if peers is not None:
+        ask = "from importlib.metadata import version as v; print(v('datatrove'), v('ray'))"
+        said = subprocess.run(
+            [str(peers), "-c", ask], capture_output=True, text=True, check=True
+        ).stdout.split()
+        found |= dict(zip(("datatrove", "ray"), said, strict=True))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--peers", type=Path, help="Python that has datatrove and ray")
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--peer-rows", type=int, default=250_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peer-rounds", type=int, default=1)
+    parser.add_argument("--call-rounds", type=int, default=2)
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "benchmarks" / "pipeline")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks")
+    given = parser.parse_args()
+    given.peers = given.peers.absolute() if given.peers else None
+    began = time.monotonic()
+    for count in {given.rows, given.peer_rows}:
+        for files in (1, 8):
+            rows.write(given.folder, count, files)
+    result = {
+        "calls": list(calls(given)),
+        "rows": list(compare(given)),
+        "facts": facts(given.peers),
+        "minutes": 0.0,
+        "load": os.getloadavg()[1],
+    }
+    result["minutes"] = round((time.monotonic() - began) / 60, 1)
+    given.out.mkdir(parents=True, exist_ok=True)
+    (given.out / "pipeline.json").write_text(json.dumps(result, indent=1) + "\n")
+    (given.out / "pipeline.md").write_text(page.text(result))
+    (given.out / "pipeline.svg").write_text(page.picture(result))
+    shutil.rmtree(given.folder / "out", ignore_errors=True)
+    best = median(r["rows"] / r["seconds"] for r in result["rows"] if r["who"] == "ours")
+    print(f"{result['minutes']} minutes; ours {best:,.0f} rows/s; {given.out / 'pipeline.md'}")
+
+
+if __name__ == "__main__":
+    main()
