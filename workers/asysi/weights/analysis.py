@@ -188,7 +188,7 @@ def iterate_parameters(
         for name, tensor in checkpoint.tensors.items():
             yield name, tensor.array()
         if checkpoint.problems:
-            raise WeightsError("\n".join(problem.problem for problem in checkpoint.problems))
+            raise WeightsError("\n".join(problem.listed for problem in checkpoint.problems))
 
 
 def tensor_stats(x: NDArray[Any], rank_k: int = 128, zero_epsilon: float = 1e-8, *, spectra: bool = True,

@@ -170,7 +170,7 @@ def compare_command(  # noqa: PLR0917 - each is an option of the command
         done = compare(
             one, two, k=directions, spectra=spectra, exact_side=exact_side, workers=workers, progress=advance
         )
-    problems = [problem.problem for problem in done.problems]
+    problems = [problem.listed for problem in done.problems]
     file = write_table(
         done.rows, output / f"difference.{output_format.value}", output_format.value, DIFFERENCE_COLUMNS
     )
@@ -293,7 +293,7 @@ def analyze_into(
                 journal=file.parent / JOURNAL_FILE,
                 progress=advance,
             )
-    problems = [problem.problem for problem in done.problems]
+    problems = [problem.listed for problem in done.problems]
     if not done.rows:
         raise ConfigError(*problems, f"{model}: no tensor could be analysed")
     write_table(done.rows, file, form)  # type: ignore[arg-type]  # one of the enumeration's

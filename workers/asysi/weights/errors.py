@@ -2,6 +2,9 @@
 
 from asysi.contract.errors import ConfigError
 
+NAMED = 5
+"""Tensors that a problem names at most when it is listed."""
+
 
 class WeightsError(Exception):
     """A part of a checkpoint that cannot be read; the others still can.
@@ -14,6 +17,15 @@ class WeightsError(Exception):
     def __init__(self, problem: str, tensors: tuple[str, ...] = ()) -> None:
         super().__init__(problem)
         self.problem, self.tensors = problem, tensors
+
+    @property
+    def listed(self) -> str:
+        """The problem, and the first names that it concerns and does not say itself."""
+        names = [name for name in self.tensors if name not in self.problem]
+        if not names:
+            return self.problem
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        return f"{self.problem}. It concerns {', '.join(names[:NAMED])}{more}"
 
     def __reduce__(self) -> tuple[type["WeightsError"], tuple[object, ...]]:
         return type(self), (self.problem, self.tensors)

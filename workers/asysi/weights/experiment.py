@@ -99,7 +99,7 @@ def _analyse(
                 beat=beat,
             )
         write_table(done[when].rows, folder / f"{when}.csv", "csv")
-        result.problems += [f"Parameters {when} the run: {one.problem}" for one in done[when].problems]
+        result.problems += [f"Parameters {when} the run: {one.listed}" for one in done[when].problems]
     if not done:
         result.summary = "Not analysed: spec.weights.when names neither before nor after."
         return

@@ -203,6 +203,28 @@ BLOCKS: dict[str, tuple[str, ...]] = {
 }
 """Block types, and regular expressions on whole parts of a name; `h.#` is any layer of the list `h`."""
 
+MEANINGS: dict[str, str] = {
+    "embedding": "Embeddings of tokens, token types and patches.",
+    "position": "Embeddings of positions, and their biases.",
+    "q_proj": "Queries of attention.",
+    "k_proj": "Keys.",
+    "v_proj": "Values.",
+    "kv_proj": "Keys and values in one matrix, also compressed as in DeepSeek's.",
+    "qkv_proj": "Queries, keys and values in one matrix.",
+    "o_proj": "What attention gives back.",
+    "gate_proj": "Gate of a gated MLP.",
+    "up_proj": "First matrix of an MLP.",
+    "gate_up_proj": "Gate and first matrix in one.",
+    "down_proj": "Last matrix of an MLP.",
+    "moe": "Experts and their routers.",
+    "norm": "Normalisation.",
+    "output": "Heads: language model, classifier, predictions.",
+    "pooler": "Pooler of an encoder.",
+    "buffer": "What is stored and not learned.",
+    "other": "Anything else.",
+}
+"""What each block type is; a bias has the type of its layer."""
+
 _LAYER = re.compile(r"(?:^|\.)(layers?|h|blocks?|blk|albert_layer_groups|resblocks|stages)\.(\d+)(?=\.|$)")
 _EXPERT = re.compile(r"(?:^|\.)experts\.(\d+)(?=\.|$)")
 _KINDS = re.compile(r"(?:^|[._])(weight|bias)$")
@@ -211,10 +233,7 @@ _KINDS = re.compile(r"(?:^|[._])(weight|bias)$")
 def classify_param(name: str) -> tuple[str, int | None]:
     """Return the block type and the layer of the parameter `name`.
 
-    Block types are `embedding`, `position`, `q_proj`, `k_proj`, `v_proj`, `kv_proj`, `qkv_proj`, `o_proj`,
-    `gate_proj`, `up_proj`, `gate_up_proj`, `down_proj`, `moe` (experts and routers), `norm`, `output`,
-    `pooler`,
-    `buffer` (what is stored but not learned) and `other`. A bias has the type of its layer.
+    Block types are those of `MEANINGS`.
     """
     role = describe_param(name)
     return role.block_type, role.layer_index

@@ -171,7 +171,7 @@ def _truncated(entries: Mapping[str, Entry], size: int, name: str) -> list[Weigh
     end = max(entry.stop for entry in entries.values())
     return [
         TruncatedShardError(
-            f"{name}: it has {size:,} of {end:,} bytes, {len(lost)} tensors are not whole; fetch it again",
+            f"{name}: it has {size:,} of {end:,} bytes, what lies behind its end is lost; fetch it again",
             lost,
         )
     ]

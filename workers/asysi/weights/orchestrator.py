@@ -181,7 +181,7 @@ def run(
         )
         step("export", lambda: _exported(analysis, out, table, form))
         failures: list[str] = step("check", lambda: _checked(table, checkpoint, analysis, out / CHECK_FILE))
-    problems = [problem.problem for problem in analysis.problems]
+    problems = [problem.listed for problem in analysis.problems]
     return Outcome(not problems and not failures, len(analysis.rows), problems, failures, out)
 
 
@@ -236,7 +236,7 @@ def _analysed(
     analysis = analyze(checkpoint, identity, settings, workers=workers, journal=journal, progress=progress)
     if not analysis.rows:
         raise ConfigError(
-            *(problem.problem for problem in analysis.problems),
+            *(problem.listed for problem in analysis.problems),
             f"{identity.model_path}: nothing could be read",
         )
     fresh = len(analysis.rows) - analysis.reused
@@ -260,7 +260,7 @@ def meta_of(analysis: Analysis) -> dict[str, Any]:
     identity = analysis.identity
     return run_meta(
         model_id=identity.model_id, revision=identity.revision, model_path=identity.model_path,
-        settings=asdict(analysis.settings), problems=[problem.problem for problem in analysis.problems],
+        settings=asdict(analysis.settings), problems=[problem.listed for problem in analysis.problems],
         seconds=analysis.seconds, rows=len(analysis.rows), reused=analysis.reused,
         seed=analysis.settings.seed,
     )  # fmt: skip
@@ -268,7 +268,7 @@ def meta_of(analysis: Analysis) -> dict[str, Any]:
 
 def page_of(analysis: Analysis, meta: Mapping[str, Any], **more: Any) -> WeightsPage:
     """Return what the page on an analysis shows."""
-    problems = [problem.problem for problem in analysis.problems]
+    problems = [problem.listed for problem in analysis.problems]
     return WeightsPage(analysis.identity.model_id, analysis.rows, problems, meta, **more)
 
 
