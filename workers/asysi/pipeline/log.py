@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import xxhash
 
 from asysi.contract.errors import ConfigError
-from asysi.pipeline.seal import sync_file
+from asysi.pipeline.seal import sync_file, sync_folder
 
 
 class Log(Protocol):
@@ -91,6 +91,7 @@ class FileLog:
         self.size = size
         if size == 0:
             self.digest = xxhash.xxh3_128()
+            sync_folder(self.path.parent)  # its rows are worth nothing without its name
 
     def append(self, data: bytes) -> None:
         """Add whole lines."""

@@ -26,7 +26,7 @@ from asysi.pipeline.image import read_image
 from asysi.pipeline.ledger import Ledger, Redriven, Totals
 from asysi.pipeline.log import FileLog
 from asysi.pipeline.node import UnifiedNode, check_log, committed_rows
-from asysi.pipeline.seal import Seal
+from asysi.pipeline.seal import Seal, sync_folder
 from asysi.pipeline.source import CHUNK
 from asysi.pipeline.streams import IDataStream, JsonlStream
 from asysi.pipeline.work import DeadLetter
@@ -126,6 +126,7 @@ def finish_merge(ledger: Ledger, bus: IDataStream) -> None:
     bus.unseal()
     if made.exists():
         made.replace(path)
+        sync_folder(path.parent)
     bus.finish(Seal(**note["seal"]))
     ledger.note(_PENDING, "null")
 
