@@ -2,6 +2,9 @@
 
 import json
 import random
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -290,3 +293,37 @@ def test_deduplication_remembers_over_a_restart(name: str, params: dict[str, Any
     )
     assert UnifiedPipeline(operators).resume("p").run().status == "completed"
     assert read() == expected
+
+
+def test_the_example_runs_against_its_stub(tmp_path: Path) -> None:
+    """examples/pipeline: its file runs as it stands, and every call that was charged became a row."""
+    example = Path(__file__).parents[2] / "examples" / "pipeline"
+    for name in ("texts.py", "titles.yaml", "stub.py"):
+        shutil.copy(example / name, name)
+    subprocess.run([sys.executable, "texts.py"], check=True, capture_output=True)
+    stub = subprocess.Popen(
+        [sys.executable, "stub.py", "--log", "charged.jsonl"], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert stub.stdout is not None
+        port = stub.stdout.readline().strip()
+        spec = Path("titles.yaml").read_text().replace("8731", port)
+        Path("titles.yaml").write_text(spec)
+        command = [
+            sys.executable,
+            "-c",
+            "from asysi.cli import main; main()",
+            "pipeline",
+            "run",
+            "titles.yaml",
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    finally:
+        stub.kill()
+        stub.communicate()
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in Path(".data/titles.jsonl").read_text().splitlines()]
+    charged = Path("charged.jsonl").read_text().count("\n")
+    assert f"requests {charged}," in done.stdout
+    assert 20 < len(rows) <= charged
+    assert all(row["card"].startswith(f"{row['topic']}: {row['title']}") for row in rows)
