@@ -55,6 +55,20 @@ BREAKING: dict[str, Tree] = {
     "revision is for hf:// models": {"model": {"revision": "main"}},
     "sha256 is for models in files": {"model": {"uri": "python://a:b", "sha256": "0" * 64}},
     "separatorToken goes with packing concat": {"data": {"tokens": {"separatorToken": "[SEP]"}}},
+    "shards split plain files": {
+        "data": {"uri": "jsonl:///a.jsonl.gz", "pipeline": {"operators": [{"operator": "o"}], "shards": 2}}
+    },
+    "memory must be 256Mi at least": {
+        "data": {"pipeline": {"operators": [{"operator": "o"}], "memory": "255Mi"}}
+    },
+    "each key of secretRefs is a variable of its own": {
+        "data": {
+            "pipeline": {
+                "operators": [{"operator": "o"}],
+                "secretRefs": [{"name": "a", "key": "K"}, {"name": "b", "key": "K"}],
+            }
+        }
+    },
     "bus.redis and consumers.replicas belong to mode CONSUMER": {"consumers": {"replicas": 2}},
 }
 """By the beginning of a rule's message, the change to MINIMAL's spec that breaks this rule and no other."""
@@ -109,7 +123,7 @@ def _example_experiment() -> Tree:
     wanted: Tree = {
         "mode": "CONSUMER",
         "model": {"uri": "hf://owner/name"},
-        "data": {"tokens": {"packing": "concat"}},
+        "data": {"tokens": {"packing": "concat"}, "pipeline": {"memory": "512Mi"}},
         "capture": {"positions": {"mode": "random"}, "sampling": {"minRate": 0.5}, "quantization": "fp8"},
         "resources": {
             "prepare": {"memory": "4Gi"},

@@ -57,6 +57,25 @@ def problems(tree: Tree) -> list[str]:
             "spec.capture.hookPoints has 257 entries, 256 are allowed",
         ),
         ({"bus": {"shards": 0}}, "spec.bus.shards must be at least 1, not 0"),
+        (
+            {
+                "data": {
+                    "pipeline": {"operators": [{"operator": "o"}], "secretRefs": [{"name": "s", "key": "1"}]}
+                }
+            },
+            "spec.data.pipeline.secretRefs[0].key must be the name of a variable, like OPENAI_API_KEY",
+        ),
+        (
+            {
+                "data": {
+                    "pipeline": {
+                        "operators": [{"operator": "o"}],
+                        "secretRefs": [{"name": "s", "key": "ASYSI_CONFIG"}],
+                    }
+                }
+            },
+            "spec.data.pipeline.secretRefs[0].key is ASYSI_CONFIG, a variable of ours",
+        ),
         ({"bus": {"shards": 65}}, "spec.bus.shards must be at most 64, not 65"),
         ({"bus": {"shards": 1.5}}, "spec.bus.shards must be a whole number, not 1.5"),
         ({"bus": {"shards": True}}, "spec.bus.shards must be a whole number, not true"),

@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 from asysi.contract.fields import Path, part_at, schema_fields
 from asysi.contract.quantity import PATTERN
 from asysi.contract.rules import Problem
-from asysi.contract.spec import LABEL_NAME, LABEL_VALUE, OBJECT_NAME, ScanExperiment
+from asysi.contract.spec import LABEL_NAME, LABEL_VALUE, OBJECT_NAME, VARIABLE, ScanExperiment
 
 _KINDS = {
     "string": "text",
@@ -26,6 +26,7 @@ _PATTERNS = {
     PATTERN: "a memory quantity, like 64Mi or 2Gi",
     r"^[0-9a-f]{64}$": "a SHA-256: 64 digits of 0-9 and a-f",
     OBJECT_NAME: "a name of a-z, 0-9, - and ., such as batch-high",
+    VARIABLE: "the name of a variable, like OPENAI_API_KEY",
     LABEL_NAME: "the key of a label, like gpu or example.com/gpu",
     LABEL_VALUE: "the value of a label: letters and digits, between them also -, _ and .",
     r"^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$": "a list of processors, like 0, 0-3 or 1,3",

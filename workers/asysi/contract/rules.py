@@ -13,6 +13,8 @@ PREPARE_HEAP = 512 * 2**20
 """Bytes that prepare needs besides the rings: the interpreter, torch, the model's structure."""
 HEAP = 256 * 2**20
 """Bytes that any process needs beside the rings, at the least: an interpreter with its libraries."""
+_OURS = "ASYSI_"
+_TAKEN = ("HOME", "HF_HOME", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "JOB_COMPLETION_INDEX")
 _PACKED = "[.](gz|bz2|xz|zst)$"
 WORKLOADS = tuple(field.alias or name for name, field in Workload.model_fields.items())
 
@@ -193,6 +195,26 @@ def _separator_is_for_concat(spec: Spec) -> Iterator[Problem]:
         )
 
 
+def _a_shard_holds_a_process(spec: Spec) -> Iterator[Problem]:
+    pipeline = spec.data.pipeline if spec.data else None
+    if pipeline is not None and parse_bytes(pipeline.memory) < HEAP:
+        yield Problem(
+            ("spec", "data", "pipeline", "memory"),
+            f"is {pipeline.memory}; a process needs {format_bytes(HEAP)} at least: raise it",
+        )
+
+
+def _keys_are_variables_of_their_own(spec: Spec) -> Iterator[Problem]:
+    refs = spec.data.pipeline.secret_refs if spec.data and spec.data.pipeline else []
+    counts = Counter(ref.key for ref in refs)
+    for index, ref in enumerate(refs):
+        path = ("spec", "data", "pipeline", "secretRefs", index, "key")
+        if ref.key is not None and counts[ref.key] > 1:
+            yield Problem(path, f"is {ref.key} {counts[ref.key]} times: each variable has one value")
+        elif ref.key is not None and (ref.key.startswith(_OURS) or ref.key in _TAKEN):
+            yield Problem(path, f"is {ref.key}, a variable of ours: give the Secret's key another name")
+
+
 def _shards_split_plain_files(spec: Spec) -> Iterator[Problem]:
     if spec.data is None or spec.data.pipeline is None or spec.data.pipeline.shards == 1:
         return
@@ -347,6 +369,21 @@ RULES = (
         "!has(self.separatorToken) || self.packing == 'concat'",
         "separatorToken goes with packing concat",
         _separator_is_for_concat,
+    ),
+    Rule(
+        "spec.data.pipeline",
+        _holds_a_process("self"),
+        f"memory must be {format_bytes(HEAP)} at least",
+        _a_shard_holds_a_process,
+    ),
+    Rule(
+        "spec.data.pipeline",
+        "self.secretRefs.all(one, !has(one.key) || (!one.key.startsWith('"
+        + _OURS
+        + f"') && !(one.key in {list(_TAKEN)})"
+        " && self.secretRefs.exists_one(other, has(other.key) && other.key == one.key)))",
+        "each key of secretRefs is a variable of its own, and none of ours",
+        _keys_are_variables_of_their_own,
     ),
     Rule(
         "spec.data",

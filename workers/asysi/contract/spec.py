@@ -50,13 +50,18 @@ class Part(BaseModel):
     )
 
 
+VARIABLE = r"^[A-Za-z_][-._A-Za-z0-9]*$"
+"""Names that both a Secret's key and an environment variable may have."""
+
+
 class SecretRef(Part):
     """Names a Secret in the experiment's namespace."""
 
     name: Name
     """Name of the Secret."""
-    key: Short | None = None
-    """Key within the Secret; without it every key becomes an environment variable."""
+    key: Annotated[str, Field(pattern=VARIABLE, max_length=253)] | None = None
+    """Key within the Secret, which becomes the environment variable of that name; without it every key
+    does."""
 
 
 class Model(Part):
