@@ -1,10 +1,8 @@
 """Analyses the parameters of a checkpoint: each tensor in one read, several at once, in bounded memory."""
 
-import contextlib
 import json
 import math
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -19,6 +17,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 import asysi
+from asysi.weights.budget import Budget
 from asysi.weights.checkpoint import Checkpoint, Tensor
 from asysi.weights.columns import NAMES, QUANTILE_NAMES, Row
 from asysi.weights.dtypes import is_float
@@ -138,7 +137,7 @@ def analyze(
     processors = len(os.sched_getaffinity(0))
     workers = max(1, min(workers or processors, len(tensors) or 1))
     largest = max((tensor.nbytes for tensor in tensors), default=0)
-    budget = _Budget(memory or max(2 * largest, SMALL_BUDGET))
+    budget = Budget(memory or max(2 * largest, SMALL_BUDGET))
     known = Journal(journal, settings.key)
     problems = list(checkpoint.problems)
     found: dict[str, Row] = {}
@@ -423,22 +422,3 @@ def _finished(
         beat()
         for future in done:
             yield future, running[future]
-
-
-class _Budget:
-    """Lets work begin while what is held stays within a limit; what alone is larger runs alone."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit, self._held, self._condition = limit, 0, threading.Condition()
-
-    @contextlib.contextmanager
-    def held(self, size: int) -> Iterator[None]:
-        with self._condition:
-            self._condition.wait_for(lambda: self._held == 0 or self._held + size <= self._limit)
-            self._held += size
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._held -= size
-                self._condition.notify_all()

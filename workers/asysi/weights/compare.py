@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from asysi.weights.budget import Budget
 from asysi.weights.checkpoint import Checkpoint, Tensor
 from asysi.weights.columns import Column, Row
 from asysi.weights.dtypes import is_float
 from asysi.weights.errors import AnalysisError, WeightsError
 from asysi.weights.families import classify_param
-from asysi.weights.spectrum import BLOCK_ELEMENTS, Float64, Spectrum
+from asysi.weights.spectrum import BLOCK_ELEMENTS, Blocks, Float64, Spectrum, blocks_of
 
 DIFFERENCE_COLUMNS = (
     Column("param_name", "text", "Name of the parameter.", True),
@@ -66,6 +67,8 @@ DIFFERENCE_COLUMNS = (
     Column("angle_right_mean", "number", "Mean of those."),
     Column("note", "text", "What could not be computed, and why."),
 )
+MEMORY = 1 << 30
+"""Bytes that are held at once at most, if a tensor alone does not need more."""
 _ZERO_WHERE_SAME = (
     "sigma_shift",
     "delta_sigma_max",
@@ -93,6 +96,7 @@ def compare(
     spectra: bool = True,
     exact_side: int = 4096,
     workers: int | None = None,
+    memory: int | None = None,
     progress: Callable[[str, int], None] = lambda _name, _bytes: None,
     beat: Callable[[], None] = lambda: None,
 ) -> Difference:
@@ -105,6 +109,7 @@ def compare(
         spectra: whether spectra and angles are computed.
         exact_side: longest shorter side of matrices that get them.
         workers: tensors at once; unset takes the processors that this process may use.
+        memory: bytes held at once by all workers; unset takes 1 GiB. A tensor that needs more is alone.
         progress: told the name and the bytes of each tensor that is done.
         beat: called at least once a second.
     """
@@ -115,8 +120,14 @@ def compare(
     processors = len(os.sched_getaffinity(0))
     workers = max(1, min(workers or processors, len(names) or 1))
 
+    budget = Budget(memory or MEMORY)
+
     def work(name: str) -> Row:
         a, b = first.tensors.get(name), second.tensors.get(name)
+        with budget.held(_needed(a, b, exact_side, spectra=spectra)):
+            return compared(name, a, b)
+
+    def compared(name: str, a: Tensor | None, b: Tensor | None) -> Row:
         row = _row(name, a, b)
         if a is None or b is None:
             status = "failed" if name in lost else "removed" if b is None else "added"
@@ -211,15 +222,19 @@ def _elementwise(a: Tensor, b: Tensor) -> tuple[Row, bool, bool]:
 
 
 def _spectral(a: Tensor, b: Tensor, k: int, *, same: bool) -> Row:
-    one, two = (_matrix(tensor) for tensor in (a, b))
     if same:
         return {"k": k, "delta_rank_f32tol": 0, **dict.fromkeys(_ZERO_WHERE_SAME, 0.0)}
-    delta = two - one
-    values = _singular_values(delta)
+    one, two = blocks_of(a), blocks_of(b)
+    side = min(a.rows, a.cols)
+    grams = np.zeros((3, side, side))  # of W, of W + ΔW, of ΔW
+    for x, y in zip(one(), two(), strict=True):
+        for gram, block in zip(grams, (x, y, y - x), strict=True):
+            np.add(gram, block.T @ block, out=gram)
+    values = np.sqrt(np.maximum(np.linalg.eigvalsh(grams[2])[::-1], 0))
     spectrum = Spectrum(values, a.rows, a.cols, "gram", exact=True, squares=float(np.square(values).sum()))
-    values_a, short_a, long_a = _directions(one, k)
-    values_b, short_b, long_b = _directions(two, k)
-    short, long = subspace_angles(short_a, short_b), subspace_angles(long_a, long_b)
+    (values_a, short_a), (values_b, short_b) = (_directions(gram, k) for gram in grams[:2])
+    short = subspace_angles(short_a, short_b)
+    long = subspace_angles(_across(one, short_a), _across(two, short_b))
     left, right = (long, short) if a.rows >= a.cols else (short, long)
     largest = float(values_a[0])
     return {
@@ -237,22 +252,26 @@ def _spectral(a: Tensor, b: Tensor, k: int, *, same: bool) -> Row:
     }
 
 
-def _matrix(tensor: Tensor) -> Float64:
-    """Return the tensor as float64 [longer, shorter]."""
-    matrix = tensor.read().reshape(tensor.rows, tensor.cols).astype(np.float64)
-    return matrix if tensor.rows >= tensor.cols else matrix.T
+def _directions(gram: Float64, k: int) -> tuple[Float64, Float64]:
+    """Return all singular values, and the k largest directions of the shorter side."""
+    values, vectors = np.linalg.eigh(gram)
+    return np.sqrt(np.maximum(values[::-1], 0)), vectors[:, ::-1][:, :k].copy()
 
 
-def _singular_values(tall: Float64) -> Float64:
-    values: Float64 = np.sqrt(np.maximum(np.linalg.eigvalsh(tall.T @ tall)[::-1], 0))
-    return values
+def _across(blocks: Blocks, short: Float64) -> Float64:
+    """Return the directions of the longer side that belong to those of the shorter."""
+    return np.asarray(np.linalg.qr(np.concatenate([block @ short for block in blocks()]))[0], np.float64)
 
 
-def _directions(tall: Float64, k: int) -> tuple[Float64, Float64, Float64]:
-    """Return all singular values, and the k largest directions of the shorter and of the longer side."""
-    values, vectors = np.linalg.eigh(tall.T @ tall)
-    short = vectors[:, ::-1][:, :k]
-    return np.sqrt(np.maximum(values[::-1], 0)), short, np.linalg.qr(tall @ short)[0]
+def _needed(a: Tensor | None, b: Tensor | None, exact_side: int, *, spectra: bool) -> int:
+    """Return about how many bytes the comparison of two tensors holds at its peak."""
+    if a is None or b is None:
+        return 0
+    side = min(a.rows, a.cols)
+    if not spectra or side > exact_side or side < 2:
+        return 6 * 8 * BLOCK_ELEMENTS
+    wide = a.nbytes + b.nbytes if a.rows < a.cols else 0
+    return wide + 6 * 8 * side * side + 4 * 8 * max(BLOCK_ELEMENTS, 256 * side)
 
 
 def subspace_angles(a: NDArray[np.float64], b: NDArray[np.float64]) -> Float64:

@@ -107,7 +107,7 @@ def _analyse(
     difference = None
     if len(done) == len(SOURCES):
         with sources["before"].open() as first, sources["after"].open() as second:
-            difference = compare(first, second, workers=workers, beat=beat)
+            difference = compare(first, second, workers=workers, memory=memory, beat=beat)
         write_table(difference.rows, folder / "difference.csv", "csv", DIFFERENCE_COLUMNS)
     read = {when: {**asdict(sources[when].identity), "said": sources[when].said} for when in done}
     meta = {**meta_of(last), "sources": read}
