@@ -21,6 +21,7 @@ from asysi.pipeline.library.answers import Answers
 from asysi.pipeline.library.chat import CACHE, Chat, _key
 
 ROWS = 96
+AT_ONCE = 12
 STUB = Path(__file__).parents[2] / "examples" / "pipeline" / "stub.py"
 assert asysi.pipeline.node
 
@@ -52,7 +53,7 @@ def run(folder: Path, url: str) -> dict[str, float]:
         [chat(url)],
         input_uri=f"jsonl://{folder}/in.jsonl",
         output_uri=f"jsonl://{folder}/out.jsonl",
-        parallel_size=3,
+        parallel_size=AT_ONCE // 4,
         batch_size=4,
         writer_config=WriterConfig(flush_batch_size=4, flush_interval=0.01, retry_interval=0.01),
         base_path=folder / "tmp",
@@ -114,7 +115,7 @@ def main(base: Path, server_kind: str, kills: int, seed: int) -> None:
     took = time.monotonic() - began
     server.end()
     expected = (whole / "out.jsonl").read_bytes()
-    landed = lives = wrong = failed = twice = beyond = unpaid = misbooked = 0
+    landed = lives = wrong = failed = twice = beyond = unpaid = misbooked = crowded = 0
     while landed < kills:
         folder = fresh(base / f"life-{lives}")
         server = Server(folder / "charged.jsonl", *flags)
@@ -127,7 +128,9 @@ def main(base: Path, server_kind: str, kills: int, seed: int) -> None:
             failed += code not in {0, -signal.SIGKILL}
             if code != -signal.SIGKILL:
                 break
-            allowed.update(unsure(folder, server.url))
+            noted = unsure(folder, server.url)
+            crowded += len(noted) > AT_ONCE
+            allowed.update(noted)
         server.end()
         charged = server.charged()
         wrong += (folder / "out.jsonl").read_bytes() != expected
@@ -136,7 +139,8 @@ def main(base: Path, server_kind: str, kills: int, seed: int) -> None:
         unpaid += len(charged) != ROWS
         misbooked += json.loads((folder / "usage.json").read_text())["requests"] != ROWS
     found = {"kills": landed, "lives": lives, "wrong": wrong, "failed": failed, "twice": twice}
-    print(json.dumps({**found, "beyond": beyond, "unpaid": unpaid, "misbooked": misbooked}))
+    faults = {"beyond": beyond, "unpaid": unpaid, "misbooked": misbooked, "crowded": crowded}
+    print(json.dumps({**found, **faults}))
 
 
 if __name__ == "__main__":
