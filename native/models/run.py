@@ -277,7 +277,9 @@ def table(results: Sequence[Result]) -> str:
 def main() -> int:
     """Run the models and print the table; 1 when one is not as it must be, 2 when they cannot be run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--full", action="store_true", help="the wide bounds: an hour or more, up to 7 GiB a worker")
+    parser.add_argument(
+        "--full", action="store_true", help="the wide bounds: an hour or more, up to 7 GiB a worker"
+    )
     parser.add_argument("--only", default="", help="cases whose file or concern contains this")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
