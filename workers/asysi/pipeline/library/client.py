@@ -114,9 +114,8 @@ class Client:
         self._url, self._patience, self._secret = url, patience, secret
         self._requests, self._tokens = requests, tokens
         timeout = httpx.Timeout(patience.timeout, connect=min(10.0, patience.timeout))
-        self._http = httpx.AsyncClient(
-            headers=dict(headers), transport=_Connections(_proxy(url)), timeout=timeout
-        )
+        connections = _Connections(_proxy(url), secure=url.startswith("https:"))
+        self._http = httpx.AsyncClient(headers=dict(headers), transport=connections, timeout=timeout)
 
     async def post(self, body: bytes, headers: Mapping[str, str], call: Call) -> dict[str, Any]:
         """Return the answer to a request.
@@ -219,8 +218,9 @@ class _Connections(httpx.AsyncBaseTransport):
     on.
     """
 
-    def __init__(self, proxy: str | None) -> None:
-        self._tls, self._proxy = httpx.create_ssl_context(), proxy
+    def __init__(self, proxy: str | None, *, secure: bool) -> None:
+        # One for all of them: to read the certificates takes longer than many a call.
+        self._tls, self._proxy = httpx.create_ssl_context(verify=secure), proxy
         self._idle: list[httpx.AsyncHTTPTransport] = []
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
