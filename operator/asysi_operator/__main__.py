@@ -3,14 +3,19 @@
 import argparse
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import Exit
 from asysi_operator.manifests import IMAGE, PULL_POLICIES
+
+if TYPE_CHECKING:
+    from asysi_operator.controller import Controller
 
 METRICS_PORT = 9100
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -70,23 +75,35 @@ async def operate(chosen: argparse.Namespace) -> None:
 
     settings = Settings(chosen.image, chosen.image_pull_policy)
     controller = Controller(Cluster(WORKERS + 2), settings, chosen.namespace, chosen.audit_seconds)
-    ready = asyncio.Event()
+    ready, watched = asyncio.Event(), asyncio.Event()
     serve(chosen.metrics_port, lambda: controller.ill, ready.is_set)
     scope = {"namespaces": chosen.namespace} if chosen.namespace else {"clusterwide": True}
     watching = asyncio.create_task(
-        kopf.operator(registry=registry_of(controller), standalone=True, ready_flag=ready, **scope)
+        kopf.operator(registry=registry_of(controller), standalone=True, ready_flag=watched, **scope)
     )
-    controller.start()
+    beginning = asyncio.create_task(_begin(controller, watched, ready))
     try:
         await watching  # a watch that has died ends it, and with it the process
     finally:
+        beginning.cancel()
         with contextlib.suppress(Exception):
             await controller.stop()
+
+
+async def _begin(controller: "Controller", watched: asyncio.Event, ready: asyncio.Event) -> None:
+    """Begin once the watches have, and what there is is known."""
+    await watched.wait()
+    await controller.learn()
+    controller.start()
+    ready.set()
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the operator; returns the exit code."""
     chosen = options(arguments)
+    # What is known of a thousand experiments is a million objects, none of them garbage: to look through them
+    # all takes half a second in which nothing else happens, and every parsed listing would set it off.
+    gc.set_threshold(10_000, 10, 10)
     logging.basicConfig(
         stream=sys.stderr,
         level=chosen.log_level.upper(),

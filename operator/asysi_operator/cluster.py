@@ -1,7 +1,7 @@
 """The effects: every request to the API server is made here, one verb a method, each with a deadline."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from asysi_operator.reconcile import Action, Apply
 MANAGER = "asysi-operator"
 """Field manager of everything that is applied, and source of events."""
 MESSAGE_LIMIT = 1024
+PAGE = "100"
+"""Objects in a page of a listing: while a larger one is parsed, nothing else gets its turn."""
 _TIMEOUT = (5.0, 15.0)
 """Seconds to connect and to wait for an answer."""
 
@@ -153,18 +155,24 @@ class Cluster:
 
     def versions(self, kind: Kind, namespace: str | None) -> dict[tuple[str, str], str]:
         """Return the resource version of every object of a kind by namespace and name, metadata alone."""
+        found = (item["metadata"] for item in self._listed(kind, namespace, _METADATA))
+        return {(one["namespace"], one["name"]): one["resourceVersion"] for one in found}
+
+    def everything(self, kind: Kind, namespace: str | None) -> list[Manifest]:
+        """Return every object of a kind; of the children's kinds those with an experiment's label."""
+        return [item | {"kind": kind.kind} for item in self._listed(kind, namespace, "application/json")]
+
+    def _listed(self, kind: Kind, namespace: str | None, accept: str) -> Iterator[Manifest]:
+        """Yield the items of a listing, page by page."""
         path = (
             f"{kind.root}/namespaces/{namespace}/{kind.plural}" if namespace else f"{kind.root}/{kind.plural}"
         )
-        query = {"limit": "500", **({} if kind is EXPERIMENTS else {"labelSelector": EXPERIMENT})}
-        found: dict[tuple[str, str], str] = {}
+        query = {"limit": PAGE, **({} if kind is EXPERIMENTS else {"labelSelector": EXPERIMENT})}
         while True:
-            page = self._call("GET", path, kind.kind, query=query, accept=_METADATA) or {}
-            for item in page.get("items") or ():
-                metadata = item["metadata"]
-                found[metadata["namespace"], metadata["name"]] = metadata["resourceVersion"]
+            page = self._call("GET", path, kind.kind, query=query, accept=accept) or {}
+            yield from page.get("items") or ()
             if not (more := page.get("metadata", {}).get("continue")):
-                return found
+                return
             query["continue"] = more
 
     def read(self, kind: Kind, namespace: str, name: str) -> Manifest | None:

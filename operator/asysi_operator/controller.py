@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import itertools
 import logging
 import time
 from collections import Counter
@@ -19,6 +20,7 @@ from asysi_operator.cluster import (
     KINDS,
     PODS,
     Cluster,
+    Kind,
     RejectedError,
     UnavailableError,
 )
@@ -38,6 +40,8 @@ CPUS_SECONDS = 30.0
 """Seconds between two questions to every worker, for the processors it has."""
 AUDIT_SECONDS = 30.0
 """Seconds between two comparisons of what is known with what is there."""
+BEGIN_SECONDS = 5.0
+"""Seconds between two attempts to begin, and between the first audits."""
 EVENTS_SECONDS, EVENTS_LATEST = 2.0, 60.0
 """Seconds between the first two looks at the events of something odd, and at the most."""
 log = logging.getLogger("asysi.operator")
@@ -106,8 +110,26 @@ class Controller:
         if key is not None:
             self.work.add(key)
 
+    async def learn(self) -> None:
+        """Take in what is there, patiently: before its objects are known nothing is decided about an experiment.
+
+        The watches bring all of it too, but in no order, and do not say when they have.
+        """
+        for kind in (*CHILDREN, PODS, EXPERIMENTS):
+            for namespace in self._namespaces or (None,):
+                for item in await self._everything(kind, namespace):
+                    self.seen(kind.kind, item)
+
+    async def _everything(self, kind: Kind, namespace: str | None) -> list[Manifest]:
+        while True:
+            try:
+                return await asyncio.to_thread(self._cluster.everything, kind, namespace)
+            except (UnavailableError, RejectedError) as error:
+                log.warning("cannot begin: %s", error)
+                await asyncio.sleep(BEGIN_SECONDS)
+
     def start(self) -> None:
-        """Begin, once the watches have brought what was there."""
+        """Begin, once it is known what there is."""
         metrics.AUDIT.set_to_current_time()
         loops = [self._worker() for _ in range(WORKERS)]
         self._tasks = [asyncio.create_task(loop) for loop in (*loops, self._audits(), self._beats())]
@@ -266,8 +288,9 @@ class Controller:
             await asyncio.sleep(1)
 
     async def _audits(self) -> None:
-        while True:
-            await asyncio.sleep(self._audit_seconds)
+        # Soon at first: what went between a listing and the beginning of its watch is only missed by audits.
+        for seconds in itertools.chain((BEGIN_SECONDS,) * 2, itertools.repeat(self._audit_seconds)):
+            await asyncio.sleep(min(seconds, self._audit_seconds))
             try:
                 await self.audit()
             except (UnavailableError, RejectedError) as error:

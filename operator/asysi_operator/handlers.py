@@ -25,9 +25,8 @@ def registry_of(controller: Controller) -> kopf.OperatorRegistry:
     kopf.on.login(registry=registry)(kopf.login_via_client)
     kopf.on.startup(registry=registry)(begin)
     kopf.on.cleanup(registry=registry)(end)
-    for kind in (PODS, *CHILDREN):
+    for kind in (EXPERIMENTS, PODS, *CHILDREN):
         _watch(registry, controller, kind)
-    _watch_experiments(registry, controller)
     return registry
 
 
@@ -46,26 +45,13 @@ def configure(settings: kopf.OperatorSettings) -> None:
 
 
 def _watch(registry: kopf.OperatorRegistry, controller: Controller, kind: Kind) -> None:
-    """An index is filled before any handler runs: no experiment is looked at before its objects are known."""
-
-    async def index(body: kopf.Body, **_: Any) -> None:
-        controller.seen(kind.kind, _plain(body, kind))
+    """No index of kopf's: with one, each object that is there at the start wakes up for all others."""
 
     async def event(body: kopf.Body, type: str | None, **_: Any) -> None:  # noqa: A002 - kopf's name
-        if type == "DELETED":
-            controller.seen(kind.kind, _plain(body, kind), gone=True)
+        controller.seen(kind.kind, _plain(body, kind), gone=type == "DELETED")
 
     where = (kind.group, kind.version, kind.plural)
-    kopf.index(*where, registry=registry, id=f"known_{kind.plural}")(index)
-    kopf.on.event(*where, registry=registry, id=f"gone_{kind.plural}")(event)
-
-
-def _watch_experiments(registry: kopf.OperatorRegistry, controller: Controller) -> None:
-    async def event(body: kopf.Body, type: str | None, **_: Any) -> None:  # noqa: A002 - kopf's name
-        controller.seen(EXPERIMENTS.kind, _plain(body, EXPERIMENTS), gone=type == "DELETED")
-
-    where = (EXPERIMENTS.group, EXPERIMENTS.version, EXPERIMENTS.plural)
-    kopf.on.event(*where, registry=registry, id="experiments")(event)
+    kopf.on.event(*where, registry=registry, id=kind.plural)(event)
 
 
 def _plain(body: kopf.Body, kind: Kind) -> dict[str, Any]:

@@ -26,11 +26,13 @@ class World:
     def put(self, kind: str, item: Manifest) -> Key | None:
         """Take in an object and return the key of the experiment that it concerns, if it concerns one.
 
-        What is older than what is known is passed over, and so is what is older than the object's end.
+        What is no newer than what is known is passed over, and so is what is older than the object's end.
         """
         item = _lean(item)
         key = key_of(item)
         known = self._objects.setdefault(kind, {}).get(key)
+        if known is not None and _uid(known) == _uid(item) and _version(known) >= _version(item) > 0:
+            return None
         if known is not None and _version(known) > _version(item):
             return None
         if _version(item) <= self._gone.get(_uid(item), -1):
