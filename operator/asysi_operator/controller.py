@@ -111,7 +111,7 @@ class Controller:
             self.work.add(key)
 
     async def learn(self) -> None:
-        """Take in what is there, patiently: before its objects are known nothing is decided about an experiment.
+        """Take in what is there, patiently: nothing is decided about experiments whose objects are not known.
 
         The watches bring all of it too, but in no order, and do not say when they have.
         """
