@@ -111,3 +111,12 @@ def test_late_is_not_silent():
     assert silence.lasting == 1
     assert silence.audited({"Job": {}}) == []
     assert silence.lasting == 0
+
+
+def test_the_echo_of_what_is_known_concerns_nobody():
+    """What comes at a version that is known, as each own write does once more, is no reason to look again."""
+    world = World()
+    assert world.put("Job", item(2)) == KEY
+    assert world.put("Job", item(2)) is None
+    assert world.put("Job", item(2, uid="another")) == KEY
+    assert world.put("Job", item(3, uid="another")) == KEY
