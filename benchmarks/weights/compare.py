@@ -107,7 +107,8 @@ class Bench:
             timeout=600,
         )
         result: dict[str, Any] = json.loads(done.stdout)
-        print(f"{'cold' if cold else 'warm'} {name}: {result['seconds']:.2f} s", file=sys.stderr)
+        said = result["found"] if name == "ceiling" else f"{result['seconds']:.2f} s"
+        print(f"{'cold' if cold else 'warm'} {name}: {said}", file=sys.stderr)
         return result
 
 

@@ -106,7 +106,6 @@ def weightwatcher(folder: str) -> Work:
     from safetensors.torch import load_file
 
     logging.disable(logging.CRITICAL)
-    sys.stdout = sys.stderr  # it talks
     matrices = list(load_file(Path(folder) / "model.safetensors").items())
     model = torch.nn.Module()
     for number, (_, x) in enumerate(matrices):
@@ -188,7 +187,8 @@ def memory(name: str) -> int:
 
 
 def main() -> None:
-    work, out = CONTENDERS[sys.argv[1]](sys.argv[2]), sys.stdout
+    out, sys.stdout = sys.stdout, sys.stderr  # WeightWatcher talks
+    work = CONTENDERS[sys.argv[1]](sys.argv[2])
     Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back
     before, began = memory("VmRSS"), time.perf_counter()
     found = work()

@@ -178,7 +178,9 @@ class Counter {
     [[nodiscard]] py::array_t<std::uint64_t> counts() const {
         py::array_t<std::uint64_t> result(patterns);
         auto* out = result.mutable_data();
-        for (std::size_t i = 0; i < patterns; ++i) out[i] = whole_[i] + total((*counts_)[i]);
+        for (std::size_t i = 0; i < patterns; ++i) out[i] = total((*counts_)[i]);
+        if (whole_)
+            for (std::size_t i = 0; i < patterns; ++i) out[i] += (*whole_)[i];
         return result;
     }
 
@@ -199,7 +201,8 @@ class Counter {
     // Moves the counts to 64 bits before 32 could overflow.
     void add(std::uint64_t elements) {
         if (since_ + elements > 0xFFFFFFFF) {
-            for (std::size_t i = 0; i < patterns; ++i) whole_[i] += total((*counts_)[i]);
+            if (!whole_) whole_ = std::make_unique<std::array<std::uint64_t, patterns>>();
+            for (std::size_t i = 0; i < patterns; ++i) (*whole_)[i] += total((*counts_)[i]);
             counts_->fill({});
             since_ = 0;
         }
@@ -207,7 +210,7 @@ class Counter {
     }
 
     std::unique_ptr<Counts> counts_;
-    std::array<std::uint64_t, patterns> whole_{};
+    std::unique_ptr<std::array<std::uint64_t, patterns>> whole_;  // once 32 bits are too few
     std::uint64_t since_ = 0;
     Moments moments_;
 };

@@ -105,8 +105,8 @@ class _Narrow:
     def __init__(self, dtype: np.dtype[np.generic], zero_epsilon: float, *, native: bool) -> None:
         self._dtype, self._epsilon = dtype, zero_epsilon
         self._unsigned = np.dtype(f"u{dtype.itemsize}")
-        self._counts = np.zeros(1 << (8 * dtype.itemsize), np.uint64)
         self._counter = _Native() if native and dtype.itemsize == 2 else None
+        self._counts = np.zeros(0 if self._counter else 1 << (8 * dtype.itemsize), np.uint64)
 
     def add(self, values: NDArray[Any]) -> None:
         patterns = np.ascontiguousarray(values).view(self._unsigned)
