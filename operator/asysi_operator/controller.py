@@ -186,6 +186,8 @@ class Controller:
             look = await asyncio.to_thread(functools.partial(self._look, observed, memory))
         for item in look.written:
             self.world.put(item["kind"], item)
+        if look.written:
+            self.work.add(key)  # until there is nothing to write: an end that is recorded is one to act on
         if look.failed:
             self.work.failed(key)
         else:

@@ -50,3 +50,46 @@ def test_everything_is_known_before_anything_is_looked_at(impatient, failures):
         assert controller.world.experiment((namespace, "minilm")) is not None
         assert [one["kind"] for one in controller.world.children((namespace, "minilm"))] == ["Job"]
     assert controller.work.depth == 2
+
+
+class Recorder(Listing):
+    """An API server that keeps the status of experiments, and nothing else."""
+
+    version = 1
+
+    def do(self, action, experiment):
+        """Carry out nothing."""
+        raise AssertionError("nothing is to be made")
+
+    def announce(self, *_words):
+        """Hear no events."""
+
+    def write_status(self, experiment, status):
+        """Keep a status."""
+        self.version += 1
+        metadata = experiment["metadata"] | {"resourceVersion": str(self.version)}
+        return experiment | {"metadata": metadata, "status": status}
+
+
+def test_what_was_written_is_looked_at_once_more(impatient):
+    """A look that writes is followed by another, without any event, until one finds nothing to write."""
+
+    async def watched():
+        cluster = Recorder(0)
+        controller = Controller(cluster, Settings())
+        tree = {
+            "metadata": {"namespace": "lab", "name": "bad", "uid": "1", "resourceVersion": "1"},
+            "spec": {},
+        }
+        controller.seen(EXPERIMENTS.kind, tree | {"kind": EXPERIMENTS.kind})
+        looks = 0
+        while controller.work.depth and looks < 9:
+            key, _waited = await controller.work.take()
+            await controller._one(key)
+            controller.work.done(key)
+            looks += 1
+        return looks, cluster.version
+
+    looks, version = asyncio.run(watched())
+    assert version == 2
+    assert looks == 2
