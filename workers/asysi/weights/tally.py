@@ -122,26 +122,27 @@ class _Narrow:
 
 
 @cache
-def _ascending(dtype: np.dtype[np.generic]) -> tuple[NDArray[np.intp], Float64, Float64]:
-    """Return the patterns of all finite values, least first; the values; and the spacing at each."""
+def _patterns(dtype: np.dtype[np.generic]) -> tuple[Float64, NDArray[np.uint16], Float64]:
+    """Return of every pattern its value, its place in the order of values, and the spacing at it."""
     values = pattern_values(dtype)
-    patterns = np.flatnonzero(np.isfinite(values))
-    patterns = patterns[np.argsort(values[patterns], kind="stable")]
-    return patterns, values[patterns], spacing(values[patterns], dtype)
+    places = np.empty(len(values), np.uint16)
+    places[np.argsort(values, kind="stable")] = np.arange(len(values))
+    return values, places, spacing(np.where(np.isfinite(values), values, 0.0), dtype)
 
 
 def _exact(counts: Counts, dtype: np.dtype[np.generic], epsilon: float) -> Summary:
     """Return what the counts of every pattern say."""
-    every = pattern_values(dtype)
+    every, places, steps = _patterns(dtype)
+    seen = np.flatnonzero(counts != 0)
+    seen = seen[np.argsort(places[seen], kind="stable")]
+    values, counts = every[seen], counts[seen]
     elements = int(counts.sum())
-    nans, infinities = int(counts[np.isnan(every)].sum()), int(counts[np.isinf(every)].sum())
+    nans, infinities = int(counts[np.isnan(values)].sum()), int(counts[np.isinf(values)].sum())
     n = elements - nans - infinities
     if n == 0:
         return _empty(elements, nans, infinities)
-    patterns, values, steps = _ascending(dtype)
-    counts = counts[patterns]
-    seen = counts > 0
-    values, steps, counts = values[seen], steps[seen], counts[seen]
+    usable = np.isfinite(values)
+    values, counts, steps = values[usable], counts[usable], steps[seen[usable]]
     weights = counts.astype(np.float64)
     mean = float((weights * values).sum() / n)
     size = np.abs(values)
