@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format generate check-generated bench bench-host bench-sae bench-ring compatibility peers peers-ring e2e clean
+.PHONY: help install demo test lint format generate check-generated bench bench-host bench-sae bench-ring bench-operator bench-pipeline bench-weights compatibility peers peers-ring peers-pipeline peers-weights ring-models ring-faults ring-hostile ring-stop ring-abi kill-pipeline memory-pipeline chaos e2e clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 install: $(VENV)/.ready ## Create .venv with everything in it (a few minutes the first time)
 
@@ -54,9 +54,23 @@ $(VENV)-ring/.ready:
 
 peers-ring: $(VENV)-ring/.ready ## Create .venv-ring with the rings and queues that ours is compared with
 
+$(VENV)-pipeline/.ready:
+	$(PYTHON) -m venv $(VENV)-pipeline
+	$(VENV)-pipeline/bin/pip install --quiet --disable-pip-version-check datatrove 'ray[data]' orjson
+	@touch $@
+
+peers-pipeline: $(VENV)-pipeline/.ready ## Create .venv-pipeline with datatrove and Ray Data
+
+$(VENV)-weights/.ready:
+	$(PYTHON) -m venv $(VENV)-weights
+	$(VENV)-weights/bin/pip install --quiet --disable-pip-version-check weightlens==0.3.0 weightwatcher==0.7.7
+	@touch $@
+
+peers-weights: $(VENV)-weights/.ready ## Create .venv-weights with weightlens and WeightWatcher
+
 peers: $(VENV)-sae/.ready ## Create .venv-sae with sae-lens, for the comparison and the compatibility test
 
-bench: bench-host bench-sae ## Run every benchmark and write docs/benchmarks
+bench: bench-host bench-sae bench-ring bench-operator bench-pipeline bench-weights ## Run every benchmark and write docs/benchmarks
 
 bench-host: install ## Slowdown of the watched model, and latency of a hook
 	$(BIN)/python benchmarks/host_slowdown.py
@@ -66,6 +80,41 @@ bench-sae: install peers ## FVU against sae-lens
 
 bench-ring: install peers-ring ## The ring against its ceiling and its peers; needs redis-server and twenty quiet minutes
 	$(BIN)/python benchmarks/ring/compare.py --peers-python $(VENV)-ring/bin/python
+
+bench-operator: install ## From apply to Job beside a thousand experiments; needs a cluster as `make e2e` does
+	$(BIN)/python benchmarks/operator/measure.py
+
+bench-pipeline: install peers-pipeline ## Rows a second against a plain loop, datatrove and Ray Data; calls a second against the ideal
+	$(BIN)/python benchmarks/pipeline/compare.py --peers $(VENV)-pipeline/bin/python
+
+bench-weights: install peers-weights ## Statistics and spectra of 2 GB against weightlens, numpy and WeightWatcher
+	$(BIN)/python benchmarks/weights/compare.py --peers-python $(VENV)-weights/bin/python
+
+ring-models: install ## Prove the ring's protocol with wide bounds; needs spin, relacy-dev and 7 GiB
+	$(MAKE) -C native/models full PYTHON=$(abspath $(BIN)/python)
+
+ring-faults: install ## Kill -9 at every testpoint of the ring, 20,000 times
+	ASYSI_RING_KILLS=20000 $(BIN)/python -m pytest --timeout 3600 tests/ring/test_kill_testpoints.py
+
+ring-hostile: install ## Ten minutes of a mutator and ten of each fuzzer against the ring; needs clang-16 and libclang-rt-16-dev
+	ASYSI_RING_MUTATE_SECONDS=600 ASYSI_RING_FUZZ_SECONDS=600 $(BIN)/python -m pytest --timeout 3600 tests/ring/test_hostile.py
+
+ring-stop: ## What a push costs while a reader works, is stopped with all its pins, and is back
+	@mkdir -p build && $(CXX) -std=c++20 -O2 -pthread -ffp-contract=off -Inative/include native/tests/faults_live.cpp -o build/faults_live
+	build/faults_live stopped 500000
+
+ring-abi: ## Write down the layout of a new version of the ring's ABI; never over one that is there
+	@mkdir -p build && $(CXX) -std=c++20 -Inative/include native/tests/layout.cpp -o build/layout
+	build/layout tests/ring/abi
+
+kill-pipeline: install ## Kill -9 a pipeline a thousand times and compare the bytes
+	ASYSI_PIPELINE_KILLS=1000 $(BIN)/python -m pytest --timeout 7200 tests/workers/test_pipeline_kill.py tests/workers/test_pipeline_paid.py
+
+memory-pipeline: install ## Ten million rows in at most 300 MB
+	$(BIN)/python benchmarks/pipeline_memory.py
+
+chaos: install ## Kill the operator, pods, API server and kubelet as often as docs promise; half an hour, a cluster as `make e2e`
+	ASYSI_CHAOS=full $(BIN)/python -m pytest --timeout 7200 tests/e2e/cluster/test_chaos.py
 
 clean: ## Remove what these targets made
 	rm -rf $(VENV) $(VENV)-* build dist runs examples/*/runs examples/*/.data
