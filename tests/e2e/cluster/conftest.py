@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
+import psutil
 import pytest
 import yaml
 
@@ -195,8 +196,9 @@ class Lab:
         """Wait for an experiment's phase and return its status."""
         deadline = time.monotonic() + timeout
         while (status := self.status(name)).get("phase") != phase:
-            said = yaml.safe_dump({"status": status, "events": self.events(name)})
-            assert time.monotonic() < deadline, f"{name} is not {phase} within {timeout:.0f} s:\n{said}"
+            if time.monotonic() > deadline:
+                said = yaml.safe_dump({"status": status, "events": self.events(name)})
+                raise AssertionError(f"{name} is not {phase} within {timeout:.0f} s:\n{said}")
             time.sleep(0.1)
         return status
 
@@ -353,6 +355,13 @@ class Request:
         return frozenset((group, resource, one) for one in ([verb, "create"] if applied else [verb]))
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_args: object) -> None:
+        """Say nothing: a client that was killed resets its connections."""
+
+
 @dataclass
 class Proxy:
     """What stands between an operator and the API server."""
@@ -369,8 +378,7 @@ class Proxy:
 
     def __post_init__(self) -> None:
         handler = type("Handler", (_Handler,), {"proxy": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), handler)
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
         host, authority = self.lab.server
         self.upstream = urlsplit(host)
@@ -474,38 +482,48 @@ class Operator:
     proxy: Proxy
     folder: Path
     port: int
-    process: "subprocess.Popen[bytes] | None" = None
+    nursery: "subprocess.Popen[str]"
+    """Forks it: nursery.py."""
+    pid: int = 0
 
     @property
     def alive(self) -> bool:
         """Whether it runs."""
-        return self.process is not None and self.process.poll() is None
+        return bool(self.pid) and psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
 
     def start(self, *options: str, wait: bool = True) -> None:
-        """Start it, and wait until its watches have brought what is there."""
+        """Start it unless it runs, and wait until its watches have brought what is there."""
         if self.alive:
             return
-        command = [
-            sys.executable, "-m", "asysi_operator", "--namespace", self.proxy.lab.namespace, "--image", IMAGE,
-            "--image-pull-policy", SETTINGS.pull_policy, "--metrics-port", str(self.port), *options,
-        ]  # fmt: skip
-        environment = {**os.environ, "KUBECONFIG": str(self.folder / "kubeconfig")}
-        with (self.folder / "operator.log").open("ab") as log:
-            self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        self._reap()
+        own = f"--namespace={self.proxy.lab.namespace} --metrics-port={self.port} --image={IMAGE}"
+        policy = f"--image-pull-policy={SETTINGS.pull_policy}"
+        self.pid = self._tell("start", own, policy, *options)
         if wait:
-            until(lambda: self.ask("/readyz") == 200, f"the operator is ready:\n{self.said()}", 30)
+            until(lambda: self.ask("/readyz") == 200, self.said, 30)
 
     def kill(self) -> None:
         """End it as by kill -9."""
-        if self.process is not None:
-            self.process.send_signal(signal.SIGKILL)
-            self.process.wait()
+        if self.alive:
+            os.kill(self.pid, signal.SIGKILL)
+            until(lambda: not self.alive, "it dies", 10)
 
     def stop(self) -> int:
         """Ask it to end, and return how it did."""
-        assert self.process is not None
-        self.process.terminate()
-        return self.process.wait(30)
+        os.kill(self.pid, signal.SIGTERM)
+        until(lambda: not self.alive, self.said, 30)
+        return self._reap()
+
+    def _reap(self) -> int:
+        pid, self.pid = self.pid, 0
+        return self._tell("reap", str(pid)) if pid else 0
+
+    def _tell(self, *words: str) -> int:
+        assert self.nursery.stdin is not None
+        assert self.nursery.stdout is not None
+        self.nursery.stdin.write(f"{' '.join(words)}\n")
+        self.nursery.stdin.flush()
+        return int(self.nursery.stdout.readline())
 
     def ask(self, path: str) -> int | None:
         """Return the code with which one of its endpoints answers."""
@@ -581,11 +599,19 @@ def operator(proxy: Proxy, token: str, tmp_path_factory: pytest.TempPathFactory)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    operator = Operator(proxy, folder, port)
-    proxy.kill = operator.kill
-    operator.start()
-    yield operator
-    operator.kill()
+    with (
+        (folder / "operator.log").open("a") as log,
+        subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("nursery.py"))],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+            env={**os.environ, "KUBECONFIG": str(folder / "kubeconfig")},
+        ) as nursery,
+    ):  # fmt: skip
+        operator = Operator(proxy, folder, port, nursery)
+        proxy.kill = operator.kill
+        operator.start()
+        yield operator
+        operator.kill()
 
 
 @pytest.fixture(name="until", scope="session")
