@@ -181,7 +181,7 @@ def steady(lab, witness) -> str:
 
 def test_an_experiment_runs_to_its_end_and_its_job_goes_in_time(lab, steady, until):
     """Pending to Succeeded with finish's last words; then the Job goes, and the status stays."""
-    lab.apply("whole", {"lifecycle": {"ttlSecondsAfterFinished": 2}}, host="run-2")
+    lab.apply("whole", {"lifecycle": {"ttlSecondsAfterFinished": 2}}, host="run-8")
     status = lab.until_phase("whole", "Succeeded")
     assert status["counters"] == {"seen": 10, "captured": 9, "sampledOut": 1, "dropped": 0, "archived": 9}
     assert status["ledger"] == {"balanced": True}
