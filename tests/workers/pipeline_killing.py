@@ -72,7 +72,7 @@ def let_the_ledger_run_ahead() -> None:
 
     def commit_first(ledger, *arguments, **named):
         commit(ledger, *arguments, **named)
-        time.sleep(0.005)
+        time.sleep(0.02)  # long enough to be met by a kill
         for log, data in late:
             os.write(log._out, data)
         late.clear()
