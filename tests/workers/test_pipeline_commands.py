@@ -286,6 +286,18 @@ def test_a_job_runs_a_shard_a_pod(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (code, "give I/N with I from 0 to N-1" in said) == (2, True)
 
 
+def test_an_input_that_grew_between_shards_is_noticed() -> None:
+    """A shard keeps its part for good; parts that do not meet, as the input grew between, are not merged."""
+    assert asysi("run", spec(budget={"cost": 40}), "--shard", "0/2")[0] == 1
+    with Path("in.jsonl").open("a") as file:
+        file.write("".join(json.dumps({"n": n}) + "\n" for n in range(50)))
+    assert asysi("resume", spec(), "--shard", "0/2")[0] == 0
+    assert asysi("run", "p.yaml", "--shard", "1/2")[0] == 0
+    code, said = asysi("merge", "p.yaml")
+    assert code == 2
+    assert re.search(r"shard 0 ends at byte \d+ of the input, and shard 1 begins at \d+", said)
+
+
 def test_shards_with_dead_letters_are_redriven_and_merged_again() -> None:
     """After a redrive of shards, the merged output is that of a run without failures."""
     assert asysi("run", spec(shards=2, onError="dead_letter", bad=150))[0] == 0

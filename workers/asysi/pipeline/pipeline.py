@@ -811,8 +811,8 @@ class UnifiedPipeline(UnifiedNodePipeline):
             else f"{uri}.{_shard_name(shard)}"
         )
 
-    def _prepare_input(self) -> None:
-        """A file that lies there is complete; of a shard, its part is cut out."""
+    def _prepare_input(self, saved: Mapping[str, Any] | None = None) -> None:
+        """A file that lies there is complete; of a shard, its part is cut out, once and for all."""
         bus = self.nodes[0].input_bus
         assert bus is not None
         bus.static = not _is_written(bus)
@@ -826,7 +826,7 @@ class UnifiedPipeline(UnifiedNodePipeline):
                     "it on the merged"
                     " output"
                 )
-            self._window = window(bus, *self._settings["shard"])
+            self._window = Window(**saved) if saved else window(bus, *self._settings["shard"])
 
     def _blueprint(self) -> dict[str, Any]:
         given = self._settings
@@ -836,6 +836,7 @@ class UnifiedPipeline(UnifiedNodePipeline):
             "max_dead_letters": _or(given["max_dead_letters"], _MOST_DEAD),
             "base_path": str(given["base_path"]),
             "shard": list(given["shard"]) if given["shard"] else None,
+            "window": asdict(self._window) if self._window else None,
             "writer_config": WriterConfig.of(given["writer_config"]).as_dict(),
             **super()._blueprint(),
         }
@@ -863,7 +864,8 @@ class UnifiedPipeline(UnifiedNodePipeline):
         )
         given["shard"] = tuple(image["shard"]) if image["shard"] else None
         self.streaming, self.base_path = image["streaming"], Path(image["base_path"])
-        self.budget = self.budget or dict(image["budget"])
+        if given["budget"] is None:
+            self.budget = dict(image["budget"])
         self.nodes = []
         for saved, operator, wanted in zip(image["nodes"], operators, configs, strict=True):
             config = {
@@ -873,7 +875,7 @@ class UnifiedPipeline(UnifiedNodePipeline):
             node = self._node(saved["node_id"], operator, NodeConfig.of(config))
             node.bind_io(self._bus(saved["input_uri"]), self._bus(saved["output_uri"]))
             self.nodes.append(node)
-        self._prepare_input()
+        self._prepare_input(image["window"])
 
 
 _IN_IMAGE = (

@@ -4,6 +4,7 @@ Parts begin and end with lines; rows keep the numbers that they have in the whol
 is, byte for byte, that of a single run. Each part has a ledger of its own.
 """
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,16 @@ def _images(folder: Path) -> list[dict[str, Any]]:
     for name in ("operators", "input_uri", "output_uri"):
         if any(image[name] != images[0][name] for image in images):
             raise ConfigError(f"{folder}: the shards differ in {name}: they do not belong together")
-    return sorted(images, key=lambda image: int(image["shard"][0]))
+    images = sorted(images, key=lambda image: int(image["shard"][0]))
+    for before, after in pairwise(images):
+        end, begin = before["window"]["end"], after["window"]["begin"]
+        if end != begin:
+            raise ConfigError(
+                f"{folder}: shard {before['shard'][0]} ends at byte {end} of the input, and shard"
+                f" {after['shard'][0]} begins at {begin}: the input was changed between them; start over with"
+                " overwrite"
+            )
+    return images
 
 
 def _output(images: list[dict[str, Any]]) -> str:
