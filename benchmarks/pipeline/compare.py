@@ -158,22 +158,21 @@ def main() -> None:
     parser.add_argument("--call-rounds", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "benchmarks" / "pipeline")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks")
+    parser.add_argument("--only", choices=("rows", "calls"), help="measure one again, and keep the other")
     given = parser.parse_args()
     given.peers = given.peers.absolute() if given.peers else None
+    record = given.out / "pipeline.json"
     began = time.monotonic()
-    for count in {given.rows, given.peer_rows}:
+    for count in {given.rows, given.peer_rows} if given.only != "calls" else ():
         for files in (1, 8):
             rows.write(given.folder, count, files)
-    result = {
-        "calls": list(calls(given)),
-        "rows": list(compare(given)),
-        "facts": facts(given.peers),
-        "minutes": 0.0,
-        "load": os.getloadavg()[1],
-    }
-    result["minutes"] = round((time.monotonic() - began) / 60, 1)
+    result = json.loads(record.read_text()) if given.only else {}
+    result |= {"calls": list(calls(given))} if given.only != "rows" else {}
+    result |= {"rows": list(compare(given)), "facts": facts(given.peers)} if given.only != "calls" else {}
+    minutes = round((time.monotonic() - began) / 60, 1)
+    result |= {"minutes": result.get("minutes", 0.0) if given.only else minutes, "load": os.getloadavg()[1]}
     given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "pipeline.json").write_text(json.dumps(result, indent=1) + "\n")
+    record.write_text(json.dumps(result, indent=1) + "\n")
     (given.out / "pipeline.md").write_text(page.text(result))
     (given.out / "pipeline.svg").write_text(page.picture(result))
     shutil.rmtree(given.folder / "out", ignore_errors=True)

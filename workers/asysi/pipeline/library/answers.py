@@ -6,6 +6,7 @@ It is sent again, under the same idempotency key, and counted as unsure.
 """
 
 import asyncio
+import os
 import secrets
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,6 @@ _KEEP = "INSERT OR REPLACE INTO answers VALUES (?, ?, ?)"
 _NOTE = "INSERT INTO sent VALUES (?, 1) ON CONFLICT DO UPDATE SET times = times + 1 RETURNING times - 1"
 _UNDO = "UPDATE sent SET times = times - 1 WHERE key = ?"
 _FORGET = "DELETE FROM sent WHERE key = ?"
-_Statement = tuple[str, tuple[Any, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,8 @@ class Answer:
 class Answers:
     """Answers by the key of their request, in one SQLite file; belongs to one event loop.
 
-    Writes that come together share a commit.
+    A commit writes to SQLite's log, which takes microseconds and survives a kill. An answer then waits until
+    that log is on the disk: a thread sees to it, once for all who wait.
 
     Args:
         file: the SQLite file.
@@ -58,105 +59,91 @@ class Answers:
     def __init__(self, file: Path, *, fsync: bool = True) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._read = _connected(file, "NORMAL")
-            self._read.executescript(_SCHEMA)
-            self._notes, self._keeps = (
-                _connected(file, "NORMAL"),
-                _connected(file, "FULL" if fsync else "NORMAL"),
-            )
-            self._read.execute("INSERT OR IGNORE INTO about VALUES ('salt', ?)", (secrets.token_hex(8),))
+            self._base = sqlite3.connect(file, isolation_level=None, check_same_thread=False, timeout=30)
+            self._base.execute("PRAGMA journal_mode=WAL")
+            self._base.execute("PRAGMA synchronous=NORMAL")
+            self._base.executescript(_SCHEMA)
+            self._base.execute("INSERT OR IGNORE INTO about VALUES ('salt', ?)", (secrets.token_hex(8),))
+            found = self._base.execute("SELECT value FROM about WHERE name = 'salt'").fetchone()
         except sqlite3.DatabaseError as error:
-            raise ConfigError(
-                f"{file} holds no answers ({error}): restore it, or name another cache"
-            ) from error
-        found = self._read.execute("SELECT value FROM about WHERE name = 'salt'").fetchone()
+            raise ConfigError(f"{file} holds no answers ({error}): restore it or name another") from error
         self.salt = str(found[0])
         """Tells this file's calls from those of every other."""
-        self._waiting: list[_Write] = []
-        self._committing: asyncio.Task[None] | None = None
+        self._log = os.open(f"{file}-wal", os.O_RDONLY | os.O_CLOEXEC) if fsync else None
+        if fsync:
+            _sync_folder(file.parent)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="answers")
+        self._waiting: list[asyncio.Future[None]] = []
+        self._syncing: asyncio.Task[None] | None = None
 
     def find(self, key: bytes) -> Answer | None:
         """Return the answer to a request, if it is there."""
-        found = self._read.execute("SELECT owner, answer FROM answers WHERE key = ?", (key,)).fetchone()
-        return Answer(found[0], orjson.loads(found[1])) if found else None
+        found = self._base.execute("SELECT owner, answer FROM answers WHERE key = ?", (key,)).fetchall()
+        return Answer(found[0][0], orjson.loads(found[0][1])) if found else None
 
-    async def note(self, key: bytes) -> int:
+    def note(self, key: bytes) -> int:
         """Note that a request is about to be sent; return how often it was before, with an unknown end."""
-        found = await self._write((_NOTE, (key,)), durable=False)
-        return int(found)
+        return int(self._base.execute(_NOTE, (key,)).fetchall()[0][0])
 
-    async def forget(self, key: bytes) -> None:
+    def forget(self, key: bytes) -> None:
         """Take a note back: the request was refused, so it cost nothing."""
-        await self._write((_UNDO, (key,)), (f"{_FORGET} AND times = 0", (key,)), durable=False)
+        self._commit((_UNDO, (key,)), (f"{_FORGET} AND times = 0", (key,)))
 
     async def keep(self, key: bytes, answer: Answer) -> None:
         """Put an answer on the disk."""
         values = (key, answer.owner, orjson.dumps(answer.tree))
-        await self._write((_KEEP, values), (_FORGET, (key,)), durable=True)
+        self._commit((_KEEP, values), (_FORGET, (key,)))
+        if self._log is not None:
+            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(done)
+            if self._syncing is None:
+                self._syncing = asyncio.create_task(self._sync(self._log))
+            await asyncio.shield(done)
 
     def unsure(self) -> list[bytes]:
         """Return the keys of requests that were sent and have no answer."""
-        return [bytes(row[0]) for row in self._read.execute("SELECT key FROM sent ORDER BY key")]
+        return [bytes(row[0]) for row in self._base.execute("SELECT key FROM sent ORDER BY key")]
 
     async def close(self) -> None:
-        """Write what waits, and close the file."""
-        if self._committing is not None:
-            await self._committing
+        """Put what waits on the disk, and close the file."""
+        if self._syncing is not None:
+            await self._syncing
         self._thread.shutdown()
-        for base in (self._read, self._notes, self._keeps):
-            base.close()
+        self._base.close()
+        if self._log is not None:
+            os.close(self._log)
+            self._log = None
 
-    async def _write(self, *statements: _Statement, durable: bool) -> Any:
-        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Write(statements, durable, done))
-        if self._committing is None:
-            self._committing = asyncio.create_task(self._commit_all())
-        return await asyncio.shield(done)
+    def _commit(self, *statements: tuple[str, tuple[Any, ...]]) -> None:
+        self._base.execute("BEGIN IMMEDIATE")
+        try:
+            for statement in statements:
+                self._base.execute(*statement)
+        except BaseException:
+            self._base.execute("ROLLBACK")
+            raise
+        self._base.execute("COMMIT")
 
-    async def _commit_all(self) -> None:
-        """Commit what waits, all in one; what comes meanwhile waits for the next one."""
+    async def _sync(self, log: int) -> None:
+        """Put SQLite's log on the disk for as long as somebody waits for it."""
         loop = asyncio.get_running_loop()
         while self._waiting:
-            writes, self._waiting = self._waiting, []
-            base = self._keeps if any(write.durable for write in writes) else self._notes
+            waiting, self._waiting = self._waiting, []
             try:
-                results = await loop.run_in_executor(self._thread, _commit, base, writes)
-            except Exception as error:  # noqa: BLE001 - those who wait for it are told
-                for write in writes:
-                    write.done.set_exception(error)
+                await loop.run_in_executor(self._thread, os.fdatasync, log)
+            except OSError as error:
+                for done in waiting:
+                    done.set_exception(error)
             else:
-                for write, result in zip(writes, results, strict=True):
-                    write.done.set_result(result)
-        self._committing = None
+                for done in waiting:
+                    done.set_result(None)
+        self._syncing = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Write:
-    """Statements that belong together, and who waits for them."""
-
-    statements: tuple[_Statement, ...]
-    durable: bool
-    done: "asyncio.Future[Any]"
-
-
-def _connected(file: Path, synchronous: str) -> sqlite3.Connection:
-    base = sqlite3.connect(file, isolation_level=None, check_same_thread=False, timeout=30)
-    base.execute("PRAGMA journal_mode=WAL")
-    base.execute(f"PRAGMA synchronous={synchronous}")
-    return base
-
-
-def _commit(base: sqlite3.Connection, writes: list[_Write]) -> list[Any]:
-    """Run all writes in one transaction; return the first value that each gave."""
-    base.execute("BEGIN IMMEDIATE")
+def _sync_folder(folder: Path) -> None:
+    """Put the names of new files on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        results = []
-        for write in writes:
-            found = [base.execute(*statement).fetchone() for statement in write.statements]
-            results.append(found[0][0] if found[0] else None)
-    except BaseException:
-        base.execute("ROLLBACK")
-        raise
-    base.execute("COMMIT")
-    return results
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

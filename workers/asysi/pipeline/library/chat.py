@@ -233,9 +233,9 @@ class Chat(BaseOperator):
         opened = self._opened()
         unsure = 0
 
-        async def before() -> None:
+        def before() -> None:
             nonlocal unsure
-            unsure = max(unsure, await opened.answers.note(key))
+            unsure = max(unsure, opened.answers.note(key))
 
         guess = len(body) / _BYTES_A_TOKEN + self.n * float(self.options.get("max_tokens") or _GUESSED_ANSWER)
         call = Call(ctx.is_cancelled, before, lambda: opened.answers.forget(key), guess)

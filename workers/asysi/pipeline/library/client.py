@@ -77,15 +77,15 @@ class Call:
 
     Attributes:
         ending: whether the run is ending: a call that waits then gives up.
-        before: called before each try; returns when it may be sent.
+        before: called before each try.
         refused: called when a try was refused, so that it cost nothing.
         tokens: what it may take, for the pace.
         tries: how often it was sent.
     """
 
     ending: Callable[[], bool]
-    before: Callable[[], Any]
-    refused: Callable[[], Any]
+    before: Callable[[], None]
+    refused: Callable[[], None]
     tokens: float = 0.0
     tries: int = field(default=0)
 
@@ -148,13 +148,13 @@ class Client:
 
     async def _try(self, body: bytes, headers: Mapping[str, str], call: Call) -> dict[str, Any]:
         await _rest(self._turn(call), call.ending)
-        await call.before()
+        call.before()
         call.tries += 1
         try:
             async with asyncio.timeout(self._patience.timeout):
                 response = await self._http.post(self._url, content=body, headers=dict(headers))
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            await call.refused()
+            call.refused()
             raise ChatBusyError(self._clean(f"{self._url} cannot be reached ({_said(error)})")) from error
         except TimeoutError as error:
             message = f"{self._url} did not answer within {self._patience.timeout:g} s"
@@ -163,7 +163,7 @@ class Client:
             raise ChatBusyError(self._clean(f"{self._url} broke off ({_said(error)})")) from error
         if not response.is_success:
             if response.status_code in _FREE or response.status_code < 500:
-                await call.refused()
+                call.refused()
             raise self._error(response)
         return self._tree(response)
 
