@@ -1,0 +1,50 @@
+"""The pages on weights hold to the code."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from asysi.weights import families, reference, tensor_stats
+from asysi.weights.columns import NAMES
+from asysi.weights.compare import DIFFERENCE_COLUMNS
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "weights.md").read_text()
+
+
+def test_reference_page():
+    """docs/reference/weights.md is what the code renders; `python -m asysi.weights.reference` makes it."""
+    assert (DOCS / "reference" / "weights.md").read_text() == reference.render()
+
+
+def test_every_block_type_has_a_meaning():
+    """Every block type of the tables is explained, and nothing else is."""
+    assert set(families.MEANINGS) == {*families.BLOCKS, "other"}
+
+
+def test_columns_and_options_that_the_page_names_exist():
+    """What the page calls a column or an option is one."""
+    helps = (DOCS / "reference" / "cli.md").read_text()
+    weights = helps[helps.index("## asysi weights\n") : helps.index("## asysi weights run")]
+    options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGE))
+    assert len(options) > 4
+    assert {option for option in options if f"`{option}" not in weights} == set()
+    columns = {*NAMES, *(column.name for column in DIFFERENCE_COLUMNS)}
+    named = set(re.findall(r"`([a-z]+(?:_[a-z0-9]+)+)`", PAGE))
+    assert named - columns == {"rank_k"}
+    assert len(named) > 10
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#]+)\)", PAGE))))
+def test_links(link):
+    """Every link of the page leads somewhere."""
+    assert (DOCS / link).exists()
+
+
+def test_the_example_in_python():
+    """What the page imports is public, and a row has the table's columns under their names."""
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    compile(code, "weights.md", "exec")
+    exec(code.splitlines()[0], {})
+    assert set(tensor_stats(__import__("numpy").ones((3, 2)))) <= set(NAMES)
