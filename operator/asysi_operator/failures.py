@@ -88,8 +88,11 @@ def _of_shards(observed: Observed) -> Failure | None:
             replace(failure, message=f"{name}: {failure.message}")
             for failure in _of_pod(pod, replace(observed, events=own))
         ]
-    # Shards that wait for room while others run have not failed.
-    busy = any(state_of(pod, Container.PIPELINE)[0] == "running" for pod in observed.attempts)
+    # Shards that wait for room while others have it have not failed.
+    busy = any(
+        holds(pod, "PodScheduled") and state_of(pod, Container.PIPELINE)[0] != "terminated"
+        for pod in observed.attempts
+    )
     ongoing = [one for one in found if one.time is None and not (busy and one.container is None)]
     past = [one for one in found if one.time is not None]
     job = _of_job(observed)

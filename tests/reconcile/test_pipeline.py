@@ -259,13 +259,13 @@ def test_after_a_failure_an_edit_begins_anew(lab):
 
 
 def test_a_shard_that_waits_for_room_has_not_failed(lab):
-    """Unschedulable is a failure only while no shard runs."""
+    """Unschedulable is a failure only while no other shard has a node."""
     run_shard(lab, 1, {}, scheduled=False, phase="Pending")
     lab.step()
     assert lab.experiment["status"]["lastFailure"]["reason"] == "Unschedulable"
     other = type(lab)(data())
     other.settle()
-    run_shard(other, 0, {"running": {}}, phase="Running")
+    run_shard(other, 0, {"waiting": {"reason": "ContainerCreating"}}, phase="Pending")
     run_shard(other, 1, {}, scheduled=False, phase="Pending")
     other.step()
     assert "lastFailure" not in other.experiment["status"]
