@@ -22,10 +22,12 @@ THREAD = (
 
 
 @pytest.fixture(scope="module")
-def stress(build) -> dict[str, Path]:
-    """The stress, built for both sanitizers."""
-    programs = build(("tests/stress.cpp", *ADDRESS), ("tests/stress.cpp", *THREAD))
-    return dict(zip(("address", "thread"), programs, strict=True))
+def programs(build) -> dict[str, Path]:
+    """The stress built for both sanitizers, and the core for one."""
+    built = build(
+        ("tests/stress.cpp", *ADDRESS), ("tests/stress.cpp", *THREAD), ("tests/ring_test.cpp", *ADDRESS)
+    )
+    return dict(zip(("address", "thread", "core"), built, strict=True))
 
 
 def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -35,9 +37,9 @@ def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])
-def test_nothing_is_found_in_the_ring(stress, sanitizer):
+def test_nothing_is_found_in_the_ring(programs, sanitizer):
     """A thread a shard, two readers, a hoarder that is evicted, restarts: no report, and exact books."""
-    ran = run(stress[sanitizer], PACKETS)
+    ran = run(programs[sanitizer], PACKETS)
     assert ran.returncode == 0, ran.stderr
     assert re.fullmatch(rf"ok {PACKETS} packets, [1-9]\d* revoked pins\n", ran.stdout)
 
@@ -50,16 +52,15 @@ def test_nothing_is_found_in_the_ring(stress, sanitizer):
         ("address", "undefined", "runtime error: shift exponent"),
     ],
 )
-def test_a_planted_mistake_is_found(stress, sanitizer, mistake, report):
+def test_a_planted_mistake_is_found(programs, sanitizer, mistake, report):
     """A reader reads after its release, copies too much or shifts too far: the same program reports it."""
-    ran = run(stress[sanitizer], "20000", mistake)
+    ran = run(programs[sanitizer], "20000", mistake)
     assert ran.returncode != 0
     assert report in ran.stderr
 
 
-def test_the_core_is_clean_under_the_address_sanitizer(build):
+def test_the_core_is_clean_under_the_address_sanitizer(programs):
     """Its own claims hold in that build too, but for those that single-step."""
-    (core,) = build(("tests/ring_test.cpp", *ADDRESS))
-    ran = run(core, "plain")
+    ran = run(programs["core"], "plain")
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("ok ") == 6
