@@ -56,7 +56,7 @@ peers-ring: $(VENV)-ring/.ready ## Create .venv-ring with the rings and queues t
 
 $(VENV)-pipeline/.ready:
 	$(PYTHON) -m venv $(VENV)-pipeline
-	$(VENV)-pipeline/bin/pip install --quiet --disable-pip-version-check datatrove 'ray[data]' orjson
+	$(VENV)-pipeline/bin/pip install --quiet --disable-pip-version-check 'datatrove[io]==0.10.1' 'ray[data]==2.60.0' orjson regex
 	@touch $@
 
 peers-pipeline: $(VENV)-pipeline/.ready ## Create .venv-pipeline with datatrove and Ray Data
