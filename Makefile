@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format generate check-generated bench bench-host bench-sae bench-ring bench-operator bench-pipeline bench-weights compatibility peers peers-ring peers-pipeline peers-weights ring-models ring-faults ring-hostile ring-stop ring-abi kill-pipeline memory-pipeline chaos e2e clean
+.PHONY: help install demo test lint format generate check-generated bench bench-host bench-sae bench-ring bench-operator bench-pipeline bench-weights compatibility peers peers-ring peers-pipeline peers-weights ring-models ring-faults ring-hostile ring-stop ring-abi kill-pipeline memory-pipeline chaos hostile e2e clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -30,7 +30,7 @@ format: install ## Put every file into the project's style
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 generate: install ## Write the CRD and the reference pages anew
-	$(BIN)/python -m asysi.contract.generate && $(BIN)/python -m asysi.monitor.metrics > docs/reference/metrics.md
+	$(BIN)/python -m asysi.contract.generate && $(BIN)/python -m asysi.monitor.metrics > docs/reference/metrics.md && $(BIN)/python -m asysi.weights.reference > docs/reference/weights.md
 
 check-generated: install ## Fail when a generated file differs from its source
 	$(BIN)/python -m asysi.contract.generate --check
@@ -115,6 +115,9 @@ memory-pipeline: install ## Ten million rows in at most 300 MB
 
 chaos: install ## Kill the operator, pods, API server and kubelet as often as docs promise; half an hour, a cluster as `make e2e`
 	ASYSI_CHAOS=full $(BIN)/python -m pytest --timeout 7200 tests/e2e/cluster/test_chaos.py
+
+hostile: install ## Ten thousand hostile experiments: each refused by name, or its pod stays restricted
+	ASYSI_HOSTILE_EXPERIMENTS=10000 $(BIN)/python -m pytest --timeout 3600 tests/manifests/test_hostile_experiments.py
 
 clean: ## Remove what these targets made
 	rm -rf $(VENV) $(VENV)-* build dist runs examples/*/runs examples/*/.data
