@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from asysi.bus.mailbox import CaptureWord
+from asysi.bus.pinning import Pinning, cuda_hook
 from asysi.capture.hooker import ActivationHooker
 from asysi.capture.points import HookPoint, read_points
 from asysi.contract.errors import ConfigError
@@ -123,7 +124,10 @@ def main(worker: Worker) -> int:
         worker.health.ready()
         gc.collect()
         gc.freeze()  # what is loaded stays: no collection walks it again
-        run.all_steps(lambda number: control.set(CaptureWord.PASS, number))
+        with Pinning(writer, cuda_hook() if spec.resources.host.gpus else None) as pinning:
+            if pinning.refused:
+                log.warning("the capture ring is not registered with CUDA, copies are slower: %s", pinning.refused)
+            run.all_steps(lambda number: control.set(CaptureWord.PASS, number))
         run.write_seen()
         if worker.stop.interrupted:
             control.set(CaptureWord.INTERRUPTED, 1)
