@@ -126,7 +126,7 @@ def main(worker: Worker) -> int:
         gc.freeze()  # what is loaded stays: no collection walks it again
         with Pinning(writer, cuda_hook() if spec.resources.host.gpus else None) as pinning:
             if pinning.refused:
-                log.warning("the capture ring is not registered with CUDA, copies are slower: %s", pinning.refused)
+                log.warning("the capture ring is not known to CUDA, copies are slower: %s", pinning.refused)
             run.all_steps(lambda number: control.set(CaptureWord.PASS, number))
         run.write_seen()
         if worker.stop.interrupted:
