@@ -35,9 +35,14 @@ class Kind:
     plural: str
 
     @property
+    def api_version(self) -> str:
+        """As it stands in their manifests."""
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    @property
     def root(self) -> str:
         """The beginning of every path to them."""
-        return f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+        return f"/apis/{self.api_version}" if self.group else f"/api/{self.version}"
 
 
 EXPERIMENTS = Kind(KIND, GROUP, VERSION, PLURAL)

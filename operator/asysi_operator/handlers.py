@@ -56,4 +56,4 @@ def _watch(registry: kopf.OperatorRegistry, controller: Controller, kind: Kind) 
 
 def _plain(body: kopf.Body, kind: Kind) -> dict[str, Any]:
     """Return an event's object as plain data; a listing's items do not say of which kind they are."""
-    return dict(body) | {"kind": kind.kind}
+    return dict(body) | {"kind": kind.kind, "apiVersion": kind.api_version}

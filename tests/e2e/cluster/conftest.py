@@ -425,7 +425,7 @@ class _Handler(BaseHTTPRequestHandler):
             time.monotonic(), self.command, where.path, parse_qs(where.query), body, response.status
         )
         proxy.requests.append(request)
-        if self.command != "GET" and proxy.burnt():
+        if self.command != "GET" and response.status < 300 and proxy.burnt():
             response.read()
             proxy.kill()
             self.close_connection = True

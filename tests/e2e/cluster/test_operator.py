@@ -411,9 +411,13 @@ def test_the_probe_fails_when_watches_fall_silent(lab, operator, until):
 
 
 def test_it_ends_cleanly_when_asked(operator):
-    """SIGTERM ends it with code 0, in less than its pod's grace."""
+    """SIGTERM ends it with code 0, in less than its pod's grace; the next one finds nothing to write anew."""
     assert operator.stop() == 0
+    before = len(operator.proxy.writes())
     operator.start()
+    time.sleep(2)
+    again = [one for one in operator.proxy.writes()[before:] if one.method == "PATCH"]
+    assert [one.path for one in again if not one.path.endswith("/status")] == []
 
 
 # -- The whole of it
