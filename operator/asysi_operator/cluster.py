@@ -39,6 +39,10 @@ class Kind:
         """As it stands in their manifests."""
         return f"{self.group}/{self.version}" if self.group else self.version
 
+    def named(self, item: Mapping[str, Any]) -> Manifest:
+        """Return an object that says of which kind it is; a listing's items do not."""
+        return dict(item) | {"apiVersion": self.api_version, "kind": self.kind}
+
     @property
     def root(self) -> str:
         """The beginning of every path to them."""
@@ -165,7 +169,7 @@ class Cluster:
 
     def everything(self, kind: Kind, namespace: str | None) -> list[Manifest]:
         """Return every object of a kind; of the children's kinds those with an experiment's label."""
-        return [item | {"kind": kind.kind} for item in self._listed(kind, namespace, "application/json")]
+        return [kind.named(item) for item in self._listed(kind, namespace, "application/json")]
 
     def _listed(self, kind: Kind, namespace: str | None, accept: str) -> Iterator[Manifest]:
         """Yield the items of a listing, page by page."""
@@ -183,7 +187,7 @@ class Cluster:
     def read(self, kind: Kind, namespace: str, name: str) -> Manifest | None:
         """Return an object, None when there is none."""
         found = self._call("GET", _path(kind, namespace, name), kind.kind, fine=(404,))
-        return found | {"kind": kind.kind} if found else None
+        return kind.named(found) if found else None
 
     def _call(
         self,

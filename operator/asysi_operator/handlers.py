@@ -48,12 +48,7 @@ def _watch(registry: kopf.OperatorRegistry, controller: Controller, kind: Kind) 
     """No index of kopf's: with one, each object that is there at the start wakes up for all others."""
 
     async def event(body: kopf.Body, type: str | None, **_: Any) -> None:  # noqa: A002 - kopf's name
-        controller.seen(kind.kind, _plain(body, kind), gone=type == "DELETED")
+        controller.seen(kind.kind, kind.named(body), gone=type == "DELETED")
 
     where = (kind.group, kind.version, kind.plural)
     kopf.on.event(*where, registry=registry, id=kind.plural)(event)
-
-
-def _plain(body: kopf.Body, kind: Kind) -> dict[str, Any]:
-    """Return an event's object as plain data; a listing's items do not say of which kind they are."""
-    return dict(body) | {"kind": kind.kind, "apiVersion": kind.api_version}
