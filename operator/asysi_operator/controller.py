@@ -36,6 +36,8 @@ WORKERS = 8
 """Experiments that are looked at at once."""
 ASK_SECONDS = 5.0
 """Seconds between two questions to finish, and between two writes of counters."""
+ASK_LIMIT = 1.0
+"""Seconds after which no further worker is asked: the status waits for the answers."""
 CPUS_SECONDS = 30.0
 """Seconds between two questions to every worker, for the processors it has."""
 AUDIT_SECONDS = 30.0
@@ -234,13 +236,14 @@ class Controller:
             memory.pod, memory.answers = uid, {}
             memory.asked = memory.asked_all = float("-inf")
         address = (pod or {}).get("status", {}).get("podIP")
-        if pod is None or not address or state_of(pod, "finish")[0] != "running":
+        if pod is None or leaving(pod) or not address or state_of(pod, "finish")[0] != "running":
             return None
         if now - memory.asked >= ASK_SECONDS:
             everybody = now - memory.asked_all >= CPUS_SECONDS or "finish" not in memory.answers
-            asked = [one for one in PORTS if one is Container.FINISH or everybody]
-            for container in asked:
-                if state_of(pod, container)[0] != "running":
+            others = [one for one in PORTS if one is not Container.FINISH]
+            for container in (Container.FINISH, *(others if everybody else ())):
+                late = self._clock() - now > ASK_LIMIT
+                if late or state_of(pod, container)[0] != "running":
                     continue
                 if (answer := ask(address, PORTS[container])) is not None:
                     memory.answers[str(container)] = answer

@@ -394,7 +394,10 @@ def test_deletion_leaves_nothing_even_without_an_operator(lab, operator, until):
 def test_the_probe_fails_when_watches_fall_silent(lab, operator, until):
     """Silent watches are found by the audit: what they missed is mended, and then the probe says so."""
     operator.kill()
+    before = len(operator.proxy.requests)
     operator.start("--audit-seconds=1")
+    begun = lambda: sum("watch" in one.query for one in operator.proxy.requests[before:])  # noqa: E731
+    until(lambda: begun() >= 6, "a watch of every kind has begun")
     until(lambda: operator.ask("/livez") == 200, "it is well")
     operator.proxy.silent.set()
     try:
