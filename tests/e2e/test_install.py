@@ -125,6 +125,9 @@ def release(shell: Shell, images: dict[str, str], prometheus: Query) -> str:
     except AssertionError as error:
         said = shell.kubectl("logs", "deployment/watch-asysi", "--tail=40", "--all-pods")
         raise AssertionError(f"{error}\n{said}") from None
+    # A Prometheus that has only just started would otherwise see nothing of a short experiment.
+    known = f"podMonitor/{shell.namespace}/"
+    _until(lambda: known in prometheus("status/config")["yaml"], "Prometheus knows the PodMonitor", 180)
     return "watch"
 
 
@@ -180,7 +183,7 @@ def small(content: Tree) -> Tree:
     spec["inputs"] = [{"claim": "inputs"}]
     spec["model"]["uri"] = "file:///inputs/inputs/model"
     spec["data"]["uri"] = "jsonl:///inputs/inputs/topics.jsonl"
-    spec["workload"]["scan"] |= {"maxSamples": 300, "passes": 3}
+    spec["workload"]["scan"] |= {"maxSamples": 300, "passes": 5}
     spec["sae"] |= {"cpus": 1, "memory": "1536Mi"}
     spec["sae"]["train"][0] |= {"latents": 128, "k": 8, "checkpointSeconds": 2}
     spec["archive"] |= {"cpus": 0.1, "memory": "512Mi"}

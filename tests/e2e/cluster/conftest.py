@@ -125,7 +125,9 @@ class Lab:
             method, path, header_params=headers, body=body, auth_settings=["BearerToken"]
         )
         answer = self._api.call_api(*request, _request_timeout=(5, 30))
-        return answer.status, json.loads(answer.read())
+        said = answer.read()
+        # A kind that the API server does not know yet is answered in plain text.
+        return answer.status, json.loads(said) if said.startswith(b"{") else {"message": said.decode()}
 
     def path(self, kind: str, name: str = "") -> str:
         """Return the path of a kind, or of one object."""
