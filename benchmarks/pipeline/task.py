@@ -13,7 +13,9 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 BEGAN = time.monotonic()
@@ -59,8 +61,14 @@ def plain(paths: Paths, out: Path, workers: int, fsync: bool) -> float:
                 write(dumps(row) + b"\n")
 
     began = time.monotonic()
+    in_processes(part, workers)
+    return began
+
+
+def in_processes(part: Callable[[int], None], count: int) -> None:
+    """Do parts 0 to count - 1, all but the first in forked processes."""
     children = []
-    for index in range(1, workers):
+    for index in range(1, count):
         child = os.fork()
         if child == 0:
             part(index)
@@ -68,12 +76,11 @@ def plain(paths: Paths, out: Path, workers: int, fsync: bool) -> float:
         children.append(child)
     part(0)
     for child in children:
-        os.waitpid(child, 0)
-    return began
+        assert os.waitpid(child, 0)[1] == 0
 
 
-def ours(paths: Paths, out: Path, workers: int, fsync: bool) -> float:
-    """asysi.pipeline as it comes: ledger, seals, digests, dead letters."""
+def pipeline_of(paths: Paths, out: Path, fsync: bool):
+    """Return what makes asysi.pipeline's run as it comes: ledger, seals, digests, dead letters."""
     from asysi.pipeline import BaseOperator, UnifiedPipeline, WriterConfig
     from asysi.pipeline.node import UnifiedNode
 
@@ -88,45 +95,10 @@ def ours(paths: Paths, out: Path, workers: int, fsync: bool) -> float:
             return item
 
     assert UnifiedNode  # imported before the clock starts, as everybody's modules are
-    began = time.monotonic()
-    pattern = paths[0] if len(paths) == 1 else paths[0].parent / "*.jsonl"
-    made = UnifiedPipeline(
-        [Upper()],
-        f"jsonl://{pattern}",
-        f"jsonl://{out}/out.jsonl",
-        processes=workers,
-        writer_config=WriterConfig(fsync=fsync),
-        on_error="dead_letter",
-        base_path=out / "tmp",
-        log_dir=out / "logs",
-        progress=False,
-    )
-    made.create("rows").run()
-    return began
-
-
-def shards(paths: Paths, out: Path, workers: int, fsync: bool) -> float:
-    """asysi.pipeline, a shard a worker, merged: what an Indexed Job does, on one machine."""
-    from asysi.pipeline import BaseOperator, UnifiedPipeline, WriterConfig
-    from asysi.pipeline.node import UnifiedNode
-    from asysi.pipeline.shards import merge
-
-    class Upper(BaseOperator):
-        waits = False
-
-        def process_item(self, item, ctx=None):
-            text = item["text"]
-            if not kept(text):
-                return None
-            item["text"] = text.upper()
-            return item
-
-    assert UnifiedNode
-    began = time.monotonic()
     pattern = paths[0] if len(paths) == 1 else paths[0].parent / "*.jsonl"
 
-    def part(index: int) -> None:
-        made = UnifiedPipeline(
+    def make(**spread: Any) -> UnifiedPipeline:
+        return UnifiedPipeline(
             [Upper()],
             f"jsonl://{pattern}",
             f"jsonl://{out}/out.jsonl",
@@ -135,20 +107,31 @@ def shards(paths: Paths, out: Path, workers: int, fsync: bool) -> float:
             base_path=out / "tmp",
             log_dir=out / "logs",
             progress=False,
-            shard=(index, workers),
+            **spread,
         )
-        made.create("rows").run()
 
-    children = []
-    for index in range(1, workers):
-        child = os.fork()
-        if child == 0:
-            part(index)
-            os._exit(0)
-        children.append(child)
-    part(0)
-    for child in children:
-        assert os.waitpid(child, 0)[1] == 0
+    return make
+
+
+def ours(paths: Paths, out: Path, workers: int, fsync: bool) -> float:
+    """asysi.pipeline in one run, with processes that compute."""
+    make = pipeline_of(paths, out, fsync)
+    began = time.monotonic()
+    make(processes=workers).create("rows").run()
+    return began
+
+
+def shards(paths: Paths, out: Path, workers: int, fsync: bool) -> float:
+    """asysi.pipeline, a shard a worker, merged: what an Indexed Job does, on one machine."""
+    from asysi.pipeline.shards import merge
+
+    make = pipeline_of(paths, out, fsync)
+    began = time.monotonic()
+
+    def part(index: int) -> None:
+        make(shard=(index, workers)).create("rows").run()
+
+    in_processes(part, workers)
     merge(out / "tmp" / "rows")
     for path in out.glob("out.shard-*"):
         path.unlink()

@@ -261,7 +261,7 @@ from asysi.sae.checkpoint import Checkpoint, write_checkpoint
 file, moment = Path(sys.argv[1]), sys.argv[2]
 die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 if moment == "written":
-    files._sync = die
+    files.sync = die
 else:
     Path.replace = die
 write_checkpoint(file, Checkpoint({"a": torch.ones(50_000)}, {"n": 2}))

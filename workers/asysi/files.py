@@ -13,9 +13,9 @@ def write_atomically(file: Path, write: Callable[[Path], None]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.tmp")
     write(temporary)
-    _sync(temporary)
+    sync(temporary)
     temporary.replace(file)
-    _sync(file.parent)
+    sync(file.parent)
 
 
 def write_atomic(file: Path, text: str) -> None:
@@ -27,7 +27,8 @@ def _fill(file: Path, text: str) -> None:
     file.write_text(text)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until the storage holds a file's bytes, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

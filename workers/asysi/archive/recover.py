@@ -32,7 +32,8 @@ from asysi.archive.format import (
 )
 from asysi.archive.segment import Segment, map_file, read_segment, rescan
 from asysi.archive.verify import verify_data
-from asysi.archive.writer import rewrite_counts, sync_folder, write_all
+from asysi.archive.writer import rewrite_counts, write_all
+from asysi.files import sync
 
 _NAME = re.compile(r"attempt-(\d{1,9})-segment-(\d{1,9})")
 
@@ -77,7 +78,7 @@ def recover(path: Path) -> Recovery:
     except BaseException:
         fresh.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    sync(path.parent)
     return Recovery(path, True, len(segment.entries), segment.damage, original)
 
 

@@ -14,8 +14,8 @@ from typing import IO, Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from asysi.archive.writer import sync_folder
 from asysi.contract.errors import ConfigError
+from asysi.files import sync
 
 Format = Literal["parquet", "arrow", "safetensors", "npz"]
 SUFFIX: dict[str, str] = {name: f".{name}" for name in ("parquet", "arrow", "safetensors", "npz")}
@@ -63,7 +63,7 @@ def atomic_sink(
             sinks[0].close()
             _sync(fresh)
             fresh.replace(path)
-            sync_folder(path.parent)
+            sync(path.parent)
     finally:
         for sink in sinks:
             sink.release()

@@ -40,6 +40,7 @@ from asysi.archive.format import (
     record,
 )
 from asysi.bus.packet import ActivationPacket, payload_at
+from asysi.files import sync
 
 _ZSTD_LEVEL = 1
 """Activations hardly shrink further at higher levels, and the archiver shares a core."""
@@ -391,15 +392,6 @@ def rewrite_counts(fd: int, counts: NDArray[np.void]) -> None:
             raise
 
 
-def sync_folder(folder: Path) -> None:
-    """Wait until the storage holds the names of a folder's files."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def _create(path: Path, start: bytes) -> int:
     """Return the descriptor of the new file; whoever sees it sees a whole header."""
     if path.exists():
@@ -410,7 +402,7 @@ def _create(path: Path, start: bytes) -> int:
         write_all(fd, start)
         os.fsync(fd)
         fresh.rename(path)
-        sync_folder(path.parent)
+        sync(path.parent)
     except OSError:
         os.close(fd)
         fresh.unlink(missing_ok=True)

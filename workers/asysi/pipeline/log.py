@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import xxhash
 
 from asysi.contract.errors import ConfigError
-from asysi.pipeline.seal import sync_file, sync_folder
+from asysi.files import sync
+from asysi.pipeline.seal import sync_file
 
 
 class Log(Protocol):
@@ -91,7 +92,7 @@ class FileLog:
         self.size = size
         if size == 0:
             self.digest = xxhash.xxh3_128()
-            sync_folder(self.path.parent)  # its rows are worth nothing without its name
+            sync(self.path.parent)  # its rows are worth nothing without its name
 
     def append(self, data: bytes) -> None:
         """Add whole lines."""

@@ -239,7 +239,7 @@ class UnifiedNode:
             around.ledger,
             out.bridge,
             self.writer_config,
-            at=(self._source.row, self._source.offset, last.out_rows if last else 0),
+            at=(self._source.row, last.out_rows if last else 0),
             source_digest=digest,
             committed=self._on_commit,
         )

@@ -20,13 +20,13 @@ import orjson
 import xxhash
 
 from asysi.contract.errors import ConfigError
-from asysi.files import write_atomically
+from asysi.files import sync, write_atomically
 from asysi.pipeline.ids import FIELD, lineage
 from asysi.pipeline.image import read_image
 from asysi.pipeline.ledger import Ledger, Redriven, Totals
 from asysi.pipeline.log import FileLog
 from asysi.pipeline.node import UnifiedNode, check_log, committed_rows
-from asysi.pipeline.seal import Seal, sync_folder
+from asysi.pipeline.seal import Seal
 from asysi.pipeline.source import CHUNK
 from asysi.pipeline.streams import IDataStream, JsonlStream
 from asysi.pipeline.work import DeadLetter
@@ -126,7 +126,7 @@ def finish_merge(ledger: Ledger, bus: IDataStream) -> None:
     bus.unseal()
     if made.exists():
         made.replace(path)
-        sync_folder(path.parent)
+        sync(path.parent)
     bus.finish(Seal(**note["seal"]))
     ledger.note(_PENDING, "null")
 

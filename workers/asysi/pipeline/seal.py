@@ -147,15 +147,6 @@ def _chunks(stream: BinaryIO) -> Iterator[bytes]:
         yield chunk
 
 
-def sync_folder(folder: Path) -> None:
-    """Put the names in a folder on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def sync_file(descriptor: int) -> None:
     """Put what was written to a descriptor on the disk."""
     getattr(os, "fdatasync", os.fsync)(descriptor)

@@ -37,7 +37,7 @@ class Writer:
         ledger: what is done.
         bridge: tells the next node.
         config: how to write.
-        at: source rows, source offset and output rows that are committed.
+        at: source rows and output rows that are committed.
         source_digest: running digest of the source up to there, None where it has none.
         committed: called after each commit.
     """
@@ -50,12 +50,12 @@ class Writer:
         bridge: StreamBridge,
         config: WriterConfig,
         *,
-        at: tuple[int, int, int],
+        at: tuple[int, int],
         source_digest: Any,
         committed: Callable[[Range], None],
     ) -> None:
         self._node, self._log, self._ledger, self._bridge, self._config = node, log, ledger, bridge, config
-        self._row, self._source_end, self._rows = at
+        self._row, self._rows = at
         self._source_digest, self._committed = source_digest, committed
         self._queue: deque[tuple[Result, bytes]] = deque()
         self._queued_rows = self._queued_bytes = 0
@@ -220,7 +220,7 @@ class Writer:
             _added(results),
         )
         self._ledger.commit(self._node, done, dead, parked=self.parked)
-        self._row, self._source_end = done.last, done.source_end
+        self._row = done.last
         self._bridge.advance(done.out_end, done.out_rows)
         self._committed(done)
         ended = time.monotonic()

@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 
 from asysi.contract.errors import ConfigError
+from asysi.files import sync
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
@@ -71,7 +72,7 @@ class Answers:
         """Tells this file's calls from those of every other."""
         self._log = os.open(f"{file}-wal", os.O_RDONLY | os.O_CLOEXEC) if fsync else None
         if fsync:
-            _sync_folder(file.parent)
+            sync(file.parent)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="answers")
         self._waiting: list[asyncio.Future[None]] = []
         self._syncing: asyncio.Task[None] | None = None
@@ -138,12 +139,3 @@ class Answers:
                 for done in waiting:
                     done.set_result(None)
         self._syncing = None
-
-
-def _sync_folder(folder: Path) -> None:
-    """Put the names of new files on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
