@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 import yaml
 
 
@@ -114,11 +113,10 @@ def test_two_of_one_name(scan: Callable, start: Callable, tmp_path: Path) -> Non
     assert first.finish() == 0, first.text()
 
 
-@pytest.mark.skipif(
-    os.geteuid() == 0 and not shutil.which("setpriv"), reason="needs setpriv (util-linux) to drop root"
-)
-def test_folder_without_permission(scan: Callable, tmp_path: Path) -> None:
+def test_folder_without_permission(scan: Callable, tmp_path: Path, program: Callable) -> None:
     """An output folder without permission to write is refused."""
+    if os.geteuid() == 0:
+        program("setpriv")
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o755)
     if os.geteuid() == 0:

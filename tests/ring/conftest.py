@@ -18,15 +18,6 @@ from asysi_ring import Control, View, Writer, create
 WIDTH = 16
 NATIVE = Path(__file__).parents[2] / "native"
 
-# What each compiler that is not the system's own comes with.
-PACKAGES = {
-    "aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu",
-    "aarch64-linux-gnu-objdump": "binutils-aarch64-linux-gnu",
-    "clang++-16": "clang-16 libclang-rt-16-dev",
-    "qemu-aarch64": "qemu-user",
-    "unshare": "util-linux",
-}
-
 
 class Builder:
     """Compiles native programs, each once in a session, two at a time."""
@@ -36,8 +27,9 @@ class Builder:
         *("-ffp-contract=off", "-pthread", f"-I{NATIVE / 'include'}"),
     )
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, tool: Callable[[str], str]) -> None:
         self.folder = folder
+        self.tool = tool
 
     def __call__(self, *programs: tuple[str, ...], compiler: str = "c++") -> list[Path]:
         """Compile programs, each given as its source under native/ and its own flags; return their paths."""
@@ -53,18 +45,11 @@ class Builder:
             assert ran.returncode == 0, ran.stderr
         return to
 
-    def tool(self, name: str) -> str:
-        """Return the path of a program that a test needs; fail with its package's name when it is missing."""
-        path = shutil.which(name)
-        if path is None:
-            pytest.fail(f"{name} is not installed: apt-get install {PACKAGES.get(name, name)}")
-        return path
-
 
 @pytest.fixture(scope="session")
-def build(tmp_path_factory) -> Builder:
+def build(tmp_path_factory, program) -> Builder:
     """Compile native programs."""
-    return Builder(tmp_path_factory.mktemp("native"))
+    return Builder(tmp_path_factory.mktemp("native"), program)
 
 
 @dataclass

@@ -48,8 +48,9 @@ def mutator(build) -> Path:
 
 
 @pytest.fixture(scope="module")
-def fuzzers(build) -> dict[str, Path]:
+def fuzzers(build, program) -> dict[str, Path]:
     """Both fuzzers, and what writes their seeds."""
+    program("/usr/lib/llvm-16/lib/clang/16/lib/linux")  # the sanitizers' runtime
     flags = ("-fsanitize=fuzzer,address,undefined", *SANITIZED)
     programs = build(
         ("fuzz/reader_fuzz.cpp", *flags),

@@ -22,8 +22,10 @@ SETTING = os.environ.get("ASYSI_MODELS", "quick")
 
 
 @pytest.fixture(scope="module")
-def results() -> list[run.Result]:
+def results(program) -> list[run.Result]:
     """Every model and every mutant, run once."""
+    for tool in ("spin", "g++", "/usr/include/relacy/relacy.hpp"):
+        program(tool)
     return run.run(SETTING, workers=os.cpu_count() or 1)
 
 

@@ -13,9 +13,9 @@ SCENARIOS = ["overwrite", "drop_new", "overwrite_unread", "drop_new_unread"]
 
 
 @pytest.fixture(scope="session")
-def push_path(tmp_path_factory) -> Path:
+def push_path(tmp_path_factory, program) -> Path:
     """The program that marks its pushes, built."""
-    program = tmp_path_factory.mktemp("push") / "push_path"
+    built = tmp_path_factory.mktemp("push") / "push_path"
     options = [
         "-std=c++20",
         "-O2",
@@ -26,37 +26,43 @@ def push_path(tmp_path_factory) -> Path:
         "-pthread",
     ]
     source = NATIVE / "tests" / "push_path.cpp"
-    subprocess.run(["c++", *options, f"-I{NATIVE / 'include'}", source, "-o", program], check=True)
-    return program
+    subprocess.run([program("c++"), *options, f"-I{NATIVE / 'include'}", source, "-o", built], check=True)
+    return built
 
 
-def traced(command: list, trace: Path) -> tuple[str, list[str]]:
+@pytest.fixture
+def traced(program):
     """Run under strace; return what it printed, and its system calls between the marks, by name."""
-    ran = subprocess.run(
-        ["strace", "-f", "-o", trace, *command], capture_output=True, text=True, check=False, timeout=120
-    )
-    assert ran.returncode == 0, ran.stderr
-    lines = trace.read_text().splitlines()
-    first, last = (at for at, line in enumerate(lines) if MARK in line)
-    calls = (re.match(r"\d+ +(\w+)\(", line) for line in lines[first + 1 : last])
-    return ran.stdout.strip(), [call[1] for call in calls if call]
+    strace = program("strace")
+
+    def trace(command: list, to: Path) -> tuple[str, list[str]]:
+        ran = subprocess.run(
+            [strace, "-f", "-o", to, *command], capture_output=True, text=True, check=False, timeout=120
+        )
+        assert ran.returncode == 0, ran.stderr
+        lines = to.read_text().splitlines()
+        first, last = (at for at, line in enumerate(lines) if MARK in line)
+        calls = (re.match(r"\d+ +(\w+)\(", line) for line in lines[first + 1 : last])
+        return ran.stdout.strip(), [call[1] for call in calls if call]
+
+    return trace
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_a_push_asks_nothing_of_kernel_and_heap(push_path, tmp_path, scenario):
+def test_a_push_asks_nothing_of_kernel_and_heap(traced, push_path, tmp_path, scenario):
     """1,000 rounds of publish, claim, pull and release, or of publish alone, take neither."""
     allocations, calls = traced([push_path, scenario], tmp_path / "trace")
     assert allocations == "0"
     assert calls == []
 
 
-def test_one_allocation_among_thousands_of_pushes_is_seen(push_path, tmp_path):
+def test_one_allocation_among_thousands_of_pushes_is_seen(traced, push_path, tmp_path):
     """The count of the test above is not always 0."""
     allocations, _ = traced([push_path, "overwrite", "planted"], tmp_path / "trace")
     assert allocations == "1"
 
 
-def test_a_sleeping_reader_costs_the_push_one_call(push_path, tmp_path):
+def test_a_sleeping_reader_costs_the_push_one_call(traced, push_path, tmp_path):
     """Whoever sleeps is woken by one futex call, and even then nothing is allocated."""
     allocations, calls = traced([push_path, "sleeper"], tmp_path / "trace")
     assert allocations == "0"
@@ -104,7 +110,7 @@ with Writer(folder) as writer:
 
 
 @pytest.mark.parametrize("rows", [1, 16], ids=["4 KiB", "64 KiB"])
-def test_a_push_from_python_leaves_nothing_behind(folder, tmp_path, rows):
+def test_a_push_from_python_leaves_nothing_behind(traced, folder, tmp_path, rows):
     """1,000 calls of publish_block make no system call, keep nothing, and need less than 1 KiB meanwhile."""
     printed, calls = traced([sys.executable, "-c", PROGRAM, folder, str(rows)], tmp_path / "trace")
     blocks, kept, peak = map(int, printed.split())
@@ -114,7 +120,7 @@ def test_a_push_from_python_leaves_nothing_behind(folder, tmp_path, rows):
     assert peak < 1024
 
 
-def test_memory_that_a_push_from_python_would_keep_is_seen(folder, tmp_path):
+def test_memory_that_a_push_from_python_would_keep_is_seen(traced, folder, tmp_path):
     """With 64 bytes kept a push, the numbers of the test above are large."""
     printed, _ = traced([sys.executable, "-c", PROGRAM, folder, "1", "planted"], tmp_path / "trace")
     blocks, kept, _ = map(int, printed.split())

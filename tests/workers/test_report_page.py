@@ -6,7 +6,6 @@ import hashlib
 import html
 import json
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -289,19 +288,15 @@ def test_distance_is_total_variation():
     assert Histogram("", (0, 1, 2), (0, 0), (0, 0)).distance == 0
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-def test_a_browser_opens_the_feature_that_the_address_names(tmp_path):
+def test_a_browser_opens_the_feature_that_the_address_names(tmp_path, program):
     """In headless Chromium, with hostile tokens: the latent of the address is shown, and nothing of them
     has run.
     """
     file = tmp_path / "report.html"
     file.write_text(build(report("plain", (" a", *HOSTILE))))
     shown = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        [program("chromium"), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+         "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
          f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=2000", "--dump-dom",
          f"{file.as_uri()}#encoder.layer.1.plain/8"],
         capture_output=True, text=True, timeout=90, check=True,

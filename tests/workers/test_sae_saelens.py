@@ -13,13 +13,17 @@ from asysi.sae.export import export, metadata_of
 from asysi.sae.model import SparseAutoencoder
 from asysi.sae.normalisation import fold
 
-CHECK = Path(__file__).parents[2] / "benchmarks" / "sae_quality" / "compatibility.py"
-PYTHON = os.environ.get("ASYSI_SAELENS_PYTHON")
+ROOT = Path(__file__).parents[2]
+CHECK = ROOT / "benchmarks" / "sae_quality" / "compatibility.py"
 
-pytestmark = pytest.mark.skipif(
-    not PYTHON,
-    reason="needs ASYSI_SAELENS_PYTHON, a Python with sae-lens: `make peers` makes .venv-sae/bin/python",
-)
+
+@pytest.fixture(scope="module")
+def saelens(lacking) -> Path:
+    """Return a Python that has sae-lens: ASYSI_SAELENS_PYTHON, or the one that `make peers` makes."""
+    python = Path(os.environ.get("ASYSI_SAELENS_PYTHON", ROOT / ".venv-sae" / "bin" / "python"))
+    if not python.exists():
+        lacking(f"{python} is missing: `make peers` makes .venv-sae/bin/python, with sae-lens")
+    return python
 
 
 def _export(folder, minimal, seed):
@@ -31,23 +35,22 @@ def _export(folder, minimal, seed):
     export(folder, fold(sae, 0.3), metadata)
 
 
-def _check(folder):
-    return subprocess.run(
-        [sys.executable, CHECK, folder], capture_output=True, text=True, check=False, timeout=200
-    )
+def _check(folder, saelens):
+    command = [sys.executable, CHECK, folder, "--saelens-python", saelens]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
 
 
-def test_saelens_encodes_identically(tmp_path, minimal):
+def test_saelens_encodes_identically(tmp_path, minimal, saelens):
     """SAELens loads the folders, and its latents and reconstructions are ours to 1e-5."""
     for seed in (0, 1):
         _export(tmp_path / "topk" / f"layer.{seed}", minimal, seed)
-    done = _check(tmp_path)
+    done = _check(tmp_path, saelens)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("topk, k 6") == 2
 
 
-def test_the_check_can_fail(tmp_path):
+def test_the_check_can_fail(tmp_path, saelens):
     """A folder without SAEs is an error, not a success."""
-    done = _check(tmp_path)
+    done = _check(tmp_path, saelens)
     assert done.returncode == 1
     assert "no SAE below" in done.stderr
