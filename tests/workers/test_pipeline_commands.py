@@ -291,7 +291,9 @@ def test_an_input_that_grew_between_shards_is_noticed() -> None:
     assert asysi("run", spec(budget={"cost": 40}), "--shard", "0/2")[0] == 1
     with Path("in.jsonl").open("a") as file:
         file.write("".join(json.dumps({"n": n}) + "\n" for n in range(50)))
-    assert asysi("resume", spec(), "--shard", "0/2")[0] == 0
+    code, said = asysi("resume", spec(), "--shard", "0/2")
+    assert (code, "in.jsonl is not what it was when the pipeline began" in said) == (2, True)
+    assert asysi("resume", spec(), "--shard", "0/2", "--accept-changes")[0] == 0
     assert asysi("run", "p.yaml", "--shard", "1/2")[0] == 0
     code, said = asysi("merge", "p.yaml")
     assert code == 2

@@ -305,6 +305,10 @@ def _said(run: Callable[[], "Report"]) -> int:
     except (RowError, TooManyDeadLettersError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return Exit.FAILED
+    if report.new_inputs:
+        from asysi.pipeline.inputs import say_new  # noqa: PLC0415 - not needed for the help
+
+        sys.stderr.write(f"{say_new('the input', report.new_inputs)}\n")
     made = list(report.nodes.values())[-1].made
     dead = f", {report.dead:,} dead letters" if report.dead else ""
     used = "".join(f", {name} {value:,.6g}" for name, value in report.usage.items())

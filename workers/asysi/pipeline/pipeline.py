@@ -18,11 +18,13 @@ from typing import Any, Self
 
 from asysi.contract.errors import ConfigError
 from asysi.files import write_atomic
+from asysi.pipeline import inputs
 from asysi.pipeline.config import NodeConfig, WriterConfig, refuse_unknown
 from asysi.pipeline.fingerprint import differences, fingerprint, rebuild
 from asysi.pipeline.hooks import CompositePipelineHooks
 from asysi.pipeline.image import CHECKPOINT, RUNTIME, alive, read_image, write_live
-from asysi.pipeline.journal import journal
+from asysi.pipeline.inputs import InputFile
+from asysi.pipeline.journal import FILE, journal
 from asysi.pipeline.ledger import Ledger
 from asysi.pipeline.log import MemoryLog
 from asysi.pipeline.node import Progress, Surroundings, UnifiedNode
@@ -54,6 +56,7 @@ class Report:
         settled: source rows with all their descendants in the output.
         dead: rows set aside.
         seconds: how long this run took.
+        new_inputs: files that match the input and came after the run had begun: it has not read them.
     """
 
     pipeline_id: str
@@ -63,6 +66,7 @@ class Report:
     settled: int
     dead: int
     seconds: float
+    new_inputs: tuple[str, ...] = ()
 
 
 class UnifiedNodePipeline:
@@ -106,6 +110,8 @@ class UnifiedNodePipeline:
         self._log_dir, self._progress = Path(log_dir), progress
         self._stop = threading.Event()
         self._window: Window | None = None
+        self._inputs: list[InputFile] | None = None
+        self._new_inputs: tuple[str, ...] = ()
         self._resume = False
         self._created = ""
         self._began = 0.0
@@ -144,6 +150,7 @@ class UnifiedNodePipeline:
         self._check_nodes()
         with _locked(self.results_dir, self.pipeline_id):
             self._make_room(overwrite)
+            self._inputs = inputs.pin(self._input)
             self._forget_run()
             self._resume, self.status, self._created = False, "created", _now()
             self.save_runtime()
@@ -175,6 +182,8 @@ class UnifiedNodePipeline:
         with _locked(self.results_dir, self.pipeline_id):
             self._load(image, accept_changes)
             self._check_nodes()
+            if pinned := image.get("inputs"):
+                self._inputs = inputs.restore(self._input, pinned, accept=accept_changes)
             self._forget_run()
             self.status = "resuming"
             self.save_runtime()
@@ -195,6 +204,8 @@ class UnifiedNodePipeline:
             "usage": self._spent_so_far(),
             "results_dir": str(self.results_dir),
             **self._blueprint(),
+            "inputs": inputs.as_image(self._inputs),
+            "new_inputs": list(self._new_inputs),
             "nodes": [self._node_image(node) for node in self.nodes],
         }
 
@@ -248,13 +259,24 @@ class UnifiedNodePipeline:
                 missing = "set_processor" if node.operator is None else "bind_io"
                 raise ConfigError(f"node {node.node_id} is not ready: call {missing}")
         outputs = [node.output_bus.uri for node in self.nodes if node.output_bus]
-        inputs = [node.input_bus.uri for node in self.nodes if node.input_bus]
+        first = self._input.uri
         for uri in outputs:
-            if outputs.count(uri) > 1 or uri == inputs[0]:
+            if outputs.count(uri) > 1 or uri == first:
                 raise ConfigError(
                     f"{uri} would be written by two nodes, or over its own input: give each an output_uri"
                 )
         self._link()
+        inputs.refuse_own_output(self.nodes, self.results_dir, self._writes_besides())
+
+    def _writes_besides(self) -> list[str | None]:
+        """Return what it writes beside the outputs of its nodes."""
+        return [str(self._log_dir / FILE)]
+
+    @property
+    def _input(self) -> IDataStream:
+        bus = self.nodes[0].input_bus
+        assert bus is not None
+        return bus
 
     def _link(self) -> None:
         """Let a node read the very bus that the one before it writes."""
@@ -391,10 +413,20 @@ class UnifiedNodePipeline:
             self.status = "canceling"
         self._stop.set()
 
+    def _look_for_new_inputs(self) -> None:
+        """Say which files have come since the run began, once each."""
+        found = inputs.new_files(self._input, self._inputs)
+        if any(name not in self._new_inputs for name in found):
+            _log.warning("[Input] %s", inputs.say_new(self._input.uri, found))
+        self._new_inputs = tuple(found)
+
     def _run(self, ledger: Ledger) -> Report:
         self._began = time.monotonic()
         self.status = "running" if not self._stop.is_set() else "canceling"
+        if not self._resume and self._inputs:
+            inputs.refuse_changes(self._input, self._inputs)
         self._prepare(ledger)
+        self._look_for_new_inputs()
         self.save_runtime()
         self._hooks.on_pipeline_start(self.pipeline_id, self.get_runtime())
         watch = _Watch(self)
@@ -410,6 +442,7 @@ class UnifiedNodePipeline:
             self.status = self._final_status()
             watch.end()
             self._write_dead_letters(ledger)
+            self._look_for_new_inputs()
             self.save_runtime()
             self._hooks.on_pipeline_end(self.pipeline_id, self.status == "completed", self.error)
             for node in self.nodes:
@@ -429,6 +462,7 @@ class UnifiedNodePipeline:
             ledger.settled(names),
             len(ledger.dead()),
             time.monotonic() - self._began,
+            self._new_inputs,
         )
 
     def _prepare(self, ledger: Ledger) -> None:
@@ -765,6 +799,10 @@ class UnifiedPipeline(UnifiedNodePipeline):
         for node, source, out in zip(self.nodes, uris, uris[1:], strict=False):
             node.bind_io(self._bus(source), self._bus(out))
         self._prepare_input()
+
+    def _writes_besides(self) -> list[str | None]:
+        merged = self._settings["output_uri"]  # of shards; each writes another file
+        return [*super()._writes_besides(), getattr(self._bus(merged), "url", None) if merged else None]
 
     def _configs(self, names: list[str]) -> list[NodeConfig]:
         """Return a config for each node; entries with a `node_id` of ours mean that node, others go by their

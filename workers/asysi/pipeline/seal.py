@@ -14,6 +14,8 @@ from asysi.contract.errors import ConfigError
 from asysi.files import write_atomic
 
 _CHUNK = 1 << 20
+START_OVER = "start over with `run --overwrite` (in Python create(overwrite=True))"
+"""The last way out of most refusals, as the rest of a sentence."""
 
 
 class SealError(ConfigError):

@@ -12,9 +12,10 @@ import xxhash
 
 from asysi.contract.errors import ConfigError
 from asysi.pipeline.image import read_image
+from asysi.pipeline.inputs import same
 from asysi.pipeline.ledger import Ledger
 from asysi.pipeline.log import FileLog
-from asysi.pipeline.seal import Seal, SealError, prefix_digest
+from asysi.pipeline.seal import START_OVER, Seal, SealError, prefix_digest
 from asysi.pipeline.source import CHUNK, FilesFeed, Window
 from asysi.pipeline.streams import FileStream, IDataStream, StreamFactory
 
@@ -106,6 +107,8 @@ def _images(folder: Path) -> list[dict[str, Any]]:
     for name in ("operators", "input_uri", "output_uri"):
         if any(image[name] != images[0][name] for image in images):
             raise ConfigError(f"{folder}: the shards differ in {name}: they do not belong together")
+    if not all(same(image.get("inputs"), images[0].get("inputs")) for image in images):
+        raise ConfigError(f"{folder}: the shards have read different input files: {START_OVER}")
     images = sorted(images, key=lambda image: int(image["shard"][0]))
     for before, after in pairwise(images):
         end, begin = before["window"]["end"], after["window"]["begin"]

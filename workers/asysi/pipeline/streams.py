@@ -169,6 +169,8 @@ class FileStream(IDataStream):
         self.url = self.locate(uri.partition("://")[2] or uri)
         self.spool = spool or Path("tmp") / "spool"
         self.bridge = StreamBridge()
+        self.pinned: list[str] | None = None
+        """The files that a run reads, once it has begun; None: those that are there."""
         self._log: FileLog | None = None
 
     def locate(self, rest: str) -> str:
@@ -237,7 +239,11 @@ class FileStream(IDataStream):
         return LineSource(feed, stored=brings_ids(feed))
 
     def urls(self) -> list[str]:
-        """Return the files, in the order of their names."""
+        """Return the files to read, in the order of their names."""
+        return self.matches() if self.pinned is None else list(self.pinned)
+
+    def matches(self) -> list[str]:
+        """Return the files that are there now, in the order of their names."""
         files, pattern = fsspec.core.url_to_fs(self.url)
         try:
             paths = sorted(files.glob(pattern)) if any(sign in pattern for sign in "*?[") else [pattern]
