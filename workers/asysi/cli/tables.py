@@ -21,6 +21,8 @@ def print_check(report: "CheckReport") -> None:
         console.print(
             f"model      {report.model.uri}  {report.model.class_name or ''}".rstrip(), highlight=False
         )
+        if report.model.stored:
+            console.print(f"stored     {report.model.stored}, dequantised when loaded", highlight=False)
         if report.model.sha256:
             console.print(f"sha256     {report.model.sha256}", highlight=False)
     if report.points:

@@ -69,17 +69,18 @@ class Model(Part):
 
     uri: Uri
     """Where the model comes from: `hf://owner/name`, `file://folder` (a Hugging Face folder with
-    safetensors) or `python://package.module:factory` (a function without arguments that returns the module,
-    or the module and its tokenizer)."""
+    safetensors), `file://model.gguf` (one GGUF file of an architecture that transformers reads; dequantised
+    when it is loaded) or `python://package.module:factory` (a function without arguments that returns the
+    module, or the module and its tokenizer)."""
     revision: Short | None = None
     """Git revision of a `hf://` model: a branch, a tag or a commit."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type that the weights are loaded in."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)] | None = None
-    """SHA-256 that the weights must have: of the one safetensors file, or of the concatenated digests of
-    several in the order of their names."""
+    """SHA-256 that the weights must have: of the one safetensors or GGUF file, or of the concatenated digests
+    of several in the order of their names."""
     tokenizer: Uri | None = None
-    """Folder or `hf://` name of the tokenizer when it is not the model's own."""
+    """Folder, GGUF file or `hf://` name of the tokenizer when it is not the model's own."""
     secret_ref: SecretRef | None = None
     """Secret with the credentials for the model's source."""
 

@@ -19,7 +19,7 @@ from asysi.finish import features, sample
 from asysi.finish.features import Asked, Looked
 from asysi.finish.reading import Again, read_again
 from asysi.finish.status import Point
-from asysi.hosts.model import LoadedModel, load_model, read_resolved
+from asysi.hosts.model import LoadedModel, ResolvedModel, load_model, read_resolved
 from asysi.report.data import Browser, Comparison, Layer
 
 SEED = 0
@@ -91,8 +91,9 @@ def analyse(
     try:
         torch.set_num_threads(max(1, int(spec.resources.finish.cpus)))
         points = read_points(workspace / POINTS_FILE)
-        loaded = load_model(read_resolved(workspace / MODEL_FILE), spec.model.dtype)
-        result.model = _describe(loaded, spec.model.dtype, len(points))
+        resolved = read_resolved(workspace / MODEL_FILE)
+        loaded = load_model(resolved, spec.model.dtype)
+        result.model = _describe(loaded, resolved, spec.model.dtype, len(points))
         scan = spec.workload.scan
         again = read_again(
             loaded,
@@ -111,10 +112,11 @@ def analyse(
     return result
 
 
-def _describe(loaded: LoadedModel, dtype: str, points: int) -> str:
+def _describe(loaded: LoadedModel, resolved: ResolvedModel, dtype: str, points: int) -> str:
     parameters = sum(parameter.numel() for parameter in loaded.module.parameters())
+    stored = f"GGUF of {resolved.stored}, dequantised to {dtype}" if resolved.stored else dtype
     return (
-        f"{type(loaded.module).__name__}, {parameters / 1e6:.1f}M parameters, {dtype}; {points} hook points"
+        f"{type(loaded.module).__name__}, {parameters / 1e6:.1f}M parameters, {stored}; {points} hook points"
     )
 
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +90,8 @@ def _check_model(spec: Spec, report: CheckReport, workspace: Path | None) -> Non
     try:
         report.model = resolve_model(spec.model, workspace)
         module, model_type = build_on_meta(report.model, spec.model.dtype)
+        if report.model.class_name is None:
+            report.model = replace(report.model, class_name=type(module).__name__)
         names = [name for name, _ in module.named_modules()]
         paths = match_globs(spec.capture.hook_points, names)
         length = spec.data.tokens.context_length if spec.data else 1

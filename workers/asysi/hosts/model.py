@@ -1,4 +1,4 @@
-"""Where a model comes from, and how it is built: safetensors only, nothing remote is ever executed."""
+"""Where a model comes from, and how it is built: safetensors or GGUF, nothing remote is ever executed."""
 
 import hashlib
 import importlib
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from asysi.contract.errors import ConfigError
 from asysi.contract.spec import Model
+from asysi.hosts import gguf
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +31,7 @@ class ResolvedModel:
     uri: str
     """As the spec writes it."""
     path: str | None
-    """Folder with config.json and the safetensors; None for a python:// factory."""
+    """Folder with config.json and the safetensors, or a GGUF file; None for a python:// factory."""
     sha256: str | None
     """Of the weights, as the spec's `sha256` defines it."""
     revision: str | None
@@ -38,7 +39,14 @@ class ResolvedModel:
     class_name: str | None
     """Class of the model."""
     tokenizer: str | None
-    """Folder of the tokenizer; None leaves it to the factory."""
+    """Folder of the tokenizer, or a GGUF file that holds it; None leaves it to the factory."""
+    stored: str | None = None
+    """Types that a GGUF file stores the parameters in, like `Q4_1 79%, Q8_0 21%`; None for other models."""
+
+    @property
+    def gguf(self) -> Path | None:
+        """The GGUF file, None for other models."""
+        return Path(self.path) if self.path and gguf.is_gguf(Path(self.path)) else None
 
     def to_json(self) -> str:
         """Return what MODEL_FILE holds."""
@@ -78,7 +86,8 @@ def resolve_model(model: Model, workspace: Path | None = None) -> ResolvedModel:
         workspace: folder that a hf:// model is fetched into; None uses the hub's own cache.
 
     Raises:
-        ConfigError: no such model, no safetensors in it, a pickle instead, or another hash than the spec's.
+        ConfigError: no such model, no safetensors in it, a pickle instead, a damaged GGUF file, or another
+            hash than the spec's.
     """
     scheme, _, rest = model.uri.partition("://")
     if scheme == "python":
@@ -98,20 +107,33 @@ def resolve_model(model: Model, workspace: Path | None = None) -> ResolvedModel:
             f"{model.sha256}: "
             "get the right files, or correct the hash"
         )
-    class_name = _class_name(folder)
-    return ResolvedModel(
-        model.uri, str(folder), found, revision, class_name, _tokenizer_folder(model, folder, workspace)
-    )
+    stored = gguf.storage_of(folder) if gguf.is_gguf(folder) else None
+    class_name = None if stored else _class_name(folder)
+    tokenizer = _tokenizer_folder(model, folder, workspace)
+    return ResolvedModel(model.uri, str(folder), found, revision, class_name, tokenizer, stored)
 
 
 def weight_files(folder: Path, uri: str) -> list[Path]:
-    """Return the safetensors files of a Hugging Face folder, by name.
+    """Return the safetensors files of a Hugging Face folder, by name, or the GGUF file that `folder` is.
 
     Raises:
         ConfigError: the folder is missing, has no config.json, or holds no safetensors.
     """
+    if gguf.is_gguf(folder) and folder.is_file():
+        return [folder]
+    if folder.is_file():
+        raise ConfigError(
+            f"spec.model.uri: {folder} is a single file that does not end with .gguf: name a GGUF file, or "
+            "the folder with config.json and the safetensors"
+        )
     if not folder.is_dir():
         raise ConfigError(f"spec.model.uri: {uri!r} leads to {folder}, and there is no such folder")
+    files = sorted(file.name for file in folder.glob("*.gguf"))
+    if files and not any(folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"spec.model.uri: {folder} holds GGUF files and no safetensors: name one file, like "
+            f"file://{folder / files[0]}"
+        )
     if not (folder / "config.json").is_file():
         raise ConfigError(
             f"spec.model.uri: {folder} has no config.json, so it is no Hugging Face model folder"
@@ -152,6 +174,10 @@ def load_model(resolved: ResolvedModel, dtype: str) -> LoadedModel:
         return _from_factory(resolved, getattr(torch, dtype))
     config, model_class = _architecture(resolved)
     with _quiet():
+        if resolved.gguf:
+            module = gguf.load_weights(resolved.gguf, model_class, getattr(torch, dtype))
+            _spare_the_cache(module)
+            return LoadedModel(module.eval(), load_tokenizer(resolved), config.model_type)
         try:
             module = model_class.from_pretrained(
                 resolved.path, use_safetensors=True, dtype=getattr(torch, dtype), trust_remote_code=False
@@ -193,6 +219,8 @@ def load_tokenizer(resolved: ResolvedModel) -> Any:
     if resolved.tokenizer is None:
         raise ConfigError("spec.model.tokenizer: the factory returns no tokenizer, so name its folder here")
     with _quiet():
+        if gguf.is_gguf(Path(resolved.tokenizer)):
+            return gguf.load_tokenizer(Path(resolved.tokenizer))
         from transformers import AutoTokenizer  # noqa: PLC0415 - heavy
 
         try:
@@ -206,6 +234,8 @@ def load_tokenizer(resolved: ResolvedModel) -> Any:
 def _architecture(resolved: ResolvedModel) -> tuple[Any, Any]:
     """Return configuration and class: the first architecture that transformers knows, else AutoModel."""
     with _quiet():
+        if resolved.gguf:
+            return gguf.read_config(resolved.gguf)
         import transformers  # noqa: PLC0415 - heavy
 
         try:
@@ -295,8 +325,8 @@ def _tokenizer_folder(model: Model, own: Path | None, workspace: Path | None) ->
     if model.tokenizer.startswith("hf://"):
         return str(_fetch(model.tokenizer.removeprefix("hf://"), None, workspace)[0])
     folder = Path(model.tokenizer.removeprefix("file://")).expanduser()
-    if not folder.is_dir():
-        raise ConfigError(f"spec.model.tokenizer: there is no folder {folder}")
+    if not folder.is_dir() and not (gguf.is_gguf(folder) and folder.is_file()):
+        raise ConfigError(f"spec.model.tokenizer: there is no folder {folder}, nor is it a GGUF file")
     return str(folder)
 
 
