@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from asysi.finish import contexts, features, history, latents, sample, sheet, spelling
 from asysi.finish.latents import Firings
 from asysi.report.data import NO_CONTEXT
+from asysi.sae.fvu import fvu
 from asysi.sae.model import SparseAutoencoder
 
 
@@ -32,7 +33,7 @@ def test_an_autoencoder_that_knows_the_truth_leaves_nothing_unexplained():
     sae, x, values = planted()
     everywhere = np.ones(len(x), np.bool_)
     reading = latents.read(sae, x, everywhere)
-    assert latents.fvu(reading.error.sum(), latents.variance(x)) < 1e-10
+    assert fvu(reading.error.sum(), latents.variance(x), latents.energy(x)) < 1e-10
     assert np.array_equal(latents.counts(reading.firings, 24, everywhere), (values > 0).sum(0))
     assert np.allclose(latents.maxima(reading.firings, 24), values.max(0), atol=1e-5)
 
@@ -181,11 +182,11 @@ def test_looking_measures_on_held_out_content_alone():
     page = make_sheet()
     sae, x, _ = planted(rows=len(page.tokens), noise=0.3)
     asked = features.Asked(k=4, quantization="bf16", seed=0, shown=100, sentence=0)
-    clean = features.look("p", sae, x, page, asked)
+    clean = features.look("p", sae, sheet.every_token(x), page, asked)
     spoilt = x.copy()
     spoilt[~page.content & page.held_tokens] *= 50
     spoilt[~page.held_tokens] += 9
-    dirty = features.look("p", sae, spoilt, page, asked)
+    dirty = features.look("p", sae, sheet.every_token(spoilt), page, asked)
     assert clean.layer.fvu_content == dirty.layer.fvu_content
     assert clean.layer.l0 == dirty.layer.l0 == 4
     assert clean.layer.fvu_all != dirty.layer.fvu_all
@@ -200,7 +201,7 @@ def test_the_browser_shows_what_was_measured():
     sae, x, _ = planted(rows=len(page.tokens), noise=0.3)
     sentence = features.sentence_of(page, 0)
     asked = features.Asked(k=4, quantization="none", seed=0, shown=14, sentence=sentence)
-    looked = features.look("p", sae, x, page, asked)
+    looked = features.look("p", sae, sheet.every_token(x), page, asked)
     pieces = [f" w{token}" for token in page.tokens]
     browser = features.browser([looked], page, pieces, 0)
     one, corpus = browser.features[0], browser.corpus

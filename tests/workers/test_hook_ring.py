@@ -371,7 +371,7 @@ def relayed(shm):
                 0, header, records, address, values.strides[0], None, count, dtype, 0, scales=scales
             )
             with Writer(str(shm / BUS_RING)) as bus, Control(str(shm / CAPTURE_RING)) as capture:
-                relay = Relay(capture, bus, wanted, look, latencies.append)
+                relay = Relay(capture, bus, wanted, [look], latencies.append)
                 [view] = reader.pull(1, 1.0)
                 relay.forward(view)
                 relay.forward(view)  # as a successor would: it finds everything published
@@ -443,7 +443,7 @@ def test_a_row_larger_than_a_chunk_is_dropped_and_booked(shm):
                 0, header, None, address, values.strides[0], None, len(values), Dtype.FLOAT32, 0
             )
         with Writer(str(shm / BUS_RING)) as bus, Control(str(shm / CAPTURE_RING)) as capture:
-            relay = Relay(capture, bus, Quantization.NONE, lambda _: None, lambda _: None)
+            relay = Relay(capture, bus, Quantization.NONE, [], lambda _: None)
             for view in reader.pull(2, 1.0):
                 relay.forward(view)
                 reader.consumed(view)

@@ -8,6 +8,7 @@ it is seen. A step that does not fit into the ring is left out as a whole.
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
+from math import prod
 from time import perf_counter_ns
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -31,40 +32,23 @@ from asysi.bus.packet import (
 )
 from asysi.capture.latency import LatencyHistogram
 from asysi.capture.points import HookPoint
+from asysi.capture.rows import first_tensor, leading_rows, row_shape
 from asysi.capture.sampling import keep_mask, keep_step
 from asysi.capture.tokens import StepTokens, derive_tokens
 from asysi.contract.spec import Sampling
 
 if TYPE_CHECKING:
+    from asysi.capture.collector import Collector
     from asysi_ring import Control, Writer
 
 log = logging.getLogger("asysi")
 
-RING_FULL, MID_STEP, TOO_LARGE, ERROR = 1, 2, 4, 5
+RING_FULL, MID_STEP, TOO_LARGE, ERROR, NO_TOKEN = 1, 2, 4, 5, 7
 """Numbers in asysi.bus.mailbox.DROP_REASONS."""
 
 _SHARD = 0  # the capture ring has one
 _DTYPES = {torch.float32: Dtype.FLOAT32, torch.bfloat16: Dtype.BFLOAT16, torch.float16: Dtype.FLOAT16}
 _NOTHING = np.empty(0, np.int64)
-
-
-def first_tensor(output: Any) -> torch.Tensor:
-    """Return a module's output, or the first tensor of a tuple, list, mapping or model output.
-
-    Raises:
-        TypeError: it holds none.
-    """
-    if isinstance(output, torch.Tensor):
-        return output
-    values: Sequence[Any] = ()
-    if isinstance(output, Mapping):  # a ModelOutput is one
-        values = list(output.values())
-    elif isinstance(output, (tuple, list)):
-        values = output
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            return value
-    raise TypeError(f"the module returns {type(output).__name__}, which holds no tensor")
 
 
 _Part = tuple[NDArray[np.int64], NDArray[np.void], int]
@@ -74,7 +58,6 @@ _Part = tuple[NDArray[np.int64], NDArray[np.void], int]
 class _Layout(NamedTuple):
     """How the rows of a tensor of some shape and type lie, worked out once a step."""
 
-    width: int
     stride: int
     """Bytes of a row."""
     dtype: int
@@ -89,8 +72,10 @@ class _Watch:
         "_fields",
         "_shown",
         "account",
+        "call",
         "calls",
         "calls_expected",
+        "calls_in_all",
         "captured",
         "header",
         "part",
@@ -99,12 +84,14 @@ class _Watch:
         "unbooked",
     )
 
-    def __init__(self, path: str, account: int, headers: NDArray[np.void], at: int, row_bytes: int) -> None:
-        self.path = path
+    def __init__(self, point: HookPoint, account: int, headers: NDArray[np.void], at: int) -> None:
+        self.path = point.path
+        self.call = point.call
         self.account = account
-        self.row_bytes = row_bytes
+        self.row_bytes = point.width * point.itemsize
         self.calls = 0
-        self.calls_expected = 1
+        self.calls_expected = 1 if point.call is not None else point.calls
+        self.calls_in_all = 0
         self.unbooked = 0
         self.header = headers[at : at + 1]
         # Views of fields: assigning through them costs a fraction of naming them.
@@ -142,8 +129,8 @@ class ActivationHooker:
         self,
         module: torch.nn.Module,
         points: Sequence[HookPoint],
-        writer: "Writer",
-        control: "Control",
+        writer: "Writer | Collector",
+        control: "Control | Collector",
         *,
         sampling: Sampling | None = None,
         seed: int = 0,
@@ -151,8 +138,8 @@ class ActivationHooker:
         attempt: int = 0,
         rank: int = 0,
     ) -> None:
-        modules = dict(module.named_modules())
-        self._hooked = [modules[point.path] for point in points]
+        modules = dict(module.named_modules(remove_duplicate=False))
+        self._hooked = [modules[point.module] for point in points]
         self._root = module if root is None else root
         self._writer, self._control = writer, control
         self._chunk_bytes = writer.chunk_bytes
@@ -164,8 +151,7 @@ class ActivationHooker:
         self._headers["header_bytes"], self._headers["kind"] = HEADER_BYTES, Kind.ACTIVATION
         self._headers["attempt"], self._headers["rank"] = attempt, rank
         self._watches = [
-            _Watch(point.path, writer.account(point.path), self._headers, at, point.width * point.itemsize)
-            for at, point in enumerate(points)
+            _Watch(point, writer.account(point.path), self._headers, at) for at, point in enumerate(points)
         ]
         self._headers["account"] = [watch.account for watch in self._watches]
         self.latency = LatencyHistogram()
@@ -190,17 +176,19 @@ class ActivationHooker:
         """Indices, in the step's grid, of the tokens that were kept; empty when the step was dropped."""
         self._handed: StepTokens | None = None
         self._tokens: StepTokens | None = None
-        self._inside = False
-        self._room = False
+        self._inside = self._room = False
         self._begun_ns = 0
         self._samples = 0
         self._content = 0
         self._kept_count = 0
         self._kept_rows: NDArray[np.void] = np.empty(0, ROW_DTYPE)
         self._layouts: dict[tuple[torch.Size, torch.dtype], _Layout] = {}
+        self._widths: dict[torch.Size, int] = {}
+        """Elements in a token's row by shape of the tensor, 0 where it has no row for each token."""
         self._free = 0
         self._on_device: dict[torch.device, torch.Tensor] = {}
-        self._told: set[str] = set()
+        self._told: set[type[Exception]] = set()
+        self._untold: list[tuple[str, Exception]] = []
 
     def __enter__(self) -> Self:
         self.attach()
@@ -227,6 +215,12 @@ class ActivationHooker:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._tell()
+
+    @property
+    def calls(self) -> dict[str, int]:
+        """Calls of each hook point's module so far, over all steps."""
+        return {watch.path: watch.calls_in_all for watch in self._watches}
 
     def step(self, tokens: StepTokens) -> None:
         """Say what the next forward of the root will read; without it, its arguments tell."""
@@ -263,6 +257,7 @@ class ActivationHooker:
             self._report()
         except Exception as error:  # noqa: BLE001 - the model never sees one
             self._swallow("the end of a step", error)
+        self._tell()
         self.capture_ns += perf_counter_ns() - started
 
     # -- a step
@@ -281,9 +276,11 @@ class ActivationHooker:
         self._content, self._kept_count = len(content), len(kept)
         self._kept_rows = tokens.rows[kept]
         self._layouts.clear()
+        self._widths.clear()
         self._on_device.clear()
         for watch in self._watches:
-            watch.calls_expected = max(1, watch.calls)
+            if watch.call is None and watch.calls > watch.calls_expected:
+                watch.calls_expected = watch.calls
             watch.calls = 0
         self._free = self._writer.free(_SHARD)
         self._room = self._free >= sum(map(self._chunks_needed, self._watches))
@@ -338,30 +335,39 @@ class ActivationHooker:
             return
         call = watch.calls
         watch.calls = call + 1
-        kept = self._kept_count
+        if watch.call is not None and call != watch.call:
+            return
+        watch.calls_in_all += 1
+        watch.unbooked = kept = self._kept_count
+        tensor = first_tensor(output)
+        shape = tensor.shape
+        width = self._widths.get(shape)
+        if width is None:
+            width = self._widths[shape] = self._row_width(shape)
+        if not width:
+            self._drop(watch, NO_TOKEN, leading_rows(shape))
+            return
         if left_out := self._content - kept:
             self._writer.book(watch.account, seen=left_out, sampled_out=left_out)
         if not kept:
             return
         if not self._room:
-            self._writer.book(watch.account, seen=kept, dropped=kept, reason=RING_FULL)
+            self._drop(watch, RING_FULL, kept)
             return
-        watch.unbooked = kept
-        tensor = first_tensor(output)
         if tensor.dtype not in _DTYPES:
             tensor = _converted(tensor)
-        layout = self._layouts.get((tensor.shape, tensor.dtype)) or self._lay_out(tensor)
+        layout = self._layouts.get((shape, tensor.dtype)) or self._lay_out(tensor, width)
         watch.row_bytes = layout.stride
         watch.captured[0] = now
         flags = 0 if self._inside else int(PacketFlag.RECOMPUTED)
-        watch.show(call, flags, layout.width, len(layout.parts))
+        watch.show(call, flags, width, len(layout.parts))
         if tensor.is_cpu:
             source = tensor if tensor.is_contiguous() else tensor.detach().contiguous()
         else:
-            source = self._gathered(tensor, layout.width)
+            source = self._gathered(tensor, width)
         self._publish(watch, source, layout, gathered=not tensor.is_cpu)
         if watch.unbooked:
-            self._drop(watch, MID_STEP if layout.parts else TOO_LARGE)
+            self._drop(watch, MID_STEP if layout.parts else TOO_LARGE, watch.unbooked)
 
     def _publish(self, watch: _Watch, source: torch.Tensor, layout: _Layout, *, gathered: bool) -> None:
         """Copy the kept rows into the ring, a chunk at a time, while there is room.
@@ -388,16 +394,21 @@ class ActivationHooker:
         self._free -= 1
         return self._free >= 0
 
-    def _lay_out(self, tensor: torch.Tensor) -> _Layout:
-        """Work out how rows of such a tensor lie and how the kept ones are cut."""
+    def _row_width(self, shape: torch.Size) -> int:
+        """Return the elements of a tensor of this shape that belong to one token of the step, 0 for none."""
         assert self._tokens is not None
-        width, dtype = _row_width(tensor.shape, self._tokens), _DTYPES[tensor.dtype]
+        row = row_shape(shape, self._tokens.batch, self._tokens.length)
+        return 0 if row is None else prod(row)
+
+    def _lay_out(self, tensor: torch.Tensor, width: int) -> _Layout:
+        """Work out how rows of such a tensor lie and how the kept ones are cut."""
+        dtype = _DTYPES[tensor.dtype]
         stride = width * dtype.itemsize
         most = rows_that_fit(self._chunk_bytes, stride)
         starts = range(0, self._kept_count, most) if most else ()
         ends = [(at, min(at + most, self._kept_count)) for at in starts]
         parts = [(self.kept[a:b], self._kept_rows[a:b], b - a) for a, b in ends]
-        layout = self._layouts[tensor.shape, tensor.dtype] = _Layout(width, stride, int(dtype), parts)
+        layout = self._layouts[tensor.shape, tensor.dtype] = _Layout(stride, int(dtype), parts)
         return layout
 
     def _gathered(self, tensor: torch.Tensor, width: int) -> torch.Tensor:
@@ -412,24 +423,30 @@ class ActivationHooker:
 
     # -- what goes wrong
 
-    def _drop(self, watch: _Watch, reason: int) -> None:
-        self._writer.book(watch.account, seen=watch.unbooked, dropped=watch.unbooked, reason=reason)
+    def _drop(self, watch: _Watch, reason: int, rows: int) -> None:
+        self._writer.book(watch.account, seen=rows, dropped=rows, reason=reason)
         watch.unbooked = 0
 
     def _give_up(self, watch: _Watch) -> None:
         """Book the rows of a failed call that are not booked yet."""
         try:
             if watch.unbooked:
-                self._drop(watch, ERROR)
+                self._drop(watch, ERROR, watch.unbooked)
         except Exception as error:  # noqa: BLE001 - the model never sees one
             self._swallow(watch.path, error)
 
     def _swallow(self, where: str, error: Exception) -> None:
-        """Count an exception, and log the first of its kind."""
+        """Count an exception; the first of its kind is logged once no layer waits for it."""
         self.errors += 1
-        kind = type(error).__name__
-        if kind not in self._told:
-            self._told.add(kind)
+        if type(error) not in self._told:
+            self._told.add(type(error))
+            self._untold.append((where, error))
+
+    def _tell(self) -> None:
+        """Log what was swallowed since the last time."""
+        while self._untold:
+            where, error = self._untold.pop(0)
+            kind = type(error).__name__
             log.warning("capture failed at %s, the model goes on: %s: %s", where, kind, error, exc_info=error)
 
 
@@ -438,15 +455,3 @@ def _converted(tensor: torch.Tensor) -> torch.Tensor:
     if not tensor.is_floating_point():
         raise TypeError(f"the module returns {tensor.dtype}, no activation")
     return tensor.detach().float()
-
-
-def _row_width(shape: torch.Size, tokens: StepTokens) -> int:
-    """Return the elements of a tensor of this shape that belong to one token of the step."""
-    grid = tokens.batch * tokens.length
-    in_grid = len(shape) > 2 and shape[:2] == (tokens.batch, tokens.length)
-    in_line = len(shape) > 1 and shape[0] == grid
-    if not (in_grid or in_line):
-        raise ValueError(
-            f"the module returns {list(shape)}: no row for each of {tokens.batch} × {tokens.length} tokens"
-        )
-    return shape.numel() // grid

@@ -14,13 +14,25 @@ class HookPoint:
     """A module whose output is captured."""
 
     path: str
-    """Exact dotted path in the model."""
+    """Its name: the module's exact dotted path in the model, and `#n` behind it for one call alone."""
     alias: str | None = None
     """TransformerLens' name of the same place, None when it has none."""
     shape: tuple[int, ...] = ()
     """Of the largest output: [batch, length, …]; empty when unknown."""
     dtype: str = "float32"
     """Type of the output's elements: float32, bfloat16 or float16."""
+    calls: int = 1
+    """Calls of the module in a forward, as far as the trial showed."""
+
+    @property
+    def module(self) -> str:
+        """Exact dotted path of the module."""
+        return split_call(self.path)[0]
+
+    @property
+    def call(self) -> int | None:
+        """Number of the one call in a forward that is captured, from 0; None captures all."""
+        return split_call(self.path)[1]
 
     @property
     def width(self) -> int:
@@ -34,6 +46,12 @@ class HookPoint:
     def itemsize(self) -> int:
         """Bytes of an element."""
         return Dtype[self.dtype.upper()].itemsize
+
+
+def split_call(name: str) -> tuple[str, int | None]:
+    """Return path and call of a hook point's name or glob: `layers.0#2` is the third call of `layers.0`."""
+    path, sign, number = name.rpartition("#")
+    return (path, int(number)) if sign and number.isascii() and number.isdigit() else (name, None)
 
 
 def points_to_json(points: Sequence[HookPoint]) -> str:

@@ -18,6 +18,7 @@ from asysi.contract.spec import ScanExperiment
 from asysi.finish import features, sample
 from asysi.finish.features import Asked, Looked
 from asysi.finish.reading import Again, read_again
+from asysi.finish.sheet import PointRows
 from asysi.finish.status import Point
 from asysi.hosts.model import LoadedModel, ResolvedModel, load_model, read_resolved
 from asysi.report.data import Browser, Comparison, Layer
@@ -155,10 +156,9 @@ def _look(
     sentence = features.sentence_of(sheet, SEED)
     looked: list[Looked] = []
     for export in exports:
-        if export.point not in again.activations:
-            result.problems.append(
-                f"{export.folder} was trained on {export.point}, which is no hook point of this run."
-            )
+        rows = again.activations.get(export.point)
+        if rows is None or not features.measurable(rows, sheet):
+            _say_why(result, export, rows)
             continue
         asked = Asked(
             k=_k(export.folder),
@@ -168,11 +168,25 @@ def _look(
             sentence=sentence,
         )
         name = f"{export.trainer}/{export.point}" if several else export.point
-        one = features.look(name, load(export.folder), again.activations[export.point], sheet, asked)
+        one = features.look(name, load(export.folder), rows, sheet, asked)
         looked.append(_with_training(one, gauges.get(export.point)))
         beat()
     result.layers = [one.layer for one in looked]
-    result.browser = features.browser(looked, sheet, again.pieces, SEED)
+    if looked:
+        result.browser = features.browser(looked, sheet, again.pieces, SEED)
+
+
+def _say_why(result: Analysis, export: Export, rows: PointRows | None) -> None:
+    """Say why an exported autoencoder is not on the page."""
+    where = f"The features of {export.trainer}/{export.point}"
+    if rows is None:
+        result.missing.append(f"{where}: the module is not called on the text that finish reads again.")
+        return
+    lost = sum(rows.dropped.values())
+    result.missing.append(
+        f"{where}: finish found no row of a held-out token with finite activations "
+        f"({rows.not_finite} rows are not finite, {lost} have no token)."
+    )
 
 
 def _with_training(looked: Looked, gauge: Point | None) -> Looked:

@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asysi.finish import contexts, latents
-from asysi.finish.latents import Floats, Frozen, Reading
-from asysi.finish.sheet import Sheet
+from asysi.finish.latents import Firings, Floats, Frozen, Reading
+from asysi.finish.sheet import PointRows, Sheet
 from asysi.report.data import Browser, Corpus, Features, Layer, Sentence, Step
+from asysi.sae.fvu import fvu, why_undefined
 
 SHOWN = 16_384
 """Latents that the browser shows at most, all layers together: it keeps the page fast to open."""
@@ -48,19 +49,35 @@ class Looked:
     step: Step | None
 
 
-def look(name: str, sae: Frozen, rows: Floats, sheet: Sheet, asked: Asked) -> Looked:
-    """Measure one autoencoder on the sheet's activations `rows` [n, width]; metrics on held-out documents
-    alone.
+def look(name: str, sae: Frozen, rows: PointRows, sheet: Sheet, asked: Asked) -> Looked:
+    """Measure one autoencoder on a sheet's activations; metrics on held-out documents alone.
+
+    `rows` holds at least one of a held-out content token: see `measurable`.
     """
-    content = rows[sheet.content]
-    held = sheet.held_tokens[sheet.content]
-    reading = latents.read(sae, content, held)
+    data = sheet.content[rows.token]
+    held = sheet.held_tokens[rows.token]
+    tested = rows.values[data & held]
+    reading = latents.read(sae, rows.values[data], held[data])
+    fires = latents.counts(reading.firings, sae.W_dec.shape[0], held[data])
+    place = np.cumsum(sheet.content) - 1  # of a content token among content tokens
     made = _Measured(
-        reading, latents.variance(content[held]), latents.counts(reading.firings, sae.W_dec.shape[0], held)
+        reading=reading,
+        tested=tested,
+        held=held[data],
+        call=rows.call[data],
+        variance=latents.variance(tested),
+        energy=latents.energy(tested),
+        fires=fires,
+        spoken=latents.on_tokens(reading.firings, place[rows.token[data]]),
     )
     subject = _Subject(name, sae, sheet, asked)
-    step = None if asked.sentence is None else _step(name, reading, sheet, asked.sentence)
+    step = None if asked.sentence is None else _step(name, made.spoken, sheet, asked.sentence)
     return Looked(_layer(subject, rows, made), _features(subject, made), step)
+
+
+def measurable(rows: PointRows, sheet: Sheet) -> bool:
+    """Return whether there is a finite row of a held-out content token to measure on."""
+    return bool((sheet.content & sheet.held_tokens)[rows.token].any())
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,43 +90,67 @@ class _Subject:
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
+    """Rows here are those of content tokens, n of them; m of those are of held-out documents."""
+
     reading: Reading
-    total: float
-    """Variance of the held-out content tokens."""
+    tested: Floats
+    """[m, width] activations of the held-out rows."""
+    held: NDArray[np.bool_]
+    """[n] whether the row's document is held out."""
+    call: NDArray[np.int64]
+    """[n] which call of the module made the row."""
+    variance: float
+    """Of the held-out rows."""
+    energy: float
+    """Sum of their squares."""
     fires: NDArray[np.int64]
-    """[latents] held-out content tokens on which each fires."""
+    """[latents] held-out rows on which each fires."""
+    spoken: Firings
+    """Firings by content token instead of by row."""
 
 
-def _layer(subject: _Subject, rows: Floats, made: _Measured) -> Layer:
+def _layer(subject: _Subject, rows: PointRows, made: _Measured) -> Layer:
     sae, sheet, asked = subject.sae, subject.sheet, subject.asked
     count, width = sae.W_dec.shape
-    held = sheet.held_tokens
-    tested, fitted = rows[held & sheet.content], rows[~held & sheet.content]
+    data, held = sheet.content[rows.token], sheet.held_tokens[rows.token]
     error = float(made.reading.error.sum())
-    rest = latents.squared_error(sae, rows[held & ~sheet.content])
-    floor = latents.squared_difference(tested, latents.quantised(tested, asked.quantization))
-    density = made.fires / max(1, len(tested))
+    rest = latents.squared_error(sae, rows.values[held & ~data])
+    everything = rows.values[held]
+    floor = latents.squared_difference(made.tested, latents.quantised(made.tested, asked.quantization))
+    density = made.fires / max(1, len(made.tested))
     return Layer(
         name=subject.name,
         width=width,
         latents=count,
         k=asked.k,
-        fvu_content=latents.fvu(error, made.total),
-        fvu_all=latents.fvu(error + rest, latents.variance(rows[held])),
+        fvu_content=fvu(error, made.variance, made.energy),
+        fvu_undefined=why_undefined(error, made.variance, made.energy),
+        fvu_all=fvu(error + rest, latents.variance(everything), latents.energy(everything)),
+        fvu_calls=_by_call(made) if rows.calls > 1 else (),
         l0=float(density.sum()),
         dead=float((made.fires == 0).mean()),
-        quantisation_floor=latents.fvu(floor, made.total),
-        pca=latents.pca_fvu(fitted, tested, asked.k) if asked.k else None,
+        quantisation_floor=fvu(floor, made.variance, made.energy),
+        pca=latents.pca_fvu(rows.values[data & ~held], made.tested, asked.k) if asked.k else None,
         density=latents.density_histogram(density.astype(np.float32)),
     )
 
 
+def _by_call(made: _Measured) -> tuple[float | None, ...]:
+    """Return the FVU of each call's held-out rows."""
+    call, error = made.call[made.held], made.reading.error[made.held]
+    found = []
+    for number in range(int(call.max(initial=0)) + 1):
+        mine = made.tested[call == number]
+        found.append(fvu(float(error[call == number].sum()), latents.variance(mine), latents.energy(mine)))
+    return tuple(found)
+
+
 def _features(subject: _Subject, made: _Measured) -> Features:
-    sae, sheet, asked, firings = subject.sae, subject.sheet, subject.asked, made.reading.firings
+    sae, sheet, asked, firings = subject.sae, subject.sheet, subject.asked, made.spoken
     count = sae.W_dec.shape[0]
-    held = int((sheet.held_tokens & sheet.content).sum())
-    density = made.fires / max(1, held)
-    explained = made.reading.removal / made.total if made.total > 0 else np.zeros(count)
+    density = made.fires / max(1, len(made.tested))
+    varies = why_undefined(0.0, made.variance, made.energy) is None
+    explained = made.reading.removal / made.variance if varies else np.zeros(count)
     maximum = latents.maxima(firings, count)
     live = np.flatnonzero(density > 0)
     random = np.random.default_rng(asked.seed).permutation(live)
@@ -147,9 +188,9 @@ def _shown(
     return np.sort(kept[np.sort(first)][:most])
 
 
-def _step(name: str, reading: Reading, sheet: Sheet, document: int) -> Step:
-    rows = np.flatnonzero(sheet.document[sheet.content] == document)
-    return Step(name, *latents.strongest(reading.firings, rows, STRONGEST))
+def _step(name: str, firings: Firings, sheet: Sheet, document: int) -> Step:
+    tokens = np.flatnonzero(sheet.document[sheet.content] == document)
+    return Step(name, *latents.strongest(firings, tokens, STRONGEST))
 
 
 def sentence_of(sheet: Sheet, seed: int) -> int | None:

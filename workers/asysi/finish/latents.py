@@ -1,7 +1,7 @@
 """What the frozen autoencoders make of text: metrics of latents, computed from plain activations.
 
 Everything is measured on activations as the model gives them (float32, not quantised), sums in float64.
-FVU, the fraction of variance unexplained: sum ||x - x̂||² / sum ||x - mean(x)||², the mean over the same rows.
+FVU is defined in asysi.sae.fvu; its mean is taken over the same rows.
 """
 
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from asysi.report.data import DENSITY_BINS, DENSITY_FROM
+from asysi.sae.fvu import fvu
 
 CHUNK_ELEMENTS = 1 << 22
 """Activations of latents held densely at once: 16 MiB of float32."""
@@ -89,6 +90,21 @@ def read(sae: Frozen, rows: Floats, counted: Mask) -> Reading:
     return Reading(firings, error, removal.numpy())
 
 
+def on_tokens(firings: Firings, token: NDArray[np.int64]) -> Firings:
+    """Return firings by token instead of by row: where a module is called again, the strongest of its calls.
+
+    Args:
+        firings: by row.
+        token: [rows] token of each row.
+    """
+    place = token[firings.row]
+    order = np.lexsort((-firings.value, firings.latent, place))
+    place, latent, value = place[order], firings.latent[order], firings.value[order]
+    first = np.ones(len(order), np.bool_)
+    first[1:] = (np.diff(place) != 0) | (np.diff(latent) != 0)
+    return Firings(place[first], latent[first], value[first])
+
+
 def squared_error(sae: Frozen, rows: Floats) -> float:
     """Return sum ||x - x̂||² over `rows` [n, width]."""
     return float(read(sae, rows, np.ones(len(rows), np.bool_)).error.sum())
@@ -111,9 +127,9 @@ def _split(rows: Floats) -> Iterator[NDArray[np.float64]]:
     return (rows[start : start + 4096].astype(np.float64) for start in range(0, len(rows), 4096))
 
 
-def fvu(error: float, total: float) -> float | None:
-    """Return the fraction of variance unexplained, None where there is no variance to explain."""
-    return error / total if total > 0 else None
+def energy(rows: Floats) -> float:
+    """Return sum ||x||² over `rows` [n, width]."""
+    return float(sum(np.square(part).sum() for part in _split(rows)))
 
 
 def squared_difference(rows: Floats, other: Floats) -> float:
@@ -134,7 +150,7 @@ def pca_fvu(fitted: Floats, evaluated: Floats, components: int) -> float | None:
     basis = torch.linalg.eigh(covariance).eigenvectors[:, -components:].float().numpy()
     away = evaluated - mean.astype(np.float32)
     error = sum(np.square(part).sum() for part in _split(away - (away @ basis) @ basis.T))
-    return fvu(float(error), variance(evaluated))
+    return fvu(float(error), variance(evaluated), energy(evaluated))
 
 
 def quantised(rows: Floats, kind: str) -> Floats:

@@ -37,6 +37,8 @@ class Books:
     hook: Mapping[str, Consumed] = field(default_factory=dict)
     bus: Mapping[str, Produced] = field(default_factory=dict)
     consumers: Mapping[str, Mapping[str, Consumed]] = field(default_factory=dict)
+    not_finite: Mapping[str, int] = field(default_factory=dict)
+    """Captured rows with NaN or infinite elements; they are on their way like any other row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +175,7 @@ def _point_json(point: str, ledger: Ledger) -> dict[str, Any]:
     books = ledger.books
     return {
         "path": point,
+        "notFinite": books.not_finite.get(point, 0),
         "capture": produced_json(books.capture.get(point, Produced())),
         "hook": consumed_json(books.hook.get(point, Consumed())),
         "bus": produced_json(books.bus.get(point, Produced())),

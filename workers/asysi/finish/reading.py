@@ -1,25 +1,26 @@
-"""Reads documents again: the same model, the same tokens, plain forward hooks."""
+"""Reads documents again: the same model, the same tokens, and rows taken by the same hooks."""
 
+import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from asysi.capture.hooker import first_tensor
+from asysi.capture.collector import Collector, Rows
+from asysi.capture.hooker import ActivationHooker
 from asysi.capture.points import HookPoint
+from asysi.capture.tokens import StepTokens
 from asysi.contract.spec import Data
-from asysi.finish.latents import Floats
-from asysi.finish.sheet import Sheet, budget, select
+from asysi.finish.sheet import PointRows, Sheet, budget, select
 from asysi.finish.spelling import spell
 from asysi.hosts.model import LoadedModel
 from asysi.hosts.scan import ScannerEngine
 from asysi.hosts.text import TextSource
-from asysi.hosts.tokens import Policy, Sequences, concatenate, make_batch, make_policy, tokenise
+from asysi.hosts.tokens import Batch, Policy, Sequences, concatenate, make_batch, make_policy, tokenise
 
 DOCUMENTS = 50_000
 """Distinct documents among which finish chooses, from the beginning of the data: it need not read all of a
@@ -33,8 +34,8 @@ class Again:
     """What was read again."""
 
     sheet: Sheet
-    activations: dict[str, Floats]
-    """[tokens, width] of each hook point, in the order of the sheet."""
+    activations: dict[str, PointRows]
+    """Rows of each hook point that was called."""
     pieces: list[str]
     """Text of every token on the sheet; a leading space means that a new word begins."""
     weight: NDArray[np.float64]
@@ -60,7 +61,7 @@ def read_again(
     policy = make_policy(data.tokens, loaded.tokenizer)
     documents = list(islice(TextSource(data, max_samples), DOCUMENTS))
     sequences = _sequences(documents, loaded.tokenizer, policy, seed)
-    room = budget([point.width or 1024 for point in points])
+    room = budget([(point.width or 1024) * point.calls for point in points])
     chosen = select(sequences.lengths, sequences.holdout, room, seed)
     sheet, activations = _run(loaded, points, sequences, chosen, policy=policy, beat=beat)
     weight = _weights(sequences, chosen, passes)
@@ -100,44 +101,69 @@ def _run(
     *,
     policy: Policy,
     beat: Callable[[], None],
-) -> tuple[Sheet, dict[str, Floats]]:
+) -> tuple[Sheet, dict[str, PointRows]]:
     head = int(sequences.bos is not None)
     lengths = sequences.lengths[chosen] + head
     starts = np.concatenate([[0], np.cumsum(lengths)])
     total = int(starts[-1])
     tokens, content = np.zeros(total, np.int64), np.zeros(total, np.bool_)
-    seen: dict[str, torch.Tensor] = {}
-    rows: dict[str, Floats] = {}
+    collector = Collector()
     engine = ScannerEngine(loaded, points)
-    handles = [
-        engine.module.get_submodule(point.path).register_forward_hook(partial(_keep, seen, point.path))
-        for point in points
-    ]
-    try:
+    parts: dict[str, list[Rows]] = {point.path: [] for point in points}
+    with ActivationHooker(engine.module, points, collector, collector, root=engine.root) as hooker:
         order = np.argsort(lengths, kind="stable")  # documents of like length together: little padding
         for number, first in enumerate(range(0, len(order), BATCH)):
             some = order[first : first + BATCH]
             batch = make_batch(sequences, chosen[some], policy, number, 0)
-            engine.run(batch)
-            present = (
-                np.ones(batch.ids.shape, np.bool_) if batch.mask is None else batch.mask.astype(np.bool_)
-            )
-            flat = np.flatnonzero(present)
+            flat = np.flatnonzero(batch.present)
             place = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in some])
             tokens[place], content[place] = batch.ids.reshape(-1)[flat], batch.tokens.content[flat]
-            for path, output in seen.items():
-                values = output.reshape(present.size, -1)[torch.from_numpy(flat)].float().cpu().numpy()
-                rows.setdefault(path, np.zeros((total, values.shape[1]), np.float32))[place] = values
+            hooker.step(_placed(batch, flat, place))
+            engine.run(batch)
+            for path, rows in collector.take().items():
+                parts[path].append(rows)
             beat()
-    finally:
-        for handle in handles:
-            handle.remove()
     document = np.repeat(np.arange(len(chosen)), lengths)
     samples = sequences.samples[sequences.starts[chosen]]
-    return Sheet(tokens, document, content, samples, sequences.holdout[chosen]), rows
+    rows_of = {path: joined for path, some in parts.items() if (joined := join_rows(some)) is not None}
+    return Sheet(tokens, document, content, samples, sequences.holdout[chosen]), rows_of
 
 
-def _keep(
-    seen: dict[str, torch.Tensor], path: str, _module: torch.nn.Module, _args: Any, output: Any
-) -> None:
-    seen[path] = first_tensor(output).detach()
+def _placed(batch: Batch, flat: NDArray[np.int64], place: NDArray[np.int64]) -> StepTokens:
+    """Return the step's tokens as capture shall see them: all but padding, named by their place on the
+    sheet.
+    """
+    rows = batch.tokens.rows.copy()
+    rows["sample"][flat] = place
+    return dataclasses.replace(batch.tokens, rows=rows, content=batch.present.reshape(-1))
+
+
+def join_rows(parts: list[Rows]) -> PointRows | None:
+    """Return the rows of all batches in the order of the sheet, None when there are none.
+
+    Rows of another width than most of them are dropped: no autoencoder takes both.
+    """
+    dropped = Counter[str]()
+    for part in parts:
+        dropped.update(part.dropped)
+    widths = Counter[int]()
+    for part in parts:
+        for values in part.values:
+            widths[values.shape[1]] += len(values)
+    if not widths and not dropped:
+        return None
+    width = widths.most_common(1)[0][0] if widths else 0
+    if other := widths.total() - widths[width]:
+        dropped["other_width"] = other
+    found = [
+        (values, records["sample"].astype(np.int64), np.full(len(values), call))
+        for part in parts
+        for values, records, call in zip(part.values, part.records, part.calls, strict=True)
+        if values.shape[1] == width
+    ]
+    nothing = [(np.empty((0, width), np.float32), np.empty(0, np.int64), np.empty(0, np.int64))]
+    values, token, call = (np.concatenate(column) for column in zip(*(found or nothing), strict=True))
+    finite = np.asarray(np.isfinite(values).all(axis=1))
+    order = np.lexsort((call, token))
+    order = order[finite[order]]
+    return PointRows(values[order], token[order], call[order], int((~finite).sum()), dict(dropped))

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from asysi.bus.mailbox import DROP_REASONS, CaptureWord, Gauge
+from asysi.bus.mailbox import DROP_REASONS, CaptureWord, Gauge, HookGauge
 from asysi.contract.runtime import BUS_RING, CAPTURE_RING
 from asysi.finish.ledger import Books, Consumed, Produced, finite
 from asysi.finish.status import Host, Point, Snapshot
@@ -32,7 +32,9 @@ class Rings:
         hook = _consumed(capture, "hook", seen)
         consumers = {name: _consumed(bus, name, handed) for name in readers}
         return Snapshot(
-            books=Books(_produced(capture, seen), hook, _produced(bus, handed), consumers),
+            books=Books(
+                _produced(capture, seen), hook, _produced(bus, handed), consumers, _not_finite(capture, seen)
+            ),
             host=_host(capture),
             capture_state=capture.writer_state(),
             bus_state=bus.writer_state(),
@@ -67,6 +69,11 @@ def _made(row: dict[str, Any]) -> Produced:
 def _consumed(ring: Control, reader: str, names: list[str]) -> dict[str, Consumed]:
     rows = zip(names, ring.consumed(reader), strict=False)
     return {name: Consumed(row["durable"], row["lapped"], row["rolled_back"]) for name, row in rows}
+
+
+def _not_finite(capture: Control, names: list[str]) -> dict[str, int]:
+    rows = zip(names, capture.gauges("hook"), strict=False)
+    return {name: int(finite(gauges[HookGauge.NOT_FINITE]) or 0) for name, gauges in rows}
 
 
 def _points(bus: Control, names: list[str]) -> list[Point]:

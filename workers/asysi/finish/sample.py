@@ -60,13 +60,16 @@ def by_norm(again: Again, archive: Path) -> Comparison | None:
     except FileNotFoundError:
         return None
     content = again.sheet.content
-    halves = np.random.default_rng(0).random(len(again.sheet.rows))[again.sheet.document[content]] < 0.5
+    halves = np.random.default_rng(0).random(len(again.sheet.rows)) < 0.5
     histograms = []
     for path, rows in again.activations.items():
         kept = _archived(dataset, path)
-        if len(kept):
-            norms = np.sqrt(np.einsum("ij,ij->i", rows[content], rows[content], dtype=np.float64))
-            histograms.append(histogram(path, norms, again.weight[content], kept, halves))
+        data = content[rows.token]
+        values, token = rows.values[data], rows.token[data]
+        if len(kept) and len(values):
+            norms = np.sqrt(np.einsum("ij,ij->i", values, values, dtype=np.float64))
+            half = halves[again.sheet.document[token]]
+            histograms.append(histogram(path, norms, again.weight[token], kept, half))
     note = (
         f"Norm of the activation. Seen: {count(content.sum())} content tokens read again, each document "
         "with the weight it had in the run. Kept: rows of the archive, evenly spread over the run."

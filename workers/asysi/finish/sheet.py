@@ -1,6 +1,7 @@
 """The text that finish reads again: a bounded number of documents, as flat arrays over their tokens."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,32 @@ class Sheet:
         """Return the token numbers of a document."""
         start, stop = np.searchsorted(self.document, [document, document + 1])
         return self.tokens[start:stop]
+
+
+@dataclass(frozen=True, slots=True)
+class PointRows:
+    """What one hook point showed of a sheet: a row for every token and call; r rows, all of them finite."""
+
+    values: NDArray[np.float32]
+    """[r, width]"""
+    token: NDArray[np.int64]
+    """[r] place of the row's token on the sheet, ascending."""
+    call: NDArray[np.int64]
+    """[r] which call of the module in a forward made it, from 0."""
+    not_finite: int = 0
+    """Rows with NaN or infinite elements, which are left out."""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """Rows that could not be taken, by reason."""
+
+    @property
+    def calls(self) -> int:
+        """Calls of the module in a forward at most."""
+        return int(self.call.max(initial=0)) + 1
+
+
+def every_token(values: NDArray[np.float32]) -> PointRows:
+    """Return the rows [n, width] of a module that was called once for each of n tokens."""
+    return PointRows(values, np.arange(len(values)), np.zeros(len(values), np.int64))
 
 
 def budget(widths: list[int]) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 from asysi.bus.packet import Quantization
 from asysi.contract.runtime import BUS_RING, CAPTURE_RING, TIMELINE_FILE, Container, Exit
 from asysi.hook.books import HOOK, read_books
+from asysi.hook.finite import NotFinite
 from asysi.hook.loop import Hook, status
 from asysi.hook.pacer import Pacer
 from asysi.hook.rate import Limits
@@ -47,6 +48,7 @@ def _assemble(worker: Worker, reader: Reader, writer: Writer, capture: Control, 
     spec = worker.experiment.spec
     statistics = Statistics(worker.output / STATISTICS_FILE)
     latency = histogram(worker.registry, "asysi_relay_latency_seconds")
+    not_finite = NotFinite(reader, capture)
     books = read_books(capture, bus)
     sampling = spec.capture.sampling
     wanted = Quantization[spec.capture.quantization.upper()]
@@ -55,7 +57,7 @@ def _assemble(worker: Worker, reader: Reader, writer: Writer, capture: Control, 
         writer=writer,
         capture=capture,
         bus=bus,
-        relay=Relay(capture, writer, wanted, statistics.look, latency.observe),
+        relay=Relay(capture, writer, wanted, (statistics.look, not_finite.look), latency.observe),
         pacer=Pacer(capture, bus, Limits(most=sampling.rate, least=sampling.min_rate), books),
         statistics=statistics,
         timeline=Timeline(worker.output / TIMELINE_FILE, worker.attempt),

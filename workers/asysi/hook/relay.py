@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,7 +35,7 @@ class Relay:
         capture: the capture ring, for its table of hook points.
         bus: the producer of the bus.
         wanted: how payloads travel from here on.
-        look: is shown every captured packet (statistics).
+        looks: each is shown every captured packet (statistics, counts).
         latency: is told the seconds from capture to publication.
     """
 
@@ -44,11 +44,11 @@ class Relay:
         capture: "Control",
         bus: "Writer",
         wanted: Quantization,
-        look: Callable[[ActivationPacket], None],
+        looks: Sequence[Callable[[ActivationPacket], None]],
         latency: Callable[[float], None],
     ) -> None:
         self._capture, self._bus, self._wanted = capture, bus, wanted
-        self._look, self._latency = look, latency
+        self._looks, self._latency = looks, latency
         self._points: list[str] = []
         self._routes: dict[int, Route] = {}
         self._told: set[str] = set()
@@ -90,7 +90,8 @@ class Relay:
             if block.source > published:
                 self._copy(packet, block, route.shard, dtype, done)
         self._latency((time.monotonic_ns() - int(packet.header["captured_ns"])) * 1e-9)
-        self._look(packet)
+        for look in self._looks:
+            look(packet)
 
     def _copy(
         self, packet: ActivationPacket, block: Block, shard: int, dtype: Dtype, done: Quantization

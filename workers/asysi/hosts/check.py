@@ -137,7 +137,7 @@ def _trial(
 def _outputs(module: "torch.nn.Module", paths: list[str]) -> "dict[str, torch.Tensor]":
     import torch  # noqa: PLC0415 - heavy
 
-    from asysi.capture.hooker import first_tensor  # noqa: PLC0415 - imports torch
+    from asysi.capture.rows import first_tensor  # noqa: PLC0415 - imports torch
     from asysi.hosts.scan import base_of  # noqa: PLC0415 - imports torch
 
     found: dict[str, torch.Tensor] = {}

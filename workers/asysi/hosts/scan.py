@@ -199,6 +199,7 @@ class _Run:
             "tokens": hooker.tokens_seen,
             "tokens_excluded": hooker.tokens_excluded,
             "capture_errors": hooker.errors,
+            "calls": hooker.calls,
             "capture_seconds": hooker.capture_ns / 1e9,
             "forward_seconds": hooker.forward_ns / 1e9,
             "hook_latency_seconds": {

@@ -178,6 +178,11 @@ class Batch:
     """[batch, length]: 1 for tokens, 0 for padding; None without padding."""
     tokens: StepTokens
 
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """[batch, length]: what is not padding."""
+        return np.ones(self.ids.shape, np.bool_) if self.mask is None else self.mask.astype(np.bool_)
+
 
 class Batches:
     """All steps of a run: the same for the same corpus, policy and seed, from any step on.

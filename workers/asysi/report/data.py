@@ -54,6 +54,10 @@ class Layer:
     """Latents by log10 of their firing density: equal bins from `DENSITY_FROM` to 0."""
     trained: int | None = None
     """Rows trained on."""
+    fvu_undefined: str | None = None
+    """Why there is no `fvu_content`, None where there is one."""
+    fvu_calls: tuple[float | None, ...] = ()
+    """FVU over content tokens of each call of the module in a forward; empty where it is called once."""
 
 
 DENSITY_FROM = -4.0

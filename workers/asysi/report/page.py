@@ -51,7 +51,8 @@ def _shape(layer: Layer) -> str:
     """Return the size of an autoencoder, in words."""
     size = f"{words.count(layer.latents)} latents of width {layer.width}"
     fires = f", {layer.k} of which fire for a token" if layer.k else ""
-    return size + fires
+    calls = ", ".join(words.percent(fvu) for fvu in layer.fvu_calls)
+    return size + fires + (f"; {len(layer.fvu_calls)} calls a forward, FVU {calls}" if calls else "")
 
 
 def _trained(layers: tuple[Layer, ...]) -> str:

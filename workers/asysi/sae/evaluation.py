@@ -1,13 +1,12 @@
-"""How well an autoencoder explains rows it was not trained on.
+"""How well an autoencoder explains rows it was not trained on."""
 
-FVU = Σ‖x − x̂‖² / Σ‖x − mean(x)‖²    over rows, sums in float64
-"""
-
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from asysi.sae.fvu import fvu
 from asysi.sae.model import SparseAutoencoder
 
 _CHUNK = 1024
@@ -19,7 +18,7 @@ class Evaluation:
 
     rows: int
     fvu: float
-    """Fraction of variance unexplained; NaN when the rows have no variance."""
+    """Fraction of variance unexplained; NaN when the rows are constant."""
     l0: float
     """Mean number of latents above 0."""
 
@@ -39,12 +38,14 @@ def evaluate(sae: SparseAutoencoder, rows: Tensor, scale: float = 1.0, *, exact:
     for part in torch.split(rows, _CHUNK):
         mean += part.double().sum(0)
     mean *= scale / len(rows)
-    error = total = 0.0
+    error = total = energy = 0.0
     firing = 0
     for part in torch.split(rows, _CHUNK):
         x = part.double() * scale
         values, columns = model.activate(x.to(model.parameters.dtype))
         error += float((model.reconstruct(values, columns).double() - x).square_().sum())
         total += float((x - mean).square_().sum())
+        energy += float(x.square().sum())
         firing += int((values > 0).sum())
-    return Evaluation(len(rows), error / total if total > 0 else float("nan"), firing / len(rows))
+    explained = fvu(error, total, energy)
+    return Evaluation(len(rows), math.nan if explained is None else explained, firing / len(rows))

@@ -259,6 +259,11 @@ class Training:
         return result
 
     @property
+    def buffered(self) -> int:
+        """Rows in the mixing buffer."""
+        return len(self._buffer)
+
+    @property
     def dead_share(self) -> float:
         """Share of the latents that have not fired for `auxk.deadAfter` rows, 0..1."""
         return float(self._dead().float().mean())
@@ -267,7 +272,7 @@ class Training:
         """Return its numbers, for status, export and ledger."""
         return {
             **asdict(self.counts),
-            "buffered": len(self._buffer),
+            "buffered": self.buffered,
             "loss": _json(self.progress.loss),
             "fvu": _json(self.progress.evaluation.get("fvu", math.nan)),
             "fvu_rows": int(self.progress.evaluation.get("rows", 0)),

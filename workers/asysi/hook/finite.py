@@ -1,0 +1,68 @@
+"""Rows with NaN or infinite elements, counted for each hook point where no restart loses the count."""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asysi.bus.mailbox import HookGauge
+from asysi.bus.packet import ActivationPacket, Dtype
+
+if TYPE_CHECKING:
+    from asysi_ring import Control, Reader
+
+
+class _Bits(NamedTuple):
+    """How a type writes numbers."""
+
+    view: str
+    """The unsigned integer of its size."""
+    sign_off: int
+    """All bits but the sign."""
+    infinity: int
+    """Its infinity; NaN is anything above."""
+
+
+_BITS = {
+    Dtype.FLOAT32: _Bits("<u4", 0x7FFFFFFF, 0x7F800000),
+    Dtype.BFLOAT16: _Bits("<u2", 0x7FFF, 0x7F80),
+    Dtype.FLOAT16: _Bits("<u2", 0x7FFF, 0x7C00),
+}
+
+
+def rows_not_finite(packet: ActivationPacket) -> int:
+    """Return how many rows of a packet hold NaN or infinity. A packet without any costs one pass."""
+    bits = _BITS.get(Dtype(int(packet.header["dtype"])))
+    if bits is None:
+        return 0 if packet.scales is None else int((~np.isfinite(packet.scales)).sum())
+    if not packet.payload.size:
+        return 0
+    magnitude: NDArray[Any] = packet.payload.view(bits.view) & bits.sign_off
+    if int(magnitude.max()) < bits.infinity:
+        return 0
+    return int((magnitude >= bits.infinity).any(axis=1).sum())
+
+
+class NotFinite:
+    """Keeps the counts as gauges of the capture ring's reader `hook`.
+
+    A kill between a packet and its gauge loses the count of that packet or counts it twice, no more.
+
+    Args:
+        reader: the capture ring's reader.
+        control: its control file, with what a predecessor counted.
+    """
+
+    def __init__(self, reader: "Reader", control: "Control") -> None:
+        self._reader = reader
+        self._counts = {
+            account: int(gauges[HookGauge.NOT_FINITE])
+            for account, gauges in enumerate(control.gauges("hook"))
+        }
+
+    def look(self, packet: ActivationPacket) -> None:
+        """Count a captured packet's rows."""
+        if found := rows_not_finite(packet):
+            account = int(packet.header["account"])
+            self._counts[account] = self._counts.get(account, 0) + found
+            self._reader.gauge(account, HookGauge.NOT_FINITE, float(self._counts[account]))

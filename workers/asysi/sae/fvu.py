@@ -1,0 +1,31 @@
+"""FVU, the fraction of variance unexplained, and when there is none: one definition for trainer and report.
+
+FVU = Σ‖x − x̂‖² / Σ‖x − mean(x)‖²    over rows, sums in float64
+"""
+
+import math
+
+RESOLUTION = 1e-12
+"""Share of Σ‖x‖² up to which Σ‖x − mean(x)‖² is rounding: relative deviations of 1e-6, some float32 steps."""
+
+CONSTANT = "the held-out activations are constant: there is no variance to explain"
+NO_ROWS = "no held-out row with finite activations was kept"
+OVERFLOW = "the sums of squares are not finite"
+
+
+def fvu(error: float, variance: float, energy: float) -> float | None:
+    """Return the fraction of variance unexplained, None where it is not defined; `why_undefined` says why.
+
+    Args:
+        error: Σ‖x − x̂‖².
+        variance: Σ‖x − mean(x)‖².
+        energy: Σ‖x‖².
+    """
+    return None if why_undefined(error, variance, energy) else error / variance
+
+
+def why_undefined(error: float, variance: float, energy: float) -> str | None:
+    """Return why there is no FVU, None where there is one; see `fvu`."""
+    if not (math.isfinite(error) and math.isfinite(energy)):
+        return OVERFLOW
+    return CONSTANT if variance <= RESOLUTION * energy else None
