@@ -1,5 +1,6 @@
 """What a node does to its rows, and what an operator sees of its node."""
 
+import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -8,6 +9,9 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 Row = dict[str, Any]
 """A JSON object with its id in `_i`."""
+
+_GIVEN = "_asysi_given"
+"""Attribute that holds what an operator was made with."""
 
 Made = Row | list[Row] | None
 """What becomes of a row: another, several (each gets an id of its own), or none."""
@@ -93,6 +97,28 @@ class IOperator(Protocol):
         """Return what becomes of each row of a batch, in their order."""
 
 
+def note_given(operator: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    """Note what an operator was made with, if that is not noted yet."""
+    attributes = getattr(operator, "__dict__", None)
+    if attributes is not None:
+        attributes.setdefault(_GIVEN, (arguments, dict(named)))
+
+
+def given_to(operator: Any) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Return the arguments, and those by name, that an operator was made with; None where nobody noted."""
+    found: tuple[tuple[Any, ...], dict[str, Any]] | None = getattr(operator, "__dict__", {}).get(_GIVEN)
+    return found
+
+
+def _noting(init: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(init)
+    def noting(self: Any, *arguments: Any, **named: Any) -> None:
+        note_given(self, arguments, named)
+        init(self, *arguments, **named)
+
+    return noting
+
+
 class BaseOperator:
     """Base of operators: override `process_item`, or `process_batch`, or both (batches then go to the
     latter). Either may be a coroutine function (`async def`): many calls then wait on one thread.
@@ -109,6 +135,12 @@ class BaseOperator:
     name: str = ""
     ordered: bool = False
     waits: bool | None = None
+
+    def __init_subclass__(cls, **named: Any) -> None:
+        """Let the constructor note its arguments: they are part of what the operator is."""
+        super().__init_subclass__(**named)
+        if "__init__" in vars(cls):
+            cls.__init__ = _noting(cls.__init__)  # type: ignore[method-assign]
 
     def process_item(self, item: Row, ctx: Any = None) -> Made:
         """Return what becomes of a row: a row, a list of rows, or None to drop it.
@@ -137,8 +169,9 @@ class BaseOperator:
     """Parameters that may differ on resume, as rows do not depend on them."""
 
     def params(self) -> dict[str, Any]:
-        """Return what it was made with: a resume refuses when it differs. By default its public
-        attributes.
+        """Return what rows depend on: a resume refuses when it differs. By default its public attributes.
+
+        The arguments of the constructor are compared beside it, so nothing is lost by a private name.
         """
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 

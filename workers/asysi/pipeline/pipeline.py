@@ -29,6 +29,7 @@ from asysi.pipeline.ledger import Ledger
 from asysi.pipeline.log import MemoryLog
 from asysi.pipeline.node import Progress, Surroundings, UnifiedNode
 from asysi.pipeline.operators import as_operator, name_of
+from asysi.pipeline.seal import START_OVER
 from asysi.pipeline.signals import cancel_on_signal
 from asysi.pipeline.source import Window, is_locked
 from asysi.pipeline.streams import IDataStream, MemoryStream, StreamFactory
@@ -114,6 +115,7 @@ class UnifiedNodePipeline:
         self._new_inputs: tuple[str, ...] = ()
         self._resume = False
         self._created = ""
+        self._prints: list[dict[str, Any]] = []
         self._began = 0.0
         self._spending = threading.Lock()
         self._usage: dict[str, dict[str, float]] = {}
@@ -148,6 +150,7 @@ class UnifiedNodePipeline:
         self.pipeline_id = _name(pipeline_id)
         self._build()
         self._check_nodes()
+        self._prints = self._fingerprints()
         with _locked(self.results_dir, self.pipeline_id):
             self._make_room(overwrite)
             self._inputs = inputs.pin(self._input)
@@ -182,6 +185,7 @@ class UnifiedNodePipeline:
         with _locked(self.results_dir, self.pipeline_id):
             self._load(image, accept_changes)
             self._check_nodes()
+            self._prints = self._fingerprints()
             if pinned := image.get("inputs"):
                 self._inputs = inputs.restore(self._input, pinned, accept=accept_changes)
             self._forget_run()
@@ -224,7 +228,11 @@ class UnifiedNodePipeline:
         """Make the nodes, where they are not given."""
 
     def _blueprint(self) -> dict[str, Any]:
-        return {"operators": [fingerprint(node.operator) for node in self.nodes if node.operator is not None]}
+        return {"operators": self._prints}
+
+    def _fingerprints(self) -> list[dict[str, Any]]:
+        """Return what the operators are; their source may change while they run, they do not."""
+        return [fingerprint(node.operator) for node in self.nodes if node.operator is not None]
 
     def _load(self, image: Mapping[str, Any], accept_changes: bool) -> None:
         """Take paths and sizes from the image.
@@ -1006,8 +1014,8 @@ def _compare(image: Mapping[str, Any], operators: Sequence[Any], accept: bool) -
     if problems and not accept:
         raise ConfigError(
             *problems,
-            "rows made before and after would not belong together: undo the change, start over with"
-            " overwrite, or accept the changes",
+            f"rows made before and after would not belong together: undo the change, {START_OVER}, or go on"
+            " all the same with --accept-changes (in Python accept_changes=True)",
         )
     for problem in problems:
         _log.warning("[Resume] %s", problem)

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from asysi.contract.errors import ConfigError
-from asysi.pipeline.operators import as_operator
+from asysi.pipeline.operators import as_operator, note_given
 
 _LIBRARY = "asysi.pipeline.library"
 NAMES: dict[str, str] = {
@@ -47,9 +47,11 @@ def make_operator(name: str, params: Mapping[str, Any] | None = None) -> Any:
     except ValueError:  # a class whose signature cannot be read
         pass
     try:
-        return as_operator(found(**arguments))
+        made = as_operator(found(**arguments))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"the operator {name} cannot be made of its params: {error}") from error
+    note_given(made, (), arguments)
+    return made
 
 
 def _found(target: str, name: str) -> Any:
