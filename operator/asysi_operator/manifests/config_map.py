@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from asysi.contract.canonical import canonical
 from asysi.contract.frozen import frozen
 from asysi.contract.runtime import MOUNTS, Env
 from asysi.contract.spec import ScanExperiment
@@ -12,8 +13,11 @@ from asysi_operator.manifests.names import config_name
 
 
 def config_map(experiment: ScanExperiment) -> Manifest:
-    """Return the ConfigMap. Nulls stay in the file: `sae: null` means something."""
-    document = experiment.model_dump(mode="json", by_alias=True)
+    """Return the ConfigMap. Its file is canonical: workers of a Job that an older operator made can read it.
+
+    Nulls stay in it: `sae: null` means something.
+    """
+    document = canonical(experiment)
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
+from asysi.contract.canonical import canonical
 from asysi.contract.fields import Path, written
 from asysi.contract.spec import Lifecycle, ScanExperiment, Spec
 
@@ -20,12 +21,12 @@ MESSAGE = (
 
 
 def frozen_part(experiment: ScanExperiment) -> dict[str, Any]:
-    """Return the spec as JSON without what may always change."""
-    return frozen(experiment.spec.model_dump(mode="json", by_alias=True))
+    """Return the spec in its canonical form without what may always change."""
+    return frozen(canonical(experiment)["spec"])
 
 
 def frozen(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a spec, as JSON with all its fields, without what may always change."""
+    """Return a spec in its canonical form without what may always change."""
     lifecycle = {key: value for key, value in spec["lifecycle"].items() if key not in MUTABLE}
     return {**spec, "lifecycle": lifecycle}
 

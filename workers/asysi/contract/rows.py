@@ -3,8 +3,8 @@
 import hashlib
 import json
 from pathlib import Path, PurePosixPath
-from typing import Any
 
+from asysi.contract.canonical import canonical_data
 from asysi.contract.pipeline import PipelineFile
 from asysi.contract.runtime import PIPELINE_FOLDER
 from asysi.contract.spec import Data, DataPipeline, Pipeline, ScanExperiment
@@ -16,8 +16,8 @@ _ELSEWHERE = frozenset(DataPipeline.model_fields) - frozenset(Pipeline.model_fie
 
 def pipeline_folder(data: Data) -> PurePosixPath:
     """Return the folder of a pipeline's files below the output. Another input or pipeline has another."""
-    assert data.pipeline is not None
-    made: dict[str, Any] = data.pipeline.model_dump(mode="json", exclude=set(_ELSEWHERE))
+    content = canonical_data(data)["pipeline"]
+    made = {key: value for key, value in content.items() if key not in _ELSEWHERE}
     text = json.dumps([data.uri, made], sort_keys=True)
     return PIPELINE_FOLDER / hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -1,0 +1,97 @@
+"""The form of a spec that digests are made from and that pods read. A growing schema does not change it.
+
+Fields of the schema's first version are always in it, later ones only where they differ from their defaults.
+So an upgrade changes neither the digest nor the file of an experiment that uses nothing new: a Job that an
+older operator has made is still the wanted one, its workers can read the file although they do not know the
+new fields, and a rollback finds everything as it was.
+"""
+
+from typing import Any, cast
+
+from pydantic import BaseModel
+
+from asysi.contract.spec import Data, ScanExperiment
+
+_FIRST = """
+.: apiVersion kind metadata spec
+metadata: name namespace labels uid
+spec: mode model data inputs workload capture bus sae archive weights output resources consumers scheduling
+spec: lifecycle
+spec.model: uri revision dtype sha256 tokenizer secretRef
+spec.model.secretRef: name key
+spec.data: uri tokens holdout pipeline
+spec.data.tokens: textField contextLength packing prependBos chatTemplate separatorToken excludeTokens
+spec.data.tokens: maxNormMultiple
+spec.data.holdout: share seed
+spec.data.pipeline: operators streaming parallelSize batchSize processes shards writer onError maxDeadLetters
+spec.data.pipeline: budget parallelism cpus memory secretRefs
+spec.data.pipeline.operators[]: operator params name parallelSize batchSize processes outputUri onError writer
+spec.data.pipeline.operators[].writer: asyncMode queueSize flushBatchSize flushInterval retryInterval fsync
+spec.data.pipeline.writer: asyncMode queueSize flushBatchSize flushInterval retryInterval fsync
+spec.data.pipeline.secretRefs[]: name key
+spec.inputs[]: claim
+spec.workload: scan train ppo custom
+spec.workload.scan: batchSize maxSamples passes seed loss
+spec.workload.custom: image command
+spec.capture: hookPoints parameters kinds positions sampling quantization size
+spec.capture.positions: mode count
+spec.capture.sampling: rate minRate unit
+spec.bus: shards size redis
+spec.bus.redis: url secretRef managed
+spec.bus.redis.secretRef: name key
+spec.sae: enabled cpus memory train
+spec.sae.train[]: name hookPoints variant latents k lr batch seed buffer normalisation auxk stop
+spec.sae.train[]: checkpointSeconds
+spec.sae.train[].buffer: batches sequences memory
+spec.sae.train[].auxk: k coefficient deadAfter
+spec.sae.train[].stop: tokens fvu
+spec.archive: enabled tensors compression rotate cpus memory
+spec.weights: enabled when
+spec.output: uri claim size secretRef
+spec.output.secretRef: name key
+spec.resources: host hook prepare finish binding
+spec.resources.host: cpus memory gpus shm
+spec.resources.hook: cpus memory
+spec.resources.prepare: cpus memory
+spec.resources.finish: cpus memory
+spec.resources.binding: cpus numa
+spec.consumers: replicas
+spec.scheduling: nodeSelector tolerations priorityClassName runtimeClassName queueName
+spec.scheduling.tolerations[]: key operator value effect tolerationSeconds
+spec.lifecycle: suspend activeDeadlineSeconds startDeadlineSeconds maxRestarts gracePeriodSeconds
+spec.lifecycle: ttlSecondsAfterFinished
+"""
+FIRST_FIELDS = frozenset(
+    f"{part}.{key}".lstrip(".")
+    for part, _, keys in (line.partition(": ") for line in _FIRST.strip().splitlines())
+    for key in keys.split()
+)
+"""Paths of the fields that the first version of v1alpha1 had, list items as `[]`. Never to be changed."""
+
+
+def canonical(experiment: ScanExperiment) -> dict[str, Any]:
+    """Return the experiment as JSON, keys as in files."""
+    return cast("dict[str, Any]", _canonical(experiment, "", by_alias=True))
+
+
+def canonical_data(data: Data) -> dict[str, Any]:
+    """Return what the model reads as JSON, keys as in Python: what a pipeline's folder is named by."""
+    return cast("dict[str, Any]", _canonical(data, "spec.data", by_alias=False))
+
+
+def _canonical(value: Any, pattern: str, *, by_alias: bool) -> Any:
+    if isinstance(value, list):
+        return [_canonical(item, f"{pattern}[]", by_alias=by_alias) for item in value]
+    if not isinstance(value, BaseModel):
+        return value
+    content = {}
+    for name, info in type(value).model_fields.items():
+        if info.exclude:
+            continue
+        alias = info.alias or name
+        path, held = f"{pattern}.{alias}".removeprefix("."), getattr(value, name)
+        default = info.get_default(call_default_factory=True)
+        if path not in FIRST_FIELDS and not info.is_required() and held == default:
+            continue
+        content[alias if by_alias else name] = _canonical(held, path, by_alias=by_alias)
+    return content
