@@ -33,7 +33,6 @@ UNAVAILABLE: list[tuple[Tree, str]] = [
         "spec.data.pipeline.operators[0].outputUri jsonl:///a",
     ),
     ({"data": {"tokens": {"chatTemplate": True}}}, "spec.data.tokens.chatTemplate"),
-    ({"data": {"tokens": {"maxNormMultiple": 10.0}}}, "spec.data.tokens.maxNormMultiple"),
     ({"workload": {"scan": None, "train": {}}}, "spec.workload.train"),
     ({"workload": {"scan": None, "ppo": {"lr": 1}}}, "spec.workload.ppo"),
     ({"workload": {"scan": None, "custom": {"image": "i", "command": ["c"]}}}, "spec.workload.custom"),

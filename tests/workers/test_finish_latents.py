@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from asysi.finish import contexts, features, history, latents, sample, sheet, spelling
 from asysi.finish.latents import Firings
 from asysi.report.data import NO_CONTEXT
-from asysi.sae.fvu import fvu
+from asysi.sae.fvu import CONSTANT, fvu
 from asysi.sae.model import SparseAutoencoder
 
 
@@ -191,6 +191,45 @@ def test_looking_measures_on_held_out_content_alone():
     assert clean.layer.l0 == dirty.layer.l0 == 4
     assert clean.layer.fvu_all != dirty.layer.fvu_all
     assert clean.layer.density == dirty.layer.density
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 3e4])
+def test_constant_activations_have_no_fvu(value):
+    """Rows that are all the same have no variance: FVU is None with its reason, and no figure is infinite."""
+    page = make_sheet()
+    sae, x, _ = planted(rows=len(page.tokens))
+    rows = sheet.every_token(np.full_like(x, value))
+    asked = features.Asked(k=4, quantization="bf16", seed=0, shown=100, sentence=0)
+    looked = features.look("p", sae, rows, page, asked)
+    assert (looked.layer.fvu_content, looked.layer.fvu_all) == (None, None)
+    assert looked.layer.fvu_undefined == CONSTANT
+    assert np.isfinite(looked.features.explained).all()
+
+
+def test_figures_of_several_calls_are_those_of_each():
+    """A module called twice: FVU is over both calls' rows, `fvu_calls` of each, contexts are on tokens."""
+    page = make_sheet()
+    sae, x, _ = planted(rows=len(page.tokens), noise=0.3)
+    _, y, _ = planted(rows=len(page.tokens), noise=0.9)
+    asked = features.Asked(k=4, quantization="none", seed=0, shown=100, sentence=0)
+    alone = [features.look("p", sae, sheet.every_token(rows), page, asked).layer for rows in (x, y)]
+    both = sheet.PointRows(
+        np.stack([x, y], 1).reshape(-1, x.shape[1]),
+        np.repeat(np.arange(len(x)), 2),
+        np.tile([0, 1], len(x)),
+    )
+    looked = features.look("p", sae, both, page, asked)
+    assert looked.layer.fvu_calls == pytest.approx([layer.fvu_content for layer in alone])
+    assert alone[0].fvu_content < looked.layer.fvu_content < alone[1].fvu_content
+    contexts_of = looked.features.contexts
+    assert contexts_of[contexts_of != NO_CONTEXT].max() < page.content.sum()
+
+
+def test_rows_beyond_the_norm_limit_are_left_out():
+    """`within` keeps the rows, and their tokens and calls, whose norm is at most the limit."""
+    rows = sheet.every_token(np.diag([1.0, 5.0, 2.0]).astype(np.float32))
+    assert rows.within(2.0).token.tolist() == [0, 2]
+    assert rows.within(1e-30).values.shape == (0, 3)
 
 
 def test_the_browser_shows_what_was_measured():

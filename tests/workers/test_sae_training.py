@@ -10,11 +10,15 @@ import sys
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from asysi.bus.packet import HEADER_DTYPE, ROW_DTYPE, ActivationPacket, Dtype, RowFlag
 from asysi.contract.errors import ConfigError
 from asysi.contract.spec import SaeTrain
 from asysi.sae.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from asysi.sae.fvu import CONSTANT, NOT_TRAINED
+from asysi.sae.norms import RunningMedian
 from asysi.sae.trainer import Trainer, kept_rows
 
 WIDTH, STEPS = 16, 120
@@ -62,9 +66,9 @@ def packet(step, point="layer.0", rows=24, dtype=Dtype.BFLOAT16, spoil=False):
     return ActivationPacket(header, point, records, scales, payload)
 
 
-def trainer_at(tmp_path, **changes):
+def trainer_at(tmp_path, multiple=None, **changes):
     config = SaeTrain.model_validate({**SMALL, **changes}, by_name=True)
-    return Trainer(config, tmp_path / "checkpoints" / "topk.ckpt")
+    return Trainer(config, tmp_path / "checkpoints" / "topk.ckpt", multiple)
 
 
 def feed(trainer, steps, points=POINTS):
@@ -81,7 +85,7 @@ def finish(trainer):
 
 def assert_rows_add_up(training):
     counts = training.report()
-    parts = ("trained", "held_out", "not_finite", "after_stop", "buffered")
+    parts = ("trained", "held_out", "not_finite", "outliers", "after_stop", "buffered")
     assert counts["received"] == sum(counts[part] for part in parts)
 
 
@@ -96,16 +100,17 @@ def assert_same(one, two):
     assert (one.rows, one.log.ranges) == (two.rows, two.log.ranges)
 
 
+@pytest.mark.parametrize("multiple", [None, 1.5])
 @pytest.mark.parametrize("cut", [3, 17, 60, 119], ids=["filling", "started", "running", "last"])
-def test_resume_is_bit_identical(tmp_path, cut):
+def test_resume_is_bit_identical(tmp_path, cut, multiple):
     """A trainer resumed from a checkpoint ends bit by bit where an uninterrupted one ends."""
-    whole = trainer_at(tmp_path / "whole")
+    whole = trainer_at(tmp_path / "whole", multiple)
     feed(whole, range(STEPS))
     finish(whole)
-    first = trainer_at(tmp_path)
+    first = trainer_at(tmp_path, multiple)
     feed(first, range(cut))
     first.save(0)
-    second = trainer_at(tmp_path)
+    second = trainer_at(tmp_path, multiple)
     assert second.load(0)
     feed(second, range(cut, STEPS))
     finish(second)
@@ -303,3 +308,77 @@ def test_normalisation_is_frozen(tmp_path):
     plain = trainer_at(tmp_path, normalisation="none")
     feed(plain, range(30), POINTS[:1])
     assert plain.trainings["layer.0"].progress.scale == 1
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.floats(0, 2.0**120, width=32), min_size=1, max_size=300),
+    st.integers(1, 50),
+)
+def test_the_running_median_is_the_median(numbers, cut):
+    """Whatever comes in whatever portions, the median is known to 1.6%, a bucket's width."""
+    values, median = np.array(numbers, np.float32), RunningMedian()
+    for first in range(0, len(values), cut):
+        median.add(values[first : first + cut])
+    ordered = np.sort(values)
+    low, high = ordered[(len(values) - 1) // 2], ordered[len(values) // 2]
+    assert low * (1 - 1 / 64) - 1e-37 <= median.value <= high * (1 + 1 / 64) + 1e-37
+
+
+def with_outliers(step, factor=1000.0):
+    """A packet whose rows 0 and 17, one of them held out, have an enormous norm."""
+    plain = packet(step, dtype=Dtype.FLOAT32)
+    payload = plain.payload.copy()
+    payload[[0, 17]] = factor
+    return ActivationPacket(plain.header, plain.point, plain.rows, None, payload)
+
+
+def test_rows_of_exceptional_norm_are_left_out_and_counted(tmp_path):
+    """Under maxNormMultiple they are neither trained on nor evaluated on, from the first packet on."""
+    free, filtered = trainer_at(tmp_path / "free"), trainer_at(tmp_path, 10.0)
+    for step in range(STEPS):
+        for trainer in (free, filtered):
+            trainer.receive(with_outliers(step), POINTS, STEPS, 0)
+    for trainer in (free, filtered):
+        finish(trainer)
+        trainer.trainings["layer.0"].evaluate(exact=True)
+        assert_rows_add_up(trainer.trainings["layer.0"])
+    report = filtered.trainings["layer.0"].report()
+    assert (report["outliers"], report["held_out"]) == (2 * STEPS, 7 * STEPS)
+    norms = np.linalg.norm(np.concatenate([with_outliers(step).payload for step in range(STEPS)]), axis=1)
+    assert report["norm_limit"] == pytest.approx(10 * np.median(norms), rel=0.02)
+    assert free.trainings["layer.0"].report()["fvu"] < 0.01  # the outliers are the variance
+    assert 0.02 < report["fvu"] < 0.9
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 3000.0], ids=["zero", "small", "large"])
+@pytest.mark.parametrize("dtype", [Dtype.FLOAT32, Dtype.BFLOAT16])
+def test_constant_activations_have_no_fvu(tmp_path, value, dtype):
+    """Rows that are all the same: training goes through, FVU is null, and the report says why."""
+    trainer = trainer_at(tmp_path)
+    for step in range(60):
+        one = packet(step, dtype=dtype)
+        row = np.linspace(value, 2 * value, WIDTH, dtype=np.float32)
+        bits = row if dtype is Dtype.FLOAT32 else (row.view(np.uint32) >> 16).astype(np.uint16)
+        payload = np.broadcast_to(bits, one.payload.shape).copy()
+        trainer.receive(ActivationPacket(one.header, one.point, one.rows, None, payload), POINTS, STEPS, 0)
+    finish(trainer)
+    training = trainer.trainings["layer.0"]
+    for exact in (False, True):
+        training.evaluate(exact=exact)
+        report = training.report()
+        assert (report["fvu"], report["fvu_undefined"]) == (None, CONSTANT)
+    assert report["trained"] == 60 * 16
+    assert report["loss"] < 1.5
+
+
+def test_a_point_that_is_never_finite_says_so(tmp_path):
+    """Rows of NaN and infinity alone: every one is counted, and there is a reason instead of an FVU."""
+    trainer = trainer_at(tmp_path)
+    for step in range(10):
+        one = packet(step, dtype=Dtype.FLOAT32)
+        payload = np.full_like(one.payload, [np.nan, np.inf][step % 2])
+        trainer.receive(ActivationPacket(one.header, one.point, one.rows, None, payload), POINTS, STEPS, 0)
+    finish(trainer)
+    report = trainer.trainings["layer.0"].report()
+    assert (report["not_finite"], report["fvu"], report["fvu_undefined"]) == (240, None, NOT_TRAINED)

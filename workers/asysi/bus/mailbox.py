@@ -48,6 +48,10 @@ class Gauge(IntEnum):
     LOSS = 3
     TRAINED = 4
     """Rows trained on."""
+    NOT_FINITE = 5
+    """Rows not trained on because they hold NaN or infinity."""
+    OUTLIERS = 6
+    """Rows not trained on because of `data.tokens.maxNormMultiple`."""
 
 
 class HookGauge(IntEnum):

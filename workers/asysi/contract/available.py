@@ -102,7 +102,6 @@ REFUSALS = (
         None,
         "put the finished text into the field that data.tokens.textField names",
     ),
-    Refusal("spec.data.tokens.maxNormMultiple", None, "leave tokens out by data.tokens.excludeTokens"),
     Refusal("spec.workload.train", None, "take workload.scan; training comes with a later version"),
     Refusal("spec.workload.ppo", None, "take workload.scan; PPO comes with a later version"),
     Refusal(
@@ -176,6 +175,7 @@ READ_BY = {
         "spec.capture.quantization",
     ),
     "asysi.sae": (
+        "spec.data.tokens.maxNormMultiple",
         "spec.sae.train[].name",
         "spec.sae.train[].hookPoints",
         "spec.sae.train[].latents",

@@ -105,7 +105,9 @@ class Tokens(Part):
     exclude_tokens: Annotated[list[Short], Field(max_length=64)] = ["special", "padding"]
     """Tokens that are never data: the groups `special` and `padding`, or tokens by their text."""
     max_norm_multiple: Annotated[float, Field(gt=1, le=10_000)] | None = None
-    """Leaves out tokens whose activation norm exceeds this multiple of the hook point's running median."""
+    """Leaves out tokens whose activation norm exceeds this multiple of the hook point's running median: no
+    autoencoder is trained or measured on them. They are counted for each hook point, and the archive keeps
+    them. 10 is a usual value where the first position of a sequence holds most of the variance."""
 
 
 class Holdout(Part):

@@ -157,6 +157,10 @@ def _look(
     looked: list[Looked] = []
     for export in exports:
         rows = again.activations.get(export.point)
+        limit, outliers = _norm_limit(export.folder), 0
+        if rows is not None and limit is not None:
+            outliers, rows = len(rows.values), rows.within(limit)
+            outliers -= len(rows.values)
         if rows is None or not features.measurable(rows, sheet):
             _say_why(result, export, rows)
             continue
@@ -169,6 +173,7 @@ def _look(
         )
         name = f"{export.trainer}/{export.point}" if several else export.point
         one = features.look(name, load(export.folder), rows, sheet, asked)
+        one = dataclasses.replace(one, layer=dataclasses.replace(one.layer, outliers=outliers))
         looked.append(_with_training(one, gauges.get(export.point)))
         beat()
     result.layers = [one.layer for one in looked]
@@ -198,6 +203,16 @@ def _with_training(looked: Looked, gauge: Point | None) -> Looked:
 
 
 def _k(folder: Path) -> int | None:
-    config: dict[str, Any] = json.loads((folder / "cfg.json").read_text())
-    k = config.get("k")
+    k = _config(folder).get("k")
     return k if isinstance(k, int) else None
+
+
+def _norm_limit(folder: Path) -> float | None:
+    """Return the norm beyond which the trainer left rows out at its end, None when it left out none."""
+    limit = _config(folder).get("metadata", {}).get("asysi", {}).get("norm_limit")
+    return float(limit) if isinstance(limit, (int, float)) else None
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "cfg.json").read_text())
+    return config

@@ -78,7 +78,16 @@ def _not_finite(capture: Control, names: list[str]) -> dict[str, int]:
 
 def _points(bus: Control, names: list[str]) -> list[Point]:
     return [
-        Point(name, row[Gauge.FVU], row[Gauge.L0], row[Gauge.DEAD], row[Gauge.LOSS], row[Gauge.TRAINED])
+        Point(
+            name,
+            row[Gauge.FVU],
+            row[Gauge.L0],
+            row[Gauge.DEAD],
+            row[Gauge.LOSS],
+            row[Gauge.TRAINED],
+            row[Gauge.NOT_FINITE],
+            row[Gauge.OUTLIERS],
+        )
         for name, row in zip(names, bus.gauges("sae"), strict=False)
     ]
 

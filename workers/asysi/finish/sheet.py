@@ -1,7 +1,7 @@
 """The text that finish reads again: a bounded number of documents, as flat arrays over their tokens."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,12 @@ class PointRows:
     """Rows with NaN or infinite elements, which are left out."""
     dropped: Mapping[str, int] = field(default_factory=dict)
     """Rows that could not be taken, by reason."""
+
+    def within(self, limit: float) -> "PointRows":
+        """Return the rows whose L2 norm is at most `limit`."""
+        norms = np.sqrt(np.einsum("ij,ij->i", self.values, self.values, dtype=np.float64))
+        keep = norms <= limit
+        return replace(self, values=self.values[keep], token=self.token[keep], call=self.call[keep])
 
     @property
     def calls(self) -> int:

@@ -52,6 +52,10 @@ class Point:
     dead: float
     loss: float
     trained: float
+    not_finite: float = 0.0
+    """Rows not trained on because they hold NaN or infinity."""
+    outliers: float = 0.0
+    """Rows not trained on because of `data.tokens.maxNormMultiple`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,8 @@ class Layer:
     """Why there is no `fvu_content`, None where there is one."""
     fvu_calls: tuple[float | None, ...] = ()
     """FVU over content tokens of each call of the module in a forward; empty where it is called once."""
+    outliers: int = 0
+    """Rows that were left out of every figure because of `data.tokens.maxNormMultiple`."""
 
 
 DENSITY_FROM = -4.0

@@ -9,6 +9,7 @@ RESOLUTION = 1e-12
 """Share of Σ‖x‖² up to which Σ‖x − mean(x)‖² is rounding: relative deviations of 1e-6, some float32 steps."""
 
 CONSTANT = "the held-out activations are constant: there is no variance to explain"
+NOT_TRAINED = "no row with finite activations came to train on"
 NO_ROWS = "no held-out row with finite activations was kept"
 OVERFLOW = "the sums of squares are not finite"
 

@@ -4,7 +4,7 @@
 
 The second sum is AuxK (Gao et al. 2024, arXiv 2406.04093, appendix A.2): ê decodes the k_aux largest dead
 latents, and the residual e is a constant in it. The divisor is a constant too, so the first part is the
-batch's FVU.
+batch's FVU. Where all rows of a batch are the same, Σ‖x‖² takes the divisor's place.
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from asysi.sae.fvu import RESOLUTION
 from asysi.sae.model import SparseAutoencoder
 from asysi.sae.selection import top_k
 
@@ -56,7 +57,7 @@ def differentiate(
     Raises:
         FloatingPointError: activations or weights are not finite.
     """
-    variance = float((x - x.mean(0)).square_().sum().clamp_min_(1e-12))
+    variance = _divisor(x)
     seen = _look(sae, x, fast=fast)
     gradient.parameters.zero_()
     auxiliary = 0.0
@@ -70,6 +71,11 @@ def differentiate(
     fired[seen.columns[firing]] = True
     fvu = _squares(seen.error) / variance
     return Outcome(fvu + coefficient * auxiliary / variance, fvu, int(firing.sum()) / len(x), fired)
+
+
+def _divisor(x: Tensor) -> float:
+    variance, energy = float((x - x.mean(0)).square_().sum()), float(x.square().sum())
+    return max(variance if variance > RESOLUTION * energy else energy, 1e-12)
 
 
 def project(sae: SparseAutoencoder, gradient: SparseAutoencoder) -> None:

@@ -34,10 +34,12 @@ class Trainer:
     Args:
         config: the entry.
         file: its checkpoint.
+        max_norm_multiple: of the running median of norms, beyond which rows are left out; None for none.
     """
 
-    def __init__(self, config: SaeTrain, file: Path) -> None:
+    def __init__(self, config: SaeTrain, file: Path, max_norm_multiple: float | None = None) -> None:
         self.config, self.file = config, file
+        self._max_norm_multiple = max_norm_multiple
         self.trainings: dict[str, Training] = {}
         """By hook point."""
         self.rows: dict[str, int] = {}
@@ -74,8 +76,10 @@ class Trainer:
             training = self._begin(packet.point, rows.shape[1], rows.dtype, memory)
         if training.sae.d_in != rows.shape[1]:
             raise ConfigError(
-                f"{packet.point} is {rows.shape[1]} wide, but the checkpoint {self.file} holds an SAE of "
-                f"width {training.sae.d_in}: take another output folder"
+                f"{packet.point} returns rows of width {rows.shape[1]}, but its SAE has width "
+                f"{training.sae.d_in}: where the module is called with different widths, address one call as "
+                f"{packet.point}#0; where the checkpoint {self.file} is of another run, take another output "
+                "folder"
             )
         training.progress.steps_total = steps_total
         holdout = (packet.rows["flags"] & RowFlag.HOLDOUT) != 0
@@ -140,7 +144,9 @@ class Trainer:
         return True
 
     def _begin(self, point: str, width: int, dtype: torch.dtype, memory: int) -> Training:
-        self.trainings[point] = Training(self.config, point, width, dtype, memory)
+        self.trainings[point] = Training(
+            self.config, point, width, dtype, memory, max_norm_multiple=self._max_norm_multiple
+        )
         return self.trainings[point]
 
     def _share(self, point: str, row_bytes: int, points: Iterable[str]) -> int:

@@ -11,9 +11,11 @@ from torch import Tensor
 from asysi.contract.spec import SaeTrain
 from asysi.sae.buffer import BufferSize, MixingBuffer
 from asysi.sae.evaluation import Evaluation, evaluate
+from asysi.sae.fvu import CONSTANT, NO_ROWS, NOT_TRAINED
 from asysi.sae.gradient import differentiate, project
 from asysi.sae.model import SparseAutoencoder, bfloat16_is_fast
 from asysi.sae.normalisation import expected_norm_scale, geometric_median
+from asysi.sae.norms import NormFilter
 from asysi.sae.optimiser import Adam, course
 
 EVALUATION_ROWS = 4096
@@ -41,6 +43,8 @@ class Counts:
     """Never trained on; the first of them are kept for evaluation."""
     not_finite: int = 0
     """With NaN or infinite elements."""
+    outliers: int = 0
+    """Of a norm beyond `data.tokens.maxNormMultiple`."""
     after_stop: int = 0
     """Not trained on because a stop condition had been met."""
 
@@ -76,9 +80,20 @@ class Training:
         width: elements in a row.
         dtype: that rows are kept in.
         memory: bytes that its mixing buffer may take.
+        max_norm_multiple: rows whose norm exceeds this multiple of the running median are left out; None
+            leaves out none.
     """
 
-    def __init__(self, config: SaeTrain, point: str, width: int, dtype: torch.dtype, memory: int) -> None:
+    def __init__(
+        self,
+        config: SaeTrain,
+        point: str,
+        width: int,
+        dtype: torch.dtype,
+        memory: int,
+        *,
+        max_norm_multiple: float | None = None,
+    ) -> None:
         self.config, self.point, self.memory = config, point, memory
         self.sae = SparseAutoencoder(width, config.latents, config.k)
         self.counts, self.progress = Counts(), Progress()
@@ -94,6 +109,7 @@ class Training:
         self._idle = torch.zeros(config.latents, dtype=torch.int64)
         """Rows since a latent fired."""
         self._held = torch.empty(0, width, dtype=dtype)
+        self._norms = None if max_norm_multiple is None else NormFilter(max_norm_multiple)
         self._fast = bfloat16_is_fast()
 
     # What comes in
@@ -112,8 +128,12 @@ class Training:
         """
         self.counts.received += len(rows)
         self.counts.not_finite += int((~finite).sum())
-        self._hold(rows, holdout & finite)
-        train = ~holdout & finite
+        usable = finite
+        if self._norms is not None:
+            usable = finite & self._norms.within(rows, finite)
+            self.counts.outliers += int(finite.sum()) - int(usable.sum())
+        self._hold(rows, holdout & usable)
+        train = ~holdout & usable
         new = self._new_sequences(sequences, step)
         self.progress.step = max(self.progress.step, step)
         if self.progress.stopped:
@@ -276,11 +296,22 @@ class Training:
             "loss": _json(self.progress.loss),
             "fvu": _json(self.progress.evaluation.get("fvu", math.nan)),
             "fvu_rows": int(self.progress.evaluation.get("rows", 0)),
+            "fvu_undefined": self._why_no_fvu(),
+            "norm_limit": None if self._norms is None else self._norms.limit,
             "l0": _json(self.progress.evaluation.get("l0", self.progress.l0)),
             "dead": self.dead_share,
             "scale": self.progress.scale,
             "stopped": self.progress.stopped,
         }
+
+    def _why_no_fvu(self) -> str | None:
+        """Return why there is no FVU, None where there is one or none was computed yet."""
+        if self.progress.scale is None:
+            return NOT_TRAINED
+        if not len(self._held):
+            return NO_ROWS
+        fvu = self.progress.evaluation.get("fvu")
+        return CONSTANT if fvu is not None and math.isnan(fvu) else None
 
     # Checkpoints
 
@@ -295,6 +326,8 @@ class Training:
             "buffer": self._buffer.rows,
             "held": self._held,
         }
+        if self._norms is not None:
+            tensors["norms"] = self._norms.median.counts
         words = {
             "counts": asdict(self.counts),
             "progress": asdict(self.progress),
@@ -314,6 +347,8 @@ class Training:
         self._adam.steps.copy_(tensors["adam.steps"][0])
         self._idle.copy_(tensors["idle"])
         self._held = tensors["held"].clone()
+        if self._norms is not None and "norms" in tensors:
+            self._norms.median.counts.copy_(tensors["norms"])
         self._buffer.restore(tensors["buffer"].clone(), **words["buffer"])
         self._rng.bit_generator.state = words["rng"]
         self.counts = Counts(**words["counts"])

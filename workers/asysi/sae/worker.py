@@ -52,7 +52,10 @@ class SAETrainerWorker:
         if sae is None or not sae.enabled:
             raise ConfigError("spec.sae: there is nothing to train, yet the SAE worker was started")
         self._worker, self._bus = worker, bus
-        self._trainers = [Trainer(c, worker.output / CHECKPOINT_FOLDER / f"{c.name}.ckpt") for c in sae.train]
+        data = worker.experiment.spec.data
+        multiple = data.tokens.max_norm_multiple if data else None
+        checkpoints = worker.output / CHECKPOINT_FOLDER
+        self._trainers = [Trainer(c, checkpoints / f"{c.name}.ckpt", multiple) for c in sae.train]
         self._control = Control(str(worker.shm / BUS_RING))
         self._shards = int(self._control.geometry()["shards"])
         self._points = _captured_points(worker.workspace / POINTS_FILE)
@@ -232,7 +235,8 @@ def main(worker: Worker) -> int:
 
 def _gauges(training: Training | None) -> dict[Gauge, float]:
     if training is None:
-        return dict.fromkeys((Gauge.FVU, Gauge.L0, Gauge.DEAD, Gauge.LOSS), math.nan) | {Gauge.TRAINED: 0.0}
+        unknown = dict.fromkeys((Gauge.FVU, Gauge.L0, Gauge.DEAD, Gauge.LOSS), math.nan)
+        return unknown | dict.fromkeys((Gauge.TRAINED, Gauge.NOT_FINITE, Gauge.OUTLIERS), 0.0)
     evaluation = training.progress.evaluation
     return {
         Gauge.FVU: evaluation.get("fvu", math.nan),
@@ -240,6 +244,8 @@ def _gauges(training: Training | None) -> dict[Gauge, float]:
         Gauge.DEAD: training.dead_share,
         Gauge.LOSS: training.progress.loss,
         Gauge.TRAINED: float(training.counts.trained),
+        Gauge.NOT_FINITE: float(training.counts.not_finite),
+        Gauge.OUTLIERS: float(training.counts.outliers),
     }
 
 
