@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from asysi.contract.errors import ConfigError
 from asysi.weights.analysis import Identity, Settings, analyze, iterate_parameters
 from asysi.weights.checkpoint import open_checkpoint
-from asysi.weights.dtypes import STORED
+from asysi.weights.dtypes import PACKED_BITS, STORED
 from asysi.weights.errors import (
     DuplicateNameError,
     EscapingPathError,
@@ -67,6 +67,12 @@ def two_shards(folder):
     )
 
 
+def packed(elements, bits):
+    """Return elements of a byte each as a stream of `bits` each, the lowest bits first."""
+    stream = sum(value << bits * place for place, value in enumerate(elements))
+    return stream.to_bytes(len(elements) * bits // 8, "little")
+
+
 def problems_of(source):
     with open_checkpoint(source) as checkpoint:
         return checkpoint.problems, list(checkpoint.tensors)
@@ -77,10 +83,10 @@ def problems_of(source):
 def test_every_type_is_exact(tmp_path, stored, backend):
     """Every bit pattern of every type that safetensors has comes back as it was written, NaNs included."""
     dtype = STORED[stored]
-    data = GENERATOR.integers(
-        0, 2 if stored == "BOOL" else 256, 60 * dtype.itemsize, dtype=np.uint8
-    ).tobytes()
-    raw_file(tmp_path / "m.safetensors", {"x": entry(0, len(data), [5, 12], stored)}, data)
+    limit = 2 if stored == "BOOL" else 1 << PACKED_BITS.get(stored, 8)
+    data = GENERATOR.integers(0, limit, 60 * dtype.itemsize, dtype=np.uint8).tobytes()
+    raw = packed(data, PACKED_BITS[stored]) if stored in PACKED_BITS else data
+    raw_file(tmp_path / "m.safetensors", {"x": entry(0, len(raw), [5, 12], stored)}, raw)
     with open_checkpoint(tmp_path, backend=backend) as checkpoint:
         tensor = checkpoint.tensors["x"]
         assert (tensor.dtype, tensor.array().shape) == (dtype, (5, 12))

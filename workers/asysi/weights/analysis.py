@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 import asysi
 from asysi.weights.budget import Budget
-from asysi.weights.checkpoint import Checkpoint, Tensor
+from asysi.weights.checkpoint import Checkpoint
 from asysi.weights.columns import NAMES, QUANTILE_NAMES, Row
 from asysi.weights.dtypes import is_float
 from asysi.weights.errors import AnalysisError, WeightsError
@@ -40,6 +40,7 @@ from asysi.weights.spectrum import (
     svd_found,
 )
 from asysi.weights.tally import CHUNK, Summary, parts_of, tally
+from asysi.weights.tensors import DEQUANTISED, STORED_FORM, Tensor
 
 DEVICE = "cpu"
 TOP = 8
@@ -156,7 +157,7 @@ def analyze(
                 try:
                     found[tensor.name], again = future.result()
                     reused += again
-                except (OSError, ValueError, MemoryError) as error:
+                except Exception as error:  # noqa: BLE001 - one tensor, whatever is wrong, does not end the others
                     problems.append(
                         AnalysisError(
                             f"{tensor.file}: {tensor.name} {tensor.shape}: {_said(error)}", (tensor.name,)
@@ -228,7 +229,7 @@ def _cost(tensor: Tensor, settings: Settings) -> float:
 
 
 def _method(tensor: Tensor, settings: Settings) -> str:
-    if not settings.spectra or not tensor.size or not is_float(tensor.dtype):
+    if not settings.spectra or not tensor.size or not is_float(tensor.dtype) or tensor.form == STORED_FORM:
         return "none"
     if min(tensor.rows, tensor.cols) == 1:
         return "vector"
@@ -263,7 +264,8 @@ def _row_or_known(tensor: Tensor, identity: Identity, settings: Settings, known:
 
 def _hash(tensor: Tensor) -> str:
     digest = xxhash.xxh3_128()
-    for part in tensor.chunks(CHUNK):
+    parts = tensor.coding.parts if tensor.coding else None
+    for part in tensor.chunks(CHUNK) if parts is None else parts():
         digest.update(_raw(part))
     return digest.hexdigest()
 
@@ -274,30 +276,36 @@ def _raw(part: NDArray[Any]) -> memoryview:
 
 def _measured(tensor: Tensor, settings: Settings) -> Row:
     method = _method(tensor, settings)
-    summary, digest, found = _read_once(tensor, settings, method)
-    note = ""
+    summary, digest, found, noise = _read_once(tensor, settings, method)
+    note = tensor.note
     spectrum = None
     if method not in {"none", "vector"} and summary.finite < summary.elements:
-        note = f"no spectrum: {summary.nans} NaN and {summary.infinities} infinite elements"
+        note = _joined(note, f"no spectrum: {summary.nans} NaN and {summary.infinities} infinite elements")
     elif found is not None and np.isfinite(found.values).all():
         tall = tensor.rows >= tensor.cols
         spectrum = Spectrum(
             found.values, tensor.rows, tensor.cols, method, exact=method != "randomized",
-            squares=summary.rms**2 * summary.finite, noise=summary.noise,
+            squares=np.float64(summary.rms) ** 2 * summary.finite, noise=noise,
             row_spread=found.long if tall else found.short, col_spread=found.short if tall else found.long,
             seed=settings.seed if method == "randomized" else None,
         )  # fmt: skip
+        if noise is None:
+            note = _joined(note, f"no rank_noise: the rounding of {tensor.stored} is not known")
     elif found is not None:
-        note = "no spectrum: squares are beyond float64"
-    elif settings.spectra and tensor.size and not is_float(tensor.dtype):
-        note = f"no spectrum: {tensor.dtype} is no type of floats"
+        note = _joined(note, "no spectrum: squares are beyond float64")
+    elif settings.spectra and tensor.size and not is_float(tensor.dtype) and tensor.form != STORED_FORM:
+        note = _joined(note, f"no spectrum: {tensor.dtype} is not a type of real floats")
+    if tensor.dtype.kind == "c":
+        note = _joined(note, "statistics are of the real and imaginary parts together")
     row: Row = {
         "shape": str(tensor.shape),
         "rows": tensor.rows,
         "cols": tensor.cols,
-        "dtype": str(tensor.dtype),
+        "dtype": tensor.stored,
+        "form": tensor.form,
+        "dequantised_by": (tensor.coding.by if tensor.coding else "") or None,
         "elements": tensor.size,
-        "bytes": tensor.nbytes,
+        "bytes": tensor.stored_bytes,
         "tensor_hash": digest,
         "zero_epsilon": settings.zero_epsilon,
         **_summary_columns(summary),
@@ -307,24 +315,42 @@ def _measured(tensor: Tensor, settings: Settings) -> Row:
     return {name: _plain(value) for name, value in row.items()}
 
 
-def _read_once(tensor: Tensor, settings: Settings, method: str) -> tuple[Summary, str, Found | None]:
-    """Return statistics, hash and singular values; only the randomized method reads again."""
-    rows, cols, side = tensor.rows, tensor.cols, min(tensor.rows, tensor.cols)
-    gram = Gram(side) if method == "gram" and rows >= cols else None
-    held = tensor.read() if gram is None and method in {"svd", "gram"} else None
+def _joined(*notes: str) -> str:
+    return "; ".join(one for one in notes if one)
+
+
+def _read_once(
+    tensor: Tensor, settings: Settings, method: str
+) -> tuple[Summary, str, Found | None, float | None]:
+    """Return statistics, hash, singular values and noise; only the randomized method reads again."""
+    cols, side = tensor.cols, min(tensor.rows, tensor.cols)
+    gram = Gram(side) if method == "gram" and tensor.rows >= cols and tensor.by_range else None
+    held = tensor.read() if not tensor.by_range or (gram is None and method in {"svd", "gram"}) else None
     step = max(1, BLOCK_ELEMENTS // cols, min(cols, 256)) * cols if gram is not None else CHUNK
-    counts, digest = tally(tensor.dtype, settings.zero_epsilon), xxhash.xxh3_128()
+    counts, digest = tally(_real(tensor.dtype), settings.zero_epsilon), xxhash.xxh3_128()
+    parts = tensor.coding.parts if tensor.coding else None
     with np.errstate(invalid="ignore", over="ignore"):
         for part in tensor.chunks(step) if held is None else parts_of(held, step):
-            counts.add(part)
-            digest.update(_raw(part))
+            counts.add(part.view(_real(part.dtype)))
+            if parts is None:
+                digest.update(_raw(part))
             if gram is not None:
                 gram.add(part.reshape(-1, cols).astype(np.float64))
+        for stored in parts() if parts is not None else ():
+            digest.update(_raw(stored))
         summary = counts.summary()
+        noise: float | None = summary.noise
+        if tensor.coding and tensor.coding.form == DEQUANTISED and method != "none" and held is not None:
+            noise = tensor.coding.noise(held)
         found = None
         if summary.finite == summary.elements:
             found = _found(tensor, settings, method=method, gram=gram, held=held, summary=summary)
-    return summary, digest.hexdigest(), found
+    return summary, digest.hexdigest(), found, noise
+
+
+def _real(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
+    """Return the type of a complex type's parts, any other type as it is."""
+    return np.dtype("<f4") if dtype == np.dtype("<c8") else dtype
 
 
 def _found(
@@ -343,7 +369,8 @@ def _found(
         if method == "vector":
             return Found(np.array([summary.rms * math.sqrt(summary.finite)]))
         if method == "randomized":
-            return randomized_found(blocks_of(tensor), side, min(settings.rank_k, side), settings.seed)
+            again = blocks_of(tensor) if held is None else blocks_of_array(held.reshape(tensor.rows, -1))
+            return randomized_found(again, side, min(settings.rank_k, side), settings.seed)
         if held is not None:
             blocks = blocks_of_array(held.reshape(tensor.rows, tensor.cols))
             return svd_found(blocks) if method == "svd" else gram_found(blocks, side)
@@ -378,6 +405,7 @@ def _spectrum_columns(spectrum: Spectrum | None) -> Row:
     if spectrum is None:
         return {**dict.fromkeys(_SPECTRAL), "rank": None, "method": "none"}
     law = fit_power_law(spectrum.values) if spectrum.exact else None
+    floor = spectrum.noise_floor
     return {
         "method": spectrum.method,
         "exact": spectrum.exact,
@@ -386,8 +414,8 @@ def _spectrum_columns(spectrum: Spectrum | None) -> Row:
         "rank": spectrum.rank(SEED_RANK_TOLERANCE * spectrum.largest),
         "rank_f32tol": spectrum.rank(spectrum.tolerance),
         "tolerance": spectrum.tolerance,
-        "rank_noise": spectrum.rank(max(spectrum.noise_floor, spectrum.resolution)),
-        "noise_floor": spectrum.noise_floor,
+        "rank_noise": None if floor is None else spectrum.rank(max(floor, spectrum.resolution)),
+        "noise_floor": floor,
         "sigma_max": spectrum.largest,
         "sigma_min": float(spectrum.values[-1]) if spectrum.exact else None,
         "top_singular_values": json.dumps([float(value) for value in spectrum.values[:TOP]]),
@@ -410,7 +438,8 @@ def _plain(value: Any) -> Any:
 
 
 def _said(error: BaseException) -> str:
-    return str(error) or type(error).__name__
+    expected = isinstance(error, OSError | ValueError) and str(error)
+    return str(error) if expected else f"{type(error).__name__}: {error}"
 
 
 def _finished(

@@ -1,20 +1,17 @@
 """A checkpoint: tensors by name, wherever they lie, read lazily and never by running what is in it."""
 
 import json
-import math
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from asysi.contract.errors import ConfigError
-from asysi.weights.dtypes import STORED
+from asysi.weights.dtypes import PACKED_BITS, STORED, unpack
 from asysi.weights.errors import (
     DuplicateNameError,
     EscapingPathError,
@@ -24,72 +21,15 @@ from asysi.weights.errors import (
     PickleError,
     WeightsError,
 )
-from asysi.weights.header import read_header
+from asysi.weights.gguf_file import gguf_tensors
+from asysi.weights.header import Entry, read_header
+from asysi.weights.quantised import dequantised
 from asysi.weights.storage import Backend, Bytes, Storage, is_remote, open_storage, remote
+from asysi.weights.tensors import Array, Coding, Read, Tensor
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _INDEX = "model.safetensors.index.json"
 _FORMATS = (".safetensors", ".gguf", ".npz")
-Array = NDArray[Any]
-Read = Callable[[int, int, Bytes | None], Array]
-"""Returns the elements from, up to but without, in one dimension; perhaps in the memory that is given."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """A tensor that can be read."""
-
-    name: str
-    dtype: np.dtype[np.generic]
-    """Type of the elements as numpy has it, ml_dtypes' for bfloat16 and 8-bit floats."""
-    shape: tuple[int, ...]
-    file: str
-    """File that holds it, relative to the checkpoint."""
-    framework: str
-    """What wrote it: `pt`, `tf`, `flax`, … as a safetensors file says itself, else the format's name."""
-    _read: Read = field(repr=False, compare=False)
-    by_range: bool = True
-    """Whether a part can be read without the whole, which is decompressed or dequantised otherwise."""
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the elements."""
-        return self.size * self.dtype.itemsize
-
-    @property
-    def rows(self) -> int:
-        """Rows as a matrix: the first dimension; a scalar has one."""
-        return self.shape[0] if self.shape else 1
-
-    @property
-    def cols(self) -> int:
-        """Columns as a matrix: what the other dimensions make together; a vector has one."""
-        return math.prod(self.shape[1:])
-
-    def read(self, start: int = 0, stop: int | None = None) -> Array:
-        """Return elements in storage order, in one dimension.
-
-        Raises:
-            OSError: the file cannot be read any more.
-        """
-        return self._read(start, self.size if stop is None else stop, None)
-
-    def chunks(self, elements: int) -> Iterator[Array]:
-        """Yield all elements in order, at most `elements` at once; the next chunk may overwrite the last."""
-        whole = None if self.by_range else self.read()
-        memory = np.empty(min(elements, self.size) * self.dtype.itemsize if whole is None else 0, np.uint8)
-        for start in range(0, self.size, elements):
-            stop = min(self.size, start + elements)
-            yield self._read(start, stop, memory) if whole is None else whole[start:stop]
-
-    def array(self) -> Array:
-        """Return the whole tensor in its shape."""
-        return self.read().reshape(self.shape)
 
 
 @dataclass
@@ -105,6 +45,10 @@ class Checkpoint:
     files: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     """`config.json` beside the weights, empty without one."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """What a GGUF says of itself, by key."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader should know of the files; no tensor is lost by it."""
     _open: list[Storage] = field(default_factory=list, repr=False)
 
     def close(self) -> None:
@@ -148,9 +92,18 @@ def open_checkpoint(source: str | Path, *, backend: Backend = "pread") -> Checkp
         for tensor in tensors:
             found.setdefault(tensor.name, []).append(tensor)
     checkpoint.tensors = _unique(found, checkpoint.problems)
+    problems += _unkept(index, checkpoint)
+    checkpoint.tensors = dequantised(checkpoint.tensors, _quantisation(place, checkpoint.config))
     checkpoint.files = tuple(shards)
-    checkpoint.problems += _unkept(index, checkpoint)
     return checkpoint
+
+
+def _quantisation(place: "_Place", config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return how the weights are quantised: from config.json, or from the file of older GPTQ checkpoints."""
+    if isinstance(found := config.get("quantization_config"), dict):
+        return found
+    older = _json(place, "quantize_config.json")
+    return {"quant_method": "gptq", **older} if older else {}
 
 
 def _lost(error: WeightsError | OSError, shard: str, lost: tuple[str, ...]) -> WeightsError:
@@ -307,7 +260,7 @@ def _tensors(path: str, shard: str, backend: Backend, checkpoint: Checkpoint) ->
     if shard.endswith(".npz"):
         return _npz(path, shard, checkpoint)
     if shard.endswith(".gguf"):
-        return _gguf(path, shard, checkpoint)
+        return gguf_tensors(path, shard, checkpoint.metadata)
     if not shard.endswith(".safetensors"):
         raise ConfigError(f"{path} is none of {', '.join(_FORMATS)}")
     storage = open_storage(path, backend)
@@ -316,18 +269,34 @@ def _tensors(path: str, shard: str, backend: Backend, checkpoint: Checkpoint) ->
     checkpoint.problems += header.problems
     framework = header.metadata.get("format", "safetensors")
 
-    def reader(dtype: np.dtype[np.generic], begin: int) -> Read:
-        def read(start: int, stop: int, into: Bytes | None) -> Array:
-            raw = storage.read(begin + start * dtype.itemsize, begin + stop * dtype.itemsize, into)
-            elements = raw.view(dtype)
-            return elements if elements.flags.aligned else elements.copy()
+    return [_entry_tensor(one, storage, shard, framework) for one in header.entries.values()]
 
-        return read
 
-    return [
-        Tensor(one.name, one.dtype, one.shape, shard, framework, reader(one.dtype, one.start))
-        for one in header.entries.values()
-    ]
+def _entry_tensor(entry: Entry, storage: Storage, shard: str, framework: str) -> Tensor:
+    dtype, begin = entry.dtype, entry.start
+    if bits := PACKED_BITS.get(entry.stored):
+        return _packed_tensor(entry, bits, storage, shard, framework)
+
+    def read(start: int, stop: int, into: Bytes | None) -> Array:
+        raw = storage.read(begin + start * dtype.itemsize, begin + stop * dtype.itemsize, into)
+        elements = raw.view(dtype)
+        return elements if elements.flags.aligned else elements.copy()
+
+    return Tensor(entry.name, dtype, entry.shape, shard, framework, read)
+
+
+def _packed_tensor(entry: Entry, bits: int, storage: Storage, shard: str, framework: str) -> Tensor:
+    """Return a tensor of elements below a byte: unpacked as a whole, hashed as stored."""
+
+    def packed() -> Bytes:
+        return storage.read(entry.start, entry.stop)
+
+    def read(start: int, stop: int, _into: Bytes | None) -> Array:
+        return unpack(packed(), bits)[start:stop].view(entry.dtype)
+
+    coding = Coding(str(entry.dtype), entry.stop - entry.start, parts=lambda: iter((packed(),)))
+    note = "6-bit elements read from the least significant bit" if bits == 6 else ""
+    return Tensor(entry.name, entry.dtype, entry.shape, shard, framework, read, False, coding, note)
 
 
 def _npz(path: str, shard: str, checkpoint: Checkpoint) -> list[Tensor]:
@@ -366,42 +335,3 @@ def _npz_reader(path: str, member: str, *, fortran: bool) -> Read:
         return flat[start:stop]
 
     return read
-
-
-def _gguf(path: str, shard: str, checkpoint: Checkpoint) -> list[Tensor]:
-    """Return the tensors of a GGUF; quantised ones as the float32 that they stand for."""
-    if is_remote(path):
-        raise ConfigError(f"{path}: a GGUF is read from a local file only; fetch it first")
-    try:
-        from gguf import GGMLQuantizationType, GGUFReader, dequantize  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise ConfigError(f"{path} needs the package gguf: pip install 'asysi[weights]'") from error
-    plain = {
-        GGMLQuantizationType.F64: STORED["F64"],
-        GGMLQuantizationType.F32: STORED["F32"],
-        GGMLQuantizationType.F16: STORED["F16"],
-        GGMLQuantizationType.BF16: STORED["BF16"],
-    }
-    try:
-        reader = GGUFReader(path)
-    except (ValueError, IndexError) as error:
-        raise HeaderError(f"{shard}: it is no whole GGUF file ({error}); fetch it again") from error
-
-    def elements(one: Any, dtype: np.dtype[np.generic] | None) -> Read:
-        def read(start: int, stop: int, _into: Bytes | None) -> Array:
-            flat = dequantize(one.data, one.tensor_type) if dtype is None else one.data.view(dtype)
-            part: Array = np.asarray(flat).reshape(-1)[start:stop]
-            return part
-
-        return read
-
-    found = []
-    for one in reader.tensors:
-        dtype = plain.get(one.tensor_type)
-        shape = tuple(int(size) for size in reversed(one.shape))
-        with suppress(NotImplementedError):
-            read_one, plainly = elements(one, dtype), dtype is not None
-            found.append(
-                Tensor(one.name, dtype or STORED["F32"], shape, shard, "gguf", read_one, by_range=plainly)
-            )
-    return found

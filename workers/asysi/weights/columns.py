@@ -38,7 +38,7 @@ COLUMNS = (
     Column("std", "number", "Their standard deviation, of the population."),
     Column("var", "number", "Their variance, of the population."),
     Column("sparsity", "number", "Share of all elements with |x| <= zero_epsilon, 0..1.", True),
-    Column("dtype", "text", "Type of the stored elements.", True),
+    Column("dtype", "text", "Type of the stored elements, as `bfloat16`, `Q4_K`, `nf4 bitsandbytes`.", True),
     Column("created_at", "text", "When the row was computed: UTC, ISO 8601.", True),
     Column("device", "text", "What computed it: `cpu`.", True),
     Column(
@@ -51,8 +51,16 @@ COLUMNS = (
     Column("kind", "text", "`weight`, `bias`, or the last part of the name.", True),
     Column("expert", "integer", "Number of the expert."),
     Column("file", "text", "File of the checkpoint that holds it.", True),
+    Column(
+        "form",
+        "text",
+        "`weights`; `dequantised`: the figures are of the numbers that the codes stand for; or `stored form, "
+        "not weights`: of codes, scales or zero points, because nothing installed undoes the quantisation.",
+        True,
+    ),
+    Column("dequantised_by", "text", "Package and version that undid the quantisation."),
     Column("elements", "integer", "Elements.", True),
-    Column("bytes", "integer", "Bytes of the elements as stored.", True),
+    Column("bytes", "integer", "Bytes of the elements as stored, with their scales.", True),
     Column("tensor_hash", "text", "XXH3-128 of those bytes.", True),
     Column("zero_epsilon", "number", "The threshold of `sparsity`.", True),
     Column("finite", "integer", "Finite elements.", True),

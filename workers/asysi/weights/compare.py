@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from asysi.weights.budget import Budget
-from asysi.weights.checkpoint import Checkpoint, Tensor
+from asysi.weights.checkpoint import Checkpoint
 from asysi.weights.columns import Column, Row
 from asysi.weights.dtypes import is_float
 from asysi.weights.errors import AnalysisError, WeightsError
 from asysi.weights.families import classify_param
 from asysi.weights.spectrum import BLOCK_ELEMENTS, Blocks, Float64, Spectrum, blocks_of
+from asysi.weights.tensors import Tensor
 
 DIFFERENCE_COLUMNS = (
     Column("param_name", "text", "Name of the parameter.", True),

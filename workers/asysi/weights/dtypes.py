@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 STORED: dict[str, np.dtype[np.generic]] = {
     "F64": np.dtype("<f8"),
+    "C64": np.dtype("<c8"),
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -16,6 +17,9 @@ STORED: dict[str, np.dtype[np.generic]] = {
     "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
     "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
     "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+    "F6_E2M3": np.dtype(ml_dtypes.float6_e2m3fn),
+    "F6_E3M2": np.dtype(ml_dtypes.float6_e3m2fn),
+    "F4": np.dtype(ml_dtypes.float4_e2m1fn),
     "I64": np.dtype("<i8"),
     "I32": np.dtype("<i4"),
     "I16": np.dtype("<i2"),
@@ -27,6 +31,31 @@ STORED: dict[str, np.dtype[np.generic]] = {
     "BOOL": np.dtype("?"),
 }
 """The types of safetensors, as numpy has them: every value is kept exactly."""
+PACKED_BITS: dict[str, int] = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+"""Bits of an element of the types that are packed in files, a byte each in numpy."""
+
+
+def stored_bytes(stored: str, elements: int) -> int | None:
+    """Return the bytes that elements take in a file, None where they do not fill the last byte."""
+    bits = elements * PACKED_BITS.get(stored, 8 * STORED[stored].itemsize)
+    return bits // 8 if bits % 8 == 0 else None
+
+
+def unpack(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """Return packed elements one to a byte, the first in the least significant bits.
+
+    That is the order of torch's float4_e2m1fn_x2. No library writes 6-bit elements from torch or numpy yet;
+    the same order is taken for them.
+
+    Args:
+        packed: [n] bytes, a multiple of 3 of them where `bits` is 6.
+        bits: 4 or 6.
+    """
+    if bits == 4:
+        return np.stack([packed & 0xF, packed >> 4], axis=1).reshape(-1)
+    one, two, three = packed.reshape(-1, 3).astype(np.uint32).T
+    word = one | two << 8 | three << 16
+    return np.stack([word >> shift & 0x3F for shift in (0, 6, 12, 18)], axis=1).astype(np.uint8).reshape(-1)
 
 
 def is_float(dtype: np.dtype[np.generic]) -> bool:

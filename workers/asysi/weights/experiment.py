@@ -18,10 +18,11 @@ from asysi.contract.spec import Weights
 from asysi.files import write_atomic
 from asysi.report.words import count
 from asysi.weights.analysis import Analysis, Identity, analyze
-from asysi.weights.checkpoint import Checkpoint, Tensor, open_checkpoint
+from asysi.weights.checkpoint import Checkpoint, open_checkpoint
 from asysi.weights.compare import DIFFERENCE_COLUMNS, Difference, compare, totals
 from asysi.weights.export import write_meta, write_table
 from asysi.weights.orchestrator import JOURNAL_FILE, REPORT_FILE, meta_of, page_of
+from asysi.weights.tensors import Tensor
 from asysi.weights.words import short_number
 
 log = logging.getLogger("asysi")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from asysi.weights.dtypes import STORED
+from asysi.weights.dtypes import STORED, stored_bytes
 from asysi.weights.errors import (
     DuplicateNameError,
     GapError,
@@ -35,11 +35,17 @@ class Entry:
     """A tensor's place in its file."""
 
     name: str
-    dtype: np.dtype[np.generic]
+    stored: str
+    """Name of the element type, a key of `STORED`."""
     shape: tuple[int, ...]
     start: int
     """First byte in the file."""
     stop: int
+
+    @property
+    def dtype(self) -> np.dtype[np.generic]:
+        """Type of the elements as numpy has it."""
+        return STORED[self.stored]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +129,7 @@ def _entry(tensor: str, value: Any, begin: int, name: str) -> Entry:
     if not isinstance(value, dict):
         raise refuse("has no dtype, shape and data_offsets")
     stored, shape, offsets = (value.get(key) for key in ("dtype", "shape", "data_offsets"))
-    dtype = STORED.get(stored) if isinstance(stored, str) else None
-    if dtype is None:
+    if not isinstance(stored, str) or stored not in STORED:
         raise HeaderError(
             f"{name}: {tensor} has the type {stored!r}, which is none of {', '.join(STORED)}", (tensor,)
         )
@@ -132,10 +137,12 @@ def _entry(tensor: str, value: Any, begin: int, name: str) -> Entry:
         raise refuse(f"has the shape {shape!r}")
     if not _are_counts(offsets) or offsets is None or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise refuse(f"has the offsets {offsets!r}")
-    needed = math.prod(shape) * dtype.itemsize
+    needed = stored_bytes(stored, math.prod(shape))
+    if needed is None:
+        raise refuse(f"has the shape {shape} of {stored}, which ends within a byte")
     if offsets[1] - offsets[0] != needed:
         raise refuse(f"has {offsets[1] - offsets[0]:,} bytes, its shape {shape} of {stored} needs {needed:,}")
-    return Entry(tensor, dtype, tuple(shape), begin + offsets[0], begin + offsets[1])
+    return Entry(tensor, stored, tuple(shape), begin + offsets[0], begin + offsets[1])
 
 
 def _are_counts(value: Any) -> bool:

@@ -6,8 +6,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from asysi.weights.checkpoint import Tensor
 from asysi.weights.columns import NAMES, Row
+from asysi.weights.tensors import Tensor
 
 
 class Journal:
@@ -60,7 +60,9 @@ class Journal:
 
 
 def _fits(row: Row, tensor: Tensor) -> bool:
-    return bool(row["dtype"] == str(tensor.dtype) and row["shape"] == str(tensor.shape))
+    return bool(
+        row["dtype"] == tensor.stored and row["form"] == tensor.form and row["shape"] == str(tensor.shape)
+    )
 
 
 def _read(path: Path, settings: str) -> list[Row]:

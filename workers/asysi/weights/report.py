@@ -16,6 +16,7 @@ from asysi.weights import words
 from asysi.weights.columns import COLUMNS, Row
 from asysi.weights.compare import DIFFERENCE_COLUMNS, totals
 from asysi.weights.plots import Plot, Point, plot
+from asysi.weights.tensors import STORED_FORM
 
 MOST_ROWS = 2_000
 """Parameters in the page's table at most: the largest; all are in the exported table."""
@@ -100,6 +101,8 @@ def verdict(page: WeightsPage) -> str:
     parts = [f"{counting.count(len(page.rows))} parameters analysed"]
     if page.problems:
         parts.append(f"{len(page.problems)} problems")
+    if coded := sum(row["form"] == STORED_FORM for row in page.rows):
+        parts.append(f"{counting.count(coded)} are in {STORED_FORM}")
     parts.append(
         "every element is finite" if not broken else f"{counting.count(broken)} elements are not finite"
     )

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from asysi.weights.checkpoint import Tensor
+from asysi.weights.tensors import Tensor
 
 Method = Literal["auto", "svd", "gram", "randomized"]
 Float64 = NDArray[np.float64]
@@ -78,8 +78,8 @@ class Spectrum:
     """Whether all singular values were computed; where not, they are lower bounds of the largest."""
     squares: float
     """‖W‖F², exact with every method."""
-    noise: float = 0.0
-    """Standard deviation of the storage's rounding."""
+    noise: float | None = 0.0
+    """Standard deviation of the storage's rounding, None where it is not known."""
     row_spread: float = 1.0
     """How unequal the rows are, see `spread`."""
     col_spread: float = 1.0
@@ -112,14 +112,16 @@ class Spectrum:
         return self.largest * max(self.rows, self.cols) * _FLOAT32
 
     @property
-    def noise_floor(self) -> float:
-        """Largest singular value that rounding to the stored type makes, + 2 %.
+    def noise_floor(self) -> float | None:
+        """Largest singular value that rounding to the stored type makes, + 2 %; None where that is not known.
 
         noise · (√cols · row spread + √rows · column spread): the edge of a random matrix with independent
         elements (Marchenko and Pastur 1967), widened where rows or columns are unequal, for rounding is
         coarser where elements are larger (as in Bandeira and van Handel 2016, with a power mean for their
         maximum). A heuristic; the tests hold it to planted ranks.
         """
+        if self.noise is None:
+            return None
         rows, cols = math.sqrt(self.rows) * self.col_spread, math.sqrt(self.cols) * self.row_spread
         return NOISE_MARGIN * self.noise * (rows + cols)
 
