@@ -281,6 +281,9 @@ def _redrive_shards(spec: "PipelineFile", *, accept_changes: bool, plain: bool) 
     from asysi.pipeline.shards import merge  # noqa: PLC0415 - not needed for the help
     from asysi.pipeline.specfile import results_dir  # noqa: PLC0415
 
+    for index in range(spec.shards):  # all are looked at before one is changed
+        pipeline = _pipeline(Path(), spec, (index, spec.shards), plain=plain)
+        pipeline.check_redrive(spec.pipeline_id, accept_changes=accept_changes)
     for index in range(spec.shards):
         pipeline = _pipeline(Path(), spec, (index, spec.shards), plain=plain)
         code = _said(partial(pipeline.redrive, spec.pipeline_id, accept_changes=accept_changes))

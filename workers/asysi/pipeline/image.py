@@ -4,11 +4,15 @@ beside it.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from asysi.contract.errors import ConfigError
+from asysi.files import write_atomically
+from asysi.pipeline.seal import START_OVER
 
 RUNTIME = "runtime.json"
 CHECKPOINT = "checkpoint.json"
@@ -35,10 +39,26 @@ def read_image(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"{folder} has no {RUNTIME}: no pipeline was created there") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read ({error}): restore it") from error
+        raise ConfigError(f"{file} cannot be read ({error}): restore it, or {START_OVER}") from error
     if not isinstance(tree, dict) or "pipeline_id" not in tree or "nodes" not in tree:
-        raise ConfigError(f"{file} is no image of a pipeline")
+        raise ConfigError(f"{file} is not an image of a pipeline: restore it, or {START_OVER}")
     return tree
+
+
+@contextmanager
+def unchanged(folder: Path) -> Iterator[None]:
+    """Leave image and checkpoint as they were where the block is left by an error."""
+    files = {file: file.read_bytes() for file in (folder / RUNTIME, folder / CHECKPOINT) if file.exists()}
+    try:
+        yield
+    except BaseException:
+        for file, data in files.items():
+            write_atomically(file, partial(_fill, data=data))
+        raise
+
+
+def _fill(file: Path, data: bytes) -> None:
+    file.write_bytes(data)
 
 
 def alive(image: Mapping[str, Any]) -> int | None:

@@ -19,6 +19,7 @@ from typing import Any
 import xxhash
 
 from asysi.contract.errors import ConfigError
+from asysi.pipeline.seal import START_OVER
 from asysi.pipeline.work import DeadLetter, Result
 
 _FORMAT = "1"
@@ -145,15 +146,14 @@ class Ledger:
             self._base.execute(f"PRAGMA synchronous={'FULL' if fsync else 'NORMAL'}")
             self._base.executescript(_SCHEMA)
         except sqlite3.DatabaseError as error:
-            raise ConfigError(
-                f"{file} is no ledger ({error}): restore it, or start over with overwrite"
-            ) from error
+            raise ConfigError(f"{file} is no ledger ({error}): restore it, or {START_OVER}") from error
         found = self.about("format")
         if found is None:
             self.note("format", _FORMAT)
         elif found != _FORMAT:
             raise ConfigError(
-                f"{file} has format {found}, this version writes {_FORMAT}: finish it with the older one"
+                f"{file} has format {found}, this version writes {_FORMAT}: finish it with the version that"
+                f" began it, or {START_OVER}"
             )
 
     def note(self, name: str, value: str) -> None:
@@ -208,7 +208,9 @@ class Ledger:
         return Totals(rows, made, dropped, blank, dead, usage)
 
     def settled(self, nodes: list[str]) -> int:
-        """Return how many rows of the first source have all their descendants in the last output."""
+        """Return how many rows of the first source have all their descendants in the last output, counted by
+        whole ranges.
+        """
         rows: int | None = None
         for node in reversed(nodes):
             found = self._one(
@@ -216,7 +218,7 @@ class Ledger:
                 (node, rows),
             )
             rows = found[0] if found and found[0] is not None else 0
-        return max(0, (rows or 0) - self._first(nodes[0]))
+        return max(0, (rows or 0) - self.first(nodes[0]))
 
     def rewind(self, node: str, out_end: int) -> None:
         """Forget what a node made behind an offset of its output: it was lost with the process that held
@@ -283,7 +285,7 @@ class Ledger:
         """Take in what a redrive made: the output's new size, what nodes made and spent, and its letters."""
         with self._transaction() as base:
             for node, gained in done.gained.items():
-                whole = _and_redriven(self.last(node), self._first(node), self.totals(node), gained)
+                whole = _and_redriven(self.last(node), self.first(node), self.totals(node), gained)
                 if node == done.node:
                     whole = replace(
                         whole, out_rows=done.out_rows, out_end=done.out_end, out_digest=done.out_digest
@@ -305,7 +307,8 @@ class Ledger:
         with self._lock:
             self._base.close()
 
-    def _first(self, node: str) -> int:
+    def first(self, node: str) -> int:
+        """Return the number of the first source row of a node."""
         return int(self._one("SELECT min(first) FROM ranges WHERE node = ?", (node,))[0] or 0)
 
     @contextmanager

@@ -33,7 +33,9 @@ from asysi.pipeline.ids import FIELD
 from asysi.pipeline.ledger import Ledger, Range, Totals
 from asysi.pipeline.log import FileLog, Log
 from asysi.pipeline.operators import NodeContext, as_operator, is_coroutine, name_of
-from asysi.pipeline.seal import Seal, SealError, prefix_digest
+from asysi.pipeline.parquet_columns import ParquetColumns, columns_of
+from asysi.pipeline.seal import START_OVER, ChangedError, Seal, SealError, prefix_digest, seal_path
+from asysi.pipeline.settled import OWN_IDS
 from asysi.pipeline.source import CHUNK, LineSource, LogFeed, Window
 from asysi.pipeline.streams import IDataStream
 from asysi.pipeline.work import Block, Result, Worker
@@ -62,6 +64,7 @@ class Surroundings:
         stop: set when the run is ending.
         spent: called with (node, result) as soon as a block is computed.
         window: the part of the source that this run reads, for the first node of a shard.
+        is_first: whether the node reads the pipeline's input.
         resume: whether ranges of an earlier run are gone on from.
     """
 
@@ -72,6 +75,7 @@ class Surroundings:
     spent: Callable[[str, Result], None] = lambda node, result: None
     window: Window | None = None
     resume: bool = False
+    is_first: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +177,7 @@ class UnifiedNode:
         self._finished = False
         self._limit = batch_size
         self._letters = 0
+        self._columns: ParquetColumns | None = None
         self.remembered: Callable[[], Iterable[dict[str, Any]]] = tuple
         """Rows that an ordered operator has made in another run and must know of."""
         self._cut = False
@@ -223,6 +228,9 @@ class UnifiedNode:
         self._open_log(self._log, last)
         out.bridge.advance(last.out_end if last else 0, last.out_rows if last else 0)
         digest = self._open_source(source_bus, last)
+        self._columns = columns_of(out)
+        if self._columns is not None and last is not None:
+            self._columns.add(committed_rows(self._log, last.out_end))
         self._parked = around.ledger.parked(self.node_id) if around.resume else {}
         self._make_workers(around)
         if last is not None:
@@ -338,9 +346,10 @@ class UnifiedNode:
     def _open_finished(self, out: IDataStream, last: Range | None) -> None:
         if out.read_seal() is None:
             raise SealError(
-                f"{out.uri} has lost its seal or was removed: node {self.node_id} had finished it"
+                f"{out.uri} has lost its seal or was removed: node {self.node_id} had finished it. Restore it"
+                f" with its {seal_path('')}, or {START_OVER}"
             )
-        out.verify()
+        _verify(out, f"Restore it, or {START_OVER}")
         if last is not None:
             log = out.log()
             if isinstance(log, FileLog) and self._around is not None:
@@ -358,17 +367,18 @@ class UnifiedNode:
     def _open_source(self, bus: IDataStream, last: Range | None) -> Any:
         assert self._around is not None
         if not bus.bound:
-            bus.verify()
+            _verify(bus, f"Restore it, or {START_OVER}" if last else None)
         elif bus.bridge.ended:
             _check_written(bus)
         self._source = source = bus.source(self._around.window)
+        if self._around.is_first:
+            self._around.ledger.note(OWN_IDS, str(int(not source.stored)))
         first = last.last if last else source.first_row
         digest = source.open(first, last.source_end if last else source.begin)
         if last is not None and digest is not None and digest.hexdigest() != last.source_digest:
             raise SealError(
-                f"{bus.uri} was changed: node {self.node_id} has committed its rows up to {last.last}, and "
-                "they are no"
-                " longer what they were. Restore it, or start over with overwrite"
+                f"{bus.uri} was changed: node {self.node_id} has committed its rows up to {last.last}, and"
+                f" they are not what they were. Restore it, or {START_OVER}"
             )
         return digest
 
@@ -505,6 +515,8 @@ class UnifiedNode:
     def _deliver(self, block: Block, result: Result) -> None:
         """Give a result to the writer; a failure keeps what was finished behind it, and is raised."""
         assert self._writer is not None
+        if self._columns is not None:
+            self._columns.add_lines(result.data)
         self._computed += result.last - result.first
         if result.last > result.first:
             self._writer.put(result, block.data[: result.size])
@@ -681,15 +693,14 @@ def check_log(node: str, log: FileLog, last: Range, ranges: Iterator[Range]) -> 
         raise SealError(
             f"{log.path} was cut: node {node} has committed {last.out_rows} rows in {last.out_end} bytes, "
             f"and {size} bytes"
-            " are left. Restore it, or start over with overwrite"
+            f" are left. Restore it, or {START_OVER}"
         )
     with log.path.open("rb", buffering=CHUNK) as stream:
         digest = prefix_digest(stream, last.out_end)
     if last.out_digest is not None and digest.hexdigest() != last.out_digest:
         raise SealError(
-            f"{log.path} was changed after node {node} had committed it{_where(log.path, ranges)}. Restore "
-            "it, or start"
-            " over with overwrite"
+            f"{log.path} was changed after node {node} had committed it{_where(log.path, ranges)}. Restore"
+            f" it, or {START_OVER}"
         )
     return digest
 
@@ -707,6 +718,20 @@ def _where(path: Path, ranges: Iterator[Range]) -> str:
     return ""
 
 
+def _verify(bus: IDataStream, advice: str | None) -> None:
+    """Compare a bus with its seal.
+
+    Raises:
+        SealError: they differ; it ends with the advice.
+    """
+    try:
+        bus.verify()
+    except ChangedError as error:
+        raise SealError(f"{error.facts}. {advice or error.advice}") from None
+    except FileNotFoundError:
+        raise SealError(f"{bus.uri} is gone, and its seal is still there. {advice or 'Restore it'}") from None
+
+
 def _check_written(bus: IDataStream) -> None:
     """Compare a bus with what the node before wrote to it.
 
@@ -721,7 +746,8 @@ def _check_written(bus: IDataStream) -> None:
         found = prefix_digest(stream, size).hexdigest()
     if found != expected:
         raise SealError(
-            f"{bus.uri} was changed after it had been sealed: its digest is {found}, not {expected}"
+            f"{bus.uri} was changed after it had been sealed: its digest is {found}, not {expected}. Restore"
+            f" it, or {START_OVER}"
         )
 
 

@@ -6,7 +6,9 @@ from typing import Any
 from asysi.contract.errors import ConfigError
 from asysi.pipeline.image import LIVE, RUNTIME, read_image
 from asysi.pipeline.ledger import Ledger
+from asysi.pipeline.settled import settled_rows
 from asysi.pipeline.source import is_locked
+from asysi.pipeline.streams import StreamFactory
 
 
 def overview(folder: Path) -> list[dict[str, Any]]:
@@ -46,7 +48,8 @@ def _corrected(folder: Path) -> dict[str, Any]:
                 blank=totals.blank,
                 dead=totals.dead,
             )
-        settled = ledger.settled([node["node_id"] for node in image["nodes"]])
+        buses = [StreamFactory.create(node["output_uri"], folder / "spool") for node in image["nodes"]]
+        settled = settled_rows(ledger, [node["node_id"] for node in image["nodes"]], buses)
         return {**image, "settled": settled, "dead": len(ledger.dead())}
     finally:
         ledger.close()

@@ -10,7 +10,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from asysi.pipeline import inputs
 from asysi.pipeline.config import NodeConfig, WriterConfig, refuse_unknown
 from asysi.pipeline.fingerprint import differences, fingerprint, rebuild
 from asysi.pipeline.hooks import CompositePipelineHooks
-from asysi.pipeline.image import CHECKPOINT, RUNTIME, alive, read_image, write_live
+from asysi.pipeline.image import CHECKPOINT, RUNTIME, alive, read_image, unchanged, write_live
 from asysi.pipeline.inputs import InputFile
 from asysi.pipeline.journal import FILE, journal
 from asysi.pipeline.ledger import Ledger
@@ -30,6 +30,8 @@ from asysi.pipeline.log import MemoryLog
 from asysi.pipeline.node import Progress, Surroundings, UnifiedNode
 from asysi.pipeline.operators import as_operator, name_of
 from asysi.pipeline.seal import START_OVER
+from asysi.pipeline.settled import settled_rows
+from asysi.pipeline.shards import refuse_foreign
 from asysi.pipeline.signals import cancel_on_signal
 from asysi.pipeline.source import Window, is_locked
 from asysi.pipeline.streams import IDataStream, MemoryStream, StreamFactory
@@ -43,6 +45,10 @@ _MEMORY_KEPT = 64 << 20
 _ON_ERROR, _MOST_DEAD = "fail", 1000
 """What a pipeline does with rows that cannot be processed, where nothing else is said."""
 _log = logging.getLogger("asysi.pipeline")
+
+
+class _CheckedError(Exception):
+    """Everything was looked at: what was changed for that is taken back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,11 +309,11 @@ class UnifiedNodePipeline:
         used = self.results_dir / LEDGER
         taken = [node.output_bus for node in self.nodes if node.output_bus and node.output_bus.exists()]
         if (self.results_dir / RUNTIME).exists():
-            self._refuse_other(read_image(self.results_dir), used.exists(), overwrite)
+            self._refuse_other(self._image_before(overwrite), used.exists(), overwrite)
         if taken and not overwrite:
             raise ConfigError(
                 *(
-                    f"{bus.uri} is there already: delete it, name another output, or overwrite it"
+                    f"{bus.uri} is there already: delete it, name another output, or {START_OVER}"
                     for bus in taken
                 )
             )
@@ -318,6 +324,15 @@ class UnifiedNodePipeline:
                 (self.results_dir / name).unlink(missing_ok=name != LEDGER)
             for folder in ("spool", "dead_letters", "redrive"):
                 shutil.rmtree(self.results_dir / folder, ignore_errors=True)
+
+    def _image_before(self, overwrite: bool) -> Mapping[str, Any]:
+        """Return the image of the run before; one that cannot be read may be overwritten."""
+        try:
+            return read_image(self.results_dir)
+        except ConfigError:
+            if not overwrite:
+                raise
+            return {"pipeline_id": self.pipeline_id, "status": "unknown"}
 
     def _refuse_other(self, image: Mapping[str, Any], used: bool, overwrite: bool) -> None:
         if image["pipeline_id"] != self.pipeline_id:
@@ -331,8 +346,8 @@ class UnifiedNodePipeline:
             differs = f"This blueprint differs: {'; '.join(changes)}. " if changes else ""
             raise ConfigError(
                 f"the pipeline {self.pipeline_id} has run before (it is {image['status']}). {differs}"
-                f"resume({self.pipeline_id!r}) goes on with it; else give this one another pipeline_id, or"
-                " overwrite it"
+                f"`resume` (in Python resume({self.pipeline_id!r})) goes on with it; else give this one"
+                f" another pipelineId, or {START_OVER}"
             )
 
     # The run
@@ -380,23 +395,46 @@ class UnifiedNodePipeline:
 
         self.pipeline_id = pipeline_id or ""
         check_completed(self.results_dir)
-        self.resume(pipeline_id, accept_changes=accept_changes)
-        with _locked(self.results_dir, self.pipeline_id), journal(self._log_dir):
-            self._began, self.status = time.monotonic(), "redriving"
-            ledger = Ledger(self.results_dir / LEDGER)
-            try:
-                for node in self.nodes:
-                    node.recall(ledger.totals(node.node_id))
+        with unchanged(self.results_dir):
+            self.resume(pipeline_id, accept_changes=accept_changes)
+            with self._redriving() as ledger:
                 self.save_runtime()
                 status = redrive(self, ledger)
                 self.status = "completed"
                 self.save_runtime()
                 if status != "completed":
                     return replace(self.report(ledger), status=status)
-            finally:
-                ledger.close()
         self.status = "resuming"
         return self.run()
+
+    def check_redrive(self, pipeline_id: str | None = None, *, accept_changes: bool = False) -> None:
+        """Refuse what `redrive` would refuse, and change nothing.
+
+        Raises:
+            ConfigError, SealError: see `redrive`.
+        """
+        from asysi.pipeline.redrive import check_completed, check_output  # noqa: PLC0415 - it knows pipelines
+
+        self.pipeline_id = pipeline_id or ""
+        check_completed(self.results_dir)
+        with suppress(_CheckedError), unchanged(self.results_dir):
+            self.resume(pipeline_id, accept_changes=accept_changes)
+            with self._redriving() as ledger:
+                check_output(self, ledger)
+            raise _CheckedError
+
+    @contextmanager
+    def _redriving(self) -> Iterator[Ledger]:
+        """Hold the pipeline for a redrive, with its ledger and what its nodes have completed."""
+        with _locked(self.results_dir, self.pipeline_id), journal(self._log_dir):
+            self._began, self.status = time.monotonic(), "redriving"
+            ledger = Ledger(self.results_dir / LEDGER)
+            try:
+                for node in self.nodes:
+                    node.recall(ledger.totals(node.node_id))
+                yield ledger
+            finally:
+                ledger.close()
 
     def beside(
         self, nodes: Sequence[UnifiedNode], results_dir: Path, budget: Mapping[str, float]
@@ -467,7 +505,7 @@ class UnifiedNodePipeline:
             self.status,
             {node.node_id: node.progress() for node in self.nodes},
             self._spent_so_far(),
-            ledger.settled(names),
+            settled_rows(ledger, names, [node.output_bus for node in self.nodes]),
             len(ledger.dead()),
             time.monotonic() - self._began,
             self._new_inputs,
@@ -488,6 +526,7 @@ class UnifiedNodePipeline:
                     self._on_result,
                     self._window if node is self.nodes[0] else None,
                     self._resume,
+                    node is self.nodes[0],
                 )
             )
 
@@ -811,6 +850,11 @@ class UnifiedPipeline(UnifiedNodePipeline):
     def _writes_besides(self) -> list[str | None]:
         merged = self._settings["output_uri"]  # of shards; each writes another file
         return [*super()._writes_besides(), getattr(self._bus(merged), "url", None) if merged else None]
+
+    def _make_room(self, overwrite: bool) -> None:
+        if self._settings["shard"] and self._settings["output_uri"]:
+            refuse_foreign(self._bus(self._settings["output_uri"]), self.pipeline_id, overwrite=overwrite)
+        super()._make_room(overwrite)
 
     def _configs(self, names: list[str]) -> list[NodeConfig]:
         """Return a config for each node; entries with a `node_id` of ours mean that node, others go by their

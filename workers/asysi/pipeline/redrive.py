@@ -26,7 +26,7 @@ from asysi.pipeline.image import read_image
 from asysi.pipeline.ledger import Ledger, Redriven, Totals
 from asysi.pipeline.log import FileLog
 from asysi.pipeline.node import UnifiedNode, check_log, committed_rows
-from asysi.pipeline.seal import Seal
+from asysi.pipeline.seal import START_OVER, Seal, SealError, seal_path
 from asysi.pipeline.source import CHUNK
 from asysi.pipeline.streams import IDataStream, JsonlStream
 from asysi.pipeline.work import DeadLetter
@@ -74,6 +74,8 @@ def check_completed(folder: Path) -> None:
         ConfigError: it is not, or there is none.
     """
     image = read_image(folder)
+    if not (folder / "ledger.sqlite").exists():
+        raise ConfigError(f"the pipeline {image['pipeline_id']} has not run yet: run it first")
     ledger = Ledger(folder / "ledger.sqlite")
     try:
         names = [node["node_id"] for node in image["nodes"]]
@@ -100,6 +102,7 @@ def redrive(pipeline: "UnifiedNodePipeline", ledger: Ledger) -> str:
     final = pipeline.nodes[-1]
     assert final.output_bus is not None
     finish_merge(ledger, final.output_bus)
+    check_output(pipeline, ledger)
     folder = pipeline.results_dir / _FOLDER / f"{int(ledger.about(_ROUNDS) or 0):04d}"
     chains: list[_Chain] = []
     for index in range(len(pipeline.nodes)):
@@ -115,6 +118,27 @@ def redrive(pipeline: "UnifiedNodePipeline", ledger: Ledger) -> str:
         finish_merge(ledger, final.output_bus)
     shutil.rmtree(folder, ignore_errors=True)
     return "completed"
+
+
+def check_output(pipeline: "UnifiedNodePipeline", ledger: Ledger) -> None:
+    """Refuse to redrive into an output that is not what it was: before anything is computed or paid.
+
+    Raises:
+        ConfigError: the output was lost with its process.
+        SealError: it is not what the ledger says, or has lost its seal.
+    """
+    if ledger.about(_PENDING) not in {None, "null"}:
+        return  # it is given its name first
+    final = pipeline.nodes[-1]
+    log, last = _file_log(final), ledger.last(final.node_id)
+    if last is not None:
+        check_log(final.node_id, log, last, ledger.ranges(final.node_id))
+    assert final.output_bus is not None
+    if final.output_bus.read_seal() is None:
+        raise SealError(
+            f"{final.output_bus.uri} has lost its seal or was removed. Restore it with its {seal_path('')},"
+            f" or {START_OVER}"
+        )
 
 
 def finish_merge(ledger: Ledger, bus: IDataStream) -> None:
@@ -198,7 +222,10 @@ def _file_log(node: UnifiedNode) -> FileLog:
     assert node.output_bus is not None
     log = node.output_bus.log()
     if not isinstance(log, FileLog):
-        raise ConfigError(f"{node.output_bus.uri} was lost with its process: only files can be redriven into")
+        raise ConfigError(
+            f"{node.output_bus.uri} was lost with its process: only files can be redriven into; run the"
+            " pipeline again with a file as its output"
+        )
     return log
 
 

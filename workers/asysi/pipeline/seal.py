@@ -22,6 +22,19 @@ class SealError(ConfigError):
     """A file is not what its seal or the ledger says it is."""
 
 
+class ChangedError(SealError):
+    """A file is not what its seal says.
+
+    Attributes:
+        facts: in what it differs.
+        advice: what to do, where nothing is known of who reads it.
+    """
+
+    def __init__(self, facts: str, advice: str) -> None:
+        super().__init__(f"{facts}. {advice}")
+        self.facts, self.advice = facts, advice
+
+
 @dataclass(frozen=True, slots=True)
 class Seal:
     """What is known of a finished file.
@@ -59,7 +72,7 @@ class Seal:
         try:
             return cls(**json.loads(text))
         except (ValueError, TypeError) as error:
-            raise SealError(f"{where} is no seal ({error}): delete it, or seal the file again") from error
+            raise SealError(f"{where} is not a seal ({error}): restore it, or {START_OVER}") from error
 
 
 def seal_path(path: str) -> str:
@@ -129,9 +142,10 @@ def check(where: str, seal: Seal, found: tuple[int, int, str]) -> None:
     if digest != seal.digest:
         differences.append(f"its digest is {digest}, not {seal.digest}")
     if differences:
-        raise SealError(
-            f"{where} was changed after it had been sealed: {'; '.join(differences)}. Restore it, or remove"
-            f" {seal_path(where)} if the change is meant"
+        raise ChangedError(
+            f"{where} was changed after it had been sealed: {'; '.join(differences)}",
+            f"Restore it, or, if the change is meant, remove {seal_path(where)} (between nodes wired by hand:"
+            " call seal() on it)",
         )
 
 

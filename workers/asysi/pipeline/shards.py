@@ -4,6 +4,7 @@ Parts begin and end with lines; rows keep the numbers that they have in the whol
 is, byte for byte, that of a single run. Each part has a ledger of its own.
 """
 
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from asysi.pipeline.image import read_image
 from asysi.pipeline.inputs import same
 from asysi.pipeline.ledger import Ledger
 from asysi.pipeline.log import FileLog
-from asysi.pipeline.seal import START_OVER, Seal, SealError, prefix_digest
+from asysi.pipeline.seal import START_OVER, ChangedError, Seal, SealError, prefix_digest
 from asysi.pipeline.source import CHUNK, FilesFeed, Window
 from asysi.pipeline.streams import FileStream, IDataStream, StreamFactory
 
@@ -41,6 +42,21 @@ def window(bus: IDataStream, index: int, count: int) -> Window:
     return found
 
 
+def refuse_foreign(output: IDataStream, pipeline_id: str, *, overwrite: bool) -> None:
+    """Refuse shards whose merged output would lie where something else does, before they run.
+
+    Raises:
+        ConfigError: it does, and may not be overwritten.
+    """
+    seal = output.read_seal()
+    if not output.exists() or (seal is not None and seal.pipeline_id == pipeline_id):
+        return
+    if not overwrite:
+        raise ConfigError(f"{output.uri} is there already: delete it, name another output, or {START_OVER}")
+    with suppress(FileNotFoundError):  # another shard was quicker
+        output.remove()
+
+
 def merge(folder: Path) -> Seal:
     """Put the outputs of all shards under a results folder together, in their order, and return the seal.
 
@@ -57,13 +73,14 @@ def merge(folder: Path) -> Seal:
     seals = [_seal(Path(image["results_dir"]), image["nodes"][-1]) for image in images]
     parent = xxhash.xxh3_128("".join(seal.digest for seal in seals).encode()).hexdigest()
     name = images[0]["pipeline_id"]
-    before = output.read_seal()
+    before = output.read_seal() if output.exists() else None
     if before is not None and before.pipeline_id != name:
-        raise ConfigError(
-            f"{output.uri} is there already, and not of {name}: delete it, or name another output"
-        )
+        raise ConfigError(f"{output.uri} is there already, and not of {name}: delete it, then merge again")
     if before is not None and before.parent == parent:
-        output.verify()
+        try:
+            output.verify()
+        except ChangedError as error:
+            raise SealError(f"{error.facts}. Restore it, or delete it and merge again") from None
         return before
     output.unseal()
     log = output.log()
@@ -96,17 +113,17 @@ def _images(folder: Path) -> list[dict[str, Any]]:
         raise ConfigError(f"{folder} has no shards")
     count = images[0]["shard"][1]
     found = {image["shard"][0] for image in images}
-    missing = [str(index) for index in range(count) if index not in found]
+    missing = [f"{index} is missing" for index in range(count) if index not in found]
     open_ones = [
         f"{image['shard'][0]} is {image['status']}" for image in images if image["status"] != "completed"
     ]
     if missing or open_ones:
         raise ConfigError(
-            f"{folder}: shards are not done: {', '.join([*(f'{m} is missing' for m in missing), *open_ones])}"
+            f"{folder}: shards are not done: {', '.join([*missing, *open_ones])}: run or resume them"
         )
     for name in ("operators", "input_uri", "output_uri"):
         if any(image[name] != images[0][name] for image in images):
-            raise ConfigError(f"{folder}: the shards differ in {name}: they do not belong together")
+            raise ConfigError(f"{folder}: the shards differ in {name}: {START_OVER}")
     if not all(same(image.get("inputs"), images[0].get("inputs")) for image in images):
         raise ConfigError(f"{folder}: the shards have read different input files: {START_OVER}")
     images = sorted(images, key=lambda image: int(image["shard"][0]))
@@ -115,8 +132,7 @@ def _images(folder: Path) -> list[dict[str, Any]]:
         if end != begin:
             raise ConfigError(
                 f"{folder}: shard {before['shard'][0]} ends at byte {end} of the input, and shard"
-                f" {after['shard'][0]} begins at {begin}: the input was changed between them; start over with"
-                " overwrite"
+                f" {after['shard'][0]} begins at {begin}: the input was changed between them; {START_OVER}"
             )
     return images
 

@@ -1,0 +1,113 @@
+"""Types of a Parquet output's columns, looked at while rows are made: not only when all are done."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from asysi.contract.errors import ConfigError
+from asysi.pipeline.ids import FIELD
+from asysi.pipeline.streams import IDataStream, ParquetStream
+
+_BATCH = 8192
+
+
+def columns_of(bus: IDataStream) -> "ParquetColumns | None":
+    """Return what looks at the rows for a bus, None where its format holds every row.
+
+    Raises:
+        ConfigError: Parquet cannot be written here.
+    """
+    return ParquetColumns(bus.uri, bus.log().path) if isinstance(bus, ParquetStream) else None
+
+
+class ParquetColumns:
+    """The columns of a Parquet file to be.
+
+    Args:
+        name: what errors call it.
+        rows: where its rows lie until it is made.
+
+    Raises:
+        ConfigError: pyarrow is not installed.
+    """
+
+    def __init__(self, name: str, rows: Path) -> None:
+        try:
+            import pyarrow  # noqa: PLC0415 - heavy, and only needed here
+            import pyarrow.parquet  # noqa: PLC0415
+        except ImportError as error:
+            raise ConfigError(
+                f"{name} cannot be written: {error}. Install pyarrow, or write jsonl:// or csv://"
+            ) from error
+        self._arrow: Any = pyarrow
+        self._name, self._rows = name, rows
+        self._schema = pyarrow.schema([])
+
+    def add(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Look at more rows.
+
+        Raises:
+            ConfigError: a column's values have no type in common; it says which, and where the rows lie.
+        """
+        for batch in _batches(rows):
+            try:
+                table = self._arrow.Table.from_pylist(_complete(batch))
+                self._schema = self._unified(self._schema, table.schema)
+            except (self._arrow.ArrowException, OverflowError, TypeError, ValueError) as error:
+                raise self._refused(batch, error) from error
+
+    def add_lines(self, data: bytes) -> None:
+        """Look at more rows, JSON lines.
+
+        Raises:
+            ConfigError: see `add`.
+        """
+        if data:
+            self.add(map(orjson.loads, data.splitlines()))
+
+    def _unified(self, one: Any, other: Any) -> Any:
+        return self._arrow.unify_schemas([one, other], promote_options="permissive")
+
+    def _refused(self, batch: list[dict[str, Any]], error: Exception) -> ConfigError:
+        lie = f"Rows computed before it are JSON lines in {self._rows}" if self._rows.exists() else ""
+        advice = (
+            "let operators return one type for it (then resume with --accept-changes), or write jsonl://"
+            " under another pipelineId"
+        )
+        for row in batch:
+            for column, value in row.items():
+                if column == FIELD:
+                    continue
+                try:
+                    kind = self._arrow.array([value]).type
+                    field = self._arrow.schema([self._arrow.field(column, kind)])
+                    self._schema = self._unified(self._schema, field)
+                except (self._arrow.ArrowException, OverflowError, TypeError, ValueError):
+                    known = self._schema.field(column).type if column in self._schema.names else None
+                    what = f"{known}, and {_shown(value)}" if known is not None else _shown(value)
+                    return ConfigError(
+                        f"{self._name}: row {row.get(FIELD)}: the column {column} would hold {what}, which"
+                        f" no Parquet column holds: {advice}. {lie}"
+                    )
+        return ConfigError(f"{self._name}: rows do not fit into Parquet columns ({error}): {advice}. {lie}")
+
+
+def _shown(value: Any) -> str:
+    text = orjson.dumps(value, default=str).decode()
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+def _complete(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows for pyarrow, which takes the columns from the first one; ids are text."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    first, *others = ({**row, FIELD: str(row[FIELD])} if FIELD in row else row for row in rows)
+    return [{**dict.fromkeys(names), **first}, *others]
+
+
+def _batches(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    stream = iter(rows)
+    while batch := list(islice(stream, _BATCH)):
+        yield batch
