@@ -12,7 +12,7 @@ import transformers
 from asysi.contract.errors import ConfigError
 from asysi.contract.spec import Model, ScanExperiment
 from asysi.hosts.check import check
-from asysi.hosts.model import build_on_meta, load_model, resolve_model
+from asysi.hosts.model import build_structure, load_model, resolve_model
 from asysi.hosts.rings import plan_rings
 from asysi.hosts.scan import ScannerEngine, base_of
 from asysi_ring import Control, create
@@ -134,7 +134,7 @@ def test_code_beside_a_model_is_never_run(own):
     (own / "config.json").write_text(json.dumps(config))
     (own / "evil.py").write_text(f"open({str(own / 'canary')!r}, 'w')\n")
     with pytest.raises(ConfigError, match="never run"):
-        build_on_meta(resolve_model(Model(uri=f"file://{own}")), "float32")
+        build_structure(resolve_model(Model(uri=f"file://{own}")), "float32")
     assert not (own / "canary").exists()
 
 

@@ -13,15 +13,13 @@ from asysi.contract.errors import ConfigError
 from asysi.contract.quantity import format_bytes
 from asysi.contract.rows import pipeline_file, read_rows
 from asysi.contract.spec import Data, ScanExperiment, Spec
-from asysi.hosts.model import ResolvedModel, build_on_meta, load_model, load_tokenizer, resolve_model
+from asysi.hosts.model import LoadedModel, ResolvedModel, build_structure, load_model, resolve_model
 from asysi.hosts.rings import RingPlan, bus_problems, capture_problems, plan_rings
 from asysi.hosts.text import TextSource
-from asysi.hosts.tokens import make_policy
+from asysi.hosts.tokens import make_policy, ordinary_token, padding_token
 
 if TYPE_CHECKING:
     import torch
-
-_BATCH, _LENGTH = 3, 7  # of the trial forward: no other size of a model is likely to be these two
 
 
 @dataclass
@@ -65,9 +63,9 @@ def check(
         workspace: folder that a hf:// model is fetched into; None uses the hub's own cache.
     """
     spec, report = experiment.spec, CheckReport()
-    _check_model(spec, report, workspace)
+    tokenizer = _check_model(spec, report, workspace)
     if spec.data is not None:
-        _check_data(experiment, spec.data, output or _default_output(experiment), report)
+        _check_data(experiment, spec.data, tokenizer, output or _default_output(experiment), report)
     _check_rings(spec, report, shm)
     _check_output(output or _default_output(experiment), report)
     return report
@@ -86,81 +84,82 @@ def missing_bytes(rings: Sequence[RingPlan], shm: Path) -> int:
     )
 
 
-def _check_model(spec: Spec, report: CheckReport, workspace: Path | None) -> None:
+def _check_model(spec: Spec, report: CheckReport, workspace: Path | None) -> Any:
+    """Match and try the hook points; return the tokenizer, None when there is no model."""
+    tokenizer = None
     try:
         report.model = resolve_model(spec.model, workspace)
-        module, model_type = build_on_meta(report.model, spec.model.dtype)
+        loaded = build_structure(report.model, spec.model.dtype)
+        tokenizer = loaded.tokenizer
         if report.model.class_name is None:
-            report.model = replace(report.model, class_name=type(module).__name__)
-        names = [name for name, _ in module.named_modules()]
-        paths = match_globs(spec.capture.hook_points, names)
-        length = spec.data.tokens.context_length if spec.data else 1
-        batch = spec.workload.scan.batch_size if spec.workload.scan else 1
-        outputs = _trial(report.model, spec.model.dtype, module, paths)
-        for path in paths:
-            try:
-                shape = (batch, length, *_row_shape(path, outputs.get(path)))
-                report.points.append(
-                    HookPoint(path, alias_of(model_type, path), shape, _dtype(outputs[path]))
-                )
-            except ConfigError as error:
-                report.need(error)
-        _check_positions(module, length, report)
+            report.model = replace(report.model, class_name=type(loaded.module).__name__)
+        _check_points(spec, loaded, report)
     except ConfigError as error:
         report.need(error)
+    return tokenizer
 
 
-def _trial(
-    resolved: ResolvedModel, dtype: str, module: "torch.nn.Module", paths: list[str]
-) -> "dict[str, torch.Tensor]":
-    """Return an output of each hook point that is called, by a forward without weights where that works."""
-    try:
-        return _outputs(module, paths)
-    except ConfigError:
-        raise
-    except Exception as error:  # a forward may do anything; some look at values
-        if resolved.path is None:
-            raise ConfigError(
-                f"spec.model.uri: the forward of {resolved.uri} fails with {_BATCH} × {_LENGTH} input_ids:"
-                f" {type(error).__name__}: {error}"
-            ) from error
-    try:
-        return _outputs(load_model(resolved, dtype).module, paths)
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise ConfigError(
-            f"spec.model.uri: the forward of the model fails: {type(error).__name__}: {error}"
-        ) from error
+def _check_points(spec: Spec, loaded: LoadedModel, report: CheckReport) -> None:
+    """Match the hook points and try the forward as the host will call it."""
+    from asysi.hosts.trial import Asked, try_forward  # noqa: PLC0415 - imports torch
 
-
-def _outputs(module: "torch.nn.Module", paths: list[str]) -> "dict[str, torch.Tensor]":
-    import torch  # noqa: PLC0415 - heavy
-
-    from asysi.capture.rows import first_tensor  # noqa: PLC0415 - imports torch
-    from asysi.hosts.scan import base_of  # noqa: PLC0415 - imports torch
-
-    found: dict[str, torch.Tensor] = {}
-
-    def keep(path: str, output: Any) -> None:
+    assert report.model is not None
+    resolved, module, tokenizer = report.model, loaded.module, loaded.tokenizer
+    batch = spec.workload.scan.batch_size if spec.workload.scan else 1
+    length = spec.data.tokens.context_length if spec.data else 1
+    paths = _matched(spec, module, report)
+    most = getattr(getattr(module, "config", None), "max_position_embeddings", None)
+    limit = most if isinstance(most, int) and most > 0 else None
+    called = try_forward(
+        module,
+        paths,
+        Asked(batch, length, limit, ordinary_token(tokenizer), padding_token(tokenizer)),
+        (lambda: load_model(resolved, spec.model.dtype).module) if resolved.path else None,
+    )
+    for path in paths:
         try:
-            found[path] = first_tensor(output)
-        except TypeError as error:
-            raise ConfigError(f"spec.capture.hookPoints: {path}: {error}") from error
+            one = called.get(path)
+            shape = (batch, length, *_row_shape(path, one.output if one else None))
+            assert one is not None
+            alias = alias_of(loaded.model_type, path)
+            report.points.append(HookPoint(path, alias, shape, _dtype(one.output), one.calls))
+        except ConfigError as error:
+            report.need(error)
+    if limit is not None and limit < length:
+        report.problems.append(
+            f"spec.data.tokens.contextLength: is {length}, but the model has {most} positions: lower it to "
+            f"{most} or less"
+        )
+    _check_vocabulary(module, tokenizer, report)
 
-    modules = dict(module.named_modules())
-    handles = [
-        modules[path].register_forward_hook(lambda _module, _args, output, path=path: keep(path, output))
-        for path in paths
-    ]
-    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    try:
-        with torch.inference_mode():
-            base_of(module, paths)(input_ids=torch.zeros((_BATCH, _LENGTH), dtype=torch.long, device=device))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
+
+def _matched(spec: Spec, module: "torch.nn.Module", report: CheckReport) -> list[str]:
+    """Return the paths of the modules that the globs match, one for each module.
+
+    A module may have several names; it is watched once, under the first that matches.
+    """
+    modules = dict(module.named_modules(remove_duplicate=False))
+    first: dict[int, str] = {}
+    for path in match_globs(spec.capture.hook_points, list(modules)):
+        watched = first.setdefault(id(modules[path]), path)
+        if watched != path:
+            report.warnings.append(
+                f"spec.capture.hookPoints: {path} and {watched} are the same module: it is watched once, as "
+                f"{watched}"
+            )
+    return list(first.values())
+
+
+def _check_vocabulary(module: "torch.nn.Module", tokenizer: Any, report: CheckReport) -> None:
+    """Warn of tokens that the model has no embedding for: text that holds one stops the run."""
+    embedding = getattr(module, "get_input_embeddings", lambda: None)()
+    rows = getattr(getattr(embedding, "weight", None), "shape", (0,))[0]
+    beyond = sorted((number, name) for name, number in tokenizer.get_vocab().items() if number >= rows > 0)
+    if beyond:
+        report.warnings.append(
+            f"spec.model.tokenizer: {len(beyond)} of its tokens have no row in the model's embedding of "
+            f"{rows}, like {beyond[0][1]!r}: text that holds one of them stops the run"
+        )
 
 
 def _row_shape(path: str, output: "torch.Tensor | None") -> tuple[int, ...]:
@@ -169,17 +168,18 @@ def _row_shape(path: str, output: "torch.Tensor | None") -> tuple[int, ...]:
     Raises:
         ConfigError: the forward never calls the module, or its output has no row a token.
     """
+    from asysi.capture.rows import row_shape  # noqa: PLC0415 - imports torch
+    from asysi.hosts.trial import BATCH, LENGTH  # noqa: PLC0415 - imports torch
+
     where = f"spec.capture.hookPoints: {path}"
     if output is None:
         raise ConfigError(f"{where} is no part of the forward: the model never calls it")
     shape = tuple(output.shape)
     if not output.is_floating_point():
         raise ConfigError(f"{where} returns {output.dtype}, no activation")
-    if shape[:2] == (_BATCH, _LENGTH) and len(shape) > 2:
-        return shape[2:]
-    if shape[:1] == (_BATCH * _LENGTH,) and len(shape) > 1:
-        return shape[1:]
-    raise ConfigError(f"{where} returns {list(shape)} for {_BATCH} × {_LENGTH} tokens: it has no row a token")
+    if (row := row_shape(shape, BATCH, LENGTH)) is not None:
+        return row
+    raise ConfigError(f"{where} returns {list(shape)} for {BATCH} × {LENGTH} tokens: it has no row a token")
 
 
 def _dtype(output: "torch.Tensor") -> str:
@@ -189,19 +189,12 @@ def _dtype(output: "torch.Tensor") -> str:
     )  # capture converts what the ring does not know
 
 
-def _check_positions(module: "torch.nn.Module", length: int, report: CheckReport) -> None:
-    most = getattr(getattr(module, "config", None), "max_position_embeddings", None)
-    if isinstance(most, int) and length > most:
-        report.problems.append(
-            f"spec.data.tokens.contextLength: is {length}, but the model has {most} positions: lower it to "
-            f"{most} or less"
-        )
-
-
-def _check_data(experiment: ScanExperiment, data: Data, output: Path, report: CheckReport) -> None:
-    if report.model is not None and report.model.tokenizer is not None:
+def _check_data(
+    experiment: ScanExperiment, data: Data, tokenizer: Any, output: Path, report: CheckReport
+) -> None:
+    if tokenizer is not None:
         try:
-            make_policy(data.tokens, load_tokenizer(report.model))
+            make_policy(data.tokens, tokenizer)
         except ConfigError as error:
             report.need(error)
     spec, rows = experiment.spec, read_rows(data, output.absolute())

@@ -190,24 +190,28 @@ def load_model(resolved: ResolvedModel, dtype: str) -> LoadedModel:
     return LoadedModel(module.eval(), load_tokenizer(resolved), config.model_type)
 
 
-def build_on_meta(resolved: ResolvedModel, dtype: str) -> tuple["torch.nn.Module", str | None]:
-    """Return the model's structure without weights, and its model_type; a python:// factory is called.
+def build_structure(resolved: ResolvedModel, dtype: str) -> LoadedModel:
+    """Return the model with its tokenizer and without its weights, which are on the meta device.
+
+    The tables that it computes itself have their values. A python:// factory is called, and its model has
+    weights.
 
     Raises:
-        ConfigError: the folder's configuration cannot be used, or the factory gives no model.
+        ConfigError: the folder's configuration cannot be used, the factory gives no model, or there is no
+            tokenizer.
     """
     import torch  # noqa: PLC0415
 
-    if resolved.path is None:
-        loaded = _from_factory(resolved, getattr(torch, dtype))
-        return loaded.module, loaded.model_type
-    config, model_class = _architecture(resolved)
-    with _quiet(), torch.device("meta"):
-        build = model_class.from_config if model_class.__name__ == "AutoModel" else model_class._from_config
+    from asysi.hosts.hollow import Structure  # noqa: PLC0415 - imports torch
 
+    if resolved.path is None:
+        return _from_factory(resolved, getattr(torch, dtype))
+    config, model_class = _architecture(resolved)
+    with _quiet(), Structure():
+        build = model_class.from_config if model_class.__name__ == "AutoModel" else model_class._from_config
         module: torch.nn.Module = build(config, dtype=getattr(torch, dtype))
     _spare_the_cache(module)
-    return module.eval(), config.model_type
+    return LoadedModel(module.eval(), load_tokenizer(resolved), config.model_type)
 
 
 def load_tokenizer(resolved: ResolvedModel) -> Any:

@@ -52,7 +52,6 @@ def make_policy(tokens: Tokens, tokenizer: Any) -> Policy:
     for position, name in enumerate(tokens.exclude_tokens):
         where = f"spec.data.tokens.excludeTokens[{position}]"
         excluded.update(groups[name] if name in groups else [_token_id(name, tokenizer, where)])
-    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     concat = tokens.packing == "concat"
     return Policy(
         context_length=tokens.context_length,
@@ -60,10 +59,22 @@ def make_policy(tokens: Tokens, tokenizer: Any) -> Policy:
         bos=bos if tokens.prepend_bos or (concat and tokens.prepend_bos is None) else None,
         drop_bos=bos if tokens.prepend_bos is False else None,
         separator=_separator(tokens, tokenizer) if concat else None,
-        padding=next(token for token in candidates if token is not None),
+        padding=padding_token(tokenizer),
         excluded=np.array(sorted(excluded), np.int64),
         padding_is_data="padding" not in tokens.exclude_tokens,
     )
+
+
+def padding_token(tokenizer: Any) -> int:
+    """Return the token that sequences are padded with; the mask leaves it out."""
+    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return int(next(token for token in candidates if token is not None))
+
+
+def ordinary_token(tokenizer: Any) -> int:
+    """Return a token that ordinary text has."""
+    tokens = tokenizer("a", add_special_tokens=False)["input_ids"]
+    return int(tokens[0]) if tokens else 0
 
 
 def _separator(tokens: Tokens, tokenizer: Any) -> int:

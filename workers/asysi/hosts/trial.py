@@ -1,0 +1,239 @@
+"""Tries a model's forward as the host will call it: the same arguments, up to the longest sequence.
+
+Where that works the weights are left out (`hosts/hollow.py`): a model of any size is tried in a second.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from asysi.capture.rows import first_tensor
+from asysi.contract.errors import ConfigError
+from asysi.hosts.hollow import NoRow, run_hollow
+from asysi.hosts.scan import base_of
+
+BATCH, LENGTH = 3, 7
+"""Of the forward whose outputs are looked at: no other size of a model is likely to be these two."""
+_LONGEST, _LONGEST_PADDED = 8192, 2048  # a mask may take their squares in bytes
+
+Inputs = dict[str, torch.Tensor]
+Run = Callable[[Inputs], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the host will ask of the model."""
+
+    batch: int
+    """Sequences in a step."""
+    length: int
+    """Tokens of the longest sequence."""
+    limit: int | None = None
+    """Tokens that the model says it can read at most; None when it says nothing."""
+    token: int = 0
+    """An ordinary token of the tokenizer."""
+    padding: int = 0
+    """The token that sequences are padded with."""
+
+
+@dataclass(slots=True)
+class Called:
+    """What a module did in the trial forward."""
+
+    output: torch.Tensor
+    """Of its first call; it may have no values."""
+    calls: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    batch: int
+    length: int
+    padded: bool
+
+    def inputs(self, asked: Asked) -> Inputs:
+        """Return the arguments that the host passes: a mask only where there is padding."""
+        ids = torch.full((self.batch, self.length), asked.token)
+        if not self.padded:
+            return {"input_ids": ids}
+        mask = torch.ones_like(ids)
+        mask[-1, self.length // 2 :] = 0
+        return {"input_ids": ids.where(mask.bool(), asked.padding), "attention_mask": mask}
+
+    def __str__(self) -> str:
+        mask = " and attention_mask" if self.padded else ""
+        return f"input_ids{mask} of {self.batch} × {self.length} tokens"
+
+
+class _FailedError(Exception):
+    """A forward that raised."""
+
+    def __init__(self, probe: _Probe, cause: Exception) -> None:
+        super().__init__(str(probe))
+        self.probe, self.cause = probe, cause
+
+
+def try_forward(
+    module: torch.nn.Module,
+    paths: Sequence[str],
+    asked: Asked,
+    load: Callable[[], torch.nn.Module] | None = None,
+) -> dict[str, Called]:
+    """Return what each module did in a forward of BATCH × LENGTH tokens, after trying the longest too.
+
+    Args:
+        module: the model; its parameters may have no values.
+        paths: modules to look at; one that was not called is missing in the result.
+        asked: what the host will ask.
+        load: returns the model with its weights, for a forward that looks at values; None when `module` has
+            them.
+
+    Raises:
+        ConfigError: the model cannot be called as the host calls it, or not with sequences that long.
+    """
+    root = base_of(module, list(paths))
+    refuse_signature(root, asked.batch)
+    try:
+        return _tried(module, root, paths, asked, partial(run_hollow, root))
+    except _FailedError as failed:
+        if isinstance(failed.cause, NoRow) or failed.probe.length > LENGTH:
+            raise _explained(root, failed, asked, partial(run_hollow, root)) from failed.cause
+    real = load() if load else module  # the forward may have looked at values, and there were none
+    root = base_of(real, list(paths))
+    try:
+        return _tried(real, root, paths, asked, partial(_run, root))
+    except _FailedError as failed:
+        raise _explained(root, failed, asked, partial(_run, root)) from failed.cause
+
+
+def refuse_signature(root: torch.nn.Module, batch: int) -> None:
+    """Refuse a forward that cannot take what the host passes.
+
+    Raises:
+        ConfigError: it reads something else than input_ids, needs more than it is given, or takes no mask.
+    """
+    name, parameters = type(root).__name__, inspect.signature(root.forward).parameters
+    anything = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    reads = getattr(root, "main_input_name", "input_ids")
+    if reads != "input_ids" or not (anything or "input_ids" in parameters):
+        named = reads if reads != "input_ids" else ", ".join(parameters) or "nothing"
+        raise ConfigError(
+            f"spec.model.uri: the forward of {name} reads {named} and no input_ids: only models that read "
+            "token numbers can be watched yet"
+        )
+    if batch > 1 and not (anything or "attention_mask" in parameters):
+        raise ConfigError(
+            f"spec.model.uri: the forward of {name} takes no attention_mask, which it is given when the "
+            "sequences of a step differ in length: give it one (`attention_mask=None`; a causal model may "
+            "ignore it), or set spec.workload.scan.batchSize to 1"
+        )
+    needed = [
+        one.name
+        for one in parameters.values()
+        if one.default is one.empty
+        and one.kind in {one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY}
+        and one.name not in {"input_ids", "attention_mask"}
+    ]
+    if needed:
+        raise ConfigError(
+            f"spec.model.uri: the forward of {name} needs {', '.join(needed)} beside input_ids and "
+            "attention_mask, and is given nothing else: give defaults to these arguments"
+        )
+
+
+def _tried(
+    module: torch.nn.Module, root: torch.nn.Module, paths: Sequence[str], asked: Asked, run: Run
+) -> dict[str, Called]:
+    length = min(asked.length, asked.limit or asked.length)
+    longest, padded = min(length, _LONGEST), min(length, _LONGEST_PADDED)
+    with _watched(module, paths) as found:
+        _try(run, _Probe(BATCH, LENGTH, padded=asked.batch > 1), asked)
+    _try(run, _Probe(BATCH, LENGTH, padded=False), asked)
+    _try(run, _Probe(1, longest, padded=False), asked)
+    if asked.batch > 1:
+        _try(run, _Probe(2, padded, padded=True), asked)
+    return found
+
+
+def _try(run: Run, probe: _Probe, asked: Asked) -> None:
+    try:
+        run(probe.inputs(asked))
+    except ConfigError:
+        raise
+    except Exception as error:  # a forward may do anything
+        raise _FailedError(probe, error) from error
+
+
+def _run(root: torch.nn.Module, inputs: Inputs) -> None:
+    device = next((parameter.device for parameter in root.parameters()), torch.device("cpu"))
+    with torch.inference_mode():
+        root(**{name: value.to(device) for name, value in inputs.items()})
+
+
+@contextmanager
+def _watched(module: torch.nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Called]]:
+    found: dict[str, Called] = {}
+
+    def keep(path: str, _module: torch.nn.Module, _args: Any, output: Any) -> None:
+        if path in found:
+            found[path].calls += 1
+            return
+        try:
+            found[path] = Called(first_tensor(output))
+        except TypeError as error:
+            raise ConfigError(f"spec.capture.hookPoints: {path}: {error}") from error
+
+    modules = dict(module.named_modules(remove_duplicate=False))
+    handles = [modules[path].register_forward_hook(partial(keep, path)) for path in paths]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _explained(root: torch.nn.Module, failed: _FailedError, asked: Asked, run: Run) -> ConfigError:
+    """Return what a person can do about a forward that failed: a shorter sequence, where that helps."""
+    name, probe, why = type(root).__name__, failed.probe, _said(failed.cause)
+    if "decoder_input_ids" in inspect.signature(root.forward).parameters:
+        return ConfigError(
+            f"spec.model.uri: {name} has a decoder, which asks for more than input_ids ({why}): only "
+            "models that read input_ids alone can be watched yet; its encoder can, from a python:// factory "
+            "that returns it"
+        )
+    if probe.length <= LENGTH:
+        return ConfigError(f"spec.model.uri: the forward of {name} fails with {probe}: {why}")
+    most = _longest(
+        lambda length: _works(run, _Probe(probe.batch, length, probe.padded), asked), probe.length
+    )
+    return ConfigError(
+        f"spec.data.tokens.contextLength: is {asked.length}, but {name} can read {most} tokens: with "
+        f"{most + 1} its forward fails ({why}). Lower it to {most} or less"
+    )
+
+
+def _works(run: Run, probe: _Probe, asked: Asked) -> bool:
+    try:
+        _try(run, probe, asked)
+    except _FailedError:
+        return False
+    return True
+
+
+def _longest(works: Callable[[int], bool], too_long: int) -> int:
+    """Return the longest length that works, by halving; LENGTH does, and `too_long` does not."""
+    good = LENGTH
+    while too_long - good > 1:
+        middle = (good + too_long) // 2
+        good, too_long = (middle, too_long) if works(middle) else (good, middle)
+    return good
+
+
+def _said(error: Exception) -> str:
+    first = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first[:300]}" if first else type(error).__name__
