@@ -19,6 +19,21 @@ _COUNT_LIMIT = 2**63 - 1
 _QUALITY = ("fvu", "l0", "dead")
 
 
+VERDICTS = ("LedgerBalanced", "DataSound")
+"""Conditions of the experiment that finish decides."""
+_REASON = re.compile(r"[A-Za-z][A-Za-z0-9]{0,99}")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What finish says of the books, or of the data."""
+
+    status: str
+    """True | False | Unknown."""
+    reason: str
+    message: str
+
+
 @dataclass(frozen=True)
 class Answer:
     """An answer of /status; None is unknown."""
@@ -31,6 +46,8 @@ class Answer:
     sae: Mapping[str, float] = field(default_factory=dict)
     """As `status.sae`."""
     balanced: bool | None = None
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    """As `LastWords.verdicts`, once finish knows them."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +59,8 @@ class LastWords:
     balanced: bool | None
     unbalanced: Sequence[str]
     problems: Sequence[str]
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    """By condition: on the books `LedgerBalanced`, on the data `DataSound`."""
 
 
 def read_answer(body: bytes) -> Answer | None:
@@ -61,6 +80,7 @@ def read_answer(body: bytes) -> Answer | None:
         ),
         sae=_quality({key: _mean(trained, key) for key in _QUALITY}),
         balanced=_flag(_part(answer, "ledger"), "balanced"),
+        verdicts=_verdicts(answer),
     )
 
 
@@ -76,7 +96,19 @@ def read_last_words(message: str) -> LastWords | None:
         balanced=_flag(ledger, "balanced"),
         unbalanced=[str(line)[:253] for line in _list(ledger, "unbalanced")][:64],
         problems=[str(line) for line in _list(words, "problems")][:64],
+        verdicts=_verdicts(words),
     )
+
+
+def _verdicts(part: Manifest) -> dict[str, Verdict]:
+    """Return the verdicts that are whole; others are as good as none."""
+    found = {}
+    for kind in VERDICTS:
+        said = _part(_part(part, "conditions"), kind)
+        status, reason, message = (_text(said, key) for key in ("status", "reason", "message"))
+        if status in {"True", "False", "Unknown"} and reason and _REASON.fullmatch(reason):
+            found[kind] = Verdict(status, reason, said["message"][:1024] if message else "")
+    return found
 
 
 def _counters(part: Manifest, archived: int | None, trained: int | None) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from asysi_operator.answers import LastWords, read_last_words
+from asysi_operator.answers import VERDICTS, LastWords, read_last_words
 from asysi_operator.failures import Failure, finished, last_failure
 from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.observation import (
@@ -26,6 +26,7 @@ CONDITIONS = (
     "CPUPinned",
     "Capturing",
     "Complete",
+    *VERDICTS,
     "Failed",
     "Suspended",
 )
@@ -64,7 +65,7 @@ def derive(observed: Observed, decided: Plan, *, trouble: Failure | None = None)
     standing = ended(observed)
     said: dict[str, Said] = {"Accepted": _accepted(decided)}
     if standing:  # the end is recorded: nothing that is observed later takes it back
-        known = [kind for kind in CONDITIONS[1:] if kind != _PIPELINE or condition(observed.experiment, kind)]
+        known = [kind for kind in CONDITIONS[1:] if _always(kind) or condition(observed.experiment, kind)]
         said |= {kind: _as_recorded(observed, kind) for kind in known}
     else:
         said |= _of_the_pipeline(observed, decided, failure)
@@ -180,6 +181,7 @@ def _of_the_run(
         "Scheduled": _scheduled(observed, job, failure),
         "Capturing": _capturing(observed, job, running=end is None and not late),
         "Complete": _complete(end, words),
+        **{kind: _verdict(observed, kind, end, words) for kind in VERDICTS},
         "Failed": _failed(observed, decided, end, failure, late=late),
         "Suspended": _suspended(observed, decided, job),
     }
@@ -233,6 +235,33 @@ def _complete(end: Manifest | None, words: LastWords | None) -> Said:
         return "False", "Failed", "The experiment has failed."
     balanced = " Its books balance." if words and words.balanced else ""
     return "True", "Finished", f"The stream has ended and everything is written.{balanced}"
+
+
+def _verdict(observed: Observed, kind: str, end: Manifest | None, words: LastWords | None) -> Said:
+    """Return what finish says of the books or of the data: its last words, else its last answer."""
+    answer = observed.answers.get("finish")
+    for source in (words, answer):
+        if source is not None and kind in source.verdicts:
+            said = source.verdicts[kind]
+            return said.status, said.reason, said.message
+    before = condition(observed.experiment, kind)
+    if before is not None and before["reason"] not in _NO_VERDICT:
+        return before["status"], before["reason"], before.get("message", "")
+    if end is None:
+        return "Unknown", "NotEnded", "The experiment has not ended."
+    return (
+        "Unknown",
+        "NoVerdict",
+        "finish left no verdict: it was killed, or the experiment failed before it.",
+    )
+
+
+_NO_VERDICT = {"NotEnded", "NoVerdict"}
+
+
+def _always(kind: str) -> bool:
+    """Whether every experiment has the condition: those of before it was there have none."""
+    return kind not in {_PIPELINE, *VERDICTS}
 
 
 def _failed(
@@ -374,6 +403,8 @@ _TOLD = (
     ("Suspended", "True", "Normal", "Suspended"),
     ("Suspended", "False", "Normal", "Resumed"),
     ("Complete", "True", "Normal", "Complete"),
+    ("LedgerBalanced", "False", "Warning", "LedgerNotBalanced"),
+    ("DataSound", "False", "Warning", "DataNotSound"),
     ("Failed", "True", "Warning", "Failed"),
 )
 EVENT_REASONS = (*(reason for *_rest, reason in _TOLD), "ContainerFailed", "PodFailed", "NextAttempt")

@@ -117,6 +117,74 @@ def test_summary(tmp_path):
     assert str(tmp_path / "report.html") in text
 
 
+VERDICT = {
+    "level": "warning",
+    "conditions": {"LedgerBalanced": {"status": "True", "message": "All 1 000 rows seen are accounted for."}},
+    "findings": [{"level": "warning", "reason": "OutlierShare", "text": "Position 0 holds it all."}],
+    "points": [
+        {"path": "layer.18", "outlier": {"name": "position 0", "share": 0.96},
+         "saes": [{"fvu": 0.0004, "fvuWithoutOutlier": 0.267}]},
+        {"path": "layer.19", "outlier": None, "saes": [{"fvu": None, "why": "all rows hold NaN"}]},
+    ],
+}  # fmt: skip
+
+
+def summed(tmp_path, **verdict):
+    """Return the summary of a run that left this verdict, and whose trainer was overrun."""
+    whole = {
+        "capture": {"seen": 1000, "published": 600},
+        "bus": {"published": 600},
+        "consumers": {"hook": {"lapped": 0}, "sae": {"lapped": 463}},
+    }
+    totals = {"capture": {"seen": 10, "published": 5}}
+    (tmp_path / "ledger.json").write_text(
+        json.dumps({"balanced": True, "totals": totals, "allAttempts": whole})
+    )
+    if verdict:
+        (tmp_path / "verdict.json").write_text(json.dumps(verdict))
+    return summary("minilm", Outcome(Exit.OK, 1, {}, None), VIEW.status, tmp_path)
+
+
+def test_the_summary_says_what_is_wrong_with_the_data(tmp_path):
+    """A warning stands in place of the check mark; FVU comes with what it hides, a missing one with
+    its reason; rows of all attempts are summed, lapped shares told.
+    """
+    text = summed(tmp_path, **VERDICT)
+    assert text.startswith("! minilm finished (exit 0)")
+    for fact in [
+        "0.000 layer.18 (0.267 without position 0)",
+        "layer.19: all rows hold NaN",
+        "ledger   balanced",
+        "! Position 0 holds it all.",
+        "60% of 1,000 rows",
+        "463 rows (77.2%) for sae",
+    ]:
+        assert fact in text
+    assert summed(tmp_path, **{**VERDICT, "level": "ok", "findings": []}).startswith("✓ minilm")
+
+
+def test_what_is_not_known_is_said(tmp_path):
+    """Books that are gone are not balanced; without a verdict nothing is claimed about the data."""
+    gone = {"LedgerBalanced": {"status": "Unknown", "message": "What attempt 0 saw is not known."}}
+    text = summed(tmp_path, **{**VERDICT, "level": "unknown", "conditions": gone})
+    assert text.startswith("? minilm")
+    assert "not known: What attempt 0 saw is not known." in text
+    (tmp_path / "verdict.json").unlink()
+    (tmp_path / "host").mkdir()
+    (tmp_path / "host" / "progress.json").touch()
+    text = summed(tmp_path)
+    assert "data     not known" in text
+    assert "✓" not in text
+
+
+@given(st.dictionaries(st.sampled_from(list(VERDICT)), JSON))
+def test_any_verdict_can_be_summed_up(tmp_path_factory, verdict):
+    """Whatever JSON stands in verdict.json, the summary is drawn."""
+    folder = tmp_path_factory.mktemp("any")
+    (folder / "verdict.json").write_text(json.dumps({"level": "ok", **verdict}))
+    assert summary("x", Outcome(Exit.OK, 1, {}, None), Status(), folder)
+
+
 def test_summary_of_a_failure(tmp_path):
     """A failed run says why, and does not name a report that is not there."""
     text = summary("minilm", Outcome(Exit.FAILED, 3, {}, "host ended with exit code 1"), Status(), tmp_path)

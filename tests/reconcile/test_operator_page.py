@@ -10,6 +10,7 @@ import pytest
 
 from asysi.contract.frozen import MUTABLE
 from asysi.contract.status import Status
+from asysi.finish import verdict
 from asysi_operator import failures, pinning, reconcile, status
 from asysi_operator.cluster import CHILDREN
 from asysi_operator.metrics import REGISTRY
@@ -23,10 +24,28 @@ SAYS = {
     "CPUPinned": [pinning.judge],
     "Capturing": [status._capturing],
     "Complete": [status._complete],
+    "LedgerBalanced": [status._verdict],
+    "DataSound": [status._verdict],
     "Failed": [status._failed],
     "Suspended": [status._suspended],
 }
 """Who says each condition."""
+FINISH_SAYS = {
+    "LedgerBalanced": {
+        ("True", verdict.BALANCED),
+        ("False", verdict.NOT_BALANCED),
+        ("Unknown", verdict.NOT_ENDED),
+        ("Unknown", verdict.NO_BOOKS),
+    },
+    "DataSound": {
+        ("True", verdict.SOUND),
+        *(
+            ("Unknown" if one.level is verdict.Level.UNKNOWN else "False", one.reason)
+            for one in verdict.CHECKS
+        ),
+    },
+}
+"""What the operator passes on."""
 OTHERS_WORDS = {"Running", "Ready"}
 
 
@@ -70,6 +89,7 @@ def test_every_reason_of_a_condition_is_on_the_page(condition):
     if condition == "Accepted":
         refusals = re.findall(r'Refusal\("(\w+)"', inspect.getsource(reconcile))
         said |= {("False", reason) for reason in refusals}
+    said |= FINISH_SAYS.get(condition, set())
     extra = {("False", "Unschedulable")} if condition == "Scheduled" else set()
     assert told | extra == said | extra
 

@@ -110,6 +110,57 @@ def test_a_life(lab):
     assert "lastFailure" not in done
 
 
+def said_by_finish(status, reason, message="why"):
+    return {"status": status, "reason": reason, "message": message}
+
+
+def test_the_verdicts_are_passed_on(lab):
+    """LedgerBalanced and DataSound are Unknown until finish says more: in an answer, or its last words."""
+    pod = lab.run_pod(host=RUNNING)
+    verdicts = {kind: conditions(said(lab))[kind] for kind in ("LedgerBalanced", "DataSound")}
+    assert verdicts == dict.fromkeys(verdicts, ("Unknown", "NotEnded"))
+    told = {
+        "LedgerBalanced": said_by_finish("True", "Balanced"),
+        "DataSound": said_by_finish("False", "OutlierShare", "position 0"),
+    }
+    live = said(lab, answers=answered(conditions=told))
+    assert conditions(live)["DataSound"] == ("False", "OutlierShare")
+    words = {**WORDS, "conditions": told}
+    finish = {"exitCode": 0, "finishedAt": "2026-01-02T03:03:00Z", "message": json.dumps(words)}
+    pod["status"]["containerStatuses"].append({"name": "finish", "state": {"terminated": finish}})
+    _end(lab, "Complete")
+    done = said(lab)
+    assert done["phase"] == "Succeeded"
+    assert conditions(done)["LedgerBalanced"] == ("True", "Balanced")
+    assert [one["message"] for one in done["conditions"] if one["type"] == "DataSound"] == ["position 0"]
+    assert ("Warning", "DataNotSound", "position 0") in announcements(
+        "minilm", said(lab) | {"conditions": []}, done
+    )
+
+
+def test_an_end_without_a_verdict_is_not_called_sound(lab):
+    """finish killed, or last words that say something else: Unknown, NoVerdict."""
+    pod = lab.run_pod(host=ENDED)
+    words = {**WORDS, "conditions": {"DataSound": {"status": "yes", "reason": "no such thing"}}}
+    finish = {"exitCode": 137, "finishedAt": "2026-01-02T03:03:00Z", "message": json.dumps(words)}
+    pod["status"]["containerStatuses"].append({"name": "finish", "state": {"terminated": finish}})
+    _end(lab, "Failed")
+    found = conditions(said(lab))
+    assert found["DataSound"] == found["LedgerBalanced"] == ("Unknown", "NoVerdict")
+
+
+def test_an_experiment_that_ended_before_there_were_verdicts_is_left_alone(lab):
+    """A recorded end without the two conditions gets none later: nothing is written anew."""
+    lab.run_pod(host=ENDED)
+    _end(lab, "Complete")
+    old = said(lab)
+    old["conditions"] = [
+        one for one in old["conditions"] if one["type"] not in {"LedgerBalanced", "DataSound"}
+    ]
+    lab.write_status(old)
+    assert said(lab) == old
+
+
 def test_what_was_known_outlives_the_pod(lab):
     """When pod and Job have gone, the status says what it said."""
     finish = {"exitCode": 0, "finishedAt": "2026-01-02T03:03:00Z", "message": json.dumps(WORDS)}

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asysi.finish.analysis import Analysis
-from asysi.finish.ending import LAST_WORDS, earlier_attempts, last_words, ledger_of, verdict
-from asysi.finish.ledger import Books, Consumed, Equation, Produced, as_json, open_ledger
+from asysi.finish.attempts import earlier_attempts, whole, without_books
+from asysi.finish.ending import LAST_WORDS, last_words, ledger_json, ledger_of
+from asysi.finish.ledger import Books, Consumed, Equation, Produced, added, as_json, books_of, open_ledger
 from asysi.finish.status import Host, Pace, Point, Snapshot, complete, phase, settled, shape
 from asysi.finish.waiting import Outcome, wait
 
@@ -242,32 +243,52 @@ def test_last_words_are_json_of_at_most_a_page(problems, books):
     """
     snapshot = dataclasses.replace(ENDED, books=books)
     ledger = open_ledger(books, attempt=1, complete=True, problems=problems)
-    words = last_words(ledger, snapshot, Analysis(problems=["the analysis failed"] * 3))
+    words = last_words(ledger, snapshot, Analysis(problems=["the analysis failed"] * 3), None)
     assert len(words.encode()) <= LAST_WORDS
     read = json.loads(words)
     assert read["ledger"]["balanced"]
     assert read["capture"]["seen"] == sum(made.seen for made in books.capture.values())
 
 
-def test_the_verdict_is_one_sentence_that_fits_the_case():
-    """Complete, ended early, cut short and unbalanced runs are told apart."""
-    good = open_ledger(BOOKS, attempt=0, complete=True)
-    assert verdict(good, 200, interrupted=False) == (
-        "The run is complete, and its books balance: all 200 rows seen are accounted for."
+@given(balanced_books(), balanced_books())
+def test_books_are_read_back_and_add_up(one, other):
+    """What ledger.json holds is read back as it was; two attempts add up and still balance."""
+    for books in (one, other):
+        read = books_of(json.loads(json.dumps(as_json(open_ledger(books, attempt=0, complete=True)))))
+        assert as_json(open_ledger(read, attempt=0, complete=True)) == as_json(
+            open_ledger(books, attempt=0, complete=True)
+        )
+    both = added([one, other])
+    assert open_ledger(both, attempt=0, complete=True).balanced
+    assert sum(made.seen for made in both.capture.values()) == sum(
+        made.seen for books in (one, other) for made in books.capture.values()
     )
-    assert verdict(good, 200, interrupted=True).startswith("The run was ended early, and its books balance")
-    assert "did not come to its end" in verdict(
-        open_ledger(BOOKS, attempt=0, complete=False), 200, interrupted=False
-    )
-    broken = open_ledger(dataclasses.replace(BOOKS, hook={}), attempt=0, complete=True)
-    assert "do not balance: 4 of 10 equations fail" in verdict(broken, 200, interrupted=False)
 
 
-def test_an_attempt_without_a_ledger_is_named(tmp_path):
-    """An attempt whose finish was killed stands among the earlier ones with nothing known of its books."""
-    (tmp_path / "attempts" / "1").mkdir(parents=True)
-    (tmp_path / "attempts" / "1" / "ledger.json").write_text('{"balanced": true, "totals": {"capture": {}}}')
-    assert earlier_attempts(tmp_path, 2) == [
-        {"attempt": 0, "balanced": None, "totals": None},
-        {"attempt": 1, "balanced": True, "totals": {"capture": {}}},
-    ]
+def leave(output, number, **changes):
+    """Leave an attempt's ledger as its finish would."""
+    folder = output / "attempts" / str(number)
+    folder.mkdir(parents=True)
+    written = {**ledger_json(open_ledger(BOOKS, attempt=0, complete=True), ENDED, output), **changes}
+    (folder / "ledger.json").write_text(json.dumps(written))
+
+
+def test_attempts_are_told_apart_by_what_is_left_of_them(tmp_path):
+    """An attempt that ran and left no ledger is without books; one that never ran a step is none."""
+    leave(tmp_path, 1)
+    (tmp_path / "host").mkdir()
+    (tmp_path / "host" / "progress.json").write_text('{"attempts": {"0": 7, "1": 9}}')
+    found = earlier_attempts(tmp_path, 3)
+    assert [(one.number, one.books is None) for one in found] == [(0, True), (1, False)]
+    assert without_books(found) == [0]
+    assert whole(found).capture["a"].seen == 100
+    assert found[1].steps == 9
+
+
+def test_rows_under_way_when_an_attempt_was_ended_are_not_called_lost(tmp_path):
+    """Books closed while rows moved are not known to the end; closed at rest and open, they are open."""
+    leave(tmp_path, 0, balanced=False, settled=False)
+    leave(tmp_path, 1, balanced=False)
+    one, other = earlier_attempts(tmp_path, 2)
+    assert without_books([one, other]) == [0]
+    assert other.balanced is False

@@ -112,7 +112,7 @@ class Letters:
         plain = [[ord(letter) - 94 for letter in text] for text in texts]
         if not add_special_tokens:
             return {"input_ids": plain}
-        return {"input_ids": [[1, *ids[: max_length - 2], 2] for ids in plain]}
+        return {"input_ids": [[1, *(ids[: max_length - 2] if truncation else ids), 2] for ids in plain]}
 
 
 def policy(**tokens):
@@ -136,6 +136,27 @@ def test_long_documents_are_cut():
     """A document longer than the context keeps its beginning."""
     corpus = tokenise(documents("abcdefghijkl"), Letters(), policy())
     assert corpus.tokens.tolist() == [1, 3, 4, 5, 6, 7, 8, 2]
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_documents_that_are_cut_are_counted(fast):
+    """Only documents with more tokens than the context holds count as cut, special tokens among them."""
+    texts = documents("abcdef", "abcdefg", "abcdefghijklmnop", "a")
+    assert tokenise(texts, fast_letters() if fast else Letters(), policy()).truncated == 2
+    assert tokenise(texts, Letters(), policy(packing="concat")).truncated == 0
+
+
+def fast_letters():
+    """Return the same tokenizer as a fast one of transformers."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.WordLevel(Letters().get_vocab(), unk_token="<pad>"))
+    made.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    made.post_processor = processors.BertProcessing(("</s>", 2), ("<s>", 1))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<pad>"
+    )
 
 
 def test_excluded_tokens_by_group_and_by_text():

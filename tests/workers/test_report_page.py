@@ -25,7 +25,9 @@ from asysi.report.data import (
     Event,
     Features,
     Figures,
+    Finding,
     Histogram,
+    HookPoint,
     Layer,
     ReportData,
     Sentence,
@@ -96,11 +98,16 @@ def report(text="plain", vocabulary=(" a", "b", " c")):
     )
     return ReportData(
         name="experiment",
-        passed=True,
+        level="ok",
         verdict=text,
         figures=Figures(text, text, 90_000, 540_000, None, 0.0123, 20, 16, 0.123),
         ledger=as_json(open_ledger(books, attempt=0, complete=True)),
         problems=(text,),
+        findings=(Finding("warning", text),),
+        points=(
+            HookPoint(names[0], 10, 8, ((text, 0.5),), 3, text, 0.9, 0.01, text, (64, 0.1, 0.2), ("lapped",)),
+            HookPoint(names[1], 0, 0, flags=("seen",)),
+        ),
         layers=layers,
         timeline=Timeline(
             (0.0, 1.0),
@@ -229,9 +236,9 @@ def test_a_page_without_a_part_is_still_a_page(without):
 
 def test_a_failed_experiment_says_so_at_the_top():
     """The verdict of a failure, its problems and what is missing come before everything else."""
-    data = ReportData("x", False, "The books do not balance.", Figures("m"), problems=("sae is gone",))
+    data = ReportData("x", "fail", "The books do not balance.", Figures("m"), problems=("sae is gone",))
     text = build(data)
-    assert 'class="verdict bad"' in text
+    assert 'class="verdict fail"' in text
     assert text.index("The books do not balance.") < text.index("sae is gone") < text.index('id="sample"')
 
 

@@ -1,13 +1,17 @@
 """What is said at the end."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from asysi.contract.runtime import LEDGER_FILE, LOG_FOLDER, REPORT_FILE, Exit
+from asysi.contract.runtime import HOST_FOLDER, LEDGER_FILE, LOG_FOLDER, REPORT_FILE, VERDICT_FILE, Exit
 from asysi_operator.local.attempts import Outcome
-from asysi_operator.local.display import percent, ratio
+from asysi_operator.local.display import UNKNOWN, percent, ratio
 from asysi_operator.local.status import Status
+from asysi_operator.local.verdict import MARKS, Verdict, read_verdict
+
+PROGRESS = HOST_FOLDER / "progress.json"
 
 _WORDS = {
     Exit.OK: "finished",
@@ -17,22 +21,25 @@ _WORDS = {
     Exit.TERMINATED: "terminated",
 }
 
-_BALANCED: dict[object, str] = {True: "balanced", False: "NOT balanced"}
+_BALANCED: dict[object, str] = {"True": "balanced", "False": "NOT balanced", "Unknown": "not known"}
+_INDENT = f"\n{' ' * 11}"
 
 
 def summary(name: str, outcome: Outcome, status: Status, output: Path) -> str:
-    """Return the run in a few lines: code, reason, FVU, ledger, kept share, restarts, report."""
-    ledger = _ledger(output / LEDGER_FILE)
+    """Return the run in a few lines: both verdicts, code, reason, FVU, kept and lapped shares, restarts."""
+    ledger, verdict = _object(output / LEDGER_FILE), read_verdict(output / VERDICT_FILE)
+    mark = f"{verdict.mark} " if verdict else ""
     lines = [
-        f"{name} {_WORDS.get(outcome.code, 'ended')} (exit {int(outcome.code)})",
+        f"{mark}{name} {_WORDS.get(outcome.code, 'ended')} (exit {int(outcome.code)})",
         *_indented(outcome.reason),
     ]
-    fvu = [f"{ratio(point.fvu)} {point.path}" for point in status.points if point.fvu is not None]
     restarts = ", ".join(f"{container} {count}" for container, count in sorted(outcome.restarts.items()))
     facts = {
-        "FVU": f"\n{' ' * 11}".join(fvu),
-        "ledger": _BALANCED.get(ledger.get("balanced"), ""),
+        "FVU": _INDENT.join(_figures(verdict, status)),
+        "ledger": _books(verdict, ledger),
+        "data": _data(verdict, ran=(output / PROGRESS).is_file()),
         "kept": _kept(ledger),
+        "lapped": _lapped(ledger),
         "restarts": restarts or "none",
         "attempts": str(outcome.attempts) if outcome.attempts > 1 else "",
         "report": str(output / REPORT_FILE) if (output / REPORT_FILE).is_file() else "",
@@ -45,18 +52,63 @@ def _indented(reason: str | None) -> list[str]:
     return [f"  {line}" for line in reason.splitlines()] if reason else []
 
 
-def _kept(ledger: dict[str, Any]) -> str:
+def _figures(verdict: Verdict | None, status: Status) -> list[str]:
+    """Return FVU and hook point of every one that a trainer names, with what must be known with it."""
+    if verdict is None:
+        return [f"{ratio(point.fvu)} {point.path}" for point in status.points if point.fvu is not None]
+    return [
+        f"{ratio(fvu)} {path}{f' ({note})' if note else ''}" if fvu is not None else f"{UNKNOWN:<5} {path}"
+        + (f": {note}" if note else "")
+        for path, fvu, note in verdict.figures
+    ]  # fmt: skip
+
+
+def _books(verdict: Verdict | None, ledger: Mapping[str, Any]) -> str:
+    if verdict is None:  # of an attempt that never came to its verdict
+        return {True: "balanced", False: "NOT balanced"}.get(ledger.get("balanced", ""), "")
+    said, message = verdict.ledger
+    return _BALANCED.get(said, "not known") + (f": {message}" if said != "True" and message else "")
+
+
+def _data(verdict: Verdict | None, *, ran: bool) -> str:
+    if verdict is None:
+        return "not known: finish left no verdict" if ran else ""
+    if not verdict.findings:
+        return "sound"
+    return _INDENT.join(f"{MARKS.get(level, '?')} {text}" for level, text in verdict.findings)
+
+
+def _kept(ledger: Mapping[str, Any]) -> str:
     try:
-        capture = ledger["totals"]["capture"]
+        capture = _whole(ledger)["capture"]
         seen, published = int(capture["seen"]), int(capture["published"])
     except (KeyError, TypeError, ValueError):
         return ""
     return f"{percent(published / seen)} of {seen:,} rows" if seen else ""
 
 
-def _ledger(path: Path) -> dict[str, Any]:
+def _lapped(ledger: Mapping[str, Any]) -> str:
+    """Return what share of the rows kept for it each consumer lost, of those that lost any."""
     try:
-        ledger = json.loads(path.read_bytes())
+        whole = _whole(ledger)
+        offered = {"hook": int(whole["capture"]["published"])}
+        rest = int(whole["bus"]["published"])
+        lost = {name: int(rows["lapped"]) for name, rows in whole["consumers"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return ""
+    shares = {name: rows / (offered.get(name, rest) or 1) for name, rows in lost.items() if rows}
+    return ", ".join(f"{lost[name]:,} rows ({share:.1%}) for {name}" for name, share in shares.items())
+
+
+def _whole(ledger: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the totals of all attempts, of the last one where nobody has added them up."""
+    found: Mapping[str, Any] = ledger["allAttempts"] if "allAttempts" in ledger else ledger["totals"]
+    return found
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
-    return ledger if isinstance(ledger, dict) else {}
+    return found if isinstance(found, dict) else {}

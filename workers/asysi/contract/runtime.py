@@ -96,6 +96,8 @@ BUS_RING = PurePosixPath("bus")
 # Folders and files below the output.
 EXPERIMENT_FILE = PurePosixPath("experiment.yaml")
 LEDGER_FILE = PurePosixPath("ledger.json")
+VERDICT_FILE = PurePosixPath("verdict.json")
+"""The verdict on the books and on the data: level, both conditions, findings, and what was measured."""
 REPORT_FILE = PurePosixPath("report.html")
 TIMELINE_FILE = PurePosixPath("timeline.jsonl")
 """A line a second: time, rate, offered and consumed rows a second, drops, lag and restarts."""
@@ -104,6 +106,8 @@ EVENTS_FILE = PurePosixPath("events.jsonl")
 code, reason}. Written by the local runner."""
 SAE_FOLDER = PurePosixPath("sae")
 """`sae/<trainer>/<hook point>/`: SAELens' layout."""
+TRAINING_FILE = PurePosixPath("training.json")
+"""`sae/<trainer>/training.json`: for each hook point its figures, training curve, and why there is no SAE."""
 CHECKPOINT_FOLDER = PurePosixPath("checkpoints")
 """`checkpoints/<trainer>.ckpt`: atomic, one per trainer."""
 ARCHIVE_FOLDER = PurePosixPath("archive")

@@ -8,11 +8,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asysi.contract.errors import ConfigError
-from asysi.contract.runtime import LEDGER_FILE, MODEL_FILE, REPORT_FILE, WEIGHTS_FOLDER, Container, Env, Exit
+from asysi.contract.runtime import (
+    LEDGER_FILE,
+    MODEL_FILE,
+    REPORT_FILE,
+    VERDICT_FILE,
+    WEIGHTS_FOLDER,
+    Container,
+    Env,
+    Exit,
+)
 from asysi.files import write_atomic
-from asysi.finish.ending import ATTEMPTS_FOLDER, last_words, ledger_json, ledger_of, report_of
+from asysi.finish.attempts import ATTEMPTS_FOLDER
+from asysi.finish.ending import (
+    Ending,
+    conditions_json,
+    end_of,
+    last_words,
+    ledger_json,
+    ledger_of,
+    report_of,
+    verdict_json,
+)
+from asysi.finish.facts import read_records
 from asysi.finish.ledger import Ledger
 from asysi.finish.status import Pace, phase, shape
+from asysi.finish.verdict import Level
 from asysi.finish.waiting import Outcome, wait
 from asysi.monitor.process import run_worker
 from asysi.monitor.worker import Worker
@@ -37,48 +58,65 @@ def main(worker: Worker) -> int:
         ) from error
     pace = Pace(time.monotonic)
     said: str | None = None
+    ending: Ending | None = None
 
     def status() -> dict[str, object]:
         now = rings.snapshot()
         running = now.capture_state == "attached"
-        return shape(now, tokens_per_second=pace.of(now.host.tokens) if running else pace.last, said=said)
+        tokens_per_second = pace.of(now.host.tokens) if running else pace.last
+        conditions = None if ending is None else conditions_json(ending)
+        return shape(now, tokens_per_second=tokens_per_second, said=said, conditions=conditions)
 
     worker.status = status
+    (worker.output / VERDICT_FILE).unlink(missing_ok=True)  # of an earlier attempt
     worker.health.ready()
     outcome = wait(rings.snapshot, worker.health.beat, lambda: worker.stop.terminated)
-    if outcome.terminated:
+    if outcome.terminated and not outcome.snapshot.host.steps:
         return Exit.OK
     ledger = ledger_of(outcome, worker.attempt)
     written = ledger_json(ledger, outcome.snapshot, worker.output)
+    text = json.dumps(written, indent=1)
+    # First of all: were this process killed from here on, the next attempt's would know the books.
+    write_atomic(worker.output / ATTEMPTS_FOLDER / str(worker.attempt) / LEDGER_FILE, text)
+    if outcome.terminated:
+        return Exit.OK
     if phase(outcome.snapshot) == "failed":
         said = "failed"
-        write_atomic(
-            worker.output / ATTEMPTS_FOLDER / str(worker.attempt) / LEDGER_FILE, json.dumps(written, indent=1)
-        )
-        worker.last_words(last_words(ledger, outcome.snapshot, None))
+        worker.last_words(last_words(ledger, outcome.snapshot, None, None))
         return Exit.FAILED
-    write_atomic(worker.output / LEDGER_FILE, json.dumps(written, indent=1))
-    passed = _report(worker, ledger, written, outcome)
+    write_atomic(worker.output / LEDGER_FILE, text)
+    ending = _judge_and_report(worker, ledger, written, outcome)
+    passed = ending.level is not Level.FAIL
     said = "complete" if passed else "failed"
     return Exit.OK if passed else Exit.FAILED
 
 
-def _report(worker: Worker, ledger: Ledger, written: dict[str, object], outcome: Outcome) -> bool:
+def _judge_and_report(worker: Worker, ledger: Ledger, written: dict[str, object], outcome: Outcome) -> Ending:
     from asysi.finish.analysis import analyse  # noqa: PLC0415 - torch, once it is needed
     from asysi.report.page import build  # noqa: PLC0415
 
     began = time.monotonic()
-    gauges = outcome.snapshot.points
-    analysis = analyse(worker.experiment, worker.output, worker.workspace, gauges, worker.health.beat)
-    if worker.experiment.spec.weights.enabled:
+    experiment, output = worker.experiment, worker.output
+    analysis = analyse(experiment, output, worker.workspace, outcome.snapshot.points, worker.health.beat)
+    if experiment.spec.weights.enabled:
         _look_at_weights(worker, analysis)
+    records = read_records(experiment, output)
+    ending = end_of(experiment, ledger, outcome, analysis=analysis, records=records, output=output)
+    write_atomic(output / VERDICT_FILE, json.dumps(verdict_json(ending), indent=1, allow_nan=False))
     data = report_of(
-        worker.experiment, ledger, written=written, outcome=outcome, analysis=analysis, output=worker.output
+        experiment,
+        ending,
+        written=written,
+        outcome=outcome,
+        analysis=analysis,
+        records=records,
+        output=output,
     )
-    write_atomic(worker.output / REPORT_FILE, build(data))
-    worker.last_words(last_words(ledger, outcome.snapshot, analysis))
-    log.info("%s Report and ledger in %s after %.1f s", data.verdict, worker.output, time.monotonic() - began)
-    return data.passed
+    write_atomic(output / REPORT_FILE, build(data))
+    worker.last_words(last_words(ledger, outcome.snapshot, analysis, ending))
+    took = time.monotonic() - began
+    log.info("%s %s Report and ledger in %s after %.1f s", ending.level.mark, data.verdict, output, took)
+    return ending
 
 
 def _look_at_weights(worker: Worker, analysis: "Analysis") -> None:

@@ -9,17 +9,22 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
 import torch
 
 from asysi.capture.points import read_points
+from asysi.contract.errors import ConfigError
 from asysi.contract.rows import read_rows
-from asysi.contract.runtime import MODEL_FILE, POINTS_FILE, SAE_FOLDER
+from asysi.contract.runtime import CHECKPOINT_FOLDER, MODEL_FILE, POINTS_FILE, SAE_FOLDER
 from asysi.contract.spec import ScanExperiment
 from asysi.finish import features, sample
+from asysi.finish.agreement import Held, compare
 from asysi.finish.features import Asked, Looked
 from asysi.finish.reading import Again, read_again
 from asysi.finish.sheet import PointRows
 from asysi.finish.status import Point
+from asysi.finish.survey import Place, survey
+from asysi.finish.verdict import Agreement
 from asysi.hosts.model import LoadedModel, ResolvedModel, load_model, read_resolved
 from asysi.report.data import Browser, Comparison, Layer
 
@@ -36,10 +41,27 @@ class Export:
     folder: Path
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What finish found out about one export."""
+
+    finite: bool
+    """Whether every number in it is finite; others are not looked at."""
+    layer: Layer | None = None
+    agreement: Agreement | None = None
+    """None where the report and the trainer share too few rows."""
+
+
 @dataclass
 class Analysis:
     """What came of it, as far as it came."""
 
+    points: list[str] = field(default_factory=list)
+    """Hook points that prepare matched."""
+    places: dict[str, Place] = field(default_factory=dict)
+    """By hook point: what its activations are like."""
+    saes: dict[tuple[str, str], Look] = field(default_factory=dict)
+    """By trainer and hook point: every export."""
     layers: list[Layer] = field(default_factory=list)
     browser: Browser | None = None
     comparisons: list[Comparison] = field(default_factory=list)
@@ -78,6 +100,7 @@ def analyse(
     """
     result = Analysis()
     spec = experiment.spec
+    result.points = _points(workspace)
     exports = find_exports(output)
     result.exports = [str(export.folder.relative_to(output)) for export in exports]
     if spec.data is None or spec.workload.scan is None:
@@ -105,6 +128,9 @@ def analyse(
             seed=SEED,
             beat=beat,
         )
+        result.places = {
+            path: _called(survey(rows, again.sheet), again) for path, rows in again.activations.items()
+        }
         _compare_norms(result, again, output)
         _look(result, experiment, exports, again, gauges={one.path: one for one in gauges}, beat=beat)
     except Exception as error:  # the report is written all the same, and says what it lacks
@@ -119,6 +145,24 @@ def _describe(loaded: LoadedModel, resolved: ResolvedModel, dtype: str, points: 
     return (
         f"{type(loaded.module).__name__}, {parameters / 1e6:.1f}M parameters, {stored}; {points} hook points"
     )
+
+
+def _points(workspace: Path) -> list[str]:
+    try:
+        return [point.path for point in read_points(workspace / POINTS_FILE)]
+    except ConfigError:  # the books name those that were captured
+        return []
+
+
+def _called(place: Place, again: Again) -> Place:
+    """Return the place with a token that is its outlier called by its text."""
+    outlier = place.outlier
+    if outlier is None or outlier.by != "token":
+        return place
+    number = int(outlier.name.rpartition(" ")[2])
+    text = again.pieces[int(np.flatnonzero(again.sheet.tokens == number)[0])]
+    named = dataclasses.replace(outlier, name=f"the token {text.strip()!r} ({number})")
+    return dataclasses.replace(place, outlier=named)
 
 
 def _compare_norms(result: Analysis, again: Again, output: Path) -> None:
@@ -141,44 +185,60 @@ def _look(
     gauges: dict[str, Point],
     beat: Callable[[], None],
 ) -> None:
-    if not exports:
-        return
-    from asysi.sae.export import load  # noqa: PLC0415 - not needed without autoencoders
-
     sheet = again.sheet
-    if not (sheet.held_tokens & sheet.content).any():
+    if exports and not (sheet.held_tokens & sheet.content).any():
         result.missing.append(
             "The features: no held-out document fits what finish reads again (spec.data.holdout.share), "
             "so nothing can be measured."
         )
-        return
     several = len({export.trainer for export in exports}) > 1
-    sentence = features.sentence_of(sheet, SEED)
     looked: list[Looked] = []
     for export in exports:
-        rows = again.activations.get(export.point)
-        limit, outliers = _norm_limit(export.folder), 0
-        if rows is not None and limit is not None:
-            outliers, rows = len(rows.values), rows.within(limit)
-            outliers -= len(rows.values)
-        if rows is None or not features.measurable(rows, sheet):
-            _say_why(result, export, rows)
-            continue
         asked = Asked(
             k=_k(export.folder),
             quantization=experiment.spec.capture.quantization,
             seed=SEED,
             shown=features.SHOWN // len(exports),
-            sentence=sentence,
+            sentence=features.sentence_of(sheet, SEED),
         )
         name = f"{export.trainer}/{export.point}" if several else export.point
-        one = features.look(name, load(export.folder), rows, sheet, asked)
-        one = dataclasses.replace(one, layer=dataclasses.replace(one.layer, outliers=outliers))
-        looked.append(_with_training(one, gauges.get(export.point)))
+        one = _look_at(result, export, again, asked, name=name)
+        if one is not None:
+            one = _with_training(one, gauges.get(export.point))
+            looked.append(one)
+            result.saes[export.trainer, export.point] = dataclasses.replace(
+                result.saes[export.trainer, export.point], layer=one.layer
+            )
         beat()
-    result.layers = [one.layer for one in looked]
     if looked:
+        result.layers = [one.layer for one in looked]
         result.browser = features.browser(looked, sheet, again.pieces, SEED)
+
+
+def _look_at(result: Analysis, export: Export, again: Again, asked: Asked, *, name: str) -> Looked | None:
+    """Measure one export, and note in `result` what it is like; None where nothing can be measured."""
+    from asysi.sae.export import load  # noqa: PLC0415 - not needed without autoencoders
+
+    key = (export.trainer, export.point)
+    rows = again.activations.get(export.point)
+    sae = load(export.folder)
+    finite = all(bool(part.isfinite().all()) for part in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec))
+    result.saes[key] = Look(finite)
+    limit, place, outliers = _norm_limit(export.folder), result.places.get(export.point), 0
+    if rows is not None and limit is not None:
+        outliers, rows = len(rows.values), rows.within(limit)
+        outliers -= len(rows.values)
+        place = survey(rows, again.sheet)  # of what is left: its outliers are no longer among the rows
+        result.places[export.point] = _called(place, again)
+    if rows is None or not features.measurable(rows, again.sheet):
+        _say_why(result, export, rows)
+        return None
+    if not finite:
+        return None
+    held = None if again.joined else _held(export)
+    result.saes[key] = Look(finite, agreement=None if held is None else compare(sae, rows, again.sheet, held))
+    one = features.look(name, sae, rows, again.sheet, asked, place=place)
+    return dataclasses.replace(one, layer=dataclasses.replace(one.layer, outliers=outliers))
 
 
 def _say_why(result: Analysis, export: Export, rows: PointRows | None) -> None:
@@ -192,6 +252,19 @@ def _say_why(result: Analysis, export: Export, rows: PointRows | None) -> None:
         f"{where}: finish found no row of a held-out token with finite activations "
         f"({rows.not_finite} rows are not finite, {lost} have no token)."
     )
+
+
+def _held(export: Export) -> Held | None:
+    """Return the rows that the trainer measured itself on, None where its checkpoint does not say which."""
+    from asysi.sae.checkpoint import read_held  # noqa: PLC0415 - not needed without autoencoders
+
+    folder = export.folder.parents[2] / CHECKPOINT_FOLDER
+    found = read_held(folder / f"{export.trainer}.ckpt", export.point)
+    if found is None:
+        return None
+    rows, origin = found
+    sample, position, call = (origin[:, column].contiguous().numpy().view(np.uint64) for column in range(3))
+    return Held(rows.float().numpy(), sample, position, call)
 
 
 def _with_training(looked: Looked, gauge: Point | None) -> Looked:

@@ -1,31 +1,37 @@
-"""The end of an attempt: the ledger, the report and the last words, from what is known."""
+"""The end of an attempt: the ledger, the verdict, the report and the last words, from what is known."""
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from asysi.contract.runtime import LEDGER_FILE
 from asysi.contract.spec import ScanExperiment
-from asysi.finish import history, provenance, sample
+from asysi.finish import facts, history, provenance, sample, verdict
 from asysi.finish.analysis import Analysis
+from asysi.finish.attempts import Attempt, earlier_attempts, whole, without_books
+from asysi.finish.facts import Records
 from asysi.finish.ledger import (
+    Books,
     Ledger,
     as_json,
+    consumed_json,
     finite,
     open_ledger,
     produced_json,
     total_consumed,
     total_produced,
 )
-from asysi.finish.status import Snapshot, complete
+from asysi.finish.status import Snapshot, complete, settled
+from asysi.finish.verdict import Condition, DataVerdict, Facts, Level
 from asysi.finish.waiting import Outcome
-from asysi.report.data import Figures, ReportData
-from asysi.report.words import count
+from asysi.report.data import Figures, Finding, HookPoint, ReportData
+from asysi.report.words import count, percent
 
-ATTEMPTS_FOLDER = "attempts"
 LAST_WORDS = 1536
 """Bytes of the termination message at most."""
+CONDITION_MESSAGE = 360
+"""Characters of a condition's message in it at most; the whole is in `verdict.json`."""
 
 
 def ledger_of(outcome: Outcome, attempt: int) -> Ledger:
@@ -48,6 +54,77 @@ def ledger_of(outcome: Outcome, attempt: int) -> Ledger:
     return open_ledger(snapshot.books, attempt=attempt, complete=ended, problems=problems)
 
 
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Everything about the end of a run."""
+
+    ledger: Ledger
+    """Of the last attempt."""
+    attempts: tuple[Attempt, ...]
+    """Every attempt in which the model ran, the last one among them."""
+    facts: Facts
+    balanced: Condition
+    """LedgerBalanced."""
+    data: DataVerdict
+    interrupted: bool
+
+    @property
+    def level(self) -> Level:
+        """The worse of both verdicts."""
+        return verdict.overall(self.balanced, self.data)
+
+    @property
+    def books(self) -> Books:
+        """The books of all attempts that have any, added up."""
+        return whole(self.attempts)
+
+    @property
+    def sentence(self) -> str:
+        """Both verdicts in words."""
+        return verdict.sentence(self.balanced, self.data, interrupted=self.interrupted)
+
+
+def end_of(
+    experiment: ScanExperiment,
+    ledger: Ledger,
+    outcome: Outcome,
+    *,
+    analysis: Analysis,
+    records: Records,
+    output: Path,
+) -> Ending:
+    """Judge the run."""
+    host = outcome.snapshot.host
+    last = Attempt(ledger.attempt, ledger.books, ledger.balanced, settled(outcome.snapshot), host.steps)
+    attempts = (*earlier_attempts(output, ledger.attempt), last)
+    found = facts.gather(
+        experiment,
+        whole(attempts),
+        records,
+        analysis,
+        steps=sum(one.steps for one in attempts),
+        interrupted=host.interrupted,
+    )
+    failing = [one.number for one in attempts if one.balanced is False and one.settled]
+    balanced = verdict.books(
+        balanced=not failing and ledger.balanced,
+        complete=ledger.complete,
+        rows=total_produced(whole(attempts).capture.values()).seen,
+        attempts=len(attempts),
+        without=without_books(attempts[:-1]),
+        failing=_failing(ledger, failing),
+    )
+    return Ending(ledger, attempts, found, balanced, verdict.judge(found), host.interrupted)
+
+
+def _failing(ledger: Ledger, attempts: list[int]) -> str:
+    unbalanced = len(ledger.unbalanced())
+    if unbalanced:
+        lines = len(ledger.equations)
+        return f"The books do not balance: {count(unbalanced)} of {count(lines)} equations fail."
+    return f"The books of attempt {', '.join(map(str, attempts))} do not balance."
+
+
 def ledger_json(ledger: Ledger, snapshot: Snapshot, output: Path) -> dict[str, Any]:
     """Return `ledger.json`: verdict, totals, what was left out, equations, and the attempts before this
     one.
@@ -55,44 +132,108 @@ def ledger_json(ledger: Ledger, snapshot: Snapshot, output: Path) -> dict[str, A
     host = snapshot.host
     content = as_json(ledger)
     points = content.pop("points")
+    earlier = earlier_attempts(output, ledger.attempt)
     return {
         **content,
+        "settled": settled(snapshot),
         "interrupted": host.interrupted,
         "tokens": {"read": host.tokens, "excluded": host.tokens_excluded},
         "steps": {"run": host.steps, "expected": host.steps_total, "dropped": host.steps_dropped},
         "captureErrors": host.capture_errors,
-        "earlierAttempts": earlier_attempts(output, ledger.attempt),
+        "earlierAttempts": [
+            {"attempt": one.number, "balanced": one.balanced, "totals": one.totals} for one in earlier
+        ],
+        "allAttempts": _totals(added_up(earlier, ledger)),
         "points": points,
     }
 
 
-def earlier_attempts(output: Path, attempt: int) -> list[dict[str, Any]]:
-    """Return attempt, balanced and totals of the attempts before `attempt`.
+def added_up(earlier: list[Attempt], ledger: Ledger) -> Books:
+    """Return the books of all attempts, this one among them."""
+    return whole([*earlier, Attempt(ledger.attempt, ledger.books)])
 
-    Balanced and totals are null where no ledger is left: that attempt's finish was killed, and its rings
-    are gone.
-    """
-    files = [output / ATTEMPTS_FOLDER / str(number) / LEDGER_FILE for number in range(attempt)]
-    found = [sample.read_json(file) for file in files]
-    return [
-        {"attempt": number, "balanced": one.get("balanced"), "totals": one.get("totals")}
-        for number, one in enumerate(found)
-    ]
+
+def _totals(books: Books) -> dict[str, Any]:
+    return {
+        "capture": produced_json(total_produced(books.capture.values())),
+        "bus": produced_json(total_produced(books.bus.values())),
+        "consumers": {
+            name: consumed_json(total_consumed(rows.values()))
+            for name, rows in sorted({"hook": books.hook, **books.consumers}.items())
+        },
+    }
+
+
+def verdict_json(ending: Ending) -> dict[str, Any]:
+    """Return `verdict.json`: level, both conditions, findings, and what was measured at each hook point."""
+    return {
+        "attempt": ending.ledger.attempt,
+        "level": ending.level.word,
+        "sentence": ending.sentence,
+        "conditions": conditions_json(ending),
+        "findings": [
+            {"level": one.level.word, "reason": one.reason, "text": one.text, "points": list(one.points)}
+            for one in ending.data.findings
+        ],
+        "documents": {"read": ending.facts.documents, "truncated": ending.facts.truncated},
+        "points": [_point_json(point) for point in ending.facts.points],
+    }
+
+
+def conditions_json(ending: Ending) -> dict[str, dict[str, str]]:
+    """Return the conditions that the operator passes on, by type."""
+    return {
+        kind: {"status": one.status, "reason": one.reason, "message": one.message}
+        for kind, one in (("LedgerBalanced", ending.balanced), ("DataSound", ending.data.condition))
+    }
+
+
+def _point_json(point: verdict.PointFacts) -> dict[str, Any]:
+    return {
+        "path": point.path,
+        "seen": point.seen,
+        "kept": point.kept,
+        "lapped": {name: round(share, 6) for name, share in point.lapped.items()},
+        "notFinite": point.not_finite,
+        "outlier": None
+        if point.outlier is None
+        else {
+            "by": point.outlier.by, "name": point.outlier.name,
+            "share": round(point.outlier.share, 6), "rows": round(point.outlier.rows, 6),
+        },
+        "saes": [
+            {
+                "trainer": sae.trainer, "exported": sae.exported, "finite": sae.finite,
+                "why": sae.why or None, "fvu": _known(sae.fvu), "fvuWithoutOutlier": _known(sae.fvu_without),
+                "compared": None
+                if sae.agreement is None
+                else {
+                    "rows": sae.agreement.rows, "trainer": _known(sae.agreement.trainer),
+                    "report": _known(sae.agreement.report),
+                },
+            }
+            for sae in point.saes
+        ],
+    }  # fmt: skip
+
+
+def _known(number: float | None) -> float | None:
+    return None if number is None else finite(number)
 
 
 def report_of(
     experiment: ScanExperiment,
-    ledger: Ledger,
+    ending: Ending,
     *,
     written: Mapping[str, Any],
     outcome: Outcome,
     analysis: Analysis,
+    records: Records,
     output: Path,
 ) -> ReportData:
     """Gather everything that the page shows."""
-    host = outcome.snapshot.host
-    seen = sample.read_json(output / "host" / "seen.json")
-    made = total_produced(ledger.books.capture.values())
+    host, seen = outcome.snapshot.host, records.seen
+    made = total_produced(ending.books.capture.values())
     timeline = history.timeline(
         history.read_lines(output / "timeline.jsonl"), history.read_lines(output / "events.jsonl")
     )
@@ -102,16 +243,11 @@ def report_of(
         missing.append("The run by the second: the hook wrote no timeline.")
     if not seen:
         missing.append("Seen against kept by length and position: the host left no counts.")
-    missing += [
-        f"The books of attempt {earlier['attempt']}: its finish was killed before it could write them."
-        for earlier in written["earlierAttempts"]
-        if earlier["balanced"] is None
-    ]
     fvus = [layer.fvu_content for layer in analysis.layers if layer.fvu_content is not None]
     return ReportData(
         name=experiment.metadata.name,
-        passed=ledger.passed and not analysis.problems,
-        verdict=verdict(ledger, made.seen, interrupted=host.interrupted),
+        level=ending.level.word,
+        verdict=ending.sentence,
         figures=Figures(
             model=provenance.model_name(experiment.spec.model.uri),
             model_detail=analysis.model,
@@ -121,15 +257,18 @@ def report_of(
             rows_seen=made.seen,
             rows_kept=made.published,
             fvu=sum(fvus) / len(fvus) if fvus else None,
+            fvu_note=_fvu_note(ending.facts),
         ),
         ledger=written,
-        problems=(*ledger.problems, *analysis.problems),
+        problems=ending.ledger.problems,
+        findings=tuple(Finding(one.level.word, one.text) for one in ending.data.findings),
+        points=tuple(_hook_point(point) for point in ending.facts.points),
         layers=tuple(analysis.layers),
         timeline=timeline,
         comparisons=tuple(comparisons),
         browser=analysis.browser,
         limits=(
-            *provenance.limits(experiment, host, seen, attempt=ledger.attempt),
+            *provenance.limits(experiment, host, seen, attempt=ending.ledger.attempt),
             *([("Parameters", analysis.parameters)] if analysis.parameters else []),
         ),
         commands=tuple(provenance.commands(experiment, analysis.exports)),
@@ -137,20 +276,67 @@ def report_of(
     )
 
 
-def verdict(ledger: Ledger, rows: int, *, interrupted: bool) -> str:
-    """Return the verdict as one sentence."""
-    ended = "The run was ended early" if interrupted else "The run is complete"
-    if ledger.passed:
-        return f"{ended}, and its books balance: all {count(rows)} rows seen are accounted for."
-    if ledger.balanced:
-        return "The run did not come to its end; what it saw until then is accounted for."
-    failing, lines = len(ledger.unbalanced()), len(ledger.equations)
-    return f"The books do not balance: {count(failing)} of {count(lines)} equations fail."
+def _fvu_note(found: Facts) -> str:
+    """Return what must stand beside the mean FVU: what it is without the rows that hold the variance."""
+    pairs = [
+        (point.outlier, sae.fvu_without)
+        for point in found.points
+        if point.outlier is not None and point.outlier.share > verdict.OUTLIERS.limit
+        for sae in point.saes
+        if sae.fvu_without is not None
+    ]
+    if not pairs:
+        return ""
+    first = pairs[0][0]
+    name = first.name if len({outlier.name for outlier, _ in pairs}) == 1 else "outliers"
+    every = sum(len(point.saes) for point in found.points)
+    where = "" if every == len(pairs) else f" at {len(pairs)} of {every}"
+    return f"{percent(sum(without for _, without in pairs) / len(pairs))} without {name}{where}"
 
 
-def last_words(ledger: Ledger, snapshot: Snapshot, analysis: Analysis | None) -> str:
+def _hook_point(point: verdict.PointFacts) -> HookPoint:
+    sae = next((one for one in point.saes if one.agreement is not None), None)
+    agreement = None if sae is None else sae.agreement
+    return HookPoint(
+        path=point.path,
+        seen=point.seen,
+        kept=point.kept,
+        lapped=tuple(point.lapped.items()),
+        not_finite=point.not_finite,
+        outlier="" if point.outlier is None or point.outlier.by == "none" else point.outlier.name,
+        outlier_share=None if point.outlier is None else point.outlier.share,
+        outlier_rows=None if point.outlier is None else point.outlier.rows,
+        sae=_sae_words(point),
+        compared=None if agreement is None else (agreement.rows, agreement.trainer, agreement.report),
+        flags=tuple(sorted(_flags(point))),
+    )
+
+
+def _sae_words(point: verdict.PointFacts) -> str:
+    if not point.saes:
+        return "none asked for"
+    lacking = [one for one in point.saes if not one.exported or one.constant or not one.finite]
+    if not lacking:
+        return "exported"
+    return "; ".join(one.why or "not finite" for one in lacking)
+
+
+def _flags(point: verdict.PointFacts) -> set[str]:
+    """Return the columns of the page's table that are out of bounds."""
+    checks = {
+        "seen": not point.seen,
+        "lapped": any(share > verdict.LAPPED.limit for share in point.lapped.values()),
+        "finite": point.not_finite > 0,
+        "outlier": point.outlier is not None and point.outlier.share > verdict.OUTLIERS.limit,
+        "sae": any(not one.exported or one.constant or not one.finite for one in point.saes),
+        "compared": any(one.agreement is not None and not one.agreement.holds for one in point.saes),
+    }
+    return {name for name, out in checks.items() if out}
+
+
+def last_words(ledger: Ledger, snapshot: Snapshot, analysis: Analysis | None, ending: Ending | None) -> str:
     """Return the termination message: totals as JSON, at most LAST_WORDS bytes."""
-    books = ledger.books
+    books = ending.books if ending else ledger.books
     layers = analysis.layers if analysis else []
     fvus = [layer.fvu_content for layer in layers if layer.fvu_content is not None]
     l0s = [layer.l0 for layer in layers if layer.l0 is not None]
@@ -170,6 +356,11 @@ def last_words(ledger: Ledger, snapshot: Snapshot, analysis: Analysis | None) ->
         "sae": {"fvu": _mean(fvus), "l0": _mean(l0s), "dead": _mean(dead)},
         "problems": [],
     }
+    if ending is not None:
+        words["conditions"] = {
+            kind: {**one, "message": one["message"][:CONDITION_MESSAGE]}
+            for kind, one in conditions_json(ending).items()
+        }
     problems = (*ledger.problems, *(analysis.problems if analysis else ()))
     for key, part, lines in (
         ("unbalanced", words["ledger"], [f"{line.point} {line.hop}" for line in ledger.unbalanced()]),

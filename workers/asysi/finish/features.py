@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from asysi.finish import contexts, latents
 from asysi.finish.latents import Firings, Floats, Frozen, Reading
 from asysi.finish.sheet import PointRows, Sheet
+from asysi.finish.survey import Place, survey
 from asysi.report.data import Browser, Corpus, Features, Layer, Sentence, Step
 from asysi.sae.fvu import fvu, why_undefined
 
@@ -49,17 +50,21 @@ class Looked:
     step: Step | None
 
 
-def look(name: str, sae: Frozen, rows: PointRows, sheet: Sheet, asked: Asked) -> Looked:
+def look(
+    name: str, sae: Frozen, rows: PointRows, sheet: Sheet, asked: Asked, *, place: Place | None = None
+) -> Looked:
     """Measure one autoencoder on a sheet's activations; metrics on held-out documents alone.
 
-    `rows` holds at least one of a held-out content token: see `measurable`.
+    `rows` holds at least one of a held-out content token: see `measurable`. `place` is what `survey` says of
+    them.
     """
+    found = place or survey(rows, sheet)
     data = sheet.content[rows.token]
     held = sheet.held_tokens[rows.token]
     tested = rows.values[data & held]
     reading = latents.read(sae, rows.values[data], held[data])
     fires = latents.counts(reading.firings, sae.W_dec.shape[0], held[data])
-    place = np.cumsum(sheet.content) - 1  # of a content token among content tokens
+    at = np.cumsum(sheet.content) - 1  # of a content token among content tokens
     made = _Measured(
         reading=reading,
         tested=tested,
@@ -68,11 +73,17 @@ def look(name: str, sae: Frozen, rows: PointRows, sheet: Sheet, asked: Asked) ->
         variance=latents.variance(tested),
         energy=latents.energy(tested),
         fires=fires,
-        spoken=latents.on_tokens(reading.firings, place[rows.token[data]]),
+        fvu_without=_without(reading, rows.values[data], held[data] & ~found.members[data]),
+        spoken=latents.on_tokens(reading.firings, at[rows.token[data]]),
     )
     subject = _Subject(name, sae, sheet, asked)
     step = None if asked.sentence is None else _step(name, made.spoken, sheet, asked.sentence)
     return Looked(_layer(subject, rows, made), _features(subject, made), step)
+
+
+def _without(reading: Reading, values: Floats, rest: NDArray[np.bool_]) -> float | None:
+    kept = values[rest]
+    return fvu(float(reading.error[rest].sum()), latents.variance(kept), latents.energy(kept))
 
 
 def measurable(rows: PointRows, sheet: Sheet) -> bool:
@@ -105,6 +116,8 @@ class _Measured:
     """Sum of their squares."""
     fires: NDArray[np.int64]
     """[latents] held-out rows on which each fires."""
+    fvu_without: float | None
+    """FVU of the held-out rows without those of the outlier."""
     spoken: Firings
     """Firings by content token instead of by row."""
 
@@ -125,6 +138,7 @@ def _layer(subject: _Subject, rows: PointRows, made: _Measured) -> Layer:
         k=asked.k,
         fvu_content=fvu(error, made.variance, made.energy),
         fvu_undefined=why_undefined(error, made.variance, made.energy),
+        fvu_without=made.fvu_without,
         fvu_all=fvu(error + rest, latents.variance(everything), latents.energy(everything)),
         fvu_calls=_by_call(made) if rows.calls > 1 else (),
         l0=float(density.sum()),

@@ -1,7 +1,7 @@
 """The books: what was seen, and where every row of it went. Pure: plain numbers in, equations out."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,6 +122,60 @@ def points_of(books: Books) -> list[str]:
     for names in (books.hook, books.bus, *books.consumers.values()):
         known.update(dict.fromkeys(names))
     return list(known)
+
+
+def added(parts: Sequence[Books]) -> Books:
+    """Return the sum of the books of several attempts, hook point by hook point."""
+
+    def made(tables: list[Mapping[str, Produced]]) -> dict[str, Produced]:
+        names = dict.fromkeys(name for table in tables for name in table)
+        return {name: total_produced(table[name] for table in tables if name in table) for name in names}
+
+    def used(tables: list[Mapping[str, Consumed]]) -> dict[str, Consumed]:
+        names = dict.fromkeys(name for table in tables for name in table)
+        return {name: total_consumed(table[name] for table in tables if name in table) for name in names}
+
+    consumers = dict.fromkeys(name for books in parts for name in books.consumers)
+    not_finite = dict.fromkeys(name for books in parts for name in books.not_finite)
+    return Books(
+        made([books.capture for books in parts]),
+        used([books.hook for books in parts]),
+        made([books.bus for books in parts]),
+        {name: used([books.consumers.get(name, {}) for books in parts]) for name in consumers},
+        {name: sum(books.not_finite.get(name, 0) for books in parts) for name in not_finite},
+    )
+
+
+def books_of(written: Mapping[str, Any]) -> Books:
+    """Return the books that `ledger.json` holds.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is something else.
+    """
+    points: list[Mapping[str, Any]] = written["points"]
+
+    def made(row: Mapping[str, Any]) -> Produced:
+        dropped = {str(reason): int(count) for reason, count in row["dropped"].items()}
+        return Produced(int(row["seen"]), int(row["published"]), int(row["sampledOut"]), dropped)
+
+    def used(row: Mapping[str, Any]) -> Consumed:
+        return Consumed(int(row["durable"]), int(row["lapped"]), int(row["rolledBack"]))
+
+    consumers = dict.fromkeys(name for point in points for name in point["consumers"])
+    return Books(
+        {point["path"]: made(point["capture"]) for point in points},
+        {point["path"]: used(point["hook"]) for point in points},
+        {point["path"]: made(point["bus"]) for point in points},
+        {
+            name: {
+                point["path"]: used(point["consumers"][name])
+                for point in points
+                if name in point["consumers"]
+            }
+            for name in consumers
+        },
+        {point["path"]: int(point.get("notFinite", 0)) for point in points},
+    )
 
 
 def total_produced(rows: Iterable[Produced]) -> Produced:

@@ -40,6 +40,8 @@ class Again:
     """Text of every token on the sheet; a leading space means that a new word begins."""
     weight: NDArray[np.float64]
     """[tokens] how many tokens of the run each stands for: training documents were read in every pass."""
+    joined: bool = False
+    """Whether sequences are cut from joined documents: in the run they were cut elsewhere."""
 
 
 def read_again(
@@ -69,7 +71,8 @@ def read_again(
     if policy.packing != "concat":
         by_sample = {document.sample: document.text for document in documents}
         texts = [by_sample[int(sample)] for sample in sheet.rows]
-    return Again(sheet, activations, spell(loaded.tokenizer, sheet, texts), weight[sheet.document])
+    pieces = spell(loaded.tokenizer, sheet, texts)
+    return Again(sheet, activations, pieces, weight[sheet.document], joined=texts is None)
 
 
 def _sequences(documents: Iterable[Any], tokenizer: Any, policy: Policy, seed: int) -> Sequences:

@@ -32,6 +32,11 @@ class Sheet:
         """[n] whether the token is of a held-out document."""
         return self.held_out[self.document]
 
+    @property
+    def position(self) -> NDArray[np.int64]:
+        """[n] position of the token in its sequence."""
+        return np.arange(len(self.tokens)) - np.searchsorted(self.document, self.document)
+
     def sequence(self, document: int) -> NDArray[np.int64]:
         """Return the token numbers of a document."""
         start, stop = np.searchsorted(self.document, [document, document + 1])

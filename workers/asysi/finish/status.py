@@ -127,7 +127,11 @@ class Pace:
 
 
 def shape(
-    snapshot: Snapshot, *, tokens_per_second: float = 0.0, said: str | None = None
+    snapshot: Snapshot,
+    *,
+    tokens_per_second: float = 0.0,
+    said: str | None = None,
+    conditions: Mapping[str, Mapping[str, str]] | None = None,
 ) -> dict[str, object]:
     """Return the answer of /status; counts are summed over hook points, unknown numbers are null.
 
@@ -135,6 +139,7 @@ def shape(
         snapshot: both rings at one moment.
         tokens_per_second: the host's pace.
         said: the phase when finish itself knows better, as once the report is written.
+        conditions: both verdicts, once they are known: status, reason and message by type.
     """
     host, books = snapshot.host, snapshot.books
     capture = produced_json(total_produced(books.capture.values()))
@@ -156,6 +161,7 @@ def shape(
             "balanced": open_ledger(books, attempt=0, complete=False).balanced,
             "points": len(points_of(books)),
         },
+        "conditions": {kind: dict(one) for kind, one in (conditions or {}).items()},
     }
 
 

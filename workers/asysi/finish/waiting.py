@@ -10,6 +10,8 @@ PATIENCE = 120.0
 """Seconds without any motion after which a stream that has begun is given up."""
 START_PATIENCE = 1800.0
 """Seconds that a host may take to its first step: it may load a large model."""
+TERMINATION_PATIENCE = 8.0
+"""Seconds after SIGTERM in which a stream that has begun may come to rest, and its books be closed."""
 POLL = 0.1
 
 
@@ -34,7 +36,7 @@ def wait(
     sleep: Callable[[float], None] = time.sleep,
 ) -> Outcome:
     """Look until the bus is closed and every consumer has finished, until nothing moves any more, or until
-    told.
+    told; then a stream that has begun has TERMINATION_PATIENCE for its end.
 
     Args:
         look: returns the rings now.
@@ -46,13 +48,16 @@ def wait(
         sleep: waits for seconds.
     """
     moved, before = clock(), None
+    told: float | None = None
     while True:
         snapshot = look()
         beat()
         if settled(snapshot):
-            return Outcome(snapshot)
+            return Outcome(snapshot, terminated=told is not None)
         if stop():
-            return Outcome(snapshot, terminated=True)
+            told = clock() if told is None else told
+            if not snapshot.host.steps or clock() - told > TERMINATION_PATIENCE:
+                return Outcome(snapshot, terminated=True)
         signs = _signs(snapshot)
         if signs != before:
             moved, before = clock(), signs

@@ -29,7 +29,7 @@ from asysi.monitor.worker import Worker
 log = logging.getLogger("asysi")
 
 PROGRESS_FILE = HOST_FOLDER / "progress.json"
-"""{attempt, step}: the last step that was run."""
+"""{attempt, step, attempts}: the last step that was run, and that of every attempt that has run one."""
 SEEN_FILE = HOST_FOLDER / "seen.json"
 _PROGRESS_SECONDS = 2.0
 
@@ -42,6 +42,8 @@ class Reading:
     documents: int
     held_out: int
     duplicates: int
+    truncated: int
+    """Documents that were cut at the context length."""
 
 
 def read_data(data: Data, scan: Scan, tokenizer: object) -> Reading:
@@ -56,7 +58,7 @@ def read_data(data: Data, scan: Scan, tokenizer: object) -> Reading:
     if not corpus.documents:
         raise ConfigError(f"spec.data.uri: {data.uri} holds no document with a token in it")
     batches = Batches(corpus, policy, batch_size=scan.batch_size, passes=scan.passes, seed=scan.seed)
-    return Reading(batches, corpus.documents, int(corpus.holdout.sum()), source.duplicates)
+    return Reading(batches, corpus.documents, int(corpus.holdout.sum()), source.duplicates, corpus.truncated)
 
 
 class ScannerEngine:
@@ -96,6 +98,16 @@ def next_step(output: Path) -> int:
         return int(json.loads((output / PROGRESS_FILE).read_text())["step"]) + 1
     except (OSError, ValueError, KeyError, TypeError):
         return 0
+
+
+def begun_attempts(output: Path) -> dict[str, int]:
+    """Return the last step of each attempt that has run one, as far as it was written down."""
+    try:
+        record = json.loads((output / PROGRESS_FILE).read_text())
+        found = record.get("attempts", {record["attempt"]: record["step"]})
+        return {str(number): int(step) for number, step in found.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def main(worker: Worker) -> int:
@@ -151,6 +163,8 @@ class _Run:
         self._first = next_step(worker.output) if worker.attempt else 0
         self._last = self._first - 1
         self._passes = 0
+        self._begun = False
+        self._attempts = begun_attempts(worker.output) if worker.attempt else {}
 
     def all_steps(self, tell_pass: Callable[[int], None]) -> None:
         """Run every step that is left, until a signal asks to stop."""
@@ -159,6 +173,9 @@ class _Run:
             for batch in self._reading.batches.from_step(self._first):
                 if self._worker.stop.requested:
                     break
+                if not self._begun:
+                    self._begun = True
+                    self._write_progress()  # whatever happens from here on: this attempt has run
                 if batch.pass_number + 1 > self._passes:
                     self._passes = batch.pass_number + 1
                     tell_pass(batch.pass_number)
@@ -195,6 +212,7 @@ class _Run:
             "documents": reading.documents,
             "held_out": reading.held_out,
             "duplicates": reading.duplicates,
+            "truncated": reading.truncated,
             "unique_tokens": reading.batches.content_tokens,
             "tokens": hooker.tokens_seen,
             "tokens_excluded": hooker.tokens_excluded,
@@ -210,7 +228,9 @@ class _Run:
         write_atomic(self._worker.output / SEEN_FILE, json.dumps(report))
 
     def _write_progress(self) -> None:
-        progress = {"attempt": self._worker.attempt, "step": self._last}
+        number = self._worker.attempt
+        attempts = {**self._attempts, **({str(number): self._last} if self._begun else {})}
+        progress = {"attempt": number, "step": self._last, "attempts": attempts}
         write_atomic(self._worker.output / PROGRESS_FILE, json.dumps(progress))
 
 

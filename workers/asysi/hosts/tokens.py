@@ -111,6 +111,8 @@ class Corpus:
     """[documents]: row of the input."""
     holdout: NDArray[np.bool_]
     """[documents]: whether it is held out."""
+    truncated: int = 0
+    """Documents that were cut at the context length."""
 
     @property
     def documents(self) -> int:
@@ -128,9 +130,12 @@ def tokenise(documents: Iterable[Document], tokenizer: Any, policy: Policy) -> C
     pieces: list[NDArray[np.int32]] = []
     samples: list[int] = []
     holdout: list[bool] = []
+    truncated = 0
     stream = iter(documents)
     while some := list(islice(stream, _AT_ONCE)):
-        for document, ids in zip(some, _encode([d.text for d in some], tokenizer, policy), strict=True):
+        encoded, cut = _encode([d.text for d in some], tokenizer, policy)
+        truncated += cut
+        for document, ids in zip(some, encoded, strict=True):
             if ids:
                 pieces.append(np.array(ids, np.int32))
                 samples.append(document.sample)
@@ -138,20 +143,37 @@ def tokenise(documents: Iterable[Document], tokenizer: Any, policy: Policy) -> C
     starts = np.zeros(len(pieces) + 1, np.int64)
     np.cumsum([len(piece) for piece in pieces], out=starts[1:])
     tokens = np.concatenate(pieces) if pieces else np.empty(0, np.int32)
-    return Corpus(tokens, starts, np.array(samples, np.uint64), np.array(holdout, np.bool_))
+    return Corpus(tokens, starts, np.array(samples, np.uint64), np.array(holdout, np.bool_), truncated)
 
 
-def _encode(texts: list[str], tokenizer: Any, policy: Policy) -> list[list[int]]:
+def _encode(texts: list[str], tokenizer: Any, policy: Policy) -> tuple[list[list[int]], int]:
+    """Return the tokens of each text, and how many texts were cut."""
     if policy.packing == "concat":  # sequences get their special tokens when they are cut
         encoded: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        return encoded
+        return encoded, 0
     most = policy.context_length
-    encoded = tokenizer(texts, truncation=True, max_length=most)["input_ids"]
+    found = tokenizer(texts, truncation=True, max_length=most)
+    encoded = found["input_ids"]
+    cut = _cut(texts, found, tokenizer, most)
     if policy.drop_bos is not None:
-        return [ids[1:] if ids and ids[0] == policy.drop_bos else ids for ids in encoded]
+        return [ids[1:] if ids and ids[0] == policy.drop_bos else ids for ids in encoded], int(cut.sum())
     if policy.bos is not None:
-        return [ids if ids and ids[0] == policy.bos else [policy.bos, *ids][:most] for ids in encoded]
-    return encoded
+        bare = np.array([not ids or ids[0] != policy.bos for ids in encoded])
+        cut |= bare & (np.array([len(ids) for ids in encoded]) == most)  # the BOS takes the last one's place
+        encoded = [[policy.bos, *ids][:most] if add else ids for ids, add in zip(encoded, bare, strict=True)]
+    return encoded, int(cut.sum())
+
+
+def _cut(texts: list[str], found: Any, tokenizer: Any, most: int) -> NDArray[np.bool_]:
+    """Return [texts] whether the tokenizer has cut each."""
+    if whole := getattr(found, "encodings", None):  # a fast tokenizer keeps what it has cut off
+        return np.array([bool(one.overflowing) for one in whole])
+    long = [number for number, ids in enumerate(found["input_ids"]) if len(ids) >= most]
+    cut = np.zeros(len(texts), np.bool_)
+    if long:
+        again = tokenizer([texts[number] for number in long], verbose=False)["input_ids"]
+        cut[long] = [len(ids) > most for ids in again]
+    return cut
 
 
 @dataclass(frozen=True, slots=True)

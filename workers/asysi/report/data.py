@@ -29,6 +29,44 @@ class Figures:
     rows_kept: int | None = None
     fvu: float | None = None
     """Mean held-out FVU over content tokens, over hook points."""
+    fvu_note: str = ""
+    """What must be known with it: what it is without the few rows that hold most of the variance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something about the data that is not as it should be."""
+
+    level: str
+    """fail | warning | unknown."""
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class HookPoint:
+    """A row of the table of what was measured at each hook point. Shares are 0..1."""
+
+    path: str
+    seen: int
+    """Rows that passed it."""
+    kept: int
+    """Rows that the consumers were offered."""
+    lapped: tuple[tuple[str, float], ...] = ()
+    """Share of its rows that each consumer lost."""
+    not_finite: int = 0
+    """Rows with NaN or infinity."""
+    outlier: str = ""
+    """The group of rows that holds most of the variance, "" where none stands out."""
+    outlier_share: float | None = None
+    """Of the variance; None where nobody could look."""
+    outlier_rows: float | None = None
+    """Of the rows."""
+    sae: str = ""
+    """What became of its SAE, in words."""
+    compared: tuple[int, float, float] | None = None
+    """Rows, FVU for the trainer, FVU for the report, on the same held-out rows."""
+    flags: tuple[str, ...] = ()
+    """Columns that are out of bounds: seen, lapped, finite, outlier, sae, compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +98,8 @@ class Layer:
     """FVU over content tokens of each call of the module in a forward; empty where it is called once."""
     outliers: int = 0
     """Rows that were left out of every figure because of `data.tokens.maxNormMultiple`."""
+    fvu_without: float | None = None
+    """FVU over content tokens without the group of rows that holds most of the variance."""
 
 
 DENSITY_FROM = -4.0
@@ -211,14 +251,18 @@ class ReportData:
     """Everything on the page, top to bottom."""
 
     name: str
-    passed: bool
+    level: str
+    """ok | unknown | warning | fail."""
     verdict: str
-    """One sentence."""
+    """One sentence, or two."""
     figures: Figures
     ledger: Mapping[str, Any] = field(default_factory=dict)
     """As `ledger.json`; empty when there is none."""
     problems: tuple[str, ...] = ()
-    """What went wrong, a sentence each."""
+    """What went wrong with the stream or its books, a sentence each."""
+    findings: tuple[Finding, ...] = ()
+    """What is not as it should be about the data, the worst first."""
+    points: tuple[HookPoint, ...] = ()
     layers: tuple[Layer, ...] = ()
     timeline: Timeline | None = None
     comparisons: tuple[Comparison, ...] = ()

@@ -84,6 +84,35 @@ DEFINITIONS = (
         "rows were read after the last checkpoint of a worker that was killed.",
     ),
     Definition(
+        "sound",
+        "Is the data sound",
+        "The books say that no row went astray; this says whether the rows are worth something. What is "
+        "looked at, and from where on it is a warning or a failure, is one table in the documentation of the "
+        "report.",
+    ),
+    Definition(
+        "lapped",
+        "Lapped",
+        "Share of the kept rows that were overwritten in the ring before a consumer had read them, for each "
+        "consumer that lost any. What was lapped for the trainer was never trained on.",
+    ),
+    Definition(
+        "outlier",
+        "Most variance",
+        "The position in the sequence, or the token, that holds the largest share of the variance "
+        "Σ‖x − mean(x)‖² of a hook point, over held-out content tokens, and its share of the rows; only "
+        "those that hold at least twice their share of the rows are named. Where none holds half, but the "
+        "largest 1% of the rows do, these are named. An FVU measured with such rows says how well they are "
+        "rebuilt.",
+    ),
+    Definition(
+        "compared",
+        "Trainer, report",
+        "FVU of the exported autoencoder on the same held-out rows: as the trainer was given them, and as "
+        "this page read them again. Both see the same documents and positions, so the two must agree; what "
+        "is left is the run's quantisation and rounding.",
+    ),
+    Definition(
         "hooks",
         "Time in hooks",
         "Share of the model's forward pass that was spent in the capture's hooks, over the whole run. It "

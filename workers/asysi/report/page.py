@@ -38,6 +38,7 @@ def build(data: ReportData) -> str:
         shapes=list(dict.fromkeys(_shape(layer) for layer in data.layers)),
         short=dict(zip(names, words.short_names(names), strict=True)),
         sparklines={layer.name: sparkline(layer) for layer in data.layers},
+        outliers=_outliers(data),
         definitions=DEFINITIONS,
         payload=Markup(embed(payload(data))),  # noqa: S704 - embed() leaves nothing that could end the element
     )
@@ -62,6 +63,15 @@ def _trained(layers: tuple[Layer, ...]) -> str:
         return ""
     least, most = words.count(rows[0]), words.count(rows[-1])
     return f"trained on {least} rows" if len(rows) == 1 else f"trained on {least} to {most} rows"
+
+
+def _outliers(data: ReportData) -> dict[str, str]:
+    """Return, by layer, what to call the rows that hold most of the variance at its hook point."""
+    by_path = {point.path: point.outlier for point in data.points}
+    return {
+        layer.name: next((name for path, name in by_path.items() if layer.name.endswith(path)), "")
+        for layer in data.layers
+    }
 
 
 def _digest(text: str) -> str:

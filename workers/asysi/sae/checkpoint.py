@@ -13,6 +13,8 @@ from asysi.contract.errors import ConfigError
 from asysi.files import write_atomically
 
 FORMAT = "asysi-sae-checkpoint-1"
+HELD, HELD_ORIGIN = "held", "held.origin"
+"""Names of the evaluation set of a hook point: its rows, and where each comes from (see `Reservoir`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +54,25 @@ def read_checkpoint(file: Path) -> Checkpoint | None:
         raise ConfigError(
             f"the checkpoint {file} cannot be read ({error}): remove it, or take another output folder"
         ) from error
+
+
+def read_held(file: Path, point: str) -> tuple[Tensor, Tensor] | None:
+    """Return the evaluation set of a hook point: rows [m, width] and origins [m, 3]; None when it has none.
+
+    Nothing else of the file is read.
+
+    Raises:
+        ConfigError: the file is no checkpoint of this format.
+    """
+    try:
+        with safe_open(file, framework="pt") as content:
+            names = set(content.keys())
+            wanted = [f"{point}/{HELD}", f"{point}/{HELD_ORIGIN}"]
+            if not names.issuperset(wanted):
+                return None
+            rows, origin = (content.get_tensor(name) for name in wanted)
+            return rows, origin
+    except FileNotFoundError:
+        return None
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"the checkpoint {file} cannot be read ({error})") from error

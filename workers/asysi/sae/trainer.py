@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from asysi.bus.packet import ActivationPacket, Dtype, Kind, RowFlag
+from asysi.bus.packet import ActivationPacket, Dtype, Kind
 from asysi.capture.globs import compile_glob
 from asysi.contract.errors import ConfigError
 from asysi.contract.quantity import parse_bytes
@@ -82,8 +82,7 @@ class Trainer:
                 "folder"
             )
         training.progress.steps_total = steps_total
-        holdout = (packet.rows["flags"] & RowFlag.HOLDOUT) != 0
-        training.receive(rows, holdout, finite, packet.rows["sequence"], int(header["step"]))
+        training.receive(rows, finite, packet.rows, int(header["step"]), int(header["call_index"]))
         while training.train():
             pass
 

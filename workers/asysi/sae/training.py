@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from asysi.bus.packet import RowFlag
 from asysi.contract.spec import SaeTrain
 from asysi.sae.buffer import BufferSize, MixingBuffer
+from asysi.sae.checkpoint import HELD, HELD_ORIGIN
 from asysi.sae.evaluation import Evaluation, evaluate
 from asysi.sae.fvu import CONSTANT, NO_ROWS, NOT_TRAINED
 from asysi.sae.gradient import differentiate, project
@@ -17,13 +20,20 @@ from asysi.sae.model import SparseAutoencoder, bfloat16_is_fast
 from asysi.sae.normalisation import expected_norm_scale, geometric_median
 from asysi.sae.norms import NormFilter
 from asysi.sae.optimiser import Adam, course
+from asysi.sae.reservoir import Reservoir
 
 EVALUATION_ROWS = 4096
-"""Held-out rows kept for evaluation."""
+"""Held-out rows kept for evaluation, a uniform sample of those of the whole run."""
 _GLANCE_ROWS = 1024
 """Of these, rows that an evaluation on the way looks at."""
+_CURVE_EVERY = 16
+"""Steps between two points of the training curve at the beginning."""
+_CURVE_POINTS = 400
+"""Points of the curve at which every other one is left out, and half as many follow."""
 _STOP_EVERY = 64
 """Steps between evaluations for `stop.fvu`: counted, not timed, so that a replay stops at the same row."""
+_HELD = 1
+"""Tells the seed of the evaluation set from that of training."""
 _WARM_UP_STEPS = 200
 _WARM_UP_SHARE = 0.1
 _INITIAL_ROWS = 8192
@@ -40,7 +50,7 @@ class Counts:
     received: int = 0
     trained: int = 0
     held_out: int = 0
-    """Never trained on; the first of them are kept for evaluation."""
+    """Never trained on; a uniform sample of them is kept for evaluation."""
     not_finite: int = 0
     """With NaN or infinite elements."""
     outliers: int = 0
@@ -69,6 +79,10 @@ class Progress:
     ended: bool = False
     """The stream is over."""
     evaluation: dict[str, float] = field(default_factory=dict)
+    curve: list[list[float]] = field(default_factory=list)
+    """The course of training: rows trained on, loss, held-out FVU, L0, share of dead latents."""
+    curve_every: int = _CURVE_EVERY
+    """Steps between two points of it."""
 
 
 class Training:
@@ -108,45 +122,49 @@ class Training:
         self._gradient = SparseAutoencoder(width, config.latents, config.k)
         self._idle = torch.zeros(config.latents, dtype=torch.int64)
         """Rows since a latent fired."""
-        self._held = torch.empty(0, width, dtype=dtype)
+        self._held = Reservoir(EVALUATION_ROWS, width, dtype, [config.seed, _HELD, *point.encode()])
         self._norms = None if max_norm_multiple is None else NormFilter(max_norm_multiple)
         self._fast = bfloat16_is_fast()
 
     # What comes in
 
     def receive(
-        self, rows: Tensor, holdout: np.ndarray, finite: np.ndarray, sequences: np.ndarray, step: int
+        self, rows: Tensor, finite: NDArray[np.bool_], records: NDArray[np.void], step: int, call: int = 0
     ) -> None:
         """Take the rows of a packet.
 
         Args:
             rows: [n, width] of the kept dtype; its memory stays the caller's.
-            holdout: [n] bool, rows that are never trained on.
-            finite: [n] bool, rows without NaN and infinity.
-            sequences: [n], which sequence of the step's batch a row belongs to.
+            finite: [n] rows without NaN and infinity.
+            records: [n] of ROW_DTYPE: where each row comes from; those with the hold-out flag are never
+                trained on.
             step: of the host.
+            call: of the module within the step, from 0.
         """
+        holdout = (records["flags"] & RowFlag.HOLDOUT) != 0
         self.counts.received += len(rows)
         self.counts.not_finite += int((~finite).sum())
         usable = finite
         if self._norms is not None:
             usable = finite & self._norms.within(rows, finite)
             self.counts.outliers += int(finite.sum()) - int(usable.sum())
-        self._hold(rows, holdout & usable)
+        self._hold(rows, holdout & usable, records, call)
         train = ~holdout & usable
-        new = self._new_sequences(sequences, step)
+        new = self._new_sequences(records["sequence"], step)
         self.progress.step = max(self.progress.step, step)
         if self.progress.stopped:
             self.counts.after_stop += int(train.sum())
         else:
             self._buffer.add(rows[torch.from_numpy(train)], new, self._size)
 
-    def _hold(self, rows: Tensor, holdout: np.ndarray) -> None:
+    def _hold(self, rows: Tensor, holdout: NDArray[np.bool_], records: NDArray[np.void], call: int) -> None:
         count = int(holdout.sum())
         self.counts.held_out += count
-        free = EVALUATION_ROWS - len(self._held)
-        if count and free:
-            self._held = torch.cat([self._held, rows[torch.from_numpy(holdout)][:free]])
+        if count:
+            origin = np.empty((count, 3), np.int64)
+            origin[:, 0] = records["sample"][holdout].view(np.int64)
+            origin[:, 1], origin[:, 2] = records["position"][holdout], call
+            self._held.add(rows[torch.from_numpy(holdout)], origin)
 
     def _new_sequences(self, sequences: np.ndarray, step: int) -> int:
         if not len(sequences):
@@ -174,6 +192,8 @@ class Training:
         if batch is None:
             return 0
         self.learn(batch)
+        if int(self._adam.steps) % self.progress.curve_every == 0:
+            self.note()
         self._consider_stopping()
         return len(batch)
 
@@ -273,10 +293,28 @@ class Training:
         """
         if self.progress.scale is None or not len(self._held):
             return None
-        rows = self._held if exact else self._held[:_GLANCE_ROWS]
+        rows = self._held.rows if exact else self._held.rows[:_GLANCE_ROWS]
         result = evaluate(self.sae, rows, self.progress.scale, exact=exact)
         self.progress.evaluation = asdict(result)
         return result
+
+    def note(self) -> None:
+        """Add a point to the training curve; of a long one every other is left out."""
+        self.evaluate(exact=False)
+        self._append()
+
+    def conclude(self) -> None:
+        """Evaluate on all held-out rows that are kept, and end the training curve with it."""
+        if self.evaluate(exact=True) is not None:
+            self._append()
+
+    def _append(self) -> None:
+        progress, known = self.progress, self.progress.evaluation
+        point = [progress.loss, known.get("fvu", math.nan), known.get("l0", progress.l0), self.dead_share]
+        progress.curve.append([float(self.counts.trained), *point])
+        if len(progress.curve) >= _CURVE_POINTS:
+            del progress.curve[::2]
+            progress.curve_every *= 2
 
     @property
     def buffered(self) -> int:
@@ -287,6 +325,21 @@ class Training:
     def dead_share(self) -> float:
         """Share of the latents that have not fired for `auxk.deadAfter` rows, 0..1."""
         return float(self._dead().float().mean())
+
+    def why_nothing(self) -> str | None:
+        """Return why there is no SAE in the end, None when there is one."""
+        counts = self.counts
+        if self.progress.scale is not None:
+            return None
+        if not counts.received:
+            return "not one row of it reached the trainer"
+        if counts.not_finite == counts.received:
+            return f"all {counts.received:,} rows that it was given hold NaN or infinity"
+        if counts.held_out + counts.not_finite + counts.outliers == counts.received and counts.outliers:
+            return f"all rows that it was given are beyond maxNormMultiple ({counts.outliers:,}) or held out"
+        if counts.held_out + counts.not_finite == counts.received:
+            return f"all {counts.held_out:,} finite rows that it was given are held out"
+        return "too few rows reached the trainer"
 
     def report(self) -> dict[str, Any]:
         """Return its numbers, for status, export and ledger."""
@@ -324,7 +377,8 @@ class Training:
             "adam.steps": self._adam.steps.view(1),
             "idle": self._idle,
             "buffer": self._buffer.rows,
-            "held": self._held,
+            HELD: self._held.rows,
+            HELD_ORIGIN: self._held.origin,
         }
         if self._norms is not None:
             tensors["norms"] = self._norms.median.counts
@@ -332,10 +386,11 @@ class Training:
             "counts": asdict(self.counts),
             "progress": asdict(self.progress),
             "buffer": {"sequences": self._buffer.sequences, "floor": self._buffer.floor},
+            "held": self._held.state(),
             "memory": self.memory,
             "rng": self._rng.bit_generator.state,
             "width": self.sae.d_in,
-            "dtype": str(self._held.dtype).removeprefix("torch."),
+            "dtype": str(self._held.rows.dtype).removeprefix("torch."),
         }
         return tensors, words
 
@@ -346,7 +401,7 @@ class Training:
         self._adam.square.copy_(tensors["adam.square"])
         self._adam.steps.copy_(tensors["adam.steps"][0])
         self._idle.copy_(tensors["idle"])
-        self._held = tensors["held"].clone()
+        self._held.restore(tensors[HELD], tensors.get(HELD_ORIGIN), words.get("held", {}))
         if self._norms is not None and "norms" in tensors:
             self._norms.median.counts.copy_(tensors["norms"])
         self._buffer.restore(tensors["buffer"].clone(), **words["buffer"])

@@ -20,8 +20,10 @@ from asysi.contract.runtime import (
     MODEL_FILE,
     POINTS_FILE,
     SAE_FOLDER,
+    TRAINING_FILE,
     Exit,
 )
+from asysi.files import write_atomic
 from asysi.monitor.worker import Worker
 from asysi.sae.export import export, folder_of, metadata_of
 from asysi.sae.normalisation import fold
@@ -33,6 +35,8 @@ READER = "sae"
 """The bus's reader that this worker is."""
 EVALUATE_SECONDS = 5.0
 """Between two evaluations of the same autoencoder on the way, at least."""
+CURVE = ["trained", "loss", "fvu", "l0", "dead"]
+"""Columns of a training curve in `training.json`."""
 _PULL = 64
 _WAIT = 0.1
 
@@ -159,7 +163,7 @@ class SAETrainerWorker:
                 return self._leave()
             for trainer in self._trainers:
                 for training in trainer.trainings.values():
-                    training.evaluate(exact=True)
+                    training.conclude()
                     self._worker.health.beat()
         self._checkpoint()
         if complete:
@@ -172,24 +176,32 @@ class SAETrainerWorker:
         return Exit.OK
 
     def _export(self) -> None:
+        """Export every SAE, with `training.json` beside them: figures, course, and why one is missing."""
         model = _json_object(self._worker.workspace / MODEL_FILE)
         for trainer in self._trainers:
-            for point, training in trainer.trainings.items():
-                if training.progress.scale is None:
-                    log.warning(
-                        "%s has no rows to train on at %s: nothing is exported", trainer.config.name, point
-                    )
-                    continue
-                numbers = {
+            folder = self._worker.output / SAE_FOLDER / trainer.config.name
+            points = {
+                point: {
                     **training.report(),
-                    "trainer": trainer.config.model_dump(mode="json", by_alias=True),
+                    "why": training.why_nothing(),
+                    "curve": [[_finite(value) for value in one] for one in training.progress.curve],
                 }
-                metadata = metadata_of(
-                    self._worker.experiment, model, point, self._points.get(point), numbers
-                )
-                folder = folder_of(self._worker.output / SAE_FOLDER / trainer.config.name, point)
-                export(folder, fold(training.sae, training.progress.scale), metadata)
-                self._worker.health.beat()
+                for point, training in trainer.trainings.items()
+            }
+            for point, training in trainer.trainings.items():
+                self._export_one(trainer, point, training, model)
+            record = {"attempt": self._worker.attempt, "curve": CURVE, "points": points}
+            write_atomic(folder / TRAINING_FILE, json.dumps(record, allow_nan=False))
+
+    def _export_one(self, trainer: Trainer, point: str, training: Training, model: dict[str, Any]) -> None:
+        if why := training.why_nothing():
+            log.warning("%s exports nothing at %s: %s", trainer.config.name, point, why)
+            return
+        numbers = {**training.report(), "trainer": trainer.config.model_dump(mode="json", by_alias=True)}
+        metadata = metadata_of(self._worker.experiment, model, point, self._points.get(point), numbers)
+        folder = folder_of(self._worker.output / SAE_FOLDER / trainer.config.name, point)
+        export(folder, fold(training.sae, training.progress.scale or 1.0), metadata)
+        self._worker.health.beat()
 
     # What others see
 
@@ -247,6 +259,10 @@ def _gauges(training: Training | None) -> dict[Gauge, float]:
         Gauge.NOT_FINITE: float(training.counts.not_finite),
         Gauge.OUTLIERS: float(training.counts.outliers),
     }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _captured_points(file: Path) -> dict[str, str | None]:

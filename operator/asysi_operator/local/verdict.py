@@ -1,0 +1,79 @@
+"""The verdict that finish left, read without trust: any part of it may be missing or of another kind."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MARKS = {"ok": "✓", "unknown": "?", "warning": "!", "fail": "✕"}
+"""Sign of each level."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `verdict.json` says."""
+
+    level: str
+    ledger: tuple[str, str]
+    """Status and message of the condition LedgerBalanced."""
+    findings: tuple[tuple[str, str], ...] = ()
+    """Level and text of each, the worst first."""
+    figures: tuple[tuple[str, float | None, str], ...] = ()
+    """Of each hook point with a trainer: path, held-out FVU, and what must be known with it."""
+
+    @property
+    def mark(self) -> str:
+        """The sign before the summary."""
+        return MARKS.get(self.level, "?")
+
+
+def read_verdict(file: Path) -> Verdict | None:
+    """Return the verdict in `file`; None when there is none."""
+    try:
+        record = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(record, dict) or _text(record, "level") not in MARKS:
+        return None
+    ledger = _part(_part(record, "conditions"), "LedgerBalanced")
+    return Verdict(
+        record["level"],
+        (_text(ledger, "status"), _text(ledger, "message")),
+        tuple((_text(one, "level"), _text(one, "text")) for one in _parts(record, "findings")),
+        tuple(_figure(point, sae) for point in _parts(record, "points") for sae in _parts(point, "saes")),
+    )
+
+
+def _figure(point: Mapping[str, Any], sae: Mapping[str, Any]) -> tuple[str, float | None, str]:
+    path, fvu, without = _text(point, "path"), _number(sae, "fvu"), _number(sae, "fvuWithoutOutlier")
+    outlier = _part(point, "outlier")
+    if why := _text(sae, "why"):
+        return path, fvu, why
+    if without is not None and (_number(outlier, "share") or 0.0) > OUTLIER:
+        return path, fvu, f"{without:.3f} without {_text(outlier, 'name')}"
+    return path, fvu, ""
+
+
+OUTLIER = 0.5
+"""Share of the variance from which on a figure is not shown without what hides behind it."""
+
+
+def _part(part: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = part.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _parts(part: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    value = part.get(key)
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def _text(part: Mapping[str, Any], key: str) -> str:
+    value = part.get(key)
+    return value if isinstance(value, str) else ""
+
+
+def _number(part: Mapping[str, Any], key: str) -> float | None:
+    value = part.get(key)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -1,0 +1,57 @@
+"""The attempts of a run: what each one's finish has left of its books."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from asysi.contract.runtime import HOST_FOLDER, LEDGER_FILE
+from asysi.finish.ledger import Books, added, books_of
+from asysi.finish.sample import read_json
+
+ATTEMPTS_FOLDER = "attempts"
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """An attempt, as far as it is known."""
+
+    number: int
+    books: Books | None
+    """None where its finish was killed before it could write them."""
+    balanced: bool | None = None
+    settled: bool = True
+    """Whether its stream had come to rest when its books were closed; if not, rows may have been under
+    way.
+    """
+    steps: int = 0
+    totals: Mapping[str, Any] | None = None
+    """As in its `ledger.json`."""
+
+
+def earlier_attempts(output: Path, attempt: int) -> list[Attempt]:
+    """Return the attempts before `attempt` in which the host has run a step, or whose books are there."""
+    begun = read_json(output / HOST_FOLDER / "progress.json").get("attempts")
+    found = [_read(output, number) for number in range(attempt)]
+    return [one for one in found if one.books or not isinstance(begun, dict) or str(one.number) in begun]
+
+
+def _read(output: Path, number: int) -> Attempt:
+    written = read_json(output / ATTEMPTS_FOLDER / str(number) / LEDGER_FILE)
+    try:
+        books = books_of(written)
+        steps = int(written["steps"]["run"])
+    except (KeyError, TypeError, ValueError):
+        return Attempt(number, None)
+    settled = written.get("settled", True) is not False
+    return Attempt(number, books, written.get("balanced") is True, settled, steps, written.get("totals"))
+
+
+def whole(attempts: Sequence[Attempt]) -> Books:
+    """Return the books of all attempts that have any, added up."""
+    return added([one.books for one in attempts if one.books is not None])
+
+
+def without_books(attempts: Sequence[Attempt]) -> list[int]:
+    """Return the attempts of which not everything is known."""
+    return [one.number for one in attempts if one.books is None or not (one.balanced or one.settled)]

@@ -1,0 +1,107 @@
+"""Which few rows hold the variance of a hook point: those of a position, of a token, or the largest ones."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asysi.finish import latents
+from asysi.sae.fvu import why_undefined
+
+TIMES = 2.0
+"""A group is an outlier only where it holds at least so many times its share of the rows."""
+LARGEST = 0.01
+"""Share of the rows that are looked at as the largest."""
+LIMIT = 0.5
+"""A share of the variance above this is named by position or token rather than by size."""
+_AT_ONCE = 4096
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Outlier:
+    """A group of rows and what it holds, shares 0..1."""
+
+    by: str
+    """position | token | size | none."""
+    name: str
+    """As a person would call it: `position 0`."""
+    share: float
+    """Of the variance: sum ||x - mean||² over the group, over that of all rows."""
+    rows: float
+    """Of the rows."""
+
+    @property
+    def them(self) -> str:
+        """The group, named again."""
+        return "these rows" if self.by == "size" else "it"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The group, and which rows belong to it [n]."""
+
+    outlier: Outlier
+    members: Mask
+
+
+def deviations(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return ||x - mean||² of each of rows [n, width], in float64."""
+    mean = rows.mean(0, dtype=np.float64)
+    parts = [
+        np.square(rows[start : start + _AT_ONCE] - mean).sum(1) for start in range(0, len(rows), _AT_ONCE)
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def find(rows: NDArray[np.float32], position: NDArray[np.int64], token: NDArray[np.int64]) -> Found | None:
+    """Return the group of rows that holds most of the variance; None where there is no variance.
+
+    A position or a token comes first when it holds more than half; else the largest 1% of the rows do, when
+    they hold more than half; else whichever position or token holds most.
+
+    Args:
+        rows: [n, width], finite.
+        position: [n] position of each in its sequence.
+        token: [n] token number of each.
+    """
+    away = deviations(rows)
+    total = float(away.sum())
+    if why_undefined(0.0, total, latents.energy(rows)):
+        return None
+    named = [
+        found
+        for by, keys in (("position", position), ("token", token))
+        if (found := _group(by, keys, away, total)) is not None
+    ]
+    best = max(named, key=lambda found: found.outlier.share, default=None)
+    if best is not None and best.outlier.share > LIMIT:
+        return best
+    largest = _largest(away, total)
+    if largest.outlier.share > LIMIT:
+        return largest
+    return best or Found(Outlier("none", "no position and no token", 0.0, 0.0), np.zeros(len(rows), np.bool_))
+
+
+def _group(by: str, keys: NDArray[np.int64], away: NDArray[np.float64], total: float) -> Found | None:
+    _, group = np.unique(keys, return_inverse=True)
+    share = np.bincount(group, weights=away) / total
+    rows = np.bincount(group) / len(keys)
+    held = np.where(share >= TIMES * rows, share, 0.0)
+    best = int(held.argmax())
+    if not held[best] > 0:
+        return None
+    members = group == best
+    name = f"{by} {int(keys[members.argmax()])}"
+    return Found(Outlier(by, name, float(share[best]), float(rows[best])), members)
+
+
+def _largest(away: NDArray[np.float64], total: float) -> Found:
+    most = max(1, int(len(away) * LARGEST))
+    members = np.zeros(len(away), np.bool_)
+    members[np.argpartition(away, -most)[-most:]] = True
+    share, rows = float(away[members].sum()) / total, most / len(away)
+    if share < TIMES * rows:  # of a handful of rows one is no outlier
+        share = 0.0
+    return Found(Outlier("size", "the largest 1% of the rows", share, rows), members)

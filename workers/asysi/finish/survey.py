@@ -1,0 +1,42 @@
+"""What the activations of one hook point are like, before any autoencoder looks at them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asysi.finish import outliers
+from asysi.finish.outliers import Outlier
+from asysi.finish.sheet import PointRows, Sheet
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The rows of one hook point, r of them."""
+
+    outlier: Outlier | None
+    """The group that holds most of the variance; None where there is no variance, or no row."""
+    members: Mask
+    """[r] the rows of that group."""
+    not_finite: int
+    """Rows that are not finite, and left out."""
+
+
+def survey(rows: PointRows, sheet: Sheet) -> Place:
+    """Look at the activations of a hook point.
+
+    Outliers are sought among what metrics are measured on: the content tokens of held-out documents, of all
+    documents where none is held out.
+    """
+    data, held = sheet.content[rows.token], sheet.held_tokens[rows.token]
+    usable = data & held if (data & held).any() else data
+    token = rows.token[usable]
+    found = None
+    if len(token):
+        found = outliers.find(rows.values[usable], sheet.position[token], sheet.tokens[token])
+    members = np.zeros(len(rows.values), np.bool_)
+    if found is not None:
+        members[np.flatnonzero(usable)[found.members]] = True
+    return Place(None if found is None else found.outlier, members, rows.not_finite)

@@ -1,0 +1,411 @@
+"""The verdict on a run's books and on its data: facts in, levels with reasons out. Pure."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TypeVar
+
+from asysi.finish.outliers import Outlier
+from asysi.report.words import count, percent
+
+
+class Level(IntEnum):
+    """How bad it is, from the best to the worst."""
+
+    OK = 0
+    UNKNOWN = 1
+    """Something could not be looked at; nothing bad was found."""
+    WARNING = 2
+    """The exit code stays 0."""
+    FAIL = 3
+    """The exit code is 1."""
+
+    @property
+    def mark(self) -> str:
+        """The sign before the verdict."""
+        return "✓?!✕"[self]
+
+    @property
+    def word(self) -> str:
+        """The level in lower case."""
+        return self.name.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the table: what is looked at, and from where on it counts."""
+
+    reason: str
+    """In the condition `DataSound` and in `verdict.json`."""
+    level: Level
+    when: str
+    """When it applies, in words."""
+    limit: float = 0.0
+
+
+OUTLIERS = Check(
+    "OutlierShare", Level.WARNING, "one position, one token or 1% of the rows holds more than 50% of the "
+    "variance of a hook point, and at least twice its share of the rows", 0.5,
+)  # fmt: skip
+LAPPED = Check(
+    "RowsLapped", Level.WARNING, "more than 5% of the rows of a hook point were overwritten before a consumer"
+    " had read them", 0.05,
+)  # fmt: skip
+NOT_FINITE = Check("RowsNotFinite", Level.WARNING, "a row holds NaN or infinity")
+TRUNCATED = Check(
+    "DocumentsTruncated", Level.WARNING, "more than 10% of the documents were cut at `tokens.contextLength`",
+    0.1,
+)  # fmt: skip
+NEVER_CALLED = Check(
+    "NeverCalled", Level.WARNING, "the model never called a hook point that no trainer names"
+)
+NO_RESULT = Check(
+    "NoResult", Level.FAIL, "a hook point that a trainer names has no SAE, or one without an FVU because its "
+    "activations do not vary",
+)  # fmt: skip
+EXPORT = Check("ExportNotFinite", Level.FAIL, "an exported SAE holds a number that is not finite")
+DISAGREE = Check(
+    "ReportDisagrees", Level.FAIL, "on the same held-out rows the FVU of the report and that of the trainer "
+    "differ by more than 0.01 and by more than 5%", 0.05,
+)  # fmt: skip
+ANALYSIS = Check(
+    "AnalysisFailed", Level.FAIL, "what finish had to read could not be read, or was replaced during the run"
+)  # fmt: skip
+NOT_MEASURED = Check(
+    "NotMeasured", Level.UNKNOWN, "something above could not be measured; the report says what and why"
+)  # fmt: skip
+
+CHECKS = (
+    NO_RESULT, EXPORT, DISAGREE, ANALYSIS, OUTLIERS, LAPPED, NOT_FINITE, TRUNCATED, NEVER_CALLED,
+    NOT_MEASURED,
+)  # fmt: skip
+"""Everything the data is judged by, the worst first; `docs/report.md` repeats it."""
+ABSOLUTE = 0.01
+"""Difference between two FVUs that is never a disagreement."""
+SOUND, NOT_JUDGED = "Sound", "NotJudged"
+BALANCED, NOT_BALANCED, NOT_ENDED, NO_BOOKS = "Balanced", "NotBalanced", "NotEnded", "AttemptWithoutBooks"
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """FVU of one SAE on the same held-out rows, as the trainer got them and as finish read them again."""
+
+    rows: int
+    trainer: float
+    report: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the two are close enough."""
+        return abs(self.report - self.trainer) <= max(ABSOLUTE, DISAGREE.limit * abs(self.trainer))
+
+
+@dataclass(frozen=True, slots=True)
+class SaeFacts:
+    """What became of one hook point at one trainer that names it."""
+
+    trainer: str
+    exported: bool
+    finite: bool = True
+    """Whether every number in the export is finite."""
+    why: str = ""
+    """Why there is no SAE, or no FVU."""
+    fvu: float | None = None
+    """On held-out content tokens, by the report where it could measure it, else by the trainer."""
+    fvu_without: float | None = None
+    """The same without the rows of the outlier."""
+    constant: bool = False
+    """Whether the held-out activations do not vary."""
+    agreement: Agreement | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PointFacts:
+    """What was measured at one hook point, all attempts together."""
+
+    path: str
+    seen: int = 0
+    kept: int = 0
+    """Rows that the consumers were offered."""
+    lapped: Mapping[str, float] = field(default_factory=dict)
+    """Share of its rows that each consumer lost, 0..1."""
+    not_finite: int = 0
+    """Rows with NaN or infinity that anybody met."""
+    outlier: Outlier | None = None
+    """The group of rows that holds most variance; None where nobody could look."""
+    saes: tuple[SaeFacts, ...] = ()
+    """Of every trainer that names the hook point."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was measured of a run."""
+
+    points: tuple[PointFacts, ...] = ()
+    documents: int | None = None
+    truncated: int | None = None
+    """Documents that were cut."""
+    steps: int = 0
+    interrupted: bool = False
+    """Whether the user ended the run early."""
+    problems: tuple[str, ...] = ()
+    """What failed while finish looked, a sentence each."""
+    unknown: tuple[str, ...] = ()
+    """What could not be measured, a sentence each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is not as it should be."""
+
+    level: Level
+    reason: str
+    text: str
+    """One sentence or two, for people."""
+    points: tuple[str, ...] = ()
+    """Hook points that it is about; none when it is about the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A verdict as a condition of the experiment's status."""
+
+    status: str
+    """True | False | Unknown."""
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class DataVerdict:
+    """The verdict on the data."""
+
+    findings: tuple[Finding, ...]
+    """The worst first."""
+
+    @property
+    def level(self) -> Level:
+        """The worst of the findings."""
+        return max((finding.level for finding in self.findings), default=Level.OK)
+
+    @property
+    def condition(self) -> Condition:
+        """The condition `DataSound`: False for a warning too; whether it failed the run, its phase says."""
+        if not self.findings:
+            return Condition("True", SOUND, "Every check of the data has passed.")
+        worst = self.findings[0]
+        others = len(self.findings) - 1
+        more = f" ({others} more finding{'s' if others > 1 else ''} in the report)" if others else ""
+        status = "Unknown" if worst.level is Level.UNKNOWN else "False"
+        return Condition(status, worst.reason, worst.text + more)
+
+
+def judge(facts: Facts) -> DataVerdict:
+    """Return every finding about the data, the worst first; none means that it is sound."""
+    found = [finding for look in _LOOKS for finding in look(facts)]
+    return DataVerdict(tuple(sorted(found, key=lambda finding: -finding.level)))
+
+
+def _no_result(facts: Facts) -> Iterator[Finding]:
+    lacking = [
+        (point, sae)
+        for point in facts.points
+        for sae in point.saes
+        if not sae.exported or sae.constant
+    ]  # fmt: skip
+    for why, group in _grouped(lacking, lambda pair: pair[1].why).items():
+        paths = [point.path for point, _ in group]
+        trainers = ", ".join(dict.fromkeys(sae.trainer for _, sae in group))
+        text = f"Trainer {trainers} has no result at {_named(paths)}: {why or 'nobody knows why'}."
+        if facts.interrupted and not any(point.seen for point, _ in group):
+            yield Finding(Level.UNKNOWN, NOT_MEASURED.reason, text, tuple(paths))
+        else:
+            yield Finding(NO_RESULT.level, NO_RESULT.reason, text, tuple(paths))
+
+
+def _exports(facts: Facts) -> Iterator[Finding]:
+    broken = [point.path for point in facts.points if any(s.exported and not s.finite for s in point.saes)]
+    if broken:
+        text = f"The exported SAE of {_named(broken)} holds numbers that are not finite: it is of no use."
+        yield Finding(EXPORT.level, EXPORT.reason, text, tuple(broken))
+
+
+def _disagreement(facts: Facts) -> Iterator[Finding]:
+    pairs = [
+        (point.path, sae.agreement)
+        for point in facts.points
+        for sae in point.saes
+        if sae.agreement is not None and not sae.agreement.holds
+    ]
+    if pairs:
+        path, worst = max(pairs, key=lambda pair: abs(pair[1].report - pair[1].trainer))
+        text = (
+            f"At {_named([one for one, _ in pairs])} the report does not read what the trainer was given: "
+            f"on the same {count(worst.rows)} held-out rows of {path} FVU is {percent(worst.trainer)} for "
+            f"the trainer and {percent(worst.report)} for the report."
+        )
+        yield Finding(DISAGREE.level, DISAGREE.reason, text, tuple(one for one, _ in pairs))
+
+
+def _problems(facts: Facts) -> Iterator[Finding]:
+    return (Finding(ANALYSIS.level, ANALYSIS.reason, problem) for problem in facts.problems)
+
+
+def _outliers(facts: Facts) -> Iterator[Finding]:
+    found = [
+        (point, point.outlier)
+        for point in facts.points
+        if point.outlier is not None and point.outlier.share > OUTLIERS.limit
+    ]
+    if not found:
+        return
+    point, worst = max(found, key=lambda pair: pair[1].share)
+    sae = next((one for one in point.saes if one.fvu is not None and one.fvu_without is not None), None)
+    effect = "" if sae is None else (
+        f" An FVU of {percent(sae.fvu)} is mostly about {worst.them}; without {worst.them} it is "
+        f"{percent(sae.fvu_without)}."
+    )  # fmt: skip
+    text = (
+        f"{_at([one.path for one, _ in found], point.path)} {worst.name}, {percent(worst.rows)} of the rows, "
+        f"holds {percent(worst.share)} of the variance.{effect} data.tokens.maxNormMultiple leaves such rows "
+        "out of training."
+    )
+    yield Finding(OUTLIERS.level, OUTLIERS.reason, text, tuple(one.path for one, _ in found))
+
+
+def _lapped(facts: Facts) -> Iterator[Finding]:
+    found = [
+        (share, name, point.path)
+        for point in facts.points
+        for name, share in point.lapped.items()
+        if share > LAPPED.limit
+    ]
+    for name, group in _grouped(found, lambda one: one[1]).items():
+        share, _, path = max(group)
+        paths = [one for _, _, one in group]
+        text = (
+            f"{_at(paths, path)} {name} lost {percent(share)} of the rows that were kept for it: they were "
+            "overwritten before it had read them. It was too slow for the sampling rate, or stood still."
+        )
+        yield Finding(LAPPED.level, LAPPED.reason, text, tuple(paths))
+
+
+def _not_finite(facts: Facts) -> Iterator[Finding]:
+    found = [point for point in facts.points if point.not_finite]
+    if found:
+        worst = max(found, key=lambda point: point.not_finite)
+        text = (
+            f"{_at([point.path for point in found], worst.path)} {count(worst.not_finite)} rows hold NaN or "
+            f"infinity, of {count(worst.kept)} kept. They are never trained on and in no figure."
+        )
+        yield Finding(NOT_FINITE.level, NOT_FINITE.reason, text, tuple(point.path for point in found))
+
+
+def _truncated(facts: Facts) -> Iterator[Finding]:
+    if facts.documents and facts.truncated and facts.truncated / facts.documents > TRUNCATED.limit:
+        text = (
+            f"{count(facts.truncated)} of {count(facts.documents)} documents "
+            f"({percent(facts.truncated / facts.documents)}) were cut at data.tokens.contextLength: nobody "
+            "saw what stands behind it."
+        )
+        yield Finding(TRUNCATED.level, TRUNCATED.reason, text)
+
+
+def _never_called(facts: Facts) -> Iterator[Finding]:
+    silent = [point.path for point in facts.points if not point.seen and not point.saes and facts.steps]
+    if silent:
+        text = f"The model never called {_named(silent)}: there is not one row of it."
+        yield Finding(NEVER_CALLED.level, NEVER_CALLED.reason, text, tuple(silent))
+
+
+def _unknown(facts: Facts) -> Iterator[Finding]:
+    return (Finding(Level.UNKNOWN, NOT_MEASURED.reason, text) for text in facts.unknown)
+
+
+_LOOKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
+    _no_result, _exports, _disagreement, _problems, _outliers, _lapped, _not_finite, _truncated,
+    _never_called, _unknown,
+)  # fmt: skip
+
+
+_T = TypeVar("_T")
+
+
+def _grouped(items: Iterable[_T], key: Callable[[_T], str]) -> dict[str, list[_T]]:
+    groups: dict[str, list[_T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
+_FEW = 3
+
+
+def _named(paths: Sequence[str]) -> str:
+    """Return the hook points, or the first of many and how many more there are."""
+    known = list(dict.fromkeys(paths))
+    if len(known) <= _FEW:
+        return ", ".join(known)
+    return f"{', '.join(known[:_FEW])} and {len(known) - _FEW} more hook points"
+
+
+def _at(paths: Sequence[str], worst: str) -> str:
+    others = len(set(paths)) - 1
+    return f"At {worst}" + (f" (worst of {others + 1} hook points)" if others else "")
+
+
+def books(
+    *, balanced: bool, complete: bool, rows: int, attempts: int, without: Sequence[int], failing: str
+) -> Condition:
+    """Return the condition `LedgerBalanced`.
+
+    Args:
+        balanced: whether every equation of every attempt whose books are known holds.
+        complete: whether the stream of the last attempt ended as meant.
+        rows: rows seen in all attempts whose books are known.
+        attempts: number of attempts.
+        without: attempts whose books are gone.
+        failing: equations that fail, in words.
+    """
+    if not balanced:
+        return Condition("False", NOT_BALANCED, failing)
+    if not complete:
+        return Condition(
+            "Unknown", NOT_ENDED, "The stream did not end; what was seen until then is accounted for."
+        )  # fmt: skip
+    if without:
+        named = ", ".join(map(str, without))
+        word = "attempt" if len(without) == 1 else "attempts"
+        return Condition(
+            "Unknown", NO_BOOKS,
+            f"What {word} {named} saw is not known: finish was killed there before it could write the books. "
+            f"The {count(rows)} rows seen otherwise are accounted for.",
+        )  # fmt: skip
+    of = f" of {attempts} attempts" if attempts > 1 else ""
+    return Condition("True", BALANCED, f"All {count(rows)} rows seen{of} are accounted for.")
+
+
+def overall(ledger: Condition, data: DataVerdict) -> Level:
+    """Return the level of the run: the worse of both verdicts."""
+    if ledger.status == "False" or ledger.reason == NOT_ENDED:
+        return Level.FAIL
+    return max(data.level, Level.OK if ledger.status == "True" else Level.UNKNOWN)
+
+
+_WORDS = {
+    Level.OK: ", and its data is sound",
+    Level.UNKNOWN: "; not everything about its data is known",
+    Level.WARNING: ", but its data needs a look",
+    Level.FAIL: ", but its results are not sound",
+}
+
+
+def sentence(ledger: Condition, data: DataVerdict, *, interrupted: bool) -> str:
+    """Return both verdicts as one sentence, or two."""
+    ended = "The run was ended early" if interrupted else "The run is complete"
+    if ledger.reason == BALANCED:
+        rows = ledger.message[:1].lower() + ledger.message[1:].rstrip(".")
+        return f"{ended} and its books balance ({rows}){_WORDS[data.level]}."
+    if ledger.reason == NO_BOOKS:
+        return f"{ended}{_WORDS[data.level]}. {ledger.message}"
+    return ledger.message
