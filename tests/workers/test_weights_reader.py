@@ -337,7 +337,7 @@ class TestDefects:
     def test_index_that_is_none(self, tmp_path, text):
         """An index that cannot be read is bad input: without it nobody knows what is wanted."""
         (tmp_path / "model.safetensors.index.json").write_text(text)
-        with pytest.raises(ConfigError, match="is no index of safetensors"):
+        with pytest.raises(ConfigError, match="is not an index of safetensors"):
             open_checkpoint(tmp_path)
 
     def test_the_others_are_analysed(self, tmp_path):

@@ -276,7 +276,12 @@ def _raw(part: NDArray[Any]) -> memoryview:
 
 def _measured(tensor: Tensor, settings: Settings) -> Row:
     method = _method(tensor, settings)
-    summary, digest, found, noise = _read_once(tensor, settings, method)
+    with np.errstate(over="ignore", invalid="ignore"):  # beyond float64 is infinite, and then missing
+        return _columns_of(tensor, settings, method, _read_once(tensor, settings, method))
+
+
+def _columns_of(tensor: Tensor, settings: Settings, method: str, figures: "_Figures") -> Row:
+    summary, found, noise = figures.summary, figures.found, figures.noise
     note = tensor.note
     spectrum = None
     if method not in {"none", "vector"} and summary.finite < summary.elements:
@@ -306,7 +311,7 @@ def _measured(tensor: Tensor, settings: Settings) -> Row:
         "dequantised_by": (tensor.coding.by if tensor.coding else "") or None,
         "elements": tensor.size,
         "bytes": tensor.stored_bytes,
-        "tensor_hash": digest,
+        "tensor_hash": figures.digest,
         "zero_epsilon": settings.zero_epsilon,
         **_summary_columns(summary),
         **_spectrum_columns(spectrum),
@@ -315,13 +320,21 @@ def _measured(tensor: Tensor, settings: Settings) -> Row:
     return {name: _plain(value) for name, value in row.items()}
 
 
+@dataclass(frozen=True, slots=True)
+class _Figures:
+    """What one read of a tensor gives."""
+
+    summary: Summary
+    digest: str
+    found: Found | None
+    noise: float | None
+
+
 def _joined(*notes: str) -> str:
     return "; ".join(one for one in notes if one)
 
 
-def _read_once(
-    tensor: Tensor, settings: Settings, method: str
-) -> tuple[Summary, str, Found | None, float | None]:
+def _read_once(tensor: Tensor, settings: Settings, method: str) -> "_Figures":
     """Return statistics, hash, singular values and noise; only the randomized method reads again."""
     cols, side = tensor.cols, min(tensor.rows, tensor.cols)
     gram = Gram(side) if method == "gram" and tensor.rows >= cols and tensor.by_range else None
@@ -329,23 +342,22 @@ def _read_once(
     step = max(1, BLOCK_ELEMENTS // cols, min(cols, 256)) * cols if gram is not None else CHUNK
     counts, digest = tally(_real(tensor.dtype), settings.zero_epsilon), xxhash.xxh3_128()
     parts = tensor.coding.parts if tensor.coding else None
-    with np.errstate(invalid="ignore", over="ignore"):
-        for part in tensor.chunks(step) if held is None else parts_of(held, step):
-            counts.add(part.view(_real(part.dtype)))
-            if parts is None:
-                digest.update(_raw(part))
-            if gram is not None:
-                gram.add(part.reshape(-1, cols).astype(np.float64))
-        for stored in parts() if parts is not None else ():
-            digest.update(_raw(stored))
-        summary = counts.summary()
-        noise: float | None = summary.noise
-        if tensor.coding and tensor.coding.form == DEQUANTISED and method != "none" and held is not None:
-            noise = tensor.coding.noise(held)
-        found = None
-        if summary.finite == summary.elements:
-            found = _found(tensor, settings, method=method, gram=gram, held=held, summary=summary)
-    return summary, digest.hexdigest(), found, noise
+    for part in tensor.chunks(step) if held is None else parts_of(held, step):
+        counts.add(part.view(_real(part.dtype)))
+        if parts is None:
+            digest.update(_raw(part))
+        if gram is not None:
+            gram.add(part.reshape(-1, cols).astype(np.float64))
+    for stored in parts() if parts is not None else ():
+        digest.update(_raw(stored))
+    summary = counts.summary()
+    noise: float | None = summary.noise
+    if tensor.coding and tensor.coding.form == DEQUANTISED and method != "none" and held is not None:
+        noise = tensor.coding.noise(held)
+    found = None
+    if summary.finite == summary.elements:
+        found = _found(tensor, settings, method=method, gram=gram, held=held, summary=summary)
+    return _Figures(summary, digest.hexdigest(), found, noise)
 
 
 def _real(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:

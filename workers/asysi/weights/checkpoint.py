@@ -4,7 +4,7 @@ import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,22 +14,18 @@ from asysi.contract.errors import ConfigError
 from asysi.weights.dtypes import PACKED_BITS, STORED, unpack
 from asysi.weights.errors import (
     DuplicateNameError,
-    EscapingPathError,
     HeaderError,
-    MissingShardError,
+    LfsPointerError,
     MissingTensorError,
-    PickleError,
     WeightsError,
 )
 from asysi.weights.gguf_file import gguf_tensors
 from asysi.weights.header import Entry, read_header
+from asysi.weights.places import LocalPlace, Place, RemotePlace
 from asysi.weights.quantised import dequantised
-from asysi.weights.storage import Backend, Bytes, Storage, is_remote, open_storage, remote
+from asysi.weights.shards import FORMATS, find_shards
+from asysi.weights.storage import Backend, Bytes, Storage, is_remote, lfs_pointer_size, open_storage
 from asysi.weights.tensors import Array, Coding, Read, Tensor
-
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-_INDEX = "model.safetensors.index.json"
-_FORMATS = (".safetensors", ".gguf", ".npz")
 
 
 @dataclass
@@ -78,9 +74,10 @@ def open_checkpoint(source: str | Path, *, backend: Backend = "pread") -> Checkp
         ConfigError: there is nothing that can be read at all.
     """
     text = str(source).removeprefix("file://")
-    place = _RemotePlace(text) if is_remote(text) else _LocalPlace(Path(text).expanduser())
-    shards, index, problems = _shards(place)
-    checkpoint = Checkpoint(str(source), {}, problems, config=_json(place, "config.json"))
+    place = RemotePlace(text) if is_remote(text) else LocalPlace(Path(text).expanduser())
+    chosen = find_shards(place)
+    shards, index, problems = chosen.files, chosen.index, chosen.problems
+    checkpoint = Checkpoint(str(source), {}, problems, config=_json(place, "config.json"), notes=chosen.notes)
     found: dict[str, list[Tensor]] = {}
     for shard in shards:
         try:
@@ -98,7 +95,7 @@ def open_checkpoint(source: str | Path, *, backend: Backend = "pread") -> Checkp
     return checkpoint
 
 
-def _quantisation(place: "_Place", config: Mapping[str, Any]) -> Mapping[str, Any]:
+def _quantisation(place: Place, config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return how the weights are quantised: from config.json, or from the file of older GPTQ checkpoints."""
     if isinstance(found := config.get("quantization_config"), dict):
         return found
@@ -132,59 +129,7 @@ def _unkept(index: Mapping[str, str], checkpoint: Checkpoint) -> list[WeightsErr
     ]
 
 
-class _LocalPlace:
-    def __init__(self, path: Path) -> None:
-        if not path.exists():
-            raise ConfigError(f"there is no {path}: give a folder with safetensors, or a file")
-        self.path = path
-        self.single = path.name if path.is_file() else None
-
-    def names(self) -> list[str]:
-        return sorted(file.name for file in self.path.iterdir() if file.is_file())
-
-    def exists(self, name: str) -> bool:
-        return (self.path / name).is_file()
-
-    def full(self, name: str) -> str:
-        return str(self.path if self.single else self.path / name)
-
-    def text(self, name: str) -> str:
-        folder = self.path.parent if self.single else self.path
-        return (folder / name).read_text(encoding="utf-8")
-
-
-class _RemotePlace:
-    def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
-        try:
-            self._filesystem, self._path = remote(self.url)
-            single = self._filesystem.isfile(self._path)
-        except (ImportError, ValueError, OSError) as error:
-            raise ConfigError(f"{url} cannot be reached ({error})") from error
-        self.single = PurePosixPath(self._path).name if single else None
-
-    def names(self) -> list[str]:
-        try:
-            found = self._filesystem.ls(self._path, detail=False)
-        except OSError as error:
-            raise ConfigError(f"{self.url} cannot be listed ({error})") from error
-        return sorted(PurePosixPath(str(one)).name for one in found)
-
-    def exists(self, name: str) -> bool:
-        return bool(self._filesystem.isfile(f"{self._path}/{name}"))
-
-    def full(self, name: str) -> str:
-        return self.url if self.single else f"{self.url}/{name}"
-
-    def text(self, name: str) -> str:
-        folder = str(PurePosixPath(self._path).parent) if self.single else self._path
-        return bytes(self._filesystem.cat_file(f"{folder}/{name}")).decode()
-
-
-_Place = _LocalPlace | _RemotePlace
-
-
-def _json(place: _Place, name: str) -> dict[str, Any]:
+def _json(place: Place, name: str) -> dict[str, Any]:
     try:
         found = json.loads(place.text(name))
     except (OSError, ValueError):
@@ -192,77 +137,18 @@ def _json(place: _Place, name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _shards(place: _Place) -> tuple[list[str], dict[str, str], list[WeightsError]]:
-    """Return the files to open, the index's weight map, and what is wrong with it."""
-    if place.single:
-        if place.single.endswith(".index.json"):
-            raise ConfigError(f"{place.full(place.single)} is an index: give its folder")
-        _refuse_pickles([place.single], place)
-        return [place.single], {}, []
-    names = place.names()
-    index_file = next((name for name in names if name == _INDEX), None) or next(
-        (name for name in names if name.endswith(".safetensors.index.json")), None
-    )
-    if index_file is None:
-        for suffix in _FORMATS:
-            if chosen := [name for name in names if name.endswith(suffix)]:
-                return chosen, {}, []
-        _refuse_pickles(names, place)
-        raise ConfigError(f"{place.full('')} holds no safetensors, GGUF or npz: the weights are missing")
-    return _indexed(place, index_file)
-
-
-def _indexed(place: _Place, index_file: str) -> tuple[list[str], dict[str, str], list[WeightsError]]:
-    try:
-        weight_map = json.loads(place.text(index_file))["weight_map"]
-        index = {str(name): str(file) for name, file in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"{place.full(index_file)} is no index of safetensors ({type(error).__name__}: {error}); "
-            "fetch it again"
-        ) from error
-    problems: list[WeightsError] = []
-    shards = []
-    for shard in dict.fromkeys(index.values()):
-        lost = tuple(name for name, file in index.items() if file == shard)
-        if _escapes(shard):
-            problems.append(
-                EscapingPathError(
-                    f"{index_file}: the shard {shard!r} leads out of the checkpoint's folder, so it is not "
-                    "opened; take the checkpoint from a source that you trust",
-                    lost,
-                )
-            )
-        elif not place.exists(shard):
-            problems.append(
-                MissingShardError(f"{shard}: the index names it and it is not there; fetch it", lost)
-            )
-        else:
-            shards.append(shard)
-    return shards, index, problems
-
-
-def _escapes(shard: str) -> bool:
-    path = PurePosixPath(shard)
-    return path.is_absolute() or ".." in path.parts or "\\" in shard or "\0" in shard or not path.parts
-
-
-def _refuse_pickles(names: list[str], place: _Place) -> None:
-    if pickles := [name for name in names if name.endswith(_PICKLES)]:
-        raise PickleError(
-            f"pickle checkpoint refused: {place.full('')} holds {', '.join(pickles[:5])} and no safetensors. "
-            "A pickle can run any code when it is loaded. Convert it where you trust it: "
-            "safetensors.torch.save_file(torch.load(file, weights_only=True), 'model.safetensors')"
-        )
-
-
 def _tensors(path: str, shard: str, backend: Backend, checkpoint: Checkpoint) -> list[Tensor]:
+    if size := lfs_pointer_size(path):
+        raise LfsPointerError(
+            f"{shard}: it is a Git LFS pointer to {size} bytes, not the file; run `git lfs pull` in its "
+            "repository"
+        )
     if shard.endswith(".npz"):
         return _npz(path, shard, checkpoint)
     if shard.endswith(".gguf"):
         return gguf_tensors(path, shard, checkpoint.metadata)
     if not shard.endswith(".safetensors"):
-        raise ConfigError(f"{path} is none of {', '.join(_FORMATS)}")
+        raise ConfigError(f"{path} is none of {', '.join(FORMATS)}")
     storage = open_storage(path, backend)
     checkpoint._open.append(storage)
     header = read_header(storage)

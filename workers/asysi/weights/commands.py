@@ -281,7 +281,11 @@ def analyze_into(
     from asysi.weights.analysis import analyze  # noqa: PLC0415
     from asysi.weights.export import write_meta, write_table  # noqa: PLC0415
     from asysi.weights.orchestrator import JOURNAL_FILE, identity_of, meta_of  # noqa: PLC0415
+    from asysi.weights.places import resolve_cache  # noqa: PLC0415
+    from asysi.weights.storage import is_remote  # noqa: PLC0415
 
+    if not is_remote(model):
+        model = str(resolve_cache(Path(model).expanduser(), revision))
     with _opened(model, backend) as checkpoint:
         identity = identity_of(Path(model).expanduser(), model_id=model_id, revision=revision)
         with _bar("analysing", sum(tensor.nbytes for tensor in checkpoint.tensors.values())) as advance:
@@ -293,6 +297,7 @@ def analyze_into(
                 journal=file.parent / JOURNAL_FILE,
                 progress=advance,
             )
+    _list([f"note: {note}" for note in checkpoint.notes])
     problems = [problem.listed for problem in done.problems]
     if not done.rows:
         raise ConfigError(*problems, f"{model}: no tensor could be analysed")

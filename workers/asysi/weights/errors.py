@@ -59,6 +59,10 @@ class MissingShardError(WeightsError):
     """The index names a file that is not there."""
 
 
+class LfsPointerError(WeightsError):
+    """The file is a Git LFS pointer: a few lines of text that stand for a file that was not fetched."""
+
+
 class MissingTensorError(WeightsError):
     """The index names a tensor that its file does not hold."""
 

@@ -19,6 +19,7 @@ from asysi.weights.checkpoint import Checkpoint, open_checkpoint
 from asysi.weights.columns import COLUMNS, NAMES, ORIGINAL, Row
 from asysi.weights.download import Download, default_folder, download, read_record
 from asysi.weights.export import META_FILE, Format, read_table, run_meta, write_meta, write_table
+from asysi.weights.places import cache_identity, resolve_cache
 from asysi.weights.report import WeightsPage, build
 
 log = logging.getLogger("asysi.weights")
@@ -188,12 +189,14 @@ def run(
 def identity_of(folder: Path, found: Download | None = None, *, model_id: str | None = None,
                 revision: str | None = None) -> Identity:  # fmt: skip
     """Return where a checkpoint comes from: as told, as its download recorded, or its folder's name."""
+    folder = resolve_cache(folder, revision)
     record = read_record(folder) if folder.is_dir() else {}
     named = default_folder(Path(), str(folder)).name if folder.is_dir() else folder.stem
+    cached = cache_identity(folder) or (named, revision or "local")
     return Identity(
         str(folder),
-        model_id or (found.model_id if found else None) or str(record.get("model_id") or named),
-        revision or (found.revision if found else None) or str(record.get("revision") or "local"),
+        model_id or (found.model_id if found else None) or str(record.get("model_id") or cached[0]),
+        (found.revision if found else None) or str(record.get("revision") or "") or cached[1],
     )
 
 

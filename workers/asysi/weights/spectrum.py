@@ -128,7 +128,7 @@ class Spectrum:
     @property
     def stable_rank(self) -> float:
         """‖W‖F² / σmax² (Rudelson and Vershynin 2007); an upper bound where not exact."""
-        return self.squares / self.largest**2 if self.largest > 0 else math.nan
+        return self.squares / self.largest / self.largest if self.largest > 0 else math.nan
 
     @property
     def effective_rank(self) -> float | None:
@@ -181,7 +181,10 @@ def fit_power_law(values: Float64) -> PowerLaw | None:
     Returns:
         The fit, None with fewer than MIN_EIGENVALUES that are not negligible.
     """
-    eigenvalues = np.square(values[::-1])
+    largest = float(values[0]) if values.size else 0.0
+    if not 0 < largest < math.inf:
+        return None
+    eigenvalues = np.square(values[::-1] / largest)  # the exponent has no scale, and squares stay in range
     eigenvalues = eigenvalues[eigenvalues > 1e-12 * eigenvalues[-1]] if eigenvalues.size else eigenvalues
     n = len(eigenvalues)
     if n < MIN_EIGENVALUES:
@@ -199,7 +202,7 @@ def fit_power_law(values: Float64) -> PowerLaw | None:
         model = 1 - np.exp((1 - alpha) * (logs[first:] - logs[first]))
         distance = float(np.abs(model - np.arange(size) / size).max())
         if best is None or distance < best.distance:
-            best = PowerLaw(alpha, distance, float(eigenvalues[first]), size)
+            best = PowerLaw(alpha, distance, float(eigenvalues[first] * largest * largest), size)
     return best
 
 

@@ -131,3 +131,21 @@ def open_storage(source: str, backend: Backend) -> Storage:
     if is_remote(source):
         return RemoteFile(source)
     return (MmapFile if backend == "mmap" else PreadFile)(Path(source))
+
+
+_LFS = b"version https://git-lfs.github.com/spec/"
+
+
+def lfs_pointer_size(source: str) -> str | None:
+    """Return the size that a Git LFS pointer says the file has, None where the file is none of these."""
+    storage = open_storage(source, "pread")
+    try:
+        head = storage.read(0, min(storage.size, 512)).tobytes() if storage.size < 1024 else b""
+    finally:
+        storage.close()
+    if not head.startswith(_LFS):
+        return None
+    sizes = [
+        line.split()[-1] for line in head.decode("utf-8", "replace").splitlines() if line.startswith("size ")
+    ]
+    return sizes[0] if sizes else "an unknown number of"

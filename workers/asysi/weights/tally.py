@@ -263,7 +263,8 @@ def _approximate(elements: int, moments: _Moments, counts: Counts, dtype: np.dty
     variance = moments.m2 / n
     rms = math.hypot(math.sqrt(variance), moments.mean)
     floating = is_float(dtype)
-    near = within(RELATIVE_ZERO * rms) if rms else n
+    known = math.isfinite(rms)  # of float64 the sums may overflow: then only zeros are surely small
+    near = (within(RELATIVE_ZERO * rms) if rms else n) if known else moments.zeros
     subnormals = 0
     if floating and dtype.itemsize == 4:  # the bins next to zero are the subnormals, and zero itself
         subnormals = int(counts[np.maximum(np.abs(low), np.abs(high)) <= smallest_normal(dtype)].sum())
