@@ -11,10 +11,10 @@ from pathlib import Path
 from re import compile as compiled
 from typing import TYPE_CHECKING, Any
 
-import fsspec
 from fsspec.utils import glob_translate
 
 from asysi.contract.errors import ConfigError
+from asysi.locations import filesystem
 from asysi.pipeline.seal import START_OVER, SealError, is_local, prefix_digest
 from asysi.pipeline.streams import FileStream, IDataStream
 
@@ -182,11 +182,11 @@ def _refuse_match(source: IDataStream, written: Iterable[str]) -> None:
     """
     if not isinstance(source, FileStream):
         return
-    files, pattern = fsspec.core.url_to_fs(source.url)
+    files, pattern = filesystem(source.url)
     matching = [compiled(glob_translate(one)).match for one in _spellings(pattern, local=is_local(files))]
     protocol = files.unstrip_protocol(pattern).partition("://")[0]
     for url in written:
-        others, path = fsspec.core.url_to_fs(url)
+        others, path = filesystem(url)
         if others.unstrip_protocol(path).partition("://")[0] != protocol:
             continue
         if any(matches(one) for one in _spellings(path, local=is_local(others)) for matches in matching):
@@ -208,7 +208,7 @@ def _spellings(path: str, *, local: bool) -> set[str]:
 
 
 def _state(url: str) -> InputFile:
-    files, path = fsspec.core.url_to_fs(url)
+    files, path = filesystem(url)
     info = files.info(path)
     tag = next(
         (info[key] for key in ("mtime", "ETag", "etag", "LastModified", "created") if info.get(key)), None
@@ -224,7 +224,7 @@ def _state_or_none(url: str) -> InputFile | None:
 
 
 def _digested(file: InputFile) -> InputFile:
-    files, path = fsspec.core.url_to_fs(file.url)
+    files, path = filesystem(file.url)
     if not is_local(files):
         return file
     with Path(path).open("rb", buffering=0) as stream:

@@ -10,14 +10,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from asysi.contract.errors import ConfigError
 from asysi.contract.pipeline import PipelineFile
 from asysi.contract.rows import pipeline_file
 from asysi.contract.runtime import Container, Exit
 from asysi.contract.spec import ScanExperiment
 from asysi.files import write_atomic
+from asysi.locations import filesystem
 from asysi.monitor.process import run_worker
 from asysi.monitor.worker import Worker
 from asysi.pipeline.crew import run_all
@@ -27,6 +26,7 @@ from asysi.pipeline.shards import merge
 from asysi.pipeline.source import is_locked
 from asysi.pipeline.specfile import build
 from asysi.pipeline.streams import StreamFactory
+from asysi.pipeline.uris import location
 
 INPUT_FILE = "input.json"
 """What the input's files were when the pipeline began: size, and time or tag of the last writing."""
@@ -81,7 +81,7 @@ def refuse_changed_input(spec: PipelineFile) -> None:
     """
     note = Path(str(spec.results_dir)) / INPUT_FILE
     try:
-        files, pattern = fsspec.core.url_to_fs(spec.input_uri.partition("://")[2])
+        files, pattern = filesystem(location(spec.input_uri))
         paths = sorted(files.glob(pattern)) if any(sign in pattern for sign in "*?[") else [pattern]
         found = {path: _state(files.info(path)) for path in paths}
     except OSError as error:

@@ -24,10 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from asysi.contract.errors import ConfigError
-from asysi.pipeline import loop
+from asysi.pipeline import loop, values
 from asysi.pipeline.config import WriterConfig
 from asysi.pipeline.ids import FIELD
 from asysi.pipeline.ledger import Ledger, Range, Totals
@@ -770,7 +768,7 @@ def _ends(log: Log) -> tuple[str | None, str | None]:
         step *= 2
         tail = log.read(max(0, log.size - step), step)
     first, last = head.partition(b"\n")[0], tail.rstrip(b"\n").rpartition(b"\n")[2]
-    return str(orjson.loads(first)[FIELD]), str(orjson.loads(last)[FIELD])
+    return str(values.loads(first)[FIELD]), str(values.loads(last)[FIELD])
 
 
 def committed_rows(log: Log, size: int) -> Iterator[dict[str, Any]]:
@@ -781,7 +779,7 @@ def committed_rows(log: Log, size: int) -> Iterator[dict[str, Any]]:
         at += len(data)
         lines = (rest + data).split(b"\n")
         rest = lines.pop()
-        yield from map(orjson.loads, lines)
+        yield from map(values.loads, lines)
 
 
 def _call(operator: Any, method: str, *arguments: Any) -> None:

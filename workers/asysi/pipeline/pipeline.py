@@ -1,5 +1,6 @@
 """Pipelines: nodes one after the other, from a blueprint to a sealed output."""
 
+import base64
 import fcntl
 import json
 import logging
@@ -698,7 +699,7 @@ class UnifiedNodePipeline:
                 "reason": letter.reason,
                 "error": letter.error,
                 "tries": tries,
-                "line": letter.line.decode(errors="replace"),
+                **_as_text(letter.line),
             }
             by_node.setdefault(node, []).append(json.dumps(tree, ensure_ascii=False))
         for name in (node.node_id for node in self.nodes):
@@ -1087,6 +1088,17 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     for index, (was, is_now) in enumerate(zip(old, new, strict=True), 1):
         found += [f"operator {index}: {difference}" for difference in differences(was, is_now)]
     return found
+
+
+def _as_text(line: bytes) -> dict[str, str]:
+    """Return a line for a JSON file: its bytes too, where they are not text."""
+    try:
+        return {"line": line.decode()}
+    except UnicodeDecodeError:
+        return {
+            "line": line.decode(errors="replace"),
+            "line_base64": base64.b64encode(line).decode(),
+        }
 
 
 def _or(value: Any, default: Any) -> Any:

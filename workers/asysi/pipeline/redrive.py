@@ -16,11 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
 import xxhash
 
 from asysi.contract.errors import ConfigError
 from asysi.files import sync, write_atomically
+from asysi.pipeline import values
 from asysi.pipeline.ids import FIELD, lineage
 from asysi.pipeline.image import read_image
 from asysi.pipeline.ledger import Ledger, Redriven, Totals
@@ -29,7 +29,7 @@ from asysi.pipeline.node import UnifiedNode, check_log, committed_rows
 from asysi.pipeline.seal import START_OVER, Seal, SealError, seal_path
 from asysi.pipeline.source import CHUNK
 from asysi.pipeline.streams import IDataStream, JsonlStream
-from asysi.pipeline.work import DeadLetter
+from asysi.pipeline.work import BadLineError, DeadLetter
 
 if TYPE_CHECKING:
     from asysi.pipeline.pipeline import UnifiedNodePipeline
@@ -184,9 +184,11 @@ def _chain(pipeline: "UnifiedNodePipeline", ledger: Ledger, index: int, folder: 
 
 def _row(letter: DeadLetter) -> dict[str, Any] | None:
     """Return the row of a letter with its id, or None where its line is no row."""
+    if letter.reason == BadLineError.__name__:
+        return None
     try:
-        row = orjson.loads(letter.line)
-    except orjson.JSONDecodeError:
+        row = values.loads(letter.line)
+    except ValueError:
         return None
     if not isinstance(row, dict):
         return None
@@ -198,7 +200,7 @@ def _row(letter: DeadLetter) -> dict[str, Any] | None:
 def _fill(file: Path, rows: list[dict[str, Any]]) -> None:
     with file.open("wb") as stream:
         for row in rows:
-            stream.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+            stream.write(values.dumps(row) + b"\n")
 
 
 def _again(node: UnifiedNode, ledger: Ledger) -> UnifiedNode:
@@ -314,7 +316,7 @@ def _merged(files: list[Path], made: Path, node: str, pipeline_id: str) -> Seal:
 def _lines(file: Path) -> Iterator[tuple[Any, bytes]]:
     with file.open("rb", buffering=CHUNK) as stream:
         for line in stream:
-            yield orjson.loads(line)[FIELD], line
+            yield values.loads(line)[FIELD], line
 
 
 def _place(identity: Any) -> tuple[float, ...]:

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import fsspec
 import xxhash
 
 from asysi.contract.errors import ConfigError
 from asysi.files import write_atomic
+from asysi.locations import filesystem
 
 _CHUNK = 1 << 20
 START_OVER = "start over with `run --overwrite` (in Python create(overwrite=True))"
@@ -86,7 +86,7 @@ def read_seal(url: str) -> Seal | None:
     Raises:
         SealError: what lies there is no seal.
     """
-    files, path = fsspec.core.url_to_fs(seal_path(url))
+    files, path = filesystem(seal_path(url))
     if not files.exists(path):
         return None
     return Seal.of(files.cat_file(path).decode(errors="replace"), path)
@@ -94,7 +94,7 @@ def read_seal(url: str) -> Seal | None:
 
 def write_seal(url: str, seal: Seal) -> None:
     """Put a seal beside a file (a path or fsspec URL), whole or not at all."""
-    files, path = fsspec.core.url_to_fs(seal_path(url))
+    files, path = filesystem(seal_path(url))
     if is_local(files):
         write_atomic(Path(path), seal.text())
     else:
@@ -103,7 +103,7 @@ def write_seal(url: str, seal: Seal) -> None:
 
 def remove_seal(url: str) -> None:
     """Take the seal from a file, if it has one."""
-    files, path = fsspec.core.url_to_fs(seal_path(url))
+    files, path = filesystem(seal_path(url))
     if files.exists(path):
         files.rm_file(path)
 

@@ -6,33 +6,33 @@ as if it had one. Lines end at newlines alone: other separators of Unicode are t
 """
 
 import bisect
-import csv
 import fcntl
-import io
 import itertools
 import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-import fsspec
-import orjson
 import xxhash
 
 from asysi.contract.errors import ConfigError
+from asysi.locations import filesystem
+from asysi.pipeline.compression import BrokenFileError
 from asysi.pipeline.ids import FIELD
 from asysi.pipeline.log import Log, LogReader, StreamBridge
 from asysi.pipeline.seal import SealError, read_seal, seal_path
+from asysi.pipeline.sniff import BOM
+from asysi.pipeline.values import loads
 from asysi.pipeline.work import Block
 
 CHUNK = 1 << 18
 """Bytes read at a time, and about what a block has at most."""
 
 _FEW = 256
-_PARQUET_ROWS = 4096
 _log = logging.getLogger("asysi.pipeline")
 
 
@@ -75,10 +75,12 @@ class LineSource:
         self.feed, self.stored = feed, stored
         self.first_row, self.begin = (window.first_row, window.begin) if window else (0, 0)
         self._buffer, self._at, self._row, self._offset = b"", 0, self.first_row, self.begin
+        self._broken: BrokenFileError | None = None
 
     def open(self, row: int, offset: int) -> Any:
         """Go to the line with number `row` at `offset`; return the running digest of what lies before it."""
         self._buffer, self._at, self._row, self._offset = b"", 0, row, offset
+        self._broken = None
         return self.feed.open(offset)
 
     @property
@@ -94,7 +96,7 @@ class LineSource:
     @property
     def ended(self) -> bool:
         """Whether every row was taken."""
-        return self.feed.ended and self._at == len(self._buffer)
+        return self._broken is None and self.feed.ended and self._at == len(self._buffer)
 
     def take(self, limit: int, align: int = 1) -> Block | None:
         """Return up to `limit` rows, or None when there are none (yet).
@@ -104,7 +106,7 @@ class LineSource:
             align: the number of rows is a multiple of this, except at the end.
 
         Raises:
-            ConfigError: the last line is torn.
+            ConfigError: the last line is torn, or a compressed file ends too early.
         """
         cap = CHUNK
         while True:
@@ -116,7 +118,7 @@ class LineSource:
             if full:
                 cap *= 2  # a batch of rows that are longer than usual
                 continue
-            if self.feed.ended:
+            if self.feed.ended or self._broken:
                 whole = rows
                 break
             if not self._fill() and not self.feed.ended:
@@ -126,6 +128,11 @@ class LineSource:
         if whole < rows:
             end, rows = self._cut(whole, cap)
         if not rows:
+            if self._broken:
+                raise BrokenFileError(
+                    f"{self._broken}: the {self._row:,} rows before it are kept; get the whole file, and"
+                    " resume with --accept-changes"
+                ) from self._broken
             if self._at < len(self._buffer):
                 raise ConfigError(
                     f"the source ends within row {self._row}: its writer was cut off; run that again"
@@ -146,7 +153,11 @@ class LineSource:
         self.feed.close()
 
     def _fill(self) -> bool:
-        data = self.feed.read()
+        try:
+            data = self.feed.read()
+        except BrokenFileError as error:
+            self._broken = error  # raised when the rows before it were taken
+            return True
         if data:
             self._buffer = self._buffer[self._at :] + data if self._at < len(self._buffer) else data
             self._at = 0
@@ -196,12 +207,12 @@ class FilesFeed:
     """
 
     def __init__(self, urls: Sequence[str], window: Window | None = None) -> None:
-        self._files = [fsspec.core.url_to_fs(url) for url in urls]
-        self._lengths = [files.size(path) for files, path in self._files]
-        torn = [
-            length > 0 and files.cat_file(path, start=length - 1, end=length) != b"\n"
-            for (files, path), length in zip(self._files, self._lengths, strict=True)
-        ]
+        self._files = [filesystem(url) for url in urls]
+        sizes = [files.size(path) for files, path in self._files]
+        ends = [_ends(files, path, size) for (files, path), size in zip(self._files, sizes, strict=True)]
+        self._skips = [len(BOM) if head == BOM else 0 for head, _ in ends]
+        self._lengths = [size - skip for size, skip in zip(sizes, self._skips, strict=True)]
+        torn = [length > 0 and tail != b"\n" for length, (_, tail) in zip(self._lengths, ends, strict=True)]
         self._bases = [0, *itertools.accumulate(map(int.__add__, self._lengths, map(int, torn)))]
         self._window = window
         self._end = window.end if window else self._bases[-1]
@@ -279,9 +290,18 @@ class FilesFeed:
             files, path = self._files[index]
             self._stream, self._open_at = files.open(path, "rb"), index
         stream: BinaryIO = self._stream
-        if stream.tell() != offset:
-            stream.seek(offset)
+        if stream.tell() != offset + self._skips[index]:
+            stream.seek(offset + self._skips[index])
         return stream
+
+
+def _ends(files: Any, path: str, size: int) -> tuple[bytes, bytes]:
+    """Return the first bytes of a file, which may be a byte order mark, and its last one."""
+    if not size:
+        return b"", b""
+    return files.cat_file(path, start=0, end=min(len(BOM), size)), files.cat_file(
+        path, start=size - 1, end=size
+    )
 
 
 class ConvertedFeed:
@@ -484,48 +504,17 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def csv_lines(url: str) -> Iterator[bytes]:
-    """Yield a CSV file's rows as JSON lines, in pieces: text of the columns that the first line names.
-
-    Raises:
-        ConfigError: a row has more fields than the first line.
-    """
-    with fsspec.open(url, "rt", encoding="utf-8-sig", newline="", compression="infer") as stream:
-        reader = csv.DictReader(stream)
-        yield from _pieces(_csv_row(row, reader.line_num, url) for row in reader)
-
-
-def parquet_lines(url: str) -> Iterator[bytes]:
-    """Yield a Parquet file's rows as JSON lines, in pieces."""
-    import pyarrow.parquet  # noqa: PLC0415 - heavy, and only needed here
-
-    with fsspec.open(url, "rb") as stream:
-        for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(_PARQUET_ROWS):
-            yield from _pieces(map(_numbered, batch.to_pylist()))
-
-
-def compressed_lines(urls: Sequence[str]) -> Iterator[bytes]:
-    """Yield the lines of compressed files, in pieces; the compression follows from their names."""
-    for url in urls:
-        last = b"\n"
-        with fsspec.open(url, "rb", compression="infer") as stream:
-            while data := stream.read(CHUNK):
-                last = data[-1:]
-                yield data
-        if last != b"\n":
-            yield b"\n"
-
-
 def first_row(feed: Feed) -> dict[str, Any]:
     """Return the first row of a source, empty where it has none that can be read."""
-    feed.open(0)
     buffer = b""
-    while b"\n" not in buffer and (data := feed.read()):
-        buffer += data
+    with suppress(BrokenFileError):  # said when it is read
+        feed.open(0)
+        while b"\n" not in buffer and (data := feed.read()):
+            buffer += data
     feed.close()
     try:
-        row = orjson.loads(buffer.partition(b"\n")[0])
-    except orjson.JSONDecodeError:
+        row = loads(buffer.partition(b"\n")[0])
+    except ValueError:
         return {}
     return row if isinstance(row, dict) else {}
 
@@ -533,30 +522,3 @@ def first_row(feed: Feed) -> dict[str, Any]:
 def brings_ids(feed: Feed) -> bool:
     """Return whether the first row of a source brings its `_i`."""
     return FIELD in first_row(feed)
-
-
-def _csv_row(row: dict[str | None, Any], number: int, url: str) -> dict[str, Any]:
-    if None in row:
-        raise ConfigError(
-            f"{url}, line {number}: more fields than the first line names: quote fields with commas"
-        )
-    return _numbered({str(name): value for name, value in row.items()})
-
-
-def _numbered(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row whose id is a number again where the format made it text."""
-    identity = row.get(FIELD)
-    if isinstance(identity, str) and identity.isdecimal():
-        row[FIELD] = int(identity)
-    return row
-
-
-def _pieces(rows: Any) -> Iterator[bytes]:
-    out = io.BytesIO()
-    for row in rows:
-        out.write(orjson.dumps(row, default=str, option=orjson.OPT_APPEND_NEWLINE))
-        if out.tell() >= CHUNK:
-            yield out.getvalue()
-            out = io.BytesIO()
-    if out.tell():
-        yield out.getvalue()

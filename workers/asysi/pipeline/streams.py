@@ -2,25 +2,34 @@
 
 `jsonl://`, `csv://`, `parquet://` take a path or any fsspec URL behind them; `memory://name` lives in this
 process. Nodes always write JSON lines, which can be continued after a crash. Where the bus is something else
-(CSV, Parquet, another machine), these lie in a spool, and the finished file is made of them in one piece when
-the node is done.
+(CSV, Parquet, compressed, another machine), these lie in a spool, and the finished file is made of them in
+one piece when the node is done.
 """
 
-import csv
-import json
+import contextlib
+import io
 import shutil
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import fsspec
-import orjson
 import xxhash
 
 from asysi.contract.errors import ConfigError
 from asysi.files import write_atomically
+from asysi.locations import filesystem, reaching
+from asysi.pipeline import parquetrows, sniff, values
+from asysi.pipeline.compression import (
+    BrokenFileError,
+    compress,
+    compression_for,
+    compression_of,
+    decompressed,
+)
+from asysi.pipeline.csvrows import Dialect, csv_lines, write_csv
 from asysi.pipeline.log import FileLog, Log, MemoryLog, StreamBridge
 from asysi.pipeline.seal import Seal, check, is_local, measure, read_seal, remove_seal, seal_path, write_seal
 from asysi.pipeline.source import (
@@ -33,13 +42,10 @@ from asysi.pipeline.source import (
     LogFeed,
     Window,
     brings_ids,
-    compressed_lines,
-    csv_lines,
-    parquet_lines,
 )
+from asysi.pipeline.uris import split_options, with_format
 
-_COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
-_PARQUET_ROWS = 8192
+_SIGNS = "*?["
 
 
 class IDataStream(ABC):
@@ -107,7 +113,7 @@ class IDataStream(ABC):
         source.open(source.first_row, source.begin)
         try:
             while (block := source.take(4096)) is not None:
-                yield from map(orjson.loads, filter(bytes.strip, block.data.split(b"\n")))
+                yield from map(values.loads, filter(bytes.strip, block.data.split(b"\n")))
         finally:
             source.close()
 
@@ -127,7 +133,7 @@ class RowWriter:
     def write(self, rows: dict[str, Any] | Iterable[dict[str, Any]]) -> None:
         """Add a row, or several."""
         several = [rows] if isinstance(rows, dict) else list(rows)
-        self._log.append(b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in several))
+        self._log.append(b"".join(values.dumps(row) + b"\n" for row in several))
         self._rows += len(several)
         self._stream.bridge.advance(self._log.size, self._rows)
 
@@ -163,10 +169,19 @@ class FileStream(IDataStream):
 
     direct: ClassVar[bool] = True
     """Whether the file is JSON lines itself."""
+    ending: ClassVar[str] = ".jsonl"
+    """How files of this format are usually called."""
+    known_options: ClassVar[tuple[str, ...]] = ()
+    """Names of the options that may stand behind a `#`."""
 
     def __init__(self, uri: str, spool: Path | None = None, patience: float = 5.0) -> None:
         self.uri, self.patience = uri, patience
-        self.url = self.locate(uri.partition("://")[2] or uri)
+        rest = uri.partition("://")[2] or uri
+        self.options: dict[str, str] = {}
+        if self.known_options:
+            rest, self.options = split_options(rest, self.known_options, uri)
+        self.url = self.locate(rest)
+        self.check_options(self.options)
         self.spool = spool or Path("tmp") / "spool"
         self.bridge = StreamBridge()
         self.pinned: list[str] | None = None
@@ -177,9 +192,29 @@ class FileStream(IDataStream):
         """Return the path or fsspec URL of what stands behind `://`."""
         return rest
 
+    def check_options(self, options: Mapping[str, str]) -> None:
+        """Refuse options that cannot be.
+
+        Raises:
+            ConfigError: there is one.
+        """
+
     def lines(self, url: str) -> Iterator[bytes]:
         """Yield the rows of a file of this format as JSON lines, in pieces."""
-        return compressed_lines([url])
+        last = b"\n"
+        for piece in _without_bom(self.pieces(url)):
+            last = piece[-1:]
+            yield piece
+        if last != b"\n":
+            yield b"\n"
+
+    def pieces(self, url: str) -> Iterator[bytes]:
+        """Yield what a file holds, decompressed if its first bytes say so."""
+        files, path = filesystem(url)
+        with reaching(url):
+            kind = compression_of(_head(url))
+            with files.open(path, "rb") as stream:
+                yield from decompressed(stream, kind, _shown(url))
 
     def convert(self, rows: Callable[[], Iterator[dict[str, Any]]], file: Path) -> None:
         """Write rows to a local file in this format; `rows()` may be called more than once."""
@@ -188,25 +223,21 @@ class FileStream(IDataStream):
     @property
     def local(self) -> Path | None:
         """Path of the file, None where it lies elsewhere."""
-        files, path = fsspec.core.url_to_fs(self.url)
+        files, path = filesystem(self.url)
         return Path(path) if is_local(files) else None
 
     @property
     def appendable(self) -> bool:
         """Whether nodes write the file itself."""
-        return self.direct and self.local is not None
+        return self.direct and compression_for(self.url) is None and self.local is not None
 
     def log(self) -> FileLog:
         """Return the rows as they are written.
 
         Raises:
-            ConfigError: the name says that the file is compressed.
+            ConfigError: the name says that the file is compressed as none is written.
         """
         if self._log is None:
-            if self.url.endswith(_COMPRESSED):
-                raise ConfigError(
-                    f"{self.uri} cannot be written: a compressed file cannot be continued; write it plain"
-                )
             local = self.local
             if not self.appendable or local is None:
                 name = xxhash.xxh3_64(self.uri.encode()).hexdigest()
@@ -228,15 +259,26 @@ class FileStream(IDataStream):
                 raise ConfigError(f"{self.uri}: there is no such file")
             return LineSource(FollowFeed(self.local, self.patience), stored=True)
         feed: Feed
-        if not self.direct or urls[0].endswith(_COMPRESSED):
-            feed = ConvertedFeed(lambda: (piece for url in urls for piece in self._read_lines(url)))
+        if not self.direct or self._any_compressed(urls):
+            feed = ConvertedFeed(lambda: (piece for url in urls for piece in self.lines(url)))
         elif self.static or self.is_sealed() or self.local is None:
-            feed = FilesFeed(urls, window)
-            first = FilesFeed(urls[:1])
-            return LineSource(feed, stored=brings_ids(first), window=window)
+            with reaching(self.url):
+                feed = FilesFeed(urls, window)
+                first = FilesFeed(urls[:1])
+                return LineSource(feed, stored=brings_ids(first), window=window)
         else:
             feed = FollowFeed(self.local, self.patience)
         return LineSource(feed, stored=brings_ids(feed))
+
+    def _any_compressed(self, urls: list[str]) -> bool:
+        """Return whether a file is compressed, by its first bytes; refuse files that are no JSON lines."""
+        kinds = []
+        for url in urls:
+            head = _head(url, sniff.HEAD if self.static else 8)
+            kinds.append(compression_of(head))
+            if self.static:
+                sniff.refuse_other(_decompressed_head(head, kinds[-1], url), _shown(url))
+        return any(kinds)
 
     def urls(self) -> list[str]:
         """Return the files to read, in the order of their names."""
@@ -244,12 +286,22 @@ class FileStream(IDataStream):
 
     def matches(self) -> list[str]:
         """Return the files that are there now, in the order of their names."""
-        files, pattern = fsspec.core.url_to_fs(self.url)
+        files, pattern = filesystem(self.url)
         try:
-            paths = sorted(files.glob(pattern)) if any(sign in pattern for sign in "*?[") else [pattern]
-            return [files.unstrip_protocol(path) for path in paths if files.exists(path)]
+            with reaching(self.url):
+                if any(sign in pattern for sign in _SIGNS):
+                    found = files.glob(pattern, detail=True)
+                    paths = sorted(path for path, info in found.items() if info["type"] != "directory")
+                else:
+                    paths = [pattern] if files.exists(pattern) else []
+                    if paths and files.isdir(pattern):
+                        raise ConfigError(
+                            f"{self.uri} is a folder: name its files, like"
+                            f" {self.uri.rstrip('/')}/*{self.ending}"
+                        )
         except OSError as error:
             raise ConfigError(f"{self.uri} cannot be read: {error}") from error
+        return [files.unstrip_protocol(path) for path in paths]
 
     def exists(self) -> bool:
         """Return whether there is such a file."""
@@ -257,10 +309,11 @@ class FileStream(IDataStream):
 
     def remove(self) -> None:
         """Delete the file and its seal."""
-        remove_seal(self.url)
-        files, path = fsspec.core.url_to_fs(self.url)
-        if files.exists(path):
-            files.rm_file(path)
+        with reaching(self.url):
+            remove_seal(self.url)
+            files, path = filesystem(self.url)
+            if files.exists(path):
+                files.rm_file(path)
 
     def seal(self) -> Seal:
         """Measure the file and seal it.
@@ -270,19 +323,22 @@ class FileStream(IDataStream):
         """
         if not self.exists():
             raise ConfigError(f"{self.uri} cannot be sealed: there is no such file")
-        with fsspec.open(self.url, "rb") as stream:
-            rows, size, digest = measure(stream)
-        seal = Seal(rows, size, digest)
-        write_seal(self.url, seal)
+        with reaching(self.url):
+            with fsspec.open(self.url, "rb") as stream:
+                rows, size, digest = measure(stream)
+            seal = Seal(rows, size, digest)
+            write_seal(self.url, seal)
         return seal
 
     def unseal(self) -> None:
         """Remove the seal."""
-        remove_seal(self.url)
+        with reaching(self.url):
+            remove_seal(self.url)
 
     def read_seal(self) -> Seal | None:
         """Return the seal, if it has one."""
-        return read_seal(self.url)
+        with reaching(self.url):
+            return read_seal(self.url)
 
     def verify(self) -> Seal | None:
         """Compare the file with its seal.
@@ -291,40 +347,44 @@ class FileStream(IDataStream):
             SealError: they differ.
         """
         seal = self.read_seal()
-        if seal is not None and not any(sign in self.url for sign in "*?["):
-            with fsspec.open(self.url, "rb") as stream:
+        if seal is not None and not any(sign in self.url for sign in _SIGNS):
+            with reaching(self.url), fsspec.open(self.url, "rb") as stream:
                 rows, size, digest = measure(stream)
             # Rows of another format are counted when they are made, and their digest tells the rest.
-            check(self.url, seal, (rows if self.direct else seal.rows, size, digest))
+            counted = self.direct and compression_for(self.url) is None
+            check(self.url, seal, (rows if counted else seal.rows, size, digest))
         return seal
 
     def finish(self, seal: Seal) -> None:
         """Make the finished file of the log where they differ, and seal it."""
         if not self.appendable:
-            log = self.log()
-            made = self._converted(log.path)
-            files, path = fsspec.core.url_to_fs(self.url)
-            if is_local(files):
-                write_atomically(Path(path), lambda temporary: _move(made, temporary))
-            else:
-                files.makedirs(files._parent(path), exist_ok=True)
-                files.put_file(str(made), path)
-            with fsspec.open(self.url, "rb") as stream:
-                _, size, digest = measure(stream)
+            made = self._made(self.log().path)
+            with reaching(self.url):
+                files, path = filesystem(self.url)
+                if is_local(files):
+                    write_atomically(Path(path), lambda temporary: _move(made, temporary))
+                else:
+                    files.makedirs(files._parent(path), exist_ok=True)
+                    files.put_file(str(made), path)
+                with fsspec.open(self.url, "rb") as stream:
+                    _, size, digest = measure(stream)
             seal = Seal(
                 seal.rows, size, digest, seal.first, seal.last, seal.node, seal.pipeline_id, seal.parent
             )
-        write_seal(self.url, seal)
+        with reaching(self.url):
+            write_seal(self.url, seal)
 
-    def _converted(self, log: Path) -> Path:
-        if self.direct:
-            return log
-        made = log.with_suffix(".made")
-        self.convert(lambda: _rows_of(log), made)
+    def _made(self, log: Path) -> Path:
+        """Return the file as it is to be, made of its rows."""
+        made = log
+        if not self.direct:
+            made = log.with_suffix(".made")
+            self.convert(lambda: _rows_of(log), made)
+        if kind := compression_for(self.url):
+            packed = log.with_suffix(".packed")
+            compress(made, packed, kind)
+            made = packed
         return made
-
-    def _read_lines(self, url: str) -> Iterator[bytes]:
-        return self.lines(url)
 
 
 class JsonlStream(FileStream):
@@ -332,32 +392,61 @@ class JsonlStream(FileStream):
 
 
 class CsvStream(FileStream):
-    """`csv://`: columns named by the first line; read as text, nested values written as JSON."""
+    """`csv://`: columns named by the first line; read as text, nested values written as JSON.
+
+    Options behind a `#`: `delimiter` (a character, or comma, tab, semicolon, pipe), `encoding` (as Python
+    names it), `quote` (a character, or none).
+    """
 
     direct = False
+    ending = ".csv"
+    known_options = ("delimiter", "encoding", "quote")
+
+    def check_options(self, options: Mapping[str, str]) -> None:
+        """Refuse a delimiter, an encoding or a quote that cannot be."""
+        self.dialect = Dialect.of(dict(options), self.url)
 
     def lines(self, url: str) -> Iterator[bytes]:
         """Yield the rows as JSON lines."""
-        return csv_lines(url)
+        return csv_lines(self.pieces(url), _shown(url), self.dialect)
 
     def convert(self, rows: Callable[[], Iterator[dict[str, Any]]], file: Path) -> None:
         """Write the rows: columns in the order in which rows bring them."""
-        columns = list(dict.fromkeys(name for row in rows() for name in row))
-        with file.open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.DictWriter(stream, columns, lineterminator="\n")
-            writer.writeheader()
-            for row in rows():
-                writer.writerow({name: _cell(value) for name, value in row.items()})
+        write_csv(rows, file, self.uri, self.dialect)
 
 
 class ParquetStream(FileStream):
-    """`parquet://`: columns and types from all rows."""
+    """`parquet://`: columns and types from all rows.
+
+    Options behind a `#` for columns that JSON does not have: `nan=null`, `binary=base64`, `decimal=text`,
+    `duration=text`.
+    """
 
     direct = False
+    ending = ".parquet"
+    known_options = tuple(parquetrows.OPTIONS)
+
+    def check_options(self, options: Mapping[str, str]) -> None:
+        """Refuse a way to read columns that there is not."""
+        for name, value in options.items():
+            if value not in (ways := parquetrows.OPTIONS[name]):
+                raise ConfigError(f"{self.uri}: {name} is {value!r}: give {' or '.join(ways)}")
 
     def lines(self, url: str) -> Iterator[bytes]:
         """Yield the rows as JSON lines."""
-        return parquet_lines(url)
+        files, path = filesystem(url)
+        with reaching(url), files.open(path, "rb") as stream:
+            yield from parquetrows.parquet_lines(stream, _shown(url), self.options)
+
+    def log(self) -> FileLog:
+        """Return the rows as they are written.
+
+        Raises:
+            ConfigError: the name says that the file is compressed.
+        """
+        if compression_for(self.url):
+            raise ConfigError(f"{self.uri} cannot be written: Parquet is compressed within; name it .parquet")
+        return super().log()
 
     def convert(self, rows: Callable[[], Iterator[dict[str, Any]]], file: Path) -> None:
         """Write the rows; ids are text, as some are `10_0`.
@@ -365,22 +454,7 @@ class ParquetStream(FileStream):
         Raises:
             ConfigError: a column has values that no one type holds.
         """
-        import pyarrow  # noqa: PLC0415 - heavy, and only needed here
-        import pyarrow.parquet  # noqa: PLC0415
-
-        def tables(schema: Any = None) -> Iterator[Any]:
-            for batch in _batched(map(_text_id, rows()), _PARQUET_ROWS):
-                yield pyarrow.Table.from_pylist(_complete(batch, schema), schema=schema)
-
-        try:
-            schema = pyarrow.schema([])
-            for table in tables():
-                schema = pyarrow.unify_schemas([schema, table.schema], promote_options="permissive")
-            with pyarrow.parquet.ParquetWriter(file, schema) as writer:
-                for table in tables(schema):
-                    writer.write_table(table)
-        except pyarrow.ArrowException as error:
-            raise ConfigError(f"{self.uri}: rows do not fit into columns of one type ({error})") from error
+        parquetrows.write_parquet(rows, file, self.uri)
 
 
 class MemoryStream(IDataStream):
@@ -467,22 +541,22 @@ class StreamFactory:
 
     @classmethod
     def create(cls, uri: str, spool: Path | None = None) -> IDataStream:
-        """Return the bus of a URI; a path without a protocol is what its ending says, else JSON lines.
+        """Return the bus of a URI; a path without a protocol, and the URL of a store, are what their ending
+        says.
 
         Raises:
-            ConfigError: nobody knows the protocol.
+            ConfigError: nobody knows the protocol, or the ending of a store's URL says nothing.
         """
-        protocol, separator, _ = uri.partition("://")
-        if not separator:
-            protocol = {".csv": "csv", ".parquet": "parquet"}.get(Path(uri).suffix, "jsonl")
+        uri = with_format(uri, (*cls._kinds, "memory"))
+        protocol = uri.partition("://")[0]
         if protocol == "memory":
             with cls._lock:
                 return cls._named.setdefault(uri, MemoryStream(uri))
         if protocol not in cls._kinds:
             known = ", ".join(f"{name}://" for name in (*cls._kinds, "memory"))
             raise ConfigError(
-                f"{uri}: nobody knows {protocol}://; there are {known}. For a store of fsspec write"
-                f" jsonl://{uri}; for a protocol of your own call StreamFactory.register"
+                f"{uri}: nobody knows {protocol}://; there are {known} and the stores of fsspec, like s3://."
+                " For a protocol of your own call StreamFactory.register"
             )
         return cls._kinds[protocol](uri, spool=spool)
 
@@ -496,40 +570,54 @@ class StreamFactory:
 def _rows_of(log: Path) -> Iterator[dict[str, Any]]:
     with log.open("rb", buffering=CHUNK) as stream:
         for line in stream:
-            yield orjson.loads(line)
+            yield values.loads(line)
+
+
+def _shown(url: str) -> str:
+    return url.removeprefix("file://")
+
+
+def _head(url: str, size: int = 8) -> bytes:
+    """Return the first bytes of a file."""
+    files, path = filesystem(url)
+    with reaching(url):
+        if is_local(files):
+            with Path(path).open("rb", buffering=0) as stream:
+                return stream.read(size)
+        length = files.size(path)
+        if length == 0:
+            return b""
+        found: bytes = files.cat_file(path, start=0, end=min(size, length) if length else size)
+        return found[:size]
+
+
+def _decompressed_head(head: bytes, kind: str | None, url: str) -> bytes:
+    """Return what the first bytes of a file hold; less where it is cut off, which is said when it is read."""
+    if kind is None:
+        return head
+    if kind == "zip":
+        return b""
+    found = b""
+    with contextlib.suppress(BrokenFileError):
+        for piece in decompressed(io.BytesIO(head), kind, url):
+            found += piece
+            if len(found) >= sniff.HEAD:
+                break
+    return found[: sniff.HEAD].ljust(sniff.HEAD, b"\n") if found else b""
+
+
+def _without_bom(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    head = b""
+    for piece in pieces:
+        head += piece
+        if len(head) >= len(sniff.BOM):
+            break
+    yield head.removeprefix(sniff.BOM)
+    yield from pieces
 
 
 def _move(made: Path, to: Path) -> None:
     shutil.move(made, to)  # the spool may lie on another disk
-
-
-def _cell(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
-
-
-def _text_id(row: dict[str, Any]) -> dict[str, Any]:
-    return {**row, "_i": str(row["_i"])} if "_i" in row else row
-
-
-def _complete(rows: Sequence[dict[str, Any]], schema: Any) -> list[dict[str, Any]]:
-    """Let the first row of a batch have every column, as pyarrow takes the columns from it."""
-    names = (
-        list(schema.names)
-        if schema is not None
-        else list(dict.fromkeys(name for row in rows for name in row))
-    )
-    return [{**dict.fromkeys(names), **rows[0]}, *rows[1:]] if rows else []
-
-
-def _batched(rows: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
-    batch: list[dict[str, Any]] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 __all__ = [

@@ -1,19 +1,27 @@
 """A block of rows through an operator: bytes in, bytes out, nothing else touched."""
 
+import base64
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import orjson
 
 from asysi.contract.errors import ConfigError
-from asysi.pipeline import loop
+from asysi.pipeline import loop, values
 from asysi.pipeline.ids import FIELD, child
 from asysi.pipeline.operators import CanceledError, NodeContext, is_coroutine, takes_batches, with_context
 
+_NULL = b"null"
+_NULL_WORD = np.frombuffer(_NULL, np.uint32)[0]
+_BAD_LINE = "\0bad line"
+"""Begins what a source hands on for a line that it cannot read: an array, so that it is never a row."""
+_WATCHED = 4096
+"""Rows without a null after which an operator's rows are looked at for NaN by the block, not one by one."""
 _PROBED = 3
 """Rows timed before a batch's rows go to threads together."""
 _WAIT = 0.0005
@@ -118,6 +126,10 @@ class BadRowError(Exception):
     """A row is not what it must be, or an operator returned what is none."""
 
 
+class BadLineError(Exception):
+    """A source's file has a line that is not a row."""
+
+
 class Worker:
     """Runs blocks through one operator. Any number of threads may call it, unless the operator is ordered.
 
@@ -133,6 +145,9 @@ class Worker:
     ) -> None:
         self.batches = takes_batches(operator, batch_size)
         self._size, self._letters = batch_size, letters
+        self._always_watch = self._watch = True
+        self._unwatched = 0
+        """Rows made without a null so far."""
         self._one = None if self.batches else with_context(operator.process_item)
         self._many = with_context(operator.process_batch) if self.batches else None
         self.waits: bool | None = getattr(operator, "waits", None) if threads else False
@@ -140,6 +155,9 @@ class Worker:
         if is_coroutine(operator, "process_batch" if self.batches else "process_item"):
             many, self.waits, self._submit = self._many, True, loop.submit
             self._many = (lambda rows, context: loop.submit(many, rows, context).result()) if many else None
+        # A second call of an operator that waits would be paid for, and one that remembers would answer
+        # otherwise: their rows are always looked at one by one.
+        self._always_watch = self.waits is True or bool(getattr(operator, "ordered", False))
 
     def run(self, block: Block, context: NodeContext) -> Result:
         """Return what becomes of the block. Errors of rows are in the result; nothing is raised for them."""
@@ -150,6 +168,8 @@ class Worker:
             self._run_batches(self._many, job)
         elif self._one is not None:
             self._run_items(self._one, job)
+            if not self._watch and _has_null(job.out):
+                job, result = self._run_watched(self._one, block, context, job)
         if result.last < block.last:
             _shorten(result, job.lines)
         if job.out:
@@ -158,6 +178,29 @@ class Worker:
         result.usage, result.reports = context.usage, context.reports
         result.seconds = time.perf_counter() - began
         return result
+
+    def _run_watched(
+        self, one: Callable[..., Any], block: Block, context: NodeContext, job: "_Job"
+    ) -> tuple["_Job", Result]:
+        """Run a block again, looking for NaN in each row: the first null appeared in it.
+
+        Operators are called again for a row after a kill too; what they report here was reported already.
+        """
+        self._watch = self._always_watch = True
+        again = _Job(
+            block, context.of_row(), Result(block.first, block.last, block.end, size=len(block.data))
+        )
+        self._each(one, again)
+        return again, again.result
+
+    def _watch_less(self, job: "_Job") -> None:
+        """Look at rows one by one no longer, once so many had no null."""
+        if self._always_watch or not self._watch:
+            return
+        if _has_null(job.out):
+            self._always_watch = True
+        self._unwatched += len(job.out)
+        self._watch = self._unwatched < _WATCHED
 
     def _run_items(self, one: Callable[..., Any], job: "_Job") -> None:
         if self.waits is None:
@@ -168,6 +211,7 @@ class Worker:
             self._run_together(one, self._submit, job)
         else:
             self._each(one, job)
+            self._watch_less(job)
 
     def _run_together(self, one: Callable[..., Any], submit: Callable[..., Any], job: "_Job") -> None:
         """Start every row, then take the results in order. A row behind a failure is finished too, but what
@@ -195,8 +239,8 @@ class Worker:
 
     def _each(self, one: Callable[..., Any], job: "_Job") -> None:
         """The hot loop: everything that is not needed for every row happens in `except` and in `_several`."""
-        loads, dumps, out, context = orjson.loads, orjson.dumps, job.out, job.context
-        add, stored = out.append, job.block.stored
+        loads, dumps, out, context = values.loads, orjson.dumps, job.out, job.context
+        add, stored, plain, watch = out.append, job.block.stored, values.plain, self._watch
         number = job.block.first - 1
         made = dropped = 0
         identity: Any
@@ -212,7 +256,13 @@ class Worker:
                 new = one(row, context)
                 if type(new) is dict:
                     new[FIELD] = identity
-                    add(dumps(new))
+                    try:
+                        text = dumps(new, plain)
+                    except TypeError:
+                        text = values.exact(new)
+                    if watch and _NULL in text:
+                        values.refuse_non_finite(new)
+                    add(text)
                     made += 1
                 elif new is None:
                     dropped += 1
@@ -283,11 +333,12 @@ class Worker:
 
     def _bury(self, error: Exception, line: bytes, number: int, job: "_Job") -> bool:
         """Make a row a dead letter and return True, or end the block in front of it and return False."""
-        stored, identity = job.block.stored, _identity(line, number, job.block.stored)
+        identity = _identity(line, number, job.block.stored)
+        error, line = _explained(error, line, job.block.stored)
         if not self._buries(error):
-            self._end_at(_explained(error, line, stored), identity, number, job)
+            self._end_at(error, identity, number, job)
             return False
-        failure = _failure(_explained(error, line, stored), identity, job.context)
+        failure = _failure(error, identity, job.context)
         job.result.dead.append(DeadLetter(failure.identity, number, failure.reason, failure.message, line))
         return True
 
@@ -347,13 +398,32 @@ def _readable(lines: list[bytes], block: Block) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, block.first):
         try:
             rows.append(_parsed(line, number, block.stored))
-        except (orjson.JSONDecodeError, TypeError, KeyError, BadRowError):
+        except (ValueError, TypeError, KeyError, BadRowError):
             continue
     return rows
 
 
+def bad_line(where: str, data: bytes) -> bytes:
+    """Return what a source hands on in place of a line that is not a row.
+
+    Args:
+        where: file, line, and what is wrong.
+        data: the line as it lies in the file.
+    """
+    return orjson.dumps([_BAD_LINE, where, base64.b64encode(data).decode()])
+
+
+def _has_null(out: list[bytes]) -> bool:
+    """Return whether a block's rows hold the word null: in numpy, as Python's search takes longer."""
+    text = b"\n".join(out)
+    return any(
+        (np.frombuffer(text, np.uint32, (len(text) - at) // 4, at) == _NULL_WORD).any()
+        for at in range(min(4, len(text)))
+    )
+
+
 def _parsed(line: bytes, number: int, stored: bool) -> dict[str, Any]:
-    row = orjson.loads(line)
+    row = values.loads(line)
     if type(row) is not dict:
         raise BadRowError("no JSON object")
     if stored:
@@ -364,6 +434,8 @@ def _parsed(line: bytes, number: int, stored: bool) -> dict[str, Any]:
 
 
 def _checked(made: Any, rows: list[dict[str, Any]]) -> list[Any]:
+    if isinstance(made, tuple | Iterator):
+        made = list(made)
     if not isinstance(made, list) or len(made) != len(rows):
         what = f"{len(made)} results" if isinstance(made, list) else type(made).__name__
         raise BadRowError(
@@ -376,17 +448,18 @@ def _checked(made: Any, rows: list[dict[str, Any]]) -> list[Any]:
 def _lines_of(new: Any, identity: Any) -> list[bytes]:
     if type(new) is dict:
         new[FIELD] = identity
-        return [orjson.dumps(new)]
+        return [values.dumps(new)]
     return [] if new is None else _several(new, identity)
 
 
 def _several(new: Any, identity: Any) -> list[bytes]:
     """Return the rows made from one row, with their ids, as lines."""
-    if not isinstance(new, list | tuple):
+    if not isinstance(new, list | tuple | Iterator):
         if isinstance(new, dict):
             return _lines_of(dict(new), identity)
         raise BadRowError(
-            f"the operator returned {type(new).__name__}: return a row (a dict), a list of rows or None"
+            f"the operator returned {type(new).__name__}: return a row (a dict), a list or generator of rows,"
+            " or None"
         )
     lines = []
     for place, row in enumerate(new):
@@ -394,28 +467,41 @@ def _several(new: Any, identity: Any) -> list[bytes]:
             raise BadRowError(
                 f"the operator returned a list with {type(row).__name__} at {place}: rows are dicts"
             )
-        lines.append(orjson.dumps({**row, FIELD: child(identity, place)}))
+        lines.append(values.dumps({**row, FIELD: child(identity, place)}))
     return lines
 
 
 def _identity(line: bytes, number: int, stored: bool) -> Any:
     try:
-        return orjson.loads(line)[FIELD] if stored else number
-    except (orjson.JSONDecodeError, TypeError, KeyError):
+        return values.loads(line)[FIELD] if stored else number
+    except (ValueError, TypeError, KeyError):
         return number
 
 
-def _explained(error: Exception, line: bytes, stored: bool) -> Exception:
-    """Return an error that says what is wrong with the row, where Python's own says it worse."""
+def _explained(error: Exception, line: bytes, stored: bool) -> tuple[Exception, bytes]:
+    """Return an error that says what is wrong with the row, where Python's own says it worse, and the line
+    as it lies in its file.
+    """
     try:
-        row = orjson.loads(line)
-    except orjson.JSONDecodeError as broken:
-        return BadRowError(f"no JSON ({broken})")
+        row = values.loads(line)
+    except ValueError as broken:
+        return BadRowError(f"no JSON ({_complaint(line) or broken})"), line
+    if isinstance(row, list) and len(row) == 3 and row[0] == _BAD_LINE:
+        return BadLineError(str(row[1])), base64.b64decode(row[2])
     if not isinstance(row, dict):
-        return BadRowError("no JSON object")
+        return BadRowError("no JSON object"), line
     if stored and FIELD not in row:
-        return BadRowError(f"no {FIELD}, which the first row of this source has")
-    return error
+        return BadRowError(f"no {FIELD}, which the first row of this source has"), line
+    return error, line
+
+
+def _complaint(line: bytes) -> str:
+    """Return what orjson finds wrong: it says where."""
+    try:
+        orjson.loads(line)
+    except orjson.JSONDecodeError as broken:
+        return str(broken)
+    return ""
 
 
 def _failure(error: Exception, identity: Any, context: NodeContext) -> RowError:

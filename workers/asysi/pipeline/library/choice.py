@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import orjson
 import xxhash
 
 from asysi.contract.errors import ConfigError
+from asysi.pipeline import values
 from asysi.pipeline.ids import FIELD
 from asysi.pipeline.library.template import expression
 from asysi.pipeline.operators import BaseOperator, Made, Row
@@ -63,5 +63,5 @@ class Sample(BaseOperator):
         Raises:
             KeyError: the row has no such field.
         """
-        digest: int = xxhash.xxh3_64_intdigest(self._prefix + orjson.dumps(item[self.field]))
+        digest: int = xxhash.xxh3_64_intdigest(self._prefix + values.dumps(item[self.field]))
         return item if digest < self._limit else None

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 import xxhash
 
 from asysi.contract.errors import ConfigError
+from asysi.pipeline import values
 from asysi.pipeline.ids import FIELD
 from asysi.pipeline.operators import BaseOperator, Made, Row
 
@@ -97,12 +97,12 @@ class Deduplicate(BaseOperator):
 
     def _digest(self, item: Row) -> int:
         if self.fields is None:
-            values: Any = {name: value for name, value in item.items() if name != FIELD}
+            compared: Any = {name: value for name, value in item.items() if name != FIELD}
         else:
-            values = [item[name] for name in self.fields]
+            compared = [item[name] for name in self.fields]
         if self.normalize:
-            values = _normalized(values)
-        digest: int = xxhash.xxh3_128_intdigest(orjson.dumps(values, option=orjson.OPT_SORT_KEYS))
+            compared = _normalized(compared)
+        digest: int = xxhash.xxh3_128_intdigest(values.canonical(compared))
         return digest
 
 

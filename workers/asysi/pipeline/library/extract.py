@@ -6,10 +6,10 @@ from typing import Any
 
 import json_repair
 import jsonschema  # type: ignore[import-untyped]
-import orjson
 import referencing
 
 from asysi.contract.errors import ConfigError
+from asysi.pipeline import values
 from asysi.pipeline.operators import BaseOperator, Made, Row
 
 _FENCE = re.compile(r"```[A-Za-z0-9_-]*\s*\n(.*?)```", re.DOTALL)
@@ -99,8 +99,8 @@ class Extract(BaseOperator):
         places = [text, *_FENCE.findall(text), *_spans(text)]
         for place in places:
             try:
-                yield orjson.loads(place.strip())
-            except orjson.JSONDecodeError:
+                yield values.loads(place.strip())
+            except ValueError:
                 continue
         if not self.repair:
             return

@@ -1,0 +1,137 @@
+"""Addresses of files and folders, here or in a store of fsspec (`s3://`, `hf://`, `https://`).
+
+What goes wrong on the way to a store is one sentence: a package that is not installed, an endpoint that does
+not answer, a key that is missing. A store is never taken for a local folder called `s3:`.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from asysi.contract.errors import ConfigError
+
+_PACKAGES = {
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "az": "adlfs",
+    "abfs": "adlfs",
+    "hf": "huggingface_hub",
+    "http": "aiohttp",
+    "https": "aiohttp",
+}
+_HINTS = (
+    ("NoCredentialsError", "no credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+    ("EndpointConnectionError", "its endpoint does not answer: check AWS_ENDPOINT_URL and the network"),
+    ("ConnectTimeoutError", "its endpoint does not answer: check AWS_ENDPOINT_URL and the network"),
+    ("ConnectError", "it does not answer: check the address and the network"),
+    ("ClientConnectorError", "it does not answer: check the address and the network"),
+    ("FileNotFoundError", "there is no such file, folder or bucket"),
+    ("PermissionError", "access is denied: check the key and what it may do"),
+    ("NoSuchBucket", "there is no such bucket"),
+)
+_LOST_SLASH = re.compile(r"[A-Za-z][A-Za-z0-9+]*:/")
+"""What `Path` makes of an address: `s3:/bucket`."""
+_SHOWN = 200
+
+
+def is_remote(address: str) -> bool:
+    """Return whether an address names a store rather than a path of this machine."""
+    protocol, separator, _ = address.partition("://")
+    return bool(separator) and protocol not in {"file", "local"}
+
+
+def local_folder(address: str | Path, name: str, why: str = "it must be a folder of this machine") -> Path:
+    """Return the path of a local folder, which may be written as `file://folder`.
+
+    Args:
+        address: what was given.
+        name: what it is called where it was given, for the refusal.
+        why: why it cannot be a store.
+
+    Raises:
+        ConfigError: it names a store.
+    """
+    text = str(address)
+    if is_remote(text) or _LOST_SLASH.match(text):
+        raise ConfigError(f"{name} is {text}: {why}; give a path")
+    return Path(text.removeprefix("file://").removeprefix("local://"))
+
+
+def filesystem(address: str) -> tuple[Any, str]:
+    """Return fsspec's file system of an address, and the path in it.
+
+    Raises:
+        ConfigError: nobody knows its protocol, or the package for it is not installed.
+    """
+    import fsspec  # noqa: PLC0415 - takes longer than what most commands do
+
+    try:
+        files, path = fsspec.core.url_to_fs(address)
+    except ImportError as error:
+        protocol = address.partition("://")[0]
+        package = _PACKAGES.get(protocol)
+        what = f"pip install {package}" if package else str(error)
+        raise ConfigError(
+            f"{address}: {protocol}:// needs a package that is not installed: {what}"
+        ) from error
+    except ValueError as error:
+        raise ConfigError(f"{address}: {error}") from error
+    return files, str(path)
+
+
+@contextmanager
+def reaching(address: str) -> Iterator[None]:
+    """Turn what goes wrong in a store into one sentence; errors of local files pass as they are.
+
+    Raises:
+        ConfigError: the store does not answer, denies access, or does not have what was asked for.
+    """
+    if not is_remote(address):
+        yield
+        return
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        if _is_from_store(error):
+            raise ConfigError(f"{address} cannot be reached: {_said(error)}") from error
+        raise
+
+
+def upload(file: Path, address: str) -> None:
+    """Put a finished local file into a store, whole: stores show an object when its last part is there.
+
+    Raises:
+        ConfigError: the store cannot be reached.
+    """
+    files, path = filesystem(address)
+    with reaching(address):
+        files.put_file(str(file), path)
+
+
+def _is_from_store(error: BaseException) -> bool:
+    modules = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    return isinstance(error, OSError | TimeoutError) or bool(
+        modules & {"botocore", "aiobotocore", "aiohttp", "httpx", "huggingface_hub", "requests", "google"}
+    )
+
+
+def _said(error: BaseException) -> str:
+    """Return what went wrong in one line, from the error or what caused it."""
+    chain: list[BaseException] = []
+    at: BaseException | None = error
+    while at is not None and at not in chain:
+        chain.append(at)
+        at = at.__cause__ or at.__context__
+    names = [kind.__name__ for found in reversed(chain) for kind in type(found).__mro__]
+    texts = " ".join(map(str, chain))
+    for name, hint in _HINTS:
+        if name in names or name in texts:
+            return hint
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text[:_SHOWN]
