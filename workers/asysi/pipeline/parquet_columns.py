@@ -1,17 +1,14 @@
 """Types of a Parquet output's columns, looked at while rows are made: not only when all are done."""
 
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from asysi.contract.errors import ConfigError
+from asysi.pipeline import values
 from asysi.pipeline.ids import FIELD
+from asysi.pipeline.parquetrows import batched, table_of
 from asysi.pipeline.streams import IDataStream, ParquetStream
-
-_BATCH = 8192
 
 
 def columns_of(bus: IDataStream) -> "ParquetColumns | None":
@@ -52,10 +49,10 @@ class ParquetColumns:
         Raises:
             ConfigError: a column's values have no type in common; it says which, and where the rows lie.
         """
-        for batch in _batches(rows):
+        for batch in batched(rows):
             try:
-                table = self._arrow.Table.from_pylist(_complete(batch))
-                self._schema = self._unified(self._schema, table.schema)
+                schema = table_of(batch).schema
+                self._schema = self._unified(self._schema, schema)
             except (self._arrow.ArrowException, OverflowError, TypeError, ValueError) as error:
                 raise self._refused(batch, error) from error
 
@@ -66,7 +63,7 @@ class ParquetColumns:
             ConfigError: see `add`.
         """
         if data:
-            self.add(map(orjson.loads, data.splitlines()))
+            self.add(map(values.loads, filter(None, data.split(b"\n"))))
 
     def _unified(self, one: Any, other: Any) -> Any:
         return self._arrow.unify_schemas([one, other], promote_options="permissive")
@@ -96,18 +93,5 @@ class ParquetColumns:
 
 
 def _shown(value: Any) -> str:
-    text = orjson.dumps(value, default=str).decode()
+    text = values.dumps(value).decode()
     return text if len(text) <= 60 else f"{text[:60]}…"
-
-
-def _complete(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return rows for pyarrow, which takes the columns from the first one; ids are text."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    first, *others = ({**row, FIELD: str(row[FIELD])} if FIELD in row else row for row in rows)
-    return [{**dict.fromkeys(names), **first}, *others]
-
-
-def _batches(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    stream = iter(rows)
-    while batch := list(islice(stream, _BATCH)):
-        yield batch

@@ -8,6 +8,7 @@ import base64
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -206,11 +207,8 @@ def write_parquet(rows: Callable[[], Iterable[dict[str, Any]]], file: Path, name
     import pyarrow.parquet  # noqa: PLC0415
 
     def tables(schema: Any = None) -> Iterator[Any]:
-        for batch in _batched(map(_text_id, rows()), _WRITTEN_ROWS):
-            table = pyarrow.Table.from_pylist(_complete(batch, schema), schema=schema)
-            for column in table.schema:
-                _refuse_booleans(column.type, [row.get(column.name) for row in batch], column.name)
-            yield table
+        for batch in batched(rows()):
+            yield table_of(batch, schema)
 
     try:
         schema = pyarrow.schema([])
@@ -221,6 +219,28 @@ def write_parquet(rows: Callable[[], Iterable[dict[str, Any]]], file: Path, name
                 writer.write_table(table)
     except (pyarrow.ArrowException, OverflowError, TypeError, ValueError) as error:
         raise ConfigError(f"{name}: rows do not fit into columns of one type ({error})") from error
+
+
+def table_of(rows: list[dict[str, Any]], schema: Any = None) -> Any:
+    """Return rows as an Arrow table; ids are text, as some are `10_0`.
+
+    Raises:
+        ArrowException, OverflowError, TypeError, ValueError: a column has values that no one type holds.
+    """
+    import pyarrow  # noqa: PLC0415
+
+    rows = _complete(list(map(_text_id, rows)), schema)
+    table = pyarrow.Table.from_pylist(rows, schema=schema)
+    for column in table.schema:
+        _refuse_booleans(column.type, [row.get(column.name) for row in rows], column.name)
+    return table
+
+
+def batched(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Yield rows in lists of a row group's part."""
+    stream = iter(rows)
+    while batch := list(islice(stream, _WRITTEN_ROWS)):
+        yield batch
 
 
 def _refuse_booleans(kind: Any, found: list[Any], path: str) -> None:
@@ -256,14 +276,3 @@ def _complete(rows: Sequence[dict[str, Any]], schema: Any) -> list[dict[str, Any
         else list(dict.fromkeys(name for row in rows for name in row))
     )
     return [{**dict.fromkeys(names), **rows[0]}, *rows[1:]] if rows else []
-
-
-def _batched(rows: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
-    batch: list[dict[str, Any]] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
