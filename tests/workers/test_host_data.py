@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asysi.bus.packet import RowFlag
+from asysi.bus.packet import RowFlag, document_positions
 from asysi.contract.errors import ConfigError
 from asysi.contract.spec import Data, Holdout, Tokens
 from asysi.hosts.seen import Seen
@@ -214,6 +214,11 @@ def test_passes_read_what_they_should(corpus, packing, batch_size, passes, seed)
         assert (grid["token"] == batch.ids).all()
         assert (grid["sequence"] == np.arange(len(batch.ids))[:, None]).all()
         assert (grid["position"] == np.arange(batch.ids.shape[1])).all()
+        if packing == "concat":
+            for row, place in zip(data, document_positions(data), strict=True):
+                assert texts[int(row["sample"])].text[place] == chr(int(row["token"]) + 94)
+        else:
+            assert (document_positions(data) == data["position"]).all()
     assert batches.steps == number + 1
     assert batches.content_tokens_in_all == sum(sum(counts.values()) for counts in read)
     for pass_number, counts in enumerate(read):
@@ -284,10 +289,10 @@ def test_held_out_documents_are_spread():
 
 
 @settings(deadline=None)
-@given(CORPORA, st.integers(1, 300))
-def test_seen_counts_every_content_token_once(corpus, context):
-    """Both histograms add up to the content tokens seen and kept, at any width of bins."""
-    chosen = policy(packing="bucket")
+@given(CORPORA, PACKINGS, st.integers(1, 300))
+def test_seen_counts_every_content_token_once(corpus, packing, context):
+    """Each histogram adds up to the content tokens seen and kept, at any width of bins."""
+    chosen = policy(packing=packing)
     texts = [Document(at, text, held) for at, (text, held) in enumerate(corpus)]
     seen, total, kept_total = Seen(max(8, context)), 0, 0
     for batch in Batches(
@@ -297,6 +302,7 @@ def test_seen_counts_every_content_token_once(corpus, context):
         seen.add(batch.tokens, kept)
         total += int(batch.tokens.content.sum())
         kept_total += len(kept)
+    assert ("by_document_position" in seen.to_dict()) == (packing == "concat")
     for histogram in seen.to_dict().values():
         assert (sum(histogram["seen"]), sum(histogram["kept"])) == (total, kept_total)
         assert len(histogram["edges"]) == len(histogram["seen"]) <= 65

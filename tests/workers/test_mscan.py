@@ -17,13 +17,23 @@ from hypothesis import strategies as st
 from asysi.archive import format as mscan
 from asysi.archive.dataset import MScanDataset, replay
 from asysi.archive.errors import CorruptError, MScanError, TornError, VersionError
+from asysi.archive.export import export
 from asysi.archive.format import METRICS_DTYPE, ChunkKind, checksum, record, seal
 from asysi.archive.measure import measure, measure_rows
 from asysi.archive.recover import recover
 from asysi.archive.segment import open_segment, read_segment
 from asysi.archive.verify import verify, verify_data
 from asysi.archive.writer import MScanWriter, SeqInfo
-from asysi.bus.packet import HEADER_DTYPE, MAGIC, ROW_DTYPE, VERSION, ActivationPacket, Dtype
+from asysi.bus.packet import (
+    HEADER_DTYPE,
+    MAGIC,
+    ROW_DTYPE,
+    VERSION,
+    ActivationPacket,
+    Dtype,
+    RowFlag,
+    place_in_document,
+)
 
 _ELEMENT = {Dtype.FLOAT32: "<f4", Dtype.BFLOAT16: "<u2", Dtype.FLOAT16: "<f2", Dtype.INT8: "i1"}
 
@@ -672,3 +682,72 @@ def _one_chunk(payload, *, raw, records):
     return header.tobytes() + counts.tobytes() + text + head.tobytes() + padded + mscan.pack_footer(
         key=1, metadata_checksum=checksum(text), counts=counts, entries=head, points=[], offset=end
     )  # fmt: skip
+
+
+GOLDEN = Path(__file__).parent / "golden" / "mscan-1.0"
+
+
+def test_archives_of_version_1_0_read_as_before(tmp_path):
+    """What version 1.0 wrote (closed, compressed, torn) exports as it did then, with call index 0."""
+    dataset = MScanDataset(GOLDEN, scan=True)
+    found = {}
+    for content in ("metrics", "tensors"):
+        for file in export(dataset, tmp_path, output_format="npz", content=content):
+            with np.load(file) as columns:
+                found |= {f"{file.stem}/{name}": column for name, column in columns.items()}
+    with np.load(GOLDEN / "expected.npz") as expected:
+        assert len(expected.files) > 40
+        for name, column in expected.items():
+            np.testing.assert_array_equal(found[name], column)
+            assert found[name].dtype == column.dtype
+    for file in ("layer.0.metrics", "layer.1.metrics", "layer.0.tensors", "layer.1.tensors"):
+        assert not found[f"{file}/call_index"].any()
+        np.testing.assert_array_equal(found[f"{file}/document_position"], found[f"{file}/position"])
+
+
+def test_archives_of_version_1_0_verify_and_recover(tmp_path):
+    """Whole segments of version 1.0 have no fault, and a torn one is mended to one without."""
+    for number in (0, 1):
+        assert verify(GOLDEN / f"attempt-0000-segment-{number:04d}.mscan") == []
+    torn = tmp_path / "torn.mscan"
+    torn.write_bytes((GOLDEN / "attempt-0000-segment-0002.mscan").read_bytes())
+    assert [type(error) for error in verify(torn)] == [TornError]
+    recover(torn)
+    assert verify(torn) == []
+    assert len(MScanDataset(torn).metrics("layer.0")) == 9
+
+
+def test_records_of_a_later_minor_version_are_read():
+    """Fields that a later version adds at the end of a record are left out."""
+    records = np.zeros(3, METRICS_DTYPE)
+    records["call_index"], records["position"], records["document_position"] = [0, 1, 2], 7, 9
+    longer = b"".join(record.tobytes() + b"later..." for record in records)
+    assert (mscan.parse_metrics(longer, 3) == records).all()
+    for wrong in (longer[:-1], bytes(3 * 79), b"x"):
+        with pytest.raises(ValueError, match="are not 3 records"):
+            mscan.parse_metrics(wrong, 3)
+
+
+def test_call_and_position_in_the_document_are_kept(tmp_path):
+    """METRICS say which call made a row, and where in its document the token stands."""
+    packet = make_packet(3)
+    packet.header["call_index"] = 2
+    place_in_document(packet.rows, np.array([5, 2**24, 9], np.int32), np.array([True, True, False]))
+    packet.rows["flags"] |= RowFlag.HOLDOUT
+    path = write(tmp_path / "a.mscan", [packet])
+    records = MScanDataset(path).metrics()
+    assert records["call_index"].tolist() == [2, 2, 2]
+    assert records["position"].tolist() == [0, 1, 2]
+    assert records["document_position"].tolist() == [5, 2**24 - 1, 2]
+    assert [RowFlag(flags) & RowFlag.HOLDOUT for flags in records["flags"].tolist()] == [RowFlag.HOLDOUT] * 3
+    assert records["flags"].max() <= 3
+    (columns,) = export_columns(MScanDataset(path), tmp_path / "out")
+    assert columns["call_index"].tolist() == [2, 2, 2]
+    assert columns["document_position"].tolist() == [5, 2**24 - 1, 2]
+
+
+def export_columns(dataset, folder):
+    """The columns of each exported file of tensors."""
+    for file in export(dataset, folder, output_format="npz", content="tensors"):
+        with np.load(file) as columns:
+            yield dict(columns)

@@ -205,7 +205,12 @@ def test_archive_trainer_and_report_hold_what_plain_hooks_see(ring, ways, skippe
                 series.append(packet, 0)
                 trainer.receive(packet, names, 0, 0)
         series.close()
-        archived = rows_in(MScanDataset(Path(folder)).packets()) if any(expected.values()) else {}
+        archived = {}
+        if any(expected.values()):
+            dataset = MScanDataset(Path(folder))
+            archived = rows_in(dataset.packets())
+            place = ["hook_point", "step", "sequence", "position", "call_index"]
+            assert len(np.unique(dataset.metrics()[place])) == sum(map(len, expected.values()))
         collector, parts = Collector(), defaultdict(list)
         for _ in run(model, points, collector, collector, batches):
             for path, rows in collector.take().items():

@@ -14,7 +14,7 @@ import numpy as np
 from asysi.archive.dataset import MScanDataset, Range
 from asysi.archive.format import METRICS_DTYPE, ChunkKind
 from asysi.archive.sinks import SUFFIX, Columns, Format, atomic_sink, require
-from asysi.bus.packet import RowFlag
+from asysi.bus.packet import RowFlag, document_positions
 from asysi.capture.globs import match_glob
 from asysi.contract.errors import ConfigError
 
@@ -23,9 +23,8 @@ _GROUP_ROWS = 8192
 _GROUP_BYTES = 32 << 20
 """Rows and bytes at which a batch goes to the file: a Parquet row group."""
 _LINEAGE = ("sample", "sequence", "position", "token")
-_MEASURED = [
-    name for name in METRICS_DTYPE.names or () if name not in {*_LINEAGE, "step", "flags", "hook_point"}
-]
+_PLACE = {*_LINEAGE, "step", "flags", "hook_point", "call_index", "document_position"}
+_MEASURED = [name for name in METRICS_DTYPE.names or () if name not in _PLACE]
 
 
 def export(
@@ -114,6 +113,8 @@ def _metrics(
         yield {
             "step": records["step"],
             **{name: records[name] for name in _LINEAGE},
+            "document_position": records["document_position"],
+            "call_index": records["call_index"],
             "holdout": (records["flags"] & RowFlag.HOLDOUT) != 0,
             **{name: records[name] for name in _MEASURED},
         }
@@ -128,6 +129,8 @@ def _tensors(
             "attempt": np.full(rows, packet.header["attempt"], np.uint32),
             "step": np.full(rows, packet.header["step"], np.uint64),
             **{name: packet.rows[name] for name in _LINEAGE},
+            "document_position": document_positions(packet.rows),
+            "call_index": np.full(rows, packet.header["call_index"], np.uint32),
             "holdout": (packet.rows["flags"] & RowFlag.HOLDOUT) != 0,
             "kind": np.full(rows, packet.header["kind"], np.uint16),
             "activation": values.astype(dtype, copy=False),

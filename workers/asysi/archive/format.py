@@ -1,4 +1,4 @@
-"""Bytes of an `.mscan` segment, version 1: little-endian, every part with its checksum (xxh3-64).
+"""Bytes of an `.mscan` segment, version 1.1: little-endian, every part with its checksum (xxh3-64).
 
     file header (256) | metadata JSON | chunk | chunk | … | footer | trailer (32)
     chunk = chunk header (192) | payload | zeros to a multiple of 64
@@ -8,6 +8,7 @@ Pure functions pack and check; nothing here touches a file.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Any, TypeAlias
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 from asysi.archive.errors import CorruptError, TornError, VersionError
 
 VERSION = 1
+MINOR = 1
+"""A minor version adds fields at the end of METRICS records and nothing else: readers since 1.1 read all."""
 ALIGNMENT = 64
 MAX_CHUNK_BYTES = 64 << 20
 """Payload bytes of a chunk at most, stored and raw: what a reader may have to hold at once."""
@@ -77,7 +80,8 @@ HEADER_DTYPE = np.dtype(
         ("created_ns", "<u8"),  # Unix time
         ("metadata_bytes", "<u8"),  # JSON, padded with spaces to a multiple of 64
         ("metadata_checksum", "<u8"),
-        ("reserved", "V56"),
+        ("minor", "<u2"),  # of the version
+        ("reserved", "V54"),
         ("checksum", "<u8"),  # of this record without this field
     ]
 )
@@ -168,9 +172,46 @@ METRICS_DTYPE = np.dtype(
         ("grad_norm", "<f4"),  # NaN unless gradients are captured, like the two below
         ("input_x_gradient", "<f4"),  # ⟨a, g⟩
         ("delta_sc", "<f4"),  # −⟨a − ā, g⟩
+        # Since 1.1:
+        ("call_index", "<u4"),  # which call of the module in its step's forward, from 0
+        ("document_position", "<u4"),  # token's position in its document
     ]
 )
-assert METRICS_DTYPE.itemsize == 80
+assert METRICS_DTYPE.itemsize == 88
+_LEAST_METRICS_BYTES = 80
+"""Of a record of version 1.0."""
+
+
+def parse_metrics(raw: Bytes, count: int) -> NDArray[np.void]:
+    """Return the records [count] of a METRICS payload of any minor version, as METRICS_DTYPE.
+
+    What records of version 1.0 lack is filled in: call index 0, and the position in the sequence as that in
+    the document. Fields of later versions are left out.
+
+    Raises:
+        ValueError: the bytes are not so many records.
+    """
+    size, rest = divmod(len(raw), count) if count else (METRICS_DTYPE.itemsize, len(raw))
+    if rest or size < _LEAST_METRICS_BYTES:
+        raise ValueError(f"{len(raw)} bytes are not {count} records")
+    if size == METRICS_DTYPE.itemsize:
+        return np.frombuffer(raw, METRICS_DTYPE)
+    fields: Mapping[str, Any] = METRICS_DTYPE.fields or {}
+    there = {name: field for name, field in fields.items() if field[1] + field[0].itemsize <= size}
+    layout = np.dtype(
+        {
+            "names": list(there),
+            "formats": [field[0] for field in there.values()],
+            "offsets": [field[1] for field in there.values()],
+            "itemsize": size,
+        }
+    )
+    stored = np.frombuffer(raw, layout)
+    records = np.zeros(count, METRICS_DTYPE)
+    records["document_position"] = stored["position"]
+    for name in there:
+        records[name] = stored[name]
+    return records
 
 
 @dataclass(frozen=True, slots=True)

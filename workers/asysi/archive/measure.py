@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asysi.archive.format import METRICS_DTYPE
-from asysi.bus.packet import ActivationPacket
+from asysi.bus.packet import FLAG_MASK, ActivationPacket, document_positions
 
 _BLOCK_ELEMENTS = 1 << 16
 """Elements measured at once: a block and its temporaries stay in the processor's cache."""
@@ -13,9 +13,12 @@ _BLOCK_ELEMENTS = 1 << 16
 def measure(packet: ActivationPacket) -> NDArray[np.void]:
     """Return the METRICS record of every row of a packet, [rows] of METRICS_DTYPE; `hook_point` is left 0."""
     records = np.zeros(len(packet.rows), METRICS_DTYPE)
-    for name in ("sample", "sequence", "position", "token", "flags"):
+    for name in ("sample", "sequence", "position", "token"):
         records[name] = packet.rows[name]
-    records["step"], records["kind"] = packet.header["step"], packet.header["kind"]
+    records["flags"] = packet.rows["flags"] & FLAG_MASK
+    records["document_position"] = document_positions(packet.rows)
+    for name in ("step", "kind", "call_index"):
+        records[name] = packet.header[name]
     for name in ("grad_norm", "input_x_gradient", "delta_sc"):
         records[name] = np.nan
     measure_rows(packet.to_float32(), records)

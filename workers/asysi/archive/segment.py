@@ -22,7 +22,6 @@ from asysi.archive.format import (
     HEADER_BYTES,
     HEADER_DTYPE,
     MAX_CHUNK_BYTES,
-    METRICS_DTYPE,
     Bytes,
     ChunkKind,
     Codec,
@@ -34,6 +33,7 @@ from asysi.archive.format import (
     parse_counts,
     parse_footer,
     parse_header,
+    parse_metrics,
     parse_points,
     unpack_json,
 )
@@ -87,10 +87,10 @@ class Segment:
 
     def records(self, chunk: int) -> NDArray[np.void]:
         """Return the records [n] of a METRICS chunk; `hook_point` is this segment's index."""
-        entry, raw = self.entries[chunk], self.read(chunk)
-        if len(raw) != int(entry["records"]) * METRICS_DTYPE.itemsize:
-            raise self._corrupt(f"{len(raw)} bytes are not {entry['records']} records", chunk)
-        return np.frombuffer(raw, METRICS_DTYPE)
+        try:
+            return parse_metrics(self.read(chunk), int(self.entries["records"][chunk]))
+        except ValueError as error:
+            raise self._corrupt(str(error), chunk) from None
 
     def packets(self, chunk: int) -> Iterator[ActivationPacket]:
         """Yield the packets of a TENSOR chunk."""

@@ -69,6 +69,15 @@ class RowFlag(IntFlag):
 
     HOLDOUT = 1
     """Of a held-out document: never trained on."""
+    IN_DOCUMENT = 2
+    """Bits 8 to 31 of the flags hold the token's position in its document."""
+
+
+_POSITION_BITS = 8
+"""Bits of a row's flags below its position in the document."""
+FLAG_MASK = (1 << _POSITION_BITS) - 1
+MOST_POSITION = (1 << (32 - _POSITION_BITS)) - 1
+"""Positions in a document beyond it are written as it: 16,777,215."""
 
 
 HEADER_DTYPE = np.dtype(
@@ -112,10 +121,25 @@ ROW_DTYPE = np.dtype(
         ("sequence", "<u4"),  # which sequence of the step's batch
         ("position", "<u4"),  # token's position in its sequence
         ("token", "<i4"),
-        ("flags", "<u4"),  # RowFlag
+        ("flags", "<u4"),  # RowFlag, and with IN_DOCUMENT the position in the document above it
     ]
 )
 assert ROW_DTYPE.itemsize == 24
+
+
+def place_in_document(
+    rows: NDArray[np.void], positions: NDArray[np.int32], known: NDArray[np.bool_]
+) -> None:
+    """Write positions in the document into the flags of rows, where they are known; all of one shape."""
+    placed = np.minimum(positions, MOST_POSITION).astype(np.uint32) << np.uint32(_POSITION_BITS)
+    rows["flags"] |= np.where(known, placed | np.uint32(RowFlag.IN_DOCUMENT), np.uint32(0))
+
+
+def document_positions(rows: NDArray[np.void]) -> NDArray[np.uint32]:
+    """Return the position of each row's token in its document, or in its sequence where no other is known."""
+    flags = rows["flags"]
+    known = (flags & RowFlag.IN_DOCUMENT) != 0
+    return np.where(known, flags >> _POSITION_BITS, rows["position"]).astype(np.uint32)
 
 
 def payload_at(rows: int, scale_bytes: int) -> int:

@@ -27,10 +27,15 @@ def by_place(seen: Mapping[str, Any]) -> list[Comparison]:
     for by, note in (
         ("length", "Content tokens by the length of their sequence. The host counted both sides."),
         ("position", "Content tokens by their position in the sequence. The host counted both sides."),
+        (
+            "document_position",
+            "Content tokens by their position in the document; the last bin holds all further ones. The host "
+            "counted both sides.",
+        ),
     ):
         table = seen.get(f"by_{by}")
         if table and sum(table["seen"]):
-            comparisons.append(Comparison(by, note, (_cut(table),)))
+            comparisons.append(Comparison(by.replace("_", " "), note, (_cut(table),)))
     return comparisons
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from asysi.bus.packet import RowFlag, document_positions
 from asysi.capture.tokens import StepTokens
 
 _BINS = 64
@@ -21,21 +22,35 @@ class Seen:
         self.by_length = np.zeros((2, bins), np.int64)
         """[seen | kept, bins]"""
         self.by_position = np.zeros((2, bins), np.int64)
-        """[seen | kept, bins]"""
+        """[seen | kept, bins]: in the sequence."""
+        self.by_document_position = np.zeros((2, bins), np.int64)
+        """[seen | kept, bins]: in the document, the last bin and beyond. Zeros where a sequence is one
+        document."""
 
     def add(self, tokens: StepTokens, kept: NDArray[np.int64]) -> None:
         """Count a step: its content tokens, and those whose indices were kept."""
+        concatenated = bool((tokens.rows["flags"] & RowFlag.IN_DOCUMENT).any())
+        in_document = document_positions(tokens.rows) if concatenated else None
         lengths = tokens.content.reshape(tokens.batch, tokens.length).sum(axis=1)
         for row, index in enumerate((np.flatnonzero(tokens.content), kept)):
             position, sequence = index % tokens.length, index // tokens.length
             bins = self.by_position.shape[1]
             self.by_position[row] += np.bincount(position // self._width, minlength=bins)[:bins]
+            if in_document is not None:
+                place = np.minimum(in_document[index] // self._width, bins - 1)
+                self.by_document_position[row] += np.bincount(place, minlength=bins)
             self.by_length[row] += np.bincount(lengths[sequence] // self._width, minlength=bins)[:bins]
 
     def to_dict(self) -> dict[str, object]:
-        """Return both histograms: lower bounds of the bins, content tokens seen in them, and kept."""
+        """Return the histograms: lower bounds of the bins, content tokens seen in them, and kept."""
         edges = [number * self._width for number in range(self.by_length.shape[1])]
         return {
             name: {"edges": edges, "seen": table[0].tolist(), "kept": table[1].tolist()}
-            for name, table in (("by_length", self.by_length), ("by_position", self.by_position))
+            for name, table in self._tables().items()
         }
+
+    def _tables(self) -> dict[str, NDArray[np.int64]]:
+        tables = {"by_length": self.by_length, "by_position": self.by_position}
+        if self.by_document_position.any():
+            tables["by_document_position"] = self.by_document_position
+        return tables

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from asysi.bus.packet import ROW_DTYPE, RowFlag
+from asysi.bus.packet import ROW_DTYPE, RowFlag, place_in_document
 from asysi.capture.tokens import StepTokens
 from asysi.contract.errors import ConfigError
 from asysi.contract.spec import Tokens
@@ -191,6 +191,8 @@ class Sequences:
     """[sequences]"""
     bos: int | None
     """Token put before every sequence; None puts none."""
+    positions: NDArray[np.int32] | None = None
+    """[tokens]: position of each token in its document; None where a sequence is one document."""
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -300,7 +302,7 @@ def concatenate(corpus: Corpus, policy: Policy, rng: np.random.Generator) -> Seq
     Held-out and training documents never share a sequence: an activation holds what stands before its token.
     """
     room = policy.context_length - (policy.bos is not None)
-    tokens, samples, starts, ends, holdout = [], [], [], [], []
+    tokens, samples, positions, starts, ends, holdout = [], [], [], [], [], []
     offset = 0
     for held in (False, True):
         order = rng.permutation(np.flatnonzero(corpus.holdout == held))
@@ -308,6 +310,7 @@ def concatenate(corpus: Corpus, policy: Policy, rng: np.random.Generator) -> Seq
         for piece, sample in pieces:
             tokens += [piece, np.array([policy.separator], np.int32)]
             samples.append(np.full(len(piece) + 1, sample, np.uint64))
+            positions.append(np.arange(len(piece) + 1, dtype=np.int32))
         total = sum(len(piece) + 1 for piece, _ in pieces)
         cuts = offset + np.arange(0, total, room)
         starts.append(cuts)
@@ -317,6 +320,7 @@ def concatenate(corpus: Corpus, policy: Policy, rng: np.random.Generator) -> Seq
     return Sequences(
         np.concatenate([np.empty(0, np.int32), *tokens]), np.concatenate([np.empty(0, np.uint64), *samples]),
         np.concatenate(starts), np.concatenate(ends), np.concatenate(holdout), policy.bos,
+        np.concatenate([np.empty(0, np.int32), *positions]),
     )  # fmt: skip
 
 
@@ -355,6 +359,8 @@ def make_batch(
     rows["position"] = position
     rows["token"] = ids
     rows["flags"] = np.where(sequences.holdout[chosen], RowFlag.HOLDOUT, 0)[:, None]
+    if sequences.positions is not None:
+        place_in_document(rows, sequences.positions[at], present & (position >= head))
     content = present & ~np.isin(ids, policy.excluded)
     if policy.padding_is_data:
         content |= ~present
