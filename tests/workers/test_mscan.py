@@ -733,7 +733,7 @@ def test_call_and_position_in_the_document_are_kept(tmp_path):
     packet = make_packet(3)
     packet.header["call_index"] = 2
     place_in_document(packet.rows, np.array([5, 2**24, 9], np.int32), np.array([True, True, False]))
-    packet.rows["flags"] |= RowFlag.HOLDOUT
+    packet.rows["flags"] |= np.uint32(RowFlag.HOLDOUT)
     path = write(tmp_path / "a.mscan", [packet])
     records = MScanDataset(path).metrics()
     assert records["call_index"].tolist() == [2, 2, 2]

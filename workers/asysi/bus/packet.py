@@ -127,9 +127,7 @@ ROW_DTYPE = np.dtype(
 assert ROW_DTYPE.itemsize == 24
 
 
-def place_in_document(
-    rows: NDArray[np.void], positions: NDArray[np.int32], known: NDArray[np.bool_]
-) -> None:
+def place_in_document(rows: NDArray[np.void], positions: NDArray[np.int32], known: NDArray[np.bool_]) -> None:
     """Write positions in the document into the flags of rows, where they are known; all of one shape."""
     placed = np.minimum(positions, MOST_POSITION).astype(np.uint32) << np.uint32(_POSITION_BITS)
     rows["flags"] |= np.where(known, placed | np.uint32(RowFlag.IN_DOCUMENT), np.uint32(0))

@@ -2,7 +2,7 @@
 
 `*` stands for any characters but a dot, `**` for any characters, `?` for one character but a dot. Everything
 else stands for itself, and the whole path must match: `encoder.layer.*.output` is the output of each layer
-and not `encoder.layer.0.attention.output`.
+and not `encoder.layer.0.attention.output`. `#n` behind a glob means one call of a module in a forward.
 """
 
 import re
@@ -32,6 +32,9 @@ def match_globs(
 ) -> list[str]:
     """Return the names that any of `globs` matches, in the order of `names`, each once.
 
+    `glob#n` is the n-th call (from 0) of the modules that `glob` matches: their names come with `#n`, behind
+    that of all calls.
+
     Args:
         globs: patterns; each must match something.
         names: dotted paths to choose from.
@@ -40,18 +43,37 @@ def match_globs(
     Raises:
         ConfigError: a glob matches nothing; the sentence lists the nearest names.
     """
-    matched: set[str] = set()
+    matched: dict[str, set[int]] = {}
     problems: list[str] = []
     for position, glob in enumerate(globs):
+        path, call = split_call(glob)
         found = match_glob(glob, names)
-        matched.update(found)
+        for name in found:
+            matched.setdefault(name, set()).add(_ALL_CALLS)
+        if not found and call is not None:
+            found = match_glob(path, names)
+            for name in found:
+                matched.setdefault(name, set()).add(call)
         if not found:
             problems.append(
                 f"{where}[{position}]: {glob!r} matches no module of the model{_hint(glob, names)}"
             )
     if problems:
         raise ConfigError(*problems)
-    return [name for name in names if name in matched]
+    return [
+        name if call == _ALL_CALLS else f"{name}#{call}"
+        for name in dict.fromkeys(names)
+        for call in sorted(matched.get(name, ()))
+    ]
+
+
+_ALL_CALLS = -1
+
+
+def split_call(name: str) -> tuple[str, int | None]:
+    """Return path and call of a hook point's name or glob: `layers.0#2` is the third call of `layers.0`."""
+    path, sign, number = name.rpartition("#")
+    return (path, int(number)) if sign and number.isascii() and number.isdigit() else (name, None)
 
 
 def near_names(glob: str, names: Iterable[str], limit: int = 5) -> list[str]:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from asysi.bus.packet import Dtype
+from asysi.capture.globs import split_call
 from asysi.contract.errors import ConfigError
 
 
@@ -46,12 +47,6 @@ class HookPoint:
     def itemsize(self) -> int:
         """Bytes of an element."""
         return Dtype[self.dtype.upper()].itemsize
-
-
-def split_call(name: str) -> tuple[str, int | None]:
-    """Return path and call of a hook point's name or glob: `layers.0#2` is the third call of `layers.0`."""
-    path, sign, number = name.rpartition("#")
-    return (path, int(number)) if sign and number.isascii() and number.isdigit() else (name, None)
 
 
 def points_to_json(points: Sequence[HookPoint]) -> str:

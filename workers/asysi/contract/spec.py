@@ -294,7 +294,8 @@ class Capture(Part):
 
     hook_points: Annotated[list[Glob], Field(min_length=1, max_length=256)]
     """Globs on the paths of `named_modules()`: `*` stops at a dot, `**` crosses dots, `?` is one
-    character."""
+    character. A module that a forward calls several times gives a row a token and call; `#n` behind a glob
+    takes the n-th call alone, from 0, as a hook point of its own."""
     parameters: Annotated[list[Glob], Field(max_length=256)] = []
     """Globs on parameters whose gradients are taken."""
     kinds: Annotated[

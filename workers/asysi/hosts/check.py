@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asysi.capture.aliases import alias_of
-from asysi.capture.globs import match_globs
+from asysi.capture.globs import match_globs, split_call
 from asysi.capture.points import HookPoint
 from asysi.contract.errors import ConfigError
 from asysi.contract.quantity import format_bytes
@@ -20,6 +20,8 @@ from asysi.hosts.tokens import make_policy, ordinary_token, padding_token
 
 if TYPE_CHECKING:
     import torch
+
+    from asysi.hosts.trial import Called
 
 
 @dataclass
@@ -112,17 +114,16 @@ def _check_points(spec: Spec, loaded: LoadedModel, report: CheckReport) -> None:
     limit = most if isinstance(most, int) and most > 0 else None
     called = try_forward(
         module,
-        paths,
+        list(dict.fromkeys(split_call(path)[0] for path in paths)),
         Asked(batch, length, limit, ordinary_token(tokenizer), padding_token(tokenizer)),
         (lambda: load_model(resolved, spec.model.dtype).module) if resolved.path else None,
     )
     for path in paths:
         try:
-            one = called.get(path)
-            shape = (batch, length, *_row_shape(path, one.output if one else None))
-            assert one is not None
+            outputs = _calls(path, called)
+            shape = (batch, length, *_row_shape(path, outputs))
             alias = alias_of(loaded.model_type, path)
-            report.points.append(HookPoint(path, alias, shape, _dtype(one.output), one.calls))
+            report.points.append(HookPoint(path, alias, shape, _dtype(outputs[0]), len(outputs)))
         except ConfigError as error:
             report.need(error)
     if limit is not None and limit < length:
@@ -139,9 +140,10 @@ def _matched(spec: Spec, module: "torch.nn.Module", report: CheckReport) -> list
     A module may have several names; it is watched once, under the first that matches.
     """
     modules = dict(module.named_modules(remove_duplicate=False))
-    first: dict[int, str] = {}
+    first: dict[tuple[int, int | None], str] = {}
     for path in match_globs(spec.capture.hook_points, list(modules)):
-        watched = first.setdefault(id(modules[path]), path)
+        name, call = split_call(path)
+        watched = first.setdefault((id(modules[name]), call), path)
         if watched != path:
             report.warnings.append(
                 f"spec.capture.hookPoints: {path} and {watched} are the same module: it is watched once, as "
@@ -162,24 +164,54 @@ def _check_vocabulary(module: "torch.nn.Module", tokenizer: Any, report: CheckRe
         )
 
 
-def _row_shape(path: str, output: "torch.Tensor | None") -> tuple[int, ...]:
-    """Return the shape of a token's row in an output of the trial forward.
+def _calls(name: str, called: "dict[str, Called]") -> "list[torch.Tensor]":
+    """Return the outputs of the calls that a hook point stands for.
 
     Raises:
-        ConfigError: the forward never calls the module, or its output has no row a token.
+        ConfigError: the trial forward does not call the module, or not so often.
+    """
+    where = f"spec.capture.hookPoints: {name}"
+    path, call = split_call(name)
+    if path not in called:
+        raise ConfigError(f"{where} is no part of the forward: the model never calls it")
+    outputs = called[path].outputs
+    if call is None:
+        return outputs
+    if call >= len(outputs):
+        raise ConfigError(
+            f"{where} is never called: a forward calls {path} {len(outputs)} times, as #0 to "
+            f"#{len(outputs) - 1}"
+        )
+    return [outputs[call]]
+
+
+def _row_shape(name: str, outputs: "list[torch.Tensor]") -> tuple[int, ...]:
+    """Return the shape of a token's row in the outputs of the trial forward.
+
+    Raises:
+        ConfigError: an output does not have a row for each token, or calls return rows of different shapes.
     """
     from asysi.capture.rows import row_shape  # noqa: PLC0415 - imports torch
     from asysi.hosts.trial import BATCH, LENGTH  # noqa: PLC0415 - imports torch
 
-    where = f"spec.capture.hookPoints: {path}"
-    if output is None:
-        raise ConfigError(f"{where} is no part of the forward: the model never calls it")
-    shape = tuple(output.shape)
-    if not output.is_floating_point():
-        raise ConfigError(f"{where} returns {output.dtype}, no activation")
-    if (row := row_shape(shape, BATCH, LENGTH)) is not None:
-        return row
-    raise ConfigError(f"{where} returns {list(shape)} for {BATCH} × {LENGTH} tokens: it has no row a token")
+    where = f"spec.capture.hookPoints: {name}"
+    shapes: list[tuple[int, ...]] = []
+    for output in outputs:
+        if not output.is_floating_point():
+            raise ConfigError(f"{where} returns {output.dtype}, no activation")
+        row = row_shape(output.shape, BATCH, LENGTH)
+        if row is None:
+            raise ConfigError(
+                f"{where} returns {list(output.shape)} for {BATCH} × {LENGTH} tokens: it has no row a token"
+            )
+        shapes.append(row)
+    if len(set(shapes)) > 1:
+        widths = ", ".join(f"#{call}: {list(shape)}" for call, shape in enumerate(shapes))
+        raise ConfigError(
+            f"{where} returns rows of different shapes in one forward ({widths}): address one call, as "
+            f"{name}#0"
+        )
+    return shapes[0]
 
 
 def _dtype(output: "torch.Tensor") -> str:

@@ -66,13 +66,16 @@ def capture_problems(
     rows = batch * length
     needed = 0
     terms: list[str] = []
-    for (width, itemsize), count in Counter((point.width, point.itemsize) for point in points).items():
+    calls: Counter[tuple[int, int]] = Counter()
+    for point in points:
+        calls[point.width, point.itemsize] += point.calls
+    for (width, itemsize), count in calls.items():
         fitting = rows_that_fit(plan.chunk_bytes, width * itemsize)
         if not fitting:
             return [_row_too_wide("capture ring", width * itemsize, plan.chunk_bytes)]
         needed += count * -(-rows // fitting)
         terms.append(
-            f"{count} hook points × {-(-rows // fitting)} chunks ({rows} rows of {width} × {itemsize} B"
+            f"{count} outputs × {-(-rows // fitting)} chunks ({rows} rows of {width} × {itemsize} B"
             f" + {ROW_DTYPE.itemsize} B, {fitting} to a chunk)"
         )
     if needed <= plan.depth:

@@ -45,9 +45,8 @@ class Asked:
 class Called:
     """What a module did in the trial forward."""
 
-    output: torch.Tensor
-    """Of its first call; it may have no values."""
-    calls: int = 1
+    outputs: list[torch.Tensor]
+    """One for each call; they may have no values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,11 +179,8 @@ def _watched(module: torch.nn.Module, paths: Sequence[str]) -> Iterator[dict[str
     found: dict[str, Called] = {}
 
     def keep(path: str, _module: torch.nn.Module, _args: Any, output: Any) -> None:
-        if path in found:
-            found[path].calls += 1
-            return
         try:
-            found[path] = Called(first_tensor(output))
+            found.setdefault(path, Called([])).outputs.append(first_tensor(output))
         except TypeError as error:
             raise ConfigError(f"spec.capture.hookPoints: {path}: {error}") from error
 
