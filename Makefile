@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test tools lint format generate check-generated bench bench-host bench-sae bench-ring bench-operator bench-pipeline bench-weights compatibility peers peers-ring peers-pipeline peers-weights ring-models ring-faults ring-hostile ring-stop ring-abi kill-pipeline memory-pipeline chaos hostile e2e clean
+.PHONY: help install demo test tools lint format generate check-generated bench bench-host bench-sae bench-ring bench-operator bench-pipeline bench-weights bench-gpu compatibility peers peers-ring peers-pipeline peers-weights ring-models ring-faults ring-hostile ring-stop ring-abi kill-pipeline memory-pipeline chaos hostile e2e clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -90,6 +90,9 @@ bench-operator: install ## From apply to Job beside a thousand experiments; need
 
 bench-pipeline: install peers-pipeline ## Rows a second against a plain loop, datatrove and Ray Data; calls a second against the ideal
 	$(BIN)/python benchmarks/pipeline/compare.py --peers $(VENV)-pipeline/bin/python
+
+bench-gpu: install ## What capture costs a model on a GPU; needs CUDA and five minutes
+	$(BIN)/python benchmarks/gpu/measure.py --out build/gpu
 
 bench-weights: install peers-weights ## Statistics and spectra of 2 GB against weightlens, numpy and WeightWatcher
 	$(BIN)/python benchmarks/weights/compare.py --peers-python $(VENV)-weights/bin/python

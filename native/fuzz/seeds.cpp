@@ -1,4 +1,5 @@
 // Writes the seeds of both fuzzers into a folder: seeds FOLDER. What producers and readers leave behind, killed or closed.
+#include <fstream>
 #include <functional>
 
 #include "fuzz.hpp"

@@ -7,6 +7,7 @@
 // readers work; then it comes back and works on. What every call should have done is noted in memory that a kill does not
 // touch. Whoever attaches holds the ring against those notes: every number of the books is known but for the one call
 // that was cut short, and that one may only have happened or not.
+#include <fstream>
 #include <csignal>
 #include <map>
 #include <vector>

@@ -5,6 +5,7 @@
 // faults_live scribble FOLDER HOW   a reader writes to a packet: the process dies (store) or the kernel refuses (protect)
 // faults_live produce FOLDER        publishes a packet for each line on stdin and tells its number; the end closes the ring
 // faults_live consume FOLDER NAME   tells the number of each packet that comes, until the producer has closed; sleeps without limit
+#include <fstream>
 #include <algorithm>
 #include <csignal>
 #include <functional>

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
 #include <functional>
 #include <limits>
 #include <map>
@@ -602,6 +603,31 @@ void conversions_keep_what_they_promise() {
     EXPECT(scale == 2.0F && out[0] == 0 && out[1] == 127 && out[2] == -127 && out[3] == 0);
 }
 
+void write(const std::string& path, const std::string& text) {
+    std::filesystem::create_directories(std::filesystem::path(path).parent_path());
+    std::FILE* const file = std::fopen(path.c_str(), "w");
+    EXPECT(file != nullptr && std::fputs(text.c_str(), file) >= 0 && std::fclose(file) == 0);
+}
+
+void the_least_limit_that_can_be_true_binds() {
+    const Folder root;
+    const std::string groups = root.path + "/sys/fs/cgroup";
+    EXPECT(memory_limit(root.path).bytes == ~u64{0});  // no control group at all
+    write(root.path + "/proc/self/cgroup", "1:name=systemd:/elsewhere\n0::/pod/container\n");
+    EXPECT(memory_limit(root.path).file.empty());
+    write(groups + "/pod/container/memory.max", "max\n");
+    write(groups + "/pod/memory.max", "137438953472\n");
+    EXPECT(memory_limit(root.path).bytes == 137438953472 && memory_limit(root.path).file == groups + "/pod/memory.max");
+    write(groups + "/memory.max", "274877906944\n");  // wider than the one inside it
+    EXPECT(memory_limit(root.path).bytes == 137438953472);
+    write(groups + "/pod/container/memory.max", "0\n");
+    EXPECT(memory_limit(root.path).bytes == 0);  // a group may take nothing, as long as it has nothing
+    write(groups + "/pod/container/memory.current", "4096\n");
+    EXPECT(memory_limit(root.path).bytes == 137438953472);  // less than it has: not believed
+    write(groups + "/pod/container/memory.max", "not a number\n");
+    EXPECT(memory_limit(root.path).bytes == 137438953472);
+}
+
 struct Claimed {
     std::string name;
     void (*hold)();
@@ -612,6 +638,7 @@ const std::vector<Claimed> claims = {
 #define CLAIM(name) {#name, name, false}
 #define STEPPED(name) {#name, name, true}
     CLAIM(conversions_keep_what_they_promise),
+    CLAIM(the_least_limit_that_can_be_true_binds),
     CLAIM(numbers_that_change_together_are_seen_together),
     CLAIM(a_scribbled_head_keeps_nobody),
     STEPPED(a_published_packet_is_booked_or_undone_at_every_instruction),

@@ -1,5 +1,6 @@
 """The native core, without Python and without its module."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ def output(program: Path, *arguments: str) -> str:
 def test_the_core_holds_at_every_instruction(build):
     """Its own claims hold: above all that kill -9 at any single instruction leaves exact books."""
     (core,) = build(("tests/ring_test.cpp",))
-    assert output(core).count("ok ") == 16
+    assert output(core).count("ok ") == 17
 
 
 def test_what_the_models_found_does_not_come_back(build):
@@ -31,6 +32,13 @@ def test_the_example_plays(build):
     """A C++ program without Python sends packets there and back, and each comes back as it should."""
     (pingpong,) = build(("examples/pingpong.cpp",))
     assert "64 KiB, 200 rounds" in output(pingpong, "64", "200")
+
+
+def test_the_core_reads_no_numbers_through_streams():
+    """Beside a CUDA build of torch a stream in the module reads every number as 0: the core has no stream."""
+    sources = [*(NATIVE / "include" / "asysi").glob("*.hpp"), *(NATIVE / "src").glob("*.cpp")]
+    streams = re.compile(r"#include <(fstream|sstream|iostream|istream|iomanip)>|std::\w*stream\b")
+    assert {path.name: streams.findall(path.read_text()) for path in sources} == {p.name: [] for p in sources}
 
 
 def test_without_its_native_part_the_package_says_so(tmp_path):

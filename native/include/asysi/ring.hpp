@@ -6,7 +6,6 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <optional>
 #include <string>
 #include <thread>
@@ -16,6 +15,7 @@
 #include <sys/statvfs.h>
 #include <sys/vfs.h>
 
+#include "asysi/kernel_files.hpp"
 #include "asysi/layout.hpp"
 #include "asysi/mapping.hpp"
 #include "asysi/topology.hpp"
@@ -219,24 +219,6 @@ private:
     File file_;
 };
 
-/// Memory limit of this process's control group in bytes, or the largest number.
-inline u64 memory_limit() {
-    std::string group;
-    std::ifstream groups("/proc/self/cgroup");
-    for (std::string line; std::getline(groups, line);) {
-        if (line.starts_with("0::")) group = line.substr(3);
-    }
-    u64 least = ~u64{0};
-    // A limit of any enclosing group binds too.
-    for (;;) {
-        std::ifstream limit("/sys/fs/cgroup" + group + "/memory.max");
-        if (u64 bytes = 0; limit >> bytes && bytes < least) least = bytes;
-        const auto slash = group.rfind('/');
-        if (slash == std::string::npos) return least;
-        group.resize(slash);
-    }
-}
-
 inline bool in_memory(const std::string& folder) {
     struct statfs facts {};
     constexpr long tmpfs = 0x01021994;
@@ -252,9 +234,9 @@ inline void expect_room(const std::string& folder, u64 needed) {
                              std::to_string(available) + " bytes available");
         }
     }
-    if (const u64 limit = memory_limit(); in_memory(folder) && limit < needed) {
+    if (const auto limit = memory_limit(); in_memory(folder) && limit.bytes < needed) {
         throw SpaceError("the ring needs " + std::to_string(needed) + " bytes of memory, the memory limit is " +
-                         std::to_string(limit) + " bytes");
+                         std::to_string(limit.bytes) + " bytes (" + limit.file + ")");
     }
 }
 

@@ -4,11 +4,10 @@
 #include <cerrno>
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <map>
 #include <optional>
-#include <sstream>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <sys/mman.h>
@@ -16,6 +15,7 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include "asysi/kernel_files.hpp"
 #include "asysi/mapping.hpp"
 
 namespace asysi::topology {
@@ -39,8 +39,7 @@ inline int here() {
 
 /// Whether huge pages of shared memory are there for those who ask.
 inline bool huge_on_request() {
-    std::ifstream file("/sys/kernel/mm/transparent_hugepage/shmem_enabled");
-    const std::string text{std::istreambuf_iterator<char>(file), {}};
+    const auto text = text_of("/sys/kernel/mm/transparent_hugepage/shmem_enabled").value_or("");
     return text.find("[advise]") != std::string::npos;
 }
 
@@ -102,19 +101,19 @@ struct Obtained {
 inline Obtained obtained(const Mapping& mapping) {
     Obtained facts{.bytes = mapping.bytes(), .populated = mapping.populated(), .nodes = nodes_of(mapping.base(), mapping.bytes())};
     const auto first = reinterpret_cast<std::uintptr_t>(mapping.base());
-    std::ifstream maps("/proc/self/smaps");
+    const auto maps = text_of("/proc/self/smaps").value_or("");
     bool inside = false;
-    for (std::string line; std::getline(maps, line);) {
-        std::istringstream words(line);
-        std::string name;
-        std::uint64_t number = 0;
-        words >> name;
+    for (std::string_view rest = maps; !rest.empty();) {
+        const auto line = next_line(rest);
+        const auto name = line.substr(0, line.find(' '));
         if (!name.ends_with(':')) {
-            const auto begin = std::strtoull(name.c_str(), nullptr, 16);
+            const auto begin = number_in(name, 16).value_or(0);
             inside = begin >= first && begin < first + mapping.bytes();
             continue;
         }
-        if (!inside || !(words >> number)) continue;
+        const auto value = number_in(line.substr(name.size()));
+        if (!inside || !value) continue;
+        const auto number = *value;
         if (name == "Rss:") facts.resident += number * 1024;
         if (name == "ShmemPmdMapped:" || name == "FilePmdMapped:") facts.huge += number * 1024;
         if (name == "Locked:") facts.locked += number * 1024;

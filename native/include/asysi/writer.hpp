@@ -10,7 +10,6 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <fstream>
 #include <mutex>
 #include <optional>
 #include <span>
@@ -761,8 +760,7 @@ private:
 
     /// Whether a chunk that is claimed anew has left the caches, as far as the system tells their size.
     static bool exceeds_caches(const Geometry& g) {
-        u64 kib = 0;
-        std::ifstream("/sys/devices/system/cpu/cpu0/cache/index3/size") >> kib;
+        const u64 kib = number_of("/sys/devices/system/cpu/cpu0/cache/index3/size").value_or(0);
         return kib != 0 && u64{g.shards} * g.chunks * g.chunk_bytes > kib * 1024 / 2;
     }
 

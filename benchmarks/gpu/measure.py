@@ -1,0 +1,500 @@
+"""What capture costs a model on a GPU: one command for a machine with torch, g++ and no network.
+
+    python benchmarks/gpu/measure.py --out DIR [--stages ceilings,layouts,values,hosts] [--small]
+
+Prints a table and writes gpu.json and gpu.md. Everything that is compared runs interleaved in one process;
+without a CUDA device it says so and ends with 2.
+"""
+
+import argparse
+import ctypes
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import model as models
+from lane import LAYOUTS, Lane, Pool, build
+
+Hooked = Callable[[int], None]
+BATCH, LENGTH, LAYERS, STEPS, ROUNDS = 16, 512, 16, 12, 3
+DRAIN = """
+import sys
+from asysi_ring import Reader
+with Reader(sys.argv[1], "hook") as reader:
+    print("up", flush=True)
+    while True:
+        views = reader.pull(16, 0.2)
+        if not views and reader.ended():
+            break
+        for view in views:
+            reader.consumed(view)
+            view.release()
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--stages", default="ceilings,layouts,values,hosts")
+    parser.add_argument(
+        "--small", action="store_true", help="a small model and few steps: does it run at all"
+    )
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("no CUDA device: nothing is measured here", file=sys.stderr)
+        return 2
+    if options.small:
+        global BATCH, LENGTH, LAYERS, STEPS, ROUNDS
+        BATCH, LENGTH, LAYERS, STEPS, ROUNDS = 4, 128, 4, 3, 1
+    result: dict[str, Any] = {"machine": machine()}
+    options.out.mkdir(parents=True, exist_ok=True)
+    stages = {"ceilings": ceilings, "layouts": layouts, "values": values, "hosts": hosts}
+    for name in options.stages.split(","):
+        started = time.perf_counter()
+        try:
+            result[name] = stages[name]()
+        except Exception:  # noqa: BLE001 - the other stages are worth having
+            result[name] = {"failed": traceback.format_exc()[-1500:]}
+        result[name]["seconds"] = round(time.perf_counter() - started, 1)
+        (options.out / "gpu.json").write_text(json.dumps(result, indent=1) + "\n")
+        print(name, json.dumps(result[name]), flush=True)
+    (options.out / "gpu.md").write_text(table(result))
+    print(table(result))
+    return int(any("failed" in result[name] for name in options.stages.split(",")))
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures depend on."""
+    said = subprocess.run(
+        ["nvidia-smi", "--format=csv,noheader",
+         "--query-gpu=name,driver_version,pcie.link.gen.max,pcie.link.width.max"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return {
+        "card": torch.cuda.get_device_name(),
+        "nvidia-smi": said.stdout.strip(),
+        "torch": torch.__version__,
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "processors": len(__import__("os").sched_getaffinity(0)),
+    }
+
+
+def ceilings() -> dict[str, Any]:
+    """Copies with nothing beside them, GB/s."""
+    size = 1 << 28
+    device = torch.empty(size, dtype=torch.uint8, device="cuda")
+    pinned = torch.empty(size, dtype=torch.uint8).pin_memory()
+    pageable = torch.ones(size, dtype=torch.uint8)
+
+    def rate(to: torch.Tensor, source: torch.Tensor, times: int) -> float:
+        to.copy_(source)
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        for _ in range(times):
+            to.copy_(source, non_blocking=True)
+        torch.cuda.synchronize()
+        return size * times / (time.perf_counter() - started) / 1e9
+
+    return {
+        "device to pinned": rate(pinned, device, 20),
+        "device to pageable": rate(pageable, device, 4),
+        "memcpy, one thread": rate(pageable, pinned, 4),
+    }
+
+
+# -- steps
+
+
+def ids() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(0, 30000, (BATCH, LENGTH), generator=generator).cuda() for _ in range(4)]
+
+
+def seconds_a_step(
+    model: torch.nn.Module, batches: list[torch.Tensor], before: Hooked = lambda _: None
+) -> float:
+    """Return the time of a step in a loop that waits only at its end, as a real one does."""
+    with torch.inference_mode():
+        for i in range(2):
+            before(i)
+            model(input_ids=batches[i % 4])
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        for i in range(STEPS):
+            before(i)
+            model(input_ids=batches[i % 4])
+        torch.cuda.synchronize()
+        return (time.perf_counter() - started) / STEPS
+
+
+Contender = Callable[[torch.nn.Module], Any]
+
+
+def compared(contenders: dict[str, Contender]) -> dict[str, Any]:
+    """Run each contender beside the unhooked model, round by round; return times and paired ratios."""
+    model, batches = models.build(LAYERS), ids()
+    seconds_a_step(model, batches)
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
+    more: dict[str, Any] = {}
+    for _ in range(ROUNDS):
+        for name, contender in contenders.items():
+            bare = seconds_a_step(model, batches)
+            with contender(model) as (before, facts):
+                mine = seconds_a_step(model, batches, before)
+            more[name] = facts()
+            times[name].append((bare, mine))
+    taken = BATCH * LENGTH * models.WIDTH * 2 * LAYERS
+    return {
+        name: {
+            "ms": round(1e3 * statistics.median(mine for _, mine in pairs), 3),
+            "unhooked ms": round(1e3 * statistics.median(bare for bare, _ in pairs), 3),
+            "ratio": round(statistics.median(mine / bare for bare, mine in pairs), 4),
+            "ratios": [round(mine / bare, 4) for bare, mine in pairs],
+            "GB/s offered": round(taken / statistics.median(mine for _, mine in pairs) / 1e9, 2),
+            **more[name],
+        }
+        for name, pairs in times.items()
+    }
+
+
+def layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    return [model.get_submodule(f"layers.{i}") for i in range(LAYERS)]
+
+
+def tensor_of(output: Any) -> torch.Tensor:
+    return output if isinstance(output, torch.Tensor) else output[0]
+
+
+@contextmanager
+def hooks(
+    model: torch.nn.Module, take: Callable[[int, torch.Tensor], None], waited: list[int]
+) -> Iterator[None]:
+    """Register a forward hook at every layer; note the nanoseconds of each call."""
+
+    def make(number: int) -> Callable[..., None]:
+        def hook(_module: Any, _args: Any, output: Any) -> None:
+            started = time.perf_counter_ns()
+            take(number, tensor_of(output))
+            waited.append(time.perf_counter_ns() - started)
+
+        return hook
+
+    handles = [layer.register_forward_hook(make(number)) for number, layer in enumerate(layers(model))]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def call_times(waited: list[int]) -> dict[str, float]:
+    if not waited:
+        return {}
+    low, high = np.quantile(waited, [0.5, 0.99]) / 1e3
+    return {"hook call p50 us": round(float(low), 1), "hook call p99 us": round(float(high), 1)}
+
+
+# -- the layouts of a copy into chunks
+
+
+def layouts() -> dict[str, Any]:
+    """Gather into slots and copy into registered chunks: one copy, one strided copy, or a copy a chunk."""
+    library = build()
+    rows = BATCH * LENGTH
+    result: dict[str, Any] = {}
+    with Pool(2048 if BATCH > 4 else 64) as pool:
+        result["pool"] = {"bytes": pool.bytes, "register seconds": round(pool.register_seconds, 2)}
+        for layout in LAYOUTS:
+            result[f"{layout}: exact"] = exact(library, pool, layout)
+            result[f"{layout}: alone, GB/s"] = alone(library, pool, layout, rows)
+        slots = 2 * LAYERS
+        cases: dict[str, tuple[str, int, float | None]] = {
+            f"{layout}, rate {rate}": (layout, slots, rate) for layout in LAYOUTS for rate in (1.0, 0.1)
+        }
+        cases["2d, all rows by copy_"] = ("2d", slots, None)
+        cases[f"2d, rate 1.0, {LAYERS // 2} slots"] = ("2d", LAYERS // 2, 1.0)
+        result["beside the model"] = compared(
+            {name: partial(lane, library, pool, rows=rows, case=case) for name, case in cases.items()}
+        )
+    return result
+
+
+def exact(library: ctypes.CDLL, pool: Pool, layout: str) -> bool:
+    """Whether what lies in the chunks are the gathered rows, also when the source is changed right behind."""
+    rows, width = 1000, models.WIDTH
+    lane_ = Lane(library, pool, layout, slots=4, rows=rows, width=width)
+    good = True
+    for turn in range(8):
+        source = torch.randn(rows, width, device="cuda").bfloat16()
+        index = torch.randperm(rows, device="cuda")[: 700 + turn]
+        want = source[index].cpu().view(torch.uint8).numpy().tobytes()
+        lane_.take(source, index)
+        source.zero_()
+        lane_.drain()
+        at, chunks, tail = lane_.last
+        pitch = 1 << 20
+        got = b"".join(pool.read(at + i * pitch, lane_.payload) for i in range(chunks))
+        good &= got + pool.read(at + chunks * pitch, tail) == want
+    lane_.close()
+    return good
+
+
+def alone(library: ctypes.CDLL, pool: Pool, layout: str, rows: int) -> float:
+    lane_ = Lane(library, pool, layout, slots=8, rows=rows, width=models.WIDTH)
+    source = torch.randn(rows, models.WIDTH, device="cuda").bfloat16()
+    lane_.take(source, None)
+    lane_.drain()
+    started, size = time.perf_counter(), source.numel() * 2
+    for _ in range(100):
+        lane_.wait(7)
+        lane_.take(source, None)
+    lane_.drain()
+    rate = 100 * size / (time.perf_counter() - started) / 1e9
+    lane_.close()
+    return round(rate, 2)
+
+
+@contextmanager
+def lane(
+    library: ctypes.CDLL,
+    pool: Pool,
+    model: torch.nn.Module,
+    *,
+    rows: int,
+    case: tuple[str, int, float | None],
+) -> Iterator[tuple[Hooked, Callable[[], dict[str, Any]]]]:
+    """Take every layer's rows by a lane: its layout, slots and rate (None: all rows, not gathered)."""
+    layout, slots, rate = case
+    lane_ = Lane(library, pool, layout, slots=slots, rows=rows, width=models.WIDTH)
+    rng = np.random.default_rng(0)
+    pinned = [torch.empty(rows, dtype=torch.int64).pin_memory() for _ in range(4)]
+    indices = [torch.empty(rows, dtype=torch.int64, device="cuda") for _ in range(4)]
+    now: list[torch.Tensor | None] = [None]
+
+    def before(step: int) -> None:
+        if rate is None:
+            return
+        kept = np.flatnonzero(rng.random(rows) < rate)
+        at = step % 4
+        pinned[at].numpy()[: len(kept)] = kept
+        indices[at][: len(kept)].copy_(pinned[at][: len(kept)], non_blocking=True)
+        now[0] = indices[at][: len(kept)]
+
+    waited: list[int] = []
+    with hooks(model, lambda _, tensor: lane_.take(tensor, now[0]), waited):
+        yield before, lambda: facts
+    lane_.drain()
+    facts = {"copied": lane_.submitted, "dropped": lane_.dropped, **call_times(waited)}
+    lane_.close()
+
+
+# -- hosts
+
+
+def hosts() -> dict[str, Any]:
+    """What others write, and ours as it is."""
+    bufs = [
+        torch.empty(BATCH, LENGTH, models.WIDTH, dtype=torch.bfloat16).pin_memory() for _ in range(LAYERS)
+    ]
+
+    @contextmanager
+    def bare(model: torch.nn.Module) -> Iterator[Any]:
+        kept: dict[int, torch.Tensor] = {}
+        waited: list[int] = []
+        with hooks(model, lambda n, tensor: kept.__setitem__(n, tensor.detach().cpu()), waited):
+            yield (lambda _: None), lambda: call_times(waited)
+
+    @contextmanager
+    def pinned(model: torch.nn.Module) -> Iterator[Any]:
+        waited: list[int] = []
+        with hooks(model, lambda n, tensor: (bufs[n].copy_(tensor, non_blocking=True), None)[1], waited):
+            yield (lambda _: None), lambda: call_times(waited)
+
+    return compared({
+        "bare hooks, .cpu()": bare,
+        "bare hooks, pinned, compute stream": pinned,
+        "asysi, rate 1.0": lambda model: watched(model, 1.0),
+        "asysi, rate 0.1": lambda model: watched(model, 0.1),
+    })  # fmt: skip
+
+
+@contextmanager
+def ring() -> Iterator[tuple[Any, Any]]:
+    """A capture ring of 2 GiB and a process that drains it."""
+    from asysi_ring import Control, Writer, create
+
+    folder = f"/dev/shm/asysi-gpu-{uuid.uuid4().hex}"
+    create(
+        folder,
+        shards=1,
+        chunks=2048 if BATCH > 4 else 64,
+        chunk_bytes=1 << 20,
+        readers=["hook"],
+        policy="drop_new",
+    )
+    reader = subprocess.Popen([sys.executable, "-c", DRAIN, folder], stdout=subprocess.PIPE, text=True)
+    assert reader.stdout is not None
+    assert reader.stdout.readline().strip() == "up"
+    try:
+        with Writer(folder) as writer, Control(folder) as control:
+            yield writer, control
+            writer.close("complete")
+        reader.wait(60)
+    finally:
+        reader.kill()
+        __import__("shutil").rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def watched(model: torch.nn.Module, rate: float) -> Iterator[Any]:
+    from asysi.bus.pinning import Pinning, cuda_hook
+    from asysi.capture.hooker import ActivationHooker
+    from asysi.capture.points import HookPoint
+    from asysi.contract.spec import Sampling
+
+    points = [HookPoint(f"layers.{i}", None, (BATCH, LENGTH, models.WIDTH)) for i in range(LAYERS)]
+    step = [0]
+    with ring() as (writer, control):
+        hooker = ActivationHooker(model, points, writer, control, sampling=Sampling(rate=rate))
+        with Pinning(writer, cuda_hook()), hooker:
+
+            def before(_: int) -> None:
+                hooker.step(tokens(step[0], BATCH, LENGTH))
+                step[0] += 1
+
+            yield before, lambda: facts
+        facts = {
+            "steps": hooker.steps,
+            "steps dropped": hooker.steps_dropped,
+            "errors": hooker.errors,
+            "hook call p50 us": round(hooker.latency.quantile(0.5) / 1e3, 1),
+            "hook call p99 us": round(hooker.latency.quantile(0.99) / 1e3, 1),
+        }
+
+
+def tokens(step: int, batch: int, length: int) -> Any:
+    from asysi.bus.packet import ROW_DTYPE
+    from asysi.capture.tokens import StepTokens
+
+    rows = np.zeros(batch * length, ROW_DTYPE)
+    rows["sample"] = rows["sequence"] = np.repeat(np.arange(batch), length)
+    rows["position"] = np.tile(np.arange(length), batch)
+    return StepTokens(step, batch, length, rows, np.ones(batch * length, np.bool_))
+
+
+class InPlace(torch.nn.Module):
+    """Changes the hooked tensor right behind the hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = torch.nn.Linear(256, 256)
+        self.r = torch.nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.r(self.a(x))
+
+
+def values() -> dict[str, Any]:
+    """Largest difference between our rows and those of plain hooks."""
+    from asysi.bus.packet import parse_packet
+    from asysi.capture.hooker import ActivationHooker
+    from asysi.capture.points import HookPoint
+    from asysi_ring import Control, Reader, Writer, create
+
+    result: dict[str, Any] = {}
+    cases = {
+        "llama": (models.build(2), "layers.1", torch.randint(0, 30000, (4, 64)).cuda(), models.WIDTH),
+        "in place": (InPlace().cuda(), "a", torch.randn(4, 64, 256, device="cuda"), 256),
+    }
+    for name, (model, path, given, width) in cases.items():
+        want: list[torch.Tensor] = []
+        handle = model.get_submodule(path).register_forward_hook(
+            lambda _m, _a, output, want=want: want.append(tensor_of(output).detach().clone())
+        )
+        with torch.inference_mode():
+            model(given)
+        handle.remove()
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as home:
+            folder = f"{home}/ring"
+            create(folder, shards=1, chunks=64, chunk_bytes=1 << 20, readers=["hook"], policy="drop_new")
+            got = []
+            with ExitStack() as stack:
+                writer = stack.enter_context(Writer(folder))
+                control = stack.enter_context(Control(folder))
+                hooker = stack.enter_context(
+                    ActivationHooker(model, [HookPoint(path, None, (4, 64, width))], writer, control)
+                )
+                with torch.inference_mode():
+                    hooker.step(tokens(0, 4, 64))
+                    model(given)
+                torch.cuda.synchronize()
+                writer.close("complete")
+                with Reader(folder, "hook") as reader:
+                    while views := reader.pull(16, 0.0):
+                        for view in views:
+                            got.append(parse_packet(memoryview(view.copy()), control.accounts()).to_float32())
+                            reader.consumed(view)
+                            view.release()
+            rows = want[0].reshape(-1, width).float().cpu().numpy()
+            result[name] = {
+                "largest difference": float(np.abs(np.concatenate(got) - rows).max()),
+                "errors": hooker.errors,
+            }
+    return result
+
+
+# -- the table
+
+
+def table(result: dict[str, Any]) -> str:
+    """Return the figures as a page's tables."""
+    known = result["machine"]
+    lines = [f"{known['card']}, torch {known['torch']}, {known['processors']} processors.", ""]
+    if "device to pinned" in result.get("ceilings", {}):
+        lines += ["| ceiling | GB/s |", "|---|---|"]
+        lines += [f"| {key} | {value:.1f} |" for key, value in result["ceilings"].items() if key != "seconds"]
+        lines.append("")
+    for title, rows in (
+        ("who", result.get("hosts", {})),
+        ("copies into chunks", result.get("layouts", {}).get("beside the model", {})),
+    ):
+        lines += [f"| {title} | ms a step | unhooked | ratio | GB/s offered | hook call p99, us | dropped |"]
+        lines += ["|---|---|---|---|---|---|---|"]
+        for name, row in rows.items():
+            if isinstance(row, dict) and "ratio" in row:
+                dropped = row.get("dropped", row.get("steps dropped", ""))
+                lines.append(
+                    f"| {name} | {row['ms']} | {row['unhooked ms']} | {row['ratio']} | {row['GB/s offered']}"
+                    f" | {row.get('hook call p99 us', '')} | {dropped} |"
+                )
+        lines.append("")
+    alone_ = {key: value for key, value in result.get("layouts", {}).items() if "alone" in key}
+    if alone_:
+        lines += [
+            "| layout | GB/s |",
+            "|---|---|",
+            *(f"| {key} | {value} |" for key, value in alone_.items()),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
