@@ -171,6 +171,39 @@ def test_training_explains_the_rows(tmp_path):
     assert 0 < after.l0 <= 4
 
 
+def test_held_out_rows_of_the_whole_run_are_evaluated_on(tmp_path):
+    """Rows of the first half that were lost with a killed trainer cost nothing: later ones give an FVU; of
+    many more rows than are kept, those of the end are among them.
+    """
+    late = trainer_at(tmp_path / "late")
+    feed(late, range(STEPS // 2, STEPS), POINTS[:1])
+    finish(late)
+    assert late.trainings["layer.0"].evaluate(exact=True).rows == STEPS // 2 * 8
+    trainer = trainer_at(tmp_path / "many")
+    for step in range(700):
+        one = packet(step % STEPS)
+        one.rows["sample"] = step
+        trainer.receive(one, POINTS, 700, 0)
+    origin = trainer.trainings["layer.0"].state()[0]["held.origin"][:, 0]
+    assert len(origin) == 4096
+    assert origin.max() > 690
+    assert origin.min() < 10
+
+
+def test_the_course_of_training_is_kept(tmp_path):
+    """The curve has rows, loss, FVU, L0 and dead share at growing numbers of rows, the last one last."""
+    trainer = trainer_at(tmp_path)
+    feed(trainer, range(STEPS), POINTS[:1])
+    finish(trainer)
+    training = trainer.trainings["layer.0"]
+    training.conclude()
+    curve = np.array(training.progress.curve)
+    assert (np.diff(curve[:, 0]) >= 0).all()
+    assert curve[-1, 0] == training.counts.trained
+    assert curve[-1, 2] == training.progress.evaluation["fvu"] < curve[0, 2]
+    assert ((curve[:, 4] >= 0) & (curve[:, 4] <= 1)).all()
+
+
 def test_held_out_rows_are_never_trained_on(tmp_path):
     """Changing held-out rows changes no weight."""
     plain, changed = trainer_at(tmp_path / "a"), trainer_at(tmp_path / "b")

@@ -200,6 +200,9 @@ def test_terminated_then_to_the_end(pod):
         folder = run.output / "sae" / "topk" / point
         assert load(folder).encode(torch.randn(5, WIDTH)).shape == (5, 64)
         metadata = json.loads((folder / "cfg.json").read_text())["metadata"]
+        record = json.loads((run.output / "sae" / "topk" / "training.json").read_text())["points"][point]
+        assert record["why"] is None
+        assert record["curve"][-1] == [record[key] for key in ("trained", "loss", "fvu", "l0", "dead")]
         assert (metadata["hook_name"], metadata["asysi"]["trained"]) == (point, 120 * ROWS - 30 * 8)
 
 

@@ -239,7 +239,8 @@ class Scan(Part):
     max_samples: Annotated[int, Field(ge=1)] | None = None
     """Distinct documents to read at most; unset reads all."""
     passes: Annotated[int, Field(ge=1, le=10_000)] = 1
-    """Times that the training documents are read; held-out documents are read once, in the first pass."""
+    """Times that the training documents are read; each held-out document is read once, an equal share of them
+    in every pass."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     """Seed of the order of batches and of the token sampling."""
     loss: Annotated[str, Field(max_length=256)] = "none"

@@ -222,8 +222,8 @@ class Batch:
 class Batches:
     """All steps of a run: the same for the same corpus, policy and seed, from any step on.
 
-    The training documents are read `passes` times, each time in another order; the held-out ones in the first
-    pass only, spread over it.
+    The training documents are read `passes` times, each time in another order; each held-out one once, an
+    equal share of them in every pass, so that what is lost of one pass does not cost the evaluation.
 
     Args:
         corpus: the tokenised documents.
@@ -238,14 +238,15 @@ class Batches:
         self._batch_size, self._passes, self._seed = batch_size, passes, seed
         data = ~np.isin(corpus.tokens, policy.excluded)
         self._data_until = np.concatenate([[0], np.cumsum(data)])
-        self._training = Corpus(*_choose(corpus, ~corpus.holdout)) if corpus.holdout.any() else corpus
-        self._steps_by_pass = [self._steps(number) for number in range(min(passes, 2))]
+        rank = np.cumsum(corpus.holdout) - 1  # among the held-out documents
+        self._held_in = np.where(corpus.holdout, rank % passes, -1)
+        """[documents] the pass that reads it, -1 for those that every pass reads."""
+        self._steps_by_pass = self._steps()
 
     @property
     def steps(self) -> int:
         """Steps of the whole run."""
-        first, *later = self._steps_by_pass
-        return first + (self._passes - 1) * (later[0] if later else 0)
+        return sum(self._steps_by_pass)
 
     @property
     def content_tokens(self) -> int:
@@ -262,8 +263,7 @@ class Batches:
     def from_step(self, step: int) -> Iterator[Batch]:
         """Yield the batches of a run from `step` (>= 0) on."""
         number = 0
-        for pass_number in range(self._passes):
-            count = self._steps_by_pass[min(pass_number, 1)]
+        for pass_number, count in enumerate(self._steps_by_pass):
             if number + count <= step:
                 number += count
                 continue
@@ -277,14 +277,25 @@ class Batches:
         return np.random.default_rng([self._seed, pass_number, purpose])
 
     def _sequences(self, pass_number: int) -> Sequences:
-        corpus = self._corpus if pass_number == 0 else self._training
+        corpus, read = self._corpus, self._read_in(pass_number)
+        corpus = corpus if read.all() else Corpus(*_choose(corpus, read))
         if self._policy.packing == "concat":
             return concatenate(corpus, self._policy, self._rng(pass_number, 0))
         samples = np.repeat(corpus.samples, corpus.lengths)
         return Sequences(corpus.tokens, samples, corpus.starts[:-1], corpus.starts[1:], corpus.holdout, None)
 
-    def _steps(self, pass_number: int) -> int:
-        return -(-len(self._sequences(pass_number).starts) // self._batch_size)
+    def _read_in(self, pass_number: int) -> NDArray[np.bool_]:
+        """Return [documents] whether the pass reads it."""
+        return np.asarray((self._held_in == -1) | (self._held_in == pass_number))
+
+    def _steps(self) -> list[int]:
+        """Return the steps of each pass."""
+        corpus, concat = self._corpus, self._policy.packing == "concat"
+        sizes = corpus.lengths + 1 if concat else np.ones(corpus.documents, np.int64)
+        room = self._policy.context_length - (self._policy.bos is not None) if concat else 1
+        held = np.bincount(self._held_in[corpus.holdout], sizes[corpus.holdout], minlength=self._passes)
+        sequences = -(-held.astype(np.int64) // room) - (-int(sizes[~corpus.holdout].sum()) // room)
+        return [int(count) for count in -(-sequences // self._batch_size)]
 
 
 def _choose(
