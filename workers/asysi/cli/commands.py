@@ -1,5 +1,6 @@
 """The commands of `asysi`."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -234,10 +235,18 @@ def print_version() -> None:
 def _load(
     files: list[Path] | None, layers: list[Path] | None, settings: list[str] | None
 ) -> "ScanExperiment":
-    experiment: ScanExperiment = door("asysi.contract.loading", "load")(
-        [*(layers or []), *(files or [])], settings or []
-    )
+    paths = [*(layers or []), *(files or [])]
+    experiment: ScanExperiment = door("asysi.contract.loading", "load")(paths, settings or [])
+    _find_modules_beside(paths)
     return experiment
+
+
+def _find_modules_beside(files: list[Path]) -> None:
+    """Let this process, and those that it starts, import python:// modules that lie beside the files."""
+    from asysi.contract.runtime import Env  # noqa: PLC0415 - not needed for help
+
+    folders = [os.environ.get(Env.MODULES, ""), *(str(file.absolute().parent) for file in files)]
+    os.environ[Env.MODULES] = os.pathsep.join(dict.fromkeys(filter(None, folders)))
 
 
 def _run(

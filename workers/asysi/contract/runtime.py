@@ -61,6 +61,8 @@ class Env(StrEnum):
     """File for the last words of a container (at most 4 KiB), as Kubernetes' termination message."""
     MEMORY = "ASYSI_MEMORY"
     """Memory limit of the container in bytes."""
+    MODULES = "ASYSI_MODULES"
+    """Folders, separated by colons, in which python:// finds modules that are not installed."""
 
 
 MOUNTS = {

@@ -5,6 +5,7 @@ import importlib
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asysi.contract.errors import ConfigError
+from asysi.contract.runtime import Env
 from asysi.contract.spec import Model
 from asysi.hosts import gguf
 
@@ -257,7 +259,13 @@ def _architecture(resolved: ResolvedModel) -> tuple[Any, Any]:
 def _from_factory(resolved: ResolvedModel, dtype: "torch.dtype") -> LoadedModel:
     import torch  # noqa: PLC0415
 
-    made = load_callable(resolved.uri.partition("://")[2], "spec.model.uri")()
+    from asysi.hosts.faults import said  # noqa: PLC0415 - imports torch
+
+    factory = load_callable(resolved.uri.partition("://")[2], "spec.model.uri")
+    try:
+        made = factory()
+    except Exception as error:  # a factory may do anything
+        raise ConfigError(f"spec.model.uri: {resolved.uri} fails: {said(error)}") from error
     module, tokenizer = made if isinstance(made, tuple) else (made, None)
     if not isinstance(module, torch.nn.Module):
         raise ConfigError(
@@ -275,7 +283,7 @@ def _from_factory(resolved: ResolvedModel, dtype: "torch.dtype") -> LoadedModel:
 
 
 def load_callable(reference: str, where: str) -> Any:
-    """Return what `package.module:name` refers to.
+    """Return what `package.module:name` refers to: installed, or in a folder that ASYSI_MODULES names.
 
     Raises:
         ConfigError: there is no such thing, or it cannot be called.
@@ -283,10 +291,17 @@ def load_callable(reference: str, where: str) -> Any:
     module_name, colon, name = reference.partition(":")
     if not colon:
         raise ConfigError(f"{where}: python://{reference} needs the form python://package.module:factory")
+    folders = [folder for folder in os.environ.get(Env.MODULES, "").split(os.pathsep) if folder]
+    sys.path += [folder for folder in folders if folder not in sys.path]  # behind what is installed
     try:
         found = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{where}: python://{reference} cannot be imported: {error}") from error
+    except Exception as error:  # a module may do anything when it is imported
+        kind = "" if isinstance(error, (ImportError, AttributeError)) else f"{type(error).__name__}: "
+        beside = f"; looked beside the spec too, in {', '.join(folders)}" if folders else ""
+        raise ConfigError(
+            f"{where}: python://{reference} cannot be imported: {kind}{error}"
+            + (beside if isinstance(error, ModuleNotFoundError) else "")
+        ) from error
     if not callable(found):
         raise ConfigError(f"{where}: python://{reference} is {type(found).__name__}, which cannot be called")
     return found

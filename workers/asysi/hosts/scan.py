@@ -19,6 +19,7 @@ from asysi.contract.rows import read_rows
 from asysi.contract.runtime import CAPTURE_RING, HOST_FOLDER, MODEL_FILE, POINTS_FILE, Container, Exit
 from asysi.contract.spec import Data, Scan
 from asysi.files import write_atomic
+from asysi.hosts.faults import said, would_recur
 from asysi.hosts.model import LoadedModel, load_model, read_resolved
 from asysi.hosts.seen import Seen
 from asysi.hosts.text import TextSource
@@ -75,9 +76,26 @@ class ScannerEngine:
         self.root = base_of(self.module, [point.path for point in points])
         self._device = device
 
-    @torch.inference_mode()
     def run(self, batch: Batch) -> None:
-        """Run one step."""
+        """Run one step.
+
+        Raises:
+            ConfigError: the forward fails in a way that would repeat itself.
+        """
+        try:
+            self._forward(batch)
+        except Exception as error:  # a forward may do anything
+            if not would_recur(error):
+                raise
+            log.exception("step %d failed", batch.number)
+            name, size = type(self.root).__name__, " × ".join(map(str, batch.ids.shape))
+            raise ConfigError(
+                f"spec.model.uri: the forward of {name} fails in step {batch.number}, with {size} tokens: "
+                f"{said(error)}"
+            ) from error
+
+    @torch.inference_mode()
+    def _forward(self, batch: Batch) -> None:
         inputs = {"input_ids": torch.from_numpy(batch.ids).to(self._device)}
         if batch.mask is not None:
             inputs["attention_mask"] = torch.from_numpy(batch.mask).to(self._device)

@@ -14,6 +14,7 @@ import torch
 
 from asysi.capture.rows import first_tensor
 from asysi.contract.errors import ConfigError
+from asysi.hosts.faults import said
 from asysi.hosts.hollow import NoRow, run_hollow
 from asysi.hosts.scan import base_of
 
@@ -195,7 +196,7 @@ def _watched(module: torch.nn.Module, paths: Sequence[str]) -> Iterator[dict[str
 
 def _explained(root: torch.nn.Module, failed: _FailedError, asked: Asked, run: Run) -> ConfigError:
     """Return what a person can do about a forward that failed: a shorter sequence, where that helps."""
-    name, probe, why = type(root).__name__, failed.probe, _said(failed.cause)
+    name, probe, why = type(root).__name__, failed.probe, said(failed.cause)
     if "decoder_input_ids" in inspect.signature(root.forward).parameters:
         return ConfigError(
             f"spec.model.uri: {name} has a decoder, which asks for more than input_ids ({why}): only "
@@ -228,8 +229,3 @@ def _longest(works: Callable[[int], bool], too_long: int) -> int:
         middle = (good + too_long) // 2
         good, too_long = (middle, too_long) if works(middle) else (good, middle)
     return good
-
-
-def _said(error: Exception) -> str:
-    first = (str(error).splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first[:300]}" if first else type(error).__name__
