@@ -8,10 +8,11 @@ from typing import Any
 from kubernetes import client, config
 from urllib3.exceptions import HTTPError
 
+from asysi.contract.canonical import digest
 from asysi.contract.crd import GROUP, PLURAL, VERSION
 from asysi.contract.spec import API_VERSION, KIND
 from asysi_operator.manifests.kinds import Manifest
-from asysi_operator.manifests.labels import EXPERIMENT, digest
+from asysi_operator.manifests.labels import EXPERIMENT
 from asysi_operator.metrics import REQUESTS
 from asysi_operator.observation import owned
 from asysi_operator.reconcile import Action, Apply

@@ -101,6 +101,22 @@ def _of_shards(observed: Observed) -> Failure | None:
     return next(iter(ongoing), None) or max(past, key=lambda failure: failure.time or "", default=None)
 
 
+def refusal(observed: Observed) -> Failure | None:
+    """Return the refusal of a sidecar: exit code 2.
+
+    No rule of a Job sees it, because a sidecar is started again whatever it ended with.
+    """
+    pod = observed.pod
+    if pod is None or observed.suffix or leaving(pod):
+        return None
+    for name, status in containers(pod).items():
+        if name not in _MAINS:
+            for detail in _terminations(status):
+                if _code(detail) == Exit.CONFIG:
+                    return _terminated(name, detail, attempt_of(pod), observed.events)
+    return None
+
+
 @dataclass(frozen=True)
 class Oddity:
     """Something that only events explain."""

@@ -9,15 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from asysi.contract.canonical import digest
 from asysi.contract.errors import ConfigError
 from asysi.contract.frozen import changes, frozen_part
+from asysi.contract.identity import output_path
 from asysi.contract.spec import ScanExperiment
 from asysi_operator.acceptance import accept, notes
 from asysi_operator.manifests import IMAGE, PULL_POLICIES, build
 from asysi_operator.manifests.config_map import applied_spec
+from asysi_operator.manifests.environment import output_of
 from asysi_operator.manifests.kinds import Manifest
-from asysi_operator.manifests.labels import FIRST_ATTEMPT, SPEC, digest, spec_digest
-from asysi_operator.manifests.names import ROWS, config_name
+from asysi_operator.manifests.labels import FIRST_ATTEMPT, SPEC, spec_digest
+from asysi_operator.manifests.names import ROWS, config_name, job_name, rows_name
 from asysi_operator.observation import (
     Observed,
     began,
@@ -34,7 +37,10 @@ APPLIED = "asysi.dev/applied"
 TEMPLATE = "asysi.dev/template"
 """Annotation of the Job: digest of what of it cannot change, as this operator rendered it."""
 START_DEADLINE_EXCEEDED = "StartDeadlineExceeded"
-"""Reason of the condition Failed when the operator itself ends an experiment."""
+BAD_CONFIGURATION = "BadConfiguration"
+_OUR_ENDS = {START_DEADLINE_EXCEEDED, BAD_CONFIGURATION}
+"""Reasons of the condition Failed when the operator itself ends an experiment: a host that does not start in
+time, and a sidecar that refuses its configuration, which Kubernetes would start again for ever."""
 PATIENCE = 1.0
 """Seconds until something that is going away is looked at again, should no event come."""
 _FIXED = (
@@ -108,6 +114,7 @@ def plan(observed: Observed, settings: Settings) -> Plan:
             image=settings.image,
             pull_policy=settings.pull_policy,
             first_attempt=_first(observed, suspend=experiment.spec.lifecycle.suspend),
+            output=_output(observed, experiment),
         )
     except ConfigError as error:
         return Plan(refusal=Refusal("Invalid", str(error)))
@@ -123,6 +130,21 @@ def plan(observed: Observed, settings: Settings) -> Plan:
     if old is not None:
         return replace(decided, actions=[_remove(old)], again=PATIENCE, stale=True)
     return _towards(observed, decided, _due(observed, objects, rows))
+
+
+def _output(observed: Observed, experiment: ScanExperiment) -> str:
+    """Return the folder of the results on the volume: what has begun keeps its place.
+
+    A Job that is there says where its results are, the status says it of one that was lost. Experiments that
+    began before there were folders of their own have no such status: theirs is the root.
+    """
+    jobs = (observed.child("Job", name) for name in (job_name(experiment), rows_name(experiment)))
+    there = next((job for job in jobs if job is not None and owned(job, observed.uid)), None)
+    if there is not None:
+        return output_of(there)
+    if not started(observed):
+        return str(output_path(experiment))
+    return str(observed.status.get("output") or "").partition("/")[2] or "."
 
 
 def started(observed: Observed) -> bool:
@@ -217,7 +239,7 @@ def _after_the_end(observed: Observed, decided: Plan) -> Plan:
     failed = holds(observed.experiment, "Failed")
     if not jobs:
         return decided
-    if failed and failed["reason"] == START_DEADLINE_EXCEEDED:
+    if failed and failed["reason"] in _OUR_ENDS:
         return replace(decided, actions=[_remove(job) for job in jobs])
     assert decided.experiment is not None
     ttl, end = (

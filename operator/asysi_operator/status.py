@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from asysi_operator.answers import VERDICTS, LastWords, read_last_words
-from asysi_operator.failures import Failure, finished, last_failure
+from asysi_operator.failures import Failure, finished, last_failure, refusal
+from asysi_operator.manifests.environment import output_of
 from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.observation import (
     Observed,
@@ -17,7 +19,7 @@ from asysi_operator.observation import (
     state_of,
 )
 from asysi_operator.pinning import judge
-from asysi_operator.reconcile import START_DEADLINE_EXCEEDED, Plan, ended, started
+from asysi_operator.reconcile import BAD_CONFIGURATION, START_DEADLINE_EXCEEDED, Plan, ended, started
 
 CONDITIONS = (
     "Accepted",
@@ -59,7 +61,8 @@ def derive(observed: Observed, decided: Plan, *, trouble: Failure | None = None)
     """
     before, now, stage = observed.status, rfc3339(observed.now), observed.stage
     pod, job = stage.pod, None if decided.stale else stage.job
-    failure = trouble or (None if decided.stale else last_failure(stage))
+    refused = None if job is None or finished(job) else refusal(stage)
+    failure = trouble or refused or (None if decided.stale else last_failure(stage))
     words = None if pod is None or job is None or stage.suffix else _last_words(pod)
     left = _until_start_deadline(observed, decided)
     standing = ended(observed)
@@ -69,7 +72,9 @@ def derive(observed: Observed, decided: Plan, *, trouble: Failure | None = None)
         said |= {kind: _as_recorded(observed, kind) for kind in known}
     else:
         said |= _of_the_pipeline(observed, decided, failure)
-        said |= _of_the_run(stage, decided, job, failure, words, late=left is not None and left <= 0)
+        said |= _of_the_run(
+            stage, decided, job, failure, words, refused=refused, late=left is not None and left <= 0
+        )
     if decided.experiment is not None and not standing:
         sets = _cpu_sets(observed) or ({} if job is None else before.get("cpuSets", {}))
         said["CPUPinned"] = judge(decided.experiment.spec, sets)
@@ -80,6 +85,7 @@ def derive(observed: Observed, decided: Plan, *, trouble: Failure | None = None)
         "conditions": conditions,
         "job": job["metadata"]["name"] if job else before.get("job"),
         "pod": pod["metadata"]["name"] if pod else before.get("pod"),
+        "output": _results(job) if job else before.get("output"),
         "attempt": attempt_of(pod) if pod and not stage.suffix else before.get("attempt"),
         "startTime": before.get("startTime") or _host_began(observed),
         "completionTime": _completion(observed, conditions, now),
@@ -174,15 +180,16 @@ def _of_the_run(
     failure: Failure | None,
     words: LastWords | None,
     *,
+    refused: Failure | None,
     late: bool,
 ) -> dict[str, Said]:
     end = finished(job) if job else None  # of the pipeline's, only a failure is an end
     return {
         "Scheduled": _scheduled(observed, job, failure),
-        "Capturing": _capturing(observed, job, running=end is None and not late),
+        "Capturing": _capturing(observed, job, running=end is None and not late and refused is None),
         "Complete": _complete(end, words),
         **{kind: _verdict(observed, kind, end, words) for kind in VERDICTS},
-        "Failed": _failed(observed, decided, end, failure, late=late),
+        "Failed": _refused(refused) if refused else _failed(observed, decided, end, failure, late=late),
         "Suspended": _suspended(observed, decided, job),
     }
 
@@ -284,6 +291,10 @@ def _failed(
     return "True", end.get("reason") or "Failed", why
 
 
+def _refused(refused: Failure) -> Said:
+    return "True", BAD_CONFIGURATION, f"{refused.container}: {refused.message}"
+
+
 def _suspended(observed: Observed, decided: Plan, job: Manifest | None) -> Said:
     wished = decided.experiment is not None and decided.experiment.spec.lifecycle.suspend
     ending = any(
@@ -342,6 +353,13 @@ def _until_start_deadline(observed: Observed, decided: Plan) -> float | None:
     if deadline is None or since is None or observed.status.get("startTime") or _host_began(observed):
         return None
     return deadline - (observed.now - parse_time(since)).total_seconds()
+
+
+def _results(job: Manifest) -> str:
+    """Return the claim and the folder on it that a Job's pods write their results to."""
+    volumes = {one["name"]: one for one in job["spec"]["template"]["spec"].get("volumes") or ()}
+    claim = volumes.get("output", {}).get("persistentVolumeClaim", {}).get("claimName", "")
+    return str(PurePosixPath(claim) / output_of(job))
 
 
 def _cpu_sets(observed: Observed) -> dict[str, str]:

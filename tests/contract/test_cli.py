@@ -124,7 +124,8 @@ def test_run_passes_on_what_it_was_told(tmp_path: Path, file: Path, behind: dict
         )
         == 1
     )
-    assert seen == [(5, {"output": tmp_path, "overwrite": False, "plain": True, "kill_once": "sae"})]
+    told = {"output": tmp_path, "overwrite": False, "resume": False, "plain": True, "kill_once": "sae"}
+    assert seen == [(5, told)]
 
 
 def test_ctrl_c_ends_in_130(file: Path, behind: dict[str, Any]) -> None:

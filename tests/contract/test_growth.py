@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from pydantic import Field, create_model
 
-from asysi.contract.canonical import FIRST_FIELDS, canonical
+from asysi.contract.canonical import FIRST_FIELDS, canonical, digest
 from asysi.contract.fields import schema_fields
 from asysi.contract.frozen import frozen_part
 from asysi.contract.rows import pipeline_folder
 from asysi.contract.spec import Data, DataPipeline, Output, Part, SaeTrain, ScanExperiment, Spec
 from asysi_operator.manifests.config_map import config_map
-from asysi_operator.manifests.labels import digest, rows_digest, spec_digest
+from asysi_operator.manifests.labels import rows_digest, spec_digest
 
 GOLDEN: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "golden" / "first_version.json").read_text(encoding="utf-8")

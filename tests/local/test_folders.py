@@ -1,13 +1,19 @@
 """Folders of a run: locks, stale rings, and the output."""
 
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from asysi.contract.errors import ConfigError
+from asysi.contract.identity import identity_of
+from asysi.contract.spec import Output as SpecOutput
+from asysi.contract.spec import ScanExperiment
 from asysi_operator.local.events import Events
 from asysi_operator.local.output import Output, output_folder
 from asysi_operator.local.places import Places, refuse_small_memory
+from asysi_operator.local.resuming import continued
 
 
 def _places(folder: Path, name: str = "mini") -> Places:
@@ -64,7 +70,7 @@ def test_small_shared_memory_is_refused_with_its_arithmetic(tmp_path):
 def _old_run(folder: Path) -> None:
     (folder / "sae").mkdir(parents=True)
     (folder / "events.jsonl").write_text("old")
-    (folder / "ledger.json").write_text("old")
+    (folder / "report.html").write_text("old")
     (folder / "sae" / "weights").write_text("old")
 
 
@@ -101,7 +107,7 @@ def test_a_run_that_came_to_nothing_brings_the_old_one_back(tmp_path):
     output.open(overwrite=True)
     (tmp_path / "logs" / "prepare.log").touch()
     output.discard()
-    assert {path.name for path in tmp_path.iterdir()} == {"events.jsonl", "ledger.json", "sae"}
+    assert {path.name for path in tmp_path.iterdir()} == {"events.jsonl", "report.html", "sae"}
     assert (tmp_path / "sae" / "weights").read_text() == "old"
 
 
@@ -111,11 +117,11 @@ def test_a_runner_killed_while_it_moved_the_old_run(tmp_path, moved):
     _old_run(tmp_path)
     aside = tmp_path / ".replaced"
     aside.mkdir()
-    for name in ["events.jsonl", "ledger.json", "sae"][:moved]:
+    for name in ["events.jsonl", "report.html", "sae"][:moved]:
         (tmp_path / name).rename(aside / name)
     with pytest.raises(ConfigError, match="holds a finished run"):
         Output(tmp_path).open(overwrite=False)
-    assert {path.name for path in tmp_path.iterdir()} == {"events.jsonl", "ledger.json", "sae"}
+    assert {path.name for path in tmp_path.iterdir()} == {"events.jsonl", "report.html", "sae"}
 
 
 def test_a_folder_in_use_is_not_replaced(tmp_path):
@@ -144,9 +150,90 @@ def test_discarding_removes_the_folders_that_were_made(tmp_path):
 def test_where_results_go(tmp_path, monkeypatch):
     """The option wins over the spec, the spec over runs/<name>; what is no local folder is refused."""
     monkeypatch.chdir(tmp_path)
-    assert output_folder("mini", Path("here"), "file:///there") == tmp_path / "here"
-    assert output_folder("mini", None, "file:///there/x%20y") == Path("/there/x y")
-    assert output_folder("mini", None, "there") == tmp_path / "there"
-    assert output_folder("mini", None, None) == tmp_path / "runs" / "mini"
+    there = SpecOutput(uri="file:///there/x%20y", path="z")
+    assert output_folder("mini", Path("here"), there) == tmp_path / "here"
+    assert output_folder("mini", None, there) == Path("/there/x y/z")
+    assert output_folder("mini", None, SpecOutput(uri="there")) == tmp_path / "there"
+    assert output_folder("mini", None, SpecOutput()) == tmp_path / "runs" / "mini"
+    assert output_folder("mini", None, SpecOutput(path="a/b")) == tmp_path / "runs" / "a" / "b"
     with pytest.raises(ConfigError, match="s3://bucket"):
-        output_folder("mini", None, "s3://bucket/x")
+        output_folder("mini", None, SpecOutput(uri="s3://bucket/x"))
+
+
+def _experiment(**spec):
+    base = {
+        "model": {"uri": "file:///model"},
+        "data": {"uri": "jsonl:///text.jsonl"},
+        "workload": {"scan": {}},
+        "capture": {"hookPoints": ["*"]},
+    }
+    return ScanExperiment.model_validate({"metadata": {"name": "mini"}, "spec": base | spec})
+
+
+def _killed_run(folder: Path, experiment: ScanExperiment, *, before_identities: bool = False) -> None:
+    """Leave what a run leaves whose processes were all killed in its second attempt."""
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "archive").mkdir()
+    (folder / "events.jsonl").write_text('{"container": "host"}\n{"contai')
+    (folder / "checkpoints" / "topk.ckpt").write_text("old")
+    (folder / "archive" / "attempt-0001-segment-0000.mscan").touch()
+    if before_identities:
+        tree = experiment.model_dump(mode="json", by_alias=True)
+        (folder / "experiment.yaml").write_text(yaml.safe_dump(tree))
+    else:
+        (folder / "identity.json").write_text(identity_of(experiment).model_dump_json())
+
+
+@pytest.mark.parametrize("before_identities", [False, True])
+def test_a_killed_run_is_continued_from_its_next_attempt(tmp_path, capsys, before_identities):
+    """What was killed is continued, also after an upgrade, and what has changed in the spec is said."""
+    _killed_run(tmp_path, _experiment(), before_identities=before_identities)
+    changed = _experiment(lifecycle={"maxRestarts": 5}, sae={"memory": "4Gi"})
+    assert continued(tmp_path, changed) == 2
+    said = capsys.readouterr().err
+    assert "with attempt 2" in said
+    assert "changed since: spec.sae.memory, spec.lifecycle.maxRestarts" in said
+    output = Output(tmp_path)
+    output.open(overwrite=False, resume=True)
+    output.discard()
+    assert (tmp_path / "checkpoints" / "topk.ckpt").read_text() == "old"
+    with Events(tmp_path / "events.jsonl") as events:
+        events.write("host", "started", attempt=2)
+    last = (tmp_path / "events.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last)["attempt"] == 2
+
+
+def test_another_content_is_not_continued(tmp_path):
+    """A spec with other results is refused with the fields that differ, and nothing is touched."""
+    _killed_run(tmp_path, _experiment())
+    changed = _experiment(workload={"scan": {"passes": 3}}, lifecycle={"maxRestarts": 5})
+    with pytest.raises(
+        ConfigError, match=r"had another spec\.workload\.scan\.passes, and its results would be"
+    ):
+        continued(tmp_path, changed)
+    foreign = changed.model_copy(update={"metadata": changed.metadata.model_copy(update={"name": "other"})})
+    with pytest.raises(ConfigError, match="holds a run of default/mini, not of default/other"):
+        continued(tmp_path, foreign)
+
+
+def test_a_finished_run_is_not_continued(tmp_path):
+    """There is nothing to continue in a run that has its report."""
+    _killed_run(tmp_path, _experiment())
+    (tmp_path / "report.html").touch()
+    with pytest.raises(ConfigError, match="holds a finished run, so there is nothing to continue"):
+        continued(tmp_path, _experiment())
+
+
+def test_continuing_where_nothing_is_begins_a_run(tmp_path, capsys):
+    """The same command starts a run and goes on with it."""
+    assert continued(tmp_path / "new", _experiment()) == 0
+    assert "there is no run to continue" in capsys.readouterr().err
+
+
+def test_a_killed_run_is_not_replaced_unasked(tmp_path):
+    """Without an option a killed run is refused, with both options that there are."""
+    _killed_run(tmp_path, _experiment())
+    with pytest.raises(
+        ConfigError, match=r"did not finish: continue it with --resume, replace it with --over"
+    ):
+        Output(tmp_path).open(overwrite=False)

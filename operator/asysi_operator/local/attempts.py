@@ -20,6 +20,7 @@ from asysi_operator.local.process import Process, free_port
 from asysi_operator.local.wishes import Wishes
 from asysi_operator.manifests.job import START_DEADLINE
 from asysi_operator.manifests.kinds import Manifest
+from asysi_operator.manifests.labels import FIRST_ATTEMPT
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Attempts:
         self._job, self._spec = job, read_pod(job["spec"]["template"])
         self._places, self._output, self._events, self._wishes = places, output, events, wishes
         self._look, self._asker, self._cpus, self._strike = look, asker, cpus, strike
+        self._first = int(job["spec"]["template"]["metadata"]["annotations"][FIRST_ATTEMPT])
         self._restarts: dict[str, int] = {}
 
     def run(self) -> Outcome:
@@ -94,14 +96,14 @@ class Attempts:
             return self._launch(container, attempt)
 
         def tell(container: str, event: Event, code: int | None, reason: str | None) -> None:
-            self._events.write(container, event, attempt=attempt, code=code, reason=reason)
+            self._events.write(container, event, attempt=self._first + attempt, code=code, reason=reason)
 
         return Pod(
             self._spec,
             launch,
             wishes=self._wishes,
             tell=tell,
-            look=lambda pod: self._look(attempt, pod),
+            look=lambda pod: self._look(self._first + attempt, pod),
             asker=self._asker,
             deadlines=self._deadlines(began),
             strike=self._strike,
@@ -110,7 +112,11 @@ class Attempts:
     def _launch(self, container: Container, attempt: int) -> Process:
         port = free_port() if container.serves else 0
         setting = Setting(
-            self._places.mounts(self._output), attempt, port, self._places.termination(container.name)
+            self._places.mounts(self._output),
+            attempt,
+            self._first,
+            port,
+            self._places.termination(container.name),
         )
         return Process(
             container.command,

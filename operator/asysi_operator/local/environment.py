@@ -18,6 +18,8 @@ class Setting:
     mounts: Mapping[Env, Path]
     """Local folder, or file, of each of the contract's mounts."""
     attempt: int
+    """Counted from `first_attempt`."""
+    first_attempt: int
     port: int
     termination: Path
 
@@ -34,6 +36,7 @@ def environment(container: Container, setting: Setting, inherited: Mapping[str, 
     }
     told = {
         Env.ATTEMPT: str(setting.attempt),
+        Env.FIRST_ATTEMPT: str(setting.first_attempt),
         Env.PORT: str(setting.port),
         Env.TERMINATION: str(setting.termination),
         Env.MEMORY: str(container.memory),

@@ -40,6 +40,14 @@ class Events:
                 f"a run is writing to {path.parent}: wait for its end, or choose another folder with --output"
             ) from error
 
+        self._end_torn_line()
+
+    def _end_torn_line(self) -> None:
+        """End what a killed runner left of a line, so that the next one stands on its own."""
+        content = Path(self._file.name).read_bytes()
+        if content and not content.endswith(b"\n"):
+            self._file.write("\n")
+
     def write(
         self,
         container: str,

@@ -37,6 +37,7 @@ def run_objects(
     output: Path,
     *,
     overwrite: bool = False,
+    resume: bool = False,
     plain: bool = False,
     kill_once: str | None = None,
     binding: Mapping[str, str] | None = None,
@@ -51,6 +52,7 @@ def run_objects(
         objects: what `manifests.build` renders.
         output: absolute path of the output folder.
         overwrite: whether a run in it may be replaced.
+        resume: whether a run in it is continued, from the first attempt of the rendered Job on.
         plain: lines instead of a live display.
         kill_once: container to kill once, to show that it recovers.
         binding: processors of each container, as in `taskset -c`.
@@ -77,7 +79,7 @@ def run_objects(
         config = _one(objects, "ConfigMap")["data"]
         places.write_config(config)
         results = Output(output)
-        results.open(overwrite=overwrite)
+        results.open(overwrite=overwrite, resume=resume)
         shown = display(plain=plain)
         watching = Watching(name, shown, asker, wishes, kill_once, rows=lambda: progress(output))
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from asysi.contract import runtime
+from asysi.contract import runtime, spec
 from asysi.contract.errors import ConfigError
 from asysi_operator.local.events import refuse_busy
 
@@ -17,13 +17,16 @@ _MADE_BY_A_RUN = tuple(
         runtime.EXPERIMENT_FILE,
         runtime.LEDGER_FILE,
         runtime.REPORT_FILE,
+        runtime.VERDICT_FILE,
         runtime.TIMELINE_FILE,
         runtime.SAE_FOLDER,
         runtime.CHECKPOINT_FOLDER,
         runtime.ARCHIVE_FOLDER,
         runtime.HOST_FOLDER,
         runtime.LOG_FOLDER,
-        "attempts",
+        runtime.IDENTITY_FILE,
+        ".identity.lock",
+        runtime.ATTEMPTS_FOLDER,
         "statistics.json",
     )
 )
@@ -31,7 +34,7 @@ _ASIDE = ".replaced"
 """Where an older run waits until the new one has something to show."""
 
 
-def output_folder(name: str, chosen: Path | None, uri: str | None) -> Path:
+def output_folder(name: str, chosen: Path | None, output: spec.Output) -> Path:
     """Return the output folder of a local run: the one chosen, the spec's, or `runs/<name>`.
 
     Raises:
@@ -39,14 +42,16 @@ def output_folder(name: str, chosen: Path | None, uri: str | None) -> Path:
     """
     if chosen is not None:
         return chosen.absolute()
-    if uri is None:
-        return Path("runs", name).absolute()
-    parts = urlsplit(uri)
+    if output.uri is None:
+        return Path("runs", output.path or name).absolute()
+    parts = urlsplit(output.uri)
     if parts.scheme not in {"", "file"} or (parts.scheme and parts.netloc not in {"", "localhost", "."}):
         raise ConfigError(
-            f"spec.output.uri {uri} is no folder of this machine: write file:///folder, or use --output"
+            f"spec.output.uri {output.uri} is no folder of this machine: write file:///folder, or use "
+            "--output"
         )
-    return Path(unquote(parts.path) if parts.scheme else uri).absolute()
+    folder = Path(unquote(parts.path) if parts.scheme else output.uri).absolute()
+    return folder / (output.path or ".")
 
 
 class Output:
@@ -62,16 +67,20 @@ class Output:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._made: list[Path] = []
+        self._continues = False
 
-    def open(self, *, overwrite: bool) -> None:
-        """Make the folder, or move the run in it aside when it may be overwritten."""
+    def open(self, *, overwrite: bool, resume: bool = False) -> None:
+        """Make the folder, or move the run in it aside when it may be overwritten, or leave it to go on."""
         try:
             self._return_old()
-            self._refuse(self._found(), overwrite=overwrite)
+            found = self._found()
+            self._refuse(found, overwrite=overwrite, resume=resume)
+            self._continues = resume and bool(found)
             self._make()
-            self._move_aside()
+            if not self._continues:
+                self._move_aside()
             (self.folder / runtime.EVENTS_FILE).touch()
-            (self.folder / runtime.LOG_FOLDER).mkdir()
+            (self.folder / runtime.LOG_FOLDER).mkdir(exist_ok=True)
         except OSError as error:
             self._unmake()
             reason = error.strerror or str(error)
@@ -106,7 +115,9 @@ class Output:
         shutil.rmtree(self.folder / _ASIDE, ignore_errors=True)
 
     def discard(self) -> None:
-        """Leave the place as it was found."""
+        """Leave the place as it was found; of a run that was continued, everything stays."""
+        if self._continues:
+            return
         # Whatever is in it, this run has made it; what a pipeline has made is never made twice.
         if self.folder in self._made and not (self.folder / runtime.PIPELINE_FOLDER).exists():
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -117,7 +128,7 @@ class Output:
     def _found(self) -> list[str]:
         return [name for name in _MADE_BY_A_RUN if os.path.lexists(self.folder / name)]
 
-    def _refuse(self, found: list[str], *, overwrite: bool) -> None:
+    def _refuse(self, found: list[str], *, overwrite: bool, resume: bool) -> None:
         if not found:
             return
         if str(runtime.EVENTS_FILE) not in found:
@@ -126,10 +137,13 @@ class Output:
                 "them, so none will touch them; choose another folder with --output"
             )
         refuse_busy(self.folder / runtime.EVENTS_FILE)
-        if not overwrite:
-            held = "a finished run" if str(runtime.LEDGER_FILE) in found else "a run that did not finish"
+        if not (overwrite or resume):
+            finished = str(runtime.REPORT_FILE) in found
+            held = (
+                "a finished run: " if finished else "a run that did not finish: continue it with --resume, "
+            )
             raise ConfigError(
-                f"{self.folder} holds {held}: replace it with --overwrite, or choose another folder "
+                f"{self.folder} holds {held}replace it with --overwrite, or choose another folder "
                 "with --output"
             )
 

@@ -2,11 +2,12 @@
 
 from asysi import __version__
 from asysi.contract.errors import ConfigError
+from asysi.contract.identity import output_path
 from asysi.contract.spec import ScanExperiment
 from asysi_operator.manifests.claim import claim
 from asysi_operator.manifests.config_map import config_map
 from asysi_operator.manifests.job import job, pipeline_job
-from asysi_operator.manifests.kinds import Image, Manifest
+from asysi_operator.manifests.kinds import Manifest, PodSettings
 from asysi_operator.manifests.network_policy import network_policy, pipeline_policy
 from asysi_operator.manifests.resources import refuse_impossible_memory
 
@@ -22,6 +23,7 @@ def build(
     image: str = IMAGE,
     pull_policy: str = PULL_POLICIES[0],
     first_attempt: int = 0,
+    output: str | None = None,
 ) -> list[Manifest]:
     """Return every object of the experiment, in the order in which they are created.
 
@@ -30,6 +32,7 @@ def build(
         image: image of every container, except the host of a custom workload.
         pull_policy: when the node fetches images; one of PULL_POLICIES.
         first_attempt: number of the Job's first attempt, above 0 when it goes on where another has ended.
+        output: folder of the results on the volume; None takes the spec's.
 
     Raises:
         ConfigError: the memory limits cannot hold the rings, or the mode has no pod yet.
@@ -40,7 +43,8 @@ def build(
             "pod yet: write HPC"
         )
     refuse_impossible_memory(experiment.spec)
-    made, data = Image(image, pull_policy), experiment.spec.data
+    place = str(output_path(experiment)) if output is None else output
+    made, data = PodSettings(image, pull_policy, place), experiment.spec.data
     rows = data is not None and data.pipeline is not None
     return [
         config_map(experiment),

@@ -4,40 +4,40 @@ from asysi.contract.runtime import MODULES, PORTS, Container
 from asysi.contract.spec import ScanExperiment
 from asysi_operator.manifests import probes
 from asysi_operator.manifests.environment import TERMINATION, environment, environment_from
-from asysi_operator.manifests.kinds import Image, Manifest
+from asysi_operator.manifests.kinds import Manifest, PodSettings
 from asysi_operator.manifests.resources import containers_of, requirements
 from asysi_operator.manifests.volumes import mounts
 
 _SIDECARS = (Container.ARCHIVER, Container.SAE, Container.HOOK)
 
 
-def init_containers(experiment: ScanExperiment, image: Image) -> list[Manifest]:
+def init_containers(experiment: ScanExperiment, settings: PodSettings) -> list[Manifest]:
     """Return prepare, then the sidecars: each starts once the one before it has."""
     present = containers_of(experiment.spec)
-    sidecars = (_sidecar(experiment, image, container) for container in _SIDECARS if container in present)
-    return [_container(experiment, image, Container.PREPARE), *sidecars]
+    sidecars = (_sidecar(experiment, settings, container) for container in _SIDECARS if container in present)
+    return [_container(experiment, settings, Container.PREPARE), *sidecars]
 
 
-def main_containers(experiment: ScanExperiment, image: Image) -> list[Manifest]:
+def main_containers(experiment: ScanExperiment, settings: PodSettings) -> list[Manifest]:
     """Return host and finish, which run side by side."""
-    return [_host(experiment, image), _container(experiment, image, Container.FINISH)]
+    return [_host(experiment, settings), _container(experiment, settings, Container.FINISH)]
 
 
-def pipeline_container(experiment: ScanExperiment, image: Image) -> Manifest:
+def pipeline_container(experiment: ScanExperiment, settings: PodSettings) -> Manifest:
     """Return the one container of the pipeline's pods."""
-    return _container(experiment, image, Container.PIPELINE)
+    return _container(experiment, settings, Container.PIPELINE)
 
 
-def _container(experiment: ScanExperiment, image: Image, container: Container) -> Manifest:
+def _container(experiment: ScanExperiment, settings: PodSettings, container: Container) -> Manifest:
     spec, name = experiment.spec, str(container)
     ports = [{"name": name, "containerPort": PORTS[container]}] if container in PORTS else []
     env_from = environment_from(spec, container)
     return {
         "name": name,
-        "image": image.name,
-        "imagePullPolicy": image.pull_policy,
+        "image": settings.image,
+        "imagePullPolicy": settings.pull_policy,
         "args": ["python", "-m", MODULES[container]],  # the image's entrypoint is PID 1 and forwards signals
-        "env": environment(spec, container),
+        "env": environment(spec, container, settings.output),
         **({"envFrom": env_from} if env_from else {}),
         **({"ports": ports} if ports else {}),
         "resources": requirements(spec, container),
@@ -48,19 +48,19 @@ def _container(experiment: ScanExperiment, image: Image, container: Container) -
     }
 
 
-def _sidecar(experiment: ScanExperiment, image: Image, container: Container) -> Manifest:
+def _sidecar(experiment: ScanExperiment, settings: PodSettings, container: Container) -> Manifest:
     """A native sidecar: restarted in place, and it does not keep the Job from ending."""
     port = str(container)
     return {
-        **_container(experiment, image, container),
+        **_container(experiment, settings, container),
         "restartPolicy": "Always",
         "startupProbe": probes.startup(port),
         "livenessProbe": probes.liveness(port),
     }
 
 
-def _host(experiment: ScanExperiment, image: Image) -> Manifest:
-    host = _container(experiment, image, Container.HOST)
+def _host(experiment: ScanExperiment, settings: PodSettings) -> Manifest:
+    host = _container(experiment, settings, Container.HOST)
     if custom := experiment.spec.workload.custom:
         del host["args"]
         return {**host, "image": custom.image, "command": list(custom.command)}

@@ -1,5 +1,7 @@
 """Environment of the containers."""
 
+from pathlib import PurePosixPath
+
 from asysi.contract.runtime import MOUNTS, PORTS, Container, Env
 from asysi.contract.spec import SecretRef, Spec
 from asysi_operator.manifests.kinds import Manifest
@@ -11,11 +13,19 @@ FAILURES = "batch.kubernetes.io/job-index-failure-count"
 """Annotation in which an Indexed Job with a limit per index tells a pod how many failed before it."""
 
 
-def environment(spec: Spec, container: Container) -> list[Manifest]:
-    """Return `env` of a container."""
+def environment(spec: Spec, container: Container, output: str) -> list[Manifest]:
+    """Return `env` of a container.
+
+    Args:
+        spec: the experiment's.
+        container: which one.
+        output: folder of the results on the volume. The workers make it: where a node would make it, as the
+            mount of a subPath, it would belong to root.
+    """
     count = str(threads(spec, container))
+    places = MOUNTS | {Env.OUTPUT: MOUNTS[Env.OUTPUT] / output}
     return [
-        *({"name": str(name), "value": str(path)} for name, path in MOUNTS.items()),
+        *({"name": str(name), "value": str(path)} for name, path in places.items()),
         {
             "name": str(Env.ATTEMPT),
             "valueFrom": {"fieldRef": {"fieldPath": f"metadata.annotations['{FAILURES}']"}},
@@ -33,6 +43,18 @@ def environment(spec: Spec, container: Container) -> list[Manifest]:
         {"name": "HF_HOME", "value": str(MOUNTS[Env.WORKSPACE] / "huggingface")},
         *(_keys(ref) for ref in secrets(spec, container) if ref.key),
     ]
+
+
+def output_of(job: Manifest) -> str:
+    """Return the folder on the volume that the pods of a Job write their results to."""
+    pod = job["spec"]["template"]["spec"]
+    for one in pod["containers"][0].get("env") or ():
+        if one["name"] == Env.OUTPUT:
+            path = PurePosixPath(one.get("value", ""))
+            return (
+                str(path.relative_to(MOUNTS[Env.OUTPUT])) if path.is_relative_to(MOUNTS[Env.OUTPUT]) else "."
+            )
+    return "."
 
 
 def environment_from(spec: Spec, container: Container) -> list[Manifest]:

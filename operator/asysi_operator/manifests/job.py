@@ -2,7 +2,7 @@
 
 from asysi.contract.runtime import Container, Exit
 from asysi.contract.spec import ScanExperiment
-from asysi_operator.manifests.kinds import Image, Manifest
+from asysi_operator.manifests.kinds import Manifest, PodSettings
 from asysi_operator.manifests.labels import QUEUE, metadata
 from asysi_operator.manifests.names import job_name, rows_name
 from asysi_operator.manifests.pod import pipeline_template, pod_template
@@ -14,7 +14,7 @@ TTL = "asysi.dev/ttl-seconds-after-finished"
 it before its totals are read when the operator is away, and the experiment would begin anew."""
 
 
-def job(experiment: ScanExperiment, image: Image, first_attempt: int) -> Manifest:
+def job(experiment: ScanExperiment, settings: PodSettings, first_attempt: int) -> Manifest:
     """Return the Job. It is Indexed, with one index: only then does a pod learn the number of its attempt."""
     lifecycle = experiment.spec.lifecycle
     described = _described(experiment, job_name(experiment))
@@ -37,12 +37,12 @@ def job(experiment: ScanExperiment, image: Image, first_attempt: int) -> Manifes
             "backoffLimitPerIndex": lifecycle.max_restarts,
             "podReplacementPolicy": "Failed",  # two attempts never write one output
             "podFailurePolicy": {"rules": failure_rules()},
-            "template": pod_template(experiment, image, first_attempt),
+            "template": pod_template(experiment, settings, first_attempt),
         },
     }
 
 
-def pipeline_job(experiment: ScanExperiment, image: Image) -> Manifest:
+def pipeline_job(experiment: ScanExperiment, settings: PodSettings) -> Manifest:
     """Return the Job that runs before: an index a shard, and a dead one goes on where its ledger ends.
 
     The first shard that is given up ends the Job. Who is moved to another node has not failed.
@@ -69,7 +69,7 @@ def pipeline_job(experiment: ScanExperiment, image: Image) -> Manifest:
                     {"action": "Ignore", "onPodConditions": [moved]},
                 ]
             },
-            "template": pipeline_template(experiment, image),
+            "template": pipeline_template(experiment, settings),
         },
     }
 

@@ -8,8 +8,10 @@ Manifest = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Image:
-    """Image of the containers."""
+class PodSettings:
+    """What the pods of an experiment have in common that its spec does not say."""
 
-    name: str
+    image: str
     pull_policy: str
+    output: str = "."
+    """Folder of the results on the volume, relative."""

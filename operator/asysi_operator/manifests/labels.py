@@ -1,10 +1,8 @@
 """Labels and metadata that every object of an experiment carries."""
 
-import hashlib
-import json
 import re
-from typing import Any
 
+from asysi.contract.canonical import digest
 from asysi.contract.frozen import frozen_part
 from asysi.contract.spec import API_VERSION, KIND, ScanExperiment
 from asysi_operator.manifests.kinds import Manifest
@@ -51,11 +49,6 @@ def rows_digest(experiment: ScanExperiment) -> str:
     pipeline = {key: value for key, value in data["pipeline"].items() if key != "parallelism"}
     parts = {key: spec[key] for key in ("inputs", "output", "scheduling", "lifecycle")}
     return digest({"uri": data["uri"], "pipeline": pipeline, **parts})
-
-
-def digest(value: Any) -> str:
-    """Return 16 hexadecimal digits that stand for a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def metadata(experiment: ScanExperiment, name: str) -> Manifest:

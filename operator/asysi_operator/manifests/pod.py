@@ -3,7 +3,7 @@
 from asysi.contract.runtime import Container
 from asysi.contract.spec import ScanExperiment, Toleration
 from asysi_operator.manifests.containers import init_containers, main_containers, pipeline_container
-from asysi_operator.manifests.kinds import Image, Manifest
+from asysi_operator.manifests.kinds import Manifest, PodSettings
 from asysi_operator.manifests.labels import (
     COMPONENT,
     EXPERIMENT,
@@ -19,7 +19,7 @@ _USER = 65532
 """Nobody in particular; the images need no name for it."""
 
 
-def pod_template(experiment: ScanExperiment, image: Image, first_attempt: int) -> Manifest:
+def pod_template(experiment: ScanExperiment, settings: PodSettings, first_attempt: int) -> Manifest:
     """Return the pod template of the Job."""
     # The first attempt, and nothing else here, may change while a Job is suspended: the next pod counts on
     # from it.
@@ -28,13 +28,13 @@ def pod_template(experiment: ScanExperiment, image: Image, first_attempt: int) -
         experiment,
         labels(experiment),
         annotations,
-        initContainers=init_containers(experiment, image),
-        containers=main_containers(experiment, image),
+        initContainers=init_containers(experiment, settings),
+        containers=main_containers(experiment, settings),
         volumes=volumes(experiment),
     )
 
 
-def pipeline_template(experiment: ScanExperiment, image: Image) -> Manifest:
+def pipeline_template(experiment: ScanExperiment, settings: PodSettings) -> Manifest:
     """Return the pod template of the pipeline's Job.
 
     A claim that the experiment makes can be on one node at a time, so all its shards go to one.
@@ -48,7 +48,7 @@ def pipeline_template(experiment: ScanExperiment, image: Image) -> Manifest:
         named,
         {FIRST_ATTEMPT: "0", SPEC: rows_digest(experiment)},
         **({} if experiment.spec.output.claim else {"affinity": affinity}),
-        containers=[pipeline_container(experiment, image)],
+        containers=[pipeline_container(experiment, settings)],
         volumes=pipeline_volumes(experiment),
     )
 

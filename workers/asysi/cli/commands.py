@@ -61,6 +61,13 @@ OutputFolder = Annotated[
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace the results of an older run in that folder.")
 ]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Continue the unfinished run in that folder: after a kill, a full disk or an upgrade.",
+    ),
+]
 Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of the live display.")]
 KillOnce = Annotated[
     str | None,
@@ -100,20 +107,23 @@ def run(  # noqa: PLR0917 - each is an option of the command
     settings: Settings = None,
     output: OutputFolder = None,
     overwrite: Overwrite = False,
+    resume: Resume = False,
     plain: Plain = False,
     kill_once: KillOnce = None,
 ) -> None:
     """Watch a model on this machine: the experiment's pod as processes.
 
-    Ctrl-C ends the run early and cleanly, with a report; a second Ctrl-C kills it.
+    Ctrl-C ends the run early and cleanly, with a report; a second Ctrl-C kills it. A run that was killed is
+    continued with --resume.
 
     \b
     Examples:
       asysi run examples/minilm/scan.yaml
       asysi run -f base.yaml -f profile_hpc.yaml --output runs/today
       asysi run scan.yaml --set spec.workload.scan.passes=2
+      asysi run scan.yaml --resume
     """
-    _run(_load(files, layers, settings), output, overwrite, plain, kill_once)
+    _run(_load(files, layers, settings), output, plain, kill_once, overwrite=overwrite, resume=resume)
 
 
 @app.command("run-profile", hidden=True)
@@ -124,6 +134,7 @@ def run_profile(  # noqa: PLR0917 - each is an option of the command
     settings: Settings = None,
     output: OutputFolder = None,
     overwrite: Overwrite = False,
+    resume: Resume = False,
     plain: Plain = False,
     kill_once: KillOnce = None,
 ) -> None:
@@ -137,9 +148,10 @@ def run_profile(  # noqa: PLR0917 - each is an option of the command
     _run(
         _load([config] if config.name == base.name else [base, config], None, settings),
         output,
-        overwrite,
         plain,
         kill_once,
+        overwrite=overwrite,
+        resume=resume,
     )
 
 
@@ -250,9 +262,17 @@ def _find_modules_beside(files: list[Path]) -> None:
 
 
 def _run(
-    experiment: "ScanExperiment", output: Path | None, overwrite: bool, plain: bool, kill_once: str | None
+    experiment: "ScanExperiment",
+    output: Path | None,
+    plain: bool,
+    kill_once: str | None,
+    *,
+    overwrite: bool,
+    resume: bool,
 ) -> None:
+    if overwrite and resume:
+        raise typer.BadParameter("--overwrite begins anew and --resume continues: give one of them")
     code = door("asysi_operator.local", "run")(
-        experiment, output=output, overwrite=overwrite, plain=plain, kill_once=kill_once
+        experiment, output=output, overwrite=overwrite, resume=resume, plain=plain, kill_once=kill_once
     )
     raise typer.Exit(int(code))

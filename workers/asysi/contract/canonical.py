@@ -6,6 +6,8 @@ older operator has made is still the wanted one, its workers can read the file a
 new fields, and a rollback finds everything as it was.
 """
 
+import hashlib
+import json
 from typing import Any, cast
 
 from pydantic import BaseModel
@@ -77,6 +79,11 @@ def canonical(experiment: ScanExperiment) -> dict[str, Any]:
 def canonical_data(data: Data) -> dict[str, Any]:
     """Return what the model reads as JSON, keys as in Python: what a pipeline's folder is named by."""
     return cast("dict[str, Any]", _canonical(data, "spec.data", by_alias=False))
+
+
+def digest(value: Any) -> str:
+    """Return 16 hexadecimal digits that stand for a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _canonical(value: Any, pattern: str, *, by_alias: bool) -> Any:

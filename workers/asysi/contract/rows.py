@@ -1,10 +1,8 @@
 """Where the rows of an experiment are: its input itself, or what its pipeline makes of it."""
 
-import hashlib
-import json
 from pathlib import Path, PurePosixPath
 
-from asysi.contract.canonical import canonical_data
+from asysi.contract.canonical import canonical_data, digest
 from asysi.contract.pipeline import PipelineFile
 from asysi.contract.runtime import PIPELINE_FOLDER
 from asysi.contract.spec import Data, DataPipeline, Pipeline, ScanExperiment
@@ -18,8 +16,7 @@ def pipeline_folder(data: Data) -> PurePosixPath:
     """Return the folder of a pipeline's files below the output. Another input or pipeline has another."""
     content = canonical_data(data)["pipeline"]
     made = {key: value for key, value in content.items() if key not in _ELSEWHERE}
-    text = json.dumps([data.uri, made], sort_keys=True)
-    return PIPELINE_FOLDER / hashlib.sha256(text.encode()).hexdigest()[:16]
+    return PIPELINE_FOLDER / digest([data.uri, made])
 
 
 def read_rows(data: Data, output: Path) -> Data:

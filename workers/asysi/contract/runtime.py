@@ -96,6 +96,8 @@ CAPTURE_RING = PurePosixPath("capture/rank-0")
 BUS_RING = PurePosixPath("bus")
 
 # Folders and files below the output.
+IDENTITY_FILE = PurePosixPath("identity.json")
+"""Whose the folder is: namespace, name, digest of what decides the content, uid."""
 EXPERIMENT_FILE = PurePosixPath("experiment.yaml")
 LEDGER_FILE = PurePosixPath("ledger.json")
 VERDICT_FILE = PurePosixPath("verdict.json")
@@ -123,6 +125,8 @@ WEIGHTS_FOLDER = PurePosixPath("weights")
 PIPELINE_FOLDER = PurePosixPath("pipeline")
 """`pipeline/<digest>/rows.jsonl`, sealed, with the ledgers of its shards and the rows between operators."""
 LOG_FOLDER = PurePosixPath("logs")
+ATTEMPTS_FOLDER = PurePosixPath("attempts")
+"""`attempts/<number>/ledger.json` of each attempt that did not come to the end."""
 
 # Files below the workspace.
 POINTS_FILE = PurePosixPath("points.json")

@@ -32,6 +32,12 @@ LabelValue = Annotated[str, Field(pattern=LABEL_VALUE, max_length=63)]
 Labels = Annotated[dict[LabelName, LabelValue], Field(max_length=64)]
 
 
+OutputPath = Annotated[
+    str, Field(pattern=r"^(\.|[A-Za-z0-9_][-._A-Za-z0-9]*(/[A-Za-z0-9_][-._A-Za-z0-9]*)*)$", max_length=253)
+]
+"""A relative path that leads nowhere else: no part of it begins with a dot."""
+
+
 class Part(BaseModel):
     """A part of the spec: camelCase in files, snake_case in Python, unknown keys refused, never changed.
 
@@ -450,6 +456,14 @@ class Output(Part):
     deleted."""
     size: Memory = "10Gi"
     """Size of the claim that is made when none is given."""
+    path: OutputPath | None = None
+    """Folder of the results on the claim, `.` for its root. Unset takes the experiment's name on a named
+    claim, so that experiments can share it, and the root of the claim that is made. In a local run it is
+    below `uri`, or below `runs`."""
+    resume: bool = False
+    """Whether to continue an unfinished experiment of the same name and content in that folder although it is
+    not known to be gone. Not needed for the experiment's own attempts, nor after it was deleted and created
+    anew."""
     secret_ref: SecretRef | None = None
     """Secret with the credentials for the output."""
 

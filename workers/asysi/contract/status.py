@@ -111,6 +111,8 @@ class Status(Part):
     """Name of the Job."""
     pod: Word | None = None
     """Name of the current attempt's pod."""
+    output: Annotated[str, Field(max_length=512)] | None = None
+    """Where the results are: the claim, and the folder on it."""
     attempt: Count | None = None
     """Number of the attempt, from 0."""
     start_time: Time | None = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import (
+    ATTEMPTS_FOLDER,
     LEDGER_FILE,
     MODEL_FILE,
     REPORT_FILE,
@@ -19,7 +20,6 @@ from asysi.contract.runtime import (
     Exit,
 )
 from asysi.files import write_atomic
-from asysi.finish.attempts import ATTEMPTS_FOLDER
 from asysi.finish.ending import (
     Ending,
     conditions_json,

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import Container, Exit
+from asysi.monitor.folder import enter
 from asysi.monitor.rest import has_ended, rest
 from asysi.monitor.worker import Stop, Worker, leave_last_words
 
@@ -31,6 +32,7 @@ def run_worker(container: Container, main: Callable[[Worker], int]) -> NoReturn:
     try:
         worker = Worker.from_environment(container)
         _listen(worker.stop)
+        enter(worker)
         _serve(worker)
         code = _work(worker, main)
     except ConfigError as error:

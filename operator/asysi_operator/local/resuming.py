@@ -1,0 +1,77 @@
+"""Continuing an unfinished run: whether that is possible, from which attempt, and what has changed."""
+
+import sys
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from asysi.contract.errors import ConfigError
+from asysi.contract.identity import Found, Identity, identity_of, look, spec_changes
+from asysi.contract.runtime import EXPERIMENT_FILE
+from asysi.contract.spec import ScanExperiment
+
+
+def continued(folder: Path, experiment: ScanExperiment) -> int:
+    """Return the number of the next attempt in a folder, 0 where nothing is to be continued, and say so.
+
+    Raises:
+        ConfigError: the run in the folder is finished, or of another experiment.
+    """
+    found, own = look(folder), identity_of(experiment)
+    if found.finished:
+        raise ConfigError(
+            f"{folder} holds a finished run, so there is nothing to continue: replace it with --overwrite, "
+            "or choose another folder with --output"
+        )
+    before = found.identity or _stated(folder)
+    if before is None:
+        if found.begun:
+            raise ConfigError(
+                f"{folder} holds results but neither identity.json nor {EXPERIMENT_FILE} to say of what: "
+                "choose another folder with --output"
+            )
+        _say(f"there is no run to continue in {folder}: a new one begins")
+        return 0
+    notes = _compared(folder, before, own)
+    first = _next(found)
+    _say(f"continuing the run in {folder} with attempt {first}{notes}")
+    return first
+
+
+def _compared(folder: Path, before: Identity, own: Identity) -> str:
+    """Return what has changed in the spec without making it another one, in words."""
+    if (before.namespace, before.name) != (own.namespace, own.name):
+        raise ConfigError(
+            f"{folder} holds a run of {before.namespace}/{before.name}, not of {own.namespace}/{own.name}: "
+            "choose another folder with --output"
+        )
+    content, others = spec_changes(before, own)
+    if content:
+        raise ConfigError(
+            f"the run in {folder} had another {', '.join(content)}, and its results would be of two specs: "
+            "undo the change, or begin anew with --overwrite"
+        )
+    return f"; changed since: {', '.join(others)}" if others else ""
+
+
+def _next(found: Found) -> int:
+    """Return the number of the next attempt: above 0 wherever there is anything to go on from."""
+    return max(found.attempts, int(found.begun))
+
+
+def _stated(folder: Path) -> Identity | None:
+    """Return the identity of a run from before there were any, from the experiment that it states."""
+    try:
+        tree = yaml.safe_load((folder / EXPERIMENT_FILE).read_bytes())
+        return identity_of(ScanExperiment.model_validate(tree))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"{folder / EXPERIMENT_FILE} cannot be read: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -1,0 +1,113 @@
+"""The output folder of a worker: whose it is, and that somebody works in it.
+
+`identity.json` says whose it is. Every worker holds a shared lock beside it for as long as it lives, so the
+folder changes its owner only while nobody works in it: not even a pod that outlives its deleted experiment,
+nor one of another cluster on the same storage.
+"""
+
+import fcntl
+import logging
+import os
+import time
+from pathlib import Path
+
+from asysi.contract.errors import ConfigError
+from asysi.contract.identity import Found, Identity, identity_of, look, read_identity, refusal
+from asysi.contract.runtime import IDENTITY_FILE, Container
+from asysi.files import write_atomic
+from asysi.monitor.worker import Worker
+
+LOCK_FILE = ".identity.lock"
+EXTRA_SECONDS = 15.0
+"""Beyond the grace period, how long a pod that is on its way out is waited for."""
+_TICK = 0.2
+_TAKING = {Container.PIPELINE, Container.PREPARE}
+"""Containers that come first and may take possession; all others only look."""
+log = logging.getLogger("asysi")
+
+
+def enter(worker: Worker) -> None:
+    """Make sure that the output folder is the experiment's, and hold it until this process ends.
+
+    The attempt's number is counted from those that earlier owners have made.
+
+    Raises:
+        ConfigError: it is somebody else's.
+    """
+    own = identity_of(worker.experiment)
+    if worker.container in _TAKING:
+        recorded = _take(worker, own)
+    elif not worker.output.is_dir():
+        return
+    else:
+        _lock(_open(worker.output), fcntl.LOCK_SH)
+        found = read_identity(worker.output)
+        if found is None:  # of a Job whose prepare knew nothing of identities
+            return
+        recorded = found
+        if not _owns(recorded, own):
+            raise ConfigError(_sentence(worker, f"has become that of {recorded.namespace}/{recorded.name}"))
+    worker.attempt += recorded.attempts
+
+
+def _take(worker: Worker, own: Identity) -> Identity:
+    """Return the identity under which the folder is the experiment's from now on."""
+    folder = worker.output
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = _open(folder)
+    until = time.monotonic() + worker.experiment.spec.lifecycle.grace_period_seconds + EXTRA_SECONDS
+    while True:
+        alone = _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        found = look(folder)
+        resume = worker.experiment.spec.output.resume
+        if reason := refusal(own, found, attempt=worker.attempt, resume=resume):
+            raise ConfigError(_sentence(worker, reason))
+        recorded = found.identity
+        if alone:
+            wanted = own.model_copy(update={"attempts": _before(worker, own, found)})
+            if recorded != wanted:
+                write_atomic(folder / IDENTITY_FILE, wanted.model_dump_json(indent=1) + "\n")
+            _lock(descriptor, fcntl.LOCK_SH)
+            return wanted
+        if recorded is not None and _owns(recorded, own) and _lock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB):
+            return recorded
+        if time.monotonic() > until:
+            raise ConfigError(_sentence(worker, "is in use by workers of another experiment"))
+        time.sleep(_TICK)
+
+
+def _before(worker: Worker, own: Identity, found: Found) -> int:
+    """Return the attempts that earlier owners have made, whose numbers are taken."""
+    if found.identity is None:
+        return 0 if worker.attempt else found.attempts
+    if _owns(found.identity, own) and (own.uid is not None or worker.attempt):
+        return found.identity.attempts
+    return found.attempts
+
+
+def _owns(recorded: Identity, own: Identity) -> bool:
+    return recorded.same_content(own) and recorded.uid == own.uid
+
+
+def _open(folder: Path) -> int:
+    """Return a descriptor that stays open as long as the process lives."""
+    return os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+
+def _lock(descriptor: int, how: int) -> bool:
+    """Lock, and return whether that succeeded; storage without locks counts as locked."""
+    try:
+        fcntl.flock(descriptor, how)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        log.warning(
+            "the output folder cannot be locked (%s): nothing guards it against a second writer", error
+        )
+    return True
+
+
+def _sentence(worker: Worker, reason: str) -> str:
+    output = worker.experiment.spec.output
+    of_claim = f" on the claim {output.claim}" if output.claim else ""
+    return f"the output folder {worker.output}{of_claim} {reason}: choose another with spec.output.path"
