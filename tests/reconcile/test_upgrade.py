@@ -90,7 +90,7 @@ def test_the_pipeline_writes_where_the_model_reads(cluster: Any) -> None:
 
 @pytest.mark.parametrize("name", ["claim", "pipeline"])
 def test_what_has_begun_keeps_its_place(cluster: Any, name: str) -> None:
-    """An experiment of the first version wrote to its claim's root, and still does when its Job is made anew."""
+    """An experiment of the first version wrote to its claim's root, and does so with a new Job too."""
     lab = inherited(cluster, name)
     lab.write_status({"startTime": BEGAN, "attempt": 0})
     lab.settle()
