@@ -10,7 +10,7 @@ from asysi.bus.packet import RowFlag, document_positions
 from asysi.contract.errors import ConfigError
 from asysi.contract.spec import Data, Holdout, Tokens
 from asysi.hosts.seen import Seen
-from asysi.hosts.text import Document, TextSource, is_held_out
+from asysi.hosts.text import RENUMBERED, Document, TextSource, is_held_out
 from asysi.hosts.tokens import Batches, Corpus, Policy, make_policy, tokenise
 
 # -- rows of text
@@ -30,6 +30,38 @@ def test_rows_become_distinct_documents(tmp_path):
     found = [(document.sample, document.text) for document in rows]
     assert found == [(7, "a"), (3, "b"), (5, "c")]
     assert (rows.rows, rows.duplicates) == (4, 1)
+
+
+IDS = st.one_of(
+    st.none(), st.integers(-2, 6), st.sampled_from([2**63, 2**63 + 3, 2**64, "3", "3_0", 1.5, True])
+)
+
+
+@given(st.lists(IDS, min_size=1, max_size=30))
+def test_a_number_names_one_document(tmp_path_factory, ids):
+    """Whatever the rows bring as `_i`, no two documents have the same number, and every reading agrees."""
+    texts = [f"text {n}" for n in range(len(ids))]
+    lines = [
+        json.dumps({"text": text} if own is None else {"text": text, "_i": own})
+        for own, text in zip(ids, texts, strict=True)
+    ]
+    rows = source(tmp_path_factory.mktemp("rows"), "\n".join(lines))
+    found = list(rows)
+    assert [document.text for document in found] == texts
+    assert len({document.sample for document in found}) == len(ids)
+    assert list(rows) == found
+    for line, (own, document) in enumerate(zip(ids, found, strict=True), 1):
+        usable = type(own) is int and 0 <= own < 2**63
+        assert document.sample in {own if usable else line, RENUMBERED + line}
+    assert rows.renumbered == sum(document.sample >= RENUMBERED for document in found)
+
+
+def test_repeated_numbers_are_said(tmp_path):
+    """The first of two rows with the same `_i` keeps it; the other is 2^63 plus its line, and is counted."""
+    lines = ['{"text": "a", "_i": 4}', '{"text": "b", "_i": 4}', '{"text": "c"}', '{"text": "d", "_i": 3}']
+    rows = source(tmp_path, "\n".join(lines))
+    assert [document.sample for document in rows] == [4, 2**63 + 2, 3, 2**63 + 4]
+    assert rows.renumbered == 2
 
 
 def test_lines_end_at_newlines_alone(tmp_path):

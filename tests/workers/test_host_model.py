@@ -271,6 +271,13 @@ def test_check_counts_documents(tiny, rows, tmp_path):
     assert 0 < report.held_out < 20
 
 
+def test_check_says_that_numbers_are_repeated(tiny, rows, tmp_path):
+    """Rows that share an `_i` are counted in a warning: one number must not be trained on and held out."""
+    rows.write_text("".join(json.dumps({"text": f"sentence {n}", "_i": n // 2}) + "\n" for n in range(10)))
+    warning, *_ = check(experiment(tiny, rows), output=tmp_path).warnings
+    assert warning.startswith("spec.data.uri: 5 of 10 documents have a number (`_i`, or their line)")
+
+
 def test_check_leaves_nothing_behind(tiny, rows, tmp_path):
     """Checking creates no folder, no ring and no file."""
     before = sorted(tmp_path.rglob("*"))

@@ -68,6 +68,11 @@ def _corpus(experiment: ScanExperiment, host: Host, seen: Mapping[str, Any]) -> 
             f"{number('documents')} distinct documents, {number('duplicates')} duplicates left out, "
             f"{number('held_out')} held out; {number('unique_tokens')} distinct content tokens"
         )
+    if seen.get("renumbered"):
+        parts.append(
+            f"{number('renumbered')} documents had a number that an earlier one has; theirs is 2^63 plus "
+            "their line"
+        )
     passes = scan.passes if scan else 1
     parts.append(f"{passes} {'pass' if passes == 1 else 'passes'}, {count(host.tokens)} tokens read")
     if host.interrupted:

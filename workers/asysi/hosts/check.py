@@ -242,6 +242,11 @@ def _check_data(
         report.need(error)
         return
     report.duplicates = source.duplicates
+    if source.renumbered:
+        report.warnings.append(
+            f"spec.data.uri: {source.renumbered} of {report.documents} documents have a number (`_i`, or "
+            "their line) that an earlier document has: theirs is 2^63 plus their line from here on"
+        )
     if not report.documents:
         report.problems.append(f"spec.data.uri: {rows.uri} holds no document")
     elif data.holdout.share and not report.held_out:

@@ -43,6 +43,8 @@ class Reading:
     documents: int
     held_out: int
     duplicates: int
+    renumbered: int
+    """Documents whose number another one had already."""
     truncated: int
     """Documents that were cut at the context length."""
 
@@ -59,7 +61,14 @@ def read_data(data: Data, scan: Scan, tokenizer: object) -> Reading:
     if not corpus.documents:
         raise ConfigError(f"spec.data.uri: {data.uri} holds no document with a token in it")
     batches = Batches(corpus, policy, batch_size=scan.batch_size, passes=scan.passes, seed=scan.seed)
-    return Reading(batches, corpus.documents, int(corpus.holdout.sum()), source.duplicates, corpus.truncated)
+    return Reading(
+        batches,
+        documents=corpus.documents,
+        held_out=int(corpus.holdout.sum()),
+        duplicates=source.duplicates,
+        renumbered=source.renumbered,
+        truncated=corpus.truncated,
+    )
 
 
 class ScannerEngine:
@@ -230,6 +239,7 @@ class _Run:
             "documents": reading.documents,
             "held_out": reading.held_out,
             "duplicates": reading.duplicates,
+            "renumbered": reading.renumbered,
             "truncated": reading.truncated,
             "unique_tokens": reading.batches.content_tokens,
             "tokens": hooker.tokens_seen,

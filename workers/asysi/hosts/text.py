@@ -11,6 +11,8 @@ import orjson
 from asysi.contract.errors import ConfigError
 from asysi.contract.spec import Data
 
+RENUMBERED = 2**63
+"""Added to the line of a row whose number another row has: above every number that rows bring."""
 _EXCERPT = 60
 
 
@@ -19,7 +21,8 @@ class Document:
     """A distinct document."""
 
     sample: int
-    """Row of the input: its `_i` where that is a whole number from 0, else its line through all files."""
+    """Row of the input, unique: its `_i` where that is a whole number from 0, else its line through all
+    files; where another document has that number already, RENUMBERED plus the line."""
     text: str
     holdout: bool
     """Whether it is never trained on."""
@@ -57,11 +60,14 @@ class TextSource:
         """Rows read."""
         self.duplicates = 0
         """Rows whose text had been seen before."""
+        self.renumbered = 0
+        """Documents whose number another one had already."""
 
     def __iter__(self) -> Iterator[Document]:
         field, holdout = self._data.tokens.text_field, self._data.holdout
         seen: set[bytes] = set()
-        self.rows = self.duplicates = 0
+        numbers: set[int] = set()
+        self.rows = self.duplicates = self.renumbered = 0
         for line in _lines(self._data.uri):
             row = _parse(line)
             text = _text(line, row, field)
@@ -73,7 +79,12 @@ class TextSource:
             if self._limit is not None and len(seen) >= self._limit:
                 return
             seen.add(mark)
-            yield Document(_sample(line, row), text, is_held_out(text, holdout.share, holdout.seed))
+            number = _number(line, row)
+            if number in numbers:  # else one number could be trained on and held out at once
+                number = RENUMBERED + line.ordinal
+                self.renumbered += 1
+            numbers.add(number)
+            yield Document(number, text, is_held_out(text, holdout.share, holdout.seed))
 
 
 def is_held_out(text: str, share: float, seed: int) -> bool:
@@ -124,7 +135,7 @@ def _text(line: _Line, row: dict[str, Any], field: str) -> str:
     return text
 
 
-def _sample(line: _Line, row: dict[str, Any]) -> int:
+def _number(line: _Line, row: dict[str, Any]) -> int:
     index = row.get("_i")
-    is_index = isinstance(index, int) and not isinstance(index, bool) and 0 <= index < 2**64
+    is_index = isinstance(index, int) and not isinstance(index, bool) and 0 <= index < RENUMBERED
     return index if is_index and index is not None else line.ordinal
