@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import re
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -27,14 +29,12 @@ class Pod:
 
     def __init__(self, folder, spec):
         self.shm, self.output, self.workspace = folder / "shm", folder / "out", folder / "work"
-        for path in (self.output, self.workspace, self.shm / CAPTURE_RING.parent):
+        for path in (self.output, self.workspace):
             path.mkdir(parents=True)
         self.readers = [
             name for name in ("archiver", "sae") if spec.get("archive", {}).get("enabled") or name == "sae"
         ]
-        ring = {"shards": 1, "chunks": 64, "chunk_bytes": 16384}
-        asysi_ring.create(str(self.shm / CAPTURE_RING), **ring, readers=["hook"], policy="drop_new")
-        asysi_ring.create(str(self.shm / BUS_RING), **ring, readers=["sae"], policy="overwrite")
+        self.fresh_rings()
         experiment = {
             "apiVersion": "asysi.dev/v1alpha1", "kind": "ScanExperiment",
             "metadata": {"name": "tiny"}, "spec": spec,
@@ -46,6 +46,25 @@ class Pod:
             "ASYSI_OUTPUT": str(self.output), "ASYSI_WORKSPACE": str(self.workspace),
             "ASYSI_TERMINATION": str(self.last), "ASYSI_PORT": "0", "HF_HUB_OFFLINE": "1",
         }  # fmt: skip
+
+    def fresh_rings(self):
+        """Make the rings of an attempt, in place of those of the one before."""
+        shutil.rmtree(self.shm, ignore_errors=True)
+        (self.shm / CAPTURE_RING.parent).mkdir(parents=True)
+        ring = {"shards": 1, "chunks": 64, "chunk_bytes": 16384}
+        asysi_ring.create(str(self.shm / CAPTURE_RING), **ring, readers=["hook"], policy="drop_new")
+        asysi_ring.create(str(self.shm / BUS_RING), **ring, readers=["sae"], policy="overwrite")
+
+    def verdict(self):
+        """Return what `verdict.json` says."""
+        return json.loads((self.output / "verdict.json").read_text())
+
+    def left_by_the_host(self, *attempts):
+        """Leave what the host leaves: counts of documents, and the attempts in which it has run a step."""
+        (self.output / "host").mkdir(exist_ok=True)
+        (self.output / "host" / "seen.json").write_text(json.dumps({"documents": 60, "truncated": 0}))
+        steps = {str(number): 2 for number in attempts}
+        (self.output / "host" / "progress.json").write_text(json.dumps({"attempts": steps}))
 
     def asked(self, path):
         """Return what finish answers, None while it does not."""
@@ -74,8 +93,10 @@ class Pod:
             env={**self.environment, "ASYSI_ATTEMPT": str(attempt)}, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
-    def run(self, *, end="complete", lost=0):
-        """Move rows from host to sae as the workers would, losing `lost` of them from sae's books."""
+    def run(self, *, end="complete", lost=0, steps=3, stopped=False):
+        """Move rows from host to sae as the workers would, losing `lost` of them from sae's books; a stopped
+        sae reads only when all is written.
+        """
         capture, bus = (
             asysi_ring.Writer(str(self.shm / CAPTURE_RING)),
             asysi_ring.Writer(str(self.shm / BUS_RING)),
@@ -86,13 +107,13 @@ class Pod:
         )
         with asysi_ring.Control(str(self.shm / CAPTURE_RING)) as control:
             for word, value in (
-                (CaptureWord.STEPS, 3),
-                (CaptureWord.TOKENS, 3 * ROWS),
-                (CaptureWord.STEPS_TOTAL, 3),
+                (CaptureWord.STEPS, steps),
+                (CaptureWord.TOKENS, steps * ROWS),
+                (CaptureWord.STEPS_TOTAL, steps),
             ):
                 control.set(word, value)
             control.set_float(CaptureWord.RATE, 1.0)
-        for step in range(3):
+        for step in range(steps):
             for number, point in enumerate(POINTS):
                 _publish(capture, point, step)
                 capture.book(capture.account(point), seen=5, sampled_out=5)
@@ -100,10 +121,13 @@ class Pod:
                     _publish(bus, point, step)
                     hook.consumed(view)
                 hook.mark_durable()
-                for view in sae.pull(1, 1.0):
+                for view in [] if stopped else sae.pull(1, 1.0):
                     sae.consumed(view)
                 sae.gauge(number, Gauge.TRAINED, ROWS * (step + 1))
                 sae.gauge(number, Gauge.DEAD, 0.25)
+        while stopped and (views := sae.pull(16, 0.2)):
+            for view in views:
+                sae.consumed(view)
         sae.mark_durable()
         if lost:
             bus.book(bus.account(POINTS[0]), seen=lost)
@@ -234,17 +258,19 @@ def tiny_model(folder):
     BertModel(config, add_pooling_layer=False).save_pretrained(folder, safe_serialization=True)
 
 
-def test_the_report_shows_the_frozen_autoencoders_on_held_out_text(tmp_path):
-    """With a real model, text and exports: layers and features of both hook points, and no problem, exit
-    code 0.
-    """
+def with_model(tmp_path, spoil=lambda _parameters: None, exported=POINTS):
+    """Return a pod with a real model whose parameters `spoil` may change, text, and some SAEs."""
     import torch
+    from safetensors.torch import load_file, save_file
 
     from asysi.sae.export import export, folder_of
     from asysi.sae.model import SparseAutoencoder
 
     model, data = tmp_path / "model", tmp_path / "data.jsonl"
     tiny_model(model)
+    parameters = load_file(model / "model.safetensors")
+    spoil(parameters)
+    save_file(parameters, model / "model.safetensors", {"format": "pt"})
     rng = np.random.default_rng(0)
     lines = [" ".join(rng.choice(WORDS, rng.integers(4, 12))) for _ in range(60)]
     data.write_text("".join(json.dumps({"_i": 100 + i, "text": line}) + "\n" for i, line in enumerate(lines)))
@@ -258,10 +284,19 @@ def test_the_report_shows_the_frozen_autoencoders_on_held_out_text(tmp_path):
     }  # fmt: skip
     (pod.workspace / MODEL_FILE).write_text(json.dumps(resolved))
     generator = torch.Generator().manual_seed(0)
-    for point in POINTS:
+    for point in exported:
         sae = SparseAutoencoder(WIDTH, 24, 3)
         sae.initialise(torch.zeros(WIDTH), torch.randn(24, WIDTH, generator=generator))
         export(folder_of(pod.output / "sae" / "tiny", point), sae, {})
+    return pod
+
+
+def test_the_report_shows_the_frozen_autoencoders_on_held_out_text(tmp_path):
+    """With a real model, text and exports: layers and features of both hook points, and no problem, exit
+    code 0.
+    """
+    pod = with_model(tmp_path)
+    pod.left_by_the_host(0)
     pod.run()
     code, log = wait_for(pod.finish())
     assert code == 0, log
@@ -273,7 +308,136 @@ def test_the_report_shows_the_frozen_autoencoders_on_held_out_text(tmp_path):
     assert set(map(int, browser["rows"])) <= set(range(100, 160))
     assert browser["sentence"] is not None
     assert "25.0% in training" in page
-    assert json.loads(pod.last.read_text())["sae"]["l0"] == 3.0
+    words = json.loads(pod.last.read_text())
+    assert words["sae"]["l0"] == 3.0
+    assert words["conditions"]["LedgerBalanced"]["status"] == "True"
+    assert words["conditions"]["DataSound"] == {
+        "status": "True", "reason": "Sound", "message": "Every check of the data has passed.",
+    }  # fmt: skip
+    assert pod.verdict()["level"] == "ok"
+    assert 'class="verdict ok"' in page
+
+
+def nothing_but_nan(parameters):
+    """Spoil the second layer: every row of it is NaN, as after an overflow of float16."""
+    parameters["encoder.layer.1.output.LayerNorm.bias"].fill_(float("nan"))
+
+
+def nan_at_a_word(parameters):
+    """Spoil a word: every sentence that holds it is NaN at both hook points."""
+    parameters["embeddings.word_embeddings.weight"][7].fill_(float("nan"))
+
+
+def test_a_hook_point_without_a_finite_row_is_on_the_page_and_fails_the_run(tmp_path):
+    """Every row NaN: no SAE can be, so the run has failed; the report is written, names the hook point, says
+    why and shows the other one.
+    """
+    pod = with_model(tmp_path, nothing_but_nan, POINTS[:1])
+    pod.left_by_the_host(0)
+    why = "all 240 rows that it was given hold NaN or infinity"
+    record = {"points": {POINTS[1]: {"not_finite": 240, "why": why}}}
+    (pod.output / "sae" / "tiny" / "training.json").write_text(json.dumps(record))
+    pod.run()
+    code, log = wait_for(pod.finish())
+    assert code == 1, log
+    found = pod.verdict()
+    assert [(one["reason"], one["points"]) for one in found["findings"]] == [
+        ("NoResult", [POINTS[1]]), ("RowsNotFinite", [POINTS[1]]),
+    ]  # fmt: skip
+    assert found["points"][1]["notFinite"] == 240
+    assert found["points"][0]["saes"][0]["fvu"] > 0
+    page = (pod.output / "report.html").read_text()
+    assert page.count(why) >= 2
+    assert 'class="verdict fail"' in page
+    assert json.loads(pod.last.read_text())["conditions"]["DataSound"]["reason"] == "NoResult"
+
+
+def test_some_rows_that_are_not_finite_cost_no_report(tmp_path):
+    """NaN in some sentences: figures are of the others, the page is whole, the verdict a warning, exit 0."""
+    pod = with_model(tmp_path, nan_at_a_word)
+    pod.left_by_the_host(0)
+    pod.run()
+    code, log = wait_for(pod.finish())
+    assert code == 0, log
+    found = pod.verdict()
+    assert {one["reason"] for one in found["findings"]} == {"RowsNotFinite"}
+    assert all(point["notFinite"] > 0 and point["saes"][0]["fvu"] > 0 for point in found["points"])
+    page = (pod.output / "report.html").read_text()
+    json.loads(re.search(r'id="data">(.*?)</script>', page, re.S).group(1))
+    assert 'class="verdict warning"' in page
+
+
+def test_finish_killed_while_it_analyses(tmp_path):
+    """The next attempt has nothing left to read, and knows the rows of the one before: nobody says 0 rows."""
+    pod = with_model(tmp_path)
+    pod.left_by_the_host(0)
+    pod.run()
+    process, kept = pod.finish(), pod.output / "attempts" / "0" / "ledger.json"
+    until = time.monotonic() + SECONDS
+    while not kept.exists() and time.monotonic() < until:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    wait_for(process)
+    assert not (pod.output / "verdict.json").exists()
+    pod.fresh_rings()
+    pod.run(steps=0)
+    code, log = wait_for(pod.finish(attempt=1))
+    assert code == 0, log
+    rows = 6 * (ROWS + 5)
+    found = pod.verdict()["conditions"]["LedgerBalanced"]
+    assert (found["status"], found["message"]) == ("True", f"All {rows} rows seen are accounted for.")
+    assert json.loads(pod.last.read_text())["capture"]["seen"] == rows
+    assert json.loads((pod.output / "ledger.json").read_text())["allAttempts"]["capture"]["seen"] == rows
+
+
+def test_finish_killed_while_the_stream_runs(tmp_path):
+    """The books of that attempt are gone with its rings: what it saw is not known, nobody says balanced."""
+    pod = Pod(tmp_path, WITHOUT_SAE)
+    process = pod.waiting()
+    process.send_signal(signal.SIGKILL)
+    wait_for(process)
+    pod.run()
+    pod.left_by_the_host(0)
+    pod.fresh_rings()
+    pod.run(steps=0)
+    pod.environment["ASYSI_PORT"] = "0"
+    code, log = wait_for(pod.finish(attempt=1))
+    assert code == 0, log
+    found = pod.verdict()
+    assert found["conditions"]["LedgerBalanced"]["reason"] == "AttemptWithoutBooks"
+    page = (pod.output / "report.html").read_text()
+    assert 'class="verdict unknown"' in page
+    assert "What attempt 0 saw is not known" in page
+    assert "books balance" not in page.split("</section>")[0]
+
+
+def test_a_consumer_that_stood_still_is_told_of(tmp_path):
+    """Most rows overwritten before the trainer read them: the books balance, and the data has a warning."""
+    pod = Pod(tmp_path, WITHOUT_SAE)
+    pod.left_by_the_host(0)
+    pod.run(steps=80, stopped=True)
+    code, log = wait_for(pod.finish())
+    assert code == 0, log
+    found = pod.verdict()
+    assert found["conditions"]["LedgerBalanced"]["status"] == "True"
+    assert found["findings"][0]["reason"] == "RowsLapped"
+    assert all(0.5 < point["lapped"]["sae"] < 1 for point in found["points"])
+    assert 'class="verdict warning"' in (pod.output / "report.html").read_text()
+
+
+def test_books_are_closed_when_a_run_is_suspended(tmp_path):
+    """SIGTERM, then the stream comes to rest: the attempt's books are written, and the exit code is 143."""
+    pod = Pod(tmp_path, WITHOUT_SAE)
+    with asysi_ring.Control(str(pod.shm / CAPTURE_RING)) as control:
+        control.set(CaptureWord.STEPS, 3)
+    process = pod.waiting()
+    process.terminate()
+    pod.run(end="attempt_over")
+    code, log = wait_for(process)
+    assert code == 143, log
+    written = json.loads((pod.output / "attempts" / "0" / "ledger.json").read_text())
+    assert written["balanced"]
+    assert not (pod.output / "verdict.json").exists()
 
 
 def with_weights(tmp_path):

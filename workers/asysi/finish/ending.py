@@ -110,7 +110,7 @@ def end_of(
         balanced=not failing and ledger.balanced,
         complete=ledger.complete,
         rows=total_produced(whole(attempts).capture.values()).seen,
-        attempts=len(attempts),
+        attempts=sum(1 for one in attempts if one.books is None or one.steps),
         without=without_books(attempts[:-1]),
         failing=_failing(ledger, failing),
     )

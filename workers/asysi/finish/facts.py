@@ -77,7 +77,7 @@ def _point(
         lapped[name] = _share(rows.get(path, Consumed()).lapped, bus.published)
     place = analysis.places.get(path)
     met = [_count(points.get(path), "not_finite") or 0 for points in records.training.values()]
-    met += [books.not_finite.get(path, 0), place.not_finite if place else 0]
+    met.append(books.not_finite.get(path, 0))
     sae = experiment.spec.sae
     trainers = [t.name for t in sae.train if _names(t.hook_points, path)] if sae and sae.enabled else []
     return PointFacts(
@@ -85,7 +85,7 @@ def _point(
         seen=captured.seen,
         kept=bus.published,
         lapped=lapped,
-        not_finite=max(met),
+        not_finite=max(met) or (place.not_finite if place else 0),
         outlier=None if place is None else place.outlier,
         saes=tuple(_sae(name, path, captured.seen, records, analysis) for name in trainers),
     )

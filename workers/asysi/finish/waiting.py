@@ -53,7 +53,7 @@ def wait(
         snapshot = look()
         beat()
         if settled(snapshot):
-            return Outcome(snapshot, terminated=told is not None)
+            return Outcome(snapshot, terminated=told is not None or stop())
         if stop():
             told = clock() if told is None else told
             if not snapshot.host.steps or clock() - told > TERMINATION_PATIENCE:
