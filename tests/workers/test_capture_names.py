@@ -81,6 +81,27 @@ def test_matches_keep_the_models_order(minilm_names):
     assert found == [f"encoder.layer.{n}.output" for n in range(6)]
 
 
+def test_aliases_are_matched_where_no_path_is():
+    """TransformerLens' names take the first of the modules that share one; a path comes before an alias."""
+    names = ["h.0", "h.0.attn", "h.0.attn.c_proj", "h.1", "h.1.attn", "h.1.attn.c_proj", "ln_f"]
+    aliases = {name: alias for name in names if (alias := alias_of("gpt2", name))}
+    assert match_globs(["blocks.*.hook_resid_post"], names, aliases=aliases) == ["h.0", "h.1"]
+    assert match_globs(["blocks.1.hook_attn_out"], names, aliases=aliases) == ["h.1.attn"]
+    assert match_globs(["blocks.*.hook_attn_out#1"], names, aliases=aliases) == ["h.0.attn#1", "h.1.attn#1"]
+    assert match_globs(["h.*", "blocks.0.**"], names, aliases=aliases) == ["h.0", "h.0.attn", "h.1"]
+    assert match_globs(["*"], ["h", "g"], aliases={"h": "g"}) == ["h", "g"]
+
+
+def test_names_that_no_module_returns_are_answered_with_near_ones():
+    """A name of TransformerLens that is no module's output lists the near names that are."""
+    names = [f"h.{n}" for n in range(3)]
+    aliases = {name: str(alias_of("gpt2", name)) for name in names}
+    with pytest.raises(
+        ConfigError, match=r"hook_resid_pre' matches no module .* near it are blocks.0.hook_resid_post"
+    ):
+        match_globs(["blocks.*.hook_resid_pre"], names, aliases=aliases)
+
+
 CONFIGS = {
     "bert": transformers.BertConfig(**TINY),
     "gpt2": transformers.GPT2Config(

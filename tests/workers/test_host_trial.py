@@ -297,6 +297,24 @@ def test_tokens_without_an_embedding_are_a_warning(tmp_path, rows):
     assert "10522 of its tokens have no row in the model's embedding of 20000" in report.warnings[0]
 
 
+def test_names_of_transformer_lens_are_hook_points(tmp_path, rows):
+    """`blocks.*.hook_resid_post` is every layer of a Llama; the trainers' globs are matched by check too."""
+    uri = folder(
+        tmp_path / "model", "LlamaForCausalLM", transformers.LlamaConfig(**{**SIZES, "vocab_size": 30522})
+    )
+    report = check(experiment(uri, rows, ["blocks.*.hook_resid_post"]), output=tmp_path / "out")
+    assert report.problems == []
+    assert [(point.path, point.alias) for point in report.points] == [
+        (f"model.layers.{n}", f"blocks.{n}.hook_resid_post") for n in range(2)
+    ]
+    tree = experiment(uri, rows, ["model.layers.*"]).model_dump(mode="json", by_alias=True)
+    tree["spec"]["sae"]["train"][0]["hookPoints"] = ["model.layer.0"]
+    made = ScanExperiment.model_validate(tree)
+    (problem,) = check(made, output=tmp_path / "out").problems
+    assert problem.startswith("spec.sae.train[0].hookPoints[0]: 'model.layer.0' matches no module")
+    assert problem.endswith("near it are model.layers.0")
+
+
 SHARED = """
 import torch
 class Twice(torch.nn.Module):

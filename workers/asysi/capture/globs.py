@@ -3,10 +3,11 @@
 `*` stands for any characters but a dot, `**` for any characters, `?` for one character but a dot. Everything
 else stands for itself, and the whole path must match: `encoder.layer.*.output` is the output of each layer
 and not `encoder.layer.0.attention.output`. `#n` behind a glob means one call of a module in a forward.
+TransformerLens' names are matched like paths where they are known.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import SequenceMatcher
 
 from asysi.contract.errors import ConfigError
@@ -28,21 +29,30 @@ def match_glob(glob: str, names: Iterable[str]) -> list[str]:
 
 
 def match_globs(
-    globs: Sequence[str], names: Sequence[str], where: str = "spec.capture.hookPoints"
+    globs: Sequence[str],
+    names: Sequence[str],
+    where: str = "spec.capture.hookPoints",
+    aliases: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Return the names that any of `globs` matches, in the order of `names`, each once.
 
     `glob#n` is the n-th call (from 0) of the modules that `glob` matches: their names come with `#n`, behind
-    that of all calls.
+    that of all calls. A glob that matches no path is tried on the aliases: of the paths that share one, the
+    first is taken.
 
     Args:
         globs: patterns; each must match something.
         names: dotted paths to choose from.
         where: path of the globs in the spec, for the message.
+        aliases: TransformerLens' names, by path.
 
     Raises:
         ConfigError: a glob matches nothing; the sentence lists the nearest names.
     """
+    first: dict[str, str] = {}
+    for name in names:
+        if alias := (aliases or {}).get(name):
+            first.setdefault(alias, name)
     matched: dict[str, set[int]] = {}
     problems: list[str] = []
     for position, glob in enumerate(globs):
@@ -55,9 +65,12 @@ def match_globs(
             for name in found:
                 matched.setdefault(name, set()).add(call)
         if not found:
-            problems.append(
-                f"{where}[{position}]: {glob!r} matches no module of the model{_hint(glob, names)}"
-            )
+            found = [first[alias] for alias in match_glob(path, first)]
+            for name in found:
+                matched.setdefault(name, set()).add(_ALL_CALLS if call is None else call)
+        if not found:
+            hint = _hint(glob, [*names, *first])
+            problems.append(f"{where}[{position}]: {glob!r} matches no module of the model{hint}")
     if problems:
         raise ConfigError(*problems)
     return [

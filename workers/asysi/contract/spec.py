@@ -301,8 +301,9 @@ class Capture(Part):
 
     hook_points: Annotated[list[Glob], Field(min_length=1, max_length=256)]
     """Globs on the paths of `named_modules()`: `*` stops at a dot, `**` crosses dots, `?` is one
-    character. A module that a forward calls several times gives a row a token and call; `#n` behind a glob
-    takes the n-th call alone, from 0, as a hook point of its own."""
+    character. TransformerLens' names, like `blocks.*.hook_resid_post`, mean the same modules where `asysi
+    check` shows them as an alias. A module that a forward calls several times gives a row a token and
+    call; `#n` behind a glob takes the n-th call alone, from 0, as a hook point of its own."""
     parameters: Annotated[list[Glob], Field(max_length=256)] = []
     """Globs on parameters whose gradients are taken."""
     kinds: Annotated[
@@ -379,7 +380,7 @@ class SaeTrain(Part):
     name: Name = "topk"
     """Name of the trainer and of its folder in the output."""
     hook_points: Annotated[list[Glob], Field(min_length=1, max_length=256)] = ["**"]
-    """Globs on the captured hook points."""
+    """Globs on the paths of the captured hook points."""
     variant: Literal["topk", "batchtopk", "jumprelu", "gated", "standard", "matryoshka"] = "topk"
     """Kind of autoencoder."""
     latents: Annotated[int, Field(ge=2, le=1_048_576)] = 1024

@@ -109,7 +109,7 @@ def _check_points(spec: Spec, loaded: LoadedModel, report: CheckReport) -> None:
     resolved, module, tokenizer = report.model, loaded.module, loaded.tokenizer
     batch = spec.workload.scan.batch_size if spec.workload.scan else 1
     length = spec.data.tokens.context_length if spec.data else 1
-    paths = _matched(spec, module, report)
+    paths = _matched(spec, loaded, report)
     most = getattr(getattr(module, "config", None), "max_position_embeddings", None)
     limit = most if isinstance(most, int) and most > 0 else None
     called = try_forward(
@@ -131,17 +131,19 @@ def _check_points(spec: Spec, loaded: LoadedModel, report: CheckReport) -> None:
             f"spec.data.tokens.contextLength: is {length}, but the model has {most} positions: lower it to "
             f"{most} or less"
         )
+    _check_trainers(spec, report)
     _check_vocabulary(module, tokenizer, report)
 
 
-def _matched(spec: Spec, module: "torch.nn.Module", report: CheckReport) -> list[str]:
+def _matched(spec: Spec, loaded: LoadedModel, report: CheckReport) -> list[str]:
     """Return the paths of the modules that the globs match, one for each module.
 
     A module may have several names; it is watched once, under the first that matches.
     """
-    modules = dict(module.named_modules(remove_duplicate=False))
+    modules = dict(loaded.module.named_modules(remove_duplicate=False))
+    aliases = {name: alias for name in modules if (alias := alias_of(loaded.model_type, name))}
     first: dict[tuple[int, int | None], str] = {}
-    for path in match_globs(spec.capture.hook_points, list(modules)):
+    for path in match_globs(spec.capture.hook_points, list(modules), aliases=aliases):
         name, call = split_call(path)
         watched = first.setdefault((id(modules[name]), call), path)
         if watched != path:
@@ -150,6 +152,17 @@ def _matched(spec: Spec, module: "torch.nn.Module", report: CheckReport) -> list
                 f"{watched}"
             )
     return list(first.values())
+
+
+def _check_trainers(spec: Spec, report: CheckReport) -> None:
+    """Match the trainers' globs with the hook points, as the sae worker will."""
+    paths = [point.path for point in report.points]
+    trainers = spec.sae.train if spec.sae and spec.sae.enabled and paths else ()
+    for number, trainer in enumerate(trainers):
+        try:
+            match_globs(trainer.hook_points, paths, f"spec.sae.train[{number}].hookPoints")
+        except ConfigError as error:
+            report.need(error)
 
 
 def _check_vocabulary(module: "torch.nn.Module", tokenizer: Any, report: CheckReport) -> None:
