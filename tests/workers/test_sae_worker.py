@@ -298,6 +298,23 @@ def test_several_trainers_share_a_stream(pod):
     capture.close()
 
 
+@pytest.mark.parametrize(
+    ("sequences", "opened", "said"), [(0, 0, None), (40, 40, True), (40, 0, False), (40, 39, None)]
+)
+def test_the_host_says_how_sequences_began(pod, sequences, opened, said):
+    """prepend_bos is true when all sequences began with BOS, false when none did, null when only some did."""
+    run = pod()
+    with asysi_ring.Control(str(run.shm / "capture" / "rank-0")) as capture:
+        capture.set(CaptureWord.SEQUENCES, sequences)
+        capture.set(CaptureWord.SEQUENCES_OPENED, opened)
+    run.publish(20, wait=False)
+    run.writer.close("complete")
+    _, worker = run.worker()
+    assert worker.run() == Exit.OK
+    for file in run.output.glob("sae/*/*/cfg.json"):
+        assert json.loads(file.read_text())["metadata"]["prepend_bos"] is said
+
+
 def test_a_glob_that_matches_nothing_is_refused(pod):
     """A trainer without a hook point to train on is an error before anything is read."""
     run = pod(trainers=[{"hookPoints": ["decoder.*"]}])

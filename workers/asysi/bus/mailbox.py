@@ -35,6 +35,10 @@ class CaptureWord(IntEnum):
     """Nanoseconds spent in the model's forward, hooks included."""
     TOKENS_TOTAL = 12
     """Content tokens of the whole run, all passes."""
+    SEQUENCES = 13
+    """Sequences that the model has read, earlier attempts included."""
+    SEQUENCES_OPENED = 14
+    """Of these, those that began with the tokenizer's BOS or CLS token."""
 
 
 class Gauge(IntEnum):

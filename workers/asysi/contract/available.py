@@ -157,6 +157,7 @@ READ_BY = {
         "spec.data.tokens.prependBos",
         "spec.data.tokens.separatorToken",
         "spec.data.tokens.excludeTokens",
+        "spec.data.tokens.specialTokensInText",
         "spec.data.holdout.share",
         "spec.data.holdout.seed",
         "spec.workload.scan.batchSize",

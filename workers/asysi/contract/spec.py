@@ -103,13 +103,18 @@ class Tokens(Part):
     padding, same tokens), `concat` joins documents to full sequences with the separator token between
     them."""
     prepend_bos: bool | None = None
-    """Whether sequences begin with the BOS token; unset leaves it to the tokenizer."""
+    """Whether sequences begin with the BOS token, or CLS where the tokenizer has no BOS; unset does what the
+    tokenizer itself does."""
     chat_template: bool = False
     """Whether rows hold `messages` that the tokenizer's chat template turns into text."""
     separator_token: Short | None = None
     """Token between documents under `packing: concat`; unset takes the tokenizer's EOS or SEP token."""
     exclude_tokens: Annotated[list[Short], Field(max_length=64)] = ["special", "padding"]
     """Tokens that are never data: the groups `special` and `padding`, or tokens by their text."""
+    special_tokens_in_text: Literal["tokens", "text"] = "tokens"
+    """What becomes of text that spells a special token, as `<|endoftext|>` in a page about language models:
+    `tokens` reads it as that token, as tokenizers do, so that it is data only where `excludeTokens` says so;
+    `text` reads it as ordinary text. Either way it is counted."""
     max_norm_multiple: Annotated[float, Field(gt=1, le=10_000)] | None = None
     """Leaves out tokens whose activation norm exceeds this multiple of the hook point's running median: no
     autoencoder is trained or measured on them. They are counted for each hook point, and the archive keeps

@@ -71,7 +71,7 @@ def read_again(
     if policy.packing != "concat":
         by_sample = {document.sample: document.text for document in documents}
         texts = [by_sample[int(sample)] for sample in sheet.rows]
-    pieces = spell(loaded.tokenizer, sheet, texts)
+    pieces = spell(loaded.tokenizer, sheet, texts, policy.encoding)
     return Again(sheet, activations, pieces, weight[sheet.document], joined=texts is None)
 
 

@@ -1,6 +1,7 @@
 """The text of tokens, as the source wrote it where the tokenizer can say, else as its vocabulary does."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,19 @@ from numpy.typing import NDArray
 from asysi.finish.sheet import Sheet
 
 
-def spell(tokenizer: Any, sheet: Sheet, texts: Sequence[str] | None) -> list[str]:
+def spell(
+    tokenizer: Any,
+    sheet: Sheet,
+    texts: Sequence[str] | None,
+    encoding: Mapping[str, Any] = MappingProxyType({}),
+) -> list[str]:
     """Return the text of every token of the sheet; a leading space means that a new word begins.
 
     Args:
         tokenizer: a transformers tokenizer.
         sheet: the documents' tokens.
         texts: the documents' texts in the order of the sheet, None where sequences are no single documents.
+        encoding: arguments that the run gave the tokenizer.
     """
     named = vocabulary(tokenizer, sheet.tokens)
     pieces = [named[int(token)] for token in sheet.tokens]
@@ -28,6 +35,7 @@ def spell(tokenizer: Any, sheet: Sheet, texts: Sequence[str] | None) -> list[str
         add_special_tokens=False,
         truncation=True,
         max_length=int(np.diff(bounds).max(initial=1)),
+        **encoding,
     )
     for number, text in enumerate(texts):
         start, stop = int(bounds[number]), int(bounds[number + 1])

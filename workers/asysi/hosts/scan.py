@@ -21,16 +21,18 @@ from asysi.contract.spec import Data, Scan
 from asysi.files import write_atomic
 from asysi.hosts.faults import said, would_recur
 from asysi.hosts.model import LoadedModel, load_model, read_resolved
-from asysi.hosts.seen import Seen
+from asysi.hosts.seen import Beginnings, Seen
 from asysi.hosts.text import TextSource
-from asysi.hosts.tokens import Batch, Batches, make_policy, tokenise
+from asysi.hosts.tokens import Batch, Batches, SpelledTokens, make_policy, openers, tokenise
 from asysi.monitor.process import run_worker
 from asysi.monitor.worker import Worker
 
 log = logging.getLogger("asysi")
 
 PROGRESS_FILE = HOST_FOLDER / "progress.json"
-"""{attempt, step, attempts}: the last step that was run, and that of every attempt that has run one."""
+"""{attempt, step, attempts, sequences, opened}: the last step that was run, and that of every attempt that
+has run one; the sequences read so far, and those that began with BOS or CLS.
+"""
 SEEN_FILE = HOST_FOLDER / "seen.json"
 _PROGRESS_SECONDS = 2.0
 
@@ -47,6 +49,10 @@ class Reading:
     """Documents whose number another one had already."""
     truncated: int
     """Documents that were cut at the context length."""
+    spelled: SpelledTokens
+    """Special tokens that the documents' text spells."""
+    openers: list[int]
+    """The tokenizer's BOS and CLS tokens."""
 
 
 def read_data(data: Data, scan: Scan, tokenizer: object) -> Reading:
@@ -57,17 +63,20 @@ def read_data(data: Data, scan: Scan, tokenizer: object) -> Reading:
     """
     policy = make_policy(data.tokens, tokenizer)
     source = TextSource(data, scan.max_samples)
-    corpus = tokenise(source, tokenizer, policy)
+    spelled = SpelledTokens(tokenizer)
+    corpus = tokenise(spelled.watch(source), tokenizer, policy)
     if not corpus.documents:
         raise ConfigError(f"spec.data.uri: {data.uri} holds no document with a token in it")
     batches = Batches(corpus, policy, batch_size=scan.batch_size, passes=scan.passes, seed=scan.seed)
     return Reading(
-        batches,
+        batches=batches,
         documents=corpus.documents,
         held_out=int(corpus.holdout.sum()),
         duplicates=source.duplicates,
         renumbered=source.renumbered,
         truncated=corpus.truncated,
+        spelled=spelled,
+        openers=openers(tokenizer),
     )
 
 
@@ -156,6 +165,12 @@ def main(worker: Worker) -> int:
             engine.module, points, writer, control,
             sampling=spec.capture.sampling, seed=scan.seed, root=engine.root, attempt=worker.attempt,
         )  # fmt: skip
+        if reading.spelled.documents:
+            log.warning(
+                "%d documents spell special tokens (%s); data.tokens.specialTokensInText reads them as %s",
+                reading.spelled.documents, ", ".join(reading.spelled.found),
+                spec.data.tokens.special_tokens_in_text,
+            )  # fmt: skip
         run = _Run(worker, engine, hooker, reading, Seen(spec.data.tokens.context_length))
         control.set(CaptureWord.STEPS_TOTAL, reading.batches.steps)
         control.set(CaptureWord.TOKENS_TOTAL, reading.batches.content_tokens_in_all)
@@ -166,12 +181,21 @@ def main(worker: Worker) -> int:
         with Pinning(writer, cuda_hook() if spec.resources.host.gpus else None) as pinning:
             if pinning.refused:
                 log.warning("the capture ring is not known to CUDA, copies are slower: %s", pinning.refused)
-            run.all_steps(lambda number: control.set(CaptureWord.PASS, number))
+            run.all_steps(control.set)
         run.write_seen()
         if worker.stop.interrupted:
             control.set(CaptureWord.INTERRUPTED, 1)
         writer.close("attempt_over" if worker.stop.terminated else "complete")
     return Exit.OK
+
+
+def _resumed_beginnings(worker: Worker, tokens: list[int]) -> Beginnings:
+    """Return the count of sequences that began with one of `tokens`, with what earlier attempts counted."""
+    try:
+        record = json.loads((worker.output / PROGRESS_FILE).read_text()) if worker.attempt else {}
+        return Beginnings(tokens, int(record["sequences"]), int(record["opened"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return Beginnings(tokens)
 
 
 class _Run:
@@ -180,21 +204,17 @@ class _Run:
     def __init__(
         self, worker: Worker, engine: ScannerEngine, hooker: ActivationHooker, reading: Reading, seen: Seen
     ) -> None:
-        self._worker, self._engine, self._hooker, self._reading, self._seen = (
-            worker,
-            engine,
-            hooker,
-            reading,
-            seen,
-        )
+        self._worker, self._engine, self._hooker = worker, engine, hooker
+        self._reading, self._seen = reading, seen
+        self._beginnings = _resumed_beginnings(worker, reading.openers)
         self._first = next_step(worker.output) if worker.attempt else 0
         self._last = self._first - 1
         self._passes = 0
         self._begun = False
         self._attempts = begun_attempts(worker.output) if worker.attempt else {}
 
-    def all_steps(self, tell_pass: Callable[[int], None]) -> None:
-        """Run every step that is left, until a signal asks to stop."""
+    def all_steps(self, tell: Callable[[CaptureWord, int], None]) -> None:
+        """Run every step that is left, until a signal asks to stop; `tell` writes a word of the mailbox."""
         written = time.monotonic()
         with self._hooker:
             for batch in self._reading.batches.from_step(self._first):
@@ -205,10 +225,13 @@ class _Run:
                     self._write_progress()  # whatever happens from here on: this attempt has run
                 if batch.pass_number + 1 > self._passes:
                     self._passes = batch.pass_number + 1
-                    tell_pass(batch.pass_number)
+                    tell(CaptureWord.PASS, batch.pass_number)
                 self._hooker.step(batch.tokens)
                 self._engine.run(batch)
                 self._seen.add(batch.tokens, self._hooker.kept)
+                self._beginnings.add(batch.ids)
+                tell(CaptureWord.SEQUENCES, self._beginnings.sequences)
+                tell(CaptureWord.SEQUENCES_OPENED, self._beginnings.opened)
                 self._last = batch.number
                 self._worker.health.beat()
                 if time.monotonic() - written > _PROGRESS_SECONDS:
@@ -241,6 +264,9 @@ class _Run:
             "duplicates": reading.duplicates,
             "renumbered": reading.renumbered,
             "truncated": reading.truncated,
+            "sequences": self._beginnings.sequences,
+            "sequences_opened": self._beginnings.opened,
+            "special_tokens_in_text": reading.spelled.to_dict(),
             "unique_tokens": reading.batches.content_tokens,
             "tokens": hooker.tokens_seen,
             "tokens_excluded": hooker.tokens_excluded,
@@ -258,7 +284,13 @@ class _Run:
     def _write_progress(self) -> None:
         number = self._worker.attempt
         attempts = {**self._attempts, **({str(number): self._last} if self._begun else {})}
-        progress = {"attempt": number, "step": self._last, "attempts": attempts}
+        progress = {
+            "attempt": number,
+            "step": self._last,
+            "attempts": attempts,
+            "sequences": self._beginnings.sequences,
+            "opened": self._beginnings.opened,
+        }
         write_atomic(self._worker.output / PROGRESS_FILE, json.dumps(progress))
 
 

@@ -1,5 +1,7 @@
 """What the host saw and what was kept of it, by the length of sequences and by position."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -54,3 +56,22 @@ class Seen:
         if self.by_document_position.any():
             tables["by_document_position"] = self.by_document_position
         return tables
+
+
+class Beginnings:
+    """How many sequences began with a BOS or CLS token.
+
+    Args:
+        openers: those tokens.
+        sequences: sequences counted by earlier attempts.
+        opened: of these, those that began with one.
+    """
+
+    def __init__(self, openers: Sequence[int], sequences: int = 0, opened: int = 0) -> None:
+        self._openers = np.array(openers, np.int64)
+        self.sequences, self.opened = sequences, opened
+
+    def add(self, ids: NDArray[np.int64]) -> None:
+        """Count the sequences of a step, [batch, length], as the model reads them."""
+        self.sequences += len(ids)
+        self.opened += int(np.isin(ids[:, 0], self._openers).sum())

@@ -1,5 +1,7 @@
 """From documents to batches: the token policy, packing, and the order of each pass."""
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -34,6 +36,13 @@ class Policy:
     excluded: NDArray[np.int64]
     """Tokens that are never data."""
     padding_is_data: bool
+    special_as_text: bool = False
+    """Whether text that spells a special token is ordinary text."""
+
+    @property
+    def encoding(self) -> dict[str, Any]:
+        """Arguments for every call of the tokenizer."""
+        return {"split_special_tokens": True} if self.special_as_text else {}
 
 
 def make_policy(tokens: Tokens, tokenizer: Any) -> Policy:
@@ -53,16 +62,59 @@ def make_policy(tokens: Tokens, tokenizer: Any) -> Policy:
         where = f"spec.data.tokens.excludeTokens[{position}]"
         excluded.update(groups[name] if name in groups else [_token_id(name, tokenizer, where)])
     concat = tokens.packing == "concat"
+    own_bos = concat and tokens.prepend_bos is None and adds_bos(tokenizer, bos)
     return Policy(
         context_length=tokens.context_length,
         packing=tokens.packing,
-        bos=bos if tokens.prepend_bos or (concat and tokens.prepend_bos is None) else None,
+        bos=bos if tokens.prepend_bos or own_bos else None,
         drop_bos=bos if tokens.prepend_bos is False else None,
         separator=_separator(tokens, tokenizer) if concat else None,
         padding=padding_token(tokenizer),
         excluded=np.array(sorted(excluded), np.int64),
         padding_is_data="padding" not in tokens.exclude_tokens,
+        special_as_text=tokens.special_tokens_in_text == "text",
     )
+
+
+def adds_bos(tokenizer: Any, bos: int | None) -> bool:
+    """Return whether the tokenizer puts `bos` before a text by itself."""
+    if bos is None:
+        return False
+    (ids,) = tokenizer(["a"], truncation=True, max_length=8)["input_ids"]
+    return bool(ids) and ids[0] == bos
+
+
+def openers(tokenizer: Any) -> list[int]:
+    """Return the tokens that mark the beginning of a sequence: BOS and CLS, as far as there are any."""
+    return [token for token in (tokenizer.bos_token_id, tokenizer.cls_token_id) if token is not None]
+
+
+class SpelledTokens:
+    """Counts what in a text spells one of the tokenizer's special tokens.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        names = sorted({str(name) for name in getattr(tokenizer, "all_special_tokens", ())}, key=len)
+        self._names = re.compile("|".join(re.escape(name) for name in reversed(names))) if names else None
+        self.documents = 0
+        """Documents with at least one."""
+        self.found: Counter[str] = Counter()
+        """How often each is spelled."""
+
+    def watch(self, documents: Iterable[Document]) -> Iterator[Document]:
+        """Yield the documents, counting."""
+        for document in documents:
+            if self._names is not None and (names := self._names.findall(document.text)):
+                self.documents += 1
+                self.found.update(names)
+            yield document
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the counts for `seen.json`."""
+        return {"documents": self.documents, "found": dict(self.found.most_common(20))}
 
 
 def padding_token(tokenizer: Any) -> int:
@@ -149,10 +201,12 @@ def tokenise(documents: Iterable[Document], tokenizer: Any, policy: Policy) -> C
 def _encode(texts: list[str], tokenizer: Any, policy: Policy) -> tuple[list[list[int]], int]:
     """Return the tokens of each text, and how many texts were cut."""
     if policy.packing == "concat":  # sequences get their special tokens when they are cut
-        encoded: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        encoded: list[list[int]] = tokenizer(
+            texts, add_special_tokens=False, verbose=False, **policy.encoding
+        )["input_ids"]
         return encoded, 0
     most = policy.context_length
-    found = tokenizer(texts, truncation=True, max_length=most)
+    found = tokenizer(texts, truncation=True, max_length=most, **policy.encoding)
     encoded = found["input_ids"]
     cut = _cut(texts, found, tokenizer, most)
     if policy.drop_bos is not None:

@@ -80,7 +80,13 @@ def load(folder: Path) -> SparseAutoencoder:
 
 
 def metadata_of(
-    experiment: ScanExperiment, model: dict[str, Any], point: str, alias: str | None, numbers: dict[str, Any]
+    experiment: ScanExperiment,
+    model: dict[str, Any],
+    point: str,
+    alias: str | None,
+    numbers: dict[str, Any],
+    *,
+    began_with_bos: bool | None = None,
 ) -> dict[str, Any]:
     """Return the metadata that SAELens looks for, and our own numbers under `asysi`.
 
@@ -90,6 +96,8 @@ def metadata_of(
         point: path of the hook point.
         alias: its name in TransformerLens.
         numbers: what training showed.
+        began_with_bos: whether every sequence began with the tokenizer's BOS or CLS token; None when only
+            some did, or when that is not known.
     """
     spec = experiment.spec
     data = spec.data
@@ -105,7 +113,7 @@ def metadata_of(
         "hook_name": point,
         "hook_head_index": None,
         "context_size": tokens.context_length if tokens else None,
-        "prepend_bos": bool(tokens.prepend_bos) if tokens and tokens.prepend_bos is not None else True,
+        "prepend_bos": began_with_bos,
         "seqpos_slice": [None],
         "dataset_path": data.uri if data else None,
         "exclude_special_tokens": "special" in tokens.exclude_tokens if tokens else False,

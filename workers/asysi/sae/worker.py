@@ -198,7 +198,10 @@ class SAETrainerWorker:
             log.warning("%s exports nothing at %s: %s", trainer.config.name, point, why)
             return
         numbers = {**training.report(), "trainer": trainer.config.model_dump(mode="json", by_alias=True)}
-        metadata = metadata_of(self._worker.experiment, model, point, self._points.get(point), numbers)
+        metadata = metadata_of(
+            self._worker.experiment, model, point, self._points.get(point), numbers,
+            began_with_bos=_began_with_bos(self._worker.shm / CAPTURE_RING),
+        )  # fmt: skip
         folder = folder_of(self._worker.output / SAE_FOLDER / trainer.config.name, point)
         export(folder, fold(training.sae, training.progress.scale or 1.0), metadata)
         self._worker.health.beat()
@@ -289,3 +292,17 @@ def _steps_total(folder: Path) -> int:
             return control.get(CaptureWord.STEPS_TOTAL)
     except (RingError, OSError):
         return 0
+
+
+def _began_with_bos(folder: Path) -> bool | None:
+    """Return whether every sequence that the host read began with BOS or CLS; None when only some did, or
+    when that is not known.
+    """
+    try:
+        with Control(str(folder)) as control:
+            sequences, opened = (
+                control.get(word) for word in (CaptureWord.SEQUENCES, CaptureWord.SEQUENCES_OPENED)
+            )
+    except (RingError, OSError):
+        return None
+    return {0: False, sequences: True}.get(opened) if sequences else None
