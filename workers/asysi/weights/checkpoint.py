@@ -41,6 +41,8 @@ class Checkpoint:
     files: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     """`config.json` beside the weights, empty without one."""
+    adapter: Mapping[str, Any] = field(default_factory=dict)
+    """`adapter_config.json` beside them, empty where it is not an adapter of PEFT."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """What a GGUF says of itself, by key."""
     notes: list[str] = field(default_factory=list)
@@ -78,6 +80,7 @@ def open_checkpoint(source: str | Path, *, backend: Backend = "pread") -> Checkp
     chosen = find_shards(place)
     shards, index, problems = chosen.files, chosen.index, chosen.problems
     checkpoint = Checkpoint(str(source), {}, problems, config=_json(place, "config.json"), notes=chosen.notes)
+    checkpoint.adapter = _json(place, "adapter_config.json") if "adapter" in " ".join(shards) else {}
     found: dict[str, list[Tensor]] = {}
     for shard in shards:
         try:

@@ -155,10 +155,11 @@ def compare_command(  # noqa: PLR0917 - each is an option of the command
 ) -> None:
     """Compare two checkpoints: norms and spectra of the change, angles between directions, per tensor.
 
-    Writes DIR/difference.csv and run_meta.json; tensors that only one has, or that have other shapes, are
-    named.
+    AFTER may be a LoRA adapter of BEFORE. Tensors are paired by name, then by prefix, GGUF's names, equal
+    bytes, or correlation; of a resized vocabulary the common rows are compared. Writes DIR/difference.csv
+    and run_meta.json.
     """
-    from asysi.weights.compare import DIFFERENCE_COLUMNS, compare, totals  # noqa: PLC0415
+    from asysi.weights.compare import DIFFERENCE_COLUMNS, compare, said_in_short, totals  # noqa: PLC0415
     from asysi.weights.export import run_meta, write_meta, write_table  # noqa: PLC0415
     from asysi.weights.words import short_number  # noqa: PLC0415
 
@@ -181,10 +182,7 @@ def compare_command(  # noqa: PLR0917 - each is an option of the command
     )  # fmt: skip
     write_meta(meta, output)
     found = totals(done.rows)
-    counts = ", ".join(
-        f"{found[key]} {key}" for key in ("changed", "same", "added", "removed", "reshaped") if found[key]
-    )
-    typer.echo(f"{file}: {counts}; ‖Δ‖/‖W‖ {short_number(found['delta_relative'])}")
+    typer.echo(f"{file}: {said_in_short(found)}; ‖Δ‖/‖W‖ {short_number(found['delta_relative'])}")
     _list(problems)
     if problems:
         raise typer.Exit(Exit.FAILED)

@@ -8,21 +8,23 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from asysi.weights.adapters import merged
 from asysi.weights.budget import Budget
 from asysi.weights.checkpoint import Checkpoint
 from asysi.weights.columns import Column, Row
 from asysi.weights.dtypes import is_float
 from asysi.weights.errors import AnalysisError, WeightsError
 from asysi.weights.families import classify_param
+from asysi.weights.matching import Pair, as_transformers, gguf_names, pair_up
 from asysi.weights.spectrum import BLOCK_ELEMENTS, Blocks, Float64, Spectrum, blocks_of
-from asysi.weights.tensors import Tensor
+from asysi.weights.tensors import Array, Tensor
 
 DIFFERENCE_COLUMNS = (
     Column("param_name", "text", "Name of the parameter.", True),
@@ -33,14 +35,29 @@ DIFFERENCE_COLUMNS = (
     Column(
         "status",
         "text",
-        "`same` (equal values), `changed`, `added`, `removed`, `reshaped`, or `failed`.",
+        "`same` (equal values), `changed`, `resized` (a vocabulary with more or fewer rows: the common ones "
+        "are compared), `added`, `removed`, `reshaped`, or `failed`.",
         True,
     ),
-    Column("changed", "integer", "Elements with another value."),
+    Column("renamed_to", "text", "Name in the second where it is another."),
+    Column(
+        "matched_by",
+        "text",
+        "How the two were found to be one: `name`, `prefix`, `gguf` (names of the formats), `hash` (equal "
+        "bytes), `correlation` (equal shape, values that correlate).",
+    ),
+    Column("rows_compared", "integer", "Rows that both have, where the status is `resized`."),
+    Column("changed", "integer", "Elements with another value, compared exactly."),
+    Column("not_finite_a", "integer", "NaNs and infinities in the first."),
+    Column("not_finite_b", "integer", "NaNs and infinities in the second."),
     Column("norm_a", "number", "Frobenius norm in the first."),
     Column("norm_b", "number", "Frobenius norm in the second."),
-    Column("delta_norm", "number", "‖ΔW‖F, the Frobenius norm of the difference."),
-    Column("delta_relative", "number", "‖ΔW‖F / ‖W‖F of the first."),
+    Column(
+        "delta_norm",
+        "number",
+        "‖ΔW‖F over the elements that are finite in both; empty where nothing but finiteness changed.",
+    ),
+    Column("delta_relative", "number", "‖ΔW‖F / ‖W‖F of the first; empty where W is zero."),
     Column("delta_max", "number", "Largest |Δ| of an element."),
     Column("cosine", "number", "Cosine between the two as vectors."),
     Column("delta_sigma_max", "number", "Spectral norm of ΔW."),
@@ -68,6 +85,7 @@ DIFFERENCE_COLUMNS = (
     Column("angle_right_mean", "number", "Mean of those."),
     Column("note", "text", "What could not be computed, and why."),
 )
+STATUSES = ("changed", "same", "resized", "added", "removed", "reshaped", "failed")
 MEMORY = 1 << 30
 """Bytes that are held at once at most, if a tensor alone does not need more."""
 _ZERO_WHERE_SAME = (
@@ -101,7 +119,9 @@ def compare(
     progress: Callable[[str, int], None] = lambda _name, _bytes: None,
     beat: Callable[[], None] = lambda: None,
 ) -> Difference:
-    """Compare all tensors by name.
+    """Compare all tensors: by name, and what has no partner by prefix, bytes or values, see `pair_up`.
+
+    An adapter of LoRA as the second is compared as the first with its change added.
 
     Args:
         first: before.
@@ -115,62 +135,92 @@ def compare(
         beat: called at least once a second.
     """
     began = time.monotonic()
-    names = list(dict.fromkeys([*first.tensors, *second.tensors]))
+    if second.adapter and not first.adapter:
+        second = merged(first, second)
     problems = [*first.problems, *second.problems]
     lost = {name for problem in problems for name in problem.tensors}
+    pairs = pair_up(first.tensors, second.tensors, lost, gguf_names(first, second))
     processors = len(os.sched_getaffinity(0))
-    workers = max(1, min(workers or processors, len(names) or 1))
-
+    workers = max(1, min(workers or processors, len(pairs) or 1))
     budget = Budget(memory or MEMORY)
 
-    def work(name: str) -> Row:
-        a, b = first.tensors.get(name), second.tensors.get(name)
+    def work(pair: Pair) -> Row:
+        a, b = _side(first, pair.first, pair.how), _side(second, pair.second, pair.how)
         with budget.held(_needed(a, b, exact_side, spectra=spectra)):
-            return compared(name, a, b)
+            alone = a is None or b is None
+            return _row(pair, a, b) | (_outcome(pair, a, b) if alone else _outcome(pair, _held(a), _held(b)))
 
-    def compared(name: str, a: Tensor | None, b: Tensor | None) -> Row:
-        row = _row(name, a, b)
+    def _outcome(pair: Pair, a: Tensor | None, b: Tensor | None) -> Row:
         if a is None or b is None:
-            status = "failed" if name in lost else "removed" if b is None else "added"
-            return {**row, "status": status}
-        if a.shape != b.shape:
-            return {**row, "status": "reshaped", "note": f"{a.shape} before, {b.shape} after"}
-        return {**row, **_compared(a, b, k=k, spectra=spectra, exact_side=exact_side)}
+            return {"status": "failed" if pair.name in lost else "removed" if b is None else "added"}
+        if a.shape == b.shape:
+            return _compared(a, b, k=k, spectra=spectra, exact_side=exact_side)
+        note = f"{a.shape} before, {b.shape} after"
+        if not _is_resized(a, b):
+            return {"status": "reshaped", "note": note}
+        common = min(a.rows, b.rows)
+        row = _compared(a.head(common), b.head(common), k=k, spectra=spectra, exact_side=exact_side)
+        said = f"{note}; the first {common} rows are compared: {row['status']}"
+        return {**row, "status": "resized", "rows_compared": common, "note": _joined(said, row["note"])}
 
     rows: dict[str, Row] = {}
     with (
         threadpool_limits(limits=max(1, processors // workers)),
         ThreadPoolExecutor(workers, "weights") as pool,
     ):
-        running = {pool.submit(work, name): name for name in names}
+        running = {pool.submit(work, pair): pair for pair in pairs}
         pending = set(running)
         try:
             while pending:
                 done, pending = wait(pending, timeout=1.0, return_when="FIRST_COMPLETED")
                 beat()
                 for future in done:
-                    name = running[future]
+                    pair = running[future]
+                    either = first.tensors.get(pair.first or ""), second.tensors.get(pair.second or "")
                     try:
-                        rows[name] = future.result()
-                    except (OSError, ValueError, MemoryError) as error:
-                        problems.append(AnalysisError(f"{name}: {error or type(error).__name__}", (name,)))
-                        either = first.tensors.get(name)
-                        rows[name] = {**_row(name, either, second.tensors.get(name)), "status": "failed"}
-                    found = first.tensors.get(name) or second.tensors.get(name)
-                    progress(name, found.nbytes if found else 0)
+                        rows[pair.name] = future.result()
+                    except Exception as error:  # noqa: BLE001 - one tensor does not end the others
+                        said = f"{pair.name}: {type(error).__name__}: {error}"
+                        problems.append(AnalysisError(said, (pair.name,)))
+                        rows[pair.name] = {**_row(pair, *either), "status": "failed"}
+                    progress(pair.name, next(one.nbytes for one in either if one is not None))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return Difference([rows[name] for name in names], problems, time.monotonic() - began)
+    return Difference([rows[pair.name] for pair in pairs], problems, time.monotonic() - began)
 
 
-def _row(name: str, a: Tensor | None, b: Tensor | None) -> Row:
-    block, layer = classify_param(name)
-    types = list(dict.fromkeys(str(one.dtype) for one in (a, b) if one is not None))
+def _side(checkpoint: Checkpoint, name: str | None, how: str) -> Tensor | None:
+    """Return one side of a pair; a GGUF's in transformers' order where it meets one of those."""
+    tensor = None if name is None else checkpoint.tensors.get(name)
+    if tensor is not None and how == "gguf" and tensor.framework == "gguf":
+        return as_transformers(tensor, checkpoint.metadata)
+    return tensor
+
+
+def _held(tensor: Tensor | None) -> Tensor | None:
+    """Return a tensor of which parts can be read without unpacking the whole each time."""
+    if tensor is None or tensor.by_range:
+        return tensor
+    whole = tensor.read()
+    return replace(tensor, _read=lambda start, stop, _into: whole[start:stop], by_range=True)
+
+
+def _is_resized(a: Tensor, b: Tensor) -> bool:
+    """Return whether both are the same table with more or fewer rows: tokens, positions, or their biases."""
+    vocabulary = classify_param(a.name)[0] in {"embedding", "output", "position"}
+    return vocabulary and bool(a.shape) and bool(b.shape) and a.shape[1:] == b.shape[1:]
+
+
+def _row(pair: Pair, a: Tensor | None, b: Tensor | None) -> Row:
+    block, layer = classify_param(pair.name)
+    types = list(dict.fromkeys(one.stored for one in (a, b) if one is not None))
     shape = next(one.shape for one in (a, b) if one is not None)
     return {
         **{column.name: None for column in DIFFERENCE_COLUMNS},
-        "param_name": name,
+        "param_name": pair.name,
+        "renamed_to": pair.second if pair.first and pair.second != pair.first else None,
+        "matched_by": pair.how or None,
         "layer_index": layer,
         "block_type": block,
         "shape": str(shape),
@@ -178,48 +228,93 @@ def _row(name: str, a: Tensor | None, b: Tensor | None) -> Row:
     }
 
 
+def _joined(*notes: str | None) -> str | None:
+    return "; ".join(one for one in notes if one) or None
+
+
 def _compared(a: Tensor, b: Tensor, *, k: int, spectra: bool, exact_side: int) -> Row:
-    row, same, finite = _elementwise(a, b)
+    found = _elementwise(a, b)
+    row = {**found.columns(), "note": _joined(a.note, b.note if b.note != a.note else "", *found.remarks())}
     side = min(a.rows, a.cols)
-    if not spectra or not finite or side < 2 or not is_float(a.dtype) or not is_float(b.dtype):
-        return {**row, "note": None if finite else "no spectrum: some elements are not finite"}
+    if not spectra or side < 2 or not is_float(a.dtype) or not is_float(b.dtype):
+        return row
+    if found.not_finite_a or found.not_finite_b:
+        return {**row, "note": _joined(row["note"], "no spectrum: some elements are not finite")}
     if side > exact_side:
-        return {**row, "note": f"no spectrum: the shorter side is above {exact_side}"}
-    return {**row, **_spectral(a, b, min(k, side), same=same)}
+        return {**row, "note": _joined(row["note"], f"no spectrum: the shorter side is above {exact_side}")}
+    return {**row, **_spectral(a, b, min(k, side), same=not found.changed)}
 
 
-def _elementwise(a: Tensor, b: Tensor) -> tuple[Row, bool, bool]:
-    """Return norms and counts, whether all values are equal, and whether all are finite."""
-    changed = 0
-    squares = np.zeros(4)  # a·a, b·b, a·b, Δ·Δ
-    largest, finite = 0.0, True
-    step = BLOCK_ELEMENTS
-    for start in range(0, a.size, step):
-        stop = min(a.size, start + step)
-        one, two = (tensor.read(start, stop).astype(np.float64) for tensor in (a, b))
-        finite = finite and bool(np.isfinite(one).all() and np.isfinite(two).all())
-        changed += int(np.count_nonzero((one != two) & ~(np.isnan(one) & np.isnan(two))))
-        usable = np.isfinite(one) & np.isfinite(two)
-        one, two = np.where(usable, one, 0.0), np.where(usable, two, 0.0)
-        delta = two - one
-        squares += [one @ one, two @ two, one @ two, delta @ delta]
-        largest = max(largest, float(np.abs(delta).max(initial=0.0)))
-    norm_a, norm_b, _, delta_norm = (math.sqrt(max(0.0, value)) for value in squares)
-    product = norm_a * norm_b
-    return (
-        {
-            "status": "changed" if changed else "same",
-            "changed": changed,
+@dataclass
+class _Elements:
+    """What the elements of two tensors are to each other."""
+
+    changed: int = 0
+    not_finite_a: int = 0
+    not_finite_b: int = 0
+    squares: Float64 = field(default_factory=lambda: np.zeros(4))
+    """a·a, b·b, a·b, Δ·Δ over the elements that are finite in both."""
+    largest: float = 0.0
+
+    def columns(self) -> Row:
+        """Return the columns: what is not defined is missing, never zero."""
+        norm_a, norm_b, _, delta = (math.sqrt(max(0.0, value)) for value in self.squares)
+        product = norm_a * norm_b
+        known = not self.changed or delta > 0
+        return {
+            "status": "changed" if self.changed else "same",
+            "changed": self.changed,
+            "not_finite_a": self.not_finite_a,
+            "not_finite_b": self.not_finite_b,
             "norm_a": norm_a,
             "norm_b": norm_b,
-            "delta_norm": delta_norm,
-            "delta_relative": delta_norm / norm_a if norm_a else None,
-            "delta_max": largest,
-            "cosine": float(np.clip(squares[2] / product, -1, 1)) if product else None,
-        },
-        changed == 0,
-        finite,
-    )
+            "delta_norm": delta if known else None,
+            "delta_relative": delta / norm_a if known and norm_a else None,
+            "delta_max": self.largest if known else None,
+            "cosine": float(np.clip(self.squares[2] / product, -1, 1)) if product and known else None,
+        }
+
+    def remarks(self) -> list[str]:
+        """Return what a reader must know of the figures."""
+        found = []
+        if self.not_finite_a or self.not_finite_b:
+            found.append(
+                f"{self.not_finite_a} elements are not finite before and {self.not_finite_b} after; norms "
+                "are of those that are finite in both"
+            )
+        if self.squares[0] == 0 and self.squares[3] > 0:
+            found.append("zero before: no relative change")
+        return found
+
+
+def _elementwise(a: Tensor, b: Tensor) -> _Elements:
+    found = _Elements()
+    for start in range(0, a.size, BLOCK_ELEMENTS):
+        stop = min(a.size, start + BLOCK_ELEMENTS)
+        one, two, differs, delta = _differences(a.read(start, stop), b.read(start, stop))
+        finite_a, finite_b = np.isfinite(one), np.isfinite(two)
+        found.changed += int(np.count_nonzero(differs))
+        found.not_finite_a += int(np.count_nonzero(~finite_a))
+        found.not_finite_b += int(np.count_nonzero(~finite_b))
+        usable = finite_a & finite_b
+        one, two, delta = (np.where(usable, x, 0.0) for x in (one, two, delta))
+        with np.errstate(over="ignore"):
+            found.squares += [one @ one, two @ two, one @ two, delta @ delta]
+        found.largest = max(found.largest, float(np.abs(delta).max(initial=0.0)))
+    return found
+
+
+def _differences(one: Array, two: Array) -> tuple[Float64, Float64, NDArray[np.bool_], Float64]:
+    """Return both in float64, where they differ, and by how much; integers of 64 bits exactly."""
+    if "c" in one.dtype.kind + two.dtype.kind:
+        one, two = (x.astype(np.complex128).view(np.float64) for x in (one, two))
+    wide = any(x.dtype.kind in "iu" and x.dtype.itemsize == 8 for x in (one, two))
+    # The significand of long double has 64 bits or more: every integer of 64 bits, and every float64.
+    exact: list[Array] = [x.astype(np.longdouble if wide else np.float64) for x in (one, two)]
+    with np.errstate(invalid="ignore", over="ignore"):
+        delta = (exact[1] - exact[0]).astype(np.float64)
+    differs = (exact[0] != exact[1]) & ~(np.isnan(exact[0]) & np.isnan(exact[1]))
+    return exact[0].astype(np.float64), exact[1].astype(np.float64), differs, delta
 
 
 def _spectral(a: Tensor, b: Tensor, k: int, *, same: bool) -> Row:
@@ -269,10 +364,11 @@ def _needed(a: Tensor | None, b: Tensor | None, exact_side: int, *, spectra: boo
     if a is None or b is None:
         return 0
     side = min(a.rows, a.cols)
+    packed = sum(2 * one.nbytes for one in (a, b) if not one.by_range)
     if not spectra or side > exact_side or side < 2:
-        return 6 * 8 * BLOCK_ELEMENTS
+        return packed + 6 * 8 * BLOCK_ELEMENTS
     wide = a.nbytes + b.nbytes if a.rows < a.cols else 0
-    return wide + 6 * 8 * side * side + 4 * 8 * max(BLOCK_ELEMENTS, 256 * side)
+    return packed + wide + 6 * 8 * side * side + 4 * 8 * max(BLOCK_ELEMENTS, 256 * side)
 
 
 def subspace_angles(a: NDArray[np.float64], b: NDArray[np.float64]) -> Float64:
@@ -291,6 +387,18 @@ def subspace_angles(a: NDArray[np.float64], b: NDArray[np.float64]) -> Float64:
     return degrees
 
 
+def said_in_short(found: Row) -> str:
+    """Return the totals as a clause: how many tensors of each status, and what must not be overlooked."""
+    parts = [f"{found[status]} {status}" for status in STATUSES if found[status]]
+    if found["renamed"]:
+        parts.append(f"{found['renamed']} renamed")
+    if found["broken"]:
+        parts.append(f"{found['broken']} gained elements that are not finite")
+    if found["from_zero"]:
+        parts.append(f"{found['from_zero']} were zero before")
+    return ", ".join(parts)
+
+
 def read_difference(file: Path) -> list[Row]:
     """Return the rows of a difference that was written as JSONL."""
     with file.open(encoding="utf-8") as stream:
@@ -304,10 +412,10 @@ def totals(rows: Sequence[Row]) -> Row:
     delta = math.sqrt(sum((row["delta_norm"] or 0.0) ** 2 for row in learned))
     before = math.sqrt(sum((row["norm_a"] or 0.0) ** 2 for row in learned if row["norm_b"] is not None))
     return {
-        **{
-            status: statuses.count(status)
-            for status in ("same", "changed", "added", "removed", "reshaped", "failed")
-        },
+        **{status: statuses.count(status) for status in STATUSES},
+        "renamed": sum(row["renamed_to"] is not None for row in rows),
+        "broken": sum((row["not_finite_b"] or 0) > (row["not_finite_a"] or 0) for row in rows),
+        "from_zero": sum(row["norm_a"] == 0 and bool(row["delta_norm"]) for row in rows),
         "delta_norm": delta,
         "delta_relative": delta / before if before else None,
     }

@@ -75,5 +75,9 @@ class AnalysisError(WeightsError):
     """A tensor could be read but not analysed."""
 
 
+class AdapterError(WeightsError):
+    """A part of an adapter that cannot be added to the base."""
+
+
 class PickleError(ConfigError):
     """There are only pickles, which can run any code when they are loaded."""

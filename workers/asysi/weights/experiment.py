@@ -19,7 +19,7 @@ from asysi.files import write_atomic
 from asysi.report.words import count
 from asysi.weights.analysis import Analysis, Identity, analyze
 from asysi.weights.checkpoint import Checkpoint, open_checkpoint
-from asysi.weights.compare import DIFFERENCE_COLUMNS, Difference, compare, totals
+from asysi.weights.compare import DIFFERENCE_COLUMNS, Difference, compare, said_in_short, totals
 from asysi.weights.export import write_meta, write_table
 from asysi.weights.orchestrator import JOURNAL_FILE, REPORT_FILE, meta_of, page_of
 from asysi.weights.tensors import Tensor
@@ -133,7 +133,7 @@ def _summary(done: Mapping[str, Analysis], difference: Difference | None, folder
         return text
     found = totals(difference.rows)
     relative = short_number(found["delta_relative"])
-    counts = f"{count(found['changed'])} changed, {count(found['same'])} are the same"
+    counts = said_in_short(found)
     return f"{text} {counts}; ‖ΔW‖/‖W‖ = {relative}."
 
 

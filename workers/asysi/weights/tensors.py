@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -109,6 +109,10 @@ class Tensor:
         for start in range(0, self.size, elements):
             stop = min(self.size, start + elements)
             yield self._read(start, stop, memory) if whole is None else whole[start:stop]
+
+    def head(self, rows: int) -> "Tensor":
+        """Return the first `rows` of the first dimension as a tensor."""
+        return replace(self, shape=(rows, *self.shape[1:]), coding=None) if rows != self.rows else self
 
     def array(self) -> Array:
         """Return the whole tensor in its shape."""
