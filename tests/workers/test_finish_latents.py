@@ -1,5 +1,7 @@
 """Metrics of latents against plain numpy, on autoencoders whose answers are known."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -221,6 +223,8 @@ def test_figures_of_several_calls_are_those_of_each():
     looked = features.look("p", sae, both, page, asked)
     assert looked.layer.fvu_calls == pytest.approx([layer.fvu_content for layer in alone])
     assert alone[0].fvu_content < looked.layer.fvu_content < alone[1].fvu_content
+    second = dataclasses.replace(sheet.every_token(y), call=np.ones(len(y), np.int64))
+    assert features.look("p#1", sae, second, page, asked).layer.fvu_calls == ()  # one call, addressed as such
     contexts_of = looked.features.contexts
     assert contexts_of[contexts_of != NO_CONTEXT].max() < page.content.sum()
 

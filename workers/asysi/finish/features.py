@@ -140,7 +140,7 @@ def _layer(subject: _Subject, rows: PointRows, made: _Measured) -> Layer:
         fvu_undefined=why_undefined(error, made.variance, made.energy),
         fvu_without=made.fvu_without,
         fvu_all=fvu(error + rest, latents.variance(everything), latents.energy(everything)),
-        fvu_calls=_by_call(made) if rows.calls > 1 else (),
+        fvu_calls=_by_call(made) if len(rows.calls) > 1 else (),
         l0=float(density.sum()),
         dead=float((made.fires == 0).mean()),
         quantisation_floor=fvu(floor, made.variance, made.energy),
@@ -153,7 +153,7 @@ def _by_call(made: _Measured) -> tuple[float | None, ...]:
     """Return the FVU of each call's held-out rows."""
     call, error = made.call[made.held], made.reading.error[made.held]
     found = []
-    for number in range(int(call.max(initial=0)) + 1):
+    for number in np.unique(made.call):
         mine = made.tested[call == number]
         found.append(fvu(float(error[call == number].sum()), latents.variance(mine), latents.energy(mine)))
     return tuple(found)

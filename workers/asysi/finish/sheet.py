@@ -65,9 +65,9 @@ class PointRows:
         return replace(self, values=self.values[keep], token=self.token[keep], call=self.call[keep])
 
     @property
-    def calls(self) -> int:
-        """Calls of the module in a forward at most."""
-        return int(self.call.max(initial=0)) + 1
+    def calls(self) -> list[int]:
+        """Numbers of the calls in a forward that made rows, ascending."""
+        return [int(number) for number in np.unique(self.call)]
 
 
 def every_token(values: NDArray[np.float32]) -> PointRows:
