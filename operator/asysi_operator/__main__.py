@@ -6,6 +6,7 @@ import contextlib
 import gc
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -15,9 +16,13 @@ from asysi.contract.runtime import Exit
 from asysi_operator.manifests import IMAGE, PULL_POLICIES
 
 if TYPE_CHECKING:
+    from asysi_operator.cluster import Cluster
     from asysi_operator.controller import Controller
 
 METRICS_PORT = 9100
+DEFINED_SECONDS = 2.0
+"""Seconds between two questions whether experiments are defined."""
+log = logging.getLogger("asysi.operator")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -64,7 +69,7 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 async def operate(chosen: argparse.Namespace) -> None:
-    """Run the operator until SIGTERM or SIGINT, which kopf takes."""
+    """Run the operator until SIGTERM or SIGINT, which kopf takes once it watches."""
     import kopf  # noqa: PLC0415 - `--help` needs none of it
 
     from asysi_operator.cluster import Cluster  # noqa: PLC0415
@@ -73,10 +78,12 @@ async def operate(chosen: argparse.Namespace) -> None:
     from asysi_operator.health import serve  # noqa: PLC0415
     from asysi_operator.reconcile import Settings  # noqa: PLC0415
 
-    settings = Settings(chosen.image, chosen.image_pull_policy)
-    controller = Controller(Cluster(WORKERS + 2), settings, chosen.namespace, chosen.audit_seconds)
+    settings, cluster = Settings(chosen.image, chosen.image_pull_policy), Cluster(WORKERS + 2)
+    controller = Controller(cluster, settings, chosen.namespace, chosen.audit_seconds)
     ready, watched = asyncio.Event(), asyncio.Event()
     serve(chosen.metrics_port, lambda: controller.ill, ready.is_set)
+    if not await _defined(cluster):
+        return
     scope = {"namespaces": chosen.namespace} if chosen.namespace else {"clusterwide": True}
     watching = asyncio.create_task(
         kopf.operator(registry=registry_of(controller), standalone=True, ready_flag=watched, **scope)
@@ -88,6 +95,26 @@ async def operate(chosen: argparse.Namespace) -> None:
         beginning.cancel()
         with contextlib.suppress(Exception):
             await controller.stop()
+
+
+async def _defined(cluster: "Cluster") -> bool:
+    """Wait until the API server knows experiments; False when a signal came first.
+
+    Watches of a kind that is not known would never begin, and the others would without it.
+    """
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    said = False
+    while not stop.is_set() and not await asyncio.to_thread(cluster.knows_experiments):
+        if not said:
+            log.warning("the API server knows no ScanExperiment: waiting for its CustomResourceDefinition")
+        said = True
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), DEFINED_SECONDS)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.remove_signal_handler(number)
+    return not stop.is_set()
 
 
 async def _begin(controller: "Controller", watched: asyncio.Event, ready: asyncio.Event) -> None:

@@ -111,6 +111,11 @@ def _verdicts(part: Manifest) -> dict[str, Verdict]:
     return found
 
 
+def read_attempt(message: str) -> int | None:
+    """Return the attempt's number in prepare's termination message, None when it says something else."""
+    return _count(_object(message.encode()) or {}, "attempt")
+
+
 def _counters(part: Manifest, archived: int | None, trained: int | None) -> dict[str, int]:
     capture = _part(part, "capture")
     dropped = capture.get("dropped")

@@ -1,8 +1,10 @@
 """The effects: every request to the API server is made here, one verb a method, each with a deadline."""
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from kubernetes import client, config
@@ -12,13 +14,12 @@ from asysi.contract.canonical import digest
 from asysi.contract.crd import GROUP, PLURAL, VERSION
 from asysi.contract.spec import API_VERSION, KIND
 from asysi_operator.manifests.kinds import Manifest
-from asysi_operator.manifests.labels import EXPERIMENT
+from asysi_operator.manifests.labels import EXPERIMENT, MANAGER
 from asysi_operator.metrics import REQUESTS
 from asysi_operator.observation import owned
-from asysi_operator.reconcile import Action, Apply
+from asysi_operator.reconcile import Action, Apply, name_taken
+from asysi_operator.servertime import ServerTime
 
-MANAGER = "asysi-operator"
-"""Field manager of everything that is applied, and source of events."""
 MESSAGE_LIMIT = 1024
 PAGE = "100"
 """Objects in a page of a listing: while a larger one is parsed, nothing else gets its turn."""
@@ -90,6 +91,11 @@ class Cluster:
         configuration = client.Configuration.get_default_copy()
         configuration.connection_pool_maxsize = connections
         self._api = client.ApiClient(configuration)
+        self._time = ServerTime()
+
+    def now(self) -> datetime:
+        """Return the API server's time; the own one before it has ever answered."""
+        return self._time.at(time.monotonic()) or datetime.now(UTC)
 
     def do(self, action: Action, experiment: Manifest) -> Manifest | None:
         """Carry out one action of a plan and return the object as it is now, if it still is.
@@ -114,13 +120,10 @@ class Cluster:
         if not action.exists:
             there = self._call("GET", path, kind, fine=(404,))
             if there is not None:
-                if not owned(there, uid):
-                    raise RejectedError(
-                        "NameTaken",
-                        f"{kind} {name} exists and is not this experiment's: delete or rename one of them",
-                    )
                 if EXPERIMENT in (there["metadata"].get("labels") or {}):
-                    return there  # from before this operator knew of it: now it can be compared
+                    return KINDS[kind].named(there)  # from before it was known here: now it can be compared
+                if not owned(there, uid):
+                    raise RejectedError("NameTaken", name_taken(kind, name))
         return self._call("PATCH", path, kind, body=manifest, query=_AS_US)
 
     def write_status(self, experiment: Manifest, status: Manifest) -> Manifest | None:
@@ -185,6 +188,14 @@ class Cluster:
                 return
             query["continue"] = more
 
+    def knows_experiments(self) -> bool:
+        """Whether the API server serves experiments; False also when it does not answer."""
+        try:
+            known = self._call("GET", EXPERIMENTS.root, KIND, fine=(404,)) or {}
+        except (UnavailableError, RejectedError):
+            return False
+        return any(one["name"] == PLURAL for one in known.get("resources") or ())
+
     def read(self, kind: Kind, namespace: str, name: str) -> Manifest | None:
         """Return an object, None when there is none."""
         found = self._call("GET", _path(kind, namespace, name), kind.kind, fine=(404,))
@@ -213,6 +224,7 @@ class Cluster:
         try:
             answer = self._api.call_api(*request, _request_timeout=_TIMEOUT)
             status, content = int(answer.status), answer.read()  # type: ignore[no-untyped-call]
+            self._time.heard(answer.getheaders().get("Date"), time.monotonic())  # type: ignore[no-untyped-call]
         except (HTTPError, client.ApiException, OSError) as error:
             REQUESTS.labels(method, kind, "none").inc()
             raise UnavailableError(f"{method} {path}: {error}") from error

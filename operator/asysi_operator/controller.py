@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 
 from asysi.contract.runtime import PORTS, Container
 from asysi_operator import metrics
@@ -24,10 +23,11 @@ from asysi_operator.cluster import (
     RejectedError,
     UnavailableError,
 )
+from asysi_operator.contention import Contests, contested
 from asysi_operator.failures import Failure, oddity
 from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.observation import Observed, leaving, rfc3339, state_of
-from asysi_operator.reconcile import Plan, Settings, plan
+from asysi_operator.reconcile import Apply, Plan, Settings, plan
 from asysi_operator.status import announcements, derive, only_counted
 from asysi_operator.work import Work
 from asysi_operator.world import Key, Silence, World
@@ -66,6 +66,7 @@ class Memory:
     looks: int = 0
     """How often the events of the same oddity were looked at: ever less often."""
     events: Sequence[Manifest] = ()
+    contests: Contests = field(default_factory=Contests)
 
 
 @dataclass
@@ -182,7 +183,7 @@ class Controller:
             return
         memory = self._memories.setdefault(key, Memory())
         observed = Observed(
-            experiment, datetime.now(UTC), tuple(self.world.children(key)), tuple(self.world.pods(key))
+            experiment, self._cluster.now(), tuple(self.world.children(key)), tuple(self.world.pods(key))
         )
         with metrics.RECONCILES.time():
             look = await asyncio.to_thread(functools.partial(self._look, observed, memory))
@@ -202,31 +203,46 @@ class Controller:
         if leaving(observed.experiment):
             return Look()
         decided = plan(observed, self._settings)
-        written, trouble = self._act(observed, decided)
-        waits = [self._ask(observed, memory), self._explain(observed.stage, memory)]
+        written, trouble, patience = self._act(observed, decided, memory.contests)
+        waits = [patience, self._ask(observed, memory), self._explain(observed.stage, memory)]
         observed = replace(
             observed,
             children=(*written, *_others(observed.children, written)),
             answers=memory.answers,
             events=memory.events,
         )
-        derived = derive(observed, decided, trouble=trouble)
+        derived = derive(observed, decided, trouble=trouble, contended=memory.contests.said())
         said, wait = self._say(observed, derived.status, memory)
         known = [one for one in (*waits, wait, derived.again, decided.again) if one is not None]
         return Look(min(known, default=None), trouble is not None, [*written, *said])
 
-    def _act(self, observed: Observed, decided: Plan) -> tuple[list[Manifest], Failure | None]:
-        """Carry out a plan as far as the API server lets; returns what it wrote and what stood against it."""
+    def _act(
+        self, observed: Observed, decided: Plan, contests: Contests
+    ) -> tuple[list[Manifest], Failure | None, float | None]:
+        """Carry out a plan as far as the API server lets.
+
+        Returns:
+            What it wrote, what stood against it, and how long something waits that others keep changing.
+        """
         written: list[Manifest] = []
+        waits = [contests.settle(contested(decided.actions), self._clock())]
+        trouble = Failure("NameTaken", decided.blocked) if decided.blocked else None
         for action in decided.actions:
+            if isinstance(action, Apply):
+                if wait := contests.wait(action, self._clock()):
+                    waits.append(wait)
+                    continue
+                contests.undone(action, self._clock())
+                waits.append(contests.wait(action, self._clock()) or None)
             try:
                 item = self._cluster.do(action, observed.experiment)
             except RejectedError as error:
                 metrics.ERRORS.labels(error.reason).inc()
-                return written, Failure(error.reason, error.message)
-            if item is not None:
+                trouble = Failure(error.reason, error.message)
+                break
+            if item is not None and not _same(item, observed.children):
                 written.append(item)
-        return written, None
+        return written, trouble, min((one for one in waits if one is not None), default=None)
 
     def _ask(self, observed: Observed, memory: Memory) -> float | None:
         """Ask the pod's workers how they are, when it is time; returns the seconds until the next time."""
@@ -279,7 +295,7 @@ class Controller:
             self._cluster.announce(observed.experiment, level, reason, message, rfc3339(observed.now))
         answer = self._cluster.write_status(observed.experiment, status)
         memory.counted = self._clock()
-        return [answer] if answer else [], None
+        return [answer] if answer and not _same(answer, [observed.experiment]) else [], None
 
     async def _beats(self) -> None:
         while True:
@@ -315,6 +331,15 @@ class Controller:
             item = await asyncio.to_thread(self._cluster.read, KINDS[name], *key)
             self.seen(name, item or {"metadata": {"namespace": key[0], "name": key[1]}}, gone=item is None)
         metrics.AUDIT.set_to_current_time()
+
+
+def _same(answer: Manifest, known: Sequence[Manifest]) -> bool:
+    """Whether a write has changed nothing: it brought no version that was not known before."""
+    return any(
+        one["metadata"].get("uid") == answer["metadata"].get("uid")
+        and one["metadata"].get("resourceVersion") == answer["metadata"].get("resourceVersion")
+        for one in known
+    )
 
 
 def _others(children: Sequence[Manifest], written: Sequence[Manifest]) -> list[Manifest]:

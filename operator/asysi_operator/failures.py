@@ -28,6 +28,14 @@ _ODD_SECONDS = 3.0
 _PROBE = re.compile(r"failed (liveness|startup) probe")
 _NODE_TROUBLE = frozenset({"FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox"})
 _MAINS = ("prepare", "host", "finish")
+DISRUPTIONS = frozenset(
+    {
+        *("EvictionByEvictionAPI", "PreemptionByScheduler", "DeletionByTaintManager", "DeletionByPodGC"),
+        *("TerminationByKubelet", "Evicted"),
+    }
+)
+"""Reasons of a pod that was put out, by a drain, by a pod of higher priority, or with its node: it has not
+failed, so they cost no restart."""
 MESSAGE_LIMIT = 4096
 
 
@@ -174,10 +182,15 @@ def _of_pod(pod: Manifest, observed: Observed) -> Iterator[Failure]:
     phase = pod.get("status", {}).get("phase")
     if phase == "Failed" and (evicted := pod["status"].get("reason")):
         yield Failure(evicted, pod["status"].get("message", ""), attempt=attempt, time=_end_of(pod))
+        return
+    if put_out := holds(pod, "DisruptionTarget"):
+        reason, when = str(put_out.get("reason") or "Disrupted"), str(put_out.get("lastTransitionTime"))
+        yield Failure(reason, put_out.get("message", ""), attempt=attempt, time=when)
+        return  # what its containers ended with came of this
     yield from _of_containers(pod, attempt, observed.events)
 
 
-def _of_containers(pod: Manifest, attempt: int, events: Sequence[Manifest]) -> Iterator[Failure]:
+def _of_containers(pod: Manifest, attempt: int | None, events: Sequence[Manifest]) -> Iterator[Failure]:
     statuses = containers(pod)
     ended = _ended_mains(statuses)
     lost = any(_code(state_of(pod, name)[1]) for name in ("prepare", "host"))
@@ -198,7 +211,7 @@ def _of_containers(pod: Manifest, attempt: int, events: Sequence[Manifest]) -> I
 
 
 def _waiting(
-    name: str, status: Manifest, state: Manifest, attempt: int, events: Sequence[Manifest]
+    name: str, status: Manifest, state: Manifest, attempt: int | None, events: Sequence[Manifest]
 ) -> Failure | None:
     """A container in a back-off says that it waits; its last end says why."""
     reason = str(state["reason"])
@@ -214,7 +227,7 @@ def _waiting(
     return Failure("CrashLoopBackOff", message, name, failure.exit_code, attempt, failure.time)
 
 
-def _terminated(name: str, detail: Manifest, attempt: int, events: Sequence[Manifest]) -> Failure:
+def _terminated(name: str, detail: Manifest, attempt: int | None, events: Sequence[Manifest]) -> Failure:
     code, reason = detail.get("exitCode"), detail.get("reason") or "Error"
     message = detail.get("message") or ""
     if _killed(detail) and (event := _telling(events, name, {"Killing"})) and _PROBE.search(event["message"]):

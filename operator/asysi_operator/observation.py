@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from enum import Enum
 
-from asysi_operator.answers import Answer
-from asysi_operator.manifests.environment import FAILURES
+from asysi.contract.runtime import Container
+from asysi.contract.spec import KIND
+from asysi_operator.answers import Answer, read_attempt
 from asysi_operator.manifests.kinds import Manifest
-from asysi_operator.manifests.labels import FIRST_ATTEMPT, SPEC
+from asysi_operator.manifests.labels import EXPERIMENT, MANAGED_BY, MANAGER, SPEC
 from asysi_operator.manifests.names import ROWS
 
 
@@ -66,7 +68,7 @@ class Observed:
         """Pods of the experiment's own Job, oldest first."""
         job = self.job
         own = [pod for pod in self.pods if job and owned(pod, job["metadata"]["uid"])]
-        return sorted(own, key=lambda pod: (pod["metadata"]["creationTimestamp"], attempt_of(pod)))
+        return sorted(own, key=_age)
 
     @property
     def pod(self) -> Manifest | None:
@@ -92,6 +94,29 @@ def owned(item: Manifest, uid: str) -> bool:
     return any(owner.get("uid") == uid for owner in item["metadata"].get("ownerReferences") or ())
 
 
+class Kin(Enum):
+    """Whose an object with an experiment's label is."""
+
+    OURS = "ours"
+    ORPHAN = "orphan"
+    """Ours by its labels, and owned by nobody: its experiment was deleted without it, or it was restored."""
+    LEFT = "left"
+    """Of an earlier experiment of the name: the garbage collector is at it, if it ever saw that one."""
+    FOREIGN = "foreign"
+
+
+def kin(item: Manifest, observed: Observed) -> Kin:
+    """Return whose an object is."""
+    owners = item["metadata"].get("ownerReferences") or ()
+    if owned(item, observed.uid):
+        return Kin.OURS
+    labels = item["metadata"].get("labels") or {}
+    dead = all(one.get("kind") == KIND and one.get("name") == observed.name for one in owners)
+    if labels.get(MANAGED_BY) != MANAGER or labels.get(EXPERIMENT) != observed.name or not dead:
+        return Kin.FOREIGN
+    return Kin.LEFT if owners else Kin.ORPHAN
+
+
 def leaving(item: Manifest) -> bool:
     """Whether an object is being deleted."""
     return "deletionTimestamp" in item["metadata"]
@@ -102,14 +127,16 @@ def spec_of(job: Manifest) -> str | None:
     return _annotation(job["spec"]["template"], SPEC)
 
 
-def first_attempt(job: Manifest) -> int:
-    """Return the number that a Job counts its attempts from."""
-    return _number(_annotation(job["spec"]["template"], FIRST_ATTEMPT))
+def attempt_of(pod: Manifest) -> int | None:
+    """Return the number of a pod's attempt, from 0, as prepare has taken it; None before it has."""
+    kind, detail = state_of(pod, Container.PREPARE)
+    return read_attempt(detail.get("message") or "") if kind == "terminated" else None
 
 
-def attempt_of(pod: Manifest) -> int:
-    """Return the number of a pod's attempt, from 0."""
-    return _number(_annotation(pod, FIRST_ATTEMPT)) + _number(_annotation(pod, FAILURES))
+def _age(pod: Manifest) -> tuple[str, bool, int]:
+    """Return what sorts pods, oldest first: of two of one second the later has no number yet, or a higher."""
+    number = attempt_of(pod)
+    return pod["metadata"]["creationTimestamp"], number is None, number or 0
 
 
 def containers(pod: Manifest) -> dict[str, Manifest]:
@@ -160,7 +187,3 @@ def parse_time(text: str) -> datetime:
 def _annotation(item: Manifest, key: str) -> str | None:
     value = (item.get("metadata", {}).get("annotations") or {}).get(key)
     return None if value is None else str(value)
-
-
-def _number(text: str | None) -> int:
-    return int(text) if text is not None and text.isdecimal() else 0

@@ -5,7 +5,7 @@ from what is then there continues it. Names are fixed and removals name the iden
 what is observed too late can neither double nor delete anything.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,13 +19,14 @@ from asysi_operator.manifests import IMAGE, PULL_POLICIES, build
 from asysi_operator.manifests.config_map import applied_spec
 from asysi_operator.manifests.environment import output_of
 from asysi_operator.manifests.kinds import Manifest
-from asysi_operator.manifests.labels import FIRST_ATTEMPT, SPEC, spec_digest
+from asysi_operator.manifests.labels import spec_digest
 from asysi_operator.manifests.names import ROWS, config_name, job_name, rows_name
 from asysi_operator.observation import (
+    Kin,
     Observed,
     began,
-    first_attempt,
     holds,
+    kin,
     leaving,
     owned,
     parse_time,
@@ -43,6 +44,9 @@ _OUR_ENDS = {START_DEADLINE_EXCEEDED, BAD_CONFIGURATION}
 time, and a sidecar that refuses its configuration, which Kubernetes would start again for ever."""
 PATIENCE = 1.0
 """Seconds until something that is going away is looked at again, should no event come."""
+LEFT_SECONDS = 30.0
+"""Seconds in which the garbage collector takes what an earlier experiment of the name has left. What it does
+not take has come back from a backup, and is adopted."""
 _FIXED = (
     *("completions", "completionMode", "backoffLimit", "backoffLimitPerIndex"),
     *("podReplacementPolicy", "podFailurePolicy", "template"),
@@ -65,6 +69,8 @@ class Apply:
     manifest: Manifest
     exists: bool
     """Whether it was seen; if not, it must not be taken from somebody else."""
+    undoes: str | None = None
+    """What somebody else has changed of it since it was applied, and who; None when nobody has."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,8 @@ class Plan:
     refusal: Refusal | None = None
     notes: Sequence[str] = ()
     """What is accepted without effect."""
+    blocked: str | None = None
+    """Whose object has a name that is needed: the rest of the plan waits until somebody clears it away."""
     again: float | None = None
     """Seconds until planning again may find something to do, without any event."""
     stale: bool = field(default=False)
@@ -113,7 +121,6 @@ def plan(observed: Observed, settings: Settings) -> Plan:
             experiment,
             image=settings.image,
             pull_policy=settings.pull_policy,
-            first_attempt=_first(observed, suspend=experiment.spec.lifecycle.suspend),
             output=_output(observed, experiment),
         )
     except ConfigError as error:
@@ -204,20 +211,61 @@ def _towards(observed: Observed, decided: Plan, objects: Sequence[Manifest]) -> 
         if there is None:
             actions.append(Apply(sealed(wanted), exists=False))
             continue
-        if leaving(there) or not owned(there, observed.uid):
+        whose = kin(there, observed)
+        if leaving(there) or (whose is Kin.LEFT and _age(observed) < LEFT_SECONDS):
             # Of an earlier experiment of this name, or on its way out: the garbage collector is at it.
             return replace(decided, actions=actions, again=PATIENCE, stale=wanted["kind"] == "Job")
+        if whose is Kin.FOREIGN:
+            taken = name_taken(wanted["kind"], wanted["metadata"]["name"])
+            return replace(decided, actions=actions, blocked=taken)
+        if whose is not Kin.OURS:
+            actions.append(_adopt(there, wanted))
+            if isinstance(actions[-1], Remove):
+                return replace(decided, actions=actions, again=PATIENCE, stale=True)
+            continue
         if wanted["kind"] == "PersistentVolumeClaim" and not _covers(there["spec"], wanted["spec"]):
             used = observed.job or observed.child("Job", f"{observed.name}{ROWS}")
-            if used is None and not started(observed):
+            if used is None and not started(observed) and not _inherited(there, observed):
                 return replace(decided, actions=[*actions, _remove(there)], again=PATIENCE)
             continue  # its size is part of the spec; what was changed by hand is the volume's affair
         if wanted["kind"] == "Job":
             wanted = _carried(wanted, there)  # noqa: PLW2901 - the same object, as far as it can still change
         manifest = sealed(wanted)
         if not current(there, manifest):
-            actions.append(Apply(manifest, exists=True))
+            actions.append(Apply(manifest, exists=True, undoes=_undone(there, manifest)))
     return replace(decided, actions=[*actions, *_prune(observed, objects)])
+
+
+def _adopt(there: Manifest, wanted: Manifest) -> Action:
+    """Return what makes an orphan the experiment's own; a Job of another spec gives way.
+
+    A claim stays as it is, with what is on it.
+    """
+    if wanted["kind"] == "Job":
+        if spec_of(there) != spec_of(wanted):
+            return _remove(there)
+        wanted = _carried(wanted, there)
+    if wanted["kind"] == "PersistentVolumeClaim":
+        wanted = wanted | {
+            "spec": {key: there["spec"].get(key, wanted["spec"][key]) for key in wanted["spec"]}
+        }
+    return Apply(sealed(wanted), exists=True)
+
+
+def _inherited(claim: Manifest, observed: Observed) -> bool:
+    """Whether a claim is older than the experiment: it may hold the results of an earlier one."""
+    made = observed.experiment["metadata"].get("creationTimestamp")
+    return bool(made and claim["metadata"]["creationTimestamp"] < made)
+
+
+def _age(observed: Observed) -> float:
+    made = observed.experiment["metadata"].get("creationTimestamp")
+    return (observed.now - parse_time(made)).total_seconds() if made else 0.0
+
+
+def name_taken(kind: str, name: str) -> str:
+    """Return what is said when the name of an object is somebody else's."""
+    return f"{kind} {name} exists and is not this experiment's: delete or rename one of them"
 
 
 def _prune(observed: Observed, objects: Sequence[Manifest]) -> list[Action]:
@@ -256,20 +304,6 @@ def _after_the_end(observed: Observed, decided: Plan) -> Plan:
     )
 
 
-def _first(observed: Observed, *, suspend: bool) -> int:
-    """Return the number that the Job counts its attempts from: what has run before keeps its own."""
-    job, recorded = observed.job, observed.status.get("attempt")
-    before = int(recorded) + 1 if recorded is not None and started(observed) else 0
-    if job is None:
-        return before
-    resumed = job["spec"].get("suspend") and not suspend and "startTime" not in (job.get("status") or {})
-    if not resumed:
-        return first_attempt(job)
-    # A suspended Job's pod does not count as failed, and those that did may be forgotten: numbers would come
-    # twice. Counting on from here may leave one out, which harms nobody.
-    return max(first_attempt(job), before)
-
-
 def _carried(wanted: Manifest, there: Manifest) -> Manifest:
     """Return the wanted Job with everything that cannot change as it is there.
 
@@ -279,12 +313,6 @@ def _carried(wanted: Manifest, there: Manifest) -> Manifest:
     if made == _template_digest(wanted):
         return wanted
     fixed = {key: there["spec"][key] for key in _FIXED if key in there["spec"]}
-    template = fixed["template"]
-    counted = template["metadata"] | {
-        "annotations": (template["metadata"].get("annotations") or {})
-        | {FIRST_ATTEMPT: wanted["spec"]["template"]["metadata"]["annotations"][FIRST_ATTEMPT]}
-    }
-    fixed["template"] = template | {"metadata": counted}
     spec = {key: value for key, value in wanted["spec"].items() if key not in _FIXED}
     metadata = wanted["metadata"] | {
         "annotations": wanted["metadata"].get("annotations", {}) | {TEMPLATE: made}
@@ -307,16 +335,59 @@ def current(there: Manifest, wanted: Manifest) -> bool:
     applied = (there["metadata"].get("annotations") or {}).get(APPLIED)
     if applied != wanted["metadata"]["annotations"][APPLIED]:
         return False
+    return not _changed(there, wanted)
+
+
+def _undone(there: Manifest, wanted: Manifest) -> str | None:
+    """Return what applying an object again undoes, and whose work that is; None when it brings news."""
+    applied = (there["metadata"].get("annotations") or {}).get(APPLIED)
+    if applied != wanted["metadata"]["annotations"][APPLIED]:
+        return None
+    paths = _changed(there, wanted)
+    others = [
+        str(entry.get("manager"))
+        for entry in there["metadata"].get("managedFields") or ()
+        if any(_holds_field(entry.get("fieldsV1") or {}, path) for path in paths)
+    ]
+    who = ", ".join(sorted(set(others))) or "an admission policy or webhook"
+    return f"{', '.join('.'.join(path) for path in paths)} is changed by {who}"
+
+
+def _holds_field(fields: Manifest, path: Sequence[str]) -> bool:
+    """Whether a set of managed fields has a field in it, or the whole that the field is a part of."""
+    for key in path:
+        if f"f:{key}" not in fields:
+            return False
+        fields = fields[f"f:{key}"]
+        if not fields:
+            return True
+    return True
+
+
+def _changed(there: Manifest, wanted: Manifest) -> list[tuple[str, ...]]:
+    """Return the paths of what is wanted and is not there. What else is there is not ours to look at."""
+    owners = wanted["metadata"].get("ownerReferences") or ()
+    metadata = {key: value for key, value in wanted["metadata"].items() if key != "ownerReferences"}
+    wanted = wanted | {"metadata": metadata}
     if wanted["kind"] == "Job":  # what of it is fixed cannot have been changed
         wanted = wanted | {"spec": {key: value for key, value in wanted["spec"].items() if key not in _FIXED}}
-    return _covers(there, wanted)
+    paths = list(_differences(there, wanted))
+    missing = any(not owned(there, owner["uid"]) for owner in owners)  # others may own it too
+    return [*paths, ("metadata", "ownerReferences")] if missing else paths
 
 
 def _template_digest(job: Manifest) -> str:
-    fixed: dict[str, Any] = {key: value for key, value in job["spec"].items() if key in _FIXED}
-    metadata = fixed["template"]["metadata"]
-    kept = {key: value for key, value in metadata["annotations"].items() if key == SPEC}
-    return digest(fixed | {"template": fixed["template"] | {"metadata": metadata | {"annotations": kept}}})
+    return digest({key: value for key, value in job["spec"].items() if key in _FIXED})
+
+
+def _differences(there: Any, wanted: Manifest, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield where something wanted is not there: the path to the field, a list being one whole."""
+    for key, value in wanted.items():
+        found = there.get(key)
+        if isinstance(value, dict) and isinstance(found, dict):
+            yield from _differences(found, value, (*path, key))
+        elif not _covers(found, value):
+            yield (*path, key)
 
 
 def _covers(there: Any, wanted: Any) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from asysi_operator.answers import VERDICTS, LastWords, read_last_words
-from asysi_operator.failures import Failure, finished, last_failure, refusal
+from asysi_operator.failures import DISRUPTIONS, Failure, finished, last_failure, refusal
 from asysi_operator.manifests.environment import output_of
 from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.observation import (
@@ -31,6 +31,7 @@ CONDITIONS = (
     *VERDICTS,
     "Failed",
     "Suspended",
+    "Contended",
 )
 COUNTED = ("counters", "sae", "ledger", "pipeline")
 """Parts of the status that change all the time while an experiment runs."""
@@ -49,7 +50,13 @@ class Derived:
     """Seconds."""
 
 
-def derive(observed: Observed, decided: Plan, *, trouble: Failure | None = None) -> Derived:
+def derive(
+    observed: Observed,
+    decided: Plan,
+    *,
+    trouble: Failure | None = None,
+    contended: str | None = None,
+) -> Derived:
     """Return the status of an experiment.
 
     What is known once stays known after the pod and the Job have gone.
@@ -58,12 +65,14 @@ def derive(observed: Observed, decided: Plan, *, trouble: Failure | None = None)
         observed: what is known.
         decided: what was planned from it.
         trouble: what kept the plan's writes from being made.
+        contended: what somebody else keeps changing of the experiment's objects, and who.
     """
     before, now, stage = observed.status, rfc3339(observed.now), observed.stage
     pod, job = stage.pod, None if decided.stale else stage.job
     refused = None if job is None or finished(job) else refusal(stage)
     failure = trouble or refused or (None if decided.stale else last_failure(stage))
     words = None if pod is None or job is None or stage.suffix else _last_words(pod)
+    attempt = attempt_of(pod) if pod and not stage.suffix else None
     left = _until_start_deadline(observed, decided)
     standing = ended(observed)
     said: dict[str, Said] = {"Accepted": _accepted(decided)}
@@ -78,6 +87,8 @@ def derive(observed: Observed, decided: Plan, *, trouble: Failure | None = None)
     if decided.experiment is not None and not standing:
         sets = _cpu_sets(observed) or ({} if job is None else before.get("cpuSets", {}))
         said["CPUPinned"] = judge(decided.experiment.spec, sets)
+    if contended or condition(observed.experiment, "Contended"):
+        said["Contended"] = _contended(contended)
     conditions = [_condition(observed, kind, said[kind], now) for kind in CONDITIONS if kind in said]
     found: Manifest = {
         "observedGeneration": observed.generation,
@@ -86,7 +97,7 @@ def derive(observed: Observed, decided: Plan, *, trouble: Failure | None = None)
         "job": job["metadata"]["name"] if job else before.get("job"),
         "pod": pod["metadata"]["name"] if pod else before.get("pod"),
         "output": _results(job) if job else before.get("output"),
-        "attempt": attempt_of(pod) if pod and not stage.suffix else before.get("attempt"),
+        "attempt": before.get("attempt") if attempt is None else attempt,
         "startTime": before.get("startTime") or _host_began(observed),
         "completionTime": _completion(observed, conditions, now),
         "cpuSets": _cpu_sets(observed) or before.get("cpuSets"),
@@ -268,7 +279,7 @@ _NO_VERDICT = {"NotEnded", "NoVerdict"}
 
 def _always(kind: str) -> bool:
     """Whether every experiment has the condition: those of before it was there have none."""
-    return kind not in {_PIPELINE, *VERDICTS}
+    return kind not in {_PIPELINE, *VERDICTS, "Contended"}
 
 
 def _failed(
@@ -306,6 +317,12 @@ def _suspended(observed: Observed, decided: Plan, job: Manifest | None) -> Said:
     if wished:
         return "False", "Suspending", "lifecycle.suspend is true; the pod is ending."
     return "False", "Active", "Nothing holds it back."
+
+
+def _contended(by: str | None) -> Said:
+    if by is None:
+        return "False", "Settled", "Nobody changes the experiment's objects any more."
+    return "True", "ChangedByOthers", f"{by}; each time it is put back, after an ever longer while."
 
 
 def _condition(observed: Observed, kind: str, said: Said, now: str) -> Manifest:
@@ -404,7 +421,10 @@ def announcements(name: str, before: Manifest, after: Manifest) -> list[tuple[st
     if failure and failure != before.get("lastFailure"):
         who = f"{failure['container']}: " if "container" in failure else ""
         reason = "ContainerFailed" if who else "PodFailed"
-        told.append(("Warning", reason, f"{who}{failure['reason']}: {failure.get('message', '')}"))
+        level = "Warning"
+        if failure["reason"] in DISRUPTIONS:
+            level, reason, who = "Normal", "Disrupted", f"Attempt {failure.get('attempt', '?')} was put out: "
+        told.append((level, reason, f"{who}{failure['reason']}: {failure.get('message', '')}"))
     if before.get("attempt") is not None and after.get("attempt", 0) > before["attempt"]:
         told.append(("Normal", "NextAttempt", f"Attempt {after['attempt']} of {name} has begun."))
     return told
@@ -424,8 +444,15 @@ _TOLD = (
     ("LedgerBalanced", "False", "Warning", "LedgerNotBalanced"),
     ("DataSound", "False", "Warning", "DataNotSound"),
     ("Failed", "True", "Warning", "Failed"),
+    ("Contended", "True", "Warning", "Contended"),
 )
-EVENT_REASONS = (*(reason for *_rest, reason in _TOLD), "ContainerFailed", "PodFailed", "NextAttempt")
+EVENT_REASONS = (
+    *(reason for *_rest, reason in _TOLD),
+    "ContainerFailed",
+    "PodFailed",
+    "Disrupted",
+    "NextAttempt",
+)
 """Every reason that an event of ours can have."""
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from asysi_operator.manifests.kinds import Manifest
-from asysi_operator.manifests.labels import EXPERIMENT
+from asysi_operator.manifests.labels import EXPERIMENT, MANAGER
 
 Key = tuple[str, str]
 """Namespace and name."""
@@ -135,9 +135,18 @@ def parent_of(kind: str, item: Manifest) -> Key | None:
 
 
 def _lean(item: Manifest) -> Manifest:
-    """Return an object without the part that is only the API server's own and larger than the rest."""
+    """Return an object without the part that is larger than the rest.
+
+    Of the managed fields stays whose they are beside us and the API server's own controllers.
+    """
     kept = {key: value for key, value in item["metadata"].items() if key != "managedFields"}
-    return item | {"metadata": kept}
+    others = [
+        entry
+        for entry in item["metadata"].get("managedFields") or ()
+        if entry.get("manager") != MANAGER and not entry.get("subresource")
+    ]
+    watched = others and EXPERIMENT in (kept.get("labels") or {}) and item.get("kind") != _POD
+    return item | {"metadata": kept | ({"managedFields": others} if watched else {})}
 
 
 def _version(item: Manifest) -> int:

@@ -126,13 +126,14 @@ def test_results_without_an_identity(identity: Make) -> None:
         ("checkpoints/topk.ckpt", True, False, 0),
         ("archive/attempt-0003-segment-0001.mscan", True, False, 4),
         ("attempts/1/ledger.json", True, False, 2),
+        ("attempts/1/notes", False, False, 2),
         ("sae/topk/cfg.json", True, False, 0),
         ("ledger.json", True, False, 0),
         ("report.html", True, True, 0),
     ],
 )
 def test_what_a_folder_holds(tmp_path: Path, file: str, begun: bool, finished: bool, attempts: int) -> None:
-    """Whether the model has run there, whether the run was finished, and how many attempts left something."""
+    """Whether the model has run there, whether the run was finished, and the number of the next attempt."""
     (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / file).touch()
     assert look(tmp_path) == Found(None, begun, finished, attempts)

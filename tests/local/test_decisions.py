@@ -84,10 +84,9 @@ def test_environment_is_translated():
         Env.SHM: Path("/r"), Env.OUTPUT: Path("/o"), Env.WORKSPACE: Path("/w"), Env.CONFIG: Path("/c/e.json"),
     }  # fmt: skip
     inherited = {"HOME": "/home/me", "HF_TOKEN": "mine", "HF_HUB_OFFLINE": "1"}
-    made = environment(container, Setting(mounts, 3, 5, 4711, Path("/t")), inherited)
+    made = environment(container, Setting(mounts, 3, 4711, Path("/t")), inherited)
     assert made["ASYSI_SHM"] == "/r"
     assert made["ASYSI_CONFIG"] == "/c/e.json"
     assert (made["DEEP"], made["OTHER"]) == ("/w/a/b", "/workspaces")
     assert (made["HOME"], made["HF_TOKEN"], made["HF_HUB_OFFLINE"]) == ("/home/me", "mine", "1")
-    assert (made["ASYSI_ATTEMPT"], made["ASYSI_FIRST_ATTEMPT"]) == ("3", "5")
-    assert (made["ASYSI_PORT"], made["ASYSI_MEMORY"]) == ("4711", "7")
+    assert (made["ASYSI_ATTEMPT"], made["ASYSI_PORT"], made["ASYSI_MEMORY"]) == ("3", "4711", "7")

@@ -138,20 +138,19 @@ def test_every_mount_has_a_volume(render):
 
 
 def test_environment(render):
-    """Every container gets the contract's variables, the attempt from the Job, memory from its limit."""
+    """Every container gets the contract's variables, memory from its limit; prepare takes the attempt."""
     for item in render().containers:
         variables = {variable["name"]: variable for variable in item["env"]}
-        assert set(Env) <= set(variables)
-        attempt = variables[Env.ATTEMPT]["valueFrom"]["fieldRef"]["fieldPath"]
-        assert attempt == "metadata.annotations['batch.kubernetes.io/job-index-failure-count']"
+        assert set(variables) & set(Env) == set(Env) - {Env.ATTEMPT, Env.MODULES}
         assert variables[Env.MEMORY]["valueFrom"] == {"resourceFieldRef": {"resource": "limits.memory"}}
         assert variables[Env.TERMINATION]["value"] == item["terminationMessagePath"]
 
 
 def test_attempts(render):
-    """A dead host is a new pod, up to maxRestarts; an Indexed Job with a limit per index counts them."""
+    """A dead host is a new pod, up to maxRestarts; no limit per index keeps a failed pod waiting."""
     job = render({"lifecycle": {"maxRestarts": 5}}).job
-    assert (job["backoffLimit"], job["backoffLimitPerIndex"], job["completionMode"]) == (5, 5, "Indexed")
+    assert (job["backoffLimit"], job["completionMode"]) == (5, "Indexed")
+    assert "backoffLimitPerIndex" not in job
     assert (job["completions"], job["parallelism"]) == (1, 1)
     assert job["podReplacementPolicy"] == "Failed"
 

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -115,23 +116,21 @@ class FakeCluster:
         """Let the Job have a pod, whose host is in the given state."""
         job = self.objects["Job", "minilm"]
         template = job["spec"]["template"]
-        first = int(template["metadata"]["annotations"]["asysi.dev/first-attempt"])
-        annotations = template["metadata"]["annotations"] | {
-            "batch.kubernetes.io/job-index-failure-count": str(attempt - first)
-        }
+        prepared = {"exitCode": 0, "reason": "Completed", "message": json.dumps({"attempt": attempt})}
         pod = {
             "kind": "Pod",
             "metadata": {
                 "name": f"minilm-0-{attempt}",
                 "namespace": "lab",
                 "labels": template["metadata"]["labels"],
-                "annotations": annotations,
+                "annotations": template["metadata"]["annotations"],
                 "ownerReferences": [{"uid": job["metadata"]["uid"]}],
             },
             "spec": {"nodeName": "node"},
             "status": {
                 "phase": "Running",
                 "conditions": [{"type": "PodScheduled", "status": "True"}],
+                "initContainerStatuses": [{"name": "prepare", "state": {"terminated": prepared}}],
                 "containerStatuses": [{"name": "host", "state": host or {}}],
                 **status,
             },

@@ -1,6 +1,7 @@
 """The operator begins once it knows what there is, however long the API server lets it wait."""
 
 import asyncio
+from datetime import UTC, datetime
 
 import pytest
 
@@ -56,6 +57,10 @@ class Recorder(Listing):
     """An API server that keeps the status of experiments, and nothing else."""
 
     version = 1
+
+    def now(self):
+        """Return a time."""
+        return datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
     def do(self, action, experiment):
         """Carry out nothing."""

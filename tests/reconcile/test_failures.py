@@ -77,6 +77,21 @@ CASES = {
         {"phase": "Failed", "reason": "Evicted", "message": "low on memory"},
         ("Evicted", None, None, "low on memory"),
     ),
+    "a pod that a drain put out, not what its containers ended with": (
+        {
+            "conditions": [
+                {
+                    "type": "DisruptionTarget",
+                    "status": "True",
+                    "reason": "EvictionByEvictionAPI",
+                    "message": "Eviction API: evicting",
+                    "lastTransitionTime": END,
+                }
+            ],
+            "containerStatuses": [sidecar("host", {"terminated": ended(143)})],
+        },
+        ("EvictionByEvictionAPI", None, None, "evicting"),
+    ),
     "a host that died, not the finish that says so": (
         {
             "containerStatuses": [

@@ -28,6 +28,7 @@ SAYS = {
     "DataSound": [status._verdict],
     "Failed": [status._failed],
     "Suspended": [status._suspended],
+    "Contended": [status._contended],
 }
 """Who says each condition."""
 FINISH_SAYS = {
@@ -115,7 +116,7 @@ def test_every_failure_that_the_code_names_is_on_the_page():
     named = {value for value in constants if isinstance(value, str) and WORD.fullmatch(value)}
     kubernetes = {
         *("ErrImagePull", "ErrImageNeverPull", "ContainerCreating", "PodInitializing"),
-        *("PodScheduled", "False", "SchedulingGated", "Failed", "Complete", "Killing"),
+        *("PodScheduled", "False", "SchedulingGated", "Failed", "Complete", "Killing", "DisruptionTarget"),
     }
     assert named - kubernetes <= told
     assert all(len(row[2]) > 5 for row in table)

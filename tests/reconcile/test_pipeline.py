@@ -247,7 +247,7 @@ def test_a_failed_shard_is_named(lab):
 
 def test_after_a_failure_an_edit_begins_anew(lab):
     """A mended pipeline runs again; an edit of something else does not heal the failure."""
-    end(lab, "Failed", reason="FailedIndexes", message="index 1 failed")
+    end(lab, "Failed", reason="BackoffLimitExceeded", message="too often")
     lab.settle()
     lab.edit({"sae": {"cpus": 2.0}})
     lab.settle()

@@ -175,23 +175,100 @@ def test_what_nothing_wants_is_pruned_and_the_users_is_not(cluster):
     assert ("ConfigMap", "theirs") in lab.objects
 
 
-def test_nobody_elses_object_is_taken(cluster):
-    """An object of an earlier experiment of the same name is waited for, not adopted and not removed."""
-    lab = cluster()
-    lab.put(
-        {
-            "kind": "ConfigMap",
-            "metadata": {
-                "name": "minilm-config",
-                "namespace": "lab",
-                "labels": {EXPERIMENT: "minilm"},
-                "ownerReferences": [{"uid": "experiment-0"}],
-            },
-        }
-    )
+OURS = {EXPERIMENT: "minilm", "app.kubernetes.io/managed-by": "asysi-operator"}
+EARLIER = {"kind": "ScanExperiment", "name": "minilm", "uid": "experiment-0"}
+
+
+def _config(lab, labels=OURS, owners=()):
+    metadata = {
+        "name": "minilm-config",
+        "namespace": "lab",
+        "labels": labels,
+        "ownerReferences": list(owners),
+    }
+    lab.put({"kind": "ConfigMap", "metadata": metadata})
+
+
+def test_what_an_earlier_experiment_left_is_the_garbage_collectors(cluster):
+    """An object of an earlier experiment of the name is waited for; one that nobody collects is adopted."""
+    lab = cluster(creationTimestamp="2026-01-02T03:04:00Z")
+    _config(lab, owners=[EARLIER])
     decided = plan(lab.observe(), Settings())
     assert decided.actions == []
     assert decided.again is not None
+    later = plan(lab.observe(now=NOW + timedelta(seconds=60)), Settings())
+    assert next(one.manifest["kind"] for one in later.actions) == "ConfigMap"
+
+
+@pytest.mark.parametrize(
+    ("labels", "owners"),
+    [
+        ({EXPERIMENT: "minilm"}, []),
+        (OURS, [{"kind": "Deployment", "name": "web", "uid": "web-1"}]),
+        (OURS, [{"kind": "ScanExperiment", "name": "other", "uid": "other-1"}]),
+    ],
+)
+def test_nobody_elses_object_is_taken(cluster, labels, owners):
+    """What is not ours by its labels, or has another owner, is neither adopted nor removed: it is said."""
+    lab = cluster()
+    _config(lab, labels, owners)
+    decided = plan(lab.observe(), Settings())
+    assert decided.actions == []
+    assert "ConfigMap minilm-config" in decided.blocked
+
+
+def test_orphans_are_adopted(cluster):
+    """What a deletion has orphaned, or a backup brought back without owners, goes on as it is."""
+    for uid in ("experiment-1", "experiment-2"):
+        lab = _settled(cluster)
+        whole = shape(lab)
+        before = {key: item["metadata"]["uid"] for key, item in lab.objects.items()}
+        for item in lab.objects.values():
+            item["metadata"]["ownerReferences"] = []
+        lab.experiment["metadata"]["uid"] = uid
+        lab.settle()
+        assert {key: item["metadata"]["uid"] for key, item in lab.objects.items()} == before
+        if uid == "experiment-1":
+            assert shape(lab) == whole
+
+
+def test_an_orphan_of_another_spec_gives_way_and_its_results_stay(cluster):
+    """An orphaned Job of another spec is replaced; an orphaned claim is never, whatever its size."""
+    lab = _settled(cluster)
+    before = {key: item["metadata"]["uid"] for key, item in lab.objects.items()}
+    for item in lab.objects.values():
+        item["metadata"]["ownerReferences"] = []
+    lab.experiment["metadata"] |= {"uid": "experiment-2", "creationTimestamp": "2026-01-02T03:04:00Z"}
+    lab.edit({"model": {"uri": "file:///models/other"}, "output": {"size": "99Gi"}})
+    lab.settle()
+    after = {key: item["metadata"]["uid"] for key, item in lab.objects.items()}
+    assert after["Job", "minilm"] != before["Job", "minilm"]
+    assert after["PersistentVolumeClaim", "minilm-output"] == before["PersistentVolumeClaim", "minilm-output"]
+
+
+def test_what_others_add_is_theirs(cluster):
+    """A label, an annotation, a finalizer or an owner of somebody else's is nothing to undo."""
+    lab = _settled(cluster)
+    for item in lab.objects.values():
+        item["metadata"]["labels"]["theirs"] = "yes"
+        item["metadata"]["annotations"]["theirs"] = "yes"
+        item["metadata"]["finalizers"] = ["example.org/theirs"]
+        item["metadata"]["ownerReferences"].append({"kind": "Backup", "uid": "theirs"})
+    assert plan(lab.observe(), Settings()).actions == []
+
+
+def test_who_changes_an_object_is_named(cluster):
+    """A field that somebody else has changed is put back, with its path and its manager."""
+    lab = _settled(cluster)
+    job = lab.objects["Job", "minilm"]
+    job["spec"]["suspend"] = True
+    (action,) = plan(lab.observe(), Settings()).actions
+    assert action.undoes == "spec.suspend is changed by an admission policy or webhook"
+    fields = {"f:spec": {"f:suspend": {}}}
+    job["metadata"]["managedFields"] = [{"manager": "flipper", "operation": "Update", "fieldsV1": fields}]
+    (action,) = plan(lab.observe(), Settings()).actions
+    assert action.undoes == "spec.suspend is changed by flipper"
+    assert action.manifest["spec"]["suspend"] is False
 
 
 def test_results_are_never_pruned(cluster):
@@ -217,21 +294,21 @@ def test_another_operator_goes_on_with_what_runs(cluster):
     assert action.manifest["spec"]["template"] == lab.objects["Job", "minilm"]["spec"]["template"]
 
 
-def test_attempts_count_on(cluster):
-    """After a suspension, or when the Job was lost, no attempt has a number that was given before."""
+def test_the_attempt_is_what_prepare_has_taken(cluster):
+    """The status has the number of the newest pod that knows it, and keeps it while the next has none yet."""
     lab = _settled(cluster)
     lab.run_pod(2, host={"running": {"startedAt": "2026-01-02T03:01:00Z"}})
     lab.step()
     assert lab.experiment["status"]["attempt"] == 2
-    lab.edit({"lifecycle": {"suspend": True}})
-    lab.settle()
-    del lab.objects["Pod", "minilm-0-2"]
-    lab.edit({"lifecycle": {"suspend": False}})
-    lab.settle()
-    assert _first(lab) == 3
-    del lab.objects["Job", "minilm"]
-    lab.settle()
-    assert _first(lab) == 3
+    late = lab.run_pod(3, initContainerStatuses=[])
+    lab.step()
+    assert lab.experiment["status"]["pod"] == late["metadata"]["name"]
+    assert lab.experiment["status"]["attempt"] == 2
+    late["status"]["initContainerStatuses"] = [
+        {"name": "prepare", "state": {"terminated": {"message": "{}"}}}
+    ]
+    lab.step()
+    assert lab.experiment["status"]["attempt"] == 2
 
 
 def test_the_end_is_the_end(cluster):
@@ -306,9 +383,3 @@ def _settled(cluster):
     lab = cluster()
     lab.settle()
     return lab
-
-
-def _first(lab):
-    return int(
-        lab.objects["Job", "minilm"]["spec"]["template"]["metadata"]["annotations"]["asysi.dev/first-attempt"]
-    )

@@ -82,6 +82,13 @@ class Pod:
         return self.wait()
 
     def wait(self):
+        """Ask it to go once its stream has ended, as the pod's end does; return its exit code."""
+        deadline = time.monotonic() + 30
+        while self.process.poll() is None and time.monotonic() < deadline:
+            if self.control.reader_state("archiver") in {"finalised", "checkpointed"}:
+                self.process.terminate()
+                break
+            time.sleep(0.02)
         return self.process.wait(timeout=30)
 
     def until(self, condition, seconds=30.0):

@@ -118,6 +118,7 @@ class Stage:
                             "sampling": {"rate": 0.5, "minRate": 0.1}},
             },
         }))  # fmt: skip
+        self.hooks = set()
         self.environment = {
             "ASYSI_CONFIG": str(config), "ASYSI_SHM": str(shm), "ASYSI_OUTPUT": str(shm),
             "ASYSI_WORKSPACE": str(shm), "PYTHONPATH": ":".join(filter(None, sys.path)),
@@ -133,14 +134,24 @@ class Stage:
 
     def hook(self):
         """Start the hook worker."""
-        return self.start("-m", "asysi.hook")
+        process = self.start("-m", "asysi.hook")
+        self.hooks.add(process)
+        return process
 
     def host(self, packets, *how):
         """Start the host."""
         return self.start(__file__, "host", self.shm, packets, *how)
 
     def code(self, process):
-        """Wait for a process; return its exit code."""
+        """Wait for a process, asking a hook to go once its stream has ended; return its exit code."""
+        deadline = time.monotonic() + SECONDS
+        while process.poll() is None and time.monotonic() < deadline:
+            with Control(str(self.shm / CAPTURE_RING)) as control:
+                ended = control.reader_state("hook") in {"finalised", "checkpointed"}
+            if ended and process in self.hooks:
+                process.terminate()
+                break
+            time.sleep(0.02)
         return process.wait(SECONDS)
 
     def log(self):

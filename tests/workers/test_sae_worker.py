@@ -126,6 +126,12 @@ class Pod:
             assert time.monotonic() < deadline, self.text()
             time.sleep(0.005)
 
+    def ended(self, process):
+        """Ask the worker to go once the stream has ended, as the pod's end does; return its exit code."""
+        self.until(lambda: self.control.reader_state(READER) in {"finalised", "checkpointed"})
+        process.terminate()
+        return process.wait(SECONDS)
+
     def books(self):
         """Return each point's books; all rows published must have their fate."""
         books = []
@@ -190,7 +196,7 @@ def test_terminated_then_to_the_end(pod):
     process = run.start()
     run.publish(60)
     run.writer.close("complete")
-    assert process.wait(SECONDS) == Exit.OK, run.text()
+    assert run.ended(process) == Exit.OK, run.text()
     assert run.control.reader_state(READER) == "finalised"
     for books, counts, gauges in zip(run.books(), run.counts(), run.control.gauges(READER), strict=True):
         assert (books["durable"], books["lapped"], books["rolled_back"]) == (120 * ROWS, 0, 0)
@@ -221,7 +227,7 @@ def test_killed_at_any_moment(pod):
     process = run.start()
     run.publish(50)
     run.writer.close("complete")
-    assert process.wait(SECONDS) == Exit.OK, run.text()
+    assert run.ended(process) == Exit.OK, run.text()
     for books, counts in zip(run.books(), run.counts(), strict=True):
         assert books["durable"] == counts["received"] == counts["trained"] + counts["held_out"]
 

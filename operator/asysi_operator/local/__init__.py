@@ -42,8 +42,9 @@ def run(
     folder = output_folder(experiment.metadata.name, output, experiment.spec.output)
     first = continued(folder, experiment) if resume else 0
     return run_objects(
-        build(experiment, first_attempt=first, output="."),
+        build(experiment, output="."),
         folder,
+        first_attempt=first,
         overwrite=overwrite,
         resume=resume,
         plain=plain,

@@ -20,7 +20,6 @@ from asysi_operator.local.process import Process, free_port
 from asysi_operator.local.wishes import Wishes
 from asysi_operator.manifests.job import START_DEADLINE
 from asysi_operator.manifests.kinds import Manifest
-from asysi_operator.manifests.labels import FIRST_ATTEMPT
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,7 @@ class Attempts:
         asker: asks the probes.
         cpus: processors of each container, by name; of those not named, all.
         strike: whom to kill once, if anybody.
+        first: number of the first attempt.
     """
 
     def __init__(
@@ -67,16 +67,17 @@ class Attempts:
         asker: Asker,
         cpus: Mapping[str, frozenset[int]],
         strike: Strike | None = None,
+        first: int = 0,
     ) -> None:
         self._job, self._spec = job, read_pod(job["spec"]["template"])
         self._places, self._output, self._events, self._wishes = places, output, events, wishes
         self._look, self._asker, self._cpus, self._strike = look, asker, cpus, strike
-        self._first = int(job["spec"]["template"]["metadata"]["annotations"][FIRST_ATTEMPT])
+        self._first = first
         self._restarts: dict[str, int] = {}
 
     def run(self) -> Outcome:
         """Start pods until one completes the Job, or no other would."""
-        limit, began = int(self._job["spec"]["backoffLimitPerIndex"]), time.monotonic()
+        limit, began = int(self._job["spec"]["backoffLimit"]), time.monotonic()
         attempt = 0
         while True:
             pod = self._pod(attempt, began)
@@ -113,8 +114,7 @@ class Attempts:
         port = free_port() if container.serves else 0
         setting = Setting(
             self._places.mounts(self._output),
-            attempt,
-            self._first,
+            self._first + attempt,
             port,
             self._places.termination(container.name),
         )

@@ -18,8 +18,6 @@ class Setting:
     mounts: Mapping[Env, Path]
     """Local folder, or file, of each of the contract's mounts."""
     attempt: int
-    """Counted from `first_attempt`."""
-    first_attempt: int
     port: int
     termination: Path
 
@@ -36,7 +34,6 @@ def environment(container: Container, setting: Setting, inherited: Mapping[str, 
     }
     told = {
         Env.ATTEMPT: str(setting.attempt),
-        Env.FIRST_ATTEMPT: str(setting.first_attempt),
         Env.PORT: str(setting.port),
         Env.TERMINATION: str(setting.termination),
         Env.MEMORY: str(container.memory),

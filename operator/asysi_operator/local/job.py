@@ -36,6 +36,7 @@ def run_objects(
     objects: Sequence[Manifest],
     output: Path,
     *,
+    first_attempt: int = 0,
     overwrite: bool = False,
     resume: bool = False,
     plain: bool = False,
@@ -51,8 +52,9 @@ def run_objects(
     Args:
         objects: what `manifests.build` renders.
         output: absolute path of the output folder.
+        first_attempt: number of the first attempt.
         overwrite: whether a run in it may be replaced.
-        resume: whether a run in it is continued, from the first attempt of the rendered Job on.
+        resume: whether a run in it is continued.
         plain: lines instead of a live display.
         kill_once: container to kill once, to show that it recovers.
         binding: processors of each container, as in `taskset -c`.
@@ -103,6 +105,7 @@ def run_objects(
                         asker=asker,
                         cpus=cpus,
                         strike=_strike(kill_once, output) if one is job else None,
+                        first=first_attempt,
                     ).run()
                     if one is not job:
                         outcome = _before(outcome, wishes)

@@ -22,7 +22,6 @@ def build(
     *,
     image: str = IMAGE,
     pull_policy: str = PULL_POLICIES[0],
-    first_attempt: int = 0,
     output: str | None = None,
 ) -> list[Manifest]:
     """Return every object of the experiment, in the order in which they are created.
@@ -31,7 +30,6 @@ def build(
         experiment: the resolved experiment.
         image: image of every container, except the host of a custom workload.
         pull_policy: when the node fetches images; one of PULL_POLICIES.
-        first_attempt: number of the Job's first attempt, above 0 when it goes on where another has ended.
         output: folder of the results on the volume; None takes the spec's.
 
     Raises:
@@ -51,5 +49,5 @@ def build(
         *([] if experiment.spec.output.claim else [claim(experiment)]),
         network_policy(experiment),
         *([pipeline_policy(experiment), pipeline_job(experiment, made)] if rows else []),
-        job(experiment, made, first_attempt),
+        job(experiment, made),
     ]

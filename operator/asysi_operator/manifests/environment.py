@@ -5,12 +5,11 @@ from pathlib import PurePosixPath
 from asysi.contract.runtime import MOUNTS, PORTS, Container, Env
 from asysi.contract.spec import SecretRef, Spec
 from asysi_operator.manifests.kinds import Manifest
-from asysi_operator.manifests.labels import FIRST_ATTEMPT
 from asysi_operator.manifests.resources import threads
 
+_JOB = "batch.kubernetes.io/controller-uid"
+"""Label of a pod in which the API server says of which Job it is."""
 TERMINATION = "/dev/termination-log"
-FAILURES = "batch.kubernetes.io/job-index-failure-count"
-"""Annotation in which an Indexed Job with a limit per index tells a pod how many failed before it."""
 
 
 def environment(spec: Spec, container: Container, output: str) -> list[Manifest]:
@@ -26,14 +25,7 @@ def environment(spec: Spec, container: Container, output: str) -> list[Manifest]
     places = MOUNTS | {Env.OUTPUT: MOUNTS[Env.OUTPUT] / output}
     return [
         *({"name": str(name), "value": str(path)} for name, path in places.items()),
-        {
-            "name": str(Env.ATTEMPT),
-            "valueFrom": {"fieldRef": {"fieldPath": f"metadata.annotations['{FAILURES}']"}},
-        },
-        {
-            "name": str(Env.FIRST_ATTEMPT),
-            "valueFrom": {"fieldRef": {"fieldPath": f"metadata.annotations['{FIRST_ATTEMPT}']"}},
-        },
+        {"name": str(Env.JOB), "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{_JOB}']"}}},
         {"name": str(Env.PORT), "value": str(PORTS.get(container, 0))},
         {"name": str(Env.TERMINATION), "value": TERMINATION},
         {"name": str(Env.MEMORY), "valueFrom": {"resourceFieldRef": {"resource": "limits.memory"}}},

@@ -14,8 +14,12 @@ TTL = "asysi.dev/ttl-seconds-after-finished"
 it before its totals are read when the operator is away, and the experiment would begin anew."""
 
 
-def job(experiment: ScanExperiment, settings: PodSettings, first_attempt: int) -> Manifest:
-    """Return the Job. It is Indexed, with one index: only then does a pod learn the number of its attempt."""
+def job(experiment: ScanExperiment, settings: PodSettings) -> Manifest:
+    """Return the Job.
+
+    Failures are counted for the Job, not for its index: with a limit per index a failed pod is kept until its
+    successor is there, and in a namespace that is being deleted none can come, so both would stay for ever.
+    """
     lifecycle = experiment.spec.lifecycle
     described = _described(experiment, job_name(experiment))
     seconds = {
@@ -34,10 +38,9 @@ def job(experiment: ScanExperiment, settings: PodSettings, first_attempt: int) -
             "completionMode": "Indexed",
             **_lifecycle(experiment),
             "backoffLimit": lifecycle.max_restarts,
-            "backoffLimitPerIndex": lifecycle.max_restarts,
             "podReplacementPolicy": "Failed",  # two attempts never write one output
             "podFailurePolicy": {"rules": failure_rules()},
-            "template": pod_template(experiment, settings, first_attempt),
+            "template": pod_template(experiment, settings),
         },
     }
 
@@ -45,12 +48,11 @@ def job(experiment: ScanExperiment, settings: PodSettings, first_attempt: int) -
 def pipeline_job(experiment: ScanExperiment, settings: PodSettings) -> Manifest:
     """Return the Job that runs before: an index a shard, and a dead one goes on where its ledger ends.
 
-    The first shard that is given up ends the Job. Who is moved to another node has not failed.
+    All shards together may fail as often as one attempt of the experiment may; see `job` for why not each.
     """
     data = experiment.spec.data
     assert data is not None
     assert data.pipeline is not None
-    moved = {"type": "DisruptionTarget", "status": "True"}
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -60,18 +62,24 @@ def pipeline_job(experiment: ScanExperiment, settings: PodSettings) -> Manifest:
             "parallelism": data.pipeline.parallelism or data.pipeline.shards,
             "completionMode": "Indexed",
             **_lifecycle(experiment),
-            "backoffLimitPerIndex": experiment.spec.lifecycle.max_restarts,
-            "maxFailedIndexes": 0,
+            "backoffLimit": experiment.spec.lifecycle.max_restarts,
             "podReplacementPolicy": "Failed",  # two pods never write one ledger
             "podFailurePolicy": {
                 "rules": [
                     _rule("FailJob", Container.PIPELINE, "In", Exit.CONFIG),
-                    {"action": "Ignore", "onPodConditions": [moved]},
+                    _PUT_OUT,
                 ]
             },
             "template": pipeline_template(experiment, settings),
         },
     }
+
+
+_PUT_OUT: Manifest = {
+    "action": "Ignore",
+    "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+}
+"""A drained, lost or overfull node, or a pod of higher priority: no failure, so it costs no restart."""
 
 
 def _described(experiment: ScanExperiment, name: str) -> Manifest:
@@ -94,14 +102,16 @@ def _lifecycle(experiment: ScanExperiment) -> Manifest:
 def failure_rules() -> list[Manifest]:
     """Return the rules in order; the first that fits decides.
 
-    Bad configuration fails the Job. A dead host is tried again. Where only finish's verdict is bad, the same
-    stream would bring the same verdict.
+    Bad configuration fails the Job. A pod that was put out has not failed, whatever its containers then ended
+    with. A dead host is tried again. Where only finish's verdict is bad, the same stream would bring the same
+    verdict.
     """
     return [
         *(
             _rule("FailJob", name, "In", Exit.CONFIG)
             for name in (Container.PREPARE, Container.HOST, Container.FINISH)
         ),
+        _PUT_OUT,
         _rule("Count", Container.HOST, "NotIn", Exit.OK),
         _rule("FailJob", Container.FINISH, "In", Exit.FAILED),
     ]

@@ -8,10 +8,11 @@ from asysi.contract.spec import API_VERSION, KIND, ScanExperiment
 from asysi_operator.manifests.kinds import Manifest
 
 EXPERIMENT = "asysi.dev/experiment"
+MANAGER = "asysi-operator"
+"""Field manager of everything that is applied, source of events, and who manages all our objects."""
+MANAGED_BY = "app.kubernetes.io/managed-by"
 COMPONENT = "app.kubernetes.io/component"
 QUEUE = "kueue.x-k8s.io/queue-name"
-FIRST_ATTEMPT = "asysi.dev/first-attempt"
-"""Annotation of the pod: number of the Job's first attempt."""
 SPEC = "asysi.dev/spec"
 """Annotation of the pod: digest of what of the spec is frozen once the host has started."""
 _RESERVED = re.compile(r"(.*\.)?(kubernetes\.io|k8s\.io|asysi\.dev)/|(job-name|controller-uid)$")
@@ -32,7 +33,7 @@ def labels(experiment: ScanExperiment) -> dict[str, str]:
         "app.kubernetes.io/instance": experiment.metadata.name,
         COMPONENT: "experiment",
         "app.kubernetes.io/part-of": "asysi",
-        "app.kubernetes.io/managed-by": "asysi-operator",
+        MANAGED_BY: MANAGER,
         **selector(experiment),
     }
 

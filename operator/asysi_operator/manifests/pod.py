@@ -7,7 +7,6 @@ from asysi_operator.manifests.kinds import Manifest, PodSettings
 from asysi_operator.manifests.labels import (
     COMPONENT,
     EXPERIMENT,
-    FIRST_ATTEMPT,
     SPEC,
     labels,
     rows_digest,
@@ -19,15 +18,12 @@ _USER = 65532
 """Nobody in particular; the images need no name for it."""
 
 
-def pod_template(experiment: ScanExperiment, settings: PodSettings, first_attempt: int) -> Manifest:
+def pod_template(experiment: ScanExperiment, settings: PodSettings) -> Manifest:
     """Return the pod template of the Job."""
-    # The first attempt, and nothing else here, may change while a Job is suspended: the next pod counts on
-    # from it.
-    annotations = {FIRST_ATTEMPT: str(first_attempt), SPEC: spec_digest(experiment)}
     return _template(
         experiment,
         labels(experiment),
-        annotations,
+        {SPEC: spec_digest(experiment)},
         initContainers=init_containers(experiment, settings),
         containers=main_containers(experiment, settings),
         volumes=volumes(experiment),
@@ -46,7 +42,7 @@ def pipeline_template(experiment: ScanExperiment, settings: PodSettings) -> Mani
     return _template(
         experiment,
         named,
-        {FIRST_ATTEMPT: "0", SPEC: rows_digest(experiment)},
+        {SPEC: rows_digest(experiment)},
         **({} if experiment.spec.output.claim else {"affinity": affinity}),
         containers=[pipeline_container(experiment, settings)],
         volumes=pipeline_volumes(experiment),

@@ -22,6 +22,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -449,7 +450,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, response: http.client.HTTPResponse, *, watch: bool) -> None:
         try:
-            self.send_response(response.status)
+            self.send_response_only(response.status)
+            self.send_header("Date", response.headers.get("Date", ""))
             self.send_header("Content-Type", response.headers.get("Content-Type", "application/json"))
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
@@ -585,7 +587,39 @@ def proxy(lab: Lab) -> Iterator[Proxy]:
 @pytest.fixture(scope="module")
 def operator(proxy: Proxy, token: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
     """The operator of the module, running; a test may kill it and must start it again."""
-    folder = tmp_path_factory.mktemp("operator")
+    with _operator(proxy, token, tmp_path_factory.mktemp("operator")) as operator:
+        operator.start()
+        yield operator
+
+
+@pytest.fixture
+def skewed(
+    proxy: Proxy, token: str, operator: Operator, tmp_path: Path
+) -> Iterator[Callable[[int], AbstractContextManager[Operator]]]:
+    """A function that replaces the module's operator for a while with one whose clock is off by seconds."""
+    _shell_out(
+        "g++", "-std=c++20", "-O2", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror",
+        "-o", str(tmp_path / "skew.so"), str(Path(__file__).with_name("skew.cpp")),
+    )  # fmt: skip
+
+    @contextmanager
+    def replaced(seconds: int) -> Iterator[Operator]:
+        operator.kill()
+        folder = tmp_path / str(seconds)
+        folder.mkdir()
+        off = {"LD_PRELOAD": str(tmp_path / "skew.so"), "ASYSI_SKEW": str(seconds)}
+        with _operator(proxy, token, folder, **off) as other:
+            other.start()
+            yield other
+
+    yield replaced
+    proxy.kill = operator.kill
+    operator.start()
+
+
+@contextmanager
+def _operator(proxy: Proxy, token: str, folder: Path, **environment: str) -> Iterator[Operator]:
+    """Yield an operator that is not started yet, with variables of its own, and kill it in the end."""
     (folder / "kubeconfig").write_text(
         yaml.safe_dump(
             {
@@ -606,12 +640,11 @@ def operator(proxy: Proxy, token: str, tmp_path_factory: pytest.TempPathFactory)
         subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("nursery.py"))],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-            env={**os.environ, "KUBECONFIG": str(folder / "kubeconfig")},
+            env={**os.environ, "KUBECONFIG": str(folder / "kubeconfig"), **environment},
         ) as nursery,
     ):  # fmt: skip
         operator = Operator(proxy, folder, port, nursery)
         proxy.kill = operator.kill
-        operator.start()
         yield operator
         operator.kill()
 

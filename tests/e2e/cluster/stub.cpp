@@ -11,6 +11,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -54,6 +55,16 @@ std::string label(const std::string& role) {
   const std::string text = read(variable("ASYSI_CONFIG")), key = "\"stub/" + role + "\": \"";
   const auto at = text.find(key);
   return at == std::string::npos ? "" : text.substr(at + key.size(), text.find('"', at + key.size()) - at - key.size());
+}
+
+// The next number that the volume of the results has for the experiment: experiments of a lab share the volume.
+int attempt() {
+  const std::string text = read(variable("ASYSI_CONFIG")), key = "\"name\": \"";
+  const auto at = text.find(key, text.find("\"metadata\"")) + key.size();
+  const std::string folder = variable("ASYSI_OUTPUT") + "/attempts-" + text.substr(at, text.find('"', at) - at);
+  ::mkdir(folder.c_str(), 0777);
+  for (int number = 0;; ++number)
+    if (::mkdir((folder + "/" + std::to_string(number)).c_str(), 0777) == 0) return number;
 }
 
 std::string processors() {
@@ -117,7 +128,10 @@ int work(const std::string& role) {
     return std::atoi(told.c_str() + 5);
   }
   if (told == "oom") take_memory();
-  if (role == "prepare") return 0;
+  if (role == "prepare") {
+    write(variable("ASYSI_TERMINATION"), "{\"attempt\": " + std::to_string(attempt()) + "}");
+    return 0;
+  }
   if (role == "host") write(kStarted, "");
   const auto begin = Clock::now();
   const auto end = begin + std::chrono::seconds(starts(told, "run-") ? std::atoi(told.c_str() + 4) : 1 << 20);

@@ -37,7 +37,9 @@ _ELSEWHERE: tuple[FieldPath, ...] = (
 )
 """Fields of the spec that change where and with what an experiment runs, but not what its results are of.
 A field that is not named here decides the content."""
-_SEGMENT = re.compile(r"attempt-(\d+)-segment-")
+_SEGMENT = re.compile(r"attempt-(\d{1,9})-segment-")
+_NUMBER = re.compile(r"\d{1,9}")
+"""An attempt's: packets and file names have room for no more."""
 
 
 class Identity(BaseModel):
@@ -50,9 +52,7 @@ class Identity(BaseModel):
     digest: Annotated[str, Field(max_length=64)]
     """Of what decides the content."""
     uid: Annotated[str, Field(max_length=253)] | None = None
-    """Given by the API server; None where none has."""
-    attempts: Annotated[int, Field(ge=0)] = 0
-    """Attempts of earlier owners: the present one's are counted from here."""
+    """Given by the API server, to the experiment or else to its Job; None where none has."""
     spec: dict[str, Any] = {}
     """The canonical spec, to say what has changed."""
 
@@ -107,7 +107,7 @@ class Found:
     finished: bool
     """Whether the last file that a run writes is there."""
     attempts: int
-    """Attempts that left something: the highest number and one."""
+    """Number of the next attempt: above all that were taken, or that left something."""
 
 
 def look(folder: Path) -> Found:
@@ -124,7 +124,7 @@ def look(folder: Path) -> Found:
         identity=read_identity(folder),
         begun=begun or any(any(folder.glob(str(pattern))) for pattern in files),
         finished=(folder / runtime.REPORT_FILE).exists(),
-        attempts=max(numbers, default=-1) + 1,
+        attempts=max((*numbers, *_prepared(folder)), default=-1) + 1,
     )
 
 
@@ -145,13 +145,21 @@ def read_identity(folder: Path) -> Identity | None:
         ) from error
 
 
+def _prepared(folder: Path) -> Iterator[int]:
+    """Yield the numbers that were taken, whether or not anything came of the attempt."""
+    for file in (folder / runtime.ATTEMPTS_FOLDER).glob("*"):
+        if _NUMBER.fullmatch(file.name):
+            yield int(file.name)
+
+
 def _attempts(folder: Path) -> Iterator[int]:
+    """Yield the numbers of the attempts that have left something."""
     for file in (folder / runtime.ARCHIVE_FOLDER).glob("*.mscan*"):
         if found := _SEGMENT.search(file.name):
             yield int(found[1])
-    for file in (folder / runtime.ATTEMPTS_FOLDER).glob("*"):
-        if file.name.isdecimal():
-            yield int(file.name)
+    for file in (folder / runtime.ATTEMPTS_FOLDER).glob(f"*/{runtime.LEDGER_FILE}"):
+        if _NUMBER.fullmatch(file.parent.name):
+            yield int(file.parent.name)
     try:
         yield int(json.loads((folder / runtime.HOST_FOLDER / "progress.json").read_bytes())["attempt"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -52,9 +52,9 @@ class Env(StrEnum):
     WORKSPACE = "ASYSI_WORKSPACE"
     """Folder that prepare, host and finish share: the model, the matched hook points."""
     ATTEMPT = "ASYSI_ATTEMPT"
-    """Number of the attempt, from 0."""
-    FIRST_ATTEMPT = "ASYSI_FIRST_ATTEMPT"
-    """What ATTEMPT is counted from: above 0 once the experiment was suspended, or its Job made again."""
+    """Number of the attempt, from 0. Where it is not set, prepare takes the next one of the output."""
+    JOB = "ASYSI_JOB"
+    """Identity that the API server has given the Job, where one has."""
     PORT = "ASYSI_PORT"
     """Port of the worker's HTTP endpoints; 0 serves none."""
     TERMINATION = "ASYSI_TERMINATION"
@@ -126,9 +126,11 @@ PIPELINE_FOLDER = PurePosixPath("pipeline")
 """`pipeline/<digest>/rows.jsonl`, sealed, with the ledgers of its shards and the rows between operators."""
 LOG_FOLDER = PurePosixPath("logs")
 ATTEMPTS_FOLDER = PurePosixPath("attempts")
-"""`attempts/<number>/ledger.json` of each attempt that did not come to the end."""
+"""`attempts/<number>/`: made by prepare, once a number; finish leaves the attempt's ledger in it."""
 
 # Files below the workspace.
+ATTEMPT_FILE = PurePosixPath("attempt")
+"""Number of the attempt, as prepare took it."""
 POINTS_FILE = PurePosixPath("points.json")
 """The matched hook points: a list of {path, alias, shape, dtype}."""
 MODEL_FILE = PurePosixPath("model.json")

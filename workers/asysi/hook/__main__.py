@@ -15,6 +15,7 @@ from asysi.hook.statistics import Statistics
 from asysi.hook.timeline import Timeline
 from asysi.monitor.metrics import histogram
 from asysi.monitor.process import run_worker
+from asysi.monitor.rest import rest
 from asysi.monitor.worker import Worker
 from asysi_ring import Control, Reader, Writer
 
@@ -22,7 +23,7 @@ STATISTICS_FILE = Path("statistics.json")
 
 
 def main(worker: Worker) -> int:
-    """Carry the capture ring's packets to the bus until the stream ends."""
+    """Carry the capture ring's packets to the bus until the stream ends, then wait for the pod's end."""
     capture_folder, bus_folder = str(worker.shm / CAPTURE_RING), str(worker.shm / BUS_RING)
     with ExitStack() as open_rings:
         capture = open_rings.enter_context(Control(capture_folder))
@@ -31,7 +32,7 @@ def main(worker: Worker) -> int:
         ended = bus.writer_state()
         if ended in {"complete", "attempt_over"}:  # a predecessor was killed after its last act
             reader.finalise("finalised" if ended == "complete" else "checkpointed")
-            return Exit.OK
+            return rest(worker)
         writer = open_rings.enter_context(Writer(bus_folder))
         reader.mark_durable()  # what was consumed before a restart is on the bus
         hook = _assemble(worker, reader, writer, capture, bus)
@@ -41,7 +42,8 @@ def main(worker: Worker) -> int:
         if capture.writer_state() == "gone" and end:
             _close_for_the_dead(capture_folder)
         hook.finish(end)
-    return Exit.OK if end else Exit.TERMINATED
+        del hook
+        return rest(worker) if end else Exit.TERMINATED
 
 
 def _assemble(worker: Worker, reader: Reader, writer: Writer, capture: Control, bus: Control) -> Hook:

@@ -1,5 +1,6 @@
 """Prepare: checks the experiment, finds the model, creates the rings. Run twice it changes nothing."""
 
+import json
 import logging
 import os
 import resource
@@ -8,6 +9,7 @@ from asysi.capture.points import points_to_json
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import MODEL_FILE, POINTS_FILE, Container, Env, Exit
 from asysi.files import write_atomic
+from asysi.hosts.attempt import take_attempt
 from asysi.hosts.check import CheckReport, check, missing_bytes
 from asysi.monitor.process import run_worker
 from asysi.monitor.worker import Worker
@@ -34,10 +36,12 @@ def main(worker: Worker) -> int:
     write_atomic(worker.workspace / MODEL_FILE, report.model.to_json())
     write_atomic(worker.workspace / POINTS_FILE, points_to_json(report.points))
     create_rings(worker, report)
-    worker.output.mkdir(parents=True, exist_ok=True)
+    attempt = take_attempt(worker)
     log.info(
-        "%d hook points, %d documents, %d held out", len(report.points), report.documents, report.held_out
-    )
+        "attempt %d: %d hook points, %d documents, %d held out",
+        attempt, len(report.points), report.documents, report.held_out,
+    )  # fmt: skip
+    worker.last_words(json.dumps({"attempt": attempt}))
     return Exit.OK
 
 

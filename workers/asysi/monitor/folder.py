@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 from asysi.contract.errors import ConfigError
-from asysi.contract.identity import Found, Identity, identity_of, look, read_identity, refusal
-from asysi.contract.runtime import IDENTITY_FILE, Container
+from asysi.contract.identity import Identity, identity_of, look, read_identity, refusal
+from asysi.contract.runtime import IDENTITY_FILE, Container, Env
 from asysi.files import write_atomic
 from asysi.monitor.worker import Worker
 
@@ -29,29 +29,25 @@ log = logging.getLogger("asysi")
 def enter(worker: Worker) -> None:
     """Make sure that the output folder is the experiment's, and hold it until this process ends.
 
-    The attempt's number is counted from those that earlier owners have made.
+    Without an identity of the experiment its Job's stands for it: what is rendered and applied by hand is one
+    Job too.
 
     Raises:
         ConfigError: it is somebody else's.
     """
     own = identity_of(worker.experiment)
+    own = own.model_copy(update={"uid": own.uid or os.environ.get(Env.JOB) or None})
     if worker.container in _TAKING:
-        recorded = _take(worker, own)
-    elif not worker.output.is_dir():
-        return
-    else:
+        _take(worker, own)
+    elif worker.output.is_dir():
         _lock(_open(worker.output), fcntl.LOCK_SH)
-        found = read_identity(worker.output)
-        if found is None:  # of a Job whose prepare knew nothing of identities
-            return
-        recorded = found
-        if not _owns(recorded, own):
+        recorded = read_identity(worker.output)  # none: of a Job whose prepare knew nothing of identities
+        if recorded is not None and not _owns(recorded, own):
             raise ConfigError(_sentence(worker, f"has become that of {recorded.namespace}/{recorded.name}"))
-    worker.attempt += recorded.attempts
 
 
-def _take(worker: Worker, own: Identity) -> Identity:
-    """Return the identity under which the folder is the experiment's from now on."""
+def _take(worker: Worker, own: Identity) -> None:
+    """Make the folder the experiment's from now on."""
     folder = worker.output
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = _open(folder)
@@ -64,25 +60,15 @@ def _take(worker: Worker, own: Identity) -> Identity:
             raise ConfigError(_sentence(worker, reason))
         recorded = found.identity
         if alone:
-            wanted = own.model_copy(update={"attempts": _before(worker, own, found)})
-            if recorded != wanted:
-                write_atomic(folder / IDENTITY_FILE, wanted.model_dump_json(indent=1) + "\n")
+            if recorded != own:
+                write_atomic(folder / IDENTITY_FILE, own.model_dump_json(indent=1) + "\n")
             _lock(descriptor, fcntl.LOCK_SH)
-            return wanted
+            return
         if recorded is not None and _owns(recorded, own) and _lock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB):
-            return recorded
+            return
         if time.monotonic() > until:
             raise ConfigError(_sentence(worker, "is in use by workers of another experiment"))
         time.sleep(_TICK)
-
-
-def _before(worker: Worker, own: Identity, found: Found) -> int:
-    """Return the attempts that earlier owners have made, whose numbers are taken."""
-    if found.identity is None:
-        return 0 if worker.attempt else found.attempts
-    if _owns(found.identity, own) and (own.uid is not None or worker.attempt):
-        return found.identity.attempts
-    return found.attempts
 
 
 def _owns(recorded: Identity, own: Identity) -> bool:

@@ -21,8 +21,8 @@ def run_worker(container: Container, main: Callable[[Worker], int]) -> NoReturn:
     """Run `main` as the process of `container` and leave with its exit code.
 
     A ConfigError ends in exit code 2 with its sentences as last words, any other exception in 1 with a
-    traceback in the log. After SIGTERM an exit code 0 becomes 143. A sidecar whose stream has ended already
-    does nothing until SIGTERM, and leaves with 0.
+    traceback in the log. After SIGTERM an exit code 0 becomes 143, unless the stream had ended before and
+    everything was written. A sidecar whose stream has ended does nothing until SIGTERM, and leaves with 0.
     """
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format=f"%(asctime)s {container} %(levelname)s %(message)s"
@@ -53,7 +53,8 @@ def _work(worker: Worker, main: Callable[[Worker], int]) -> int:
     if has_ended(worker):
         return rest(worker)
     code = main(worker)
-    return Exit.TERMINATED if worker.stop.terminated and code == Exit.OK else code
+    cut_short = worker.stop.terminated and code == Exit.OK and not has_ended(worker)
+    return Exit.TERMINATED if cut_short else code
 
 
 def _listen(stop: Stop) -> None:

@@ -1,9 +1,11 @@
-"""A sidecar whose work is done, started again.
+"""A sidecar whose work is done: it is there, healthy, and touches nothing until it is asked to go.
 
-Kubernetes starts a sidecar again whatever it ended with, until the pod ends. What its stream has come to
-stands in the ring's control file; all that is left then is to be there, healthy, and to touch nothing.
+Kubernetes starts a sidecar again whatever it ended with, until the pod ends: one that left would count as
+restarted, and its log would be the empty one of its successor. What its stream has come to stands in the
+ring's control file, so one that is started again all the same comes straight here.
 """
 
+import gc
 import logging
 import time
 from pathlib import PurePosixPath
@@ -36,7 +38,13 @@ def has_ended(worker: Worker) -> bool:
 
 
 def rest(worker: Worker) -> int:
-    """Be alive and ready until SIGTERM; returns 0, because nothing is left to checkpoint."""
+    """Be alive and ready until SIGTERM; returns 0, because nothing is left to checkpoint.
+
+    What the worker held is freed, if nobody else holds it: its last answer to /status stays.
+    """
+    answer = worker.status()
+    worker.status = lambda: answer
+    gc.collect()
     log.info(
         "the stream of attempt %d has ended and everything is written: waiting for the pod's end",
         worker.attempt,

@@ -10,7 +10,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from asysi.contract.errors import ConfigError
-from asysi.contract.runtime import Container, Env
+from asysi.contract.runtime import ATTEMPT_FILE, Container, Env
 from asysi.contract.spec import ScanExperiment
 from asysi.monitor.health import Health
 
@@ -73,7 +73,7 @@ class Worker:
             shm=Path(os.environ[Env.SHM]),
             output=Path(os.environ[Env.OUTPUT]),
             workspace=Path(os.environ[Env.WORKSPACE]),
-            attempt=_whole_number(Env.FIRST_ATTEMPT) + _whole_number(Env.ATTEMPT),
+            attempt=_attempt(Path(os.environ[Env.WORKSPACE])),
             port=_whole_number(Env.PORT),
         )
 
@@ -83,7 +83,18 @@ class Worker:
 
 
 def _whole_number(name: Env) -> int:
-    text = os.environ.get(name) or "0"
+    return _number(str(name), os.environ.get(name) or "0")
+
+
+def _attempt(workspace: Path) -> int:
+    """Return the number that the environment gives, else the one that prepare has taken."""
+    file = workspace / ATTEMPT_FILE
+    if os.environ.get(Env.ATTEMPT) or not file.is_file():
+        return _whole_number(Env.ATTEMPT)
+    return _number(str(file), file.read_text().strip())
+
+
+def _number(name: str, text: str) -> int:
     if not text.isdecimal():
         raise ConfigError(f"{name} is {text!r} and must be a whole number from 0")
     return int(text)

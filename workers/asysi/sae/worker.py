@@ -24,6 +24,7 @@ from asysi.contract.runtime import (
     Exit,
 )
 from asysi.files import write_atomic
+from asysi.monitor.rest import has_ended, rest
 from asysi.monitor.worker import Worker
 from asysi.sae.export import export, folder_of, metadata_of
 from asysi.sae.normalisation import fold
@@ -240,12 +241,14 @@ class SAETrainerWorker:
 
 
 def main(worker: Worker) -> int:
-    """Run the SAE worker; returns the exit code."""
+    """Run the SAE worker until the stream ends, then wait for the pod's end; returns the exit code."""
     sae = worker.experiment.spec.sae
     torch.set_num_threads(max(1, int(sae.cpus)) if sae else 1)
     torch.set_flush_denormal(True)  # moments of dead latents fade into denormals, which are slow
     with torch.inference_mode():
-        return SAETrainerWorker(worker, CppShardedSPMCBus(str(worker.shm / BUS_RING), READER)).run()
+        bus = CppShardedSPMCBus(str(worker.shm / BUS_RING), READER)  # held, and with it its lock, to the end
+        code = SAETrainerWorker(worker, bus).run()
+        return rest(worker) if has_ended(worker) else code
 
 
 def _gauges(training: Training | None) -> dict[Gauge, float]:
