@@ -158,10 +158,10 @@ class Stage:
         """Return what the processes said."""
         return (self.shm / "log").read_text()
 
-    def until_said(self, words):
-        """Wait until a process has said `words`."""
+    def until_said(self, words, times=1):
+        """Wait until processes have said `words` so many times."""
         deadline = time.monotonic() + SECONDS
-        while words not in self.log():
+        while self.log().count(words) < times:
             assert time.monotonic() < deadline, self.log()
             time.sleep(0.05)
 
@@ -349,8 +349,7 @@ def test_a_worker_restarted_after_the_end_only_waits(shm, stage):
     with Control(str(shm / BUS_RING)) as bus:
         generation = bus.geometry()["generation"]
         again = stage.hook()
-        stage.until_said("waiting for the pod's end")
-        again.terminate()
+        stage.until_said("waiting for the pod's end", times=2)
         assert stage.code(again) == 0, stage.log()
         assert bus.writer_state() == "complete"
         assert bus.geometry()["generation"] == generation
