@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asysi.finish import contexts, features, history, latents, sample, sheet, spelling
+from asysi.finish import contexts, features, history, latents, logits, sample, sheet, spelling
 from asysi.finish.latents import Firings
 from asysi.report.data import NO_CONTEXT
 from asysi.sae.fvu import CONSTANT, fvu
@@ -114,6 +114,62 @@ def test_the_density_histogram_counts_every_live_latent_once():
     assert bins[0] == 2
     assert bins[-1] == 1
     assert bins[16] == 1
+
+
+def test_firings_are_counted_by_strength():
+    """Bins are shares of the latent's own maximum; the fullest is 255, and a rare one is never 0."""
+    values = np.array([8.0, 8.0, 8.0, 0.1, 4.1, 5.0], np.float32)
+    firings = Firings(np.arange(6), np.array([3, 3, 3, 3, 3, 5]), values)
+    maximum = latents.maxima(firings, 8)
+    one, other = latents.strengths(firings, np.array([3, 7]), maximum)
+    assert one[[0, 8, 15]].tolist() == [85, 85, 255]
+    assert one.astype(int).sum() == 425
+    assert not other.any()
+
+
+def test_logits_are_the_decoder_through_the_unembedding():
+    """The tokens at both ends are those of a full sort; another width gives none."""
+    rng = np.random.default_rng(0)
+    decoder = torch.from_numpy(rng.normal(size=(10, 6))).float()
+    weight = torch.from_numpy(rng.normal(size=(50, 6))).float()
+    found = logits.ends(decoder, weight)
+    full = (decoder @ weight.T).numpy()
+    full -= full.mean(1, keepdims=True)
+    order = np.argsort(-full, axis=1)
+    assert np.array_equal(found.tokens[:, : logits.EACH], order[:, : logits.EACH])
+    assert np.array_equal(found.tokens[:, logits.EACH :], order[:, ::-1][:, : logits.EACH])
+    assert np.allclose(found.values, np.take_along_axis(full, found.tokens, 1), atol=1e-5)
+    assert logits.ends(decoder, weight[:, :5]) is None
+
+
+def test_logits_stand_beside_the_latents_they_are_of(monkeypatch):
+    """However many latents get their tokens, each has its own, and the ten best are among them."""
+    page = make_sheet()
+    sae, x, _ = planted(rows=len(page.tokens), noise=0.3)
+    weight = torch.from_numpy(np.random.default_rng(5).normal(size=(40, 12))).float()
+    monkeypatch.setattr(logits, "MULTIPLICATIONS", weight.numel() * 12)
+    asked = features.Asked(k=4, quantization="none", seed=0, shown=100, sentence=None, unembedding=weight)
+    looked = features.look("p", sae, sheet.every_token(x), page, asked)
+    pieces = [f" w{token}" for token in page.tokens]
+    shown = features.browser([looked], page, pieces, 0, lambda found: {int(n): f"t{n}" for n in found})
+    one = shown.features[0]
+    full = sae.W_dec @ weight.T
+    known = np.flatnonzero(one.logits[:, 0] != NO_CONTEXT)
+    assert len(known) == 12
+    assert set(one.best) <= set(one.latents[known].tolist())
+    for i in known:
+        best = int(full[int(one.latents[i])].argmax())
+        assert shown.logit_tokens[one.logits[i, 0]] == f"t{best}"
+
+
+def test_a_model_without_an_unembedding_has_no_logits():
+    """Neither a base model nor a plain module has one; a language model's is its head's weight."""
+    from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
+
+    config = GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=40, n_positions=16)
+    assert logits.unembedding(torch.nn.Linear(2, 2)) is None
+    assert logits.unembedding(GPT2Model(config)) is None
+    assert logits.unembedding(GPT2LMHeadModel(config)).shape == (40, 8)
 
 
 def one_latent(values):
@@ -323,6 +379,16 @@ def test_the_timeline_is_thinned_and_keeps_what_matters():
     ]
     assert run.events[0].at == 10.0
     assert history.timeline([], events) is None
+
+
+def test_training_curves_are_read_without_trust():
+    """A curve of whole rows becomes series; rows that are torn are left out, a single one is no curve."""
+    good = [[0, 2.0, None, 4.0, 0.0], [10, 1.0, 0.5, 4.0, 0.1]]
+    records = {"a": {"curve": [*good, [1, 2], "x", [None] * 5]}, "b": {"curve": good[:1]}, "c": {}, "d": None}
+    (curve,) = history.curves({"topk": records})
+    assert (curve.name, curve.trained, curve.fvu) == ("a", (0, 10), (None, 0.5))
+    names = [one.name for one in history.curves({"x": records, "y": records})]
+    assert names == ["x/a", "y/a"]
 
 
 def test_a_torn_timeline_is_read_up_to_the_tear(tmp_path):

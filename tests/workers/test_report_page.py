@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 from asysi.finish.ledger import Books, Consumed, Produced, as_json, open_ledger
 from asysi.report import words
 from asysi.report.data import (
+    FIRING_BINS,
     NO_CONTEXT,
     Browser,
     Comparison,
     Corpus,
+    Curve,
     Event,
     Features,
     Figures,
@@ -71,6 +73,9 @@ def browser(layers, vocabulary):
             cosines=np.full((4, 2), 0.5, np.float32),
             random=(1, 8),
             best=(5, 1),
+            firings=np.full((4, FIRING_BINS), 255, np.uint8),
+            logits=np.array([[0, 1, 2, 0], [1, 2, 0, 1], [0, 1, 2, 0], [NO_CONTEXT] * 4], np.uint32),
+            logit_values=np.full((4, 4), 0.25, np.float32),
         )
         for name in layers
     )
@@ -82,7 +87,9 @@ def browser(layers, vocabulary):
         Step(name, np.ones((n, 3), np.uint32), np.full((n, 3), [2.0, 1.0, 0.0], np.float32))
         for name in layers
     ]
-    return Browser(corpus, features, Sentence(0, tuple(step)), held_out_tokens=1000)
+    return Browser(
+        corpus, features, Sentence(0, tuple(step)), held_out_tokens=1000, logit_tokens=tuple(vocabulary)
+    )
 
 
 def report(text="plain", vocabulary=(" a", "b", " c")):
@@ -116,6 +123,9 @@ def report(text="plain", vocabulary=(" a", "b", " c")):
             (0.0, 5.0),
             (10.0, 20.0),
             (Event(1.0, text, "restart"),),
+        ),
+        curves=tuple(
+            Curve(name, (0.0, 10.0), (2.0, 1.0), (None, 0.5), (4.0, 4.0), (0.0, 0.1)) for name in names
         ),
         comparisons=(Comparison("norm", text, (Histogram(names[0], (0, 1, 2), (4, 4), (1, 3)),)),),
         browser=browser(names, vocabulary),
@@ -220,7 +230,8 @@ def test_a_page_holds_no_doubles():
 @pytest.mark.parametrize(
     "without",
     [
-        {"browser": None}, {"timeline": None}, {"comparisons": ()}, {"layers": (), "browser": None},
+        {"browser": None}, {"timeline": None}, {"curves": ()}, {"points": (), "findings": ()},
+        {"comparisons": ()}, {"layers": (), "browser": None},
         {"ledger": {}}, {"limits": (), "commands": ()}, {"figures": Figures("m")},
     ],
     ids=", ".join,
@@ -310,6 +321,9 @@ def test_a_browser_opens_the_feature_that_the_address_names(tmp_path, program):
     ).stdout  # fmt: skip
     page = Page(shown)
     assert "Latent 8" in shown
+    assert "firings by activation" in shown
+    assert "Raises" in shown
+    assert shown.count("<polyline") >= 4 * 2
     assert ("button", "aria-selected", "true") in page.attributes
     assert "onerror" not in {name for _, name, _ in page.attributes}
     assert "onload" not in {name for _, name, _ in page.attributes}

@@ -5,23 +5,27 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from asysi.capture.points import read_points
 from asysi.contract.errors import ConfigError
 from asysi.contract.rows import read_rows
 from asysi.contract.runtime import CHECKPOINT_FOLDER, MODEL_FILE, POINTS_FILE, SAE_FOLDER
 from asysi.contract.spec import ScanExperiment
-from asysi.finish import features, sample
+from asysi.finish import features, logits, sample
 from asysi.finish.agreement import Held, compare
 from asysi.finish.features import Asked, Looked
 from asysi.finish.reading import Again, read_again
 from asysi.finish.sheet import PointRows
+from asysi.finish.spelling import vocabulary
 from asysi.finish.status import Point
 from asysi.finish.survey import Place, survey
 from asysi.finish.verdict import Agreement
@@ -132,7 +136,8 @@ def analyse(
             path: _called(survey(rows, again.sheet), again) for path, rows in again.activations.items()
         }
         _compare_norms(result, again, output)
-        _look(result, experiment, exports, again, gauges={one.path: one for one in gauges}, beat=beat)
+        head = _Head(logits.unembedding(loaded.module), partial(vocabulary, loaded.tokenizer))
+        _look(result, experiment, exports, again, head, gauges={one.path: one for one in gauges}, beat=beat)
     except Exception as error:  # the report is written all the same, and says what it lacks
         log.exception("the analysis failed")
         result.problems.append(f"The analysis of the latents failed: {type(error).__name__}: {error}")
@@ -176,11 +181,22 @@ def _compare_norms(result: Analysis, again: Again, output: Path) -> None:
         result.problems.append(f"The archive cannot be read: {error}")
 
 
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What makes words of the residual stream."""
+
+    weight: Tensor | None
+    """[vocabulary, width], None where the model has no unembedding."""
+    spell: Callable[[NDArray[np.int64]], dict[int, str]]
+    """Returns the text of tokens by their numbers."""
+
+
 def _look(
     result: Analysis,
     experiment: ScanExperiment,
     exports: list[Export],
     again: Again,
+    head: "_Head",
     *,
     gauges: dict[str, Point],
     beat: Callable[[], None],
@@ -200,6 +216,7 @@ def _look(
             seed=SEED,
             shown=features.SHOWN // len(exports),
             sentence=features.sentence_of(sheet, SEED),
+            unembedding=head.weight,
         )
         name = f"{export.trainer}/{export.point}" if several else export.point
         one = _look_at(result, export, again, asked, name=name)
@@ -212,7 +229,7 @@ def _look(
         beat()
     if looked:
         result.layers = [one.layer for one in looked]
-        result.browser = features.browser(looked, sheet, again.pieces, SEED)
+        result.browser = features.browser(looked, sheet, again.pieces, SEED, head.spell)
 
 
 def _look_at(result: Analysis, export: Export, again: Again, asked: Asked, *, name: str) -> Looked | None:

@@ -265,6 +265,7 @@ def report_of(
         points=tuple(_hook_point(point) for point in ending.facts.points),
         layers=tuple(analysis.layers),
         timeline=timeline,
+        curves=tuple(history.curves(records.training)),
         comparisons=tuple(comparisons),
         browser=analysis.browser,
         limits=(

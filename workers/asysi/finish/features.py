@@ -1,19 +1,23 @@
 """From activations to what the report shows of one autoencoder."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from asysi.finish import contexts, latents
+from asysi.finish import contexts, latents, logits
 from asysi.finish.latents import Firings, Floats, Frozen, Reading
 from asysi.finish.sheet import PointRows, Sheet
 from asysi.finish.survey import Place, survey
-from asysi.report.data import Browser, Corpus, Features, Layer, Sentence, Step
+from asysi.report.data import NO_CONTEXT, Browser, Corpus, Features, Layer, Sentence, Step
 from asysi.sae.fvu import fvu, why_undefined
 
-SHOWN = 16_384
+SHOWN = 10_000
 """Latents that the browser shows at most, all layers together: it keeps the page fast to open."""
 NEIGHBOURS = 6
 PICKED = 10
@@ -22,7 +26,8 @@ DENSE = 0.05
 best.
 """
 STRONGEST = 3
-GROUPS = (4, 3, 3)
+GROUPS = (10, 5, 5)
+"""Contexts of a latent: the strongest, in the middle, weak ones."""
 BEFORE, AFTER = 12, 8
 SENTENCE = (12, 26)
 """Content tokens of the prepared sentence: long enough to say something, short enough to follow."""
@@ -39,6 +44,8 @@ class Asked:
     """Latents to show of this autoencoder."""
     sentence: int | None
     """Document to follow, None for none."""
+    unembedding: Tensor | None = None
+    """[vocabulary, width] of the model, None where it has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +195,27 @@ def _features(subject: _Subject, made: _Measured) -> Features:
         cosines=cosines,
         random=tuple(int(latent) for latent in np.sort(random[:PICKED])),
         best=tuple(int(latent) for latent in best),
+        firings=latents.strengths(firings, shown, maximum),
+        **_logits(subject, shown, np.concatenate([best, random])),
     )
+
+
+def _logits(subject: _Subject, shown: NDArray[np.int64], first: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """Return the tokens that each shown latent speaks for, of those that the page names first of all."""
+    if subject.asked.unembedding is None:
+        return {}
+    kept = np.concatenate([first, shown])
+    _, at = np.unique(kept, return_index=True)
+    order = kept[np.sort(at)]
+    order = order[np.isin(order, shown)]
+    found = logits.ends(subject.sae.W_dec[torch.from_numpy(order)], subject.asked.unembedding)
+    if found is None:
+        return {}
+    tokens = np.full((len(shown), found.tokens.shape[1]), NO_CONTEXT, np.uint32)
+    values = np.zeros(tokens.shape, np.float32)
+    place = np.searchsorted(shown, order[: len(found.tokens)])
+    tokens[place], values[place] = found.tokens, found.values
+    return {"logits": tokens, "logit_values": values}
 
 
 def _shown(
@@ -218,7 +245,13 @@ def sentence_of(sheet: Sheet, seed: int) -> int | None:
     return int(np.random.default_rng(seed).choice(pool))
 
 
-def browser(looked: list[Looked], sheet: Sheet, pieces: Sequence[str], seed: int) -> Browser:
+def browser(
+    looked: list[Looked],
+    sheet: Sheet,
+    pieces: Sequence[str],
+    seed: int,
+    spell: Callable[[NDArray[np.int64]], dict[int, str]] = lambda _tokens: {},
+) -> Browser:
     """Put the autoencoders and the text together.
 
     Args:
@@ -226,6 +259,7 @@ def browser(looked: list[Looked], sheet: Sheet, pieces: Sequence[str], seed: int
         sheet: the text they were looked at on.
         pieces: text of every token of the sheet; a leading space means that a new word begins.
         seed: seed of the random choices.
+        spell: returns the text of tokens by their numbers.
     """
     content = sheet.content
     spoken = [pieces[int(i)] for i in np.flatnonzero(content)]
@@ -240,9 +274,11 @@ def browser(looked: list[Looked], sheet: Sheet, pieces: Sequence[str], seed: int
     )
     document = sentence_of(sheet, seed)
     steps = tuple(one.step for one in looked if one.step is not None)
+    features, logit_tokens = _name_logits([one.features for one in looked], spell)
     return Browser(
         corpus=corpus,
-        features=tuple(one.features for one in looked),
+        features=features,
+        logit_tokens=logit_tokens,
         sentence=None if document is None or not steps else Sentence(document, steps),
         before=BEFORE,
         after=AFTER,
@@ -250,3 +286,24 @@ def browser(looked: list[Looked], sheet: Sheet, pieces: Sequence[str], seed: int
         seed=seed,
         held_out_tokens=int((sheet.held_tokens & content).sum()),
     )
+
+
+def _name_logits(
+    features: list[Features], spell: Callable[[NDArray[np.int64]], dict[int, str]]
+) -> tuple[tuple[Features, ...], tuple[str, ...]]:
+    """Return the features with tokens of logits numbered among those that occur, and the text of these."""
+    used = [one.logits[one.logits != NO_CONTEXT] for one in features if one.logits is not None]
+    numbers = np.unique(np.concatenate(used)).astype(np.int64) if used else np.empty(0, np.int64)
+    text = spell(numbers)
+    named = tuple(
+        one
+        if one.logits is None
+        else dataclasses.replace(
+            one,
+            logits=np.where(
+                one.logits == NO_CONTEXT, NO_CONTEXT, np.searchsorted(numbers, one.logits)
+            ).astype(np.uint32),
+        )
+        for one in features
+    )
+    return named, tuple(text.get(int(number), f"token {number}") for number in numbers)

@@ -1,11 +1,12 @@
-"""The run by the second, from the hook's timeline and the runner's events."""
+"""The run by the second, from the hook's timeline and the runner's events; training by the row."""
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from asysi.report.data import Event, Timeline
+from asysi.report.data import Curve, Event, Timeline
 
 POINTS = 1200
 """Moments that the page shows at most; longer runs are thinned."""
@@ -88,3 +89,25 @@ def tell(events: Sequence[dict[str, Any]], began: float) -> list[Event]:
 
 def _because(reason: object) -> str:
     return f": {reason}" if reason else ""
+
+
+def curves(training: Mapping[str, Mapping[str, Any]]) -> Iterator[Curve]:
+    """Yield the training curve of each autoencoder that has one.
+
+    Args:
+        training: by trainer and hook point, what `training.json` holds: rows of trained, loss, fvu, l0, dead.
+    """
+    for trainer, points in training.items():
+        for path, record in points.items():
+            found = record.get("curve") if isinstance(record, dict) else None
+            rows = [row for row in found if _usable(row)] if isinstance(found, list) else []
+            if len(rows) > 1:
+                trained, *series = zip(*rows, strict=True)
+                name = f"{trainer}/{path}" if len(training) > 1 else path
+                yield Curve(name, trained, *series)
+
+
+def _usable(row: Any) -> bool:
+    if not isinstance(row, list) or len(row) != 5 or row[0] is None:
+        return False
+    return all(value is None or (isinstance(value, int | float) and math.isfinite(value)) for value in row)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from asysi.report.data import DENSITY_BINS, DENSITY_FROM
+from asysi.report.data import DENSITY_BINS, DENSITY_FROM, FIRING_BINS
 from asysi.sae.fvu import fvu
 
 CHUNK_ELEMENTS = 1 << 22
@@ -178,6 +178,26 @@ def maxima(firings: Firings, latents: int) -> Floats:
     largest = np.zeros(latents, np.float32)
     np.maximum.at(largest, firings.latent, firings.value)
     return largest
+
+
+def strengths(firings: Firings, asked: NDArray[np.int64], maximum: Floats) -> NDArray[np.uint8]:
+    """Return how often each of `asked` [n] fires with how much of its maximum, [n, FIRING_BINS].
+
+    Bins are equal from 0 to 1, and scaled so that 255 is the fullest bin of the latent.
+
+    Args:
+        firings: where latents fire.
+        asked: latents, ascending.
+        maximum: [latents] largest activation of each.
+    """
+    place = np.searchsorted(asked, firings.latent)
+    known = (place < len(asked)) & (asked[np.minimum(place, len(asked) - 1)] == firings.latent)
+    place, share = place[known], firings.value[known] / maximum[firings.latent[known]]
+    bins = np.minimum((share * FIRING_BINS).astype(np.int64), FIRING_BINS - 1)
+    counted = np.bincount(place * FIRING_BINS + bins, minlength=len(asked) * FIRING_BINS)
+    table = counted.reshape(len(asked), FIRING_BINS)
+    heights = np.ceil(table * 255 / np.maximum(1, table.max(1, keepdims=True)))
+    return np.asarray(heights, np.uint8)
 
 
 def density_histogram(density: Floats) -> tuple[int, ...]:

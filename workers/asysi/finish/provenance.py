@@ -11,7 +11,7 @@ import asysi
 from asysi.contract.runtime import EXPERIMENT_FILE
 from asysi.contract.spec import ScanExperiment
 from asysi.finish.status import Host
-from asysi.report.words import count
+from asysi.report.words import count, percent
 
 SMALL = 1_000_000
 """Distinct tokens below which the page warns of a small corpus."""
@@ -32,7 +32,7 @@ def limits(
     spec = experiment.spec
     lines = [
         ("Corpus", _corpus(experiment, host, seen)),
-        ("Left out", _exclusions(experiment, host)),
+        ("Left out", _exclusions(experiment, host, seen)),
         ("Sampling", _sampling(experiment, host)),
         ("Seeds", _seeds(experiment)),
     ]
@@ -84,10 +84,14 @@ def _corpus(experiment: ScanExperiment, host: Host, seen: Mapping[str, Any]) -> 
     return ". ".join(part[:1].upper() + part[1:] if i else part for i, part in enumerate(parts)) + "."
 
 
-def _exclusions(experiment: ScanExperiment, host: Host) -> str:
+def _exclusions(experiment: ScanExperiment, host: Host, seen: Mapping[str, Any]) -> str:
     data = experiment.spec.data
     named = ", ".join(data.tokens.exclude_tokens) if data else ""
-    cut = f" Documents are cut at {data.tokens.context_length} tokens." if data else ""
+    cut = f" Documents are cut at {data.tokens.context_length} tokens" if data else ""
+    if cut and seen.get("truncated") is not None and seen.get("documents"):
+        share = percent(seen["truncated"] / seen["documents"])
+        cut += f": {count(seen['truncated'])} of {count(seen['documents'])} were ({share})"
+    cut += "." if cut else ""
     return f"{count(host.tokens_excluded)} tokens that are never data ({named or 'none named'}).{cut}"
 
 

@@ -134,6 +134,23 @@ class Timeline:
 
 
 @dataclass(frozen=True, slots=True)
+class Curve:
+    """The course of training of one autoencoder; every series has one value per entry of `trained`."""
+
+    name: str
+    """As the `Layer` is called."""
+    trained: tuple[float, ...]
+    """Rows trained on."""
+    loss: tuple[float | None, ...]
+    """Smoothed training loss."""
+    fvu: tuple[float | None, ...]
+    """On held-out rows."""
+    l0: tuple[float | None, ...]
+    dead: tuple[float | None, ...]
+    """Share of latents that have not fired for the trainer's window."""
+
+
+@dataclass(frozen=True, slots=True)
 class Histogram:
     """Seen against kept over the same bins, as counts; they are compared as shares."""
 
@@ -208,6 +225,19 @@ class Features:
     """Ten live latents drawn at random."""
     best: tuple[int, ...]
     """The ten that explain most among live latents that are not dense."""
+    firings: NDArray[np.uint8]
+    """[L, FIRING_BINS] how often each fires with how much of its maximum, in equal bins from 0 to 1; 255 is
+    the latent's fullest bin.
+    """
+    logits: NDArray[np.uint32] | None = None
+    """[L, 2n] index into `Browser.logit_tokens`: tokens whose logits rise most, then those that fall most;
+    NO_CONTEXT where nobody has looked. None without an unembedding.
+    """
+    logit_values: NDArray[np.float32] | None = None
+    """[L, 2n] by how much, for each unit of activation."""
+
+
+FIRING_BINS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +274,8 @@ class Browser:
     seed: int = 0
     held_out_tokens: int = 0
     """Held-out content tokens that the metrics were computed on."""
+    logit_tokens: tuple[str, ...] = ()
+    """Text of the tokens that `Features.logits` names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +297,7 @@ class ReportData:
     points: tuple[HookPoint, ...] = ()
     layers: tuple[Layer, ...] = ()
     timeline: Timeline | None = None
+    curves: tuple[Curve, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     browser: Browser | None = None
     limits: tuple[tuple[str, str], ...] = ()

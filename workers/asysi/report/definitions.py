@@ -68,6 +68,27 @@ DEFINITIONS = (
         "structure beyond a linear subspace.",
     ),
     Definition(
+        "curve",
+        "Training curves",
+        "FVU on a fixed sample of held-out rows, training loss (smoothed), L0 and the share of dead latents "
+        "over the rows trained on, at counted steps: what a restart undid is not in them. The last point is "
+        "measured on the whole evaluation set, the others on a part of it.",
+    ),
+    Definition(
+        "strengths",
+        "Firings by activation",
+        "How often the latent fires with how much of its maximum, in 16 equal bins, over all content tokens "
+        "that were read again. The tallest bar is the fullest bin.",
+    ),
+    Definition(
+        "logits",
+        "Raises, lowers",
+        "The tokens whose logits the latent moves most, for each unit of its activation: its decoder row "
+        "through the model's unembedding, centred over the vocabulary. It is the direct effect alone, "
+        "without the final norm and without what later layers make of it, and stands only where the model "
+        "has an unembedding of the hook point's width.",
+    ),
+    Definition(
         "kept",
         "Kept",
         "Rows published to the consumers over rows seen. A row is one token at one hook point. What is "

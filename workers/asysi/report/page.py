@@ -10,7 +10,7 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from asysi.report import words
-from asysi.report.data import Browser, Comparison, Features, Layer, ReportData, Sentence, Timeline
+from asysi.report.data import Browser, Comparison, Curve, Features, Layer, ReportData, Sentence, Timeline
 from asysi.report.definitions import DEFINITIONS
 from asysi.report.packing import embed, pack
 
@@ -92,11 +92,25 @@ def sparkline(layer: Layer) -> str:
 def payload(data: ReportData) -> dict[str, Any]:
     """Return what the page's script reads."""
     names = [layer.name for layer in data.layers]
+    names += [curve.name for curve in data.curves if curve.name not in names]
     return {
         "short": dict(zip(names, words.short_names(names), strict=True)),
+        "curves": [_curve(curve) for curve in data.curves],
         "timeline": None if data.timeline is None else _timeline(data.timeline),
         "comparisons": [_comparison(comparison) for comparison in data.comparisons],
         "browser": None if data.browser is None else _browser(data.browser),
+    }
+
+
+def _curve(curve: Curve) -> dict[str, Any]:
+    series = {"loss": curve.loss, "fvu": curve.fvu, "l0": curve.l0, "dead": curve.dead}
+    return {
+        "name": curve.name,
+        "trained": _rounded(curve.trained),
+        **{
+            name: [None if value is None else float(f"{value:.5g}") for value in values]
+            for name, values in series.items()
+        },
     }
 
 
@@ -147,6 +161,7 @@ def _browser(browser: Browser) -> dict[str, Any]:
         "after": browser.after,
         "groups": list(browser.groups),
         "heldOutTokens": browser.held_out_tokens,
+        "logitTokens": list(browser.logit_tokens),
         "features": [_features(features) for features in browser.features],
         "sentence": None if browser.sentence is None else _sentence(browser.sentence),
     }
@@ -165,6 +180,9 @@ def _features(features: Features) -> Mapping[str, Any]:
         "cosines": pack(features.cosines),
         "random": list(features.random),
         "best": list(features.best),
+        "firings": pack(features.firings),
+        "logits": None if features.logits is None else pack(features.logits.astype("u4")),
+        "logitValues": None if features.logit_values is None else pack(features.logit_values),
     }
 
 

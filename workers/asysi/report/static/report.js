@@ -134,6 +134,49 @@
     return best;
   };
 
+  /* Training curves: a line an autoencoder, the chosen one in front. */
+  const curves = (all) => {
+    const box = $("curves");
+    let chosen = 0;
+    const paints = [];
+    const choice = all.length > 1 ? make("select", { "aria-label": "Autoencoder", onchange: (e) => { chosen = e.target.selectedIndex; paints.forEach((paint) => paint()); } },
+      ...all.map((one) => make("option", {}, data.short[one.name] || one.name))) : null;
+    if (choice) box.before(make("p", { class: "pick" }, "In front: ", choice));
+    for (const [title, key, form] of [["FVU, held out", "fvu", (v) => percent(v)], ["Loss", "loss", small], ["L0", "l0", small], ["Dead", "dead", (v) => percent(v, 2)]]) {
+      const values = all.flatMap((one) => one[key].filter((v) => v !== null));
+      const last = make("span", {});
+      const chart = make("div", { class: "chart" }, make("div", { class: "title" }, make("b", {}, title), last));
+      box.append(chart);
+      if (!values.length) { last.textContent = "not known"; continue; }
+      const end = Math.max(...all.map((one) => one.trained[one.trained.length - 1])) || 1;
+      const sorted = [...values].sort((a, b) => a - b), most = sorted[Math.floor((sorted.length - 1) * 0.98)];
+      const top = roundUp(Math.max(most, 1e-6));
+      let width = 0;
+      const paint = () => {
+        const known = all[chosen][key].filter((v) => v !== null);
+        last.textContent = known.length ? `${form(known[known.length - 1])} at the end` : "not known";
+        chart.querySelector("svg")?.remove();
+        const height = 124, base = 104, LEFT = 50, RIGHT = 8;
+        const x = (t) => LEFT + (t / end) * (width - LEFT - RIGHT), y = (v) => base - (Math.min(v, top) / top) * (base - 8);
+        const svg = draw("svg", { height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${title} over rows trained on` });
+        for (const v of [0, top / 2, top]) {
+          svg.append(draw("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: y(v), y2: y(v) }));
+          svg.append(draw("text", { x: LEFT - 8, y: y(v) + 4, "text-anchor": "end" }, form(v)));
+        }
+        for (const share of [0, 0.5, 1]) svg.append(draw("text", { x: x(end * share), y: height - 3, "text-anchor": share === 0 ? "start" : share === 1 ? "end" : "middle" }, share ? count(end * share) : "0 rows"));
+        [...all.keys()].sort((a, b) => (a === chosen) - (b === chosen)).forEach((i) => {
+          const points = all[i].trained.map((t, j) => (all[i][key][j] === null ? null : `${x(t).toFixed(1)},${y(all[i][key][j]).toFixed(1)}`)).filter(Boolean).join(" ");
+          const line = draw("polyline", { class: i === chosen ? "line" : "line behind", points, stroke: i === chosen ? "var(--accent)" : "var(--faint)" });
+          line.append(draw("title", {}, all[i].name));
+          svg.append(line);
+        });
+        chart.append(svg);
+      };
+      paints.push(() => width && paint());
+      onWidth(chart, (w) => { width = w; paint(); });
+    }
+  };
+
   const comparisons = (all) => {
     const grid = make("div", { class: "hists" });
     $("comparisons").append(grid);
@@ -178,6 +221,7 @@
   };
 
   if (data.timeline && data.timeline.at.length) timeline(data.timeline);
+  if (data.curves.length) curves(data.curves);
   if (data.comparisons.length) comparisons(data.comparisons);
   if (data.browser) browse(data.browser);
   retheme();
@@ -197,8 +241,12 @@
       const layer = layers.get(name);
       if (!layer.latents) {
         const p = layer.packed;
-        for (const key of ["latents", "density", "maximum", "explained", "contexts", "shades", "neighbours", "cosines"]) layer[key] = unpack(p[key]);
+        for (const key of ["latents", "density", "maximum", "explained", "contexts", "shades", "neighbours", "cosines", "firings"]) layer[key] = unpack(p[key]);
+        layer.logits = p.logits && unpack(p.logits);
+        layer.logitValues = p.logitValues && unpack(p.logitValues);
         Object.assign(layer, { name, random: p.random, best: p.best, index: new Map([...layer.latents].map((n, i) => [n, i])), tags: [] });
+        layer.bins = layer.latents.length ? layer.firings.length / layer.latents.length : 0;
+        layer.ends = layer.logits && layer.latents.length ? layer.logits.length / layer.latents.length / 2 : 0;
         layer.near = layer.latents.length ? layer.neighbours.length / layer.latents.length : 0;
       }
       return layer;
@@ -352,6 +400,7 @@
             make("button", { type: "button", class: "quiet", "aria-label": "Next latent of the list", title: "Next (→)", onclick: () => turn(1) }, "→"))),
         make("dl", { class: "facts" }, fact("density", "fires on", `${percent(layer.density[i])} of tokens`), fact("maximum", "maximum", small(layer.maximum[i])), fact("explained", "explains", percent(layer.explained[i]))),
       ];
+      parts.push(make("div", { class: "twin" }, strengths(layer, i), ...speaks(layer, i)));
       const groups = [["Strongest", ""], ["Middle", "around the median firing"], ["Weak", "around the weakest tenth"]];
       let c = 0;
       groups.forEach(([title, note], g) => {
@@ -370,6 +419,26 @@
       }
       if (near.length) parts.push(make("h4", { class: "group" }, make("a", { class: "metric", href: "#def-neighbours" }, "Nearest decoder directions")), make("div", { class: "near" }, ...near));
       $("card").replaceChildren(...parts);
+    };
+    /* How often it fires how strongly; and the tokens whose logits it moves. */
+    const strengths = (layer, i) => {
+      const width = 240, height = 74, base = 56, step = width / layer.bins;
+      const svg = draw("svg", { height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "How often the latent fires how strongly" });
+      for (let b = 0; b < layer.bins; b++) {
+        const tall = (layer.firings[i * layer.bins + b] / 255) * (base - 4);
+        if (tall) svg.append(draw("rect", { x: b * step + 1, width: step - 2, y: base - tall, height: tall, fill: "rgb(var(--accent-rgb) / 0.55)" }));
+      }
+      svg.append(draw("line", { class: "grid", x1: 0, x2: width, y1: base, y2: base }));
+      svg.append(draw("text", { x: 0, y: height - 3 }, "0"), draw("text", { x: width, y: height - 3, "text-anchor": "end" }, small(layer.maximum[i])));
+      return make("figure", { class: "strengths" }, svg, make("figcaption", {}, make("a", { class: "metric", href: "#def-strengths" }, "firings by activation")));
+    };
+    const speaks = (layer, i) => {
+      const from = i * layer.ends * 2;
+      if (!layer.ends || layer.logits[from] === NONE) return [];
+      const side = (title, first) => make("div", { class: "logits" }, make("h4", { class: "group" }, make("a", { class: "metric", href: "#def-logits" }, title)),
+        make("ul", {}, ...Array.from({ length: layer.ends }, (_, n) => make("li", {},
+          make("span", { class: "t" }, raw.logitTokens[layer.logits[from + first + n]].replace(/\n/g, "⏎").replace(/^ /, "␣") || "␣"), make("span", { class: "amount" }, layer.logitValues[from + first + n].toFixed(2))))));
+      return [side("Raises", 0), side("Lowers", layer.ends)];
     };
     const turn = (by) => {
       const layer = open(state.layer), at = state.order.findIndex((i) => layer.latents[i] === state.latent);
