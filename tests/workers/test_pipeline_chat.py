@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -16,8 +17,8 @@ from hypothesis import strategies as st
 from asysi.contract.errors import ConfigError
 from asysi.pipeline import BaseOperator, RowError, StreamFactory, UnifiedPipeline
 from asysi.pipeline.library.chat import Chat
-from asysi.pipeline.library.client import retry_after
 from asysi.pipeline.library.pace import MINUTE, Pace
+from asysi.pipeline.library.waiting import retry_after
 
 KEY = "sk-very-secret-1234"
 
@@ -187,14 +188,43 @@ def test_a_wait_that_the_server_asks_for_is_kept(server: Server) -> None:
     assert time.monotonic() - began >= 0.4
 
 
-def test_retry_after_is_a_number_or_a_date() -> None:
-    """RFC 9110, 10.2.3: both forms of Retry-After, and nothing for neither."""
-    assert retry_after({"retry-after": "7"}) == 7
-    date = {"retry-after": "Sun, 06 Nov 1994 08:49:37 GMT"}
-    assert retry_after(date, lambda: 784111777 - 30) == 30
-    assert retry_after(date, lambda: 784111777 + 30) == 0
-    assert retry_after({"retry-after": "soon"}) is None
-    assert retry_after({}) is None
+NOVEMBER = 784111777
+"""Sunday, 6 November 1994, 08:49:37 GMT."""
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "seconds"),
+    [
+        ({"retry-after": "7"}, b"", 7),
+        ({"retry-after": "1.5"}, b"", 1.5),
+        ({"retry-after": " 250ms "}, b"", 0.25),
+        ({"retry-after": "6m0s"}, b"", 360),
+        ({"retry-after": "1h2m3.5s"}, b"", 3723.5),
+        ({"retry-after": "-3"}, b"", 0),
+        ({"retry-after": "Sun, 06 Nov 1994 08:50:07 GMT"}, b"", 30),
+        ({"retry-after": "Sunday, 06-Nov-94 08:50:07 GMT"}, b"", 30),
+        ({"retry-after": "Sun Nov  6 08:50:07 1994"}, b"", 30),
+        ({"retry-after": "1994-11-06T08:50:07Z"}, b"", 30),
+        ({"retry-after": str(NOVEMBER + 500_000_000)}, b"", None),
+        ({"retry-after": "Sun, 06 Nov 1994 08:49:07 GMT"}, b"", 0),
+        ({"retry-after-ms": "1200", "retry-after": "9"}, b"", 1.2),
+        ({"x-ms-retry-after-ms": "40"}, b"", 0.04),
+        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "20ms",
+          "x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "2s"}, b"", 2),
+        ({"x-ratelimit-remaining-requests": "5", "x-ratelimit-reset-requests": "9s"}, b"", None),
+        ({}, b'{"error": {"details": [{"@type": "RetryInfo", "retryDelay": "7s"}]}}', 7),
+        ({}, b'{"detail": {"retry_after": 3}}', 3),
+        ({}, b'{"error": {"message": "Rate limit. Please try again in 1m20.5s."}}', 80.5),
+        ({}, b'{"error": {"message": "Please retry after 10 s"}}', 10),
+        ({"retry-after": "soon"}, b"", None),
+        ({"retry-after": "nan"}, b"", None),
+        ({}, b"", None),
+    ],
+)  # fmt: skip
+def test_retry_after_in_every_spelling(headers: dict[str, str], body: bytes, seconds: float | None) -> None:
+    """Seconds, durations, milliseconds, dates in all three forms, limits that are exhausted, and words."""
+    found = retry_after(headers, lambda: NOVEMBER, body)
+    assert found == (None if seconds is None else pytest.approx(seconds))
 
 
 def test_a_try_has_a_timeout_and_all_of_them_an_end(server: Server) -> None:
@@ -438,3 +468,146 @@ def test_memory_buses_carry_answers_too(server: Server) -> None:
     made.create("p", streaming=True, default_protocol="memory://").run()
     assert [(row["answer"], row["more"]) for row in read()] == [("one!0",) * 2, ("two!0",) * 2]
     assert len(server.bodies) == 2
+
+
+def answer(content: Any = "yes", reason: str = "stop", **more: Any) -> tuple[int, str]:
+    """Return a paid answer as a step of a script."""
+    choice = {"message": {"role": "assistant", "content": content}, "finish_reason": reason}
+    usage = {"prompt_tokens": 10, "completion_tokens": 5}
+    return 200, json.dumps({"model": "stub-1", "choices": [choice], "usage": usage, **more})
+
+
+PRICES = {"prompt": 1e6, "completion": 1e6}
+UNWANTED = {
+    "empty": answer(""),
+    "null": answer(None),
+    "length": answer("half an ans", "length"),
+    "content_filter": answer("", "content_filter"),
+}
+
+
+@pytest.mark.parametrize("kind", UNWANTED)
+def test_an_unwanted_answer_fails_is_booked_and_never_cached(server: Server, kind: str) -> None:
+    """Empty, cut off and withheld answers fail their row, cost what they cost, and are asked for again."""
+    server.script = [UNWANTED[kind], 200, UNWANTED[kind]]
+    made = pipeline(chat(server, prices=PRICES), 2, on_error="dead_letter").create("p")
+    report = made.run()
+    assert report.dead == 1
+    assert [row["text"] for row in read()] == ["word1"]
+    letter = json.loads(Path("tmp/p/dead_letters/1_Chat.jsonl").read_text())
+    assert letter["reason"] == "ChatAnswerError"
+    assert "was paid, but the answer" in letter["error"]
+    assert (report.usage["cost"], report.usage["requests"]) == (15 + 4, 2)
+    again = made.redrive("p")
+    assert (again.dead, len(server.bodies)) == (1, 3)
+    assert (again.usage["cost"], again.usage["requests"]) == (15 + 4 + 15, 3)
+    last = made.redrive("p")
+    assert (last.dead, len(server.bodies)) == (0, 4)
+    assert last.usage["cost"] == 15 + 4 + 15 + 4
+    assert [row["answer"] for row in read()] == ["word0!0", "word1!0"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "accept"),
+    [("empty", "empty"), ("null", "empty"), ("length", "length"), ("content_filter", "content_filter")],
+)
+def test_an_unwanted_answer_may_be_accepted(server: Server, kind: str, accept: str) -> None:
+    """`accept` takes such an answer as it is; one that was paid before is found without another call."""
+    server.script = [UNWANTED[kind]]
+    report = pipeline(chat(server, accept=[accept], finish="why"), 1).create("p").run()
+    assert read()[0]["answer"] == json.loads(UNWANTED[kind][1])["choices"][0]["message"]["content"]
+    assert (report.usage["requests"], len(server.bodies)) == (1, 1)
+    with pytest.raises(ConfigError, match="accept has short: it may have empty, length, content_filter"):
+        chat(server, accept=["short"])
+
+
+def test_tool_calls_are_an_answer(server: Server) -> None:
+    """An answer of tool calls alone is not empty."""
+    message = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+    choice = {"message": message, "finish_reason": "tool_calls"}
+    server.script = [(200, json.dumps({"choices": [choice], "usage": {}}))]
+    assert pipeline(chat(server), 1).create("p").run().dead == 0
+
+
+def test_rejected_answers_are_booked_before_the_one_that_counts(server: Server) -> None:
+    """A 200 that is no completion is paid all the same: its usage counts, also against the budget."""
+    broken = (200, json.dumps({"choices": [], "usage": {"prompt_tokens": 40, "completion_tokens": 0}}))
+    server.script = [broken, broken, 200]
+    report = pipeline(chat(server, prices=PRICES), 3, budget={"cost": 50}).create("p").run()
+    assert report.status == "budget_exhausted"
+    assert report.usage["cost"] == 80 + 4
+    assert report.usage["retries"] == 2
+
+
+def test_calls_that_time_out_are_booked_as_what_they_may_cost(server: Server) -> None:
+    """A row whose calls all timed out is a dead letter, and prompt and longest answer of each are booked."""
+    server.script = ["hang"] * 2
+    operator = chat(server, timeout=0.2, tries=2, prices=PRICES, options={"max_tokens": 100})
+    report = pipeline(operator, 1, on_error="dead_letter").create("p").run()
+    assert report.dead == 1
+    body = len(json.dumps(server.bodies[0], separators=(",", ":")))
+    guessed = 2 * (round(body / 3) + 100)
+    assert report.usage["cost"] == report.usage["total_tokens"] == report.usage["unsure_tokens"] == guessed
+    assert report.usage["unsure_calls"] == 2
+    assert "requests" not in report.usage
+
+
+def test_what_arrived_is_kept_before_it_is_read(server: Server) -> None:
+    """A process that dies while it reads an answer has the answer: it is neither lost nor paid again."""
+    child = os.fork()
+    if child == 0:
+        Chat._judged = lambda *_: os._exit(9)  # type: ignore[assignment, method-assign]
+        pipeline(chat(server, prices=PRICES), 1).create("p").run()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert len(server.bodies) == 1
+    report = pipeline(chat(server, prices=PRICES), 1).resume("p").run()
+    assert (len(server.bodies), report.usage["requests"], report.usage["cost"]) == (1, 1, 4)
+    assert read()[0]["answer"] == "word0!0"
+
+
+def test_a_failed_row_is_booked_once_though_the_run_ends_on_it(server: Server) -> None:
+    """Where the first failure ends the run, a resume books the failed call with the row, and once."""
+    server.script = [200, UNWANTED["length"]]
+    with pytest.raises(RowError, match="ChatAnswerError"):
+        pipeline(chat(server, prices=PRICES), 3).create("p").run()
+    report = pipeline(chat(server, prices=PRICES), 3).resume("p").run()
+    assert report.usage["cost"] == 3 * 4 + 15
+    assert len(server.bodies) == 4
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"prompt_tokens": 10, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 8}},
+        {"prompt_tokens": 10, "completion_tokens": 1, "prompt_cache_hit_tokens": 8},
+        {"prompt_tokens": 10, "completion_tokens": 1, "cache_read_input_tokens": 8},
+    ],
+)
+def test_cached_tokens_have_their_price(server: Server, usage: dict[str, Any]) -> None:
+    """Tokens of the prompt that the server had in its cache cost `cached`, however it spells them."""
+    server.script = [answer(usage=usage)]
+    prices = {"prompt": 1e6, "cached": 1e5, "completion": 1e6}
+    report = pipeline(chat(server, prices=prices), 1).create("p").run()
+    assert (report.usage["cost"], report.usage["cached_tokens"]) == (pytest.approx(2 + 0.8 + 1), 8)
+
+
+def test_answers_of_an_earlier_version_are_found(server: Server) -> None:
+    """A file of answers as it was written before is read: nothing of it is paid again."""
+    import sqlite3
+
+    pipeline(chat(server, prices=PRICES), 1).create("p").run()
+    base = sqlite3.connect("tmp/p/answers.sqlite")
+    ((key, owner, body),) = base.execute("SELECT key, owner, body FROM bodies").fetchall()
+    tree = json.loads(body)
+    old = {"choices": tree["choices"], "model": "stub-1", "spent": {"requests": 1, "cost": 4.0}}
+    base.execute("DELETE FROM bodies")
+    base.execute("INSERT INTO answers VALUES (?, ?, ?)", (key, owner, json.dumps(old)))
+    base.commit()
+    base.close()
+    operator = chat(server, prices=PRICES, cache="tmp/p/answers.sqlite")
+    Path("out.jsonl").unlink()
+    Path("out.jsonl.done").unlink()
+    report = pipeline(operator, 1).create("q").run()
+    assert len(server.bodies) == 1
+    assert report.usage == {"shared_answers": 1}

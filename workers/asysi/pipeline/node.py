@@ -64,6 +64,7 @@ class Surroundings:
         window: the part of the source that this run reads, for the first node of a shard.
         is_first: whether the node reads the pipeline's input.
         resume: whether ranges of an earlier run are gone on from.
+        round: the redrive that this is part of, empty in a run of its own.
     """
 
     pipeline_id: str
@@ -74,6 +75,7 @@ class Surroundings:
     window: Window | None = None
     resume: bool = False
     is_first: bool = False
+    round: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,6 +411,7 @@ class UnifiedNode:
             self._around.folder,
             self._around.stop.is_set,
             self.processes,
+            self._around.round,
         )
 
     # Running

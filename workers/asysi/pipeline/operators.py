@@ -44,18 +44,21 @@ class NodeContext:
         pipeline_id: name of the pipeline.
         folder: where an operator may keep what it knows across a restart.
         processes: processes that share the node's limits.
+        round: the redrive that this is part of, empty in a run of its own.
         usage: what was reported so far, added up by name.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - what a node knows
         self,
         node_id: str,
         pipeline_id: str = "",
         folder: Path = Path(),
         cancelled: Callable[[], bool] = lambda: False,
         processes: int = 1,
+        round: str = "",  # noqa: A002 - what it is
     ) -> None:
         self.node_id, self.pipeline_id, self.folder, self.processes = node_id, pipeline_id, folder, processes
+        self.round = round
         self.usage: dict[str, float] = {}
         self.reports: list[dict[str, Any]] = []
         self._cancelled = cancelled
@@ -78,7 +81,9 @@ class NodeContext:
 
     def of_row(self) -> "NodeContext":
         """Return a context for a single row, whose usage `take` adds to this one."""
-        return NodeContext(self.node_id, self.pipeline_id, self.folder, self._cancelled, self.processes)
+        return NodeContext(
+            self.node_id, self.pipeline_id, self.folder, self._cancelled, self.processes, self.round
+        )
 
     def take(self, other: "NodeContext") -> None:
         """Add what was reported to another context."""

@@ -127,6 +127,8 @@ class UnifiedNodePipeline:
         self._spending = threading.Lock()
         self._usage: dict[str, dict[str, float]] = {}
         self._ledger: Ledger | None = None
+        self.round = ""
+        """The redrive that this is part of, empty in a run of its own."""
         self.operators_dir: Path | None = None
         """Where operators keep what they know across a restart; None: the results folder."""
 
@@ -451,6 +453,7 @@ class UnifiedNodePipeline:
             progress=self._progress,
         )
         other.operators_dir = self.results_dir
+        other.round = str(results_dir.relative_to(self.results_dir))
         return other
 
     def cancel(self, reason: str = "cancel()") -> None:
@@ -528,6 +531,7 @@ class UnifiedNodePipeline:
                     self._window if node is self.nodes[0] else None,
                     self._resume,
                     node is self.nodes[0],
+                    self.round,
                 )
             )
 

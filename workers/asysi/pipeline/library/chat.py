@@ -3,8 +3,9 @@
 import asyncio
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -13,19 +14,18 @@ import orjson
 
 from asysi.contract.errors import ConfigError
 from asysi.pipeline.ids import FIELD
+from asysi.pipeline.library import completions
 from asysi.pipeline.library.answers import Answer, Answers
-from asysi.pipeline.library.client import Call, Client, Patience
+from asysi.pipeline.library.client import Call, ChatAnswerError, ChatBusyError, ChatError, Client, Patience
+from asysi.pipeline.library.completions import ACCEPTABLE, PRICES
 from asysi.pipeline.library.pace import Pace
 from asysi.pipeline.library.template import template
 from asysi.pipeline.operators import BaseOperator, Made, NodeContext, Row
 
 CACHE = "answers.sqlite"
 _FIXED = frozenset({"model", "messages", "n", "stream"})
-_BYTES_A_TOKEN = 3.0
-"""A careful guess for the pace, put right when the answer says how many tokens it took."""
-_GUESSED_ANSWER = 256
-"""Tokens that an answer is taken to have until then, where nothing bounds it."""
-_MILLION = 1e6
+_SHOWN = 300
+"""Characters of a server's words in an error."""
 
 
 class Chat(BaseOperator):
@@ -33,13 +33,18 @@ class Chat(BaseOperator):
 
     Calls wait on one thread however many there are: `parallel_size` × `batch_size` at once.
 
-    What is paid for is kept: a request is noted before it is sent, and its answer is committed to a file
-    before it is used, so no answer that arrived is ever paid for again. A kill can lose the calls that are on
+    What is paid for is kept: a request is noted before it is sent, and what arrives is committed to a file
+    before it is read, so no answer that arrived is ever paid for again. A kill can lose the calls that are on
     the way just then. They are sent again with the same idempotency key: a server that knows such keys
     charges once; with one that does not, each may be charged once more, and is reported as `unsure_calls`.
 
+    An answer that is empty, was cut off at the longest length or was withheld by a filter fails its row, and
+    is never taken from the file for another: `accept` names what is an answer all the same.
+
     Each call reports `requests`, `prompt_tokens`, `completion_tokens`, `total_tokens` and `cost` when the row
-    that paid for it is committed, also if that happens only after a restart.
+    that paid for it is committed, also if that happens only after a restart, and also if the row failed. Of a
+    call that timed out or broke off nobody knows what it cost: its prompt and longest answer are booked, and
+    counted in `unsure_calls` and `unsure_tokens`.
 
     Args:
         model: name of the model.
@@ -55,7 +60,9 @@ class Chat(BaseOperator):
         finish: field for the reason why the answer ended, None for none.
         headers: more headers. No key belongs here, as they are stored in the image.
         requests_per_minute, tokens_per_minute: the pace; calls wait for their turn. None: as fast as it goes.
-        prices: currency units for a million tokens: `prompt` and `completion`; makes `cost`.
+        prices: currency units for a million tokens: `prompt`, `completion`, and `cached` for those of the
+            prompt that the server had in its cache; makes `cost`.
+        accept: of `empty`, `length` and `content_filter`, what does not fail a row.
         share: whether rows with the same request share one answer; else each row has one of its own.
         cache: file of paid answers, by default in the pipeline's folder; pipelines may share one.
         tries, timeout, deadline: see `Patience`.
@@ -68,7 +75,7 @@ class Chat(BaseOperator):
     free: ClassVar[frozenset[str]] = frozenset(
         {
             *("api_key_env", "api_key_file", "requests_per_minute", "tokens_per_minute", "prices", "cache"),
-            *("tries", "timeout", "deadline"),
+            *("tries", "timeout", "deadline", "accept"),
         }
     )
 
@@ -90,6 +97,7 @@ class Chat(BaseOperator):
         requests_per_minute: float | None = None,
         tokens_per_minute: float | None = None,
         prices: Mapping[str, float] | None = None,
+        accept: Sequence[str] = (),
         share: bool = True,
         cache: str | None = None,
         tries: int = 8,
@@ -107,7 +115,7 @@ class Chat(BaseOperator):
         self.options, self.n, self.finish, self.headers = dict(options or {}), n, finish, dict(headers or {})
         self.requests_per_minute, self.tokens_per_minute = requests_per_minute, tokens_per_minute
         self.prices, self.share, self.cache = dict(prices or {}), share, cache
-        self.tries, self.timeout, self.deadline = tries, timeout, deadline
+        self.tries, self.timeout, self.deadline, self.accept = tries, timeout, deadline, list(accept)
         self._check()
         self._url = f"{base_url.rstrip('/')}/chat/completions"
         self._templates = [
@@ -148,14 +156,22 @@ class Chat(BaseOperator):
         """Return the row with the model's answer, or a row for each answer.
 
         Raises:
-            ChatError: the server does not answer this request.
+            ChatError: the server does not answer this request, or not as wanted.
             ConfigError: it answers none like this.
             CanceledError: the run is ending, and the request was not sent.
         """
         ctx = ctx if ctx is not None else NodeContext("chat")
         body = self.request(item)
-        owner = f"{ctx.pipeline_id}/{ctx.node_id}/{item.get(FIELD)}"
-        answer = await self._answer(body, owner, ctx)
+        # In a redrive a row pays anew: what it had spent before is booked already.
+        again = f"#{ctx.round}" if ctx.round else ""
+        owner = f"{ctx.pipeline_id}/{ctx.node_id}/{item.get(FIELD)}{again}"
+        key = _key(self._url, body, None if self.share else owner)
+        try:
+            answer = await self._answer(key, body, owner, ctx)
+        except Exception:
+            self._report_failures(key, owner, ctx)
+            raise
+        self._report_failures(key, owner, ctx)
         self._report(answer, owner, ctx)
         rows = [self._row(item, choice) for choice in answer.tree["choices"]]
         return rows[0] if self.n == 1 else rows
@@ -203,8 +219,12 @@ class Chat(BaseOperator):
                     "requests_per_minute and tokens_per_minute are above 0",
                 ),
                 (
-                    not set(self.prices) <= {"prompt", "completion"},
-                    f"prices has {', '.join(self.prices)}: it may have prompt and completion",
+                    not set(self.prices) <= set(PRICES),
+                    f"prices has {', '.join(self.prices)}: it may have {', '.join(PRICES)}",
+                ),
+                (
+                    not set(self.accept) <= set(ACCEPTABLE),
+                    f"accept has {', '.join(self.accept)}: it may have {', '.join(ACCEPTABLE)}",
                 ),
                 (
                     not _FIXED.isdisjoint(self.options),
@@ -216,63 +236,101 @@ class Chat(BaseOperator):
         if problems:
             raise ConfigError(*(f"chat: {problem}" for problem in problems))
 
-    async def _answer(self, body: bytes, owner: str, ctx: Any) -> Answer:
+    async def _answer(self, key: bytes, body: bytes, owner: str, ctx: Any) -> "_Read":
         """Return the answer from the file, from a call that is on its way, or from a new one."""
         opened = self._opened()
-        key = _key(self._url, body, None if self.share else owner)
         found = opened.answers.find(key)
         if found is not None:
-            return found
+            try:
+                return self._judged(found)
+            except (
+                ChatError
+            ):  # arrived, but was not judged before a kill; or was accepted then, and is no more
+                opened.answers.reject(key, self._paid(found))
         flying = opened.flying.get(key)
         if flying is None:
             flying = opened.flying[key] = asyncio.ensure_future(self._ask(key, body, owner, ctx))
             flying.add_done_callback(lambda _: opened.flying.pop(key))
         return await asyncio.shield(flying)
 
-    async def _ask(self, key: bytes, body: bytes, owner: str, ctx: Any) -> Answer:
+    async def _ask(self, key: bytes, body: bytes, owner: str, ctx: Any) -> "_Read":
         opened = self._opened()
+        guessed = completions.guess(body, self.n, self.options)
+        tokens = sum(guessed.values())
         unsure = 0
 
         def before() -> None:
             nonlocal unsure
             unsure = max(unsure, opened.answers.note(key))
 
-        guess = len(body) / _BYTES_A_TOKEN + self.n * float(self.options.get("max_tokens") or _GUESSED_ANSWER)
-        call = Call(ctx.is_cancelled, before, lambda: opened.answers.forget(key), guess)
+        def lost(at_work: bool) -> None:
+            spent: dict[str, float] = {"unsure_calls": 1}
+            if at_work:
+                spent |= {**completions.spent(guessed, self.prices), "unsure_tokens": tokens}
+            opened.answers.lose(key, owner, spent)
+
+        async def arrived(content: bytes) -> _Read:
+            nonlocal unsure
+            answer, unsure = Answer(owner, content, call.tries - 1, unsure), 0
+            await opened.answers.keep(key, answer)
+            opened.client.correct((completions.usage_in(content).get("total_tokens") or tokens) - tokens)
+            try:
+                return self._judged(answer)
+            except ChatError:
+                opened.answers.reject(key, self._paid(answer))
+                raise
+
+        refused = partial(opened.answers.forget, key)
+        call = Call(ctx.is_cancelled, before, refused, lost, arrived, float(tokens))
         idempotency = {"Idempotency-Key": f"{opened.answers.salt}-{key.hex()}"}
-        tree = await opened.client.post(body, idempotency, call)
-        usage = tree.get("usage") or {}
-        opened.client.correct(float(usage.get("total_tokens") or guess) - guess)
-        spent = {**self._spent(usage), "requests": 1, "retries": call.tries - 1, "unsure_calls": unsure}
-        kept = {"choices": tree["choices"], "model": tree.get("model", self.model), "spent": spent}
-        answer = Answer(owner, kept)
-        await opened.answers.keep(key, answer)
-        return answer
+        read: _Read = await opened.client.post(body, idempotency, call)
+        return read
+
+    def _judged(self, answer: Answer) -> "_Read":
+        """Return an answer, read.
+
+        Raises:
+            ChatBusyError: it is no completion: the server is broken.
+            ChatAnswerError: it is empty, cut off or withheld, and that is not accepted.
+        """
+        if not isinstance(answer.body, bytes):  # of an earlier version
+            tree, spent = answer.body, answer.body["spent"]
+        else:
+            try:
+                tree = completions.read(answer.body)
+            except ValueError as error:
+                text = answer.body[:_SHOWN].decode(errors="replace")
+                raise ChatBusyError(f"sent no chat completion ({error}): {text!r}") from error
+            spent = {**self._paid(answer), "retries": answer.retries}
+        if why := completions.complaint(tree, self.n, self.accept):
+            raise ChatAnswerError(f"was paid, but {why}: to take it as an answer, name it in accept")
+        return _Read(answer.owner, tree, spent)
+
+    def _paid(self, answer: Answer) -> dict[str, float]:
+        """Return what an answer that arrived has cost."""
+        if not isinstance(answer.body, bytes):
+            return dict(answer.body["spent"])
+        usage = completions.spent(completions.usage_in(answer.body), self.prices)
+        return {**usage, "requests": 1, "unsure_calls": answer.unsure}
 
     def _opened(self) -> "_Open":
         if self._open is None:
             raise ConfigError("chat: call open(ctx) before rows are processed")
         return self._open
 
-    def _spent(self, usage: Mapping[str, Any]) -> dict[str, float]:
-        prompt, completion = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
-        spent: dict[str, float] = {
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "total_tokens": prompt + completion,
-        }
-        if self.prices:
-            price, reply = self.prices.get("prompt", 0.0), self.prices.get("completion", 0.0)
-            spent["cost"] = (prompt * price + completion * reply) / _MILLION
-        return spent
-
-    def _report(self, answer: Answer, owner: str, ctx: Any) -> None:
-        """Book what the answer cost on the row that paid for it, whenever that row is committed."""
+    def _report_failures(self, key: bytes, owner: str, ctx: Any) -> None:
+        """Book what this row's failed calls cost, or may have cost."""
         provider = urlsplit(self.base_url).hostname or ""
+        for spent in self._opened().answers.failures(key, owner):
+            ctx.report_usage({"provider": provider, "model": self.model, **spent})
+
+    def _report(self, answer: "_Read", owner: str, ctx: Any) -> None:
+        """Book what the answer cost on the row that paid for it, whenever that row is committed."""
+        provider, model = urlsplit(self.base_url).hostname or "", answer.tree.get("model", self.model)
         if answer.owner == owner:
-            ctx.report_usage({"provider": provider, "model": answer.tree["model"], **answer.tree["spent"]})
+            ctx.report_usage({"provider": provider, "model": model, **answer.spent})
         else:
-            ctx.report_usage({"provider": provider, "model": answer.tree["model"], "shared_answers": 1})
+            ctx.report_usage({"provider": provider, "model": model, "shared_answers": 1})
 
     def _row(self, item: Row, choice: Mapping[str, Any]) -> Row:
         row = {**item, self.output: choice["message"].get("content")}
@@ -287,7 +345,16 @@ class _Open:
 
     client: Client
     answers: Answers
-    flying: "dict[bytes, asyncio.Task[Answer]]"
+    flying: "dict[bytes, asyncio.Task[_Read]]"
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """An answer, read: the row that paid for it, the completion, and what it cost."""
+
+    owner: str
+    tree: Mapping[str, Any]
+    spent: Mapping[str, float]
 
 
 def _key(url: str, body: bytes, owner: str | None) -> bytes:

@@ -1,22 +1,21 @@
 """Calls to a server of OpenAI's chat completions: each with its deadline, its retries, its place in line."""
 
 import asyncio
-import email.utils
 import logging
 import random
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
-import orjson
 import tenacity
 
 from asysi.contract.errors import ConfigError
 from asysi.pipeline.library.pace import Pace
+from asysi.pipeline.library.waiting import retry_after
 from asysi.pipeline.operators import CanceledError
 
 _SHOWN = 300
@@ -46,6 +45,10 @@ class ChatBusyError(ChatError):
     def __init__(self, message: str, after: float | None = None) -> None:
         super().__init__(message)
         self.after = after
+
+
+class ChatAnswerError(ChatError):
+    """The server answered, and was paid, but the answer is empty, cut off or withheld."""
 
 
 class ChatAccessError(ConfigError):
@@ -79,6 +82,9 @@ class Call:
         ending: whether the run is ending: a call that waits then gives up.
         before: called before each try.
         refused: called when a try was refused, so that it cost nothing.
+        lost: called when a try brought nothing and may have been paid for; with whether the server was still
+            at work on it.
+        arrived: called with the body of a success; returns the answer in it, or raises what is wrong with it.
         tokens: what it may take, for the pace.
         tries: how often it was sent.
     """
@@ -86,6 +92,8 @@ class Call:
     ending: Callable[[], bool]
     before: Callable[[], None]
     refused: Callable[[], None]
+    lost: Callable[[bool], None]
+    arrived: Callable[[bytes], Awaitable[Any]]
     tokens: float = 0.0
     tries: int = field(default=0)
 
@@ -117,8 +125,8 @@ class Client:
         connections = _Connections(_proxy(url), secure=url.startswith("https:"))
         self._http = httpx.AsyncClient(headers=dict(headers), transport=connections, timeout=timeout)
 
-    async def post(self, body: bytes, headers: Mapping[str, str], call: Call) -> dict[str, Any]:
-        """Return the answer to a request.
+    async def post(self, body: bytes, headers: Mapping[str, str], call: Call) -> Any:
+        """Return what `call.arrived` makes of the answer to a request.
 
         Raises:
             ChatError: the server refuses it, or has not answered within the patience.
@@ -134,8 +142,7 @@ class Client:
             before_sleep=self._tell,
             reraise=True,
         )
-        answer: dict[str, Any] = await retrying(self._try, body, headers, call)
-        return answer
+        return await retrying(self._try, body, headers, call)
 
     def correct(self, tokens: float) -> None:
         """Book tokens that a call took beyond what was estimated (or, if negative, did not take)."""
@@ -146,7 +153,7 @@ class Client:
         """Close the connections."""
         await self._http.aclose()
 
-    async def _try(self, body: bytes, headers: Mapping[str, str], call: Call) -> dict[str, Any]:
+    async def _try(self, body: bytes, headers: Mapping[str, str], call: Call) -> Any:
         await _rest(self._turn(call), call.ending)
         call.before()
         call.tries += 1
@@ -157,15 +164,22 @@ class Client:
             call.refused()
             raise ChatBusyError(self._clean(f"{self._url} cannot be reached ({_said(error)})")) from error
         except TimeoutError as error:
+            call.lost(True)
             message = f"{self._url} did not answer within {self._patience.timeout:g} s"
             raise ChatBusyError(message) from error
         except httpx.HTTPError as error:
+            call.lost(True)
             raise ChatBusyError(self._clean(f"{self._url} broke off ({_said(error)})")) from error
         if not response.is_success:
             if response.status_code in _FREE or response.status_code < 500:
                 call.refused()
+            else:
+                call.lost(False)
             raise self._error(response)
-        return self._tree(response)
+        try:
+            return await call.arrived(response.content)
+        except ChatError as error:
+            raise type(error)(self._clean(f"{self._url} {error}")) from error
 
     def _turn(self, call: Call) -> float:
         waits = [0.0]
@@ -175,22 +189,13 @@ class Client:
             waits.append(self._tokens.reserve(call.tokens))
         return max(waits)
 
-    def _tree(self, response: httpx.Response) -> dict[str, Any]:
-        try:
-            tree = orjson.loads(response.content)
-            _ = tree["choices"][0]["message"]
-        except (orjson.JSONDecodeError, KeyError, IndexError, TypeError) as error:
-            message = self._clean(f"{self._url} sent no chat completion: {response.text[:_SHOWN]!r}")
-            raise ChatBusyError(message) from error
-        return dict(tree)
-
     def _error(self, response: httpx.Response) -> Exception:
         code = response.status_code
         said = self._clean(f"{self._url} answered {code}: {response.text[:_SHOWN]!r}")
         if code in _NEVER or (code == 429 and any(word in response.text for word in _SPENT)):
             return ChatAccessError(f"{said}. Check key, account, address and model: no request would do")
         if code in _AGAIN or code >= 500:
-            return ChatBusyError(said, retry_after(response.headers))
+            return ChatBusyError(said, retry_after(response.headers, body=response.content))
         return ChatError(said)
 
     def _pause(self, state: tenacity.RetryCallState) -> float:
@@ -250,19 +255,6 @@ def _proxy(url: str) -> str | None:
     if urllib.request.proxy_bypass(parts.hostname or ""):
         return None
     return urllib.request.getproxies().get(parts.scheme)
-
-
-def retry_after(headers: Mapping[str, str], now: Callable[[], float] = time.time) -> float | None:
-    """Return the seconds that `Retry-After` asks to wait, as a number or a date; None where it is missing."""
-    text = headers.get("retry-after", "").strip()
-    try:
-        return max(0.0, float(text))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - now())
-    except ValueError:
-        return None
 
 
 async def _rest(seconds: float, ending: Callable[[], bool]) -> None:
