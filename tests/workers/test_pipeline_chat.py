@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asysi.cli import main
 from asysi.contract.errors import ConfigError
 from asysi.pipeline import BaseOperator, RowError, StreamFactory, UnifiedPipeline
 from asysi.pipeline.library.chat import Chat
@@ -611,3 +613,58 @@ def test_answers_of_an_earlier_version_are_found(server: Server) -> None:
     report = pipeline(operator, 1).create("q").run()
     assert len(server.bodies) == 1
     assert report.usage == {"shared_answers": 1}
+
+
+def test_a_dry_run_shows_what_would_be_paid_and_pays_nothing(server: Server, capsys: Any) -> None:
+    """Files, columns, calls and expected cost are shown; nobody is asked, and nothing is written."""
+    rows = [{"text": f"word{n}", "score": n} for n in range(1000)]
+    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("p.yaml").write_text(f"""
+pipelineId: p
+inputUri: jsonl://in.jsonl
+outputUri: jsonl://out.jsonl
+budget: {{cost: 1}}
+operators:
+  - {{operator: filter, params: {{where: "score % 2 == 0"}}}}
+  - operator: chat
+    params:
+      {{model: m, prompt: "Say {{{{ text }}}}", baseUrl: "{server.url}", options: {{max_tokens: 100}}, n: 2,
+       prices: {{prompt: 1000, completion: 1000}}}}
+  - {{operator: extract, params: {{schema: {{type: object}}}}}}
+  - {{operator: template, params: {{fields: {{t: "{{{{ title }}}}"}}}}}}
+""")
+    before = sorted(Path().rglob("*"))
+    with pytest.raises(SystemExit) as ended:
+        main(["pipeline", "run", "p.yaml", "--dry-run"])
+    said = capsys.readouterr().out
+    assert not ended.value.code
+    assert server.bodies == []
+    assert sorted(Path().rglob("*")) == before
+    size = Path("in.jsonl").stat().st_size
+    assert f"1 file, {size:,} bytes, about " in said
+    assert "columns: text (text), score (integer), _i (integer)" in said
+    calls = int(re.search(r"Chat: about (\d+) rows, requests", said)[1])
+    assert 480 <= calls <= 530
+    tokens = calls * (200 + 25)
+    cost = float(re.search(r"expected in all: .*cost ([\d.]+)", said)[1])
+    assert cost == pytest.approx(tokens * 1000 / 1e6, rel=0.1)
+    assert "the budget of cost 1 will end the run before it is done" in said
+    assert "Extract: about" in said
+    assert "not tried: taken to make one row of each" in said
+    assert "not known for 200 of 200 sampled rows" in said
+
+
+def test_a_dry_run_shows_rows_that_would_fail(server: Server, capsys: Any) -> None:
+    """A prompt that asks for a field that rows do not have is seen before anything is paid."""
+    Path("in.jsonl").write_text('{"text": "a"}\n{"other": "b"}\n')
+    Path("p.yaml").write_text(f"""
+pipelineId: p
+inputUri: jsonl://in.jsonl
+outputUri: jsonl://out.jsonl
+operators: [{{operator: chat, params: {{model: m, prompt: "Say {{{{ text }}}}", baseUrl: "{server.url}"}}}}]
+""")
+    with pytest.raises(SystemExit):
+        main(["pipeline", "run", "p.yaml", "--dry-run"])
+    said = capsys.readouterr().out
+    assert "1 of 2 sampled rows would fail, the first: row 1: UndefinedError: 'text' is undefined" in said
+    assert "no cost, as no prices are given" in said

@@ -52,6 +52,10 @@ def run_command(  # noqa: PLR0917 - each is an option of the command
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete what an earlier run left, and its output.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show files, columns, calls and expected cost; run and pay nothing."),
+    ] = False,
     plain: _Plain = False,
 ) -> None:
     """Run a pipeline from its beginning.
@@ -62,11 +66,14 @@ def run_command(  # noqa: PLR0917 - each is an option of the command
     \b
     Examples:
       asysi pipeline run clean.yaml
+      asysi pipeline run clean.yaml --dry-run
       asysi pipeline run clean.yaml --set parallelSize=20
       asysi pipeline run clean.yaml --shard 3/8
     """
     spec, part = _spec(file, settings), _part(shard)
-    if part is None and spec.shards > 1:
+    if dry_run:
+        _preview(spec)
+    elif part is None and spec.shards > 1:
         _run_shards(spec, resume=resume, overwrite=overwrite, plain=plain)
     else:
         _end(_run(spec, part, resume=resume, overwrite=overwrite, plain=plain))
@@ -231,6 +238,16 @@ def _pipeline(
         raise ConfigError(f"{target} is neither a pipeline's file nor its folder of results")
     look_beside(Path())
     return UnifiedPipeline(results_dir=target, hooks=hooks, progress=live, shard=part)
+
+
+def _preview(spec: "PipelineFile") -> None:
+    """Say what a run would read, call and cost."""
+    from asysi.pipeline.preview import lines, preview  # noqa: PLC0415 - not needed for the help
+    from asysi.pipeline.specfile import build  # noqa: PLC0415
+
+    pipeline = build(spec, progress=False).outline(spec.pipeline_id)
+    for line in lines(preview(pipeline), spec.budget):
+        typer.echo(line)
 
 
 def _run(

@@ -147,6 +147,9 @@ class BaseOperator:
         if "__init__" in vars(cls):
             cls.__init__ = _noting(cls.__init__)  # type: ignore[method-assign]
 
+    harmless: ClassVar[bool] = False
+    """Whether `process_item` only computes, so that a dry run may try it on a few rows."""
+
     def process_item(self, item: Row, ctx: Any = None) -> Made:
         """Return what becomes of a row: a row, a list of rows, or None to drop it.
 

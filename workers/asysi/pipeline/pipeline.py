@@ -812,6 +812,17 @@ class UnifiedPipeline(UnifiedNodePipeline):
         self._apply()
         return super().create(pipeline_id, overwrite=overwrite)
 
+    def outline(self, pipeline_id: str) -> Self:
+        """Make the nodes, bound to their buses, without writing anything: to look at, not to run.
+
+        Raises:
+            ConfigError: the nodes do not make a pipeline.
+        """
+        self.pipeline_id = pipeline_id
+        self._build()
+        self._check_nodes()
+        return self
+
     def _apply(self) -> None:
         given = self._settings
         self.streaming, self.base_path = bool(given["streaming"]), Path(given["base_path"])

@@ -190,6 +190,25 @@ class Chat(BaseOperator):
         tree = {"model": self.model, "messages": messages, **self.options}
         return orjson.dumps({**tree, "n": self.n} if self.n > 1 else tree)
 
+    def preview(self, item: Row) -> tuple[list[Row], dict[str, float]]:
+        """Return rows as they would be made of a row, without their answers, and what asking would cost.
+
+        Raises:
+            KeyError: the row has no such field as `messages`.
+            jinja2.UndefinedError: a template asks for a field that the row does not have.
+        """
+        guessed = completions.guess(self.request(item), self.n, self.options)
+        rows = [{**item, self.output: ""} for _ in range(self.n)]
+        return rows, {"requests": 1, **completions.spent(guessed, self.prices)}
+
+    def preview_remarks(self) -> list[str]:
+        """Return what a preview takes for granted."""
+        most = completions.guess(b"", 1, self.options)["completion_tokens"]
+        return [
+            f"prompts at {completions.BYTES_A_TOKEN:g} bytes a token, answers of {most} tokens; answers that"
+            " are kept already cost nothing"
+        ]
+
     def _check(self) -> None:
         parts = urlsplit(self.base_url)
         problems = [

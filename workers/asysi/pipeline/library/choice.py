@@ -23,6 +23,8 @@ class Filter(BaseOperator):
         ConfigError: it is no expression.
     """
 
+    harmless = True
+
     def __init__(self, where: str) -> None:
         self.where = where
         self._holds = expression(where)
@@ -49,6 +51,8 @@ class Sample(BaseOperator):
     Raises:
         ConfigError: the share is out of its range.
     """
+
+    harmless = True
 
     def __init__(self, share: float, seed: int = 0, field: str = FIELD) -> None:
         if not 0 <= share <= 1:

@@ -49,6 +49,8 @@ class Template(BaseOperator):
         ConfigError: a template cannot be read.
     """
 
+    harmless = True
+
     def __init__(self, fields: Mapping[str, str], keep: bool = True) -> None:
         self.fields, self.keep = dict(fields), keep
         self._templates = {name: template(text) for name, text in fields.items()}
