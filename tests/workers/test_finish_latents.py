@@ -8,8 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asysi.finish import contexts, features, history, latents, logits, sample, sheet, spelling
+from asysi.contract.spec import ScanExperiment
+from asysi.finish import contexts, features, history, latents, logits, provenance, sample, sheet, spelling
 from asysi.finish.latents import Firings
+from asysi.finish.status import Host
 from asysi.report.data import NO_CONTEXT
 from asysi.sae.fvu import CONSTANT, fvu
 from asysi.sae.model import SparseAutoencoder
@@ -350,6 +352,21 @@ def test_special_tokens_are_aligned_away():
     assert spelling.align(np.array([101, 5, 6, 102]), plain) == 1
     assert spelling.align(np.array([5, 6, 7, 8]), plain) == 0
     assert spelling.align(np.array([101, 9, 9, 9, 9, 102]), plain) is None
+
+
+@pytest.mark.parametrize(("opened", "said"), [(0, "None of 40"), (40, "All of 40"), (39, "39 of 40")])
+def test_the_page_says_how_sequences_began(minimal, opened, said):
+    """What the host counted of BOS and of spelled special tokens stands on the page."""
+    seen = {
+        "sequences": 40,
+        "sequences_opened": opened,
+        "special_tokens_in_text": {"documents": 3, "found": {"</s>": 5}},
+    }
+    experiment = ScanExperiment.model_validate(minimal())
+    text = dict(provenance.limits(experiment, Host(), seen, attempt=0))["Tokens"]
+    assert text.startswith(f"{said} sequences began")
+    assert "3 documents spell special tokens (</s>), which were read as tokens." in text
+    assert "Tokens" not in dict(provenance.limits(experiment, Host(), {}, attempt=0))
 
 
 def test_the_timeline_is_thinned_and_keeps_what_matters():

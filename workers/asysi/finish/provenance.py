@@ -36,6 +36,8 @@ def limits(
         ("Sampling", _sampling(experiment, host)),
         ("Seeds", _seeds(experiment)),
     ]
+    if seen.get("sequences"):
+        lines.insert(2, ("Tokens", _tokens(experiment, seen)))
     if spec.sae is not None:
         lines.append(("Autoencoders", "; ".join(_trainer(trainer) for trainer in spec.sae.train)))
     if attempt:
@@ -93,6 +95,22 @@ def _exclusions(experiment: ScanExperiment, host: Host, seen: Mapping[str, Any])
         cut += f": {count(seen['truncated'])} of {count(seen['documents'])} were ({share})"
     cut += "." if cut else ""
     return f"{count(host.tokens_excluded)} tokens that are never data ({named or 'none named'}).{cut}"
+
+
+def _tokens(experiment: ScanExperiment, seen: Mapping[str, Any]) -> str:
+    """Return how sequences began, as the host counted, and what became of text that spells special tokens."""
+    sequences, opened = int(seen["sequences"]), int(seen.get("sequences_opened", 0))
+    how = {0: "None", sequences: "All"}.get(opened, f"{count(opened)}")
+    parts = [f"{how} of {count(sequences)} sequences began with the tokenizer's BOS or CLS token."]
+    spelled = seen.get("special_tokens_in_text") or {}
+    if spelled.get("documents"):
+        data = experiment.spec.data
+        names, way = ", ".join(spelled["found"]), data.tokens.special_tokens_in_text if data else "tokens"
+        parts.append(
+            f"{count(spelled['documents'])} documents spell special tokens ({names}), "
+            f"which were read as {way}."
+        )
+    return " ".join(parts)
 
 
 def _sampling(experiment: ScanExperiment, host: Host) -> str:
