@@ -28,10 +28,6 @@ UNAVAILABLE: list[tuple[Tree, str]] = [
     ({"data": {"uri": "csv:///a.csv"}}, "spec.data.uri csv:///a.csv"),
     ({"data": {"uri": "parquet:///a"}}, "spec.data.uri parquet:///a"),
     ({"data": {"uri": "memory://a"}}, "spec.data.uri memory://a"),
-    (
-        {"data": {"pipeline": {"operators": [{"operator": "template", "outputUri": "jsonl:///a"}]}}},
-        "spec.data.pipeline.operators[0].outputUri jsonl:///a",
-    ),
     ({"data": {"tokens": {"chatTemplate": True}}}, "spec.data.tokens.chatTemplate"),
     ({"workload": {"scan": None, "train": {}}}, "spec.workload.train"),
     ({"workload": {"scan": None, "ppo": {"lr": 1}}}, "spec.workload.ppo"),

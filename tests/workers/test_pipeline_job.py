@@ -183,3 +183,28 @@ def _plain(volume: Volume) -> dict[str, Any]:
     tree = volume.experiment().model_dump(mode="json", by_alias=True)
     tree["spec"]["data"]["pipeline"] = None
     return tree
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_rows_of_an_operator_go_where_it_says(volume, shards):
+    """outputUri: relative to the pipeline's folder, or absolute; the model reads what the last one writes."""
+    field = {"fields": {"text": "<{{ text }}>"}}
+    operators = [
+        {"operator": "template", "params": field, "outputUri": f"csv://{volume.folder}/first.csv"},
+        {"operator": "template", "params": field, "outputUri": "jsonl://kept/last.jsonl"},
+    ]
+    experiment = volume.experiment(shards=shards, operators=operators)
+    assert volume.run(experiment) == Exit.OK
+    assert settle(experiment, volume.output).rows == ROWS
+    assert volume.rows(experiment) == [{"_i": row, "text": f"<<row {row}>>"} for row in range(ROWS)]
+    folder = volume.output / pipeline_folder(experiment.spec.data)
+    assert (folder / "kept" / "last.jsonl.done").exists()
+    first = sorted(volume.folder.glob("first*.csv"))
+    assert sum(len(file.read_text().splitlines()) - 1 for file in first) == ROWS
+
+
+def test_the_last_operator_writes_what_the_model_reads(volume):
+    """Another format than JSON lines cannot be read by the model: refused, by path."""
+    operators = [{"operator": "template", "params": {"fields": {"text": "x"}}, "outputUri": "csv://a.csv"}]
+    assert volume.run(volume.experiment(shards=1, operators=operators)) == Exit.CONFIG
+    assert "spec.data.pipeline.operators[0].outputUri is csv://a.csv" in volume.words.read_text()

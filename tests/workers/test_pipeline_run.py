@@ -292,9 +292,19 @@ def test_nodes_wired_by_hand_run_in_a_node_pipeline() -> None:
     assert [row["_i"] for row in read()] == list(range(10))
 
 
-def test_an_unsealed_file_that_nobody_writes_is_an_error() -> None:
-    """§11.2, §17.1: without seal() a reader waits, but not forever: it says what is missing."""
+def test_an_unsealed_file_that_nobody_writes_is_read_to_its_end() -> None:
+    """§7.1, §8.1, §11.2, §12.1, §17.1: a regular file needs no seal() where nobody writes it."""
     write(texts(3), "in.jsonl")
+    node = UnifiedNode("n")
+    node.bind_io(StreamFactory.create("jsonl://in.jsonl"), StreamFactory.create("jsonl://out.jsonl"))
+    node.set_processor(lambda items, ctx: items)
+    node.run()
+    assert len(read()) == 3
+
+
+def test_an_unsealed_file_that_a_node_left_is_an_error() -> None:
+    """§8.1, §11.2, §12.1, §17.1: rows of a node that did not finish are not taken for all of them."""
+    write([{"n": n, "_i": n} for n in range(3)], "in.jsonl")
     node = UnifiedNode("n")
     source = StreamFactory.create("jsonl://in.jsonl")
     source.patience = 0.2  # type: ignore[attr-defined]

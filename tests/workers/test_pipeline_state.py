@@ -268,7 +268,7 @@ def test_parquet_refuses_a_type_when_it_comes_not_at_the_end(value: Any) -> None
         made.run()
     text = str(refused.value)
     assert (
-        f"row 1000: the column column would hold int64, and {json.dumps(value, separators=(',', ':'))}"
+        f"in row 1000 the column column would hold int64, and {json.dumps(value, separators=(',', ':'))}"
         in text
     )
     spool = Path(text.rpartition(" in ")[2])

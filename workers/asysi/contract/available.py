@@ -93,11 +93,6 @@ REFUSALS = (
         "data is read from jsonl://path; convert it to a JSON object a line",
     ),
     Refusal(
-        "spec.data.pipeline.operators[].outputUri",
-        None,
-        "the rows between operators stay in pipeline/ of the output; drop it",
-    ),
-    Refusal(
         "spec.data.tokens.chatTemplate",
         None,
         "put the finished text into the field that data.tokens.textField names",
@@ -199,6 +194,7 @@ READ_BY = {
         "spec.data.pipeline.operators",
         "spec.data.pipeline.operators[].operator",
         "spec.data.pipeline.operators[].params",
+        "spec.data.pipeline.operators[].outputUri",
         "spec.data.pipeline.operators[].name",
         "spec.data.pipeline.operators[].parallelSize",
         "spec.data.pipeline.operators[].batchSize",

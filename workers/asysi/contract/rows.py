@@ -3,6 +3,7 @@
 from pathlib import Path, PurePosixPath
 
 from asysi.contract.canonical import canonical_data, digest
+from asysi.contract.errors import ConfigError
 from asysi.contract.pipeline import PipelineFile
 from asysi.contract.runtime import PIPELINE_FOLDER
 from asysi.contract.spec import Data, DataPipeline, Pipeline, ScanExperiment
@@ -30,8 +31,29 @@ def rows_uri(data: Data, output: Path) -> str:
     Args:
         data: the spec's.
         output: folder of the results.
+
+    Raises:
+        ConfigError: the last operator writes something else than JSON lines.
     """
-    return f"jsonl://{output / pipeline_folder(data) / ROWS}" if data.pipeline is not None else data.uri
+    if data.pipeline is None:
+        return data.uri
+    folder, uri = output / pipeline_folder(data), data.pipeline.operators[-1].output_uri
+    if uri is None:
+        return f"jsonl://{folder / ROWS}"
+    if not uri.startswith("jsonl://"):
+        raise ConfigError(
+            f"spec.data.pipeline.operators[{len(data.pipeline.operators) - 1}].outputUri is {uri}, but the"
+            " model reads these rows: give jsonl://, or drop it"
+        )
+    return _below(uri, folder)
+
+
+def _below(uri: str, folder: Path) -> str:
+    """Return a URI whose relative path begins at a folder."""
+    scheme, _, rest = uri.partition("://")
+    return (
+        uri if rest.startswith("/") or "://" in rest or scheme == "memory" else f"{scheme}://{folder / rest}"
+    )
 
 
 def pipeline_file(experiment: ScanExperiment, output: Path) -> PipelineFile:
@@ -46,6 +68,10 @@ def pipeline_file(experiment: ScanExperiment, output: Path) -> PipelineFile:
     assert data.pipeline is not None
     folder = output / pipeline_folder(data)
     common = {name: getattr(data.pipeline, name) for name in Pipeline.model_fields}
+    common["operators"] = [
+        node.model_copy(update={"output_uri": node.output_uri and _below(node.output_uri, folder)})
+        for node in data.pipeline.operators
+    ]
     return PipelineFile(
         **common,
         pipeline_id=experiment.metadata.name,

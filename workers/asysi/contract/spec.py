@@ -171,7 +171,8 @@ class PipelineNode(Part):
     processes: Few | None = None
     """Processes that compute, one reading for all of them; unset takes the pipeline's."""
     output_uri: Uri | None = None
-    """Where the node's rows go; unset keeps them in the pipeline's folder."""
+    """Where the node's rows go; unset keeps them in the pipeline's folder. In an experiment a relative path
+    begins there too, and the model reads what the last operator writes: JSON lines."""
     on_error: OnError | None = None
     """What becomes of a row that cannot be processed; unset takes the pipeline's."""
     writer: PipelineWriter | None = None

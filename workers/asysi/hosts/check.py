@@ -276,7 +276,10 @@ def _check_pipeline(experiment: ScanExperiment, output: Path, report: CheckRepor
     try:
         operators_of(pipeline_file(experiment, output))
     except ConfigError as error:
-        report.problems += [f"spec.data.pipeline.{problem}" for problem in error.problems]
+        report.problems += [
+            problem if problem.startswith("spec.") else f"spec.data.pipeline.{problem}"
+            for problem in error.problems
+        ]
     report.warnings.append("spec.data.pipeline: how many documents it makes is known once it has run")
 
 

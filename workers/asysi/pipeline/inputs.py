@@ -109,11 +109,16 @@ def refuse_changes(bus: IDataStream, pinned: Sequence[InputFile]) -> None:
 
 
 def new_files(bus: IDataStream | None, pinned: Sequence[InputFile] | None) -> list[str]:
-    """Return the files that match the input now, and are not among those pinned."""
+    """Return the files that match the input now and are not among those pinned, and those that have grown."""
     if not pinned or not isinstance(bus, FileStream):
         return []
     known = {file.url for file in pinned}
-    return [str(InputFile(url, 0, None)) for url in bus.matches() if url not in known]
+    grown = [
+        f"{file} (has grown)"
+        for file in pinned
+        if (now := _state_or_none(file.url)) is not None and now.bytes > file.bytes
+    ]
+    return grown + [str(InputFile(url, 0, None)) for url in bus.matches() if url not in known]
 
 
 def say_new(uri: str, found: Sequence[str]) -> str:

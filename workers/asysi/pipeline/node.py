@@ -26,8 +26,10 @@ from typing import Any
 
 from asysi.contract.errors import ConfigError
 from asysi.pipeline import loop, values
+from asysi.pipeline.completeness import is_complete
 from asysi.pipeline.config import WriterConfig
 from asysi.pipeline.ids import FIELD
+from asysi.pipeline.journal import DispatchLog
 from asysi.pipeline.ledger import Ledger, Range, Totals
 from asysi.pipeline.log import FileLog, Log
 from asysi.pipeline.operators import NodeContext, as_operator, is_coroutine, name_of
@@ -178,6 +180,7 @@ class UnifiedNode:
         self._limit = batch_size
         self._letters = 0
         self._columns: ParquetColumns | None = None
+        self._dispatches = DispatchLog(node_id)
         self.remembered: Callable[[], Iterable[dict[str, Any]]] = tuple
         """Rows that an ordered operator has made in another run and must know of."""
         self._cut = False
@@ -192,14 +195,18 @@ class UnifiedNode:
         """Say where rows come from and where they go."""
         self.input_bus, self.output_bus = input_bus, output_bus
 
-    def set_processor(self, processor: Any) -> None:
-        """Say what to do: an operator, or a function of (items, ctx) that returns a list with a result for
-        each item.
+    def set_processor(self, processor: Any, *, single: bool | None = None) -> None:
+        """Say what to do.
+
+        Args:
+            processor: an operator; a function of (items, ctx) that returns a list with a result for each
+                item; or a function of (item, ctx) that returns what becomes of it. `ctx` may be left out.
+            single: whether a function takes one row; None: see `FunctionOperator`.
 
         Raises:
             TypeError: it is neither.
         """
-        self.operator = as_operator(processor)
+        self.operator = as_operator(processor, single=single)
 
     def attach(self, around: Surroundings) -> None:
         """Make it part of a run; what it knew of an earlier one is forgotten."""
@@ -263,16 +270,29 @@ class UnifiedNode:
         if self._around is None:
             from asysi.pipeline.pipeline import UnifiedNodePipeline  # noqa: PLC0415 - it knows its nodes
 
-            UnifiedNodePipeline([self]).run()
+            try:
+                UnifiedNodePipeline([self]).run()
+            finally:
+                self._around = None
             return
         if self._finished:
             return
         self.status, self._began = "running", time.monotonic()
+        self._tell_start()
         try:
             self._loop()
         except BaseException as error:
             self.failure = error
             raise
+
+    def _tell_start(self) -> None:
+        source, out = (bus.uri if bus else "?" for bus in (self.input_bus, self.output_bus))
+        _log.info(
+            "[Node] %s starts at source row %d: %s -> %s, parallel_size %d, batch_size %d, processes %d",
+            *(self.node_id, self._source.row if self._source else 0, source, out),
+            *(self.parallel_size, self.batch_size, self.processes),
+        )
+        self._dispatches = DispatchLog(self.node_id)
 
     def close(self) -> None:
         """Commit what was computed, and seal the output if that is everything."""
@@ -286,6 +306,11 @@ class UnifiedNode:
             self._let_go()
         if self.status == "running":
             self.status = "completed" if self._finished else "failed" if self.failure else "canceled"
+            self._dispatches.end()
+            _log.info(
+                "[Node] %s is %s: %d source rows committed, %d rows made", self.node_id, self.status,
+                self._durable, self._made,
+            )  # fmt: skip
 
     def recall(self, totals: Totals) -> None:
         """Take up what an earlier run has completed, without opening anything."""
@@ -367,6 +392,7 @@ class UnifiedNode:
     def _open_source(self, bus: IDataStream, last: Range | None) -> Any:
         assert self._around is not None
         if not bus.bound:
+            bus.static = bus.static or is_complete(bus)
             _verify(bus, f"Restore it, or {START_OVER}" if last else None)
         elif bus.bridge.ended:
             _check_written(bus)
@@ -450,6 +476,7 @@ class UnifiedNode:
 
     def _dispatch(self, block: Block) -> None:
         assert self._worker is not None
+        self._dispatches.tell(block.first, block.last, len(self._flights))
         parked = self._parked.pop(block.first, None)
         if parked is not None:
             self._spent(parked)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from asysi.pipeline.functions import takes_one_row, trying, with_context
+
 Row = dict[str, Any]
 """A JSON object with its id in `_i`."""
 
@@ -185,19 +187,23 @@ class BaseOperator:
 
 
 class FunctionOperator(BaseOperator):
-    """An operator from a function.
+    """An operator from a function of a batch or of a row.
 
     Args:
-        function: `f(items)` or `f(items, ctx)`, a batch to as many results; with `single`, one row to its
-        result.
-        single: whether it takes one row.
+        function: `f(items)` or `f(items, ctx)`, a batch to as many results, or `f(item)` or `f(item, ctx)`,
+            a row to what becomes of it.
+        single: whether it takes one row. None: the annotation of its first argument tells, or its name
+            (`item`, `row`, … or `items`, `rows`, `batch`, …), or else what it does with the first row.
     """
 
-    def __init__(self, function: Callable[..., Any], *, single: bool = False) -> None:
+    def __init__(self, function: Callable[..., Any], *, single: bool | None = None) -> None:
         self._function = function
         self._call = with_context(function)
         self.name = getattr(function, "__name__", type(function).__name__)
-        if single:
+        single = takes_one_row(function) if single is None else single
+        if single is None:
+            self.process_batch = trying(function)  # type: ignore[method-assign]
+        elif single:
             self.process_item = self._call  # type: ignore[method-assign]
         else:
             self.process_batch = self._call  # type: ignore[method-assign]
@@ -208,8 +214,8 @@ class FunctionOperator(BaseOperator):
         return self._function
 
 
-def as_operator(value: Any) -> Any:
-    """Return an operator from an operator, or a function over batches.
+def as_operator(value: Any, *, single: bool | None = None) -> Any:
+    """Return an operator from an operator, or a function of a batch or a row (see `FunctionOperator`).
 
     Raises:
         TypeError: it is neither.
@@ -217,7 +223,7 @@ def as_operator(value: Any) -> Any:
     if hasattr(value, "process_item") or hasattr(value, "process_batch"):
         return value
     if callable(value):
-        return FunctionOperator(value)
+        return FunctionOperator(value, single=single)
     raise TypeError(f"{value!r} is no operator: it has no process_item or process_batch and cannot be called")
 
 
@@ -225,20 +231,6 @@ def takes_batches(operator: Any, batch_size: int) -> bool:
     """Return whether rows go to `process_batch` rather than to `process_item`."""
     single, batch = _own(operator, "process_item"), _own(operator, "process_batch")
     return batch and (not single or batch_size > 1)
-
-
-def with_context(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `function` as one of two arguments; one that takes only the rows is called without the
-    context.
-    """
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # some built-in functions tell nothing
-        return lambda rows, ctx=None: function(rows)
-    positional = [p for p in parameters if p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD}]
-    if len(positional) > 1 or any(p.kind == p.VAR_POSITIONAL for p in parameters):
-        return function
-    return lambda rows, ctx=None: function(rows)
 
 
 def is_coroutine(operator: Any, method: str) -> bool:

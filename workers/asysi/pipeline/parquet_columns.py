@@ -86,10 +86,12 @@ class ParquetColumns:
                     known = self._schema.field(column).type if column in self._schema.names else None
                     what = f"{known}, and {_shown(value)}" if known is not None else _shown(value)
                     return ConfigError(
-                        f"{self._name}: row {row.get(FIELD)}: the column {column} would hold {what}, which"
-                        f" no Parquet column holds: {advice}. {lie}"
+                        f"{self._name}: rows do not fit into columns of one type: in row {row.get(FIELD)}"
+                        f" the column {column} would hold {what}: {advice}. {lie}"
                     )
-        return ConfigError(f"{self._name}: rows do not fit into Parquet columns ({error}): {advice}. {lie}")
+        return ConfigError(
+            f"{self._name}: rows do not fit into columns of one type ({error}): {advice}. {lie}"
+        )
 
 
 def _shown(value: Any) -> str:

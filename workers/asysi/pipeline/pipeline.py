@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from typing import Any, Self
 from asysi.contract.errors import ConfigError
 from asysi.files import write_atomic
 from asysi.pipeline import inputs
+from asysi.pipeline.completeness import is_complete
 from asysi.pipeline.config import NodeConfig, WriterConfig, refuse_unknown
 from asysi.pipeline.fingerprint import differences, fingerprint, rebuild
 from asysi.pipeline.hooks import CompositePipelineHooks
@@ -35,7 +37,7 @@ from asysi.pipeline.settled import settled_rows
 from asysi.pipeline.shards import refuse_foreign
 from asysi.pipeline.signals import cancel_on_signal
 from asysi.pipeline.source import Window, is_locked
-from asysi.pipeline.streams import IDataStream, MemoryStream, StreamFactory
+from asysi.pipeline.streams import FileStream, IDataStream, MemoryStream, StreamFactory
 from asysi.pipeline.work import Result, RowError
 
 LEDGER = "ledger.sqlite"
@@ -90,9 +92,11 @@ class UnifiedNodePipeline:
         budget: by name of what operators report (`cost`, `total_tokens`, …), how much may be spent before the
         run ends
             cleanly.
-        base_path: folder of everything that has no name of its own.
-        log_dir: folder of `platform.log`.
+        base_path: folder of everything that has no name of its own, by default `tmp`.
+        log_dir: folder of `platform.log`, by default `logs`.
         progress: show progress on the terminal; None: if there is one.
+
+    A pipeline that runs without `create()` and is given none of these folders leaves nothing but its outputs.
     """
 
     def __init__(
@@ -103,19 +107,21 @@ class UnifiedNodePipeline:
         results_dir: str | Path | None = None,
         hooks: Any = None,
         budget: Mapping[str, float] | None = None,
-        base_path: str | Path = "tmp",
-        log_dir: str | Path = "logs",
+        base_path: str | Path | None = None,
+        log_dir: str | Path | None = None,
         progress: bool | None = None,
     ) -> None:
         self.nodes = list(nodes)
-        self.streaming, self.base_path = streaming, Path(base_path)
+        self.streaming, self.base_path = streaming, Path(base_path or "tmp")
+        self._leaves_state = any(folder is not None for folder in (results_dir, base_path, log_dir))
         self.budget = dict(budget or {})
         self.pipeline_id = ""
         self.status = "defined"
         self.error: BaseException | None = None
         self._given_dir = Path(results_dir) if results_dir is not None else None
         self._hooks = CompositePipelineHooks(list(hooks) if isinstance(hooks, list | tuple) else [hooks])
-        self._log_dir, self._progress = Path(log_dir), progress
+        self._log_dir: Path | None = Path(log_dir or "logs")
+        self._progress = progress
         self._stop = threading.Event()
         self._window: Window | None = None
         self._inputs: list[InputFile] | None = None
@@ -158,7 +164,11 @@ class UnifiedNodePipeline:
         """
         self.pipeline_id = _name(pipeline_id)
         self._build()
+        for node in self.nodes:
+            if isinstance(node.output_bus, FileStream):
+                node.output_bus.move_spool(self.results_dir / "spool")
         self._check_nodes()
+        self._input.static = self._input.static or is_complete(self._input)
         self._prints = self._fingerprints()
         with _locked(self.results_dir, self.pipeline_id):
             self._make_room(overwrite)
@@ -287,7 +297,7 @@ class UnifiedNodePipeline:
 
     def _writes_besides(self) -> list[str | None]:
         """Return what it writes beside the outputs of its nodes."""
-        return [str(self._log_dir / FILE)]
+        return [str(self._log_dir / FILE)] if self._log_dir else []
 
     @property
     def _input(self) -> IDataStream:
@@ -370,7 +380,26 @@ class UnifiedNodePipeline:
                 raise ConfigError(
                     f"the pipeline {self.pipeline_id} is {self.status}: call resume() before it runs again"
                 )
+            if not self._leaves_state:
+                return self._run_without_a_trace()
             self.create()
+        return self._run_created()
+
+    def _run_without_a_trace(self) -> Report:
+        """Run with its state in a folder that goes with the run, unless rows in a spool would go with it."""
+        folder = Path(tempfile.mkdtemp(prefix="asysi-pipeline-"))
+        self._given_dir, self._log_dir, kept = folder, None, False
+        try:
+            self.create()
+            return self._run_created()
+        except BaseException:
+            kept = any((folder / "spool").glob("*"))
+            raise
+        finally:
+            if not kept:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _run_created(self) -> Report:
         with ExitStack() as stack:
             stack.enter_context(_locked(self.results_dir, self.pipeline_id))
             stack.enter_context(journal(self._log_dir))
@@ -794,6 +823,7 @@ class UnifiedPipeline(UnifiedNodePipeline):
             name: value for name, value in locals().items() if name in self._SETTINGS
         }
         super().__init__()
+        self._leaves_state = True
         self._apply()
 
     def create(self, pipeline_id: str | None = None, *, overwrite: bool = False, **settings: Any) -> Self:

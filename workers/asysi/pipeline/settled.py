@@ -6,13 +6,12 @@ that a node has not taken from the one before tells which source rows still have
 
 from collections.abc import Sequence
 
-import orjson
-
 from asysi.pipeline.ids import FIELD, root
 from asysi.pipeline.ledger import Ledger
 from asysi.pipeline.log import FileLog
 from asysi.pipeline.source import CHUNK
 from asysi.pipeline.streams import IDataStream
+from asysi.pipeline.values import loads
 
 OWN_IDS = "own_ids"
 """What the ledger notes: whether rows of the first source are numbered here, not named by the source."""
@@ -58,6 +57,6 @@ def _root_at(bus: IDataStream | None, at: int, end: int) -> int | None:
             return None
         line += data
     try:
-        return root(orjson.loads(line.partition(b"\n")[0])[FIELD])
+        return root(loads(line.partition(b"\n")[0])[FIELD])
     except (ValueError, KeyError, TypeError):
         return None

@@ -33,6 +33,8 @@ CHUNK = 1 << 18
 """Bytes read at a time, and about what a block has at most."""
 
 _FEW = 256
+_SAY_AFTER = 0.5
+"""Seconds without a new row that are worth a line."""
 _log = logging.getLogger("asysi.pipeline")
 
 
@@ -354,6 +356,7 @@ class LogFeed:
     def __init__(self, log: Log, bridge: StreamBridge) -> None:
         self._log, self._bridge, self._at = log, bridge, 0
         self._reader: LogReader | None = None
+        self._waited = self._said = 0.0
 
     @property
     def size(self) -> int | None:
@@ -392,8 +395,13 @@ class LogFeed:
 
     def wait(self, timeout: float) -> None:
         """Wait until more is committed, or nothing will follow."""
-        if not self._bridge.wait(self._at, timeout):
-            _log.debug("[EOF Retry] no new rows after %.1f s; the node before is still at work", timeout)
+        if self._bridge.wait(self._at, timeout):
+            self._waited, self._said = 0.0, 0.0
+            return
+        self._waited += timeout
+        if self._waited >= max(_SAY_AFTER, 2 * self._said):  # less and less often
+            self._said = self._waited
+            _log.info("[EOF Retry] no new rows for %.1f s: the node before is still at work", self._waited)
 
     def close(self) -> None:
         """Close what reads the log; the log itself belongs to its node."""
@@ -445,14 +453,17 @@ class FollowFeed:
         """Wait until the file has grown or was sealed.
 
         Raises:
-            ConfigError: it does not grow, has no seal, and nobody writes to it.
+            ConfigError: it does not grow, has no seal, nobody writes to it, and a node has left it.
         """
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline and not self._changed():
             time.sleep(0.05)
         if not self._changed():
             _log.info("[EOF Retry] %s has no seal and no new rows; waiting for its writer", self._path)
-            if not is_locked(self._path) and time.monotonic() - self._moved > self._patience:
+            if time.monotonic() - self._moved > self._patience and not self._is_written():
+                if self._path.exists() and not brings_ids(FilesFeed([str(self._path)])):
+                    self._sealed = self._at  # a regular file that its writer has closed
+                    return
                 raise ConfigError(
                     f"{self._path} has no {seal_path(self._path.name)} and nobody writes to it: call seal() "
                     "on it if"
@@ -464,6 +475,11 @@ class FollowFeed:
         if self._stream is not None:
             self._stream.close()
         self._stream = None
+
+    def _is_written(self) -> bool:
+        from asysi.pipeline.completeness import is_written  # noqa: PLC0415 - it knows feeds
+
+        return is_written([self._path])
 
     def _changed(self) -> bool:
         seal = read_seal(str(self._path))

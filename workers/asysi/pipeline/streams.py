@@ -182,11 +182,16 @@ class FileStream(IDataStream):
             rest, self.options = split_options(rest, self.known_options, uri)
         self.url = self.locate(rest)
         self.check_options(self.options)
-        self.spool = spool or Path("tmp") / "spool"
+        self.spool, self._spool_is_given = spool or Path("tmp") / "spool", spool is not None
         self.bridge = StreamBridge()
         self.pinned: list[str] | None = None
         """The files that a run reads, once it has begun; None: those that are there."""
         self._log: FileLog | None = None
+
+    def move_spool(self, folder: Path) -> None:
+        """Say where the spool is to be, unless that was said already."""
+        if not self._spool_is_given and self._log is None:
+            self.spool = folder
 
     def locate(self, rest: str) -> str:
         """Return the path or fsspec URL of what stands behind `://`."""

@@ -13,8 +13,9 @@ import orjson
 
 from asysi.contract.errors import ConfigError
 from asysi.pipeline import loop, values
+from asysi.pipeline.functions import with_context
 from asysi.pipeline.ids import FIELD, child
-from asysi.pipeline.operators import CanceledError, NodeContext, is_coroutine, takes_batches, with_context
+from asysi.pipeline.operators import CanceledError, NodeContext, is_coroutine, takes_batches
 
 _NULL = b"null"
 _NULL_WORD = np.frombuffer(_NULL, np.uint32)[0]
