@@ -35,6 +35,8 @@ class Kind:
     group: str
     version: str
     plural: str
+    everybodys: bool = False
+    """Whether those without an experiment's label matter too: experiments name other people's claims."""
 
     @property
     def api_version(self) -> str:
@@ -56,7 +58,7 @@ PODS = Kind("Pod", "", "v1", "pods")
 CHILDREN = (
     Kind("Job", "batch", "v1", "jobs"),
     Kind("ConfigMap", "", "v1", "configmaps"),
-    Kind("PersistentVolumeClaim", "", "v1", "persistentvolumeclaims"),
+    Kind("PersistentVolumeClaim", "", "v1", "persistentvolumeclaims", everybodys=True),
     Kind("NetworkPolicy", "networking.k8s.io", "v1", "networkpolicies"),
 )
 """Kinds that an experiment's objects are of; those that are nowhere rendered could not be pruned."""
@@ -172,7 +174,7 @@ class Cluster:
         return {(one["namespace"], one["name"]): one["resourceVersion"] for one in found}
 
     def everything(self, kind: Kind, namespace: str | None) -> list[Manifest]:
-        """Return every object of a kind; of the children's kinds those with an experiment's label."""
+        """Return every object of a kind; those that are not everybody's only with an experiment's label."""
         return [kind.named(item) for item in self._listed(kind, namespace, "application/json")]
 
     def _listed(self, kind: Kind, namespace: str | None, accept: str) -> Iterator[Manifest]:
@@ -180,7 +182,10 @@ class Cluster:
         path = (
             f"{kind.root}/namespaces/{namespace}/{kind.plural}" if namespace else f"{kind.root}/{kind.plural}"
         )
-        query = {"limit": PAGE, **({} if kind is EXPERIMENTS else {"labelSelector": EXPERIMENT})}
+        query = {
+            "limit": PAGE,
+            **({} if kind is EXPERIMENTS or kind.everybodys else {"labelSelector": EXPERIMENT}),
+        }
         while True:
             page = self._call("GET", path, kind.kind, query=query, accept=accept) or {}
             yield from page.get("items") or ()

@@ -30,7 +30,7 @@ from asysi_operator.observation import Observed, leaving, rfc3339, state_of
 from asysi_operator.reconcile import Apply, Plan, Settings, plan
 from asysi_operator.status import announcements, derive, only_counted
 from asysi_operator.work import Work
-from asysi_operator.world import Key, Silence, World
+from asysi_operator.world import Key, Silence, World, key_of
 
 WORKERS = 8
 """Experiments that are looked at at once."""
@@ -112,6 +112,9 @@ class Controller:
         key = self.world.drop(kind, item) if gone else self.world.put(kind, item)
         if key is not None:
             self.work.add(key)
+        if KINDS[kind].everybodys:
+            for user in self.world.users(key_of(item)):
+                self.work.add(user)
 
     async def learn(self) -> None:
         """Take in what is there, patiently: nothing is decided about experiments whose objects are not known.
@@ -183,7 +186,11 @@ class Controller:
             return
         memory = self._memories.setdefault(key, Memory())
         observed = Observed(
-            experiment, self._cluster.now(), tuple(self.world.children(key)), tuple(self.world.pods(key))
+            experiment,
+            self._cluster.now(),
+            tuple(self.world.children(key)),
+            tuple(self.world.pods(key)),
+            claims=tuple(self.world.claims(key)),
         )
         with metrics.RECONCILES.time():
             look = await asyncio.to_thread(functools.partial(self._look, observed, memory))

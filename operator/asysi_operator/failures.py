@@ -16,6 +16,7 @@ from asysi_operator.observation import (
     leaving,
     parse_time,
     state_of,
+    unheard,
 )
 
 QUIET_WAITS = frozenset({"ContainerCreating", "PodInitializing"})
@@ -73,6 +74,8 @@ class Failure:
 def last_failure(observed: Observed) -> Failure | None:
     """Return what went wrong last, None when nothing is known to have."""
     pods = observed.attempts
+    if (going := _of_claims(observed)) is not None:
+        return going
     if observed.suffix:
         return _of_shards(observed)
     found = [failure for pod in pods[-1:] for failure in _of_pod(pod, observed)]
@@ -83,6 +86,18 @@ def last_failure(observed: Observed) -> Failure | None:
     if job is not None and (job.reason == "DeadlineExceeded" or not (past or ongoing)):
         return job
     return ongoing or max(past, key=lambda failure: failure.time or "", default=None)
+
+
+def _of_claims(observed: Observed) -> Failure | None:
+    """Return that a claim is being deleted under an experiment that has not ended."""
+    if observed.job is None or finished(observed.job):
+        return None
+    for claim in observed.claims:
+        if leaving(claim):
+            name, since = claim["metadata"]["name"], claim["metadata"]["deletionTimestamp"]
+            said = f"the claim {name} has been deleted: what is on it goes as soon as no pod uses it"
+            return Failure("ClaimTerminating", said, time=since)
+    return None
 
 
 def _of_shards(observed: Observed) -> Failure | None:
@@ -175,6 +190,10 @@ def _next(pod: Manifest) -> tuple[str, Manifest]:
 
 def _of_pod(pod: Manifest, observed: Observed) -> Iterator[Failure]:
     attempt = attempt_of(pod)
+    if unheard(pod):
+        node = pod["spec"].get("nodeName", "?")
+        said = f"nothing has been heard of the node {node}, and so of {pod['metadata']['name']} on it"
+        yield Failure("NodeUnreachable", said, attempt=attempt)
     scheduled = condition(pod, "PodScheduled")
     if scheduled and scheduled["status"] == "False" and scheduled.get("reason") != "SchedulingGated":
         reason = str(scheduled.get("reason") or "Unschedulable")

@@ -41,6 +41,8 @@ def configure(settings: kopf.OperatorSettings) -> None:
     settings.scanning.disabled = True
     settings.queueing.idle_timeout = 1  # a stop waits for it
     for kind in (PODS, *CHILDREN):
+        if kind.everybodys:
+            continue
         settings.watching.label_selectors[kind.group, kind.version, kind.plural] = EXPERIMENT
 
 

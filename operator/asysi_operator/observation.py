@@ -12,6 +12,9 @@ from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.manifests.labels import EXPERIMENT, MANAGED_BY, MANAGER, SPEC
 from asysi_operator.manifests.names import ROWS
 
+Said = tuple[str, str, str]
+"""Status, reason and message of a condition."""
+
 
 @dataclass(frozen=True)
 class Observed:
@@ -28,6 +31,8 @@ class Observed:
     """What the current pod's containers last answered, by name."""
     events: Sequence[Manifest] = ()
     """Warnings about the current pod, or about the Job while it has none, asked for when something is odd."""
+    claims: Sequence[Manifest] = ()
+    """Claims that the experiment names or has, whoever made them."""
     suffix: str = ""
     """Of the name of the Job that `job`, `attempts` and `pod` are about: ROWS is the pipeline's."""
 
@@ -172,6 +177,17 @@ def holds(item: Manifest, kind: str) -> Manifest | None:
     """Return a condition of an object's status if it is True."""
     found = condition(item, kind)
     return found if found and found["status"] == "True" else None
+
+
+def unheard(pod: Manifest) -> bool:
+    """Whether the pod's node is not heard of: what is then said of the pod is old.
+
+    The node controller marks such a pod as not ready, and leaves what the kubelet said of its containers.
+    """
+    ready, containers_ready = condition(pod, "Ready"), condition(pod, "ContainersReady")
+    return bool(ready and containers_ready) and (
+        ready["status"] != "True" and containers_ready["status"] == "True"  # type: ignore[index]
+    )
 
 
 def rfc3339(moment: datetime) -> str:

@@ -129,7 +129,8 @@ def plan(observed: Observed, settings: Settings) -> Plan:
     job = observed.job
     changed = job is not None and spec_of(job) != spec_digest(experiment)
     if changed and started(observed):
-        return replace(decided, refusal=Refusal("SpecIsFrozen", _frozen(observed, experiment)))
+        decided = replace(decided, refusal=Refusal("SpecIsFrozen", _frozen(observed, experiment)))
+        return _after_the_end(observed, decided) if ended(observed) else decided
     if ended(observed, changed=changed):
         return _after_the_end(observed, decided)
     rows = _rows(objects)
@@ -282,12 +283,10 @@ def _prune(observed: Observed, objects: Sequence[Manifest]) -> list[Action]:
 
 
 def _after_the_end(observed: Observed, decided: Plan) -> Plan:
-    """Keep everything as it is, but for Jobs whose time to live is over or that the operator has ended."""
+    """Keep everything as it is, but for what has outlived its time, and Jobs that the operator has ended."""
     jobs = [job for job in (observed.rows.job, observed.job) if job is not None]
     failed = holds(observed.experiment, "Failed")
-    if not jobs:
-        return decided
-    if failed and failed["reason"] in _OUR_ENDS:
+    if jobs and failed and failed["reason"] in _OUR_ENDS:
         return replace(decided, actions=[_remove(job) for job in jobs])
     assert decided.experiment is not None
     ttl, end = (
@@ -297,11 +296,16 @@ def _after_the_end(observed: Observed, decided: Plan) -> Plan:
     if ttl is None or end is None:
         return decided
     left = ttl - (observed.now - parse_time(end)).total_seconds()
-    return (
-        replace(decided, actions=[_remove(job) for job in jobs])
-        if left <= 0
-        else replace(decided, again=left)
-    )
+    return replace(decided, again=left) if left > 0 else replace(decided, actions=_leavings(observed))
+
+
+def _leavings(observed: Observed) -> list[Action]:
+    """Return the removal of all that an experiment ran with, but for its results."""
+    return [
+        _remove(there)
+        for there in observed.children
+        if owned(there, observed.uid) and not leaving(there) and there["kind"] != "PersistentVolumeClaim"
+    ]
 
 
 def _carried(wanted: Manifest, there: Manifest) -> Manifest:

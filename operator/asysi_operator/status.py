@@ -4,19 +4,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from asysi_operator import summary
 from asysi_operator.answers import VERDICTS, LastWords, read_last_words
 from asysi_operator.failures import DISRUPTIONS, Failure, finished, last_failure, refusal
 from asysi_operator.manifests.environment import output_of
 from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.observation import (
     Observed,
+    Said,
     attempt_of,
     began,
     condition,
     holds,
+    leaving,
     parse_time,
     rfc3339,
     state_of,
+    unheard,
 )
 from asysi_operator.pinning import judge
 from asysi_operator.reconcile import BAD_CONFIGURATION, START_DEADLINE_EXCEEDED, Plan, ended, started
@@ -32,13 +36,12 @@ CONDITIONS = (
     "Failed",
     "Suspended",
     "Contended",
+    "Ready",
+    "Stalled",
 )
-COUNTED = ("counters", "sae", "ledger", "pipeline")
+COUNTED = ("counters", "sae", "ledger", "pipeline", "duration")
 """Parts of the status that change all the time while an experiment runs."""
 MESSAGE_LIMIT = 4096
-
-Said = tuple[str, str, str]
-"""Status, reason and message of a condition."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def derive(
     standing = ended(observed)
     said: dict[str, Said] = {"Accepted": _accepted(decided)}
     if standing:  # the end is recorded: nothing that is observed later takes it back
-        known = [kind for kind in CONDITIONS[1:] if _always(kind) or condition(observed.experiment, kind)]
+        known = [kind for kind in CONDITIONS[1:-2] if _always(kind) or condition(observed.experiment, kind)]
         said |= {kind: _as_recorded(observed, kind) for kind in known}
     else:
         said |= _of_the_pipeline(observed, decided, failure)
@@ -90,25 +93,34 @@ def derive(
     if contended or condition(observed.experiment, "Contended"):
         said["Contended"] = _contended(contended)
     conditions = [_condition(observed, kind, said[kind], now) for kind in CONDITIONS if kind in said]
+    word = phase(conditions)
+    seen = failure.as_status(now, before.get("lastFailure") or {}) if failure else None
+    last, past = summary.failures(before, seen, word)
+    stalled = summary.stalled(conditions, last)
+    for kind, says in (("Ready", summary.ready(word, conditions)), ("Stalled", stalled)):
+        conditions.append(_condition(observed, kind, says, now))
+    start, end = before.get("startTime") or _host_began(observed), _completion(observed, conditions, now)
     found: Manifest = {
         "observedGeneration": observed.generation,
-        "phase": phase(conditions),
+        "phase": word,
+        "reason": summary.why(word, stalled, last),
         "conditions": conditions,
         "job": job["metadata"]["name"] if job else before.get("job"),
         "pod": pod["metadata"]["name"] if pod else before.get("pod"),
         "output": _results(job) if job else before.get("output"),
         "attempt": before.get("attempt") if attempt is None else attempt,
-        "startTime": before.get("startTime") or _host_began(observed),
-        "completionTime": _completion(observed, conditions, now),
+        "node": (pod["spec"].get("nodeName") if pod else None) or before.get("node"),
+        "startTime": start,
+        "completionTime": end,
         "cpuSets": _cpu_sets(observed) or before.get("cpuSets"),
         **_counted(observed, words),
+        "duration": summary.duration(start, end, now) if end or word in _TIMED else before.get("duration"),
         "pipeline": _shards(observed) or before.get("pipeline"),
-        "lastFailure": failure.as_status(now, before.get("lastFailure") or {})
-        if failure
-        else before.get("lastFailure"),
+        "lastFailure": last,
+        "failures": past,
     }
     return Derived(
-        {key: value for key, value in found.items() if value not in (None, {})},
+        {key: value for key, value in found.items() if value not in (None, {}, [])},
         left if left and left > 0 else None,
     )
 
@@ -121,8 +133,8 @@ def phase(conditions: Sequence[Manifest]) -> str:
         if kind in true:
             return word
     capturing = reasons.get("Capturing")
-    if capturing in _RUNNING:
-        return _RUNNING[capturing]
+    if capturing in _RUNNING | _LEAVING:
+        return (_RUNNING | _LEAVING)[capturing]
     if "Accepted" not in true:
         return "Refused"
     return "Preparing" if true & {"Scheduled", _PIPELINE} else "Pending"
@@ -130,6 +142,8 @@ def phase(conditions: Sequence[Manifest]) -> str:
 
 _PIPELINE = CONDITIONS[1]
 _RUNNING = {"HostStarting": "Running", "HostRunning": "Running", "HostEnded": "Finishing"}
+_TIMED = set(_RUNNING.values())
+_LEAVING = {"PodTerminating": "Terminating", "NodeUnreachable": "Unknown"}
 
 
 def only_counted(before: Manifest, after: Manifest) -> bool:
@@ -231,6 +245,11 @@ def _capturing(  # noqa: PLR0911 - a case each
         return "False", "Ended", "The experiment has ended."
     if pod is None:
         return "False", "NotStarted", "There is no pod yet."
+    name = pod["metadata"]["name"]
+    if unheard(pod):
+        return "Unknown", "NodeUnreachable", f"The node of {name} is not heard of: nothing is known of it."
+    if leaving(pod):
+        return "False", "PodTerminating", f"{name} is being deleted; what it has written stays."
     kind, detail = state_of(pod, "host")
     if kind == "terminated":
         return "False", "HostEnded", f"The host ended with exit code {detail.get('exitCode')}."

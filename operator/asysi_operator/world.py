@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.manifests.labels import EXPERIMENT, MANAGER
+from asysi_operator.manifests.names import OUTPUT
 
 Key = tuple[str, str]
 """Namespace and name."""
@@ -12,6 +13,8 @@ GRAVES = 4096
 """Objects that have gone and are remembered: an answer that was under way may still speak of them."""
 _EXPERIMENT = "ScanExperiment"
 _POD = "Pod"
+_CLAIM = "PersistentVolumeClaim"
+_CLAIMS_OWN = ("namespace", "name", "uid", "resourceVersion", "deletionTimestamp")
 
 
 @dataclass
@@ -90,6 +93,24 @@ class World:
         """Return the pods with an experiment's label."""
         return [item for (kind, _), item in self._by_parent.get(key, {}).items() if kind == _POD]
 
+    def claims(self, key: Key) -> list[Manifest]:
+        """Return the claims that an experiment names or has, as far as they are there."""
+        known = self._objects.get(_CLAIM, {})
+        return [known[key[0], name] for name in self._claim_names(key) if (key[0], name) in known]
+
+    def users(self, claim: Key) -> list[Key]:
+        """Return the experiments that name a claim, or have it."""
+        return [
+            key
+            for key in self._objects.get(_EXPERIMENT, {})
+            if key[0] == claim[0] and claim[1] in self._claim_names(key)
+        ]
+
+    def _claim_names(self, key: Key) -> list[str]:
+        spec = (self.experiment(key) or {}).get("spec") or {}
+        output = (spec.get("output") or {}).get("claim") or f"{key[1]}{OUTPUT}"
+        return [output, *(one.get("claim", "") for one in spec.get("inputs") or ())]
+
     def unlike(self, kind: str, versions: Mapping[Key, str]) -> dict[Key, str | None]:
         """Return where what is known differs from a listing: key and listed version, None for what has gone.
 
@@ -140,6 +161,9 @@ def _lean(item: Manifest) -> Manifest:
     Of the managed fields stays whose they are beside us and the API server's own controllers.
     """
     kept = {key: value for key, value in item["metadata"].items() if key != "managedFields"}
+    if item.get("kind") == _CLAIM and EXPERIMENT not in (kept.get("labels") or {}):
+        # Somebody else's: all that matters is whether it is there, and whether it goes.
+        return {"kind": _CLAIM, "metadata": {key: kept[key] for key in _CLAIMS_OWN if key in kept}}
     others = [
         entry
         for entry in item["metadata"].get("managedFields") or ()

@@ -128,7 +128,7 @@ def test_columns_lead_somewhere(root: Schema) -> None:
     columns = version["additionalPrinterColumns"]
     assert {column["jsonPath"].removeprefix(".") for column in columns} <= paths
     names = [column["name"] for column in columns if not column.get("priority")]
-    assert names == ["Phase", "Mode", "Captured", "Dropped", "FVU", "Age"]
+    assert names == ["Phase", "Reason", "Mode", "Captured", "Dropped", "FVU", "Duration", "Age"]
 
 
 def test_unions_are_refused() -> None:

@@ -120,3 +120,35 @@ def test_the_echo_of_what_is_known_concerns_nobody():
     assert world.put("Job", item(2)) is None
     assert world.put("Job", item(2, uid="another")) == KEY
     assert world.put("Job", item(3, uid="another")) == KEY
+
+
+def test_claims_are_known_by_the_experiments_that_name_them():
+    """A claim of somebody else's concerns those that name it; no more is kept than that it is there."""
+    world = World()
+    spec = {"output": {"claim": "results"}, "inputs": [{"claim": "texts"}]}
+    for name in ("minilm", "other"):
+        meta = {"namespace": "lab", "name": name, "uid": name, "resourceVersion": "1"}
+        world.put(
+            "ScanExperiment",
+            {"kind": "ScanExperiment", "metadata": meta, "spec": spec if name == "minilm" else {}},
+        )
+    for name in ("results", "other-output", "unknown"):
+        meta = {
+            "namespace": "lab",
+            "name": name,
+            "uid": name,
+            "resourceVersion": "2",
+            "annotations": {"a": "b"},
+        }
+        assert (
+            world.put(
+                "PersistentVolumeClaim", {"kind": "PersistentVolumeClaim", "metadata": meta, "spec": {}}
+            )
+            is None
+        )
+    assert [one["metadata"]["name"] for one in world.claims(KEY)] == ["results"]
+    assert set(world.claims(KEY)[0]["metadata"]) == {"namespace", "name", "uid", "resourceVersion"}
+    assert world.users(("lab", "results")) == [KEY]
+    assert world.users(("lab", "texts")) == [KEY]
+    assert world.users(("lab", "other-output")) == [("lab", "other")]
+    assert world.users(("elsewhere", "results")) == []

@@ -2,6 +2,8 @@
 
 from asysi.contract.spec import ScanExperiment
 
+OUTPUT = "-output"
+"""Suffix of the claim that an experiment has of its own."""
 ROWS = "-rows"
 """Suffix of what belongs to the pipeline; it leaves room for a pod's index."""
 
@@ -18,7 +20,7 @@ def config_name(experiment: ScanExperiment) -> str:
 
 def claim_name(experiment: ScanExperiment) -> str:
     """Return the name of the claim that results go to: the user's, or the experiment's own."""
-    return experiment.spec.output.claim or f"{experiment.metadata.name}-output"
+    return experiment.spec.output.claim or f"{experiment.metadata.name}{OUTPUT}"
 
 
 def rows_name(experiment: ScanExperiment) -> str:

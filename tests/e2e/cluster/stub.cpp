@@ -11,7 +11,6 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -19,6 +18,7 @@
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <map>
@@ -57,14 +57,12 @@ std::string label(const std::string& role) {
   return at == std::string::npos ? "" : text.substr(at + key.size(), text.find('"', at + key.size()) - at - key.size());
 }
 
-// The next number that the volume of the results has for the experiment: experiments of a lab share the volume.
+// The next number that the folder of the results has.
 int attempt() {
-  const std::string text = read(variable("ASYSI_CONFIG")), key = "\"name\": \"";
-  const auto at = text.find(key, text.find("\"metadata\"")) + key.size();
-  const std::string folder = variable("ASYSI_OUTPUT") + "/attempts-" + text.substr(at, text.find('"', at) - at);
-  ::mkdir(folder.c_str(), 0777);
+  const auto folder = std::filesystem::path(variable("ASYSI_OUTPUT")) / "attempts";
+  std::filesystem::create_directories(folder);
   for (int number = 0;; ++number)
-    if (::mkdir((folder + "/" + std::to_string(number)).c_str(), 0777) == 0) return number;
+    if (std::filesystem::create_directory(folder / std::to_string(number))) return number;
 }
 
 std::string processors() {

@@ -361,7 +361,9 @@ def _gaps(writes: list[Any]) -> list[float]:
 
 
 def _rest(status: Tree) -> Tree:
-    return {key: value for key, value in status.items() if key not in {"counters", "sae", "ledger"}}
+    return {
+        key: value for key, value in status.items() if key not in {"counters", "sae", "ledger", "duration"}
+    }
 
 
 # -- Without the operator

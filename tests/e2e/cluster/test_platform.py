@@ -1,7 +1,8 @@
 """What a platform team does to a cluster that experiments run on."""
 
+import subprocess
 import time
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -229,6 +230,184 @@ def test_an_operator_an_hour_behind_ends_everything_in_time(lab, skewed, until):
         until(lambda: lab.get("Job", "brief") is None, "its Job goes", 30)
     lab.delete("ScanExperiment", "late")
     lab.delete("ScanExperiment", "brief")
+
+
+# -- Nodes, pods and claims that go
+
+NODES = "/api/v1/nodes"
+SAID_SECONDS = 10
+"""Seconds within which the status says what the API server knows."""
+MERGE = "application/merge-patch+json"
+
+
+@pytest.fixture
+def ghost(lab) -> Any:
+    """A node without a kubelet, which this test plays: its name, for as long as it is told to be there."""
+    name = f"ghost-{lab.namespace[-6:]}"
+    code, answer = lab.ask(
+        "POST", NODES, {"kind": "Node", "metadata": {"name": name, "labels": {"disk": name}}}
+    )
+    assert code == 201, answer
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "lastHeartbeatTime": now}
+    has = {"cpu": "8", "memory": "16Gi", "pods": "10", "ephemeral-storage": "10Gi"}
+    status = {"conditions": [ready], "capacity": has, "allocatable": has}
+    assert lab.ask("PATCH", f"{NODES}/{name}/status", {"status": status}, MERGE)[0] == 200
+    yield name
+    lab.ask("DELETE", f"{NODES}/{name}")
+
+
+def _play_kubelet(lab: Any, pod: Tree) -> None:
+    """Say of a pod what a kubelet would once it runs."""
+    began = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    done = {
+        "terminated": {"exitCode": 0, "startedAt": began, "finishedAt": began, "message": '{"attempt": 0}'}
+    }
+    runs = {"running": {"startedAt": began}}
+
+    def one(container: Tree, state: Tree) -> Tree:
+        flags = {"ready": True, "started": True, "restartCount": 0}
+        return {
+            "name": container["name"],
+            "image": container["image"],
+            "imageID": "",
+            "state": state,
+            **flags,
+        }
+
+    inits = [one(it, runs if it.get("restartPolicy") else done) for it in pod["spec"]["initContainers"]]
+    mains = [one(it, runs) for it in pod["spec"]["containers"]]
+    kinds = ("Initialized", "ContainersReady", "Ready")
+    told = [*pod["status"]["conditions"], *({"type": kind, "status": "True"} for kind in kinds)]
+    status = {
+        "phase": "Running",
+        "conditions": told,
+        "initContainerStatuses": inits,
+        "containerStatuses": mains,
+    }
+    code, answer = lab.ask(
+        "PATCH", f"{lab.path('Pod', pod['metadata']['name'])}/status", {"status": status}, MERGE
+    )
+    assert code == 200, answer
+
+
+def _ready(lab: Any, pod: str) -> str:
+    conditions = (lab.get("Pod", pod) or {"status": {}})["status"].get("conditions", ())
+    return next((one["status"] for one in conditions if one["type"] == "Ready"), "")
+
+
+def test_a_node_that_is_gone_is_said(lab, operator, until, ghost):
+    """A node that falls silent is said by the pod's condition; once it is deleted the pod was put out."""
+    lab.apply("haunted", {"scheduling": {"nodeSelector": {"disk": ghost}}, "lifecycle": {"maxRestarts": 0}})
+    pod = until(
+        lambda: next((one for one in lab.all("Pod", of="haunted") if one["spec"].get("nodeName")), None), "it"
+    )
+    _play_kubelet(lab, pod)
+    status = lab.until_phase("haunted", "Running", 20)
+    assert status["node"] == ghost
+    until(lambda: _ready(lab, status["pod"]) == "False", "the node controller marks the pod", 120)
+    lab.until_phase("haunted", "Unknown", SAID_SECONDS)
+    assert ghost in lab.status("haunted")["lastFailure"]["message"]
+    assert lab.condition("haunted", "Ready")["status"] == "Unknown"
+    lab.ask("DELETE", f"{NODES}/{ghost}")
+    until(lambda: lab.status("haunted")["lastFailure"]["reason"] == "DeletionByPodGC", "it is given up", 150)
+    lab.until_phase("haunted", "Pending")
+    assert lab.get("Job", "haunted")["status"].get("failed", 0) == 0
+    lab.delete("ScanExperiment", "haunted")
+
+
+def test_a_pod_that_terminates_does_not_run(lab, operator, until, ghost):
+    """A pod that is being deleted, and whose node does not answer, is said to be, for as long as it takes."""
+    lab.apply("lingering", {"scheduling": {"nodeSelector": {"disk": ghost}}})
+    pod = until(
+        lambda: next((one for one in lab.all("Pod", of="lingering") if one["spec"].get("nodeName")), None),
+        "it",
+    )
+    _play_kubelet(lab, pod)
+    lab.until_phase("lingering", "Running", 20)
+    lab.delete("Pod", pod["metadata"]["name"])
+    lab.until_phase("lingering", "Terminating", SAID_SECONDS)
+    assert lab.condition("lingering", "Capturing")["reason"] == "PodTerminating"
+    lab.delete("ScanExperiment", "lingering")
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_claim_that_is_deleted_under_a_run_is_said(lab, operator, until, own):
+    """Whether it is the experiment's own or somebody else's: a claim's end is said while the pod runs."""
+    name = f"claimed-{'own' if own else 'named'}"
+    claim = f"{name}-output" if own else name
+    storage = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+    if not own:
+        lab.create({"kind": "PersistentVolumeClaim", "metadata": {"name": claim}, "spec": storage})
+    lab.apply(name, {"output": {"claim": None, "size": "1Gi"} if own else {"claim": claim}})
+    lab.until_phase(name, "Running")
+    lab.delete("PersistentVolumeClaim", claim)
+    until(
+        lambda: lab.status(name).get("lastFailure", {}).get("reason") == "ClaimTerminating",
+        lambda: str(lab.status(name)),
+        SAID_SECONDS,
+    )
+    assert claim in lab.status(name)["lastFailure"]["message"]
+    assert lab.status(name)["phase"] == "Running"
+    lab.delete("ScanExperiment", name)
+
+
+# -- What is left, and what tools see
+
+
+def test_a_success_shows_no_failure_and_its_leavings_go_in_time(lab, operator, until):
+    """A pod put out on the way is history; after its time to live only experiment and claim are left."""
+    spec = {"lifecycle": {"ttlSecondsAfterFinished": 5}, "output": {"claim": None, "size": "1Gi"}}
+    lab.apply("scarred", spec, host="run-12")
+    lab.until_phase("scarred", "Running")
+    pod = lab.status("scarred")["pod"]
+    body = {
+        "apiVersion": "policy/v1",
+        "kind": "Eviction",
+        "metadata": {"name": pod, "namespace": lab.namespace},
+    }
+    assert lab.ask("POST", f"{lab.path('Pod', pod)}/eviction", body)[0] == 201
+    until(lambda: "lastFailure" in lab.status("scarred"), "the eviction is said")
+    status = lab.until_phase("scarred", "Succeeded")
+    assert "lastFailure" not in status
+    assert [one["reason"] for one in status["failures"]] == ["EvictionByEvictionAPI"]
+    assert status["node"]
+    assert status["duration"].endswith("s")
+    conditions = {one["type"]: one for one in status["conditions"]}
+    assert (conditions["Ready"]["status"], conditions["Stalled"]["status"]) == ("True", "False")
+    assert status["observedGeneration"] == lab.get("ScanExperiment", "scarred")["metadata"]["generation"]
+    until(
+        lambda: {one["kind"] for one in lab.children(of="scarred")} == {"PersistentVolumeClaim"},
+        lambda: str([(one["kind"], one["metadata"]["name"]) for one in lab.children(of="scarred")]),
+        60,
+    )
+    time.sleep(2)
+    assert {one["kind"] for one in lab.children(of="scarred")} == {"PersistentVolumeClaim"}
+    assert lab.status("scarred")["phase"] == "Succeeded"
+    lab.delete("ScanExperiment", "scarred")
+
+
+def test_kubectl_waits_for_what_tools_wait_for(lab, operator, kubeconfig, tool):
+    """Ready comes true once the model runs, and the table names duration, node and reason."""
+    lab.apply("shown")
+    lab.apply("refused", {"model": {"uri": "file://model"}})
+    kubectl = [tool("kubectl"), "--kubeconfig", str(kubeconfig), "--namespace", lab.namespace]
+    waited = [*kubectl, "wait", "--for=condition=Ready", "scanx/shown", "--timeout=60s"]
+    subprocess.run(waited, check=True, capture_output=True, timeout=90)
+    subprocess.run(
+        [*kubectl, "wait", "--for=condition=Stalled", "scanx/refused", "--timeout=60s"],
+        check=True,
+        timeout=90,
+    )
+    table = subprocess.run(
+        [*kubectl, "get", "scanx", "-o", "wide"], check=True, capture_output=True, text=True
+    ).stdout
+    lines = {line.split()[0]: line for line in table.splitlines()}
+    assert {"REASON", "DURATION", "NODE"} <= set(lines["NAME"].split())
+    assert lab.status("shown")["node"] in lines["shown"]
+    assert "Invalid" in lines["refused"]
+    for name in ("shown", "refused"):
+        lab.delete("ScanExperiment", name)
 
 
 # -- Without the definition

@@ -20,12 +20,15 @@ _KEPT = (
 )
 _COLUMNS = (
     ("Phase", "string", ".status.phase", 0),
+    ("Reason", "string", ".status.reason", 0),
     ("Mode", "string", ".spec.mode", 0),
     ("Captured", "integer", ".status.counters.captured", 0),
     ("Dropped", "integer", ".status.counters.dropped", 0),
     ("FVU", "number", ".status.sae.fvu", 0),
     ("Model", "string", ".spec.model.uri", 1),
     ("Attempt", "integer", ".status.attempt", 1),
+    ("Node", "string", ".status.node", 1),
+    ("Duration", "string", ".status.duration", 0),
     ("Age", "date", ".metadata.creationTimestamp", 0),
 )
 

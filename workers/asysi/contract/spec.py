@@ -598,7 +598,8 @@ class Lifecycle(Part):
     grace_period_seconds: Annotated[int, Field(ge=1, le=3600)] = 60
     """Seconds that the workers have to write their checkpoints after SIGTERM."""
     ttl_seconds_after_finished: Annotated[int, Field(ge=0)] | None = None
-    """Seconds after which a finished experiment's Job is removed; unset keeps it."""
+    """Seconds after which what a finished experiment ran with is removed: Jobs, pods, configuration, network
+    policies. The experiment, its status and its claim stay; unset keeps everything."""
 
 
 class Spec(Part):

@@ -101,10 +101,23 @@ class Status(Part):
     observed_generation: Count | None = None
     """Generation of the spec that this status is about."""
     phase: (
-        Literal["Pending", "Refused", "Suspended", "Preparing", "Running", "Finishing", "Succeeded", "Failed"]
+        Literal[
+            "Pending",
+            "Refused",
+            "Suspended",
+            "Preparing",
+            "Running",
+            "Finishing",
+            "Terminating",
+            "Unknown",
+            "Succeeded",
+            "Failed",
+        ]
         | None
     ) = None
     """Summary of the conditions; nothing is decided by it."""
+    reason: Word | None = None
+    """Why it is not where it should be, in one CamelCase word."""
     conditions: Annotated[list[Condition], Field(max_length=32)] = Field(default_factory=list)
     """What is known, one entry a type."""
     job: Word | None = None
@@ -115,10 +128,14 @@ class Status(Part):
     """Where the results are: the claim, and the folder on it."""
     attempt: Count | None = None
     """Number of the attempt, from 0."""
+    node: Word | None = None
+    """Node of the current attempt's pod."""
     start_time: Time | None = None
     """When the host first started; from then on the spec is frozen."""
     completion_time: Time | None = None
     """When the experiment ended."""
+    duration: Word | None = None
+    """How long it has run, from the host's first start to the end: `95s`, `2m39s`, `3h4m`."""
     cpu_sets: Annotated[dict[str, Word], Field(max_length=16)] = Field(default_factory=dict)
     """Processors that each container really got, as in `taskset -c`."""
     pipeline: PipelineStatus | None = None
@@ -130,4 +147,6 @@ class Status(Part):
     ledger: LedgerStatus | None = None
     """Whether the books balance."""
     last_failure: LastFailure | None = None
-    """The last thing that went wrong."""
+    """The last thing that went wrong; absent once it has succeeded."""
+    failures: Annotated[list[LastFailure], Field(max_length=10)] = Field(default_factory=list)
+    """What went wrong before, oldest first: others have followed, or the experiment has succeeded since."""

@@ -1,0 +1,103 @@
+"""What the conditions come to, for tools and tables: Ready, Stalled, reason, duration, history. Pure."""
+
+from collections.abc import Mapping, Sequence
+
+from asysi_operator.manifests.kinds import Manifest
+from asysi_operator.observation import Said, parse_time
+
+HISTORY = 10
+"""Failures that are remembered beside the last one."""
+_PARTS = ("container", "reason", "exitCode", "attempt")
+"""What tells a failure from the next."""
+_WELL = {"Running", "Finishing", "Succeeded", "Suspended"}
+"""Phases in which an experiment does what was asked of it."""
+
+
+def ready(phase: str, conditions: Sequence[Manifest]) -> Said:
+    """Return whether what was asked for is so, as kstatus reads it: a Job that runs is.
+
+    Suspended counts as well where the spec asks for it; what waits for a queue is on its way.
+    """
+    by_type = {one["type"]: one for one in conditions}
+    suspended = by_type.get("Suspended", {}).get("message", "")
+    if phase == "Suspended" and not suspended.startswith("lifecycle.suspend"):
+        return "False", "Queued", suspended
+    if phase in _WELL:
+        return "True", phase, _message(phase, by_type)
+    if phase == "Unknown":
+        return "Unknown", phase, _message(phase, by_type)
+    return "False", phase, _message(phase, by_type)
+
+
+def stalled(conditions: Sequence[Manifest], failure: Mapping[str, object] | None) -> Said:
+    """Return whether nothing goes on until somebody does something."""
+    by_type = {one["type"]: one for one in conditions}
+    if by_type["Accepted"]["status"] == "False":
+        return "True", by_type["Accepted"]["reason"], by_type["Accepted"].get("message", "")
+    failed = by_type.get("Failed")
+    if failed is not None and failed["status"] == "True":
+        return "True", failed["reason"], failed.get("message", "")
+    if failure is not None and failure.get("reason") == "NameTaken":
+        return "True", "NameTaken", str(failure.get("message", ""))
+    return "False", "Progressing", "Nothing has to be done."
+
+
+def _message(phase: str, by_type: Mapping[str, Manifest]) -> str:
+    """Return the sentence of the condition that a phase comes from."""
+    kind = {
+        "Succeeded": "Complete",
+        "Failed": "Failed",
+        "Suspended": "Suspended",
+        "Refused": "Accepted",
+        "Pending": "Scheduled",
+    }.get(phase, "Capturing")
+    return str(by_type.get(kind, {}).get("message", ""))
+
+
+def why(phase: str, says: Said, failure: Mapping[str, object] | None) -> str | None:
+    """Return in one word why an experiment is not where it should be; None while all is well."""
+    if says[0] == "True":
+        return says[1]
+    if phase in _WELL or failure is None:
+        return None
+    return str(failure.get("reason"))
+
+
+def duration(start: str | None, end: str | None, now: str) -> str | None:
+    """Return how long the model has run, as kubectl writes it: `95s`, `2m39s`, `3h4m`, `2d5h`."""
+    if start is None:
+        return None
+    seconds = max(0, int((parse_time(end or now) - parse_time(start)).total_seconds()))
+    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
+    if days:
+        return f"{days}d{hours % 24}h"
+    if hours:
+        return f"{hours}h{minutes % 60}m"
+    return f"{minutes}m{seconds % 60}s" if minutes > 1 else f"{seconds}s"
+
+
+def failures(
+    before: Mapping[str, object], found: Manifest | None, phase: str
+) -> tuple[Manifest | None, list[Manifest]]:
+    """Return the last failure, and those that are past: replaced by another one, or overcome by success.
+
+    Args:
+        before: the status recorded last.
+        found: the failure that is seen now, None when none is.
+        phase: the present one.
+    """
+    last: Manifest | None = before.get("lastFailure")  # type: ignore[assignment]
+    history: list[Manifest] = list(before.get("failures") or ())  # type: ignore[call-overload]
+    now = last if found is None else found
+    past = [last] if last and now and not _same(last, now) else []
+    if now and phase == "Succeeded":
+        past.append(now)
+        now = None
+    for one in past:
+        if not any(_same(one, other) for other in history):
+            history.append(one)
+    return now, history[-HISTORY:]
+
+
+def _same(one: Mapping[str, object], other: Mapping[str, object]) -> bool:
+    return all(one.get(part) == other.get(part) for part in _PARTS)
