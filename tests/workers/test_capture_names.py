@@ -102,6 +102,15 @@ def test_names_that_no_module_returns_are_answered_with_near_ones():
         match_globs(["blocks.*.hook_resid_pre"], names, aliases=aliases)
 
 
+def test_a_trainer_names_a_call_that_is_captured():
+    """Among captured hook points `a#1` is a name: it stands for no call of a point that has all of them."""
+    captured = ["a", "b", "b#1"]
+    assert match_globs(["b#1"], captured, calls=False) == ["b#1"]
+    assert match_globs(["b*"], captured, calls=False) == ["b", "b#1"]
+    with pytest.raises(ConfigError, match="'a#1' matches no"):
+        match_globs(["a#1"], captured, calls=False)
+
+
 CONFIGS = {
     "bert": transformers.BertConfig(**TINY),
     "gpt2": transformers.GPT2Config(

@@ -226,14 +226,18 @@ def test_archive_trainer_and_report_hold_what_plain_hooks_see(ring, ways, skippe
         }
         assert (told or {}) == finite
         assert (report.not_finite if report else 0) == len(here) - len(finite)
-        counts = trainer.trainings[path].counts if path in trainer.trainings else None
+        training = trainer.trainings.get(path)
         if not here:
-            assert counts is None
+            assert training is None
             continue
         held = {key for key in finite if key[0] % (BATCH * LENGTH) >= (BATCH - 1) * LENGTH}
+        counts, (tensors, _) = training.counts, training.state()
         assert (counts.received, counts.not_finite) == (len(here), len(here) - len(finite))
-        assert counts.held_out == len(held)
-        assert counts.trained + trainer.trainings[path].buffered == len(finite) - len(held)
+        assert (counts.held_out, counts.trained) == (len(held), 0)  # the buffer is larger than the run
+        for name, keys in (("held", held), ("buffer", finite.keys() - held)):
+            assert sorted(row.tobytes() for row in tensors[name].numpy()) == sorted(
+                finite[key] for key in keys
+            )
 
 
 class Looped(torch.nn.Module):

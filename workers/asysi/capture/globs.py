@@ -33,6 +33,8 @@ def match_globs(
     names: Sequence[str],
     where: str = "spec.capture.hookPoints",
     aliases: Mapping[str, str] | None = None,
+    *,
+    calls: bool = True,
 ) -> list[str]:
     """Return the names that any of `globs` matches, in the order of `names`, each once.
 
@@ -45,6 +47,7 @@ def match_globs(
         names: dotted paths to choose from.
         where: path of the globs in the spec, for the message.
         aliases: TransformerLens' names, by path.
+        calls: whether `#n` addresses a call; without it, it is part of a name like any other sign.
 
     Raises:
         ConfigError: a glob matches nothing; the sentence lists the nearest names.
@@ -56,7 +59,7 @@ def match_globs(
     matched: dict[str, set[int]] = {}
     problems: list[str] = []
     for position, glob in enumerate(globs):
-        path, call = split_call(glob)
+        path, call = split_call(glob) if calls else (glob, None)
         found = match_glob(glob, names)
         for name in found:
             matched.setdefault(name, set()).add(_ALL_CALLS)

@@ -160,7 +160,7 @@ def _check_trainers(spec: Spec, report: CheckReport) -> None:
     trainers = spec.sae.train if spec.sae and spec.sae.enabled and paths else ()
     for number, trainer in enumerate(trainers):
         try:
-            match_globs(trainer.hook_points, paths, f"spec.sae.train[{number}].hookPoints")
+            match_globs(trainer.hook_points, paths, f"spec.sae.train[{number}].hookPoints", calls=False)
         except ConfigError as error:
             report.need(error)
 

@@ -71,7 +71,8 @@ class SAETrainerWorker:
         self._steps_total = 0
         for number, trainer in enumerate(sae.train):
             if self._points:
-                match_globs(trainer.hook_points, list(self._points), f"spec.sae.train[{number}].hookPoints")
+                where = f"spec.sae.train[{number}].hookPoints"
+                match_globs(trainer.hook_points, list(self._points), where, calls=False)
 
     def run(self) -> int:
         """Work until the stream ends or SIGTERM comes; return the exit code."""
