@@ -1,14 +1,18 @@
 """Whether a cluster can run an experiment: the contract's rules, and what only holds in a pod. Pure."""
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from asysi.contract.canonical import canonical
 from asysi.contract.errors import ConfigError
 from asysi.contract.loading import check
 from asysi.contract.runtime import INPUTS
 from asysi.contract.spec import ScanExperiment
 
+FILE_LIMIT = 1_000_000
+"""Bytes of an experiment's file: a ConfigMap holds 1 MiB, names and labels included."""
 _SCHEMES = ("jsonl://", "file://")
 """Schemes that may stand before a path, in this order."""
 
@@ -33,6 +37,7 @@ def notes(experiment: ScanExperiment) -> list[str]:
 
 def _problems(experiment: ScanExperiment) -> Iterator[str]:
     spec = experiment.spec
+    yield from _too_large(experiment)
     if spec.output.uri is not None:
         yield (
             "spec.output.uri is a folder of a local run: in a pod results go to a volume, so name its claim "
@@ -47,6 +52,35 @@ def _problems(experiment: ScanExperiment) -> Iterator[str]:
     for field, uri in uris.items():
         if uri is not None and (path := _path(uri)) is not None:
             yield from _unreachable(field, uri, path, claims)
+
+
+def _too_large(experiment: ScanExperiment) -> Iterator[str]:
+    """Its file is a ConfigMap, and Kubernetes takes none above 1 MiB."""
+    document = canonical(experiment)
+    size = _bytes(document)
+    if size > FILE_LIMIT:
+        path, largest = _largest("spec", document["spec"])
+        yield (
+            f"{path} takes {largest:,} of the experiment's {size:,} bytes, and the ConfigMap that carries it "
+            f"to the pods holds {FILE_LIMIT:,}: make it shorter, or put long values into files of a claim"
+        )
+
+
+def _largest(path: str, value: Any) -> tuple[str, int]:
+    """Return the innermost field that makes more than half of what is around it, and its bytes."""
+    inside = (
+        value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    )
+    sizes = {key: (member, _bytes(member)) for key, member in inside}
+    if sizes:
+        key, (member, size) = max(sizes.items(), key=lambda item: item[1][1])
+        if size * 2 > _bytes(value):
+            return _largest(f"{path}[{key}]" if isinstance(value, list) else f"{path}.{key}", member)
+    return path, _bytes(value)
+
+
+def _bytes(value: Any) -> int:
+    return len(json.dumps(value, indent=2, ensure_ascii=False).encode())
 
 
 def _unreachable(field: str, uri: str, path: PurePosixPath, claims: set[str]) -> Iterator[str]:

@@ -11,8 +11,9 @@ from typing import Any
 
 from asysi.contract.canonical import digest
 from asysi.contract.errors import ConfigError
-from asysi.contract.frozen import changes, frozen_part
+from asysi.contract.frozen import changes, frozen_part, respelled
 from asysi.contract.identity import output_path
+from asysi.contract.quantity import same_amount
 from asysi.contract.spec import ScanExperiment
 from asysi_operator.acceptance import accept, notes
 from asysi_operator.manifests import IMAGE, PULL_POLICIES, build
@@ -20,7 +21,7 @@ from asysi_operator.manifests.config_map import applied_spec
 from asysi_operator.manifests.environment import output_of
 from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.manifests.labels import spec_digest
-from asysi_operator.manifests.names import ROWS, config_name, job_name, rows_name
+from asysi_operator.manifests.names import ROWS, config_name_of, job_name, rows_name
 from asysi_operator.observation import (
     Kin,
     Observed,
@@ -116,7 +117,7 @@ def plan(observed: Observed, settings: Settings) -> Plan:
     if leaving(observed.experiment):
         return Plan()  # its objects go with it: they name it as their owner
     try:
-        experiment = accept(observed.experiment)
+        experiment = accept(_as_applied(observed))
         objects = build(
             experiment,
             image=settings.image,
@@ -153,6 +154,15 @@ def _output(observed: Observed, experiment: ScanExperiment) -> str:
     if not started(observed):
         return str(output_path(experiment))
     return str(observed.status.get("output") or "").partition("/")[2] or "."
+
+
+def _as_applied(observed: Observed) -> Manifest:
+    """Return the experiment with its quantities spelled as they were when its objects were made."""
+    spec = observed.experiment.get("spec")
+    before = applied_spec(observed.child("ConfigMap", config_name_of(observed.name)) or {})
+    if not before or not isinstance(spec, dict):
+        return observed.experiment
+    return observed.experiment | {"spec": respelled(spec, before)}
 
 
 def started(observed: Observed) -> bool:
@@ -400,6 +410,8 @@ def _covers(there: Any, wanted: Any) -> bool:
         return all(_covers(there.get(key), value) for key, value in wanted.items())
     if isinstance(wanted, list) and isinstance(there, list):
         return len(there) == len(wanted) and all(map(_covers, there, wanted))
+    if isinstance(wanted, str) and isinstance(there, str) and same_amount(there, wanted):
+        return True  # the API server writes 1024Mi as 1Gi
     return bool(there == wanted) or (not there and not wanted)
 
 
@@ -408,7 +420,7 @@ def _remove(there: Manifest) -> Remove:
 
 
 def _frozen(observed: Observed, experiment: ScanExperiment) -> str:
-    before = applied_spec(observed.child("ConfigMap", config_name(experiment)) or {})
+    before = applied_spec(observed.child("ConfigMap", config_name_of(experiment.metadata.name)) or {})
     changed = changes(before, frozen_part(experiment)) if before else []
     return (
         f"{', '.join(changed) or 'spec'} was changed after the host of {observed.name} had started, and its "

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from asysi.contract.crd import custom_resource_definition, structural
+from asysi.contract.crd import at, custom_resource_definition, structural
 from asysi.contract.fields import schema_fields
 from asysi.contract.generate import difference, generated
 from asysi.contract.spec import ScanExperiment, Spec
@@ -174,3 +174,33 @@ def test_examples_in_the_pages_are_valid() -> None:
     assert blocks
     for block in blocks:
         check(yaml.safe_load(block))
+
+
+def test_explain_shows_defaults_items_and_what_is_missing():
+    """`kubectl explain` prints descriptions: what a field is when left out, and what is not available."""
+    spec = custom_resource_definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"][
+        "spec"
+    ]
+    assert at(spec, "mode")["description"].endswith("Default: HPC. Not available yet: CONSUMER.")
+    assert at(spec, "sae.train[].k")["description"].endswith("Default: 32.")
+    kinds = at(spec, "capture.kinds")["description"]
+    assert "Items: activations, gradients, parameterGradients." in kinds
+    assert "Not available yet: gradients, parameterGradients." in kinds
+    assert (
+        "Not available yet: gradients of parameters come with a later version"
+        in (at(spec, "capture.parameters")["description"])
+    )
+
+
+def test_lists_that_are_merged_have_keys():
+    """Two appliers of inputs or trainers add to each other instead of replacing the list."""
+    spec = custom_resource_definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"][
+        "spec"
+    ]
+    for path, keys in {"inputs": ["claim"], "sae.train": ["name"]}.items():
+        listed = at(spec, path)
+        assert (listed["x-kubernetes-list-type"], listed["x-kubernetes-list-map-keys"]) == ("map", keys)
+        for key in keys:
+            member = listed["items"]["properties"][key]
+            assert "default" in member or key in listed["items"]["required"]
+    assert at(spec, "capture.kinds")["x-kubernetes-list-type"] == "set"

@@ -1,6 +1,7 @@
 """The rendered objects: what the cluster is promised."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -62,7 +63,8 @@ def test_guaranteed(render):
     """Every container has the same CPU and memory as request and as limit, so the pod is Guaranteed."""
     pod = render({"resources": {"host": {"cpus": 2, "gpus": 1}}})
     for item in pod.containers:
-        assert item["resources"]["requests"] == item["resources"]["limits"]
+        asked, limit = item["resources"]["requests"], item["resources"]["limits"]
+        assert {**asked, "ephemeral-storage": None} == {**limit, "ephemeral-storage": None}
         assert {"cpu", "memory"} <= set(item["resources"]["limits"])
     assert pod.container("host")["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert pod.container("host")["resources"]["limits"]["cpu"] == "2"
@@ -278,3 +280,42 @@ def test_rendering_needs_neither_kopf_nor_kubernetes_nor_torch():
     heavy = ["kopf", "kubernetes", "torch", "numpy", "asysi_operator.local"]
     code = f"import sys, asysi_operator.manifests; sys.exit(bool(set({heavy}) & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_disk_of_the_node_is_bounded(render):
+    """Every container asks for disk and has a limit; who writes the workspace may fill it, and no more."""
+    pod = render({"resources": {"workspace": "3Gi"}})
+    limits = {item["name"]: item["resources"]["limits"]["ephemeral-storage"] for item in pod.containers}
+    assert {item["resources"]["requests"]["ephemeral-storage"] for item in pod.containers} == {"64Mi"}
+    assert limits == dict.fromkeys(limits, "2Gi") | {"prepare": "5Gi", "host": "5Gi"}
+    volumes = {one["name"]: one for one in pod.pod["volumes"]}
+    assert volumes["workspace"]["emptyDir"] == {"sizeLimit": "3Gi"}
+    assert all("sizeLimit" in one["emptyDir"] for one in volumes.values() if "emptyDir" in one)
+
+
+@pytest.mark.parametrize(
+    ("claim", "volume"),
+    [
+        ("models", "input-models"),
+        ("a" * 57, f"input-{'a' * 57}"),
+        ("data.team-a.example", "input-data-team-a-example-70e308ece4"),
+    ],
+)
+def test_an_input_is_any_claim(render, claim, volume):
+    """A claim's name is as long as Kubernetes has it; its volume's name is a DNS label all the same."""
+    pod = render({"inputs": [{"claim": claim}]}).pod
+    (found,) = [
+        one for one in pod["volumes"] if one.get("persistentVolumeClaim", {}).get("claimName") == claim
+    ]
+    assert (found["name"], len(found["name"]) <= 63) == (volume, True)
+    mount = next(one for one in pod["containers"][0]["volumeMounts"] if one["name"] == found["name"])
+    assert mount == {"name": volume, "mountPath": f"/inputs/{claim}", "readOnly": True}
+
+
+def test_two_long_claims_are_two_volumes(render):
+    """Names that begin alike do not end in one volume."""
+    claims = [f"{'a' * 240}.{end}" for end in ("b", "c")]
+    volumes = render({"inputs": [{"claim": one} for one in claims]}).pod["volumes"]
+    names = [one["name"] for one in volumes]
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", name) for name in names)

@@ -50,7 +50,10 @@ def test_its_pods_meet_restricted_and_are_guaranteed(rows):
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     wanted = {"cpu": "500m", "memory": "2Gi"}
-    assert container["resources"] == {"requests": wanted, "limits": wanted}
+    assert container["resources"] == {
+        "requests": wanted | {"ephemeral-storage": "64Mi"},
+        "limits": wanted | {"ephemeral-storage": "52Gi"},
+    }
 
 
 def test_its_files_are_on_the_volume_of_the_results(rows):

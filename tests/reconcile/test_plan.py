@@ -127,6 +127,44 @@ def test_an_edit_after_the_start_is_refused_and_its_undoing_accepted(cluster):
     assert lab.step().refusal is None
 
 
+def test_an_amount_that_is_spelled_anew_is_no_edit(cluster):
+    """1024Mi for 1Gi changes nothing, before the host runs or after; another amount is refused."""
+    lab = cluster()
+    lab.edit({"output": {"size": "1Gi"}})
+    lab.settle()
+    before = shape(lab)
+    lab.edit({"output": {"size": "1024Mi"}})
+    assert lab.step().actions == []
+    lab.run_pod(host={"running": {"startedAt": "2026-01-02T03:01:00Z"}})
+    decided = lab.step()
+    assert (decided.refusal, decided.actions) == (None, [])
+    assert {key: value for key, value in shape(lab).items() if key in before} == before
+    lab.edit({"output": {"size": "1025Mi"}})
+    assert lab.step().refusal.message.startswith("spec.output.size was changed")
+
+
+def test_what_the_api_server_spells_anew_is_not_written_again(cluster):
+    """It writes 1024Mi as 1Gi: a claim that is as it was applied stays alone."""
+    lab = cluster()
+    lab.edit({"output": {"size": "1024Mi"}})
+    lab.settle()
+    claim = lab.objects["PersistentVolumeClaim", "minilm-output"]
+    claim["spec"]["resources"]["requests"]["storage"] = "1Gi"
+    assert lab.step().actions == []
+
+
+def test_an_experiment_too_large_for_its_file_is_refused_by_field(cluster):
+    """What a ConfigMap cannot carry is refused, naming the field that takes the room."""
+    lab = cluster()
+    operators = [{"operator": "o", "params": {"small": 1, "text": "x" * 1_100_000}}]
+    lab.edit({"data": {"uri": "jsonl:///inputs/a/t.jsonl", "pipeline": {"operators": operators}}})
+    refusal = lab.step().refusal
+    assert refusal.reason == "Invalid"
+    assert (
+        "spec.data.pipeline.operators[0].params.text takes 1,100,002 of the experiment's" in refusal.message
+    )
+
+
 @pytest.mark.parametrize(
     "lifecycle", [{"suspend": True}, {"activeDeadlineSeconds": 60}, {"ttlSecondsAfterFinished": 60}]
 )

@@ -15,7 +15,12 @@ def job_name(experiment: ScanExperiment) -> str:
 
 def config_name(experiment: ScanExperiment) -> str:
     """Return the name of the ConfigMap that holds the experiment."""
-    return f"{experiment.metadata.name}-config"
+    return config_name_of(experiment.metadata.name)
+
+
+def config_name_of(name: str) -> str:
+    """Return the same from the name of the experiment."""
+    return f"{name}-config"
 
 
 def claim_name(experiment: ScanExperiment) -> str:

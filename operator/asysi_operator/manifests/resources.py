@@ -10,6 +10,9 @@ from asysi.contract.spec import Resources, Spec
 from asysi_operator.manifests.kinds import Manifest
 
 _MIB = 2**20
+_DISK = "ephemeral-storage"
+_SCRATCH_REQUEST, _SCRATCH_LIMIT = 64 * _MIB, 2048 * _MIB
+"""Bytes of the node's disk for a container's logs and /tmp."""
 
 
 def of_container(spec: Spec, container: Container) -> Resources:  # noqa: PLR0911 - a case each
@@ -48,7 +51,19 @@ def requirements(spec: Spec, container: Container) -> Manifest:
     amounts = {"cpu": cpu_quantity(given.cpus), "memory": given.memory}
     if container is Container.HOST and spec.resources.host.gpus:
         amounts["nvidia.com/gpu"] = str(spec.resources.host.gpus)
-    return {"requests": dict(amounts), "limits": dict(amounts)}
+    return {
+        "requests": {**amounts, _DISK: format_bytes(_SCRATCH_REQUEST)},
+        "limits": {**amounts, _DISK: format_bytes(_disk_limit(spec, container))},
+    }
+
+
+def _disk_limit(spec: Spec, container: Container) -> int:
+    """Return how much of the node's disk a container may take: logs and /tmp, and one of them the workspace.
+
+    The kubelet holds the pod's volumes against the sum over the containers that run.
+    """
+    holds_workspace = container in {Container.HOST, Container.PREPARE, Container.PIPELINE}
+    return _SCRATCH_LIMIT + (parse_bytes(spec.resources.workspace) if holds_workspace else 0)
 
 
 def cpu_quantity(cpus: float) -> str:

@@ -1,5 +1,7 @@
 """Volumes of the pod, and where each container finds them."""
 
+import hashlib
+
 from asysi.contract.quantity import format_bytes
 from asysi.contract.runtime import CAPTURE_RING, INPUTS, MOUNTS, Container, Env
 from asysi.contract.spec import ScanExperiment
@@ -9,6 +11,8 @@ from asysi_operator.manifests.resources import rings_bytes
 
 RINGS = "rings"
 """Name of the volume that holds the rings."""
+_LABEL = 63
+"""Characters of a DNS label at most."""
 _CAPTURE = CAPTURE_RING.parts[0]
 _SHARING = {Container.PIPELINE, Container.PREPARE, Container.HOST, Container.FINISH}
 """Containers that write the workspace; the others may look."""
@@ -27,7 +31,7 @@ def volumes(experiment: ScanExperiment) -> list[Manifest]:
     return [
         {"name": RINGS, "emptyDir": {"medium": "Memory", "sizeLimit": format_bytes(rings_bytes(spec))}},
         {"name": "host-shm", "emptyDir": {"medium": "Memory", "sizeLimit": spec.resources.host.shm}},
-        {"name": "workspace", "emptyDir": {}},
+        {"name": "workspace", "emptyDir": {"sizeLimit": spec.resources.workspace}},
         {"name": "output", "persistentVolumeClaim": {"claimName": claim_name(experiment)}},
         {"name": "config", "configMap": {"name": config_name(experiment)}},
         {"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}},
@@ -54,7 +58,12 @@ def mounts(experiment: ScanExperiment, container: Container) -> list[Manifest]:
 
 
 def _input(claim: str) -> str:
-    return f"input-{claim}"
+    """Return the name of a claim's volume: a DNS label, which the name of a claim need not be."""
+    name = f"input-{claim}"
+    if len(name) <= _LABEL and "." not in name:
+        return name
+    mark = hashlib.sha256(claim.encode()).hexdigest()[:10]
+    return f"{name.replace('.', '-')[: _LABEL - 11].rstrip('-')}-{mark}"
 
 
 def _rings(container: Container) -> list[Manifest]:

@@ -1,6 +1,6 @@
 """What the schema names and this version does not do yet: refused by name, never ignored."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,7 @@ def _refused(experiment: ScanExperiment) -> Iterator[Problem]:
     for path, value in values(experiment):
         if any(path[:length] in named for length in range(1, len(path))):
             continue
-        refusal = _BY_PATTERN.get(pattern_of(path))
+        refusal = BY_PATTERN.get(pattern_of(path))
         if refusal is not None and not refusal.passes(value):
             named.add(path)
             yield Problem(path, f"{_subject(refusal, value)}is not available yet: {refusal.advice}")
@@ -54,6 +54,20 @@ def _subject(refusal: Refusal, value: Any) -> str:
     if isinstance(value, list) and refusal.available is not None:
         return f"{', '.join(str(item) for item in value if not refusal.available(item))} "
     return f"{value} " if isinstance(value, str) else ""
+
+
+def missing(refusal: Refusal | None, choices: Sequence[Any]) -> str:
+    """Return what of a field is not available yet, "" when nothing is: advice, a note, or values.
+
+    Args:
+        refusal: what the field refuses, None when nothing.
+        choices: the values that the schema lets stand there, none when it has no list of them.
+    """
+    if refusal is None:
+        return ""
+    if refusal.available is None:
+        return refusal.advice
+    return refusal.note or ", ".join(f"`{value}`" for value in choices if not refusal.available(value))
 
 
 def _only(*known: Any) -> Available:
@@ -135,7 +149,8 @@ REFUSALS = (
 )
 """Everything that is refused. A test walks the schema: a field stands here, or in READ_BY, or in both."""
 
-_BY_PATTERN = {refusal.pattern: refusal for refusal in REFUSALS}
+BY_PATTERN = {refusal.pattern: refusal for refusal in REFUSALS}
+"""What is refused, by the path of its field."""
 _DEFAULTS = {field.pattern: field.info.get_default() for field in schema_fields(ScanExperiment)}
 
 READ_BY = {
@@ -256,6 +271,7 @@ READ_BY = {
         "spec.resources.prepare.memory",
         "spec.resources.finish.cpus",
         "spec.resources.finish.memory",
+        "spec.resources.workspace",
         "spec.scheduling.nodeSelector",
         "spec.scheduling.tolerations",
         "spec.scheduling.priorityClassName",

@@ -1,11 +1,14 @@
 """The custom resource definition, made from the models: structural, bounded, with defaults and CEL rules."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
 
 from asysi.contract import frozen
+from asysi.contract.available import BY_PATTERN, missing
+from asysi.contract.fields import schema_fields
 from asysi.contract.rules import RULES
 from asysi.contract.spec import API_VERSION, KIND, Metadata, ScanExperiment, Spec
 from asysi.contract.status import Status
@@ -18,6 +21,13 @@ _KEPT = (
     *("description", "type", "format", "enum", "default", "required", "pattern"),
     *("minLength", "maxLength", "minimum", "maximum", "minItems", "maxItems", "maxProperties"),
 )
+_MERGED = {
+    "inputs": ("claim",),
+    "sae.train": ("name",),
+    "capture.kinds": (),
+    "weights.when": (),
+}
+"""Lists of the spec that server-side apply merges: by the keys of their items, or without keys as sets."""
 _COLUMNS = (
     ("Phase", "string", ".status.phase", 0),
     ("Reason", "string", ".status.reason", 0),
@@ -77,9 +87,13 @@ def _column(name: str, kind: str, path: str, priority: int) -> Schema:
 
 def _root() -> Schema:
     spec, status = structural(Spec), structural(Status)
+    _explain(spec)
     for rule in RULES:
-        part = _at(spec, rule.at.split(".")[1:])
+        part = _part(spec, rule.at)
         part.setdefault("x-kubernetes-validations", []).append({"rule": rule.cel, "message": rule.message})
+    for path, keys in _MERGED.items():
+        merged = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": list(keys)}
+        at(spec, path).update(merged if keys else {"x-kubernetes-list-type": "set"})
     conditions = status["properties"]["conditions"]
     conditions |= {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
     name = structural(Metadata)["properties"]["name"]
@@ -110,12 +124,46 @@ def _root() -> Schema:
     }
 
 
-def _at(schema: Schema, steps: list[str]) -> Schema:
-    for step in steps:
+def _explain(spec: Schema) -> None:
+    """Add to descriptions what `kubectl explain` does not show: defaults, items, what is not available."""
+    for field in schema_fields(ScanExperiment):
+        if field.pattern.startswith("spec."):
+            member = at(spec, field.pattern.removeprefix("spec."))
+            said = [member.get("description", ""), *_facts(member, field.pattern)]
+            member["description"] = " ".join(text for text in said if text)
+
+
+def _facts(member: Schema, pattern: str) -> Iterator[str]:
+    default = member.get("default")
+    if default is not None and not isinstance(default, dict) and default != []:
+        yield f"Default: {json.dumps(default) if isinstance(default, list) else _plain(default)}."
+    if allowed := member.get("items", {}).get("enum"):
+        yield f"Items: {', '.join(map(str, allowed))}."
+    if absent := missing(BY_PATTERN.get(pattern), choices(member)):
+        yield f"Not available yet: {absent.replace('`', '')}."
+
+
+def _part(spec: Schema, path: str) -> Schema:
+    return spec if path == "spec" else at(spec, path.removeprefix("spec."))
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def at(schema: Schema, pattern: str) -> Schema:
+    """Return the schema of a field by its path below `schema`, list items as `[]`: `sae.train[].k`."""
+    for step in pattern.split("."):
         schema = schema["properties"][step.removesuffix("[]")]
         if step.endswith("[]"):
             schema = schema["items"]
     return schema
+
+
+def choices(member: Schema) -> list[Any]:
+    """Return the values that may stand in a field or in its list, none when the schema lists none."""
+    listed: list[Any] = member.get("items", member).get("enum", [])
+    return listed
 
 
 def _structural(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> Schema:

@@ -8,6 +8,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from asysi.contract.quantity import PATTERN as QUANTITY
+
 Path = tuple[str | int, ...]
 """Where a value stands: keys as the file writes them, and indices into lists."""
 
@@ -29,6 +31,11 @@ class SchemaField:
     """Whether it holds a list of parts."""
 
     @property
+    def quantity(self) -> bool:
+        """Whether it holds an amount of memory, which can be spelled in several ways."""
+        return any(getattr(rule, "pattern", None) == QUANTITY for rule in self.info.metadata)
+
+    @property
     def key(self) -> str:
         """Its name in files."""
         return self.info.alias or self.name
@@ -38,7 +45,7 @@ def schema_fields(part: type[BaseModel], prefix: str = "") -> Iterator[SchemaFie
     """Yield every field of `part` and of the parts in it, outer ones first."""
     for name, info in part.model_fields.items():
         pattern = f"{prefix}{info.alias or name}"
-        inner, repeated = _part_in(info.annotation)
+        inner, repeated = part_in(info.annotation)
         yield SchemaField(pattern, part, name, info, inner, repeated)
         if inner is not None:
             yield from schema_fields(inner, f"{pattern}{'[]' if repeated else ''}.")
@@ -76,7 +83,7 @@ def part_at(part: type[BaseModel], path: Path) -> type[BaseModel] | None:
         if isinstance(step, int):
             continue
         found = next((f for f in current.model_fields.items() if step in {f[0], f[1].alias}), None)
-        current = _part_in(found[1].annotation)[0] if found else None
+        current = part_in(found[1].annotation)[0] if found else None
     return current
 
 
@@ -87,12 +94,13 @@ def _joined(path: Path, index: str) -> str:
     return text
 
 
-def _part_in(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
+def part_in(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
+    """Return the part that an annotation names, None when it names none, and whether it is in a list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation, False
     repeated = typing.get_origin(annotation) is list
     for argument in typing.get_args(annotation):
-        inner, deeper = _part_in(argument)
+        inner, deeper = part_in(argument)
         if inner is not None:
             return inner, repeated or deeper
     return None, False

@@ -4,16 +4,19 @@ Results of two specs in one output would be nobody's results, so a changed exper
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from pydantic.fields import FieldInfo
 
 from asysi.contract.canonical import canonical
-from asysi.contract.fields import Path, written
+from asysi.contract.fields import Path, part_in, schema_fields, written
+from asysi.contract.quantity import same_amount
 from asysi.contract.spec import Lifecycle, ScanExperiment, Spec
 
 MUTABLE = ("suspend", "activeDeadlineSeconds", "ttlSecondsAfterFinished")
 """Fields of `spec.lifecycle` that may change at any time."""
+QUANTITIES = frozenset(field.pattern for field in schema_fields(ScanExperiment) if field.quantity)
+"""Paths of the fields that hold amounts of memory, list items as `[]`."""
 MESSAGE = (
     f"is frozen once the host has started, as all of the spec but lifecycle.{', lifecycle.'.join(MUTABLE)}: "
     "delete the experiment and create it anew"
@@ -31,6 +34,14 @@ def frozen(spec: Mapping[str, Any]) -> dict[str, Any]:
     return {**spec, "lifecycle": lifecycle}
 
 
+def respelled(spec: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a spec whose quantities are written as they were `before` where they are the same amounts.
+
+    `1Gi` and `1024Mi` are one amount: a spec that only spells it anew is the spec that was there.
+    """
+    return cast("dict[str, Any]", _respelled(spec, before, "spec"))
+
+
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Return the paths of what differs between two frozen parts, such as `spec.sae.cpus`."""
     return [written(("spec", *path)) for path in _changes(before, after)]
@@ -45,10 +56,25 @@ def rules() -> Iterator[tuple[str, str]]:
     thawed = "!has(oldSelf.status) || !has(oldSelf.status.startTime)"
     for name, info in Spec.model_fields.items():
         if (key := info.alias or name) != "lifecycle":
-            yield f"spec.{key}", f"{thawed} || {_same('spec', key, info)}"
+            yield f"spec.{key}", f"{thawed} || {_same(f'spec.{key}', info)}"
     for name, info in Lifecycle.model_fields.items():
         if (key := info.alias or name) not in MUTABLE:
-            yield f"spec.lifecycle.{key}", f"{thawed} || {_same('spec.lifecycle', key, info)}"
+            yield f"spec.lifecycle.{key}", f"{thawed} || {_same(f'spec.lifecycle.{key}', info)}"
+
+
+def _respelled(now: Any, before: Any, pattern: str) -> Any:
+    if isinstance(now, Mapping) and isinstance(before, Mapping):
+        return {
+            key: _respelled(value, before[key], f"{pattern}.{key}") if key in before else value
+            for key, value in now.items()
+        }
+    if isinstance(now, list) and isinstance(before, list) and len(now) == len(before):
+        return [_respelled(*pair, f"{pattern}[]") for pair in zip(now, before, strict=True)]
+    return before if pattern in QUANTITIES and _same_text(now, before) else now
+
+
+def _same_text(now: Any, before: Any) -> bool:
+    return isinstance(now, str) and isinstance(before, str) and same_amount(now, before)
 
 
 def _changes(before: Any, after: Any) -> Iterator[Path]:
@@ -64,9 +90,24 @@ def _changes(before: Any, after: Any) -> Iterator[Path]:
         yield ()
 
 
-def _same(part: str, key: str, info: FieldInfo) -> str:
-    """A null is to the API server an absent field, so parity comes first where there may be one."""
-    now, before = f"self.{part}.{key}", f"oldSelf.{part}.{key}"
-    if type(None) not in get_args(info.annotation):
+def _same(path: str, info: FieldInfo) -> str:
+    """Return CEL that says that a field is as it was, amounts however they are spelled.
+
+    A null is to the API server an absent field, so parity comes first where there may be one.
+    """
+    now, before = f"self.{path}", f"oldSelf.{path}"
+    optional = type(None) in get_args(info.annotation)
+    same = _same_value(path, info, now, before)
+    return f"(has({now}) == has({before}) && (!has({now}) || {same}))" if optional else same
+
+
+def _same_value(path: str, info: FieldInfo, now: str, before: str) -> str:
+    if path in QUANTITIES:
+        return f"quantity({now}).compareTo(quantity({before})) == 0"
+    inside = [one for one in QUANTITIES if one.startswith(f"{path}.") and "[]" not in one]
+    part = part_in(info.annotation)[0]
+    if not inside or part is None:
         return f"{now} == {before}"
-    return f"(has({now}) == has({before}) && (!has({now}) || {now} == {before}))"
+    return " && ".join(
+        _same(f"{path}.{member.alias or name}", member) for name, member in part.model_fields.items()
+    )

@@ -36,6 +36,14 @@ def format_bytes(count: int) -> str:
     return str(count)
 
 
+def same_amount(one: str, other: str) -> bool:
+    """Whether two texts are quantities of one amount: `1Gi` and `1024Mi`."""
+    try:
+        return parse_bytes(one) == parse_bytes(other)
+    except ValueError:
+        return False
+
+
 def _checked(quantity: str) -> str:
     parse_bytes(quantity)
     return quantity

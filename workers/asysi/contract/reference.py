@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 from pydantic import BaseModel
 
-from asysi.contract.available import REFUSALS, Refusal
-from asysi.contract.crd import Schema, structural
+from asysi.contract.available import BY_PATTERN, missing
+from asysi.contract.crd import Schema, at, choices, structural
 from asysi.contract.fields import SchemaField, schema_fields
 from asysi.contract.pipeline import PipelineFile
 from asysi.contract.quantity import PATTERN as MEMORY_PATTERN
@@ -91,7 +90,7 @@ def _parts(root: type[BaseModel], prefix: str) -> Iterator[str]:
         if field.part is not None:
             suffix = "[]" if field.repeated else ""
             yield _section(
-                f"{prefix}{field.pattern}{suffix}", field.part, _at(schema, f"{field.pattern}{suffix}")
+                f"{prefix}{field.pattern}{suffix}", field.part, at(schema, f"{field.pattern}{suffix}")
             )
 
 
@@ -111,8 +110,8 @@ def _row(field: SchemaField, schema: Schema) -> str:
     required = field.key in schema.get("required", ())
     default = "**required**" if required else _default(field, member)
     text = member.get("description", "")
-    if mark := _mark(_REFUSALS.get(field.pattern), member):
-        text = f"{text} {mark}"
+    if absent := missing(BY_PATTERN.get(field.pattern), choices(member)):
+        text = f"{text} *Not available yet: {absent}.*"
     cells = (f"`{field.key}`", _type(member), default, text)
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
@@ -156,28 +155,5 @@ def _default(field: SchemaField, member: Schema) -> str:
     return f"`{json.dumps(member['default'])}`" if "default" in member else ""
 
 
-def _mark(refusal: Refusal | None, member: Schema) -> str:
-    if refusal is None:
-        return ""
-    if refusal.available is None:
-        return f"*Not available yet: {refusal.advice}.*"
-    choices: list[Any] = member.get("items", member).get("enum", [])
-    missing = [f"`{value}`" for value in choices if not refusal.available(value)]
-    if refusal.note:
-        missing = [refusal.note]
-    return f"*Not available yet: {', '.join(missing)}.*" if missing else ""
-
-
 def _rules() -> str:
     return "\n".join(f"- `{rule.at}`: {rule.message}." for rule in RULES)
-
-
-def _at(schema: Schema, pattern: str) -> Schema:
-    for step in pattern.split("."):
-        schema = schema["properties"][step.removesuffix("[]")]
-        if step.endswith("[]"):
-            schema = schema["items"]
-    return schema
-
-
-_REFUSALS = {refusal.pattern: refusal for refusal in REFUSALS}

@@ -63,7 +63,7 @@ VARIABLE = r"^[A-Za-z_][-._A-Za-z0-9]*$"
 class SecretRef(Part):
     """Names a Secret in the experiment's namespace."""
 
-    name: Name
+    name: ObjectName
     """Name of the Secret."""
     key: Annotated[str, Field(pattern=VARIABLE, max_length=253)] | None = None
     """Key within the Secret, which becomes the environment variable of that name; without it every key
@@ -238,7 +238,7 @@ class Data(Part):
 class Input(Part):
     """A volume that the experiment reads from."""
 
-    claim: Name
+    claim: ObjectName
     """PersistentVolumeClaim that exists; its files stand read-only in `/inputs/<claim>`, where prepare, host
     and finish find them: `file:///inputs/<claim>/model`, `jsonl:///inputs/<claim>/text.jsonl`."""
 
@@ -458,7 +458,7 @@ class Output(Part):
     uri: Uri | None = None
     """Folder of a local run, plain or as `file://folder`; unset takes `runs/<name>`. In a pod the claim holds
     the results."""
-    claim: Name | None = None
+    claim: ObjectName | None = None
     """PersistentVolumeClaim that results are written to; unset makes one, which goes when the experiment is
     deleted."""
     size: Memory = "10Gi"
@@ -545,6 +545,9 @@ class AllResources(Part):
     """The container that writes ledger and report."""
     binding: Binding = Binding()
     """Binding of local processes to processors."""
+    workspace: Memory = "50Gi"
+    """Disk of the node that the pod's workspace may take, in a pod: models fetched from `hf://` lie there. A
+    pod that takes more is evicted."""
 
 
 class Consumers(Part):
