@@ -8,13 +8,18 @@ from asysi_operator.local import backoff
 
 
 def test_order(pod):
-    """Prepare ends before the sidecars, each is ready before the next starts, host and finish come last."""
-    pod.plans["archiver"] = {"ready": 0.3}
+    """Prepare ends first, the sidecars start side by side, host and finish when all of them are ready."""
+    pod.plans["archiver"] = {"ready": 60, "seconds": 1.5}  # it has started by having ended
     assert pod.run() == 0
     started = [line.split()[0] for line in pod.journal() if line.endswith(" started")]
-    assert started[:4] == ["prepare", "archiver", "sae", "hook"]
+    assert started[0] == "prepare"
+    assert set(started[1:4]) == {"archiver", "sae", "hook"}
     assert set(started[4:]) == {"host", "finish"}
-    assert pod.journal().index("prepare ended 0") < pod.journal().index("archiver started")
+    journal = pod.journal()
+    assert all(journal.index("prepare ended 0") < journal.index(f"{name} started") for name in started[1:])
+    done = journal.index("archiver ended 0")
+    assert all(journal.index(f"{name} started") < done for name in ("sae", "hook"))
+    assert all(journal.index(f"{name} started") > done for name in ("host", "finish"))
 
 
 def test_nothing_is_left_but_the_output(pod):

@@ -138,15 +138,20 @@ class Pod:
         return None
 
     def _initialise(self) -> bool:
-        """Start prepare and the sidecars one by one; False when prepare failed."""
+        """Run prepare, then start the sidecars side by side; False when prepare failed.
+
+        None of them has anything to do before the host runs, so that they need not wait for each other.
+        """
         for member in self._inits:
-            member.start()
-            if member.container.sidecar:
-                self._until(lambda member=member: member.has_started)  # type: ignore[misc]
-            else:
+            if not member.container.sidecar:
+                member.start()
                 self._until(lambda member=member: member.ended)  # type: ignore[misc]
                 if member.code != Exit.OK:
                     return False
+        sidecars = [member for member in self._inits if member.container.sidecar]
+        for member in sidecars:
+            member.start()
+        self._until(lambda: all(member.has_started for member in sidecars))
         return True
 
     def _until(self, done: Callable[[], bool]) -> None:
