@@ -100,9 +100,24 @@ def report(text="plain", vocabulary=(" a", "b", " c")):
         {name: Produced(8, 8) for name in names}, {text: {name: Consumed(8) for name in names}},
     )  # fmt: skip
     layers = tuple(
-        Layer(name, 384, 1024, 32, 0.123, 0.2, 32.0, 0.01, 0.02, 3e-6, 0.4, (0, 5, 9, 1), 540_000)
+        Layer(
+            name,
+            384,
+            1024,
+            32,
+            0.123,
+            0.2,
+            32.0,
+            0.01,
+            0.02,
+            3e-6,
+            0.4,
+            (0, 5, 9, 1),
+            540_000,
+            spliced=(300, 3.1, 3.2, 9.0),
+        )
         for name in names
-    )
+    )  # fmt: skip
     return ReportData(
         name="experiment",
         level="ok",

@@ -236,7 +236,10 @@ READ_BY = {
         "spec.data.pipeline.maxDeadLetters",
         "spec.data.pipeline.budget",
     ),
-    "asysi.finish": ("spec.weights.enabled",),
+    "asysi.finish": (
+        "spec.finish.spliceTokens",
+        "spec.weights.enabled",
+    ),
     "asysi.monitor": ("spec.output.resume",),
     "asysi.weights": ("spec.weights.when",),
     "asysi.archive": ("spec.archive.tensors", "spec.archive.compression", "spec.archive.rotate"),

@@ -452,6 +452,14 @@ class Weights(Part):
     """Whether before the run, after it, or both."""
 
 
+class Finish(Part):
+    """What is looked at once the stream has ended."""
+
+    splice_tokens: Annotated[int, Field(ge=0, le=10_000_000)] = 20_000
+    """Tokens that may run through a language model, all forwards together, to measure the cross-entropy of
+    the next token with each SAE spliced in; 0 measures none."""
+
+
 class Output(Part):
     """Where results go."""
 
@@ -629,6 +637,8 @@ class Spec(Part):
     """Writing the stream to `.mscan` files."""
     weights: Weights = Weights()
     """Analysis of the parameters."""
+    finish: Finish = Finish()
+    """What is looked at once the stream has ended."""
     output: Output = Output()
     """Where results go."""
     resources: AllResources = AllResources()

@@ -19,8 +19,8 @@ from asysi.capture.points import read_points
 from asysi.contract.errors import ConfigError
 from asysi.contract.rows import read_rows
 from asysi.contract.runtime import CHECKPOINT_FOLDER, MODEL_FILE, POINTS_FILE, SAE_FOLDER
-from asysi.contract.spec import ScanExperiment
-from asysi.finish import features, logits, sample
+from asysi.contract.spec import ScanExperiment, Tokens
+from asysi.finish import features, logits, sample, splice
 from asysi.finish.agreement import Held, compare
 from asysi.finish.features import Asked, Looked
 from asysi.finish.reading import Again, read_again
@@ -30,6 +30,7 @@ from asysi.finish.status import Point
 from asysi.finish.survey import Place, survey
 from asysi.finish.verdict import Agreement
 from asysi.hosts.model import LoadedModel, ResolvedModel, load_model, read_resolved
+from asysi.hosts.tokens import make_policy
 from asysi.report.data import Browser, Comparison, Layer
 
 SEED = 0
@@ -138,6 +139,7 @@ def analyse(
         _compare_norms(result, again, output)
         head = _Head(logits.unembedding(loaded.module), partial(vocabulary, loaded.tokenizer))
         _look(result, experiment, exports, again, head, gauges={one.path: one for one in gauges}, beat=beat)
+        _splice(result, exports, again, loaded, budget=spec.finish.splice_tokens, beat=beat)
     except Exception as error:  # the report is written all the same, and says what it lacks
         log.exception("the analysis failed")
         result.problems.append(f"The analysis of the latents failed: {type(error).__name__}: {error}")
@@ -230,6 +232,47 @@ def _look(
     if looked:
         result.layers = [one.layer for one in looked]
         result.browser = features.browser(looked, sheet, again.pieces, SEED, head.spell)
+
+
+def _splice(
+    result: Analysis,
+    exports: list[Export],
+    again: Again,
+    loaded: LoadedModel,
+    *,
+    budget: int,
+    beat: Callable[[], None],
+) -> None:
+    """Measure the cross-entropy with each SAE spliced in, where the model is one that predicts tokens."""
+    from asysi.sae.export import load  # noqa: PLC0415 - not needed without autoencoders
+
+    chosen = [one for one in exports if (look := result.saes.get((one.trainer, one.point))) and look.layer]
+    chosen = [one for one in chosen if "#" not in one.point]  # of a single call, all calls would be replaced
+    what = "Cross-entropy with the SAE spliced in"
+    if not chosen or not budget:
+        return
+    if why := splice.why_not(loaded.module):
+        result.missing.append(f"{what}: {why}.")
+        return
+    targets = [splice.Target(one.point, load(one.folder), _norm_limit(one.folder)) for one in chosen]
+    padding = make_policy(Tokens(), loaded.tokenizer).padding
+    try:
+        found = splice.measure(loaded.module, again.sheet, targets, budget, padding=padding, beat=beat)
+    except Exception as error:  # a forward may do anything; the page is whole without this
+        log.exception("the autoencoders cannot be spliced in")
+        result.missing.append(f"{what}: {type(error).__name__}: {error}")
+        return
+    if not any(found):
+        result.missing.append(
+            f"{what}: {budget:,} tokens (spec.finish.spliceTokens) are too few for {len(chosen)} SAEs."
+        )
+    for export, one in zip(chosen, found, strict=True):
+        key = (export.trainer, export.point)
+        look = result.saes[key]
+        assert look.layer is not None
+        layer = dataclasses.replace(look.layer, spliced=None if one is None else dataclasses.astuple(one))
+        result.saes[key] = dataclasses.replace(look, layer=layer)
+        result.layers = [layer if old.name == layer.name else old for old in result.layers]
 
 
 def _look_at(result: Analysis, export: Export, again: Again, asked: Asked, *, name: str) -> Looked | None:

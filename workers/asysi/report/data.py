@@ -98,6 +98,10 @@ class Layer:
     """FVU over content tokens of each call of the module in a forward; empty where it is called once."""
     outliers: int = 0
     """Rows that were left out of every figure because of `data.tokens.maxNormMultiple`."""
+    spliced: tuple[int, float, float, float] | None = None
+    """Tokens predicted, and the mean cross-entropy of the next token in nats: of the model as it is, with the
+    reconstruction in place of the activation, and with zero in its place. None where it was not measured.
+    """
     fvu_without: float | None = None
     """FVU over content tokens without the group of rows that holds most of the variance."""
 

@@ -68,6 +68,15 @@ DEFINITIONS = (
         "structure beyond a linear subspace.",
     ),
     Definition(
+        "spliced",
+        "Loss spliced",
+        "How much the mean cross-entropy of the next content token grows, in nats, when the model goes on "
+        "with the reconstruction of content tokens in place of their activations. Recovered is its share of "
+        "the way from the loss with zeros in their place to that of the model as it is. Measured on held-out "
+        "documents with a budget of its own, spec.finish.spliceTokens: 20,000 tokens unless said otherwise, "
+        "over all forwards together, so that it is coarse where there are many autoencoders.",
+    ),
+    Definition(
         "curve",
         "Training curves",
         "FVU on a fixed sample of held-out rows, training loss (smoothed), L0 and the share of dead latents "

@@ -39,6 +39,7 @@ def build(data: ReportData) -> str:
         short=dict(zip(names, words.short_names(names), strict=True)),
         sparklines={layer.name: sparkline(layer) for layer in data.layers},
         outliers=_outliers(data),
+        spliced=max((layer.spliced[0] for layer in data.layers if layer.spliced), default=0),
         definitions=DEFINITIONS,
         payload=Markup(embed(payload(data))),  # noqa: S704 - embed() leaves nothing that could end the element
     )

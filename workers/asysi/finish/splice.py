@@ -1,0 +1,202 @@
+"""What a language model loses when it goes on with an SAE's reconstruction in place of its activation.
+
+For each SAE the same held-out text is read three times: by the model as it is, with the rows of content
+tokens at the hook point replaced by their reconstruction, and with these rows set to zero.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from asysi.capture.rows import first_tensor, row_shape
+from asysi.finish.latents import Frozen
+from asysi.finish.sheet import Sheet
+
+LEAST = 128
+"""Tokens below which nothing is measured: the figure would be noise."""
+AT_ONCE = 1024
+"""Tokens of a forward: logits over a vocabulary are large."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spliced:
+    """Mean cross-entropy of the next token, in nats, on the same tokens."""
+
+    tokens: int
+    """Tokens that were predicted."""
+    clean: float
+    spliced: float
+    zero: float
+
+    @property
+    def recovered(self) -> float | None:
+        """Share of the loss between zero and clean that the reconstruction keeps; None without one."""
+        lost = self.zero - self.clean
+        return (self.zero - self.spliced) / lost if lost > 0 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An SAE and where it belongs."""
+
+    path: str
+    sae: Frozen
+    limit: float | None = None
+    """Norm beyond which rows were never trained on, and stay as they are."""
+
+
+def why_not(module: torch.nn.Module) -> str | None:
+    """Return why a model has no cross-entropy of the next token, None when it has one."""
+    names = [type(module).__name__, *(getattr(getattr(module, "config", None), "architectures", None) or [])]
+    if not any(word in name for name in names for word in ("ForCausalLM", "LMHeadModel")):
+        return f"{names[0]} does not predict the next token"
+    return None
+
+
+def measure(
+    module: torch.nn.Module,
+    sheet: Sheet,
+    targets: Sequence[Target],
+    budget: int,
+    *,
+    padding: int,
+    beat: Callable[[], None],
+) -> list[Spliced | None]:
+    """Return what each target costs the model, None for those that could not be measured.
+
+    Args:
+        module: a causal language model on the CPU.
+        sheet: text; its held-out documents are read.
+        targets: SAEs with their hook points.
+        budget: tokens that may run through the model, all forwards together.
+        padding: token that fills shorter sequences.
+        beat: called after every forward.
+    """
+    batches = list(_batches(sheet, budget // (1 + 2 * len(targets)) if targets else 0, padding))
+    predicted = sum(int(batch.counted.sum()) for batch in batches)
+    if predicted < LEAST:
+        return [None] * len(targets)
+    clean = _loss(module, batches, beat)
+    found: list[Spliced | None] = []
+    for target in targets:
+        losses = []
+        for sae in (target.sae, None):
+            with _replacing(module, target, sae) as state:
+                losses.append(_loss(module, batches, beat, state))
+        complete = all(np.isfinite(losses)) and np.isfinite(clean)
+        found.append(Spliced(predicted, clean, *losses) if complete else None)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    ids: Tensor
+    """[batch, length]"""
+    mask: Tensor
+    """[batch, length]: 1 for tokens, 0 for padding."""
+    content: Tensor
+    """[batch, length] bool: rows that an SAE may replace."""
+    counted: Tensor
+    """[batch, length - 1] bool: tokens whose prediction counts, by the place before them."""
+
+
+@dataclass
+class _State:
+    content: Tensor | None = None
+
+
+def _batches(sheet: Sheet, tokens: int, padding: int) -> Iterator[_Batch]:
+    """Yield held-out documents of at most so many tokens in all, in the order of the sheet."""
+    starts = np.searchsorted(sheet.document, np.arange(len(sheet.rows) + 1))
+    lengths = np.diff(starts)
+    chosen: list[int] = []
+    used = 0
+    for document in np.flatnonzero(sheet.held_out & (lengths > 1)).tolist():
+        if used + lengths[document] <= tokens:
+            chosen.append(document)
+            used += int(lengths[document])
+    chosen.sort(key=lambda document: int(lengths[document]))
+    some: list[int] = []
+    for document in chosen:
+        if some and (len(some) + 1) * lengths[document] > AT_ONCE:
+            yield _batch(sheet, starts, some, padding)
+            some = []
+        some.append(document)
+    if some:
+        yield _batch(sheet, starts, some, padding)
+
+
+def _batch(sheet: Sheet, starts: NDArray[np.int64], documents: list[int], padding: int) -> _Batch:
+    length = int(max(starts[one + 1] - starts[one] for one in documents))
+    ids = np.full((len(documents), length), padding, np.int64)
+    mask, content = np.zeros(ids.shape, np.int64), np.zeros(ids.shape, np.bool_)
+    for row, one in enumerate(documents):
+        part = slice(starts[one], starts[one + 1])
+        count = part.stop - part.start
+        ids[row, :count], content[row, :count], mask[row, :count] = sheet.tokens[part], sheet.content[part], 1
+    kept = torch.from_numpy(content)
+    return _Batch(torch.from_numpy(ids), torch.from_numpy(mask), kept, kept[:, 1:])
+
+
+@torch.inference_mode()
+def _loss(
+    module: torch.nn.Module, batches: Sequence[_Batch], beat: Callable[[], None], state: _State | None = None
+) -> float:
+    total, count = 0.0, 0
+    for batch in batches:
+        if state is not None:
+            state.content = batch.content
+        logits = module(input_ids=batch.ids, attention_mask=batch.mask).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(
+            logits[batch.counted].float(), batch.ids[:, 1:][batch.counted], reduction="sum"
+        )
+        total, count = total + float(loss), count + int(batch.counted.sum())
+        beat()
+    return total / max(1, count)
+
+
+@contextmanager
+def _replacing(module: torch.nn.Module, target: Target, sae: Frozen | None) -> Iterator[_State]:
+    """Replace the rows of content tokens by their reconstruction, or by zero without an SAE."""
+    state = _State()
+
+    def hook(_module: torch.nn.Module, _args: Any, output: Any) -> Any:
+        assert state.content is not None
+        found = first_tensor(output)
+        batch, length = state.content.shape
+        if row_shape(found.shape, batch, length) is None:
+            raise ValueError(f"{target.path} returns {list(found.shape)}: no row for each token")
+        rows = found.reshape(batch * length, -1)
+        chosen = state.content.reshape(-1) & rows.isfinite().all(1)
+        if target.limit is not None:
+            chosen &= rows.float().norm(dim=1) <= target.limit
+        new = rows.clone()
+        kept = rows[chosen].float()
+        made = torch.zeros_like(kept) if sae is None else sae.decode(sae.encode(kept))
+        new[chosen] = made.to(new.dtype)
+        return exchanged(output, found, new.reshape(found.shape))
+
+    handle = module.get_submodule(target.path).register_forward_hook(hook)
+    try:
+        yield state
+    finally:
+        handle.remove()
+
+
+def exchanged(output: Any, old: Tensor, new: Tensor) -> Any:
+    """Return a module's output with one of its tensors exchanged for another."""
+    if output is old:
+        return new
+    if isinstance(output, Mapping):
+        changed = dict(output)
+        key = next(name for name, value in output.items() if value is old)
+        changed[key] = new
+        return type(output)(**changed)
+    values = [new if value is old else value for value in output]
+    return type(output)(*values) if hasattr(output, "_fields") else type(output)(values)
