@@ -52,11 +52,13 @@ def stdout_console() -> Console:
 
 def _points(report: "CheckReport") -> Table:
     table = new_table(f"{len(report.points)} hook points", "path", "alias", left=2)
-    for name in ("a row", "type"):
+    several = any(point.calls > 1 for point in report.points)
+    for name in ("a row", "type", *(["calls"] if several else [])):
         table.add_column(name, justify="right")
     for point in report.points:
         row = " × ".join(str(size) for size in point.shape[2:]) or str(point.width)
-        table.add_row(point.path, point.alias or "", row, point.dtype)
+        calls = [str(point.calls)] if several else []
+        table.add_row(point.path, point.alias or "", row, point.dtype, *calls)
     return table
 
 
