@@ -73,10 +73,18 @@ class FakePod:
                 container["livenessProbe"] |= {"periodSeconds": 0.2, "terminationGracePeriodSeconds": 0.3}
         return objects
 
-    def run(self, *, kill_once: str | None = None, overwrite: bool = False, **lifecycle: Any) -> int:
+    def run(
+        self,
+        *,
+        kill_once: str | None = None,
+        overwrite: bool = False,
+        when_full: str = "stop",
+        **lifecycle: Any,
+    ) -> int:
         """Run the pod here, to its end."""
         return run_objects(
             self.objects(**lifecycle), self.output, plain=True, kill_once=kill_once, overwrite=overwrite,
+            when_full=when_full,
             shared=self.shared, scratch=self.scratch,
         )  # fmt: skip
 

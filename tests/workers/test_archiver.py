@@ -15,7 +15,9 @@ import pytest
 
 import asysi_ring
 from asysi.archive.dataset import MScanDataset
+from asysi.archive.errors import MScanError
 from asysi.archive.format import METRICS_DTYPE
+from asysi.archive.segment import open_segment
 from asysi.archive.series import resume
 from asysi.archive.verify import verify
 from asysi.archive.writer import MScanWriter, SeqInfo
@@ -341,3 +343,13 @@ def test_another_run(pod):
     _, said = other.process.communicate(timeout=30)
     assert other.process.returncode == Exit.CONFIG
     assert "belongs to another run" in said
+
+
+def test_torn_segments_of_earlier_attempts_are_mended(tmp_path):
+    """Where everything was killed at once, the next archiver makes earlier segments readable too."""
+    torn = tmp_path / "attempt-0000-segment-0000.mscan"
+    MScanWriter(torn, {}, points=[("a", None, 4)]).flush()
+    with pytest.raises(MScanError):
+        open_segment(torn)
+    assert resume(tmp_path, 1, tensors=True) == (0, {})
+    assert [point.path for point in open_segment(torn).points] == ["a"]

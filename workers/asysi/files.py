@@ -1,5 +1,6 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and what is said when there is no room for them."""
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -8,12 +9,17 @@ from pathlib import Path
 def write_atomically(file: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `file`, put it on the disk, then give it its name.
 
-    Whoever is killed on the way leaves the old file, and a temporary one that the next call overwrites.
+    Whoever is killed on the way leaves the old file, and a temporary one that the next call overwrites. Where
+    writing fails the old file stays, and the temporary one goes: on a full disk it would hold the last room.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.tmp")
-    write(temporary)
-    sync(temporary)
+    try:
+        write(temporary)
+        sync(temporary)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     temporary.replace(file)
     sync(file.parent)
 
@@ -34,3 +40,17 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Return whether an error says that the storage has no room left, itself or by its cause.
+
+    Libraries that write by themselves, such as safetensors, say it in words alone.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return True
+        if f"os error {errno.ENOSPC}" in str(error) or os.strerror(errno.ENOSPC) in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

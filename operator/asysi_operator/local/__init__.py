@@ -49,5 +49,6 @@ def run(
         resume=resume,
         plain=plain,
         kill_once=kill_once,
+        when_full=experiment.spec.output.when_full,
         binding={str(name): cpus for name, cpus in experiment.spec.resources.binding.cpus.items()},
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asysi.contract import runtime
+from asysi.contract.errors import NO_ROOM
 from asysi.contract.runtime import Exit
 from asysi_operator.local.asking import Asker
 from asysi_operator.local.containers import Container, PodSpec, read_pod
@@ -53,6 +54,7 @@ class Attempts:
         cpus: processors of each container, by name; of those not named, all.
         strike: whom to kill once, if anybody.
         first: number of the first attempt.
+        when_full: what becomes of the model when there is no room for results: `stop` or `continue`.
     """
 
     def __init__(
@@ -68,11 +70,13 @@ class Attempts:
         cpus: Mapping[str, frozenset[int]],
         strike: Strike | None = None,
         first: int = 0,
+        when_full: str = "stop",
     ) -> None:
         self._job, self._spec = job, read_pod(job["spec"]["template"])
         self._places, self._output, self._events, self._wishes = places, output, events, wishes
         self._look, self._asker, self._cpus, self._strike = look, asker, cpus, strike
         self._first = first
+        self._when_full = when_full
         self._restarts: dict[str, int] = {}
 
     def run(self) -> Outcome:
@@ -84,7 +88,12 @@ class Attempts:
             leave = pod.run()
             self._count(pod)
             own = leave is None or leave.code is None
-            again = own and not self._wishes.clean_end and self._judge(pod) is Judgement.RETRY
+            again = (
+                own
+                and not any(self._full(name) for name in pod.codes)
+                and not self._wishes.clean_end
+                and self._judge(pod) is Judgement.RETRY
+            )
             if not again or attempt >= limit:
                 return self._outcome(pod, leave, attempt + 1)
             if pod.struck:
@@ -108,6 +117,8 @@ class Attempts:
             asker=self._asker,
             deadlines=self._deadlines(began),
             strike=self._strike,
+            full=self._full,
+            when_full=self._when_full,
         )
 
     def _launch(self, container: Container, attempt: int) -> Process:
@@ -148,6 +159,8 @@ class Attempts:
 
     def _outcome(self, pod: Pod, leave: Leave | None, attempts: int) -> Outcome:
         code, reason = verdict(self._spec, pod.codes, leave, interrupted=pod.interrupted)
+        if code == Exit.FAILED and (full := next(filter(None, map(self._full, pod.codes)), None)):
+            return Outcome(code, attempts, dict(self._restarts), f"{full} with --resume")
         words = self._last_words(pod.codes, code) if code in {Exit.FAILED, Exit.CONFIG} else []
         if reason and not (code == Exit.CONFIG and words):  # who refuses says why
             words = [reason, *words]
@@ -164,6 +177,10 @@ class Attempts:
             failed = [name for name in failed if codes[name] == Exit.CONFIG]
         said = {name: self._termination(name) for name in failed}
         return [f"{name}: {words}" for name in failed if (words := said[name] or self._log_end(name))]
+
+    def _full(self, name: str) -> str | None:
+        words = self._termination(name)
+        return words if words.startswith(NO_ROOM) else None
 
     def _termination(self, name: str) -> str:
         path = self._places.termination(name)

@@ -41,6 +41,7 @@ def run_objects(
     resume: bool = False,
     plain: bool = False,
     kill_once: str | None = None,
+    when_full: str = "stop",
     binding: Mapping[str, str] | None = None,
     shared: Path = SHARED_MEMORY,
     scratch: Path | None = None,
@@ -57,6 +58,7 @@ def run_objects(
         resume: whether a run in it is continued.
         plain: lines instead of a live display.
         kill_once: container to kill once, to show that it recovers.
+        when_full: what becomes of the model when there is no room for results: `stop` or `continue`.
         binding: processors of each container, as in `taskset -c`.
         shared: folder of shared memory for the rings.
         scratch: folder for everything else that goes away; None takes the system's.
@@ -106,6 +108,7 @@ def run_objects(
                         cpus=cpus,
                         strike=_strike(kill_once, output) if one is job else None,
                         first=first_attempt,
+                        when_full=when_full,
                     ).run()
                     if one is not job:
                         outcome = _before(outcome, wishes)

@@ -1,13 +1,14 @@
 """The output folder: what a run finds there, may remove, and leaves when nothing came of it."""
 
 import contextlib
+import errno
 import os
 import shutil
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from asysi.contract import runtime, spec
-from asysi.contract.errors import ConfigError
+from asysi.contract.errors import ConfigError, no_room
 from asysi_operator.local.events import refuse_busy
 
 _MADE_BY_A_RUN = tuple(
@@ -83,10 +84,7 @@ class Output:
             (self.folder / runtime.LOG_FOLDER).mkdir(exist_ok=True)
         except OSError as error:
             self._unmake()
-            reason = error.strerror or str(error)
-            raise ConfigError(
-                f"the output folder {self.folder} cannot be written ({reason}): choose another with --output"
-            ) from error
+            raise ConfigError(self._unwritable(error)) from error
 
     @property
     def worth_keeping(self) -> bool:
@@ -101,14 +99,22 @@ class Output:
         return (self.folder / _ASIDE).exists()
 
     def write(self, name: PurePosixPath, text: str) -> None:
-        """Write a file, whole or not at all."""
+        """Write a file, whole or not at all.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
         path = self.folder / name
         part = path.with_name(f".{path.name}.part")
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.rename(path)
+        try:
+            with part.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            part.rename(path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise ConfigError(self._unwritable(error)) from error
 
     def keep(self) -> None:
         """Let the older run go: this one has taken its place."""
@@ -124,6 +130,12 @@ class Output:
         self._remove_found()
         self._return_old()
         self._unmake()
+
+    def _unwritable(self, error: OSError) -> str:
+        if error.errno == errno.ENOSPC:
+            return no_room(self.folder)
+        reason = error.strerror or str(error)
+        return f"the output folder {self.folder} cannot be written ({reason}): choose another with --output"
 
     def _found(self) -> list[str]:
         return [name for name in _MADE_BY_A_RUN if os.path.lexists(self.folder / name)]

@@ -73,6 +73,8 @@ class Pod:
         asker: asks the probes.
         deadlines: when the pod is deleted at the latest.
         strike: whom to kill once, if anybody.
+        full: returns the last words of a container that found no room for its results, None of others.
+        when_full: `stop` deletes the pod then, `continue` lets the model read on.
 
     Attributes:
         members: the containers in the order in which they start.
@@ -90,7 +92,10 @@ class Pod:
         asker: Asker,
         deadlines: Sequence[Deadline] = (),
         strike: Strike | None = None,
+        full: Callable[[str], str | None] = lambda _name: None,
+        when_full: str = "stop",
     ) -> None:
+        self._full, self._when_full = full, when_full
         self._grace, self._wishes, self._look = spec.grace, wishes, look
         self._deadlines, self._strike, self.struck = list(deadlines), strike, False
         self.members = [Member(container, launch, asker, tell, spec.grace) for container in spec.containers]
@@ -204,6 +209,10 @@ class Pod:
             return
         if member.code == Exit.CONFIG:
             raise Leave(Exit.CONFIG, f"{member.name} refuses its configuration")
+        if member.crashes and (words := self._full(member.name)):
+            if self._when_full == "stop":
+                raise Leave(Exit.FAILED, words)
+            return
         if member.crashes >= backoff.PATIENCE:
             raise Leave(
                 Exit.FAILED, f"{member.name} has crashed {member.crashes} times in a row (exit {member.code})"

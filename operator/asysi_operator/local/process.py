@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 _ENTER = Path(__file__).with_name("enter.py")
 
@@ -41,7 +42,7 @@ class Process:
         program = sys.executable if command[0] in {"python", "python3"} else command[0]
         bound = ",".join(str(cpu) for cpu in sorted(cpus))
         enter = [sys.executable, "-I", "-S", str(_ENTER), str(os.getpid()), bound]
-        with log.open("ab") as output:
+        with _opened(log) as output:
             self._child = subprocess.Popen(  # noqa: S603 - the rendered command
                 [*enter, program, *command[1:]],
                 env=dict(env),
@@ -91,6 +92,14 @@ class Process:
     def _kill_session(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
+
+
+def _opened(log: Path) -> IO[bytes]:
+    """Return the log; on a disk without room for another name, nothing is kept of what a container says."""
+    try:
+        return log.open("ab")
+    except OSError:
+        return Path(os.devnull).open("ab")
 
 
 def rotate(log: Path) -> None:

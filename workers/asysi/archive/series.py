@@ -100,7 +100,7 @@ class Series:
 
 
 def resume(folder: Path, attempt: int, *, tensors: bool) -> tuple[int, Counter[str]]:
-    """Mend what a killed archiver left of an attempt.
+    """Mend what a killed archiver left of an attempt, and of those before it.
 
     Torn segments get their footer; one that holds nothing any more is set aside as `….damaged`.
 
@@ -116,6 +116,9 @@ def resume(folder: Path, attempt: int, *, tensors: bool) -> tuple[int, Counter[s
     number = 0
     for leftover in (*folder.glob(".*.new"), *folder.glob(".*.recover")):
         leftover.unlink()
+    for path in sorted(folder.glob("attempt-*-segment-*.mscan")):
+        if int(path.name.split("-")[1]) < attempt:  # where everything was killed, nobody else has mended them
+            _mended(path)
     for path in sorted(folder.glob(f"attempt-{attempt:04d}-segment-*.mscan*")):
         number = max(number, int(path.name.split("-segment-")[1].split(".")[0]) + 1)
         if path.suffix == ".mscan" and (segment := _mended(path)):

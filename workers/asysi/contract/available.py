@@ -155,6 +155,7 @@ _DEFAULTS = {field.pattern: field.info.get_default() for field in schema_fields(
 
 READ_BY = {
     "asysi.hosts": (
+        "spec.output.whenFull",
         "spec.model.uri",
         "spec.model.revision",
         "spec.model.dtype",

@@ -475,6 +475,9 @@ class Output(Part):
     """Folder of the results on the claim, `.` for its root. Unset takes the experiment's name on a named
     claim, so that experiments can share it, and the root of the claim that is made. In a local run it is
     below `uri`, or below `runs`."""
+    when_full: Literal["stop", "continue"] = "stop"
+    """What the model does when there is no room left for results: `stop` ends it with exit code 1,
+    `continue` lets it run to its end. Either way the run fails, and what is checkpointed stands."""
     resume: bool = False
     """Whether to continue an unfinished experiment of the same name and content in that folder although it is
     not known to be gone. Not needed for the experiment's own attempts, nor after it was deleted and created

@@ -58,6 +58,8 @@ class Hook:
     timeline: Timeline
     books: Books
     """At the last line of the timeline."""
+    mute: bool = False
+    """Whether something that describes the stream could not be written, and that was said."""
 
     def run(self, health: Health, stop: Stop) -> End | None:
         """Drain until the stream has ended; return how, or None when SIGTERM came first."""
@@ -71,7 +73,7 @@ class Hook:
             if pace.due(now):
                 self._steer(line.due(now))
             if statistics.due(now):
-                self.statistics.write()
+                self._describe(self.statistics.write)
             if moved:
                 continue
             if end := self.reader.ended():
@@ -103,14 +105,24 @@ class Hook:
             self._write_line(books)
 
     def _write_line(self, books: Books) -> None:
-        self.timeline.append(describe(self.books, books, self.pacer.pace.rate))
+        line = describe(self.books, books, self.pacer.pace.rate)
+        self._describe(lambda: self.timeline.append(line))
         self.books = books
+
+    def _describe(self, write: Callable[[], None]) -> None:
+        """Write what only describes the stream; a storage that fails is no reason to stop carrying it."""
+        try:
+            write()
+        except OSError as error:
+            if not self.mute:
+                log.warning("what describes the stream cannot be written: %s", error)
+            self.mute = True
 
     def finish(self, end: End | None) -> None:
         """Write the last line and statistics, and hand the end on to the bus."""
         self._write_line(read_books(self.capture, self.bus))
         self.timeline.close()
-        self.statistics.write()
+        self._describe(self.statistics.write)
         if end is None:
             return
         self.writer.close(end)

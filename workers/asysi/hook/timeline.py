@@ -81,7 +81,7 @@ class Timeline:
         first, last = (lines[0], lines[-1]) if lines else ({}, {})
         self._began = float(first.get("time", time.time()))
         self.restarts = Restarts(last.get("restarts", {}) if last.get("attempt") == attempt else {})
-        self._file = path.open("a", buffering=1)
+        self._file = path.open("ab", buffering=0)  # what could not be written is not tried again
 
     def append(self, content: Mapping[str, Any]) -> None:
         """Append a line: `time` (Unix), `t` (seconds since the file's first line), the attempt, `content`."""
@@ -93,7 +93,7 @@ class Timeline:
             **content,
             "restarts": self.restarts.counts,
         }
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(json.dumps(line).encode() + b"\n")
 
     def close(self) -> None:
         """Close the file."""

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 
@@ -14,11 +14,11 @@ from asysi.bus.mailbox import CaptureWord
 from asysi.bus.pinning import Pinning, cuda_hook
 from asysi.capture.hooker import ActivationHooker
 from asysi.capture.points import HookPoint, read_points
-from asysi.contract.errors import ConfigError
+from asysi.contract.errors import ConfigError, no_room
 from asysi.contract.rows import read_rows
 from asysi.contract.runtime import CAPTURE_RING, HOST_FOLDER, MODEL_FILE, POINTS_FILE, Container, Exit
 from asysi.contract.spec import Data, Scan
-from asysi.files import write_atomic
+from asysi.files import is_full, write_atomic
 from asysi.hosts.faults import said, would_recur
 from asysi.hosts.model import LoadedModel, load_model, read_resolved
 from asysi.hosts.seen import Beginnings, Seen
@@ -210,7 +210,7 @@ class _Run:
         self._first = next_step(worker.output) if worker.attempt else 0
         self._last = self._first - 1
         self._passes = 0
-        self._begun = False
+        self._begun = self._full = False
         self._attempts = begun_attempts(worker.output) if worker.attempt else {}
 
     def all_steps(self, tell: Callable[[CaptureWord, int], None]) -> None:
@@ -279,7 +279,7 @@ class _Run:
             },
             **self._seen.to_dict(),
         }
-        write_atomic(self._worker.output / SEEN_FILE, json.dumps(report))
+        self._write(SEEN_FILE, report)
 
     def _write_progress(self) -> None:
         number = self._worker.attempt
@@ -291,7 +291,22 @@ class _Run:
             "sequences": self._beginnings.sequences,
             "opened": self._beginnings.opened,
         }
-        write_atomic(self._worker.output / PROGRESS_FILE, json.dumps(progress))
+        self._write(PROGRESS_FILE, progress)
+
+    def _write(self, name: PurePosixPath, content: dict[str, object]) -> None:
+        """Write a file of the output. Without room for it the model stops, or not, as the spec says.
+
+        Raises:
+            OSError: it cannot be written, and the model is to stop.
+        """
+        try:
+            write_atomic(self._worker.output / name, json.dumps(content))
+        except OSError as error:
+            if not is_full(error) or self._worker.experiment.spec.output.when_full == "stop":
+                raise
+            if not self._full:
+                log.warning("%s; spec.output.whenFull lets the model go on", no_room(self._worker.output))
+            self._full = True
 
 
 if __name__ == "__main__":

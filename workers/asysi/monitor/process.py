@@ -2,14 +2,16 @@
 
 import faulthandler
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
-from asysi.contract.errors import ConfigError
+from asysi.contract.errors import ConfigError, no_room
 from asysi.contract.runtime import Container, Exit
+from asysi.files import is_full
 from asysi.monitor.folder import enter
 from asysi.monitor.rest import has_ended, rest
 from asysi.monitor.worker import Stop, Worker, leave_last_words
@@ -27,6 +29,7 @@ def run_worker(container: Container, main: Callable[[Worker], int]) -> NoReturn:
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format=f"%(asctime)s {container} %(levelname)s %(message)s"
     )
+    logging.raiseExceptions = False  # a log that cannot be written is no reason to fill it with tracebacks
     faulthandler.enable()  # a crash in native code leaves a traceback too
     worker: Worker | None = None
     try:
@@ -41,11 +44,25 @@ def run_worker(container: Container, main: Callable[[Worker], int]) -> NoReturn:
         code = Exit.CONFIG
         leave_last_words(str(error))
     except Exception as error:  # the process ends here, with everything it knows
-        log.exception("%s failed", container)
         code = Exit.FAILED
-        leave_last_words(f"{type(error).__name__}: {error}")
-    logging.shutdown()
-    sys.stdout.flush()
+        if worker is not None and is_full(error):
+            said = no_room(worker.output)
+            log.error("%s", said)  # noqa: TRY400 - a sentence for a person, no traceback
+        else:
+            log.exception("%s failed", container)
+            said = f"{type(error).__name__}: {error}"
+        leave_last_words(said)
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process with an exit code, also where its log cannot be written any more."""
+    try:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        os._exit(int(code))  # the interpreter would try again and end with 120
     sys.exit(int(code))
 
 
