@@ -122,9 +122,10 @@ def test_a_host_without_room_is_not_tried_again(pod):
 
 def test_the_model_goes_on_if_it_is_to(pod):
     """With `whenFull: continue` sidecars come back again and again, and the model comes to its end."""
-    pod.plans["archiver"] = {"seconds": 0.05, "code": 1, "says": no_room(pod.shared)}
-    pod.plans["host"] = {"seconds": 3}
+    full = {"code": 1, "says": no_room(pod.shared)}
+    pod.plans["archiver"] = [{"seconds": 3, **full}, {"seconds": 0.05, **full}]
+    pod.plans["host"] = {"seconds": 5}
     pod.plans["finish"] = {"code": 1, "says": no_room(pod.shared)}
     assert pod.run(when_full="continue") == 1
     assert pod.events("host") == [("started", None), ("exited", 0)]
-    assert len(pod.events("archiver")) > 4
+    assert len(pod.events("archiver")) >= 4

@@ -210,7 +210,7 @@ class Pod:
         if member.code == Exit.CONFIG:
             raise Leave(Exit.CONFIG, f"{member.name} refuses its configuration")
         if member.crashes and (words := self._full(member.name)):
-            if self._when_full == "stop":
+            if self._when_full == "stop" or self._began is None:
                 raise Leave(Exit.FAILED, words)
             return
         if member.crashes >= backoff.PATIENCE:
