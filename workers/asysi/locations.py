@@ -56,7 +56,7 @@ def local_folder(address: str | Path, name: str, why: str = "it must be a folder
         ConfigError: it names a store.
     """
     text = str(address)
-    if is_remote(text) or _LOST_SLASH.match(text):
+    if is_remote(text) or ("://" not in text and _LOST_SLASH.match(text)):
         raise ConfigError(f"{name} is {text}: {why}; give a path")
     return Path(text.removeprefix("file://").removeprefix("local://"))
 
@@ -107,11 +107,16 @@ def upload(file: Path, address: str) -> None:
     """Put a finished local file into a store, whole: stores show an object when its last part is there.
 
     Raises:
-        ConfigError: the store cannot be reached.
+        ConfigError: the store cannot be reached, or holds another number of bytes afterwards.
     """
     files, path = filesystem(address)
     with reaching(address):
+        files.makedirs(files._parent(path), exist_ok=True)
         files.put_file(str(file), path)
+        files.invalidate_cache()
+        found, sent = files.size(path), file.stat().st_size
+    if found != sent:
+        raise ConfigError(f"{address} has {found} bytes after {sent} were sent: check the store, and resume")
 
 
 def _is_from_store(error: BaseException) -> bool:

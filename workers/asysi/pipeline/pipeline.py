@@ -20,6 +20,7 @@ from typing import Any, Self
 
 from asysi.contract.errors import ConfigError
 from asysi.files import write_atomic
+from asysi.locations import local_folder
 from asysi.pipeline import inputs
 from asysi.pipeline.completeness import is_complete
 from asysi.pipeline.config import NodeConfig, WriterConfig, refuse_unknown
@@ -41,6 +42,9 @@ from asysi.pipeline.streams import FileStream, IDataStream, MemoryStream, Stream
 from asysi.pipeline.work import Result, RowError
 
 LEDGER = "ledger.sqlite"
+_ON_DISK = (
+    "ledger, locks and rows on their way need a disk of this machine; inputs and outputs may be in a store"
+)
 _TICK = 1.0
 """Seconds between two writings of runtime.json."""
 _MEMORY_KEPT = 64 << 20
@@ -112,15 +116,16 @@ class UnifiedNodePipeline:
         progress: bool | None = None,
     ) -> None:
         self.nodes = list(nodes)
-        self.streaming, self.base_path = streaming, Path(base_path or "tmp")
+        self.streaming = streaming
+        self.base_path = local_folder(base_path or "tmp", "base_path", _ON_DISK)
         self._leaves_state = any(folder is not None for folder in (results_dir, base_path, log_dir))
         self.budget = dict(budget or {})
         self.pipeline_id = ""
         self.status = "defined"
         self.error: BaseException | None = None
-        self._given_dir = Path(results_dir) if results_dir is not None else None
+        self._given_dir = _local_or_none(results_dir)
         self._hooks = CompositePipelineHooks(list(hooks) if isinstance(hooks, list | tuple) else [hooks])
-        self._log_dir: Path | None = Path(log_dir or "logs")
+        self._log_dir: Path | None = local_folder(log_dir or "logs", "log_dir")
         self._progress = progress
         self._stop = threading.Event()
         self._window: Window | None = None
@@ -855,12 +860,13 @@ class UnifiedPipeline(UnifiedNodePipeline):
 
     def _apply(self) -> None:
         given = self._settings
-        self.streaming, self.base_path = bool(given["streaming"]), Path(given["base_path"])
+        self.streaming = bool(given["streaming"])
+        self.base_path = local_folder(given["base_path"], "base_path", _ON_DISK)
         self.budget = dict(given["budget"] or {})
-        self._given_dir = Path(given["results_dir"]) if given["results_dir"] is not None else None
+        self._given_dir = _local_or_none(given["results_dir"])
         hooks = given["hooks"]
         self._hooks = CompositePipelineHooks(list(hooks) if isinstance(hooks, list | tuple) else [hooks])
-        self._log_dir, self._progress = Path(given["log_dir"]), given["progress"]
+        self._log_dir, self._progress = local_folder(given["log_dir"], "log_dir"), given["progress"]
 
     @property
     def results_dir(self) -> Path:
@@ -1144,6 +1150,10 @@ def _as_text(line: bytes) -> dict[str, str]:
             "line": line.decode(errors="replace"),
             "line_base64": base64.b64encode(line).decode(),
         }
+
+
+def _local_or_none(folder: str | Path | None) -> Path | None:
+    return None if folder is None else local_folder(folder, "results_dir", _ON_DISK)
 
 
 def _or(value: Any, default: Any) -> Any:

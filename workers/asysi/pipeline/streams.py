@@ -20,7 +20,7 @@ import xxhash
 
 from asysi.contract.errors import ConfigError
 from asysi.files import write_atomically
-from asysi.locations import filesystem, reaching
+from asysi.locations import filesystem, reaching, upload
 from asysi.pipeline import parquetrows, sniff, values
 from asysi.pipeline.compression import (
     BrokenFileError,
@@ -368,11 +368,14 @@ class FileStream(IDataStream):
                 files, path = filesystem(self.url)
                 if is_local(files):
                     write_atomically(Path(path), lambda temporary: _move(made, temporary))
+                    with Path(path).open("rb") as stream:
+                        _, size, digest = measure(stream)
                 else:
-                    files.makedirs(files._parent(path), exist_ok=True)
-                    files.put_file(str(made), path)
-                with fsspec.open(self.url, "rb") as stream:
-                    _, size, digest = measure(stream)
+                    upload(made, self.url)
+                    with made.open("rb") as stream:
+                        _, size, digest = measure(stream)
+                    with fsspec.open(self.url, "rb") as stream:
+                        check(self.url, Seal(seal.rows, size, digest), (seal.rows, *measure(stream)[1:]))
             seal = Seal(
                 seal.rows, size, digest, seal.first, seal.last, seal.node, seal.pipeline_id, seal.parent
             )
