@@ -261,14 +261,19 @@ def _outliers(facts: Facts) -> Iterator[Finding]:
         return
     point, worst = max(found, key=lambda pair: pair[1].share)
     sae = next((one for one in point.saes if one.fvu is not None and one.fvu_without is not None), None)
+    instead = (
+        "; data.tokens.prependBos puts a token that is no data in that place"
+        if worst.name == "position 0"
+        else ""
+    )
     effect = "" if sae is None else (
-        f" An FVU of {percent(sae.fvu)} is mostly about {worst.them}; without {worst.them} it is "
+        f" An FVU of {percent(sae.fvu)} is mostly about {worst.them}; without {worst.them}, FVU is "
         f"{percent(sae.fvu_without)}."
     )  # fmt: skip
     text = (
         f"{_at([one.path for one, _ in found], point.path)} {worst.name}, {percent(worst.rows)} of the rows, "
         f"holds {percent(worst.share)} of the variance.{effect} data.tokens.maxNormMultiple leaves such rows "
-        "out of training."
+        f"out of training{instead}."
     )
     yield Finding(OUTLIERS.level, OUTLIERS.reason, text, tuple(one.path for one, _ in found))
 
