@@ -4,16 +4,14 @@ import asyncio
 import logging
 import random
 import time
-import urllib.parse
-import urllib.request
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
 import tenacity
 
 from asysi.contract.errors import ConfigError
+from asysi.pipeline.library.connections import BROKEN_OFF, CONNECT_ERRORS, Connections, Response
 from asysi.pipeline.library.pace import Pace
 from asysi.pipeline.library.waiting import retry_after
 from asysi.pipeline.operators import CanceledError
@@ -121,9 +119,7 @@ class Client:
     ) -> None:
         self._url, self._patience, self._secret = url, patience, secret
         self._requests, self._tokens = requests, tokens
-        timeout = httpx.Timeout(patience.timeout, connect=min(10.0, patience.timeout))
-        connections = _Connections(_proxy(url), secure=url.startswith("https:"))
-        self._http = httpx.AsyncClient(headers=dict(headers), transport=connections, timeout=timeout)
+        self._connections = Connections(url, headers, min(10.0, patience.timeout))
 
     async def post(self, body: bytes, headers: Mapping[str, str], call: Call) -> Any:
         """Return what `call.arrived` makes of the answer to a request.
@@ -151,7 +147,7 @@ class Client:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        await self._connections.close()
 
     async def _try(self, body: bytes, headers: Mapping[str, str], call: Call) -> Any:
         await _rest(self._turn(call), call.ending)
@@ -159,19 +155,19 @@ class Client:
         call.tries += 1
         try:
             async with asyncio.timeout(self._patience.timeout):
-                response = await self._http.post(self._url, content=body, headers=dict(headers))
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                response = await self._connections.post(body, headers)
+        except CONNECT_ERRORS as error:
             call.refused()
             raise ChatBusyError(self._clean(f"{self._url} cannot be reached ({_said(error)})")) from error
         except TimeoutError as error:
             call.lost(True)
             message = f"{self._url} did not answer within {self._patience.timeout:g} s"
             raise ChatBusyError(message) from error
-        except httpx.HTTPError as error:
+        except BROKEN_OFF as error:
             call.lost(True)
             raise ChatBusyError(self._clean(f"{self._url} broke off ({_said(error)})")) from error
-        if not response.is_success:
-            if response.status_code in _FREE or response.status_code < 500:
+        if not 200 <= response.status < 300:
+            if response.status in _FREE or response.status < 500:
                 call.refused()
             else:
                 call.lost(False)
@@ -189,8 +185,8 @@ class Client:
             waits.append(self._tokens.reserve(call.tokens))
         return max(waits)
 
-    def _error(self, response: httpx.Response) -> Exception:
-        code = response.status_code
+    def _error(self, response: Response) -> Exception:
+        code = response.status
         said = self._clean(f"{self._url} answered {code}: {response.text[:_SHOWN]!r}")
         if code in _NEVER or (code == 429 and any(word in response.text for word in _SPENT)):
             return ChatAccessError(f"{said}. Check key, account, address and model: no request would do")
@@ -214,47 +210,6 @@ class Client:
 
     def _clean(self, text: str) -> str:
         return text.replace(self._secret, "***") if self._secret else text
-
-
-class _Connections(httpx.AsyncBaseTransport):
-    """As many connections as there are calls at once, the last one used first.
-
-    httpx's own pool looks at every connection for every call, which costs more than the call from a few dozen
-    on.
-    """
-
-    def __init__(self, proxy: str | None, *, secure: bool) -> None:
-        # One for all of them: to read the certificates takes longer than many a call.
-        self._tls, self._proxy = httpx.create_ssl_context(verify=secure), proxy
-        self._idle: list[httpx.AsyncHTTPTransport] = []
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Return a response that was read to its end."""
-        one = self._idle.pop() if self._idle else self._new()
-        try:
-            response = await one.handle_async_request(request)
-            await response.aread()
-        except BaseException:
-            await one.aclose()
-            raise
-        self._idle.append(one)
-        return response
-
-    def _new(self) -> httpx.AsyncHTTPTransport:
-        return httpx.AsyncHTTPTransport(verify=self._tls, proxy=self._proxy)
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        while self._idle:
-            await self._idle.pop().aclose()
-
-
-def _proxy(url: str) -> str | None:
-    """Return the proxy that the environment names for an address."""
-    parts = urllib.parse.urlsplit(url)
-    if urllib.request.proxy_bypass(parts.hostname or ""):
-        return None
-    return urllib.request.getproxies().get(parts.scheme)
 
 
 async def _rest(seconds: float, ending: Callable[[], bool]) -> None:
