@@ -319,3 +319,16 @@ def test_two_long_claims_are_two_volumes(render):
     names = [one["name"] for one in volumes]
     assert len(set(names)) == len(names)
     assert all(re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", name) for name in names)
+
+
+def test_a_users_labels_put_no_pod_behind_a_service(render):
+    """On the pod they stand behind a prefix of ours; what selects by them elsewhere does not find it."""
+    users = {"app": "payments", "example.com/team": "x", f"a.example/{'n' * 63}": "long"}
+    rendered = render(metadata={"labels": users})
+    labels = rendered.job["template"]["metadata"]["labels"]
+    assert not users.items() & labels.items()
+    assert labels["label.asysi.dev/app"] == "payments"
+    assert labels["label.asysi.dev/example.com.team"] == "x"
+    (long,) = [key for key, value in labels.items() if value == "long"]
+    assert len(long.removeprefix("label.asysi.dev/")) == 63
+    assert users.items() <= rendered.by_kind["Job"]["metadata"]["labels"].items()

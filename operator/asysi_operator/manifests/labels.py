@@ -15,6 +15,9 @@ COMPONENT = "app.kubernetes.io/component"
 QUEUE = "kueue.x-k8s.io/queue-name"
 SPEC = "asysi.dev/spec"
 """Annotation of the pod: digest of what of the spec is frozen once the host has started."""
+_POD_PREFIX = "label.asysi.dev/"
+_PART = 63
+"""Characters of a label's name behind its prefix at most."""
 _RESERVED = re.compile(r"(.*\.)?(kubernetes\.io|k8s\.io|asysi\.dev)/|(job-name|controller-uid)$")
 """Labels by which Kubernetes and we know objects: a user's are not passed on."""
 
@@ -26,9 +29,30 @@ def selector(experiment: ScanExperiment) -> dict[str, str]:
 
 def labels(experiment: ScanExperiment) -> dict[str, str]:
     """Return the user's labels and ours; those that mean something to a cluster are not the user's to set."""
-    users = {key: value for key, value in experiment.metadata.labels.items() if not _RESERVED.match(key)}
+    return {**_users(experiment), **_ours(experiment)}
+
+
+def pod_labels(experiment: ScanExperiment) -> dict[str, str]:
+    """Return the labels of a pod: the user's stand behind a prefix, so that no Service of others selects it.
+
+    `team` becomes `label.asysi.dev/team`, and `example.com/team` becomes `label.asysi.dev/example.com.team`.
+    """
+    users = {f"{_POD_PREFIX}{_short(key)}": value for key, value in _users(experiment).items()}
+    return {**users, **_ours(experiment)}
+
+
+def _short(key: str) -> str:
+    """Return a label's key as the part behind a prefix: at most 63 characters, without a slash."""
+    name = key.replace("/", ".")
+    return name if len(name) <= _PART else f"{name[: _PART - 11]}-{digest(key)[:10]}"
+
+
+def _users(experiment: ScanExperiment) -> dict[str, str]:
+    return {key: value for key, value in experiment.metadata.labels.items() if not _RESERVED.match(key)}
+
+
+def _ours(experiment: ScanExperiment) -> dict[str, str]:
     return {
-        **users,
         "app.kubernetes.io/name": "asysi",
         "app.kubernetes.io/instance": experiment.metadata.name,
         COMPONENT: "experiment",

@@ -8,7 +8,7 @@ from asysi_operator.manifests.labels import (
     COMPONENT,
     EXPERIMENT,
     SPEC,
-    labels,
+    pod_labels,
     rows_digest,
     spec_digest,
 )
@@ -22,7 +22,7 @@ def pod_template(experiment: ScanExperiment, settings: PodSettings) -> Manifest:
     """Return the pod template of the Job."""
     return _template(
         experiment,
-        labels(experiment),
+        pod_labels(experiment),
         {SPEC: spec_digest(experiment)},
         initContainers=init_containers(experiment, settings),
         containers=main_containers(experiment, settings),
@@ -35,7 +35,7 @@ def pipeline_template(experiment: ScanExperiment, settings: PodSettings) -> Mani
 
     A claim that the experiment makes can be on one node at a time, so all its shards go to one.
     """
-    named = {**labels(experiment), COMPONENT: str(Container.PIPELINE)}
+    named = {**pod_labels(experiment), COMPONENT: str(Container.PIPELINE)}
     same = {key: named[key] for key in (EXPERIMENT, COMPONENT)}
     near = {"labelSelector": {"matchLabels": same}, "topologyKey": "kubernetes.io/hostname"}
     affinity = {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [near]}}

@@ -669,7 +669,8 @@ class Metadata(Part):
     namespace: Name = "default"
     """Namespace of the experiment."""
     labels: Labels = {}
-    """Labels, passed on to everything made for the experiment."""
+    """Labels, passed on to everything made for the experiment; on pods behind the prefix `label.asysi.dev/`,
+    so that no Service that selects by them finds those."""
     uid: Short | None = None
     """Identity given by the API server."""
 
