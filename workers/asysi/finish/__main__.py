@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,6 +71,7 @@ def main(worker: Worker) -> int:
     worker.status = status
     (worker.output / VERDICT_FILE).unlink(missing_ok=True)  # of an earlier attempt
     worker.health.ready()
+    _import_ahead()
     outcome = wait(rings.snapshot, worker.health.beat, lambda: worker.stop.terminated)
     if outcome.terminated and not outcome.snapshot.host.steps:
         return Exit.OK
@@ -153,6 +155,12 @@ def _replaced(resolved: "ResolvedModel") -> list[str]:
         f"The files in {resolved.path} were replaced during the run (SHA-256 {resolved.sha256} at its start, "
         f"{found} now): what is called before is what they hold now."
     ]
+
+
+def _import_ahead() -> None:
+    """Import what the analysis needs while the host still loads the model: two seconds less at the end."""
+    with suppress(ImportError):
+        import transformers.modeling_utils  # noqa: F401, PLC0415
 
 
 if __name__ == "__main__":
