@@ -68,7 +68,7 @@ struct RowRecord {
     std::uint32_t sequence;
     std::uint32_t position;
     std::int32_t token;
-    std::uint32_t flags;
+    std::uint32_t flags;  // 1: held out; 2: bits 8 to 31 hold the token's position in its document
 };
 
 inline constexpr std::size_t header_bytes = 192;
