@@ -18,6 +18,7 @@ from urllib.parse import unquote
 import httpx
 import pytest
 
+from asysi.cli import main
 from asysi.contract.errors import ConfigError
 from asysi.locations import is_remote, local_folder
 from asysi.pipeline import UnifiedPipeline
@@ -216,6 +217,36 @@ def test_local_folders_are_told_from_stores() -> None:
     assert local_folder(Path("a:b/c"), "output") == Path("a:b/c")
     with pytest.raises(ConfigError, match="output is hf:/"):
         local_folder(Path("hf://x/y"), "output")
+
+
+WEIGHTS = [
+    ["analyze", "model", "--output", "s3://bucket/out"],
+    ["download", "owner/name", "--output", "s3://bucket/models"],
+    ["run", "owner/name", "-o", "s3://bucket/out"],
+    ["run", "owner/name", "--models", "s3://bucket/models"],
+    ["report", "table.csv", "-o", "s3://bucket/report.html"],
+]
+
+
+@pytest.mark.parametrize("arguments", WEIGHTS)
+def test_weights_write_no_folder_called_like_a_store(arguments: list[str], capsys: Any) -> None:
+    """Outputs of `asysi weights` in a store are refused in one sentence before anything is read."""
+    with pytest.raises(SystemExit) as ended:
+        main(["weights", *arguments])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "is s3://bucket/" in said
+    assert "written to a disk; give a path" in said
+    assert not Path("s3:").exists()
+
+
+def test_weights_in_a_store_that_does_not_answer_are_one_sentence() -> None:
+    """A checkpoint in S3 whose endpoint is down, or whose package is missing, is one sentence."""
+    command = [sys.executable, "-m", "asysi.cli", "weights", "analyze", "s3://bucket/model"]
+    run = subprocess.Popen(
+        command, env=environment(NOBODY), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert "its endpoint does not answer" in one_sentence(run)
 
 
 class Hub(BaseHTTPRequestHandler):

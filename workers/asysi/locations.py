@@ -33,7 +33,7 @@ _HINTS = (
     ("PermissionError", "access is denied: check the key and what it may do"),
     ("NoSuchBucket", "there is no such bucket"),
 )
-_LOST_SLASH = re.compile(r"[A-Za-z][A-Za-z0-9+]*:/")
+_LOST_SLASH = re.compile(r"([A-Za-z][A-Za-z0-9+]+):/(?!/)")
 """What `Path` makes of an address: `s3:/bucket`."""
 _SHOWN = 200
 
@@ -56,7 +56,9 @@ def local_folder(address: str | Path, name: str, why: str = "it must be a folder
         ConfigError: it names a store.
     """
     text = str(address)
-    if is_remote(text) or ("://" not in text and _LOST_SLASH.match(text)):
+    if isinstance(address, Path):
+        text = _LOST_SLASH.sub(r"\1://", text, count=1) if _LOST_SLASH.match(text) else text
+    if is_remote(text):
         raise ConfigError(f"{name} is {text}: {why}; give a path")
     return Path(text.removeprefix("file://").removeprefix("local://"))
 

@@ -12,6 +12,7 @@ import typer
 
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import Exit
+from asysi.locations import local_folder
 
 if TYPE_CHECKING:
     from asysi.weights.analysis import Settings
@@ -43,7 +44,17 @@ _Source = Annotated[
     str,
     typer.Argument(metavar="MODEL", help="Folder or file of safetensors, GGUF or npz, or an fsspec address."),
 ]
-_Out = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the results.")]
+
+
+def _here(folder: Path | None) -> Path | None:
+    """Return a folder or file of this machine; a store is refused, not taken for a folder called `s3:`."""
+    return folder and local_folder(folder, "the path", "tables and models are written to a disk")
+
+
+_Out = Annotated[
+    Path,
+    typer.Option("--output", "-o", metavar="DIR", callback=_here, help="Folder of the results."),
+]
 _Forms = Annotated[_Form, typer.Option("--format", help="Format of the table.")]
 _Methods = Annotated[
     _Method, typer.Option("--method", help="How singular values are found; auto chooses by size.")
@@ -78,7 +89,7 @@ _Exact = Annotated[
 def download_command(  # noqa: PLR0917 - each is an option of the command
     model: Annotated[str, typer.Argument(metavar="MODEL", help="owner/name on the hub, or a folder.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder that holds models.")
+        Path, typer.Option("--output", "-o", metavar="DIR", callback=_here, help="Folder that holds models.")
     ] = Path("data/models"),
     revision: _Revision = None,
     workers: Annotated[int, typer.Option("--workers", help="Files at once.")] = 4,
@@ -195,7 +206,13 @@ def report_command(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Unset writes report.html beside the table."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            callback=_here,
+            help="Unset writes report.html beside the table.",
+        ),
     ] = None,
     difference: Annotated[
         Path | None,
@@ -232,9 +249,9 @@ def report_command(
 def run_command(  # noqa: PLR0917 - each is an option of the command
     model: Annotated[str, typer.Argument(metavar="MODEL", help="owner/name on the hub, or a folder.")],
     output: _Out = Path("data/outputs"),
-    models: Annotated[Path, typer.Option("--models", metavar="DIR", help="Folder that holds models.")] = Path(
-        "data/models"
-    ),
+    models: Annotated[
+        Path, typer.Option("--models", metavar="DIR", callback=_here, help="Folder that holds models.")
+    ] = Path("data/models"),
     revision: _Revision = None,
     output_format: _Forms = _Form.CSV,
     method: _Methods = _Method.AUTO,

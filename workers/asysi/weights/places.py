@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from asysi.contract.errors import ConfigError
+from asysi.locations import reaching
 from asysi.weights.storage import remote
 
 _CACHED = "models--"
@@ -46,19 +47,15 @@ class RemotePlace:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        try:
-            self._filesystem, self._path = remote(self.url)
+        self._filesystem, self._path = remote(self.url)
+        with reaching(self.url):
             single = self._filesystem.isfile(self._path)
-        except (ImportError, ValueError, OSError) as error:
-            raise ConfigError(f"{url} cannot be reached ({error})") from error
         self.single = PurePosixPath(self._path).name if single else None
 
     def names(self) -> list[str]:
         """Return the names of what lies there."""
-        try:
+        with reaching(self.url):
             found = self._filesystem.ls(self._path, detail=False)
-        except OSError as error:
-            raise ConfigError(f"{self.url} cannot be listed ({error})") from error
         return sorted(PurePosixPath(str(one)).name for one in found)
 
     def folders(self) -> list[str]:

@@ -9,6 +9,8 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from asysi.locations import filesystem, reaching
+
 Backend = Literal["pread", "mmap"]
 Bytes = NDArray[np.uint8]
 
@@ -84,10 +86,10 @@ class RemoteFile:
     """A file behind an fsspec address; each read is one ranged request, tried again when it fails."""
 
     def __init__(self, url: str, *, attempts: int = 4) -> None:
-        filesystem, self._path = remote(url)
-        self._filesystem = filesystem
+        self._filesystem, self._path = remote(url)
         self.name = url
-        self.size = int(filesystem.size(self._path))
+        with reaching(url):
+            self.size = int(self._filesystem.size(self._path))
         self._attempts = attempts
 
     def read(self, start: int, stop: int, into: Bytes | None = None) -> Bytes:
@@ -110,11 +112,12 @@ class RemoteFile:
 
 
 def remote(url: str) -> tuple[Any, str]:
-    """Return fsspec's file system of an address, and the path in it."""
-    from fsspec.core import url_to_fs  # noqa: PLC0415 - only for what is remote
+    """Return fsspec's file system of an address, and the path in it.
 
-    filesystem, path = url_to_fs(url)
-    return filesystem, path
+    Raises:
+        ConfigError: the package for its protocol is not installed.
+    """
+    return filesystem(url)
 
 
 def is_remote(source: str) -> bool:
