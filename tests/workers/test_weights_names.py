@@ -101,6 +101,16 @@ KNOWN = {
     "blk.3.ffn_up_exps.weight": ("moe", 3),
     "output.weight": ("output", None),
     "output_norm.weight": ("norm", None),
+    # the original design's words, in any case
+    "output_projection": ("output", None),
+    "token_embedding": ("embedding", None),
+    "MODEL.EMBED_TOKENS": ("embedding", None),
+    "MODEL.LAYERS.7.SELF_ATTN.Q_PROJ.WEIGHT": ("q_proj", 7),
+    "mixer.gatekeeper": ("moe", None),
+    # heads of classifiers are no attention
+    "classifier.out_proj.weight": ("output", None),
+    "classification_head.out_proj.bias": ("output", None),
+    "model.decoder.layers.2.self_attn.out_proj.weight": ("o_proj", 2),
     # what nobody knows
     "something.else": ("other", None),
     "": ("other", None),
@@ -141,3 +151,34 @@ def test_any_name_has_an_answer(name):
     block, layer = classify_param(name)
     assert block in {*BLOCKS, "other"}
     assert layer is None or layer >= 0
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["layers", "3", "embed", "x", "MoE", "gate", "lm_head", "Output", "expert", "q_proj"]
+        ),
+        min_size=1,
+    ),
+    st.sampled_from([".", "_", ""]),
+    st.booleans(),
+)
+def test_never_other_where_the_design_says_more(parts, joint, upper):
+    """A name with a word of the original design is never `other`, and keeps its layer, whatever its case."""
+    name = joint.join(parts)
+    block, layer = classify_param(name.upper() if upper else name)
+    words = (
+        "embed",
+        ".q_proj",
+        ".k_proj",
+        ".v_proj",
+        ".o_proj",
+        "moe",
+        "gate",
+        "expert",
+        "lm_head",
+        "output",
+    )
+    assert block != "other" or not any(word in name.lower() for word in words)
+    if ".layers.3." in name:
+        assert layer == 3

@@ -4,12 +4,13 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xxhash
@@ -17,11 +18,13 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 import asysi
+from asysi.contract.errors import ConfigError
 from asysi.weights.budget import Budget
 from asysi.weights.checkpoint import Checkpoint
 from asysi.weights.columns import NAMES, QUANTILE_NAMES, Row
 from asysi.weights.dtypes import is_float
 from asysi.weights.errors import AnalysisError, WeightsError
+from asysi.weights.export import code_version
 from asysi.weights.families import describe_param
 from asysi.weights.journal import Journal
 from asysi.weights.spectrum import (
@@ -42,6 +45,7 @@ from asysi.weights.spectrum import (
 from asysi.weights.tally import CHUNK, Summary, parts_of, tally
 from asysi.weights.tensors import DEQUANTISED, STORED_FORM, Tensor
 
+Stats = Literal["full", "basic"]
 DEVICE = "cpu"
 TOP = 8
 """Singular values in `top_singular_values`."""
@@ -68,6 +72,14 @@ class Settings:
     side takes 16 bytes for each of its elements."""
     seed: int = 0
     """Of the randomized method."""
+    stats: Stats = "full"
+    """`basic`: mean, deviation, extremes, zeros, what is not finite. Without spectra, quantiles and hashes,
+    so that nothing is taken from a journal either."""
+
+    @property
+    def basic(self) -> bool:
+        """Whether only the basic statistics are wanted."""
+        return self.stats == "basic"
 
     @property
     def key(self) -> str:
@@ -82,6 +94,35 @@ class Identity:
     model_path: str
     model_id: str
     revision: str = "local"
+    """Resolved: a commit where the model came from the hub."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which parameters are analysed, by globs on their names."""
+
+    include: tuple[str, ...] = ()
+    """Empty takes all."""
+    exclude: tuple[str, ...] = ()
+
+    def of(self, names: Iterable[str]) -> list[str]:
+        """Return the names that are wanted, in their order.
+
+        Raises:
+            ConfigError: none is.
+        """
+        every = list(names)
+        kept = [name for name in every if self._wants(name)]
+        if every and not kept:
+            raise ConfigError(
+                f"--include {' '.join(self.include)} --exclude {' '.join(self.exclude)} leave none of "
+                f"{len(every)} parameters; their names are like {every[0]}"
+            )
+        return kept
+
+    def _wants(self, name: str) -> bool:
+        wanted = not self.include or any(fnmatchcase(name, one) for one in self.include)
+        return wanted and not any(fnmatchcase(name, one) for one in self.exclude)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +180,7 @@ def analyze(
     workers = max(1, min(workers or processors, len(tensors) or 1))
     largest = max((tensor.nbytes for tensor in tensors), default=0)
     budget = Budget(memory or max(2 * largest, SMALL_BUDGET))
-    known = Journal(journal, settings.key)
+    known = Journal(None if settings.basic else journal, settings.key)
     problems = list(checkpoint.problems)
     found: dict[str, Row] = {}
     reused = 0
@@ -229,7 +270,13 @@ def _cost(tensor: Tensor, settings: Settings) -> float:
 
 
 def _method(tensor: Tensor, settings: Settings) -> str:
-    if not settings.spectra or not tensor.size or not is_float(tensor.dtype) or tensor.form == STORED_FORM:
+    if (
+        not settings.spectra
+        or settings.basic
+        or not tensor.size
+        or not is_float(tensor.dtype)
+        or tensor.form == STORED_FORM
+    ):
         return "none"
     if min(tensor.rows, tensor.cols) == 1:
         return "vector"
@@ -253,7 +300,7 @@ def _row_or_known(tensor: Tensor, identity: Identity, settings: Settings, known:
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": DEVICE,
         "framework": tensor.framework,
-        "code_version": asysi.__version__,
+        "code_version": code_version(),
         "file": tensor.file,
         **measured,
         "seconds": round(time.monotonic() - began, 6),
@@ -298,7 +345,13 @@ def _columns_of(tensor: Tensor, settings: Settings, method: str, figures: "_Figu
             note = _joined(note, f"no rank_noise: the rounding of {tensor.stored} is not known")
     elif found is not None:
         note = _joined(note, "no spectrum: squares are beyond float64")
-    elif settings.spectra and tensor.size and not is_float(tensor.dtype) and tensor.form != STORED_FORM:
+    elif (
+        settings.spectra
+        and not settings.basic
+        and tensor.size
+        and not is_float(tensor.dtype)
+        and tensor.form != STORED_FORM
+    ):
         note = _joined(note, f"no spectrum: {tensor.dtype} is not a type of real floats")
     if tensor.dtype.kind == "c":
         note = _joined(note, "statistics are of the real and imaginary parts together")
@@ -311,7 +364,7 @@ def _columns_of(tensor: Tensor, settings: Settings, method: str, figures: "_Figu
         "dequantised_by": (tensor.coding.by if tensor.coding else "") or None,
         "elements": tensor.size,
         "bytes": tensor.stored_bytes,
-        "tensor_hash": figures.digest,
+        "tensor_hash": None if settings.basic else figures.digest,
         "zero_epsilon": settings.zero_epsilon,
         **_summary_columns(summary),
         **_spectrum_columns(spectrum),
@@ -340,15 +393,18 @@ def _read_once(tensor: Tensor, settings: Settings, method: str) -> "_Figures":
     gram = Gram(side) if method == "gram" and tensor.rows >= cols and tensor.by_range else None
     held = tensor.read() if not tensor.by_range or (gram is None and method in {"svd", "gram"}) else None
     step = max(1, BLOCK_ELEMENTS // cols, min(cols, 256)) * cols if gram is not None else CHUNK
-    counts, digest = tally(_real(tensor.dtype), settings.zero_epsilon), xxhash.xxh3_128()
+    counts, digest = (
+        tally(_real(tensor.dtype), settings.zero_epsilon, basic=settings.basic),
+        xxhash.xxh3_128(),
+    )
     parts = tensor.coding.parts if tensor.coding else None
     for part in tensor.chunks(step) if held is None else parts_of(held, step):
         counts.add(part.view(_real(part.dtype)))
-        if parts is None:
+        if parts is None and not settings.basic:
             digest.update(_raw(part))
         if gram is not None:
             gram.add(part.reshape(-1, cols).astype(np.float64))
-    for stored in parts() if parts is not None else ():
+    for stored in parts() if parts is not None and not settings.basic else ():
         digest.update(_raw(stored))
     summary = counts.summary()
     noise: float | None = summary.noise

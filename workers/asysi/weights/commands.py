@@ -35,6 +35,11 @@ class _Method(StrEnum):
     RANDOMIZED = "randomized"
 
 
+class _Stats(StrEnum):
+    FULL = "full"
+    BASIC = "basic"
+
+
 class _Backend(StrEnum):
     PREAD = "pread"
     MMAP = "mmap"
@@ -68,6 +73,13 @@ _RankK = Annotated[
 ]
 _Spectra = Annotated[
     bool, typer.Option("--spectra/--no-spectra", help="Whether singular values are computed.")
+]
+_Statistics = Annotated[
+    _Stats,
+    typer.Option(
+        "--stats",
+        help="basic: mean, deviation, extremes, zeros, NaN; faster, without quantiles, spectra, hashes.",
+    ),
 ]
 _Seed = Annotated[int, typer.Option("--seed", help="Seed of the randomized method.")]
 _Workers = Annotated[
@@ -130,6 +142,7 @@ def analyze_command(  # noqa: PLR0917 - each is an option of the command
     rank_k: _RankK = 128,
     exact_side: _Exact = 4096,
     spectra: _Spectra = True,
+    stats: _Statistics = _Stats.FULL,
     seed: _Seed = 0,
     workers: _Workers = None,
     backend: _Backends = _Backend.PREAD,
@@ -141,7 +154,7 @@ def analyze_command(  # noqa: PLR0917 - each is an option of the command
     What cannot be read is listed, everything else is analysed, and the exit code is then 1. Started again, it
     goes on behind the tensors that are done and have not changed.
     """
-    settings = _settings(zero_epsilon, method, rank_k, exact_side, seed, spectra=spectra)
+    settings = _settings(zero_epsilon, method, rank_k, exact_side, seed, spectra=spectra, stats=stats)
     problems = analyze_into(
         model, output / f"params.{output_format.value}", output_format.value, settings, workers=workers,
         backend=backend.value, model_id=model_id, revision=revision,
@@ -259,6 +272,7 @@ def run_command(  # noqa: PLR0917 - each is an option of the command
     rank_k: _RankK = 128,
     exact_side: _Exact = 4096,
     spectra: _Spectra = True,
+    stats: _Statistics = _Stats.FULL,
     seed: _Seed = 0,
     workers: _Workers = None,
     endpoint: _Endpoint = None,
@@ -274,7 +288,7 @@ def run_command(  # noqa: PLR0917 - each is an option of the command
     with _bar("analysing", None) as advance:
         done = run(
             model, output, models=models, revision=revision, form=output_format.value,
-            settings=_settings(zero_epsilon, method, rank_k, exact_side, seed, spectra=spectra),
+            settings=_settings(zero_epsilon, method, rank_k, exact_side, seed, spectra=spectra, stats=stats),
             workers=workers, offline=offline, endpoint=endpoint, say=typer.echo, progress=advance,
         )  # fmt: skip
     _list([*done.problems, *done.failures])
@@ -325,7 +339,14 @@ def analyze_into(
 
 
 def _settings(
-    zero_epsilon: float, method: _Method, rank_k: int, exact_side: int, seed: int, *, spectra: bool
+    zero_epsilon: float,
+    method: _Method,
+    rank_k: int,
+    exact_side: int,
+    seed: int,
+    *,
+    spectra: bool,
+    stats: _Stats,
 ) -> "Settings":
     from asysi.weights.analysis import Settings  # noqa: PLC0415
 
@@ -333,7 +354,7 @@ def _settings(
         raise ConfigError(f"--zero-epsilon {zero_epsilon} is no size: take 0 or a small positive number")
     if rank_k < 1 or exact_side < 1:
         raise ConfigError(f"--rank-k {rank_k} and --exact-side {exact_side} must be at least 1")
-    return Settings(zero_epsilon, spectra, method.value, rank_k, exact_side, seed)
+    return Settings(zero_epsilon, spectra, method.value, rank_k, exact_side, seed, stats.value)
 
 
 def _require() -> None:

@@ -296,7 +296,7 @@ def _copy(source: Path, folder: Path, patterns: tuple[str, ...]) -> Download:
             )
         files[name] = _stamp(file, found)
         log.info("%s: %d bytes, %s", name, files[name].size, found)
-    model_id = str(read_record(source).get("model_id") or source.name)
+    model_id = str(read_record(source).get("model_id") or folder.name)
     revision = str(read_record(source).get("revision") or "local")
     return _recorded(Download(folder, model_id, revision, files, fetched))
 

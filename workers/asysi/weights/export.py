@@ -3,10 +3,14 @@
 import csv
 import json
 import platform
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution, distributions, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,9 +92,10 @@ def run_meta(
         "model_id": model_id,
         "revision": revision,
         "model_path": model_path,
-        "code_version": asysi.__version__,
+        "code_version": code_version(),
         "python": platform.python_version(),
         "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "dependencies": _dependencies(),
         "device": "cpu",
         "machine": f"{platform.system()} {platform.release()} {platform.machine()}",
         "command_line": list(sys.argv if arguments is None else arguments),
@@ -107,6 +112,29 @@ def write_meta(meta: Mapping[str, Any], folder: Path) -> Path:
     file = folder / META_FILE
     write_atomic(file, json.dumps(meta, indent=1, ensure_ascii=False) + "\n")
     return file
+
+
+@cache
+def code_version() -> str:
+    """Return the version, with the commit where it is known: `0.1.0+g1a2b3c4`, `-dirty` if changed."""
+    folder = Path(asysi.__file__).parent
+    if git := shutil.which("git"):
+        asked = [git, "-C", str(folder), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
+        with suppress(OSError, subprocess.SubprocessError):
+            done = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
+            return f"{asysi.__version__}+g{done.stdout.strip()}"
+    with suppress(PackageNotFoundError, ValueError, KeyError, TypeError):
+        commit = json.loads(distribution("asysi").read_text("direct_url.json") or "{}")["vcs_info"][
+            "commit_id"
+        ]
+        return f"{asysi.__version__}+g{commit[:12]}"
+    return asysi.__version__
+
+
+def _dependencies() -> dict[str, str]:
+    """Return every installed package and its version, by name."""
+    found = {str(one.metadata["Name"]): one.version for one in distributions() if one.metadata["Name"]}
+    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
 
 
 def _version(package: str) -> str | None:

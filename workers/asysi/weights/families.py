@@ -142,7 +142,7 @@ BLOCKS: dict[str, tuple[str, ...]] = {
     ),
     "o_proj": (
         r"o_proj",
-        r"out_proj",
+        r"(?<!classifier\.)(?<!_head\.)out_proj",
         r"out_lin",
         r"attn_output",
         r"attention\.wo",
@@ -191,6 +191,7 @@ BLOCKS: dict[str, tuple[str, ...]] = {
         r"cls",
         r"predictions",
         r"classifier",
+        r"classification_head",
         r"score",
         r"output",
         r"head",
@@ -225,9 +226,23 @@ MEANINGS: dict[str, str] = {
 }
 """What each block type is; a bias has the type of its layer."""
 
-_LAYER = re.compile(r"(?:^|\.)(layers?|h|blocks?|blk|albert_layer_groups|resblocks|stages)\.(\d+)(?=\.|$)")
-_EXPERT = re.compile(r"(?:^|\.)experts\.(\d+)(?=\.|$)")
-_KINDS = re.compile(r"(?:^|[._])(weight|bias)$")
+_LAYER = re.compile(
+    r"(?:^|\.)(layers?|h|blocks?|blk|albert_layer_groups|resblocks|stages)\.(\d+)(?=\.|$)", re.IGNORECASE
+)
+_EXPERT = re.compile(r"(?:^|\.)experts\.(\d+)(?=\.|$)", re.IGNORECASE)
+_KINDS = re.compile(r"(?:^|[._])(weight|bias)$", re.IGNORECASE)
+
+
+_WORDS = (
+    ("embedding", ("embed",)),
+    ("q_proj", (".q_proj",)),
+    ("k_proj", (".k_proj",)),
+    ("v_proj", (".v_proj",)),
+    ("o_proj", (".o_proj",)),
+    ("moe", ("moe", "gate", "expert")),
+    ("output", ("lm_head", "output")),
+)
+"""Block types by words anywhere in a name, for names that no family has."""
 
 
 def classify_param(name: str) -> tuple[str, int | None]:
@@ -247,17 +262,20 @@ def describe_param(name: str) -> Role:
     return Role(
         block_type=_block_type(_LAYER.sub(r".\1.#", name)),
         layer_index=int(layer.group(2)) if layer else None,
-        kind=kind.group(1) if kind else name.rpartition(".")[2],
+        kind=kind.group(1).lower() if kind else name.rpartition(".")[2],
         expert=int(expert.group(1)) if expert else None,
     )
 
 
 def _block_type(name: str) -> str:
-    return next((block for block, pattern in _compiled().items() if pattern.search(name)), "other")
+    found = next((block for block, pattern in _compiled().items() if pattern.search(name)), None)
+    small = name.lower()
+    return found or next((block for block, words in _WORDS if any(word in small for word in words)), "other")
 
 
 @cache
 def _compiled() -> dict[str, re.Pattern[str]]:
     return {
-        block: re.compile(rf"(?:^|\.)(?:{'|'.join(patterns)})(?:\.|$)") for block, patterns in BLOCKS.items()
+        block: re.compile(rf"(?:^|\.)(?:{'|'.join(patterns)})(?:\.|$)", re.IGNORECASE)
+        for block, patterns in BLOCKS.items()
     }

@@ -8,7 +8,7 @@ the first 7 bits of the significand, so they are within 0.8 % of the value.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Protocol
 
@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from asysi.weights.dtypes import is_float, is_narrow, pattern_values, smallest_normal, spacing
 
 _Native: Any
+_Sums: Any
 try:
     from asysi.weights._count import Counter as _Native
+    from asysi.weights._count import Sums as _Sums
 except ImportError:  # installed without a compiler: the same numbers, slower
-    _Native = None
+    _Native = _Sums = None
 
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 CHUNK = 1 << 19
@@ -48,10 +50,11 @@ class Summary:
     """Exact zeros, of either sign."""
     near_zeros: int
     """|x| <= the `zero_epsilon` of the analysis."""
-    near_zeros_rms: int
+    near_zeros_rms: int | None
     """|x| <= 1e-3 × rms; of types wider than 16 bits within a histogram's bin."""
-    subnormals: int
-    """Not zero and below the smallest normal number of the type."""
+    subnormals: int | None
+    """Not zero and below the smallest normal number of the type; None where only the basic statistics were
+    asked for, as the next ones."""
     mean: float
     var: float
     """Of the population: divided by n."""
@@ -60,7 +63,7 @@ class Summary:
     maximum: float
     quantiles: tuple[float, ...]
     """At `QUANTILES`, linear between order statistics."""
-    quantiles_exact: bool
+    quantiles_exact: bool | None
     noise: float
     """Standard deviation of the rounding to the stored type: √(mean(ulp²) / 12); 0 of integers."""
 
@@ -85,15 +88,21 @@ class Tally(Protocol):
         """Return the statistics of everything added."""
 
 
-def tally(dtype: np.dtype[np.generic], zero_epsilon: float, *, native: bool = True) -> Tally:
+def tally(
+    dtype: np.dtype[np.generic], zero_epsilon: float, *, native: bool = True, basic: bool = False
+) -> Tally:
     """Return an empty tally for tensors of `dtype`.
 
     Args:
         dtype: type of the elements.
         zero_epsilon: size up to which an element counts as near zero.
         native: whether to use the compiled counter where it is there; the results are the same.
+        basic: whether mean, deviation, extremes, zeros and what is not finite are enough. They are then
+            summed for the types that have a fast way, bfloat16 and float32; others are counted as always.
     """
     compiled = native and _Native is not None
+    if basic and compiled and dtype in {_BFLOAT16, np.dtype(np.float32)}:
+        return _Basic(zero_epsilon)
     if is_narrow(dtype):
         return _Narrow(dtype, zero_epsilon, native=compiled)
     if dtype == np.float32 and compiled:
@@ -190,11 +199,43 @@ class _Moments:
         self.maximum = max(self.maximum, float(values.max()))
 
 
+def _not_above(zero_epsilon: float) -> float:
+    """Return the largest float32 that is not above it: the comparison is then the same in both types."""
+    near = np.float32(zero_epsilon)
+    return float(near if near <= zero_epsilon else np.nextafter(near, np.float32(0)))
+
+
+class _Basic:
+    """Counts and extremes exactly; the mean to about 1e-9 of the largest element, the deviation to 1e-6."""
+
+    def __init__(self, zero_epsilon: float) -> None:
+        self._epsilon, self._sums, self._elements = _not_above(zero_epsilon), _Sums(), 0
+
+    def add(self, values: NDArray[Any]) -> None:
+        part = np.ascontiguousarray(values)
+        self._elements += part.size
+        self._sums.add(part.view("<u2") if part.itemsize == 2 else part, self._epsilon)
+
+    def summary(self) -> Summary:
+        finite, mean, m2, least, most, zeros, near_zeros, infinities = self._sums.moments()
+        nans = self._elements - finite - infinities
+        if finite == 0:
+            return replace(_empty(self._elements, nans, infinities), **_UNKNOWN)
+        var = m2 / finite
+        return Summary(
+            elements=self._elements, finite=finite, nans=nans, infinities=infinities,
+            zeros=zeros, near_zeros=near_zeros, mean=mean, var=var, rms=math.hypot(math.sqrt(var), mean),
+            minimum=least, maximum=most, quantiles=(math.nan,) * len(QUANTILES), noise=math.nan, **_UNKNOWN,
+        )  # fmt: skip
+
+
+_UNKNOWN: Any = {"near_zeros_rms": None, "subnormals": None, "quantiles_exact": None}
+"""What the basic statistics do not say."""
+
+
 class _NativeFloats:
     def __init__(self, zero_epsilon: float) -> None:
-        # The largest float32 that is not above it: the comparison is then the same in both types.
-        near = np.float32(zero_epsilon)
-        self._epsilon = float(near if near <= zero_epsilon else np.nextafter(near, np.float32(0)))
+        self._epsilon = _not_above(zero_epsilon)
         self._counter = _Native()
         self._elements = 0
 

@@ -1,7 +1,9 @@
 """A tensor of a checkpoint: what it is, how it is stored, and how its elements are read."""
 
 import math
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -37,6 +39,24 @@ class Coding:
     noise: Callable[[Array], float | None] = lambda _values: None
     """Returns the standard deviation of the rounding to the stored form, None where it is not known, from all
     elements in one dimension."""
+
+
+_kept = threading.local()
+_KEPT_BYTES = 8 << 20
+
+
+@contextmanager
+def _scratch(size: int) -> Iterator[Bytes]:
+    """Lend memory that the thread keeps: fresh pages cost as much as a pass over them."""
+    memory: Bytes | None = getattr(_kept, "memory", None)
+    _kept.memory = None  # whoever asks meanwhile gets other memory
+    if memory is None or memory.nbytes < size:
+        memory = np.empty(size, np.uint8)
+    try:
+        yield memory
+    finally:
+        if memory.nbytes <= _KEPT_BYTES:
+            _kept.memory = memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +124,13 @@ class Tensor:
 
     def chunks(self, elements: int) -> Iterator[Array]:
         """Yield all elements in order, at most `elements` at once; the next chunk may overwrite the last."""
-        whole = None if self.by_range else self.read()
-        memory = np.empty(min(elements, self.size) * self.dtype.itemsize if whole is None else 0, np.uint8)
-        for start in range(0, self.size, elements):
-            stop = min(self.size, start + elements)
-            yield self._read(start, stop, memory) if whole is None else whole[start:stop]
+        if not self.by_range:
+            whole = self.read()
+            yield from (whole[start : start + elements] for start in range(0, self.size, elements))
+            return
+        with _scratch(min(elements, self.size) * self.dtype.itemsize) as memory:
+            for start in range(0, self.size, elements):
+                yield self._read(start, min(self.size, start + elements), memory)
 
     def head(self, rows: int) -> "Tensor":
         """Return the first `rows` of the first dimension as a tensor."""
