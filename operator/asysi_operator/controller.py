@@ -67,6 +67,8 @@ class Memory:
     """How often the events of the same oddity were looked at: ever less often."""
     events: Sequence[Manifest] = ()
     contests: Contests = field(default_factory=Contests)
+    put_out: list[Manifest] = field(default_factory=list)
+    """Pods that were put out and have gone, until that is recorded."""
 
 
 @dataclass
@@ -182,18 +184,22 @@ class Controller:
         experiment = self.world.experiment(key)
         if experiment is None:
             self._memories.pop(key, None)
+            self.world.put_out(key)
             self.work.forget(key)
             return
         memory = self._memories.setdefault(key, Memory())
+        memory.put_out += self.world.put_out(key)
         observed = Observed(
             experiment,
             self._cluster.now(),
             tuple(self.world.children(key)),
             tuple(self.world.pods(key)),
+            put_out=tuple(memory.put_out),
             claims=tuple(self.world.claims(key)),
         )
         with metrics.RECONCILES.time():
             look = await asyncio.to_thread(functools.partial(self._look, observed, memory))
+        memory.put_out.clear()
         for item in look.written:
             self.world.put(item["kind"], item)
         if look.written:

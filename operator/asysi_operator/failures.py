@@ -14,6 +14,7 @@ from asysi_operator.observation import (
     containers,
     holds,
     leaving,
+    owned,
     parse_time,
     state_of,
     unheard,
@@ -86,6 +87,13 @@ def last_failure(observed: Observed) -> Failure | None:
     if job is not None and (job.reason == "DeadlineExceeded" or not (past or ongoing)):
         return job
     return ongoing or max(past, key=lambda failure: failure.time or "", default=None)
+
+
+def disruptions(observed: Observed) -> list[Failure]:
+    """Return why pods of the Job were put out that have gone since the last look, oldest first."""
+    job = observed.job
+    own = [pod for pod in observed.put_out if job and owned(pod, job["metadata"]["uid"])]
+    return [failure for pod in own for failure in _of_pod(pod, observed) if failure.time is not None]
 
 
 def _of_claims(observed: Observed) -> Failure | None:

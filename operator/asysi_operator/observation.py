@@ -31,6 +31,8 @@ class Observed:
     """What the current pod's containers last answered, by name."""
     events: Sequence[Manifest] = ()
     """Warnings about the current pod, or about the Job while it has none, asked for when something is odd."""
+    put_out: Sequence[Manifest] = ()
+    """Pods that were put out, and have gone since the last look."""
     claims: Sequence[Manifest] = ()
     """Claims that the experiment names or has, whoever made them."""
     suffix: str = ""

@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 from asysi_operator import summary
 from asysi_operator.answers import VERDICTS, LastWords, read_last_words
-from asysi_operator.failures import DISRUPTIONS, Failure, finished, last_failure, refusal
+from asysi_operator.failures import DISRUPTIONS, Failure, disruptions, finished, last_failure, refusal
 from asysi_operator.manifests.environment import output_of
 from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.observation import (
@@ -94,8 +94,10 @@ def derive(
         said["Contended"] = _contended(contended)
     conditions = [_condition(observed, kind, said[kind], now) for kind in CONDITIONS if kind in said]
     word = phase(conditions)
-    seen = failure.as_status(now, before.get("lastFailure") or {}) if failure else None
-    last, past = summary.failures(before, seen, word)
+    last, past = before.get("lastFailure"), before.get("failures") or []
+    for one in (*disruptions(stage), failure):
+        seen = one.as_status(now, last or {}) if one else None
+        last, past = summary.failures({"lastFailure": last, "failures": past}, seen, word)
     stalled = summary.stalled(conditions, last)
     for kind, says in (("Ready", summary.ready(word, conditions)), ("Stalled", stalled)):
         conditions.append(_condition(observed, kind, says, now))
@@ -436,8 +438,10 @@ def announcements(name: str, before: Manifest, after: Manifest) -> list[tuple[st
             and was.get(kind, {}).get("status", _INITIAL.get(kind)) != status
         ):
             told.append((level, reason, entry["message"]))
-    failure = after.get("lastFailure")
-    if failure and failure != before.get("lastFailure"):
+    known = [*(before.get("failures") or ()), before.get("lastFailure")]
+    for failure in (*(after.get("failures") or ()), after.get("lastFailure")):
+        if not failure or failure in known:
+            continue
         who = f"{failure['container']}: " if "container" in failure else ""
         reason = "ContainerFailed" if who else "PodFailed"
         level = "Warning"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.manifests.labels import EXPERIMENT, MANAGER
 from asysi_operator.manifests.names import OUTPUT
+from asysi_operator.observation import holds
 
 Key = tuple[str, str]
 """Namespace and name."""
@@ -25,6 +26,7 @@ class World:
     _by_parent: dict[Key, dict[tuple[str, Key], Manifest]] = field(default_factory=dict)
     _gone: dict[str, int] = field(default_factory=dict)
     """Version at which an object went, by its identity; the oldest are forgotten first."""
+    _put_out: dict[Key, list[Manifest]] = field(default_factory=dict)
 
     def put(self, kind: str, item: Manifest) -> Key | None:
         """Take in an object and return the key of the experiment that it concerns, if it concerns one.
@@ -62,8 +64,11 @@ class World:
             while len(self._gone) > GRAVES:
                 del self._gone[next(iter(self._gone))]
         known = self._objects.get(kind, {}).get(key)
+        parent = parent_of(kind, item)
+        if kind == _POD and parent is not None and holds(item, "DisruptionTarget"):
+            self._put_out.setdefault(parent, []).append(_lean(item))
         if known is None:
-            return parent_of(kind, item)
+            return parent
         if not uid or uid == _uid(known):
             self._forget(kind, key)
         return parent_of(kind, known)
@@ -92,6 +97,13 @@ class World:
     def pods(self, key: Key) -> list[Manifest]:
         """Return the pods with an experiment's label."""
         return [item for (kind, _), item in self._by_parent.get(key, {}).items() if kind == _POD]
+
+    def put_out(self, key: Key) -> list[Manifest]:
+        """Return, once, the pods of an experiment that were put out and have gone since this was last asked.
+
+        Of a lost node's pod that is marked and deleted in one moment nobody would ever learn why it went.
+        """
+        return self._put_out.pop(key, [])
 
     def claims(self, key: Key) -> list[Manifest]:
         """Return the claims that an experiment names or has, as far as they are there."""

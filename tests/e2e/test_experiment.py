@@ -56,6 +56,13 @@ def test_whole(scan: Callable, start: Callable) -> None:
     rows = {p["path"]: p["consumers"]["archiver"]["durable"] for p in ledger["points"]}
     dataset = MScanDataset(run.output)
     assert {point: len(dataset.metrics(point)) for point in dataset.points} == rows
+    events = [json.loads(line) for line in (run.output / "events.jsonl").read_text().splitlines()]
+    exits = {event["container"]: event for event in events if event["event"] == "exited"}
+    last = max(exits[main]["time"] for main in ("host", "finish"))
+    for sidecar in ("hook", "sae", "archiver"):  # done, they wait for the end, and leave with 0
+        assert exits[sidecar]["code"] == 0
+        assert exits[sidecar]["time"] >= last
+    assert "restarted" not in {event["event"] for event in events}
     page = (run.output / "report.html").read_text()
     assert "encoder.layer.1.output" in page
     assert re.search(r'(src|href)="https?://', page) is None

@@ -346,6 +346,24 @@ def test_the_experiment_completes(shell, running):
     assert status["attempt"] == 0
 
 
+def test_workers_that_are_done_are_quiet(shell, running):
+    """None is started again after its work, all leave with 0, and the log of each is that of the run."""
+    pod = json.loads(shell.kubectl("get", "pod", running, "--output=json"))
+    sidecars = {
+        one["name"]: one for one in pod["status"]["initContainerStatuses"] if one["name"] != "prepare"
+    }
+    assert {name: one["state"]["terminated"]["exitCode"] for name, one in sidecars.items()} == {
+        "archiver": 0,
+        "sae": 0,
+        "hook": 0,
+    }
+    assert (sidecars["sae"]["restartCount"], sidecars["hook"]["restartCount"]) == (0, 0)
+    assert sidecars["archiver"]["restartCount"] == 1  # it was stopped on purpose
+    said = shell.kubectl("logs", running, "--container=sae")
+    assert "FVU" in said
+    assert "waiting for the pod's end" in said
+
+
 @pytest.fixture(scope="module")
 def results(shell: Shell, images: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files in the experiment's claim, copied out by a pod that may only read."""

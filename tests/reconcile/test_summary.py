@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from asysi_operator.observation import parse_time, rfc3339
 from asysi_operator.reconcile import Settings, plan
-from asysi_operator.status import derive
+from asysi_operator.status import announcements, derive
 from asysi_operator.summary import HISTORY, duration, failures
 
 RUNNING = {"running": {"startedAt": "2026-01-02T03:01:00Z"}}
@@ -154,3 +154,28 @@ def test_a_duration_reads_as_kubectl_writes_it(seconds, text):
     assert duration(begin, moment, begin) == text
     assert duration(begin, None, moment) == text
     assert duration(None, None, moment) is None
+
+
+def test_a_pod_that_was_put_out_and_has_gone_is_remembered(lab):
+    """A lost node's pod is marked and deleted in one moment; why it went is said all the same, once."""
+    pod = lab.run_pod(host=RUNNING)
+    lab.write_status(said(lab))
+    reason = {
+        "reason": "DeletionByPodGC",
+        "message": "node is gone",
+        "lastTransitionTime": "2026-01-02T03:03:00Z",
+    }
+    pod["status"]["conditions"].append({"type": "DisruptionTarget", "status": "True", **reason})
+    del lab.objects["Pod", pod["metadata"]["name"]]
+    waits = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no node"}
+    lab.run_pod(1, conditions=[waits], initContainerStatuses=[])
+    before = lab.experiment["status"]
+    after = said(lab, put_out=[pod])
+    assert [one["reason"] for one in after["failures"]] == ["DeletionByPodGC"]
+    assert after["lastFailure"]["reason"] == "Unschedulable"
+    told = announcements("minilm", before, after)
+    assert [reason for _level, reason, _message in told].count("Disrupted") == 1
+    lab.write_status(after)
+    assert announcements("minilm", after, said(lab)) == []
+    pod["metadata"]["ownerReferences"][0]["uid"] = "a Job of an earlier experiment"
+    assert said(lab, put_out=[pod])["failures"] == after["failures"]

@@ -152,3 +152,18 @@ def test_claims_are_known_by_the_experiments_that_name_them():
     assert world.users(("lab", "texts")) == [KEY]
     assert world.users(("lab", "other-output")) == [("lab", "other")]
     assert world.users(("elsewhere", "results")) == []
+
+
+def test_a_pod_that_was_put_out_is_remembered_once():
+    """What was marked as put out and went is told when it is next asked for, and then forgotten."""
+    world = World()
+    pod = item(1) | {"kind": "Pod", "status": {}}
+    marked = item(2) | {
+        "kind": "Pod",
+        "status": {"conditions": [{"type": "DisruptionTarget", "status": "True"}]},
+    }
+    for last in (pod, marked):
+        world.put("Pod", last)
+        world.drop("Pod", last)
+    assert [one["metadata"]["resourceVersion"] for one in world.put_out(KEY)] == ["2"]
+    assert world.put_out(KEY) == []
