@@ -69,53 +69,53 @@ def test_the_same_uid_resumes(identity: Make) -> None:
     """An experiment goes on in its own folder, whatever stands there."""
     mine = identity(uid="a")
     for finished in (False, True):
-        assert refusal(mine, _found(mine, finished=finished), attempt=1, resume=False) is None
+        assert refusal(mine, _found(mine, finished=finished), kept=True, resume=False) is None
 
 
 def test_a_restored_experiment_resumes(identity: Make) -> None:
     """Deleted and created anew: the API server gave the name to this uid, so the other one is gone."""
-    assert refusal(identity(uid="b"), _found(identity(uid="a")), attempt=0, resume=False) is None
+    assert refusal(identity(uid="b"), _found(identity(uid="a")), kept=False, resume=False) is None
 
 
 def test_without_a_uid_the_user_has_to_say_so(identity: Make) -> None:
     """A pod that no operator made knows nothing about the owner: only output.resume lets it go on."""
     for own, before in ((None, "a"), ("b", None), (None, None)):
         case = identity(uid=own), _found(identity(uid=before))
-        assert "may still run" in (refusal(*case, attempt=0, resume=False) or "")
-        assert refusal(*case, attempt=0, resume=True) is None
+        assert "may still run" in (refusal(*case, kept=False, resume=False) or "")
+        assert refusal(*case, kept=False, resume=True) is None
 
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_finished_or_different_is_refused(identity: Make, resume: bool) -> None:
     """A finished run is never touched, nor one of another name or content, whatever the user says."""
     own = identity(uid="b")
-    said = refusal(own, _found(identity(uid="a"), finished=True), attempt=0, resume=resume)
+    said = refusal(own, _found(identity(uid="a"), finished=True), kept=False, resume=resume)
     assert said == "holds the results of experiment default/minimal, which is finished"
-    said = refusal(own, _found(identity(uid="a", name="other")), attempt=0, resume=resume)
+    said = refusal(own, _found(identity(uid="a", name="other")), kept=False, resume=resume)
     assert said == "holds the results of experiment default/other"
     changed = identity({"workload": {"scan": {"passes": 2}}}, uid="a")
-    said = refusal(own, _found(changed), attempt=0, resume=resume)
+    said = refusal(own, _found(changed), kept=False, resume=resume)
     assert said is not None
     assert said.endswith("with another spec.workload.scan.passes")
-    said = refusal(own, _found(identity(uid="a", name="other"), begun=False), attempt=0, resume=resume)
+    said = refusal(own, _found(identity(uid="a", name="other"), begun=False), kept=False, resume=resume)
     assert said is not None, "a foreign experiment that is about to begin"
 
 
 def test_an_edit_before_the_start_is_no_stranger(identity: Make) -> None:
     """A spec that was changed before the model ran is of the same experiment; afterwards it is another."""
     before, now = identity(uid="a"), identity({"workload": {"scan": {"passes": 2}}}, uid="a")
-    assert refusal(now, _found(before, begun=False), attempt=0, resume=False) is None
-    assert refusal(now, _found(before), attempt=0, resume=False) is not None
+    assert refusal(now, _found(before, begun=False), kept=False, resume=False) is None
+    assert refusal(now, _found(before), kept=False, resume=False) is not None
 
 
 def test_results_without_an_identity(identity: Make) -> None:
-    """Results of an earlier version belong to the experiment whose attempt was there before, or to nobody."""
+    """Results of an earlier version belong to the experiment whose place it can only be, or to nobody."""
     own = identity(uid="a")
-    assert "says whose they are" in (refusal(own, _found(None), attempt=0, resume=False) or "")
-    assert refusal(own, _found(None), attempt=1, resume=False) is None
-    assert refusal(own, _found(None), attempt=0, resume=True) is None
-    assert refusal(own, _found(None, finished=True), attempt=0, resume=True) is not None
-    assert refusal(own, _found(None, begun=False), attempt=0, resume=False) is None
+    assert "says whose they are" in (refusal(own, _found(None), kept=False, resume=False) or "")
+    assert refusal(own, _found(None), kept=True, resume=False) is None
+    assert refusal(own, _found(None), kept=False, resume=True) is None
+    assert refusal(own, _found(None, finished=True), kept=False, resume=True) is not None
+    assert refusal(own, _found(None, begun=False), kept=False, resume=False) is None
 
 
 @pytest.mark.parametrize(

@@ -98,4 +98,3 @@ def test_the_model_goes_on_if_it_is_to(scan: Callable, start: Callable, disk: Ca
     assert run.finish() == 1, run.text()
     assert [code for event, code in _events(output, "host") if event == "exited"] in ([0], [])
     assert "Traceback" not in run.text(), run.text()
-    assert "continues" in run.text() or "lets the model go on" in run.text()

@@ -1,5 +1,6 @@
 """An upgrade on a real cluster: what the first version's operator has made goes on under this one."""
 
+import json
 import os
 import signal
 import site
@@ -117,8 +118,16 @@ def test_what_runs_waits_or_has_ended_is_left_as_it_is(
 
     for name, attempt in (("waiting", 0), ("paused", 1)):
         lab.edit("ScanExperiment", name, {"spec": {"lifecycle": {"suspend": False}}})
-        assert lab.until_phase(name, "Running")["attempt"] == attempt
-        assert lab.status(name)["output"] == "results", "what began in the claim's root stays there"
+        status = lab.until_phase(name, "Running")
+        print(
+            "DEBUG",
+            json.dumps(status),
+            json.dumps([[p["metadata"]["annotations"], p["status"]] for p in lab.all("Pod", of=name)]),
+            json.dumps(lab.get("Job", name)["status"]),
+            lab.events(name),
+        )
+        assert status["attempt"] == attempt, status
+        assert status["output"] == "results", "what began in the claim's root stays there"
     assert _identities(lab, "Job", names) == jobs
 
     lab.apply("new")

@@ -166,29 +166,29 @@ def _attempts(folder: Path) -> Iterator[int]:
         return
 
 
-def refusal(own: Identity, found: Found, *, attempt: int, resume: bool) -> str | None:
+def refusal(own: Identity, found: Found, *, kept: bool, resume: bool) -> str | None:
     """Return why an experiment may not write into a folder, as the rest of a sentence; None when it may.
 
-    Names are unique in a namespace. So where the API server has given this experiment its uid, another uid
-    of the same name is gone: nobody has to be asked. Without a uid, as in a pod that was rendered and applied
-    by hand, nothing is known about the owner.
+    Names are unique in a namespace. So where the API server has given this experiment, or its Job, its uid,
+    another uid of the same name is gone: nobody has to be asked. Without a uid, as in a local run, nothing is
+    known about the owner.
 
     Args:
         own: the experiment's identity.
         found: what is in the folder.
-        attempt: number of the attempt, from 0: a later one of the same experiment has been here before.
+        kept: whether results that name no owner can only be the experiment's own.
         resume: whether the user says that the owner is gone.
     """
     recorded = found.identity
     if recorded is None:
-        taken = found.begun and not attempt and not (resume and not found.finished)
+        taken = found.begun and not kept and not (resume and not found.finished)
         return f"holds results, and no {runtime.IDENTITY_FILE} says whose they are" if taken else None
     mine = own.uid is not None and recorded.uid == own.uid
     whose = f"holds the results of experiment {recorded.namespace}/{recorded.name}"
     if not recorded.same_content(own):
         return None if mine and not found.begun else f"{whose}{_difference(recorded, own)}"
     nobodys = own.uid is None and recorded.uid is None
-    if mine or (nobodys and (attempt or not found.begun)):
+    if mine or (nobodys and (kept or not found.begun)):
         return None
     if found.finished:
         return f"{whose}, which is finished"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from asysi.contract.errors import ConfigError
 from asysi.contract.identity import Identity, identity_of, look, read_identity, refusal
-from asysi.contract.runtime import IDENTITY_FILE, Container, Env
+from asysi.contract.runtime import IDENTITY_FILE, MOUNTS, Container, Env
 from asysi.files import write_atomic
 from asysi.monitor.worker import Worker
 
@@ -56,7 +56,7 @@ def _take(worker: Worker, own: Identity) -> None:
         alone = _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         found = look(folder)
         resume = worker.experiment.spec.output.resume
-        if reason := refusal(own, found, attempt=worker.attempt, resume=resume):
+        if reason := refusal(own, found, kept=_kept(worker), resume=resume):
             raise ConfigError(_sentence(worker, reason))
         recorded = found.identity
         if alone:
@@ -69,6 +69,17 @@ def _take(worker: Worker, own: Identity) -> None:
         if time.monotonic() > until:
             raise ConfigError(_sentence(worker, "is in use by workers of another experiment"))
         time.sleep(_TICK)
+
+
+def _kept(worker: Worker) -> bool:
+    """Whether results that name no owner can only be the experiment's own, made by an earlier version.
+
+    They are in a later attempt of a local run, on the claim that was made for it, and in the root of a named
+    claim where the spec names no folder: there the operator keeps what began before there were any.
+    """
+    output = worker.experiment.spec.output
+    in_root = worker.output == Path(MOUNTS[Env.OUTPUT])
+    return worker.attempt > 0 or (in_root and (output.claim is None or output.path is None))
 
 
 def _owns(recorded: Identity, own: Identity) -> bool:
