@@ -40,7 +40,7 @@ def summary(name: str, outcome: Outcome, status: Status, output: Path) -> str:
         "data": _data(verdict, ran=(output / PROGRESS).is_file()),
         "kept": _kept(ledger),
         "lapped": _lapped(ledger),
-        "restarts": restarts or "none",
+        "restarts": restarts or ("none in place" if outcome.attempts > 1 else "none"),
         "attempts": str(outcome.attempts) if outcome.attempts > 1 else "",
         "report": str(output / REPORT_FILE) if (output / REPORT_FILE).is_file() else "",
         "logs": str(output / LOG_FOLDER) if (output / LOG_FOLDER).is_dir() else "",

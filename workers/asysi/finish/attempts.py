@@ -23,6 +23,8 @@ class Attempt:
     way.
     """
     steps: int = 0
+    tokens: int = 0
+    """Content tokens that the model read."""
     totals: Mapping[str, Any] | None = None
     """As in its `ledger.json`."""
 
@@ -38,11 +40,12 @@ def _read(output: Path, number: int) -> Attempt:
     written = read_json(output / ATTEMPTS_FOLDER / str(number) / LEDGER_FILE)
     try:
         books = books_of(written)
-        steps = int(written["steps"]["run"])
+        steps, tokens = int(written["steps"]["run"]), int(written["tokens"]["read"])
     except (KeyError, TypeError, ValueError):
         return Attempt(number, None)
     settled = written.get("settled", True) is not False
-    return Attempt(number, books, written.get("balanced") is True, settled, steps, written.get("totals"))
+    balanced = written.get("balanced") is True
+    return Attempt(number, books, balanced, settled, steps, tokens, written.get("totals"))
 
 
 def whole(attempts: Sequence[Attempt]) -> Books:

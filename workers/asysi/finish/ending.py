@@ -79,6 +79,11 @@ class Ending:
         return whole(self.attempts)
 
     @property
+    def tokens(self) -> int:
+        """Content tokens that the model has read in all attempts whose books are known."""
+        return sum(one.tokens for one in self.attempts)
+
+    @property
     def sentence(self) -> str:
         """Both verdicts in words."""
         return verdict.sentence(self.balanced, self.data, interrupted=self.interrupted)
@@ -95,7 +100,8 @@ def end_of(
 ) -> Ending:
     """Judge the run."""
     host = outcome.snapshot.host
-    last = Attempt(ledger.attempt, ledger.books, ledger.balanced, settled(outcome.snapshot), host.steps)
+    rest = settled(outcome.snapshot)
+    last = Attempt(ledger.attempt, ledger.books, ledger.balanced, rest, host.steps, host.tokens)
     attempts = (*earlier_attempts(output, ledger.attempt), last)
     found = facts.gather(
         experiment,
@@ -252,7 +258,7 @@ def report_of(
             model=provenance.model_name(experiment.spec.model.uri),
             model_detail=analysis.model,
             tokens_unique=seen.get("unique_tokens"),
-            tokens_total=host.tokens,
+            tokens_total=ending.tokens,
             hook_share=host.capture_ns / host.forward_ns if host.forward_ns else None,
             rows_seen=made.seen,
             rows_kept=made.published,
@@ -269,7 +275,7 @@ def report_of(
         comparisons=tuple(comparisons),
         browser=analysis.browser,
         limits=(
-            *provenance.limits(experiment, host, seen, attempt=ending.ledger.attempt),
+            *provenance.limits(experiment, host, seen, attempt=ending.ledger.attempt, tokens=ending.tokens),
             *([("Parameters", analysis.parameters)] if analysis.parameters else []),
         ),
         commands=tuple(provenance.commands(experiment, analysis.exports)),
@@ -348,7 +354,7 @@ def last_words(ledger: Ledger, snapshot: Snapshot, analysis: Analysis | None, en
         "complete": ledger.complete,
         "interrupted": snapshot.host.interrupted,
         "ledger": {"balanced": ledger.balanced, "unbalanced": []},
-        "tokens": snapshot.host.tokens,
+        "tokens": ending.tokens if ending else snapshot.host.tokens,
         "capture": produced_json(total_produced(books.capture.values())),
         "durable": {
             name: total_consumed(rows.values()).durable for name, rows in sorted(books.consumers.items())

@@ -19,7 +19,7 @@ PACKAGES = ("torch", "transformers", "numpy", "safetensors")
 
 
 def limits(
-    experiment: ScanExperiment, host: Host, seen: Mapping[str, Any], *, attempt: int
+    experiment: ScanExperiment, host: Host, seen: Mapping[str, Any], *, attempt: int, tokens: int
 ) -> list[tuple[str, str]]:
     """Return label and text of each limit, as far as it is known.
 
@@ -28,10 +28,11 @@ def limits(
         host: the capture ring's mailbox.
         seen: what `host/seen.json` holds; may be empty.
         attempt: number of the attempt.
+        tokens: content tokens read in all attempts.
     """
     spec = experiment.spec
     lines = [
-        ("Corpus", _corpus(experiment, host, seen)),
+        ("Corpus", _corpus(experiment, host, seen, tokens)),
         ("Left out", _exclusions(experiment, host, seen)),
         ("Sampling", _sampling(experiment, host)),
         ("Seeds", _seeds(experiment)),
@@ -41,7 +42,12 @@ def limits(
     if spec.sae is not None:
         lines.append(("Autoencoders", "; ".join(_trainer(trainer) for trainer in spec.sae.train)))
     if attempt:
-        lines.append(("Attempts", f"{attempt + 1}: counts and books are of the last one, files of all"))
+        lines.append(
+            (
+                "Attempts",
+                f"{attempt + 1}: rows and tokens are added up, steps and equations are of the last one",
+            )
+        )
     return [*lines, ("Versions", versions()), ("Machine", machine())]
 
 
@@ -56,7 +62,7 @@ def model_name(uri: str) -> str:
     return telling[-1] if telling else uri
 
 
-def _corpus(experiment: ScanExperiment, host: Host, seen: Mapping[str, Any]) -> str:
+def _corpus(experiment: ScanExperiment, host: Host, seen: Mapping[str, Any], tokens: int) -> str:
     data, scan = experiment.spec.data, experiment.spec.workload.scan
     parts = [data.uri.rpartition("/")[2] or data.uri if data else "no data"]
     if data is not None and data.pipeline is not None:
@@ -76,7 +82,7 @@ def _corpus(experiment: ScanExperiment, host: Host, seen: Mapping[str, Any]) -> 
             "their line"
         )
     passes = scan.passes if scan else 1
-    parts.append(f"{passes} {'pass' if passes == 1 else 'passes'}, {count(host.tokens)} tokens read")
+    parts.append(f"{passes} {'pass' if passes == 1 else 'passes'}, {count(tokens)} tokens read")
     if host.interrupted:
         parts.append("ended early by the user")
     if 0 < seen.get("unique_tokens", SMALL) < SMALL:
