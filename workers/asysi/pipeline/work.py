@@ -242,11 +242,9 @@ class Worker:
         """The hot loop: everything that is not needed for every row happens in `except` and in `_several`."""
         loads, dumps, out, context = values.loads, orjson.dumps, job.out, job.context
         add, stored, plain, watch = out.append, job.block.stored, values.plain, self._watch
-        number = job.block.first - 1
-        made = dropped = 0
+        dropped = 0
         identity: Any
-        for line in job.lines:
-            number += 1
+        for number, line in enumerate(job.lines, job.block.first):
             identity = number
             try:
                 row = loads(line)
@@ -264,20 +262,18 @@ class Worker:
                     if watch and _NULL in text:
                         values.refuse_non_finite(new)
                     add(text)
-                    made += 1
                 elif new is None:
                     dropped += 1
                 else:
                     several = _several(new, identity)
                     out.extend(several)
-                    made += len(several)
                     dropped += not several
             except Exception as error:  # noqa: BLE001 - an operator may raise anything
                 if not line.strip():
                     job.result.blank += 1
                 elif not self._bury(error, line, number, job):
                     break
-        job.result.made, job.result.dropped = made, dropped
+        job.result.made, job.result.dropped = len(out), dropped
 
     def _run_batches(self, many: Callable[..., Any], job: "_Job") -> None:
         stream, result = iter(enumerate(job.lines, job.block.first)), job.result
