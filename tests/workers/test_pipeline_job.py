@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,6 +162,25 @@ def test_a_spent_budget_cannot_be_tried_again_but_raised(volume, monkeypatch):
     assert "spec.data.pipeline.budget is spent" in volume.words.read_text()
     assert volume.run(paying(1000.0), 0) == Exit.OK
     assert settle(paying(1000.0), volume.output).rows == ROWS
+
+
+def test_a_changed_operator_says_what_leads_out_of_an_experiment(volume, monkeypatch):
+    """No flag can be given to a Job: the refusal names the folder to delete, and that leads out."""
+    module = volume.folder / "marking.py"
+    text = "WORD = 'a'\ndef mark(items):\n    return [{**item, 'word': WORD} for item in items]\n"
+    module.write_text(text)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(volume.folder), os.environ.get("PYTHONPATH", "")]))
+    experiment = volume.experiment(shards=1, operators=[{"operator": "marking:mark"}])
+    assert volume.run(experiment, 0) == Exit.OK
+    module.write_text(text.replace("'a'", "'b'"))
+    assert volume.run(experiment, 0) == Exit.CONFIG
+    said = volume.words.read_text()
+    folder = volume.output / pipeline_folder(experiment.spec.data)
+    assert "its module marking was changed" in said
+    assert f"delete {folder} to begin anew" in said
+    shutil.rmtree(folder)
+    assert volume.run(experiment, 0) == Exit.OK
+    assert volume.rows(experiment)[0]["word"] == "b"
 
 
 def test_what_changes_rows_has_a_folder_of_its_own(volume):

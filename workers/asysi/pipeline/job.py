@@ -63,7 +63,11 @@ def run(spec: PipelineFile, index: int) -> int:
     pipeline.pipeline_id = spec.pipeline_id
     _await_release(pipeline.results_dir / ".lock")
     if pipeline.has_begun():
-        pipeline.resume(spec.pipeline_id)
+        try:
+            pipeline.resume(spec.pipeline_id)
+        except ConfigError as error:  # no flag can be given to a Job
+            advice = f"in an experiment: undo the change, or delete {pipeline.results_dir} to begin anew"
+            raise ConfigError(*error.problems, advice) from error
     else:
         pipeline.create(spec.pipeline_id)
     report = pipeline.run()
