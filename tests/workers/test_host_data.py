@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tokenizers
 import transformers
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -107,6 +108,26 @@ def test_missing_file_is_named(tmp_path):
     """A file that is not there is refused with its path."""
     with pytest.raises(ConfigError, match=f"there is no file {tmp_path}/none.jsonl"):
         list(TextSource(Data(uri=f"jsonl://{tmp_path}/none.jsonl")))
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstandard.compress])
+def test_compression_is_seen_by_content_and_a_byte_order_mark_is_no_text(tmp_path, pack):
+    """A file is what its first bytes say, whatever its name; a byte order mark is not part of its row."""
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(pack(b'\xef\xbb\xbf{"text": "first"}\n{"text": "second"}\n'))
+    found = list(TextSource(Data(uri=f"jsonl://{file}")))
+    assert [document.text for document in found] == ["first", "second"]
+
+
+def test_an_archive_that_is_cut_off_is_named(tmp_path):
+    """A truncated archive is an error with file and byte, never fewer documents."""
+    file = tmp_path / "rows.jsonl.zst"
+    packed = zstandard.compress(b"".join(b'{"text": "%d"}\n' % n for n in range(9000)))
+    file.write_bytes(packed[:-9])
+    with pytest.raises(
+        ConfigError, match=r"rows\.jsonl\.zst ends too early, at byte \d[\d,]*: get the whole file"
+    ):
+        list(TextSource(Data(uri=f"jsonl://{file}")))
 
 
 def test_limit_counts_distinct_documents(tmp_path):

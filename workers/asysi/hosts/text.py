@@ -10,6 +10,8 @@ import orjson
 
 from asysi.contract.errors import ConfigError
 from asysi.contract.spec import Data
+from asysi.pipeline.compression import HEAD, BrokenFileError, compression_of, decompressed, lines_of
+from asysi.pipeline.sniff import BOM
 
 RENUMBERED = 2**63
 """Added to the line of a row whose number another row has: above every number that rows bring."""
@@ -106,15 +108,27 @@ def _lines(uri: str) -> Iterator[_Line]:
         if not paths:
             raise ConfigError(f"spec.data.uri: no file matches {rest}")
         for path in paths:
-            with files.open(path, "rb", compression="infer") as stream:
-                for number, content in enumerate(stream, 1):
+            with files.open(path, "rb") as stream:
+                kind = compression_of(stream.read(HEAD))
+                stream.seek(0)
+                for number, content in enumerate(_without_bom(decompressed(stream, kind, path)), 1):
                     ordinal += 1
                     if content.strip():
                         yield _Line(path, number, ordinal, content)
     except FileNotFoundError as error:
         raise ConfigError(f"spec.data.uri: there is no file {rest}") from error
+    except BrokenFileError as error:
+        raise ConfigError(f"spec.data.uri: {error}: get the whole file") from error
     except (OSError, ImportError, EOFError) as error:
         raise ConfigError(f"spec.data.uri: {rest} cannot be read: {error}") from error
+
+
+def _without_bom(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield a file's lines, the first one without a byte order mark."""
+    lines = lines_of(pieces)
+    if (first := next(lines, None)) is not None:
+        yield first.removeprefix(BOM)
+    yield from lines
 
 
 def _parse(line: _Line) -> dict[str, Any]:
