@@ -17,6 +17,7 @@ from asysi.weights.analysis import Identity, Settings, analyze, needed_bytes
 from asysi.weights.checkpoint import open_checkpoint
 from asysi.weights.columns import COLUMNS, NAMES, ORIGINAL
 from asysi.weights.commands import app
+from asysi.weights.compare import DIFFERENCE_COLUMNS
 from asysi.weights.export import read_table, write_table
 from asysi.weights.journal import Journal
 from asysi.weights.report import WeightsPage, build
@@ -205,6 +206,73 @@ class TestTable:
         } <= set(meta)
         assert {"numpy", "torch", "transformers"} <= set(meta["packages"])
         assert read_table(tmp_path / "params.csv")[0]["zero_epsilon"] == 1e-3
+
+    def test_meta_says_what_was_read(self, model, tmp_path):
+        """run_meta.json says the precision, both revisions, the filter with n of m, and every dependency."""
+        run(
+            "analyze",
+            model,
+            "-o",
+            tmp_path,
+            "--revision",
+            "v1",
+            "--include",
+            "*.weight",
+            "--exclude",
+            "*layers.1*",
+        )
+        meta = json.loads((tmp_path / "run_meta.json").read_text())
+        rows = read_table(tmp_path / "params.csv")
+        assert 0 < len(rows) < meta_parameters(model)
+        assert all(
+            row["param_name"].endswith(".weight") and "layers.1" not in row["param_name"] for row in rows
+        )
+        assert meta["filter"]["parameters"] == f"{len(rows)} of {meta_parameters(model)} parameters"
+        assert (meta["filter"]["include"], meta["filter"]["exclude"]) == (["*.weight"], ["*layers.1*"])
+        assert (meta["requested_revision"], meta["resolved_revision"]) == ("v1", "v1")
+        assert sum(one["tensors"] for one in meta["precision"].values()) == len(rows)
+        assert sum(one["bytes"] for one in meta["precision"].values()) == sum(row["bytes"] for row in rows)
+        assert "pydantic" in meta["dependencies"]
+
+    def test_a_filter_that_leaves_nothing(self, model):
+        """Globs that match nothing are bad input, with a name to compare them with."""
+        done = run("analyze", model, "--include", "nothing.*")
+        assert isinstance(done.exception, ConfigError)
+        assert "leave none of" in str(done.exception)
+
+
+def meta_parameters(model):
+    with open_checkpoint(model) as checkpoint:
+        return len(checkpoint.tensors)
+
+
+def test_a_page_of_a_difference_alone(model, tmp_path):
+    """A table of compare is enough for a page."""
+    run("compare", model, model, "-o", tmp_path)
+    done = run("report", tmp_path / "difference.csv")
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "report.html").read_text()
+    assert "tensors compared:" in page
+    assert "What changed" in page
+
+
+def test_the_page_lists_what_only_one_has(model):
+    """Added, removed, reshaped and resized tensors are listed; what was zero before leads what changed."""
+    with open_checkpoint(model) as checkpoint:
+        rows = analyze(checkpoint, Identity("x", "y")).rows
+    empty = dict.fromkeys(column.name for column in DIFFERENCE_COLUMNS)
+    differences = [
+        {**empty, "param_name": f"the.{status}", "status": status, "block_type": "other", "note": status}
+        for status in ("added", "removed", "reshaped", "resized")
+    ]
+    for number, relative in enumerate([0.1, None]):
+        changed = {"status": "changed", "delta_norm": 1.0, "norm_a": 0.0, "delta_relative": relative}
+        differences.append({**empty, "param_name": f"c{number}", "block_type": "other", **changed})
+    page = build(WeightsPage("m", rows, differences=differences))
+    for status in ("added", "removed", "reshaped", "resized"):
+        assert f"<h3>{status.capitalize()}</h3>" in page
+        assert f"the.{status}" in page
+    assert page.index(">c1<") < page.index(">c0<")
 
 
 class TestResume:

@@ -24,10 +24,11 @@ def main() -> int:
     options.add_argument("--format", choices=FORMATS, help="unset takes what the file's name ends in")
     options.add_argument("--zero_epsilon", type=float, default=1e-8, help="size that counts as zero")
     options.add_argument("--rank_k", type=int, default=128, help="singular values of the randomized method")
+    options.add_argument("--seed", type=int, default=0, help="seed of the randomized method")
     options.add_argument("--workers", type=int, help="tensors at once")
     options.add_argument("--model_id", help="name to write into the table")
     chosen = options.parse_args()
-    settings = Settings(zero_epsilon=chosen.zero_epsilon, rank_k=chosen.rank_k)
+    settings = Settings(zero_epsilon=chosen.zero_epsilon, rank_k=chosen.rank_k, seed=chosen.seed)
     try:
         problems = analyze_into(
             chosen.model_path,

@@ -148,6 +148,14 @@ def analyze_command(  # noqa: PLR0917 - each is an option of the command
     backend: _Backends = _Backend.PREAD,
     model_id: Annotated[str | None, typer.Option("--model-id", help="Name to write into the table.")] = None,
     revision: _Revision = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option("--include", metavar="GLOB", help="Only parameters whose names match; repeatable."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option("--exclude", metavar="GLOB", help="No parameters whose names match; repeatable."),
+    ] = None,
 ) -> None:
     """Compute statistics, ranks and spectra of every tensor: DIR/params.csv and run_meta.json.
 
@@ -158,6 +166,7 @@ def analyze_command(  # noqa: PLR0917 - each is an option of the command
     problems = analyze_into(
         model, output / f"params.{output_format.value}", output_format.value, settings, workers=workers,
         backend=backend.value, model_id=model_id, revision=revision,
+        include=tuple(include or ()), exclude=tuple(exclude or ()),
     )  # fmt: skip
     if problems:
         raise typer.Exit(Exit.FAILED)
@@ -215,7 +224,7 @@ def compare_command(  # noqa: PLR0917 - each is an option of the command
 @app.command("report")
 def report_command(
     table: Annotated[
-        Path, typer.Argument(metavar="TABLE", help="params.csv, .jsonl or .parquet of analyze.")
+        Path, typer.Argument(metavar="TABLE", help="params or difference, .csv, .jsonl or .parquet.")
     ],
     output: Annotated[
         Path | None,
@@ -237,20 +246,24 @@ def report_command(
 
     from asysi.files import write_atomic  # noqa: PLC0415
     from asysi.weights.compare import DIFFERENCE_COLUMNS  # noqa: PLC0415
-    from asysi.weights.export import META_FILE, read_table  # noqa: PLC0415
+    from asysi.weights.export import META_FILE, is_table_of, read_table  # noqa: PLC0415
     from asysi.weights.report import WeightsPage, build  # noqa: PLC0415
 
-    rows = read_table(table)
-    if not rows:
+    rows, differences = [], read_table(difference, DIFFERENCE_COLUMNS) if difference else []
+    if difference is None and is_table_of(table, DIFFERENCE_COLUMNS):
+        difference, differences = table, read_table(table, DIFFERENCE_COLUMNS)
+    else:
+        rows = read_table(table)
+    if not rows and not differences:
         raise ConfigError(f"{table} holds no row: analyse a model first")
     beside = table.with_name(META_FILE)
     meta = json.loads(beside.read_text()) if beside.is_file() else {}
     page = WeightsPage(
-        name=str(rows[0]["model_id"]),
+        name=str(rows[0]["model_id"] if rows else meta.get("model_id", table.stem)),
         rows=rows,
         problems=meta.get("problems", []),
         meta=meta,
-        differences=read_table(difference, DIFFERENCE_COLUMNS) if difference else (),
+        differences=differences,
         against=f"As {difference} says:" if difference else "",
     )
     file = output or table.with_name("report.html")
@@ -301,13 +314,14 @@ def analyze_into(
     model: str, file: Path, form: str, settings: "Settings", *,
     workers: int | None = None, backend: str = "pread",
     model_id: str | None = None, revision: str | None = None,
+    include: tuple[str, ...] = (), exclude: tuple[str, ...] = (),
 ) -> list[str]:  # fmt: skip
     """Analyse a checkpoint into the table `file`, run_meta.json beside it; return what could not be read.
 
     Raises:
         ConfigError: nothing could be read.
     """
-    from asysi.weights.analysis import analyze  # noqa: PLC0415
+    from asysi.weights.analysis import Selection, analyze  # noqa: PLC0415
     from asysi.weights.export import write_meta, write_table  # noqa: PLC0415
     from asysi.weights.orchestrator import JOURNAL_FILE, identity_of, meta_of  # noqa: PLC0415
     from asysi.weights.places import resolve_cache  # noqa: PLC0415
@@ -317,7 +331,9 @@ def analyze_into(
         model = str(resolve_cache(Path(model).expanduser(), revision))
     with _opened(model, backend) as checkpoint:
         identity = identity_of(Path(model).expanduser(), model_id=model_id, revision=revision)
-        with _bar("analysing", sum(tensor.nbytes for tensor in checkpoint.tensors.values())) as advance:
+        selection = Selection(include, exclude)
+        names = selection.of(checkpoint.tensors)
+        with _bar("analysing", sum(checkpoint.tensors[name].nbytes for name in names)) as advance:
             done = analyze(
                 checkpoint,
                 identity,
@@ -325,13 +341,15 @@ def analyze_into(
                 workers=workers,
                 journal=file.parent / JOURNAL_FILE,
                 progress=advance,
+                names=names,
             )
     _list([f"note: {note}" for note in checkpoint.notes])
     problems = [problem.listed for problem in done.problems]
     if not done.rows:
         raise ConfigError(*problems, f"{model}: no tensor could be analysed")
     write_table(done.rows, file, form)  # type: ignore[arg-type]  # one of the enumeration's
-    write_meta(meta_of(done), file.parent)
+    meta = meta_of(done, requested=revision, selection=selection, of=len(checkpoint.tensors))
+    write_meta(meta, file.parent)
     again = f", {done.reused} of them unchanged since the last time" if done.reused else ""
     typer.echo(f"{file}: {len(done.rows)} parameters{again}, {done.seconds:.1f} s")
     _list(problems)

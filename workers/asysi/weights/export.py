@@ -78,6 +78,15 @@ def read_table(file: Path, columns: Sequence[Column] = COLUMNS) -> list[Row]:
     raise ConfigError(f"{file} ends in none of .csv, .jsonl, .parquet")
 
 
+def is_table_of(file: Path, columns: Sequence[Column]) -> bool:
+    """Return whether a table has these columns, as far as its first row says."""
+    try:
+        rows = read_table(file, columns)
+    except ConfigError:
+        return False
+    return bool(rows) and {column.name for column in columns} <= rows[0].keys()
+
+
 def format_of(file: Path) -> Format:
     """Return the format that the name of `file` ends in, CSV when in none."""
     return next((form for form in FORMATS if file.suffix == f".{form}"), "csv")

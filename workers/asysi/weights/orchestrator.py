@@ -14,7 +14,7 @@ import numpy as np
 
 from asysi.contract.errors import ConfigError
 from asysi.files import write_atomic
-from asysi.weights.analysis import Analysis, Identity, Settings, analyze
+from asysi.weights.analysis import Analysis, Identity, Selection, Settings, analyze
 from asysi.weights.checkpoint import Checkpoint, open_checkpoint
 from asysi.weights.columns import COLUMNS, NAMES, ORIGINAL, Row
 from asysi.weights.download import Download, default_folder, download, read_record
@@ -258,15 +258,42 @@ def _exported(analysis: Analysis, out: Path, table: Path, form: Format) -> tuple
     return table, "done", f"{len(analysis.rows)} rows in {table.name}"
 
 
-def meta_of(analysis: Analysis) -> dict[str, Any]:
-    """Return `run_meta.json` of an analysis."""
-    identity = analysis.identity
+def meta_of(
+    analysis: Analysis,
+    *,
+    requested: str | None = None,
+    selection: Selection | None = None,
+    of: int | None = None,
+) -> dict[str, Any]:
+    """Return `run_meta.json` of an analysis.
+
+    Args:
+        analysis: done.
+        requested: revision that was asked for, None where none was.
+        selection: which parameters were wanted.
+        of: parameters that the checkpoint has.
+    """
+    identity, rows = analysis.identity, analysis.rows
+    chosen = selection or Selection()
     return run_meta(
         model_id=identity.model_id, revision=identity.revision, model_path=identity.model_path,
+        requested_revision=requested, resolved_revision=identity.revision, precision=precision_of(rows),
+        filter={"include": chosen.include, "exclude": chosen.exclude,
+                "parameters": f"{len(rows)} of {len(rows) if of is None else of} parameters"},
         settings=asdict(analysis.settings), problems=[problem.listed for problem in analysis.problems],
-        seconds=analysis.seconds, rows=len(analysis.rows), reused=analysis.reused,
+        seconds=analysis.seconds, rows=len(rows), reused=analysis.reused,
         seed=analysis.settings.seed,
     )  # fmt: skip
+
+
+def precision_of(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
+    """Return tensors and stored bytes of each stored type."""
+    found: dict[str, dict[str, int]] = {}
+    for row in rows:
+        one = found.setdefault(str(row["dtype"]), {"tensors": 0, "bytes": 0})
+        one["tensors"] += 1
+        one["bytes"] += int(row["bytes"])
+    return found
 
 
 def page_of(analysis: Analysis, meta: Mapping[str, Any], **more: Any) -> WeightsPage:

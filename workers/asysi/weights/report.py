@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -14,12 +15,14 @@ from markupsafe import Markup
 from asysi.report import words as counting
 from asysi.weights import words
 from asysi.weights.columns import COLUMNS, Row
-from asysi.weights.compare import DIFFERENCE_COLUMNS, totals
+from asysi.weights.compare import DIFFERENCE_COLUMNS, said_in_short, totals
 from asysi.weights.plots import Plot, Point, plot
 from asysi.weights.tensors import STORED_FORM
 
 MOST_ROWS = 2_000
 """Parameters in the page's table at most: the largest; all are in the exported table."""
+MOST_LISTED = 100
+"""Tensors of one status that are listed at most."""
 SHADES = 10
 _PER_LAYER = (
     ("std", "Standard deviation", "A layer that stands out was trained, or stored, otherwise."),
@@ -88,6 +91,8 @@ def build(page: WeightsPage) -> str:
         difference_plots=_difference_plots(page.differences, shades),
         totals=totals(page.differences) if page.differences else None,
         changed=_most_changed(page.differences),
+        listed=_listed(page.differences),
+        most_listed=MOST_LISTED,
         shown=_SHOWN,
         table=sorted(page.rows, key=lambda row: -row["elements"])[:MOST_ROWS],
         definitions=[*COLUMNS, *(one for one in DIFFERENCE_COLUMNS[6:] if page.differences)],
@@ -97,6 +102,9 @@ def build(page: WeightsPage) -> str:
 
 def verdict(page: WeightsPage) -> str:
     """Return what the page says in one sentence."""
+    if not page.rows and page.differences:
+        said = said_in_short(totals(page.differences))
+        return f"{counting.count(len(page.differences))} tensors compared: {said}."
     broken = sum(row["nans"] + row["infinities"] for row in page.rows)
     parts = [f"{counting.count(len(page.rows))} parameters analysed"]
     if page.problems:
@@ -133,7 +141,19 @@ def _shades(rows: Sequence[Row]) -> dict[str, int]:
 
 def _most_changed(differences: Sequence[Row]) -> list[Row]:
     changed = [row for row in differences if row["status"] == "changed"]
-    return sorted(changed, key=lambda row: -(row["delta_relative"] or 0.0))[:20]
+    return sorted(changed, key=_by_change)[:20]
+
+
+def _by_change(row: Row) -> float:
+    """Return the sorting key: what has no relative change, as what was zero before, comes first."""
+    return -math.inf if row["delta_relative"] is None else -float(row["delta_relative"])
+
+
+def _listed(differences: Sequence[Row]) -> dict[str, list[Row]]:
+    """Return what is not simply the same or changed, by status."""
+    shown = ("resized", "added", "removed", "reshaped", "failed")
+    found = {status: [row for row in differences if row["status"] == status] for status in shown}
+    return {status: rows for status, rows in found.items() if rows}
 
 
 def _value(row: Row, what: str) -> float | None:
