@@ -150,7 +150,7 @@
       if (!values.length) { last.textContent = "not known"; continue; }
       const end = Math.max(...all.map((one) => one.trained[one.trained.length - 1])) || 1;
       const sorted = [...values].sort((a, b) => a - b), most = sorted[Math.floor((sorted.length - 1) * 0.98)];
-      const top = roundUp(Math.max(most, 1e-6));
+      const top = roundUp(Math.max(most, key === "dead" ? 0.01 : 1e-6));
       let width = 0;
       const paint = () => {
         const known = all[chosen][key].filter((v) => v !== null);
