@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import orjson
 
 from asysi.contract.errors import ConfigError
@@ -18,7 +17,6 @@ from asysi.pipeline.ids import FIELD, child
 from asysi.pipeline.operators import CanceledError, NodeContext, is_coroutine, takes_batches
 
 _NULL = b"null"
-_NULL_WORD = np.frombuffer(_NULL, np.uint32)[0]
 _BAD_LINE = "\0bad line"
 """Begins what a source hands on for a line that it cannot read: an array, so that it is never a row."""
 _WATCHED = 4096
@@ -198,7 +196,7 @@ class Worker:
         """Look at rows one by one no longer, once so many had no null."""
         if self._always_watch or not self._watch:
             return
-        if _has_null(job.out):
+        if any(_NULL in text for text in job.out):
             self._always_watch = True
         self._unwatched += len(job.out)
         self._watch = self._unwatched < _WATCHED
@@ -412,9 +410,11 @@ def bad_line(where: str, data: bytes) -> bytes:
 
 def _has_null(out: list[bytes]) -> bool:
     """Return whether a block's rows hold the word null: in numpy, as Python's search takes longer."""
-    text = b"\n".join(out)
+    import numpy as np  # noqa: PLC0415 - not for runs of a few rows
+
+    text, word = b"\n".join(out), np.frombuffer(_NULL, np.uint32)[0]
     return any(
-        (np.frombuffer(text, np.uint32, (len(text) - at) // 4, at) == _NULL_WORD).any()
+        (np.frombuffer(text, np.uint32, (len(text) - at) // 4, at) == word).any()
         for at in range(min(4, len(text)))
     )
 
