@@ -251,6 +251,7 @@ def test_what_the_hub_does_not_have(hub, tmp_path, model, revision, said):
     with pytest.raises(ConfigError, match=said):
         download(model, tmp_path / "m", revision, endpoint=hub.address, pause=waited.append)
     assert not waited
+    assert not (tmp_path / "m").exists()
 
 
 def test_a_model_of_pickles(hub, tmp_path):

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -94,7 +94,41 @@ def download(
         ConfigError: no such model or revision, a file with another hash than the hub says, nothing there when
             offline, or no network after all attempts.
     """
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return _download(
+            model_id, folder, revision, workers=workers, retries=retries, endpoint=endpoint, offline=offline,
+            patterns=patterns, log_file=log_file, pause=pause,
+        )  # fmt: skip
+    except Exception:
+        _discard_empty(folder, made)
+        raise
+
+
+def _discard_empty(folder: Path, made: Sequence[Path]) -> None:
+    """Remove what a failed download made and put nothing in; what was fetched is kept, to go on with."""
+    if folder not in made or any(file.is_file() and file.stat().st_size for file in folder.rglob("*")):
+        return
+    shutil.rmtree(folder)
+    for parent in made[1:]:
+        with suppress(OSError):  # the log lies there
+            parent.rmdir()
+
+
+def _download(
+    model_id: str,
+    folder: Path,
+    revision: str | None,
+    *,
+    workers: int,
+    retries: int,
+    endpoint: str | None,
+    offline: bool,
+    patterns: tuple[str, ...],
+    log_file: Path | None,
+    pause: Callable[[float], None],
+) -> Download:
     with _logged(log_file or folder.parent / f"download_{datetime.now(UTC):%Y%m%dT%H%M%S}.log"):
         began = time.monotonic()
         if Path(model_id).expanduser().is_dir():
