@@ -100,7 +100,7 @@ def test_integers_of_any_size_are_kept(operator: Any, number: int) -> None:
 def test_parquet_refuses_integers_that_it_cannot_hold() -> None:
     """A column of integers beyond 64 bits is refused, not rounded."""
     write([{"n": 1}, {"n": HUGE}])
-    with pytest.raises(ConfigError, match=rf"row 1: the column n would hold int64, and {HUGE}"):
+    with pytest.raises(ConfigError, match=rf"row 1 the column n would hold int64, and {HUGE}"):
         through("jsonl://in.jsonl", "parquet://out.parquet")
 
 
