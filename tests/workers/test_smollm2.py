@@ -12,6 +12,7 @@ import pytest
 EXAMPLE = Path(__file__).parents[2] / "examples" / "smollm2"
 SMALL = """
 spec:
+  data: {tokens: {contextLength: 96}}
   workload: {scan: {passes: 2, maxSamples: 150}}
   finish: {spliceTokens: 3000}
   sae: {train: [{name: topk, latents: 256, k: 16, batch: 256, buffer: {batches: 4, sequences: 50}}]}
