@@ -236,7 +236,7 @@ class TestTable:
 
     def test_a_filter_that_leaves_nothing(self, model):
         """Globs that match nothing are bad input, with a name to compare them with."""
-        done = run("analyze", model, "--include", "nothing.*")
+        done = run("analyze", model, "-o", model / "out", "--include", "nothing.*")
         assert isinstance(done.exception, ConfigError)
         assert "leave none of" in str(done.exception)
 

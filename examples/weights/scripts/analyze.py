@@ -9,8 +9,8 @@ from pathlib import Path
 
 from asysi.contract.errors import ConfigError
 from asysi.weights import Settings
-from asysi.weights.commands import analyze_into
 from asysi.weights.export import FORMATS, format_of
+from asysi.weights.orchestrator import Job, analyze_into
 
 
 def main() -> int:
@@ -30,18 +30,23 @@ def main() -> int:
     chosen = options.parse_args()
     settings = Settings(zero_epsilon=chosen.zero_epsilon, rank_k=chosen.rank_k, seed=chosen.seed)
     try:
-        problems = analyze_into(
+        done = analyze_into(
             chosen.model_path,
-            chosen.out,
-            chosen.format or format_of(chosen.out),
-            settings,
-            workers=chosen.workers,
-            model_id=chosen.model_id,
+            Job(
+                chosen.out,
+                chosen.format or format_of(chosen.out),
+                settings,
+                model_id=chosen.model_id,
+                workers=chosen.workers,
+            ),
+            say=print,
         )
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    return 1 if problems else 0
+    for line in (*done.notes, *done.problems, *done.failures):
+        print(line, file=sys.stderr)
+    return 0 if done.passed else 1
 
 
 if __name__ == "__main__":

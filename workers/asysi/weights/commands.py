@@ -15,9 +15,9 @@ from asysi.contract.runtime import Exit
 from asysi.locations import local_folder
 
 if TYPE_CHECKING:
-    from asysi.weights.analysis import Settings
+    from asysi.weights.analysis import Selection, Settings
     from asysi.weights.checkpoint import Checkpoint
-    from asysi.weights.columns import Row
+    from asysi.weights.orchestrator import Outcome
 
 app = typer.Typer(help="Say what the parameters of a checkpoint say.", no_args_is_help=True)
 
@@ -95,6 +95,14 @@ _Offline = Annotated[bool, typer.Option("--offline", help="Fetch nothing; verify
 _Exact = Annotated[
     int, typer.Option("--exact-side", help="Longest shorter side of matrices with an exact spectrum.")
 ]
+_Include = Annotated[
+    list[str] | None,
+    typer.Option("--include", metavar="GLOB", help="Only parameters whose names match; repeatable."),
+]
+_Exclude = Annotated[
+    list[str] | None,
+    typer.Option("--exclude", metavar="GLOB", help="No parameters whose names match; repeatable."),
+]
 
 
 @app.command("download")
@@ -148,28 +156,30 @@ def analyze_command(  # noqa: PLR0917 - each is an option of the command
     backend: _Backends = _Backend.PREAD,
     model_id: Annotated[str | None, typer.Option("--model-id", help="Name to write into the table.")] = None,
     revision: _Revision = None,
-    include: Annotated[
-        list[str] | None,
-        typer.Option("--include", metavar="GLOB", help="Only parameters whose names match; repeatable."),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option("--exclude", metavar="GLOB", help="No parameters whose names match; repeatable."),
-    ] = None,
+    include: _Include = None,
+    exclude: _Exclude = None,
 ) -> None:
     """Compute statistics, ranks and spectra of every tensor: DIR/params.csv and run_meta.json.
 
-    What cannot be read is listed, everything else is analysed, and the exit code is then 1. Started again, it
-    goes on behind the tensors that are done and have not changed.
+    The plan, with the state of every step, is DIR/plan.json; the table is read back and checked against
+    numpy, which DIR/check.json says. What cannot be read is listed and in DIR/errors.log, everything else is
+    analysed, and the exit code is then 1. Started again, it goes on behind the tensors that are done and have
+    not changed.
     """
+    _require()
+    from asysi.weights.orchestrator import Job, analyze_into  # noqa: PLC0415
+
     settings = _settings(zero_epsilon, method, rank_k, exact_side, seed, spectra=spectra, stats=stats)
-    problems = analyze_into(
-        model, output / f"params.{output_format.value}", output_format.value, settings, workers=workers,
-        backend=backend.value, model_id=model_id, revision=revision,
-        include=tuple(include or ()), exclude=tuple(exclude or ()),
-    )  # fmt: skip
-    if problems:
-        raise typer.Exit(Exit.FAILED)
+    with _bar("analysing") as begin:
+        done = analyze_into(
+            model,
+            Job(
+                output / f"params.{output_format.value}", output_format.value, settings,
+                _selection(include, exclude), model_id, revision, workers, backend.value,
+            ),
+            begin=begin,
+        )  # fmt: skip
+    _told(done, output / f"params.{output_format.value}")
 
 
 @app.command("compare")
@@ -199,8 +209,9 @@ def compare_command(  # noqa: PLR0917 - each is an option of the command
     with (
         _opened(first, backend.value) as one,
         _opened(second, backend.value) as two,
-        _bar("comparing", sum(tensor.nbytes for tensor in one.tensors.values())) as advance,
+        _bar("comparing") as begin,
     ):
+        advance = begin(sum(tensor.nbytes for tensor in one.tensors.values()))
         done = compare(
             one, two, k=directions, spectra=spectra, exact_side=exact_side, workers=workers, progress=advance
         )
@@ -290,70 +301,46 @@ def run_command(  # noqa: PLR0917 - each is an option of the command
     workers: _Workers = None,
     endpoint: _Endpoint = None,
     offline: _Offline = False,
+    include: _Include = None,
+    exclude: _Exclude = None,
 ) -> None:
     """Plan, download, analyse, export and check, all in one; run again it does only what is not verified.
 
     The plan, with the state of every step, is DIR/plan.json; the checks are in DIR/check.json.
     """
     _require()
-    from asysi.weights.orchestrator import run  # noqa: PLC0415
+    from asysi.weights.orchestrator import Job, run  # noqa: PLC0415
 
-    with _bar("analysing", None) as advance:
+    table = output / f"params.{output_format.value}"
+    settings = _settings(zero_epsilon, method, rank_k, exact_side, seed, spectra=spectra, stats=stats)
+    with _bar("analysing") as begin:
         done = run(
-            model, output, models=models, revision=revision, form=output_format.value,
-            settings=_settings(zero_epsilon, method, rank_k, exact_side, seed, spectra=spectra, stats=stats),
-            workers=workers, offline=offline, endpoint=endpoint, say=typer.echo, progress=advance,
+            model,
+            Job(table, output_format.value, settings, _selection(include, exclude),
+                revision=revision, workers=workers, report=True),
+            models=models, offline=offline, endpoint=endpoint, say=typer.echo, begin=begin,
         )  # fmt: skip
-    _list([*done.problems, *done.failures])
-    typer.echo(f"{done.rows} parameters in {done.folder}; look at {done.folder / 'report.html'}")
-    if not done.passed:
-        raise typer.Exit(Exit.FAILED)
+    _told(done, table)
 
 
-def analyze_into(
-    model: str, file: Path, form: str, settings: "Settings", *,
-    workers: int | None = None, backend: str = "pread",
-    model_id: str | None = None, revision: str | None = None,
-    include: tuple[str, ...] = (), exclude: tuple[str, ...] = (),
-) -> list[str]:  # fmt: skip
-    """Analyse a checkpoint into the table `file`, run_meta.json beside it; return what could not be read.
+def _selection(include: list[str] | None, exclude: list[str] | None) -> "Selection":
+    from asysi.weights.analysis import Selection  # noqa: PLC0415
+
+    return Selection(tuple(include or ()), tuple(exclude or ()))
+
+
+def _told(done: "Outcome", table: Path) -> None:
+    """Say what came of a table; notes and what is wrong go to stderr.
 
     Raises:
-        ConfigError: nothing could be read.
+        Exit: with 1, something is wrong.
     """
-    from asysi.weights.analysis import Selection, analyze  # noqa: PLC0415
-    from asysi.weights.export import write_meta, write_table  # noqa: PLC0415
-    from asysi.weights.orchestrator import JOURNAL_FILE, identity_of, meta_of  # noqa: PLC0415
-    from asysi.weights.places import resolve_cache  # noqa: PLC0415
-    from asysi.weights.storage import is_remote  # noqa: PLC0415
-
-    if not is_remote(model):
-        model = str(resolve_cache(Path(model).expanduser(), revision))
-    with _opened(model, backend) as checkpoint:
-        identity = identity_of(Path(model).expanduser(), model_id=model_id, revision=revision)
-        selection = Selection(include, exclude)
-        names = selection.of(checkpoint.tensors)
-        with _bar("analysing", sum(checkpoint.tensors[name].nbytes for name in names)) as advance:
-            done = analyze(
-                checkpoint,
-                identity,
-                settings,
-                workers=workers,
-                journal=file.parent / JOURNAL_FILE,
-                progress=advance,
-                names=names,
-            )
-    _list([f"note: {note}" for note in checkpoint.notes])
-    problems = [problem.listed for problem in done.problems]
-    if not done.rows:
-        raise ConfigError(*problems, f"{model}: no tensor could be analysed")
-    write_table(done.rows, file, form)  # type: ignore[arg-type]  # one of the enumeration's
-    meta = meta_of(done, requested=revision, selection=selection, of=len(checkpoint.tensors))
-    write_meta(meta, file.parent)
+    _list([f"note: {note}" for note in done.notes])
     again = f", {done.reused} of them unchanged since the last time" if done.reused else ""
-    typer.echo(f"{file}: {len(done.rows)} parameters{again}, {done.seconds:.1f} s")
-    _list(problems)
-    return problems
+    typer.echo(f"{table}: {done.rows} parameters{again}, {done.seconds:.1f} s")
+    _list([*done.problems, *done.failures])
+    if not done.passed:
+        raise typer.Exit(Exit.FAILED)
 
 
 def _settings(
@@ -391,17 +378,22 @@ def _opened(model: str, backend: str) -> Iterator["Checkpoint"]:
 
 
 @contextmanager
-def _bar(what: str, total: int | None) -> Iterator[Callable[[str, int], None]]:
-    """Show progress in bytes on stderr where that is a terminal."""
+def _bar(what: str) -> Iterator[Callable[[int], Callable[[str, int], None]]]:
+    """Show progress in bytes on stderr where that is a terminal; yields what is told the total."""
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import Progress  # noqa: PLC0415
 
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda name, size: bar.update(task, advance=size, description=name[-40:])
+        task = bar.add_task(what, total=None)
+
+        def begin(total: int) -> Callable[[str, int], None]:
+            bar.update(task, total=total)
+            return lambda name, size: bar.update(task, advance=size, description=name[-40:])
+
+        yield begin
 
 
-def _list(problems: "list[str] | list[Row]") -> None:
+def _list(problems: list[str]) -> None:
     for problem in problems:
         sys.stderr.write(f"{problem}\n")

@@ -18,10 +18,12 @@ import asysi
 from asysi.contract.errors import ConfigError
 from asysi.files import write_atomic, write_atomically
 from asysi.weights.columns import COLUMNS, Column, Row
+from asysi.weights.errors import WeightsError
 
 Format = Literal["csv", "jsonl", "parquet"]
 FORMATS: tuple[Format, ...] = ("csv", "jsonl", "parquet")
 META_FILE = "run_meta.json"
+ERRORS_FILE = "errors.log"
 _PACKAGES = (
     "torch",
     "transformers",
@@ -123,21 +125,54 @@ def write_meta(meta: Mapping[str, Any], folder: Path) -> Path:
     return file
 
 
+def write_errors(problems: Sequence[WeightsError], folder: Path) -> Path | None:
+    """Write `errors.log` into `folder`: time, kind, what is wrong and every tensor lost by it, a line each.
+
+    Without problems there is none, and one of an earlier analysis goes.
+    """
+    file = folder / ERRORS_FILE
+    if not problems:
+        file.unlink(missing_ok=True)
+        return None
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    lines = [
+        f"{now} ERROR asysi.weights {type(one).__name__}: {one.problem}"
+        + (f" [{', '.join(one.tensors)}]" if one.tensors else "")
+        for one in problems
+    ]
+    write_atomic(file, "".join(f"{line.replace(chr(10), ' ')}\n" for line in lines))
+    return file
+
+
 @cache
 def code_version() -> str:
     """Return the version, with the commit where it is known: `0.1.0+g1a2b3c4`, `-dirty` if changed."""
-    folder = Path(asysi.__file__).parent
-    if git := shutil.which("git"):
-        asked = [git, "-C", str(folder), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
-        with suppress(OSError, subprocess.SubprocessError):
-            done = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
-            return f"{asysi.__version__}+g{done.stdout.strip()}"
+    if (git := shutil.which("git")) and (commit := _commit(git, Path(asysi.__file__))):
+        return f"{asysi.__version__}+g{commit}"
     with suppress(PackageNotFoundError, ValueError, KeyError, TypeError):
         commit = json.loads(distribution("asysi").read_text("direct_url.json") or "{}")["vcs_info"][
             "commit_id"
         ]
         return f"{asysi.__version__}+g{commit[:12]}"
     return asysi.__version__
+
+
+def _commit(git: str, file: Path) -> str | None:
+    """Return the commit of the repository that holds `file`; not of one that only lies around it."""
+    words = (
+        ["ls-files", "--error-unmatch", file.name],
+        ["describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"],
+    )
+    said = ""
+    for asked in words:
+        try:
+            done = subprocess.run(  # noqa: S603
+                [git, "-C", str(file.parent), *asked], capture_output=True, text=True, timeout=10, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        said = done.stdout.strip()
+    return said
 
 
 def _dependencies() -> dict[str, str]:

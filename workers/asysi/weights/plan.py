@@ -1,0 +1,81 @@
+"""A plan that is written before anything is done, and again after every step with how it ended."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from asysi.files import write_atomic
+
+T = TypeVar("T")
+log = logging.getLogger("asysi.weights")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step of a plan, as it stands."""
+
+    name: str
+    does: str
+    """What it does, and what it produces."""
+    done_when: str
+    """What must hold for it to be done."""
+    state: str = "planned"
+    """planned | skipped | done | failed."""
+    seconds: float = 0.0
+    note: str = ""
+
+    def worded(self, words: Mapping[str, str]) -> "Step":
+        """Return the step with the names in its text filled in."""
+        return replace(self, does=self.does.format(**words), done_when=self.done_when.format(**words))
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Generic[T]):
+    """What a step returns: its result, how it ended, and a note."""
+
+    result: T
+    state: str = "done"
+    note: str = ""
+
+
+class Plan:
+    """A plan in a file of JSON."""
+
+    def __init__(
+        self,
+        file: Path,
+        head: Mapping[str, Any],
+        steps: Sequence[Step],
+        say: Callable[[str], None] = lambda _line: None,
+    ) -> None:
+        self.file, self._head, self.steps, self._say = file, dict(head), list(steps), say
+        self._write()
+
+    def carry_out(self, name: str, action: Callable[[], Done[T]]) -> T:
+        """Take the step `name`, and write how it ended; what it raises is written too, and passed on."""
+        began = time.monotonic()
+        try:
+            done = action()
+        except Exception as error:
+            self._settle(name, "failed", began, str(error))
+            raise
+        self._settle(name, done.state, began, done.note)
+        self._say(f"{name:<9} {done.state}{f': {done.note}' if done.note else ''}")
+        return done.result
+
+    def _settle(self, name: str, state: str, began: float, note: str) -> None:
+        seconds = round(time.monotonic() - began, 3)
+        self.steps = [
+            replace(one, state=state, seconds=seconds, note=note) if one.name == name else one
+            for one in self.steps
+        ]
+        log.info("%s: %s in %.1f s%s", name, state, seconds, f" ({note})" if note else "")
+        self._write()
+
+    def _write(self) -> None:
+        content = {**self._head, "steps": [asdict(step) for step in self.steps]}
+        write_atomic(self.file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
