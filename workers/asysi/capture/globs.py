@@ -93,11 +93,16 @@ def split_call(name: str) -> tuple[str, int | None]:
 
 
 def near_names(glob: str, names: Iterable[str], limit: int = 5) -> list[str]:
-    """Return up to `limit` names near to `glob`, nearest first, one of those that differ by numbers."""
+    """Return up to `limit` names near to `glob`, nearest first, one of those that differ by numbers.
+
+    Of these the one with the numbers of `glob` is taken, else the first.
+    """
     first: dict[str, str] = {}
+    wanted, numbers = _NUMBER.sub("*", glob), _NUMBER.findall(glob)
     for name in filter(None, names):
-        first.setdefault(_NUMBER.sub("*", name), name)
-    wanted = _NUMBER.sub("*", glob)
+        folded = _NUMBER.sub("*", name)
+        if folded not in first or _NUMBER.findall(name) == numbers:
+            first[folded] = name
     scored = ((SequenceMatcher(None, wanted, folded).ratio(), name) for folded, name in first.items())
     best = sorted((pair for pair in scored if pair[0] > 0.4), key=lambda pair: (-pair[0], pair[1]))
     return [name for _, name in best[:limit]]

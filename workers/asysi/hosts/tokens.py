@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -124,9 +124,11 @@ def padding_token(tokenizer: Any) -> int:
 
 
 def ordinary_token(tokenizer: Any) -> int:
-    """Return a token that ordinary text has."""
+    """Return a token that ordinary text has, none that is special: models count padding otherwise."""
+    special = set(tokenizer.all_special_ids)
     tokens = tokenizer("a", add_special_tokens=False)["input_ids"]
-    return int(tokens[0]) if tokens else 0
+    candidates = chain(tokens, sorted(tokenizer.get_vocab().values()))
+    return int(next((token for token in candidates if token not in special), 0))
 
 
 def _separator(tokens: Tokens, tokenizer: Any) -> int:
