@@ -41,6 +41,8 @@ class Hub(ThreadingHTTPServer):
         """Requests to answer with 503 first."""
         self.cut = 0
         """Bodies of the weights to break off in the middle."""
+        self.empty = False
+        """Whether no file can be had, only the listing."""
         self.lie = False
         """Whether the weights that are sent are others than the listing says."""
         self.asked = []
@@ -70,6 +72,8 @@ class Handler(BaseHTTPRequestHandler):
         if path.startswith("/api/models/"):
             return self._listing(path)
         name = path.rpartition("/")[2]
+        if hub.empty:
+            return self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
         if name not in hub.files:
             return self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
         return self._file(name)
@@ -146,6 +150,15 @@ class Handler(BaseHTTPRequestHandler):
         self._head(status, len(body), headers)
         if self.command == "GET":
             self.wfile.write(body)
+
+
+@pytest.fixture
+def mirror():
+    """A second hub."""
+    server = Hub()
+    yield server
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture
@@ -315,3 +328,122 @@ def test_the_command(hub, tmp_path):
     assert f"{tmp_path / 'owner' / 'tiny'}: 2 files" in first.output
     assert "fetched" in first.output
     assert "verified already" in second.output
+
+
+def told(file):
+    return json.loads(file.read_text())
+
+
+def test_plan_and_result(hub, tmp_path):
+    """Beside the folder lie the plan, with how each step ended, and the result: shards, bytes, every hash."""
+    fetch(hub, tmp_path / "m", revision="main")
+    plan, result = told(tmp_path / "m.plan.json"), told(tmp_path / "m.result.json")
+    assert [(step["name"], step["state"]) for step in plan["steps"]] == [
+        ("list", "done"), ("fetch", "done"), ("check", "done"),
+    ]  # fmt: skip
+    assert all(step["does"] and step["done_when"] for step in plan["steps"])
+    inputs = plan["inputs"]
+    assert (inputs["model"], inputs["revision"]) == ("owner/tiny", "main")
+    assert {"device", "precision"} <= inputs.keys()
+    assert {"goal", "outputs", "fallbacks"} <= plan.keys()
+    assert result["shards"] == {"expected": 1, "found": 1, "missing": []}
+    assert (result["requested_revision"], result["resolved_revision"]) == ("main", COMMIT)
+    assert result["bytes"] == len(WEIGHTS) + len(hub.files["config.json"])
+    digest = f"sha256:{hashlib.sha256(WEIGHTS).hexdigest()}"
+    assert result["files"]["model.safetensors"] == {
+        "bytes": len(WEIGHTS), "hash": digest, "expected_hash": digest,
+    }  # fmt: skip
+    fetch(hub, tmp_path / "m")
+    assert told(tmp_path / "m.plan.json")["steps"][1]["state"] == "skipped"
+
+
+def test_a_model_without_all_its_shards(tmp_path):
+    """Shards that the index promises and nobody has are in the result, on stderr, and exit code 1."""
+    source = tmp_path / "source"
+    source.mkdir()
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    (source / names[0]).write_bytes(save({"a": np.ones(3)}))
+    (source / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": dict(zip("ab", names, strict=True))})
+    )
+    done = CliRunner().invoke(app, ["download", str(source), "-o", str(tmp_path / "models")])
+    assert done.exit_code == 1
+    assert f"{names[1]}: the index names it and it is not there" in done.stderr
+    result = told(tmp_path / "models" / "source.result.json")
+    assert result["shards"] == {"expected": 2, "found": 1, "missing": [names[1]]}
+    steps = told(tmp_path / "models" / "source.plan.json")["steps"]
+    assert [step["state"] for step in steps] == ["done", "done", "failed"]
+
+
+@pytest.mark.parametrize("fault", ["away", "empty", "lie"])
+def test_a_mirror_goes_on(hub, mirror, tmp_path, fault):
+    """An endpoint that is away, has no files or sends others is left for the mirror, and a note says so."""
+    address = "http://127.0.0.1:9" if fault == "away" else hub.address
+    hub.empty, hub.lie = fault == "empty", fault == "lie"
+    done = download(
+        "owner/tiny", tmp_path / "m", endpoint=address, mirrors=[mirror.address], retries=1,
+        pause=lambda _seconds: None,
+    )  # fmt: skip
+    assert (tmp_path / "m" / "model.safetensors").read_bytes() == WEIGHTS
+    assert not list((tmp_path / "m").glob("*.corrupt"))
+    assert done.source == mirror.address
+    (note,) = told(tmp_path / "m.result.json")["notes"]
+    assert mirror.address in note
+
+
+def test_a_mirror_cannot_change_what_was_promised(hub, mirror, tmp_path):
+    """Files of a mirror must have the hashes of the endpoint that gave the listing."""
+    hub.empty = True
+    mirror.files["config.json"] = b"{}"
+    with pytest.raises(ConfigError, match=r"config.json: it has git:.*the hub says git:"):
+        fetch(hub, tmp_path / "m", mirrors=[mirror.address], retries=0)
+
+
+def test_another_revision(hub, tmp_path):
+    """Where the revision does not exist the next one named is taken, and every record says so."""
+    done = fetch(hub, tmp_path / "m", revision="gone", fallback_revisions=["main"])
+    assert done.revision == COMMIT
+    (note,) = done.notes
+    assert note.startswith(f"taken: revision main of {hub.address}, for asking for owner/tiny at gone: ")
+    assert told(tmp_path / "m.result.json")["requested_revision"] == "gone"
+    with pytest.raises(ConfigError, match="no such model or revision"):
+        fetch(hub, tmp_path / "n", revision="gone")
+
+
+@pytest.mark.parametrize("fault", ["empty", "none", "offline"])
+def test_nothing_is_left_of_a_failed_download(hub, tmp_path, fault):
+    """Where nothing of a model came there is no folder, plan or log; the folder of the models is gone too."""
+    hub.empty = fault == "empty"
+    with pytest.raises(ConfigError):
+        download(
+            "owner/none" if fault == "none" else "owner/tiny", tmp_path / "models" / "owner" / "tiny",
+            endpoint=hub.address, retries=0, offline=fault == "offline", pause=lambda _seconds: None,
+        )  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_download_is_gone_on_with(hub, tmp_path):
+    """What came of a file before the end is kept, and the plan says what failed; no old result stands."""
+    fetch(hub, tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").write_bytes(b"")
+    hub.lie = True
+    with pytest.raises(ConfigError):
+        fetch(hub, tmp_path / "m", retries=0)
+    steps = told(tmp_path / "m.plan.json")["steps"]
+    assert [step["state"] for step in steps] == ["done", "failed", "planned"]
+    assert "the hub says" in steps[1]["note"]
+    assert not (tmp_path / "m.result.json").exists()
+
+
+def test_run_says_what_was_taken_instead(hub, tmp_path):
+    """A fall-back of the download is a note of the run: on stderr and in run_meta.json."""
+    done = CliRunner().invoke(
+        app,
+        ["run", "owner/tiny", "-o", str(tmp_path / "out"), "--models", str(tmp_path / "m"), "--endpoint",
+         hub.address, "--revision", "gone", "--fallback-revision", "main"],
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "note: taken: revision main" in done.stderr
+    meta = told(tmp_path / "out" / "run_meta.json")
+    assert (meta["requested_revision"], meta["resolved_revision"]) == ("gone", COMMIT)
+    assert "taken: revision main" in meta["notes"][0]

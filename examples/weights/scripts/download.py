@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 
 from asysi.contract.errors import ConfigError
-from asysi.weights import download_model
-from asysi.weights.download import default_folder
+from asysi.weights.download import default_folder, download
 
 
 def main() -> int:
@@ -22,24 +21,28 @@ def main() -> int:
     options.add_argument("--revision", help="branch, tag or commit")
     options.add_argument("--workers", type=int, default=4, help="files at once")
     options.add_argument("--endpoint", help="address of a mirror of the hub")
+    options.add_argument("--mirror", action="append", help="address to go on with; repeatable")
     options.add_argument("--offline", action="store_true", help="fetch nothing; verify what is there")
     chosen = options.parse_args()
     source = packaged() if chosen.model_id == "minilm" else chosen.model_id
     folder = chosen.out / "minilm" if chosen.model_id == "minilm" else default_folder(chosen.out, source)
     try:
-        found = download_model(
+        done = download(
             source,
             folder,
             chosen.revision,
             workers=chosen.workers,
             endpoint=chosen.endpoint,
+            mirrors=chosen.mirror or (),
             offline=chosen.offline,
         )
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    print(found)
-    return 0
+    print(done.folder)
+    for line in (*done.notes, *done.problems):
+        print(line, file=sys.stderr)
+    return 1 if done.problems else 0
 
 
 def packaged() -> str:

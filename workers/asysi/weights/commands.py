@@ -1,7 +1,7 @@
 """`asysi weights`: download, analyse, compare and report on what parameters say."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from importlib.util import find_spec
@@ -91,6 +91,21 @@ _Revision = Annotated[
 _Endpoint = Annotated[
     str | None, typer.Option("--endpoint", metavar="URL", help="Address of a mirror of the hub.")
 ]
+_Mirrors = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--mirror",
+        metavar="URL",
+        envvar="ASYSI_HUB_MIRRORS",
+        help="Address to go on with when the endpoint fails or sends other bytes than promised; repeatable.",
+    ),
+]
+_Revisions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fallback-revision", metavar="REV", help="Taken where --revision does not exist; repeatable."
+    ),
+]
 _Offline = Annotated[bool, typer.Option("--offline", help="Fetch nothing; verify what is there.")]
 _Exact = Annotated[
     int, typer.Option("--exact-side", help="Longest shorter side of matrices with an exact spectrum.")
@@ -117,12 +132,15 @@ def download_command(  # noqa: PLR0917 - each is an option of the command
         int, typer.Option("--retries", help="Attempts after the first when the network fails.")
     ] = 5,
     endpoint: _Endpoint = None,
+    mirror: _Mirrors = None,
+    fallback_revision: _Revisions = None,
     offline: _Offline = False,
 ) -> None:
     """Fetch a model into DIR/owner/name and verify the hash of every file.
 
-    What is there and verified is not fetched again; what was interrupted goes on where it ended. A log lies
-    beside the folder.
+    What is there and verified is not fetched again; what was interrupted goes on where it ended. Beside the
+    folder are NAME.plan.json, NAME.result.json (shards, bytes, hashes) and a log. Exit code 1: shards are
+    missing.
     """
     from asysi.weights.download import default_folder, download  # noqa: PLC0415 - not needed for the help
 
@@ -133,11 +151,16 @@ def download_command(  # noqa: PLR0917 - each is an option of the command
         workers=workers,
         retries=retries,
         endpoint=endpoint,
+        mirrors=mirror or (),
+        fallback_revisions=fallback_revision or (),
         offline=offline,
     )
-    size = sum(one.size for one in done.files.values())
     state = "fetched" if done.fetched else "verified already"
-    typer.echo(f"{done.folder}: {len(done.files)} files, {size:,} bytes at {done.revision}, {state}")
+    typer.echo(f"{done.folder}: {len(done.files)} files, {done.size:,} bytes at {done.revision}, {state}")
+    _list([f"note: {note}" for note in done.notes])
+    _list(done.problems)
+    if done.problems:
+        raise typer.Exit(Exit.FAILED)
 
 
 @app.command("analyze")
@@ -300,6 +323,8 @@ def run_command(  # noqa: PLR0917 - each is an option of the command
     seed: _Seed = 0,
     workers: _Workers = None,
     endpoint: _Endpoint = None,
+    mirror: _Mirrors = None,
+    fallback_revision: _Revisions = None,
     offline: _Offline = False,
     include: _Include = None,
     exclude: _Exclude = None,
@@ -318,7 +343,8 @@ def run_command(  # noqa: PLR0917 - each is an option of the command
             model,
             Job(table, output_format.value, settings, _selection(include, exclude),
                 revision=revision, workers=workers, report=True),
-            models=models, offline=offline, endpoint=endpoint, say=typer.echo, begin=begin,
+            models=models, offline=offline, endpoint=endpoint, mirrors=mirror or (),
+            fallback_revisions=fallback_revision or (), say=typer.echo, begin=begin,
         )  # fmt: skip
     _told(done, table)
 
@@ -394,6 +420,6 @@ def _bar(what: str) -> Iterator[Callable[[int], Callable[[str, int], None]]]:
         yield begin
 
 
-def _list(problems: list[str]) -> None:
+def _list(problems: Sequence[str]) -> None:
     for problem in problems:
         sys.stderr.write(f"{problem}\n")

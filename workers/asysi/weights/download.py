@@ -8,24 +8,39 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from asysi.contract.errors import ConfigError
 from asysi.files import write_atomic
+from asysi.weights.export import code_version
+from asysi.weights.places import LocalPlace
+from asysi.weights.plan import Done, Plan, Step
+from asysi.weights.retry import ElsewhereError, NoRevisionError, ask_again
+from asysi.weights.shards import find_shards
 
 log = logging.getLogger("asysi.weights")
 
 PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.gguf")
 """Files that are fetched: weights and what describes them, never pickles or code."""
 RECORD_FILE = ".asysi-download.json"
+STEPS = (
+    Step("list", "asks {source} for the files, their hashes and the commit", "a commit and hashes are known"),
+    Step(
+        "fetch",
+        "brings what is not verified yet into {folder}, {workers} files at once, and hashes it",
+        "every file has the hash that its source says",
+    ),
+    Step(
+        "check",
+        "counts shards and bytes and writes {result}",
+        "every shard that the index or the numbers in the names promise is there",
+    ),
+)
 _BLOCK = 8 << 20
-_PAUSE = 1.0
-"""Seconds before the second attempt; each later pause is twice as long, at most _LONGEST."""
-_LONGEST = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +66,58 @@ class Download:
     files: Mapping[str, Verified]
     fetched: bool
     """False when everything was there and verified."""
+    expected: Mapping[str, str | None] = field(default_factory=dict)
+    """The hash that the source says each file has, None where it says none."""
+    source: str = ""
+    """Address or folder that it came from."""
+    notes: tuple[str, ...] = ()
+    """Fall-backs that were taken."""
+    problems: tuple[str, ...] = ()
+    """What is missing from it."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files."""
+        return sum(one.size for one in self.files.values())
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What is to be fetched, from where, and what instead."""
+
+    model_id: str
+    folder: Path
+    revisions: tuple[str | None, ...]
+    """The first is wanted, each other is taken where those before it are not there."""
+    endpoints: tuple[str | None, ...]
+    """Likewise."""
+    workers: int
+    retries: int
+    patterns: tuple[str, ...]
+    pause: Callable[[float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    """What a source says a model's files are."""
+
+    model_id: str
+    revision: str
+    expected: Mapping[str, str | None]
+    endpoints: tuple[str | None, ...] = ()
+    """Those that may still work, the one that answered first."""
+    source: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def plan_file(folder: Path) -> Path:
+    """Return where the plan of a download into `folder` is: beside it."""
+    return folder.with_name(f"{folder.name}.plan.json")
+
+
+def result_file(folder: Path) -> Path:
+    """Return where the result of a download into `folder` is: beside it."""
+    return folder.with_name(f"{folder.name}.result.json")
 
 
 def download_model(
@@ -71,6 +138,8 @@ def download(
     workers: int = 4,
     retries: int = 5,
     endpoint: str | None = None,
+    mirrors: Sequence[str] = (),
+    fallback_revisions: Sequence[str] = (),
     offline: bool = False,
     patterns: tuple[str, ...] = PATTERNS,
     log_file: Path | None = None,
@@ -78,13 +147,19 @@ def download(
 ) -> Download:
     """Fetch and verify a checkpoint; interrupted files go on where they ended.
 
+    Beside the folder: `<name>.plan.json`, written first and after every step, `<name>.result.json` and a log.
+    Where nothing could be fetched into a new folder, nothing is left.
+
     Args:
         model_id: `owner/name` on the hub, or a folder on this machine, which is copied.
         folder: where the files go.
         revision: branch, tag or commit; unset takes the main branch.
         workers: files at once.
-        retries: attempts after the first when the network fails.
+        retries: attempts after the first when the network fails, of each endpoint.
         endpoint: address of a mirror; unset takes HF_ENDPOINT, or the hub.
+        mirrors: addresses that are taken, in this order, when the endpoint fails for good or sends other
+            bytes than it promised. Files come by the commit and the hashes of the first that answered.
+        fallback_revisions: revisions that are taken, in this order, where `revision` does not exist.
         offline: verify what is there and fetch nothing.
         patterns: globs on the files wanted.
         log_file: what happened, a line each; unset writes `download_<time>.log` beside the folder.
@@ -94,64 +169,153 @@ def download(
         ConfigError: no such model or revision, a file with another hash than the hub says, nothing there when
             offline, or no network after all attempts.
     """
+    request = _Request(
+        model_id,
+        folder,
+        (revision, *fallback_revisions),
+        (endpoint, *mirrors),
+        workers,
+        retries,
+        patterns,
+        pause,
+    )
+    log_to = log_file or folder.parent / f"download_{datetime.now(UTC):%Y%m%dT%H%M%S}.log"
     made = [one for one in (folder, *folder.parents) if not one.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        return _download(
-            model_id, folder, revision, workers=workers, retries=retries, endpoint=endpoint, offline=offline,
-            patterns=patterns, log_file=log_file, pause=pause,
-        )  # fmt: skip
+        with _logged(log_to):
+            return _carried_out(request, _planned(request, offline=offline), offline=offline)
     except Exception:
-        _discard_empty(folder, made)
+        _discard_empty(folder, made, [plan_file(folder), *([] if log_file else [log_to])])
         raise
 
 
-def _discard_empty(folder: Path, made: Sequence[Path]) -> None:
-    """Remove what a failed download made and put nothing in; what was fetched is kept, to go on with."""
-    if folder not in made or any(file.is_file() and file.stat().st_size for file in folder.rglob("*")):
+def _planned(request: _Request, *, offline: bool) -> Plan:
+    """Write what is going to be done; a result of an earlier time goes."""
+    folder = request.folder
+    result_file(folder).unlink(missing_ok=True)
+    local = Path(request.model_id).expanduser().is_dir()
+    source = request.model_id if local else "the record of the last time" if offline else "the hub"
+    head = {
+        "goal": f"{request.model_id} in {folder}, every file verified",
+        "inputs": {
+            "model": request.model_id,
+            "revision": request.revisions[0],
+            "fallback_revisions": list(request.revisions[1:]),
+            "endpoints": [one or os.environ.get("HF_ENDPOINT", "the hub") for one in request.endpoints],
+            "device": "none: nothing is computed",
+            "precision": "as stored: nothing is converted",
+            "files": list(request.patterns),
+            "offline": offline,
+        },
+        "outputs": [str(folder), str(result_file(folder))],
+        "fallbacks": [
+            f"the network fails: {request.retries} more attempts; what was fetched of a file is kept",
+            "an endpoint fails for good, or sends other bytes than promised: the next endpoint",
+            "the revision does not exist: the next of fallback_revisions, and a note says so",
+        ],
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    words = {
+        "source": source,
+        "folder": str(folder),
+        "workers": str(request.workers),
+        "result": result_file(folder).name,
+    }
+    return Plan(plan_file(folder), head, [step.worded(words) for step in STEPS])
+
+
+def _carried_out(request: _Request, plan: Plan, *, offline: bool) -> Download:
+    began = time.monotonic()
+    local = Path(request.model_id).expanduser()
+    if local.is_dir():
+        listing = plan.carry_out("list", lambda: _listed(_listing_of_folder(local, request)))
+        done = plan.carry_out("fetch", lambda: _settled(_copy(local, request, listing)))
+    elif offline:
+        listing = plan.carry_out("list", lambda: _listed(_listing_of_record(request)))
+        done = plan.carry_out("fetch", lambda: _settled(_kept(request, listing)))
+    else:
+        listing = plan.carry_out("list", lambda: _listed(_listing_of_hub(request)))
+        done = plan.carry_out("fetch", lambda: _settled(_fetch(request, listing)))
+    done = plan.carry_out("check", lambda: _counted(done, request, time.monotonic() - began))
+    log.info(
+        "%s %s at %s: %d files, %d bytes, verified, in %.1f s", "fetched" if done.fetched else "kept",
+        done.model_id, done.revision, len(done.files), done.size, time.monotonic() - began,
+    )  # fmt: skip
+    return done
+
+
+def _listed(listing: _Listing) -> Done[_Listing]:
+    said = f"{len(listing.expected)} files at {listing.revision}"
+    return Done(listing, note="; ".join([said, *listing.notes]))
+
+
+def _settled(done: Download) -> Done[Download]:
+    state = "done" if done.fetched else "skipped"
+    return Done(done, state, "; ".join([f"{len(done.files)} files verified", *done.notes]))
+
+
+def _counted(done: Download, request: _Request, seconds: float) -> Done[Download]:
+    """Count shards, and write the result."""
+    expected, problems = _shards(done)
+    found = [name for name in expected if name in done.files]
+    missing = [name for name in expected if name not in done.files]
+    problems = problems or [f"{name} is not there" for name in missing]
+    done = replace(done, problems=tuple(problems))
+    content = {
+        "model_id": done.model_id,
+        "requested_revision": request.revisions[0],
+        "resolved_revision": done.revision,
+        "source": done.source,
+        "fetched": done.fetched,
+        "shards": {"expected": len(expected), "found": len(found), "missing": missing},
+        "bytes": done.size,
+        "files": {
+            name: {"bytes": one.size, "hash": one.digest, "expected_hash": done.expected.get(name)}
+            for name, one in done.files.items()
+        },
+        "notes": list(done.notes),
+        "problems": problems,
+        "code_version": code_version(),
+        "seconds": round(seconds, 3),
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_atomic(result_file(done.folder), json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    for problem in problems:
+        log.error("%s", problem)
+    note = f"{len(found)} of {len(expected)} shards, {done.size} bytes"
+    return Done(done, "failed" if problems else "done", note)
+
+
+def _shards(done: Download) -> tuple[list[str], list[str]]:
+    """Return the files of weights that there should be, and what is wrong with those that there are."""
+    weights = [name for name in done.files if name.endswith((".safetensors", ".gguf"))]
+    try:
+        shards = find_shards(LocalPlace(done.folder))
+    except ConfigError as error:
+        return weights, [str(error)]
+    stale = shards.index and not set(shards.index.values()) & done.files.keys()
+    promised = {} if stale else dict.fromkeys(shards.index.values())
+    return sorted({*promised, *weights}), [problem.listed for problem in shards.problems]
+
+
+def _discard_empty(folder: Path, made: Sequence[Path], beside: Sequence[Path]) -> None:
+    """Remove what a failed download made where nothing was fetched; else it is kept, to go on with."""
+    if folder not in made or any(map(_is_worth_keeping, folder.rglob("*"))):
         return
     shutil.rmtree(folder)
+    for file in beside:
+        file.unlink(missing_ok=True)
     for parent in made[1:]:
-        with suppress(OSError):  # the log lies there
+        with suppress(OSError):  # something else lies there
             parent.rmdir()
 
 
-def _download(
-    model_id: str,
-    folder: Path,
-    revision: str | None,
-    *,
-    workers: int,
-    retries: int,
-    endpoint: str | None,
-    offline: bool,
-    patterns: tuple[str, ...],
-    log_file: Path | None,
-    pause: Callable[[float], None],
-) -> Download:
-    with _logged(log_file or folder.parent / f"download_{datetime.now(UTC):%Y%m%dT%H%M%S}.log"):
-        began = time.monotonic()
-        if Path(model_id).expanduser().is_dir():
-            done = _copy(Path(model_id).expanduser(), folder, patterns)
-        elif offline:
-            done = _offline(model_id, folder)
-        else:
-            done = _fetch(
-                model_id,
-                folder,
-                revision,
-                workers=workers,
-                retries=retries,
-                endpoint=endpoint,
-                patterns=patterns,
-                pause=pause,
-            )
-        size = sum(one.size for one in done.files.values())
-        log.info(
-            "%s %s at %s: %d files, %d bytes, verified, in %.1f s", "fetched" if done.fetched else "kept",
-            done.model_id, done.revision, len(done.files), size, time.monotonic() - began,
-        )  # fmt: skip
-        return done
+def _is_worth_keeping(file: Path) -> bool:
+    """Return whether a file holds bytes of the model, rather than the books of huggingface_hub."""
+    if not file.is_file() or not file.stat().st_size:
+        return False
+    return ".cache" not in file.parts[-5:] or file.suffix == ".incomplete"
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -163,54 +327,114 @@ def read_record(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _fetch(
-    model_id: str, folder: Path, revision: str | None, *, workers: int, retries: int, endpoint: str | None,
-    patterns: tuple[str, ...], pause: Callable[[float], None],
-) -> Download:  # fmt: skip
+def _listing_of_hub(request: _Request) -> _Listing:
+    """Ask the endpoints, in their order, for the first revision that there is."""
     try:
-        from huggingface_hub import HfApi, snapshot_download  # noqa: PLC0415 - an extra
+        from huggingface_hub import HfApi  # noqa: PLC0415 - an extra
         from huggingface_hub.utils import filter_repo_objects  # noqa: PLC0415
     except ImportError as error:
         raise ConfigError(
-            f"{model_id}: the hub needs the package huggingface-hub: pip install 'asysi[hub]', or give "
-            f"a folder"
+            f"{request.model_id}: the hub needs the package huggingface-hub: pip install 'asysi[hub]', or "
+            "give a folder"
         ) from error
-    info = _again(
-        lambda: HfApi(endpoint=endpoint).model_info(model_id, revision=revision, files_metadata=True,
-        timeout=30),
-        f"asking for {model_id}", retries, pause,
-    )  # fmt: skip
+    notes: list[str] = []
+    info, endpoint = _first_answer(
+        request,
+        lambda endpoint, revision: HfApi(endpoint=endpoint).model_info(
+            request.model_id, revision=revision, files_metadata=True, timeout=30
+        ),
+        notes,
+    )
     commit = str(info.sha)
     wanted = {
-        one.rfilename: one
+        one.rfilename: _expected(one)
         for one in filter_repo_objects(
-            info.siblings, allow_patterns=list(patterns), key=lambda one: one.rfilename
+            info.siblings, allow_patterns=list(request.patterns), key=lambda one: one.rfilename
         )
     }
     if not wanted:
         raise ConfigError(
-            f"{model_id} at {commit} holds no safetensors and no GGUF: a pickle is not fetched. Convert "
-            f"it where you "
-            "trust it, and give the folder"
+            f"{request.model_id} at {commit} holds no safetensors and no GGUF: a pickle is not fetched. "
+            "Convert it where you trust it, and give the folder"
         )
-    expected = {name: _expected(one) for name, one in wanted.items()}
-    known = _known(folder, model_id, commit)
-    if expected.keys() <= known.keys():
-        return _recorded(
-            Download(folder, model_id, commit, {name: known[name] for name in expected}, fetched=False)
-        )
-    _again(
-        lambda: snapshot_download(
-            model_id, revision=commit, local_dir=folder, allow_patterns=sorted(wanted), max_workers=workers,
-            endpoint=endpoint, etag_timeout=30,
-        ),
-        f"fetching {model_id}", retries, pause,
+    rest = request.endpoints[request.endpoints.index(endpoint) :]
+    source = endpoint or os.environ.get("HF_ENDPOINT", "the hub")
+    return _Listing(request.model_id, commit, wanted, rest, source, tuple(notes))
+
+
+def _first_answer(
+    request: _Request, ask: Callable[[str | None, str | None], Any], notes: list[str]
+) -> tuple[Any, str | None]:
+    """Return the first answer and the endpoint that gave it; each fall-back is noted.
+
+    Raises:
+        ConfigError: nobody answered; it says what each said.
+    """
+    failures: list[str] = []
+    for endpoint in request.endpoints:
+        for revision in request.revisions:
+            what = f"asking for {request.model_id}" + (f" at {revision}" if revision else "")
+            try:
+                found = ask_again(partial(ask, endpoint, revision), what, request.retries, request.pause)
+            except NoRevisionError as error:
+                failures.append(str(error))
+            except ElsewhereError as error:
+                failures.append(str(error))
+                break
+            else:
+                if failures:
+                    notes.append(
+                        f"taken: revision {revision or 'main'} of {endpoint or 'the hub'}, for {failures[0]}"
+                    )
+                    log.warning("%s", notes[-1])
+                return found, endpoint
+    raise ConfigError(*dict.fromkeys(failures))
+
+
+def _fetch(request: _Request, listing: _Listing) -> Download:
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - an extra
+
+    folder = request.folder
+    known = _known(folder, listing.model_id, listing.revision)
+    if listing.expected.keys() <= known.keys():
+        files = {name: known[name] for name in listing.expected}
+        return _recorded(_downloaded(request, listing, files, fetched=False))
+    notes = list(listing.notes)
+    for number, endpoint in enumerate(listing.endpoints, 1):
+        try:
+            ask_again(
+                partial(
+                    snapshot_download, listing.model_id, revision=listing.revision, local_dir=folder,
+                    allow_patterns=sorted(listing.expected), max_workers=request.workers, endpoint=endpoint,
+                    etag_timeout=30,
+                ),
+                f"fetching {listing.model_id}", request.retries, request.pause,
+            )  # fmt: skip
+            files = {}
+            for name, digest in listing.expected.items():
+                files[name] = known.get(name) or _verify(folder / name, digest)
+                log.info("%s: %d bytes, %s", name, files[name].size, files[name].digest)
+        except ElsewhereError as error:
+            if number == len(listing.endpoints):
+                raise
+            notes.append(f"went on with {listing.endpoints[number]}, for {error}")
+            log.warning("%s", notes[-1])
+        else:
+            for name in files:
+                (folder / name).with_name(f"{Path(name).name}.corrupt").unlink(missing_ok=True)
+            source = endpoint or listing.source
+            listing = replace(listing, notes=tuple(notes), source=source)
+            return _recorded(_downloaded(request, listing, files, fetched=True))
+    raise AssertionError(listing)
+
+
+def _downloaded(
+    request: _Request, listing: _Listing, files: Mapping[str, Verified], *, fetched: bool
+) -> Download:
+    return Download(
+        request.folder, listing.model_id, listing.revision, files, fetched, listing.expected, listing.source,
+        listing.notes,
     )  # fmt: skip
-    files = {}
-    for name, digest in expected.items():
-        files[name] = known.get(name) or _verify(folder / name, digest)
-        log.info("%s: %d bytes, %s", name, files[name].size, files[name].digest)
-    return _recorded(Download(folder, model_id, commit, files, fetched=True))
 
 
 def _expected(sibling: Any) -> str | None:
@@ -224,14 +448,16 @@ def _verify(file: Path, expected: str | None) -> Verified:
     """Return the file's hash and stamp.
 
     Raises:
-        ConfigError: it is another than expected; the file is set aside, so that it is fetched anew.
+        ConfigError: it did not come, or has another hash; it is then set aside, so that it is fetched anew.
     """
+    if not file.is_file():
+        raise ElsewhereError(f"{file} did not come; download again, or take another mirror")
     scheme = expected.partition(":")[0] if expected else "local"
     found = f"{scheme}:{_digest(file, scheme)}"
     if expected is not None and found != expected:
         aside = file.with_name(f"{file.name}.corrupt")
         file.replace(aside)
-        raise ConfigError(
+        raise ElsewhereError(
             f"{file}: it has {found}, the hub says {expected}; it was set aside as {aside.name}, so "
             f"download again, or "
             "take another mirror"
@@ -281,19 +507,27 @@ def _recorded(done: Download) -> Download:
     return done
 
 
-def _offline(model_id: str, folder: Path) -> Download:
-    record = read_record(folder)
-    if not record or record.get("model_id") != model_id:
+def _listing_of_record(request: _Request) -> _Listing:
+    """Return what was fetched the last time."""
+    record = read_record(request.folder)
+    if not record or record.get("model_id") != request.model_id:
         raise ConfigError(
-            f"{model_id} is not in {folder}, and offline nothing is fetched: download it where there is "
-            f"a network"
+            f"{request.model_id} is not in {request.folder}, and offline nothing is fetched: download it "
+            "where there is a network"
         )
+    expected = {str(name): str(entry["digest"]) for name, entry in record["files"].items()}
+    return _Listing(request.model_id, str(record["revision"]), expected, source=RECORD_FILE)
+
+
+def _kept(request: _Request, listing: _Listing) -> Download:
+    """Verify what is there."""
+    folder = request.folder
     known = _known(folder)
     files = {
-        name: known.get(name) or _verify(_present(folder / name), entry["digest"])
-        for name, entry in record["files"].items()
+        name: known.get(name) or _verify(_present(folder / name), digest)
+        for name, digest in listing.expected.items()
     }
-    return _recorded(Download(folder, model_id, str(record["revision"]), files, fetched=False))
+    return _recorded(_downloaded(request, listing, files, fetched=False))
 
 
 def _present(file: Path) -> Path:
@@ -302,105 +536,51 @@ def _present(file: Path) -> Path:
     return file
 
 
-def _copy(source: Path, folder: Path, patterns: tuple[str, ...]) -> Download:
-    """Copy a local folder, and hash what was copied; equal files are kept."""
-    names = sorted({file.name for pattern in patterns for file in source.glob(pattern) if file.is_file()})
+def _listing_of_folder(source: Path, request: _Request) -> _Listing:
+    names = sorted(
+        {file.name for pattern in request.patterns for file in source.glob(pattern) if file.is_file()}
+    )
     if not any(name.endswith((".safetensors", ".gguf")) for name in names):
         raise ConfigError(f"{source} holds no safetensors and no GGUF: the weights are missing")
+    record = read_record(source)
+    return _Listing(
+        str(record.get("model_id") or request.folder.name),
+        str(record.get("revision") or "local"),
+        dict.fromkeys(names),
+        source=str(source),
+    )
+
+
+def _copy(source: Path, request: _Request, listing: _Listing) -> Download:
+    """Copy a local folder, and hash what was copied; equal files are kept."""
+    folder = request.folder
     known = _known(folder)
-    files, fetched = {}, False
-    for name in names:
+    files, expected, fetched = {}, {}, False
+    for name in listing.expected:
         original, file = source / name, folder / name
         if (
             name in known
             and known[name].size == original.stat().st_size
             and known[name].modified >= original.stat().st_mtime_ns
         ):
-            files[name] = known[name]
+            files[name], expected[name] = known[name], known[name].digest
             continue
         fetched = True
         if source.resolve() != folder.resolve():
-            partial = file.with_name(f".{name}.part")
-            shutil.copyfile(original, partial)
-            partial.replace(file)
-        found = f"local:{_digest(file, 'local')}"
-        if found != f"local:{_digest(original, 'local')}":
+            partial_file = file.with_name(f".{name}.part")
+            try:
+                shutil.copyfile(original, partial_file)
+                partial_file.replace(file)
+            finally:
+                partial_file.unlink(missing_ok=True)
+        found, expected[name] = (f"local:{_digest(one, 'local')}" for one in (file, original))
+        if found != expected[name]:
             raise ConfigError(
                 f"{file} is not what {original} is: the source changed while it was copied; try again"
             )
         files[name] = _stamp(file, found)
         log.info("%s: %d bytes, %s", name, files[name].size, found)
-    model_id = str(read_record(source).get("model_id") or folder.name)
-    revision = str(read_record(source).get("revision") or "local")
-    return _recorded(Download(folder, model_id, revision, files, fetched))
-
-
-def _again(action: Callable[[], Any], what: str, retries: int, pause: Callable[[float], None]) -> Any:
-    """Return what `action` returns; a network that fails is tried again, with growing pauses.
-
-    Raises:
-        ConfigError: the hub refuses, or the network has failed at every attempt.
-    """
-    from huggingface_hub.errors import (  # noqa: PLC0415
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    for attempt in range(retries + 1):
-        try:
-            return action()
-        except GatedRepoError as error:
-            raise ConfigError(
-                f"{what}: the model is gated; ask for access and set HF_TOKEN ({error})"
-            ) from error
-        except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
-            raise ConfigError(f"{what}: the hub has no such model or revision ({error})") from error
-        except OfflineModeIsEnabled as error:
-            raise ConfigError(f"{what}: HF_HUB_OFFLINE is set; unset it, or take --offline") from error
-        except (HfHubHTTPError, OSError, *_network_errors()) as error:
-            if attempt == retries or _final(error):
-                raise ConfigError(
-                    f"{what}: it failed {attempt + 1} times, at last by {type(error).__name__}: "
-                    f"{error}. Try later, or "
-                    "another --endpoint; what was fetched is kept"
-                ) from error
-            seconds = min(_LONGEST, _PAUSE * 2**attempt)
-            log.warning(
-                "%s: attempt %d failed (%s: %s); again in %.0f s",
-                what,
-                attempt + 1,
-                type(error).__name__,
-                error,
-                seconds,
-            )
-            pause(seconds)
-    raise AssertionError(what)
-
-
-def _network_errors() -> list[type[Exception]]:
-    """Return the errors of the client that huggingface_hub talks through: httpx2, or httpx before 2.0."""
-    found: list[type[Exception]] = []
-    for name in ("httpx2", "httpx"):
-        with suppress(ImportError):
-            found.append(import_module(name).HTTPError)
-    return found
-
-
-def _final(error: Exception) -> bool:
-    """Return whether trying again cannot help: the disk is full, or the hub refuses for good."""
-    import errno  # noqa: PLC0415
-
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    return getattr(error, "errno", None) in {errno.ENOSPC, errno.EACCES, errno.EROFS} or status in {
-        401,
-        403,
-        404,
-        410,
-    }
+    return _recorded(_downloaded(request, replace(listing, expected=expected), files, fetched=fetched))
 
 
 @contextmanager

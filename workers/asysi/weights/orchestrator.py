@@ -33,7 +33,7 @@ log = logging.getLogger("asysi.weights")
 PLAN_FILE = "plan.json"
 JOURNAL_FILE = ".params.journal.jsonl"
 REPORT_FILE = "report.html"
-FETCHING = "a failed download is tried again and goes on where it ended; --endpoint takes a mirror"
+FETCHING = "a failed download is tried again and goes on where it ended, then at the next --mirror"
 Begin = Callable[[int], Progress]
 """Told the bytes that will be analysed; returns what is told each tensor that is done."""
 
@@ -106,6 +106,8 @@ def run(
     models: Path,
     offline: bool = False,
     endpoint: str | None = None,
+    mirrors: Sequence[str] = (),
+    fallback_revisions: Sequence[str] = (),
     say: Callable[[str], None] = lambda _line: None,
     begin: Begin = lambda _bytes: lambda _name, _size: None,
 ) -> Outcome:
@@ -118,6 +120,8 @@ def run(
         models: folder that hub models are fetched into.
         offline: fetch nothing.
         endpoint: address of a mirror.
+        mirrors: addresses that are taken when it fails.
+        fallback_revisions: revisions that are taken where the job's is not there.
         say: told each step in a line.
         begin: told the bytes to analyse.
 
@@ -127,8 +131,11 @@ def run(
     plan = _planned(model, job, (DOWNLOAD_STEP, *STEPS), say, models=str(models), offline=offline)
     found: Download | None = plan.carry_out(
         "download",
-        lambda: _downloaded(model, models, job.revision, job.workers, endpoint, offline=offline),
-    )
+        lambda: _downloaded(
+            model, models, job, offline=offline, endpoint=endpoint, mirrors=mirrors,
+            fallback_revisions=fallback_revisions,
+        ),
+    )  # fmt: skip
     return _table_made(str(found.folder) if found else model, job, plan, begin, found)
 
 
@@ -188,6 +195,7 @@ def _table_made(source: str, job: Job, plan: Plan, begin: Begin, found: Download
     """Take the steps from reading to checking."""
     checkpoint, names = plan.carry_out("read", lambda: _read(source, job))
     with checkpoint:
+        checkpoint.notes.extend(found.notes if found else ())
         identity = identity_of(checkpoint.source, found, model_id=job.model_id, revision=job.revision)
         analysis = plan.carry_out("analyze", lambda: _analysed(checkpoint, identity, job, names, begin))
         plan.carry_out("export", lambda: _exported(analysis, checkpoint, job))
@@ -233,29 +241,16 @@ def _read(source: str, job: Job) -> Done[tuple[Checkpoint, list[str]]]:
     )
 
 
-def _downloaded(
-    model: str,
-    models: Path,
-    revision: str | None,
-    workers: int | None,
-    endpoint: str | None,
-    *,
-    offline: bool,
-) -> Done[Download | None]:
+def _downloaded(model: str, models: Path, job: Job, **options: Any) -> Done[Download | None]:
     if is_remote(model):
         return Done(None, "skipped", f"{model} is read where it is")
     if Path(model).expanduser().exists():
         return Done(None, "skipped", f"{model} is on this machine")
-    done = download(
-        model,
-        default_folder(models, model),
-        revision,
-        workers=workers or 4,
-        endpoint=endpoint,
-        offline=offline,
-    )
+    folder = default_folder(models, model)
+    done = download(model, folder, job.revision, workers=job.workers or 4, **options)
     state = "done" if done.fetched else "skipped"
-    return Done(done, state, f"{len(done.files)} files at {done.revision}, verified")
+    note = "; ".join([f"{len(done.files)} files at {done.revision}, verified", *done.notes])
+    return Done(done, state, note)
 
 
 def _analysed(
