@@ -20,6 +20,7 @@ from asysi.weights.commands import app
 from asysi.weights.compare import DIFFERENCE_COLUMNS
 from asysi.weights.export import read_table, write_table
 from asysi.weights.journal import Journal
+from asysi.weights.plots import dots_by_name, plot
 from asysi.weights.report import WeightsPage, build
 
 DOCUMENT = (
@@ -268,7 +269,7 @@ def test_the_page_lists_what_only_one_has(model):
     for number, relative in enumerate([0.1, None]):
         changed = {"status": "changed", "delta_norm": 1.0, "norm_a": 0.0, "delta_relative": relative}
         differences.append({**empty, "param_name": f"c{number}", "block_type": "other", **changed})
-    page = build(WeightsPage("m", rows, differences=differences))
+    page = build(WeightsPage("m", rows, differences=differences)).replace("<wbr>", "")
     for status in ("added", "removed", "reshaped", "resized"):
         assert f"<h3>{status.capitalize()}</h3>" in page
         assert f"the.{status}" in page
@@ -417,7 +418,7 @@ class TestCommands:
         run("compare", model, model, "-o", tmp_path / "d")
         done = run("report", tmp_path / "params.csv", "--difference", tmp_path / "d" / "difference.csv")
         assert done.exit_code == 0, done.output
-        page = (tmp_path / "report.html").read_text()
+        page = (tmp_path / "report.html").read_text().replace("<wbr>", "")
         for word in (
             "What changed",
             "Layer by layer",
@@ -503,3 +504,36 @@ class TestPage:
         page = build(WeightsPage("m", analysed(tmp_path).rows))
         assert "No singular values were computed" in page
         assert "No matrix has a layer" in page
+
+
+def test_a_page_of_one_layer(model):
+    """Of one layer the block types stand below each other, each with its value, rather than on one spot."""
+    with open_checkpoint(model) as checkpoint:
+        rows = [
+            row for row in analyze(checkpoint, Identity("x", "y")).rows if row["layer_index"] in {None, 1}
+        ]
+    page = build(WeightsPage("m", rows))
+    assert "The layer" in page
+    assert "Layer by layer" not in page
+    figure = page.partition("<b>Standard deviation</b>")[2].partition("</figure>")[0]
+    blocks = ("q_proj", "up_proj", "down_proj")
+    for block in blocks:
+        assert f">{block}</text>" in figure
+        assert f"<title>{block}: " in figure
+    heights = {dot.partition('"')[0] for dot in figure.split('cy="')[1:]}
+    assert len(heights) == len(blocks)
+    assert "<path" not in figure
+    assert 'class="key' not in page
+    assert "model.<wbr>layers.<wbr>1.<wbr>mlp." in page
+    assert ">note</th>" not in page
+    assert "Layer by layer" in build(WeightsPage("m", [*rows, {**rows[1], "layer_index": 2}]))
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 1e-30])
+def test_an_axis_of_one_value_stays_positive(value):
+    """Shares that are all the same are drawn on an axis that does not go below zero."""
+    drawn = plot("t", "", {"a": [(0.0, value), (1.0, value)]}, shades={})
+    assert not any(label.startswith(("-", "−")) for _, label in drawn.up)
+    named = dots_by_name("t", "", {"a": value, "b": float("nan")}, shades={})
+    assert [line.name for line in named.lines] == ["a"]
+    assert dots_by_name("t", "", {"b": float("inf")}, shades={}) is None

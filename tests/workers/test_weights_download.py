@@ -47,7 +47,7 @@ class Hub(ThreadingHTTPServer):
         """Whether the weights that are sent are others than the listing says."""
         self.asked = []
         self.fetched = []
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     @property
     def address(self):

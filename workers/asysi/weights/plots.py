@@ -8,6 +8,7 @@ from asysi.weights.words import short_number
 
 WIDTH, HEIGHT = 520.0, 190.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 8.0, 8.0, 22.0
+_ROW, _MOST_LABEL = 22.0, 160.0
 Point = tuple[float, float]
 
 
@@ -39,6 +40,11 @@ class Plot:
     height: float = HEIGHT
     left: float = _LEFT
     bottom: float = HEIGHT - _BOTTOM
+
+    @property
+    def named(self) -> bool:
+        """Whether the vertical axis names the lines, so that no key has to."""
+        return bool(self.lines) and [line.name for line in self.lines] == [label for _, label in self.up]
 
 
 def plot(
@@ -84,6 +90,34 @@ def plot(
     return Plot(title, note, tuple(lines), across.ticks(), up.ticks())
 
 
+def dots_by_name(
+    title: str, note: str, values: Mapping[str, float], *, shades: Mapping[str, int], log_x: bool = False
+) -> Plot | None:
+    """Return a plot of one value a name, the names below each other; None when none can be drawn.
+
+    Args:
+        title: what is shown.
+        note: how to read it, a sentence.
+        values: by name.
+        shades: number of the colour of each name.
+        log_x: whether the axis of the values is logarithmic.
+    """
+    drawn = {name: x for name, x in values.items() if _fits((x, 1.0), log_x=log_x, log_y=False)}
+    if not drawn:
+        return None
+    left = min(_MOST_LABEL, 14.0 + 7.0 * max(map(len, drawn)))
+    across = _Axis(list(drawn.values()), left + 8, WIDTH - _RIGHT, log=log_x, whole=False)
+    rows = {name: _TOP + _ROW * (number + 0.5) for number, name in enumerate(drawn)}
+    lines = []
+    for name, x in drawn.items():
+        said = f"{name}: {short_number(x)}"
+        place = (across.place(x), rows[name], said)
+        lines.append(Line(name, "", (place,), shades.get(name, 0)))
+    height = _TOP + _ROW * len(drawn) + _BOTTOM
+    up = tuple((at, name) for name, at in rows.items())
+    return Plot(title, note, tuple(lines), across.ticks(), up, WIDTH, height, left, height - _BOTTOM)
+
+
 def _fits(point: Point, *, log_x: bool, log_y: bool) -> bool:
     x, y = point
     return math.isfinite(x) and math.isfinite(y) and (x > 0 or not log_x) and (y > 0 or not log_y)
@@ -97,7 +131,8 @@ class _Axis:
             low, high = math.log10(low), math.log10(high)
         if high - low < 1e-12 * max(abs(low), abs(high), 1e-30):
             pad = 0.5 if log or whole else (abs(high) or 1.0) * 0.5
-            low, high = low - pad, high + pad
+            floor = 0.0 if low >= 0 and not (log or whole) else -math.inf  # shares and counts stay so
+            low, high = max(floor, low - pad), high + pad
         self._low, self._high, self._whole = low, high, whole
 
     def place(self, value: float) -> float:

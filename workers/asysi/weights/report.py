@@ -16,7 +16,7 @@ from asysi.report import words as counting
 from asysi.weights import words
 from asysi.weights.columns import COLUMNS, Row
 from asysi.weights.compare import DIFFERENCE_COLUMNS, said_in_short, totals
-from asysi.weights.plots import Plot, Point, plot
+from asysi.weights.plots import Plot, Point, dots_by_name, plot
 from asysi.weights.tensors import STORED_FORM
 
 MOST_ROWS = 2_000
@@ -72,7 +72,11 @@ def build(page: WeightsPage) -> str:
         undefined=StrictUndefined,
     )
     environment.filters.update(
-        count=counting.count, percent=counting.percent, short=words.short_number, size=words.size
+        count=counting.count,
+        percent=counting.percent,
+        short=words.short_number,
+        size=words.size,
+        breakable=_breakable,
     )
     matrices = [row for row in page.rows if row["method"] in {"svd", "gram", "randomized"}]
     shades = _shades(page.rows)
@@ -86,6 +90,7 @@ def build(page: WeightsPage) -> str:
         figures=_figures(page.rows),
         shades=shades,
         layer_plots=_layer_plots(matrices, shades),
+        one_layer=len({row["layer_index"] for row in page.rows} - {None}) == 1,
         spectra=_spectra(matrices),
         loose=[row for row in matrices if row["layer_index"] is None],
         difference_plots=_difference_plots(page.differences, shades),
@@ -115,6 +120,11 @@ def verdict(page: WeightsPage) -> str:
         "every element is finite" if not broken else f"{counting.count(broken)} elements are not finite"
     )
     return ", ".join(parts) + "."
+
+
+def _breakable(name: str) -> Markup:
+    """Return a name that a line may break after its dots."""
+    return Markup(".<wbr>").join(name.split("."))
 
 
 def _file(package: str, folder: str, name: str) -> str:
@@ -180,10 +190,26 @@ def _layer_plots(matrices: Sequence[Row], shades: Mapping[str, int]) -> list[Plo
             value = _value(row, what)
             if row["layer_index"] is not None and value is not None:
                 series.setdefault(row["block_type"], []).append((float(row["layer_index"]), value))
-        drawn = plot(title, note, _means(series), shades=shades, log_y=what == "abs_max")
+        drawn = _by_layer(title, note, series, shades, log=what == "abs_max")
         if drawn is not None:
             found.append(drawn)
     return found
+
+
+def _by_layer(
+    title: str,
+    note: str,
+    series: Mapping[str, Sequence[Point]],
+    shades: Mapping[str, int],
+    *,
+    log: bool = False,
+) -> Plot | None:
+    """Return lines over the layers; of one layer the block types below each other."""
+    means = _means(series)
+    if len({layer for points in means.values() for layer, _ in points}) == 1:
+        values = {name: points[0][1] for name, points in means.items()}
+        return dots_by_name(title, note, values, shades=shades, log_x=log)
+    return plot(title, note, means, shades=shades, log_y=log)
 
 
 def _means(series: Mapping[str, Sequence[Point]]) -> dict[str, list[Point]]:
@@ -226,7 +252,7 @@ def _difference_plots(rows: Sequence[Row], shades: Mapping[str, int]) -> list[Pl
                 and row["sigma_shift"] is not None
             ):
                 series.setdefault(row["block_type"], []).append((float(row["layer_index"]), float(row[what])))
-        drawn = plot(title, note, _means(series), shades=shades)
+        drawn = _by_layer(title, note, series, shades)
         if drawn is not None:
             found.append(drawn)
     return found
