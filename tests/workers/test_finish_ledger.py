@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asysi.finish.analysis import Analysis
-from asysi.finish.attempts import earlier_attempts, whole, without_books
+from asysi.finish.attempts import Attempt, earlier_attempts, rows_known, whole, without_books
 from asysi.finish.ending import LAST_WORDS, last_words, ledger_json, ledger_of
 from asysi.finish.ledger import Books, Consumed, Equation, Produced, added, as_json, books_of, open_ledger
 from asysi.finish.status import Host, Pace, Point, Snapshot, complete, phase, settled, shape
@@ -292,3 +292,12 @@ def test_rows_under_way_when_an_attempt_was_ended_are_not_called_lost(tmp_path):
     one, other = earlier_attempts(tmp_path, 2)
     assert without_books([one, other]) == [0]
     assert other.balanced is False
+
+
+def test_rows_of_books_that_were_never_closed_are_not_vouched_for():
+    """A full disk leaves books with rows under way: those are not said to be accounted for."""
+    closed, open_ = Books(capture={"a": Produced(100, 100)}), Books(capture={"a": Produced(40, 40)})
+    torn = Attempt(0, open_, balanced=False, settled=False)
+    assert rows_known([torn, Attempt(1, closed, balanced=True)]) == 100
+    assert rows_known([Attempt(0, None), Attempt(1, closed, balanced=True)]) == 100
+    assert rows_known([Attempt(0, open_, balanced=True), Attempt(1, closed, balanced=True)]) == 140

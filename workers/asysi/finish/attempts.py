@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from asysi.contract.runtime import ATTEMPTS_FOLDER, HOST_FOLDER, LEDGER_FILE
-from asysi.finish.ledger import Books, added, books_of
+from asysi.finish.ledger import Books, added, books_of, total_produced
 from asysi.finish.sample import read_json
 
 
@@ -56,3 +56,9 @@ def whole(attempts: Sequence[Attempt]) -> Books:
 def without_books(attempts: Sequence[Attempt]) -> list[int]:
     """Return the attempts of which not everything is known."""
     return [one.number for one in attempts if one.books is None or not (one.balanced or one.settled)]
+
+
+def rows_known(attempts: Sequence[Attempt]) -> int:
+    """Return the rows seen in the attempts of which everything is known."""
+    gone = without_books(attempts)
+    return total_produced(whole([one for one in attempts if one.number not in gone]).capture.values()).seen

@@ -9,7 +9,7 @@ from typing import Any
 from asysi.contract.spec import ScanExperiment
 from asysi.finish import facts, history, provenance, sample, verdict
 from asysi.finish.analysis import Analysis
-from asysi.finish.attempts import Attempt, earlier_attempts, whole, without_books
+from asysi.finish.attempts import Attempt, earlier_attempts, rows_known, whole, without_books
 from asysi.finish.facts import Records
 from asysi.finish.ledger import (
     Books,
@@ -115,7 +115,7 @@ def end_of(
     balanced = verdict.books(
         balanced=not failing and ledger.balanced,
         complete=ledger.complete,
-        rows=total_produced(whole(attempts).capture.values()).seen,
+        rows=rows_known(attempts),
         attempts=sum(1 for one in attempts if one.books is None or one.steps),
         without=without_books(attempts[:-1]),
         failing=_failing(ledger, failing),

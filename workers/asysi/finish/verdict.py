@@ -367,9 +367,9 @@ def books(
     Args:
         balanced: whether every equation of every attempt whose books are known holds.
         complete: whether the stream of the last attempt ended as meant.
-        rows: rows seen in all attempts whose books are known.
+        rows: rows seen in the attempts of which everything is known.
         attempts: number of attempts.
-        without: attempts whose books are gone.
+        without: attempts whose books are gone or were never closed.
         failing: equations that fail, in words.
     """
     if not balanced:
@@ -383,7 +383,7 @@ def books(
         word = "attempt" if len(without) == 1 else "attempts"
         return Condition(
             "Unknown", NO_BOOKS,
-            f"What {word} {named} saw is not known: finish was killed there before it could write the books. "
+            f"What {word} {named} saw is not known in full: the books were not closed before the end. "
             f"The {count(rows)} rows seen otherwise are accounted for.",
         )  # fmt: skip
     of = f" of {attempts} attempts" if attempts > 1 else ""
