@@ -14,6 +14,7 @@ install: $(VENV)/.ready ## Create .venv with everything in it (a few minutes the
 
 $(VENV)/.ready: pyproject.toml native/CMakeLists.txt $(wildcard native/src/* native/include/asysi/*)
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25' # older ones find no solution
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
