@@ -429,6 +429,16 @@ def test_seen_and_kept_that_are_alike_have_no_distance():
     assert sample.histogram("p", seen, weight, rng.normal(30, 1, 20_000), halves).distance > 0.99
 
 
+@pytest.mark.parametrize("centre", [0.0, 1.0, 4.0, 1e6])
+def test_rounding_is_no_difference(centre):
+    """Norms behind a layer norm are all the same but for rounding: seen and kept are not apart."""
+    rng = np.random.default_rng(0)
+    seen, kept = (centre * (1 + 1e-6 * rng.uniform(low, low + 1, 2000)) for low in (-1, 0))
+    same = sample.histogram("p", seen, np.ones(2000), kept, rng.random(2000) < 0.5)
+    assert same.distance == 0
+    assert len(set(same.edges)) == sample.BINS + 1
+
+
 def test_the_hosts_histograms_lose_nothing_but_their_empty_end():
     """by_length and by_position become histograms with one more edge than bins and the same counts."""
     table = {"edges": [0, 4, 8, 12], "seen": [1, 8, 0, 0], "kept": [1, 4, 2, 0]}
