@@ -1,8 +1,8 @@
 """One contender, one run, in a process of its own: `python contender.py NAME FOLDER` prints a JSON object.
 
-`ours`, `ours_mmap`, `numpy`, `ours_spectra` and `ceiling` run in the project's environment, `weightlens` and
-`weightwatcher` in theirs. Imports are not timed. Peak memory is the kernel's VmHWM, set back after the
-imports; pages of a mapped file count in it.
+`ours`, `ours_mmap`, `ours_basic`, `numpy`, `ours_spectra` and `ceiling` run in the project's environment,
+`weightlens` and `weightwatcher` in theirs. Imports are not timed. Peak memory is the kernel's VmHWM, set back
+after the imports; pages of a mapped file count in it.
 """
 
 import json
@@ -14,20 +14,24 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 Figures = dict[str, dict[str, Any]]
 Work = Callable[[], Figures]
 
 
-def ours(folder: str, backend: str = "pread", *, spectra: bool = False) -> Work:
+def ours(
+    folder: str, backend: str = "pread", *, spectra: bool = False, stats: Literal["full", "basic"] = "full"
+) -> Work:
     from asysi.weights.analysis import Identity, Settings, analyze
     from asysi.weights.checkpoint import open_checkpoint
 
     def work() -> Figures:
         with open_checkpoint(folder, backend=backend) as checkpoint:
-            done = analyze(checkpoint, Identity(folder, "benchmark"), Settings(spectra=spectra))
-        return {row["param_name"]: row for row in done.rows}
+            done = analyze(checkpoint, Identity(folder, "benchmark"), Settings(spectra=spectra, stats=stats))
+        return {
+            row["param_name"]: {key: one for key, one in row.items() if one is not None} for row in done.rows
+        }
 
     return work
 
@@ -171,6 +175,7 @@ def ceiling(folder: str) -> Work:
 CONTENDERS: dict[str, Callable[[str], Work]] = {
     "ours": ours,
     "ours_mmap": lambda folder: ours(folder, "mmap"),
+    "ours_basic": lambda folder: ours(folder, stats="basic"),
     "ours_spectra": lambda folder: ours(folder, spectra=True),
     "numpy": numpy,
     "weightlens": weightlens,

@@ -1,14 +1,16 @@
 """The pages on weights hold to the code."""
 
 import ast
+import csv
 import re
 from pathlib import Path
 
 import pytest
 
 from asysi.weights import families, reference, tensor_stats
-from asysi.weights.columns import NAMES
+from asysi.weights.columns import COLUMNS, NAMES
 from asysi.weights.compare import DIFFERENCE_COLUMNS
+from asysi.weights.export import read_table
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "weights.md").read_text()
@@ -17,6 +19,19 @@ PAGE = (DOCS / "weights.md").read_text()
 def test_reference_page():
     """docs/reference/weights.md is what the code renders; `python -m asysi.weights.reference` makes it."""
     assert (DOCS / "reference" / "weights.md").read_text() == reference.render()
+
+
+@pytest.mark.parametrize(
+    "file", sorted((DOCS / "assets" / "weights").glob("*.csv")), ids=lambda file: file.stem
+)
+def test_full_tables(file):
+    """The full tables have today's columns, and every figure that each row must have."""
+    with file.open() as stream:
+        assert tuple(next(csv.reader(stream))) == NAMES
+    required = [column.name for column in COLUMNS if column.required]
+    rows = read_table(file)
+    assert rows
+    assert not [row["param_name"] for row in rows if any(row[name] is None for name in required)]
 
 
 def test_every_block_type_has_a_meaning():
