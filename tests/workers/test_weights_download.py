@@ -447,3 +447,20 @@ def test_run_says_what_was_taken_instead(hub, tmp_path):
     meta = told(tmp_path / "out" / "run_meta.json")
     assert (meta["requested_revision"], meta["resolved_revision"]) == ("gone", COMMIT)
     assert "taken: revision main" in meta["notes"][0]
+
+
+def test_what_came_of_a_failed_download_is_kept(hub, tmp_path):
+    """Files that came before the failure stay, wherever the folder is, with plan and log beside it."""
+    folder = tmp_path / ".cache" / "owner" / "tiny"
+    hub.lie = True
+    with pytest.raises(ConfigError, match="set aside"):
+        fetch(hub, folder, retries=0)
+    assert (folder / "config.json").read_bytes() == hub.files["config.json"]
+    assert (folder.parent / "tiny.plan.json").exists()
+    (log,) = folder.parent.glob("download_*.log")
+    assert "set aside" in log.read_text()
+    hub.lie = False
+    fetch(hub, folder)
+    assert {file.name for file in folder.iterdir() if file.is_file()} == {
+        RECORD_FILE, "config.json", "model.safetensors",
+    }  # fmt: skip

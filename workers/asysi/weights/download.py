@@ -301,7 +301,7 @@ def _shards(done: Download) -> tuple[list[str], list[str]]:
 
 def _discard_empty(folder: Path, made: Sequence[Path], beside: Sequence[Path]) -> None:
     """Remove what a failed download made where nothing was fetched; else it is kept, to go on with."""
-    if folder not in made or any(map(_is_worth_keeping, folder.rglob("*"))):
+    if folder not in made or any(_is_worth_keeping(file, folder) for file in folder.rglob("*")):
         return
     shutil.rmtree(folder)
     for file in beside:
@@ -311,11 +311,11 @@ def _discard_empty(folder: Path, made: Sequence[Path], beside: Sequence[Path]) -
             parent.rmdir()
 
 
-def _is_worth_keeping(file: Path) -> bool:
+def _is_worth_keeping(file: Path, folder: Path) -> bool:
     """Return whether a file holds bytes of the model, rather than the books of huggingface_hub."""
     if not file.is_file() or not file.stat().st_size:
         return False
-    return ".cache" not in file.parts[-5:] or file.suffix == ".incomplete"
+    return file.relative_to(folder).parts[0] != ".cache" or file.suffix == ".incomplete"
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -88,6 +88,7 @@ def _analyse(
     memory: int | None, workers: int | None, beat: Callable[[], None],
 ) -> None:  # fmt: skip
     done: dict[str, Analysis] = {}
+    notes: list[str] = []
     missing = "after" in wanted.when and "after" not in sources
     for when in [one for one in SOURCES if one in sources and (one in wanted.when or missing)]:
         with sources[when].open() as checkpoint:
@@ -99,6 +100,7 @@ def _analyse(
                 journal=folder / JOURNAL_FILE,
                 beat=beat,
             )
+            notes = list(checkpoint.notes)
         write_table(done[when].rows, folder / f"{when}.csv", "csv")
         result.problems += [f"Parameters {when} the run: {one.listed}" for one in done[when].problems]
     if not done:
@@ -111,7 +113,7 @@ def _analyse(
             difference = compare(first, second, workers=workers, memory=memory, beat=beat)
         write_table(difference.rows, folder / "difference.csv", "csv", DIFFERENCE_COLUMNS)
     read = {when: {**asdict(sources[when].identity), "said": sources[when].said} for when in done}
-    meta = {**meta_of(last), "sources": read}
+    meta = {**meta_of(last, notes=notes), "sources": read}
     write_meta(meta, folder)
     against = f"{sources['after'].said}, against {sources['before'].said}:" if difference else ""
     page = page_of(last, meta, differences=difference.rows if difference else (), against=against)
