@@ -35,10 +35,10 @@ format: install ## Put every file into the project's style
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 generate: install ## Write the CRD and the reference pages anew
-	$(BIN)/python -m asysi.contract.generate && $(BIN)/python -m asysi.monitor.metrics > docs/reference/metrics.md && $(BIN)/python -m asysi.weights.reference > docs/reference/weights.md
+	$(BIN)/python -m asysi.contract.generate && $(BIN)/python -m asysi.monitor.metrics > docs/reference/metrics.md && $(BIN)/python -m asysi.weights.reference > docs/reference/weights.md && $(BIN)/python charts/generate.py
 
 check-generated: install ## Fail when a generated file differs from its source
-	$(BIN)/python -m asysi.contract.generate --check
+	$(BIN)/python -m asysi.contract.generate --check && $(BIN)/python charts/generate.py --check
 
 e2e: install ## Only the tests that need a Kubernetes API server
 	$(BIN)/python -m pytest -m e2e
