@@ -4,7 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -352,6 +354,15 @@ def test_special_tokens_are_aligned_away():
     assert spelling.align(np.array([101, 5, 6, 102]), plain) == 1
     assert spelling.align(np.array([5, 6, 7, 8]), plain) == 0
     assert spelling.align(np.array([101, 9, 9, 9, 9, 102]), plain) is None
+
+
+def test_a_heading_in_the_vocabulary_is_no_wordpiece():
+    """A byte-level vocabulary with a token "##" is spelled as text, without its marks."""
+    words = {"##": 0, "\u0120about": 1, "up": 2}
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=words, merges=[]))
+    made.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=made)
+    assert spelling.vocabulary(tokenizer, np.array([0, 1, 2])) == {0: "##", 1: " about", 2: "up"}
 
 
 @pytest.mark.parametrize(("opened", "said"), [(0, "None of 40"), (40, "All of 40"), (39, "39 of 40")])

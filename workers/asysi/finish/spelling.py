@@ -71,11 +71,16 @@ def vocabulary(tokenizer: Any, tokens: NDArray[np.int64]) -> dict[int, str]:
     """Return the text of every distinct token, a space before it where it begins a word."""
     numbers = [int(number) for number in np.unique(tokens)]
     names = [str(name) for name in tokenizer.convert_ids_to_tokens(numbers)]
-    wordpiece = any(name.startswith("##") for name in names)
+    wordpiece = any(name.startswith("##") for name in names) and not _marks_words(tokenizer)
     return {
         number: _text(tokenizer, number, name, wordpiece=wordpiece)
         for number, name in zip(numbers, names, strict=True)
     }
+
+
+def _marks_words(tokenizer: Any) -> bool:
+    """Return whether tokens that begin a word have a mark: there "##" is text, as of a heading."""
+    return any(name.startswith(("Ġ", "▁")) for name in tokenizer.get_vocab())
 
 
 def _text(tokenizer: Any, number: int, name: str, *, wordpiece: bool) -> str:
