@@ -322,7 +322,8 @@ def test_data_sets_of_the_hub_are_read() -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         endpoint = f"http://127.0.0.1:{server.server_port}"
-        env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(Path("hub").absolute())}
+        hub = {"HF_ENDPOINT": endpoint, "HF_HOME": str(Path("hub").absolute()), "HF_HUB_OFFLINE": "0"}
+        env = {**os.environ, **hub}
         write(inputUri="hf://datasets/owner/set/data/*.jsonl", outputUri="out.jsonl")
         run = start("run", env)
         said = run.communicate(timeout=60)
