@@ -350,7 +350,10 @@ class Api:
             header_params={"Accept": "application/json", "Content-Type": kind}, body=body,
         )  # fmt: skip
         answer = self._api.call_api(*request, _request_timeout=30)
-        return answer.status, json.loads(answer.read())
+        content = answer.read()
+        if not answer.headers.get("Content-Type", "").startswith("application/json"):
+            return answer.status, {"message": content.decode()}  # a kind that is not served yet: plain text
+        return answer.status, json.loads(content)
 
     def experiments(self, namespace: str, name: str = "") -> str:
         """Return the path of experiments, or of one."""
@@ -478,6 +481,7 @@ def _edits() -> list[tuple[str, Tree]]:
         "spec.output": {"output": {"claim": "others"}},
         "spec.resources": {"resources": {"host": {"gpus": 1}}},
         "spec.consumers": {"mode": "CONSUMER", "consumers": {"replicas": 7}},
+        "spec.finish": {"finish": {"spliceTokens": 7}},
         "spec.scheduling": {"scheduling": {"queueName": "other"}},
         "spec.lifecycle.startDeadlineSeconds": {"lifecycle": {"startDeadlineSeconds": 7}},
         "spec.lifecycle.maxRestarts": {"lifecycle": {"maxRestarts": 7}},

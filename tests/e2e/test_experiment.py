@@ -14,6 +14,8 @@ import pytest
 from asysi.bus.mailbox import CaptureWord
 from asysi_ring import Control
 
+pytestmark = pytest.mark.long  # whole experiments
+
 
 def _assert_balanced(ledger: dict) -> None:
     """Check the books from their plain numbers, not from the ledger's own verdict."""

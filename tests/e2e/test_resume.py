@@ -13,6 +13,8 @@ import pytest
 from asysi.bus.mailbox import CaptureWord
 from asysi_ring import Control
 
+pytestmark = pytest.mark.long  # whole experiments
+
 
 def _long(spec: dict[str, Any]) -> None:
     spec["workload"]["scan"].update(passes=12)

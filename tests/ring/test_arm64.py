@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.timeout(900)  # compiled here, on a machine that may be busy
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]  # compiled here, on a machine that may be busy
 COMPILER = "aarch64-linux-gnu-g++"
 # A loop of load-linked and store-conditional, and the single instructions of Armv8.1 (LSE).
 ATOMICS = {"ll/sc": "-mno-outline-atomics", "lse": "-march=armv8.1-a"}

@@ -61,6 +61,7 @@ def fuzzers(build, program) -> dict[str, Path]:
     return dict(zip(("reader", "writer", "seeds"), programs, strict=True))
 
 
+@pytest.mark.long
 def test_a_live_mutator_harms_nobody(mutator):
     """While one process scribbles over all of a ring, producer, readers and onlooker go on or are refused.
 

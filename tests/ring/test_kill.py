@@ -175,7 +175,9 @@ def test_a_killed_reader_goes_on_where_it_was(make_ring, tmp_path):
             # Once the producer is through, a reader may be finished before anybody has seen it attached.
             wait_until(lambda: control.reader_state("r") in {"attached", "finalised"})
             time.sleep(dice.uniform(0, 0.01))
-            kill(reader)
+            os.kill(reader, signal.SIGKILL)
+            ended = os.waitpid(reader, 0)[1]
+            assert ended == signal.SIGKILL or (ended == 0 and control.reader_state("r") == "finalised")
             kills += 1
         assert os.waitpid(spawn(lambda: consume(ring.folder, note)), 0)[1] == 0
         assert os.waitpid(producer, 0)[1] == 0

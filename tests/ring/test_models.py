@@ -29,6 +29,7 @@ def results(program) -> list[run.Result]:
     return run.run(SETTING, workers=os.cpu_count() or 1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", run.CASES, ids=lambda case: f"{case.model}: {case.concern}")
 def test_the_model_holds_and_its_mutants_fail(results, case):
     """What is claimed holds in every state and schedule explored; a model that is wrong is found out."""
