@@ -109,6 +109,24 @@ def program() -> Callable[[str], str]:
     return find
 
 
+@pytest.fixture
+def small_disk() -> Iterator[Callable[[Path, str], Path]]:
+    """Return a function that makes a folder and mounts a tmpfs of a size (`20m`) on it; needs root."""
+    if os.geteuid():
+        _lacking("mounting a small tmpfs takes root: run the tests with sudo")
+    mounted: list[Path] = []
+
+    def mount(folder: Path, size: str) -> Path:
+        folder.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True)
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
 _HOW = (
     "needs a Kubernetes API server: set KUBECONFIG to one that may be written to, or ASYSI_CLUSTER to a"
     " script with the verbs up, down and env (env prints an export of KUBECONFIG), or install docker and kind"

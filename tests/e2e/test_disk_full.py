@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +14,9 @@ pytestmark = pytest.mark.long
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+def disk(tmp_path: Path, small_disk: Callable[[Path, str], Path]) -> Callable[[str], Path]:
     """Return a function that puts a file system of 20 MiB in the place of a run's output."""
-    if os.geteuid():
-        pytest.skip("mounting a small tmpfs takes root: run the tests with sudo")
-    mounted: list[Path] = []
-
-    def mount(name: str) -> Path:
-        folder = tmp_path / f"output-{name}-{os.getpid()}"
-        folder.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(folder)], check=True)
-        mounted.append(folder)
-        return folder
-
-    yield mount
-    for folder in mounted:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    return lambda name: small_disk(tmp_path / f"output-{name}-{os.getpid()}", "20m")
 
 
 def _more(disk: Path) -> None:

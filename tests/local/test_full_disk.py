@@ -1,9 +1,7 @@
 """A disk that fills up: the run ends, or the model goes on, with one sentence; nothing is half written."""
 
 import json
-import os
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,15 +13,9 @@ from asysi_operator.local.output import Output
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path, small_disk: Callable[[Path, str], Path]) -> Path:
     """A file system of 1 MiB."""
-    if os.geteuid():
-        pytest.skip("mounting a small tmpfs takes root: run the tests with sudo")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], check=True)
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    return small_disk(tmp_path / "disk", "1m")
 
 
 def fill(folder: Path, name: str = "ballast") -> Path:
