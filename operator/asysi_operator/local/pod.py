@@ -115,6 +115,11 @@ class Pod:
         """Whether the host has been asked for an early end."""
         return self._interrupted_at > 0
 
+    @property
+    def _model_is_through(self) -> bool:
+        host = self.member(runtime.Container.HOST)
+        return host is not None and host.ended
+
     def member(self, name: str) -> Member | None:
         """Return the container of that name."""
         return next((member for member in self.members if member.name == name), None)
@@ -212,6 +217,8 @@ class Pod:
         if member.crashes and (words := self._full(member.name)):
             if self._when_full == "stop" or self._began is None:
                 raise Leave(Exit.FAILED, words)
+            if self._model_is_through and not member.running:
+                raise Leave(Exit.FAILED, words)  # finish would wait for it in vain
             return
         if member.crashes >= backoff.PATIENCE:
             raise Leave(
