@@ -1,11 +1,11 @@
 """A stand-in for a container's program: it takes part in the pod's life, and does nothing else.
 
 `fake_container.py NAME PLAN`: the plan is JSON, a list with a dictionary for each life; the last one repeats.
-Keys: `ready` seconds until /readyz says yes (a server runs only where there is a port), `hangs` seconds after
-which /livez says no and SIGTERM is not heard, `seconds` of work until `code`, `writes` files of the output,
-`says` last words, `early` True to count SIGINT as the end, `deaf` True to ignore SIGTERM, `stays` True to
-outlive the stream, `environment` variables to note. Without `seconds` a container works until the stream is
-over; the host's end makes it so.
+Keys: `ready` seconds until /readyz says yes (a server runs only where there is a port), `hangs` seconds
+after which /livez says no and SIGTERM is not heard, `seconds` of work until `code`, `writes` files of the
+output, a list or a dictionary with the content of each, `says` last words, `early` True to count SIGINT as
+the end, `deaf` True to ignore SIGTERM, `stays` True to outlive the stream, `environment` variables to note.
+Without `seconds` a container works until the stream is over; the host's end makes it so.
 """
 
 import json
@@ -61,10 +61,11 @@ if port := int(os.environ["ASYSI_PORT"]):
     threading.Thread(target=answer, args=[listener], daemon=True).start()
 for key in step.get("environment", []):
     note(f"{key}={os.environ.get(key)}")
-for path in step.get("writes", []):
+writes = step.get("writes", [])
+for path in writes:
     target = Path(os.environ["ASYSI_OUTPUT"]) / path
     target.parent.mkdir(exist_ok=True)
-    target.write_text("{}")
+    target.write_text(json.dumps(writes[path] if isinstance(writes, dict) else {}))
 if "says" in step:
     Path(os.environ["ASYSI_TERMINATION"]).write_text(step["says"])
 

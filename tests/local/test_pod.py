@@ -168,6 +168,29 @@ def test_a_failure_is_told_in_sentences(pod, capsys):
     assert "{" not in said.partition("fake failed")[2]
 
 
+def test_a_bad_verdict_is_told_in_a_sentence(pod, capsys):
+    """Where finish fails because its verdict is bad, the terminal shows the verdict and no line of a log."""
+    sentence = "The run is complete, but its results are not sound."
+    text = "Trainer topk has no result at layer.1."
+    pod.plans["finish"] = {
+        "seconds": 0.4,
+        "code": 1,
+        "says": json.dumps({"problems": []}),
+        "writes": {
+            "verdict.json": {
+                "level": "fail", "sentence": sentence, "findings": [{"level": "fail", "text": text}],
+            },
+            "logs/finish.log": "2026-01-01 INFO a line",
+        },
+    }  # fmt: skip
+    assert pod.run() == 1
+    told = capsys.readouterr().err
+    assert f"✕ fake failed (exit 1)\n  {sentence}\n" in told
+    assert f"data     ✕ {text}" in told
+    assert "INFO" not in told
+    assert "exit code 1" not in told
+
+
 def test_a_refusing_host_releases_those_who_wait(pod, monkeypatch):
     """When the host refuses before there is a stream, finish is not waited for longer than its patience."""
     monkeypatch.setattr("asysi_operator.local.pod.PATIENCE_AFTER_BAD_CONFIG", 0.3)

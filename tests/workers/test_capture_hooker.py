@@ -230,6 +230,29 @@ def test_rest_of_a_step_that_runs_out_is_mid_step(ring):
     assert sum(books(ring)["second"]["dropped"]) == GRID
 
 
+def test_a_point_that_outgrew_its_plan_does_not_cost_the_others_their_rows(ring, caplog):
+    """Once a hook point needs more than the whole ring, its own rows are left out, counted and said once; the
+    other's keep coming.
+    """
+    broad = Model(lambda x: x.repeat(1, 1, 400))  # a row to a chunk: 12 chunks for a step, and there are 8
+    points = [HookPoint("first", shape=(BATCH, LENGTH, WIDTH), calls=0), HookPoint("second")]
+    with torch.no_grad(), Writer(ring) as writer, Control(ring) as control:
+        with ActivationHooker(broad, points, writer, control) as hooker:
+            for step in range(4):
+                hooker.step(tokens(step))
+                broad(IDS)
+                packets(ring)
+        assert hooker.steps_dropped == 0
+        assert hooker.errors == 0
+    found = books(ring)
+    assert found["second"]["published"] + sum(found["second"]["dropped"]) == 4 * len(CONTENT)
+    assert found["second"]["published"] >= 3 * len(CONTENT)
+    assert found["first"]["dropped"][4] == 3 * len(CONTENT)
+    (said,) = caplog.messages
+    assert said.startswith("capture failed at first")
+    assert "12 of the capture ring's 8 chunks" in said
+
+
 class FailingWriter:
     """A writer whose n-th publication raises."""
 

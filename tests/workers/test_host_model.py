@@ -183,7 +183,8 @@ class Layer(torch.nn.Module):
         super().__init__()
         self.embed = torch.nn.Embedding(30522, 8)
         self.layer = torch.nn.Linear(8, 12)
-        self.unused = torch.nn.Linear(8, 8)
+        self.unused = torch.nn.Linear(8, 24)
+        self.parts = torch.nn.ModuleList([torch.nn.Linear(8, 8)])
         self.pool = torch.nn.Identity()
     def forward(self, input_ids, attention_mask=None):
         return self.pool(self.layer(self.embed(input_ids)).sum(1))
@@ -202,7 +203,9 @@ def factory(tmp_path, monkeypatch):
 
 
 def test_factory_makes_the_model(factory, tiny, rows, tmp_path):
-    """A factory is called for the module; points without a row a token, or never called, are refused."""
+    """A factory is called for the module; points without a row for each token, or that cannot be called, are
+    refused.
+    """
     spec = {"model": {"uri": f"{factory}:make", "tokenizer": str(tiny)}}
     good = check(
         experiment(tiny, rows, **spec, capture={"hookPoints": ["layer"], "size": "20Mi"}), output=tmp_path
@@ -211,9 +214,36 @@ def test_factory_makes_the_model(factory, tiny, rows, tmp_path):
     assert [(point.path, point.shape) for point in good.points] == [("layer", (4, 16, 12))]
     bad = problems(tiny, rows, **spec, capture={"hookPoints": ["*"], "size": "20Mi"}, tmp_path=tmp_path)
     assert [problem.partition(": ")[2] for problem in bad] == [
-        "unused is no part of the forward: the model never calls it",
+        "parts is a ModuleList, which has no forward and is never called: name what is in it, like parts.*",
         "pool returns [3, 12] for 3 × 7 tokens: it has no row a token",
     ]
+    unknown = problems(tiny, rows, **spec, capture={"hookPoints": ["unusd"]}, tmp_path=tmp_path)
+    assert "unusd" in unknown[0]
+    assert "near it are unused" in unknown[0]
+
+
+def test_points_that_the_trial_does_not_reach_are_a_warning(factory, tiny, rows, tmp_path):
+    """A module that the trial forward leaves out is planned with the width that it states, and warned of;
+    where a trainer names it, that is said too.
+    """
+    spec = {"model": {"uri": f"{factory}:make", "tokenizer": str(tiny)}}
+    capture = {"hookPoints": ["unused", "layer"], "size": "20Mi"}
+    names = {"train": [{"latents": 16, "k": 4, "hookPoints": ["layer"]}]}
+    report = check(experiment(tiny, rows, **spec, capture=capture, sae=names), output=tmp_path)
+    assert report.problems == []
+    assert [(point.path, point.calls, point.shape) for point in report.points] == [
+        ("layer", 1, (4, 16, 12)), ("unused", 0, (4, 16, 24)),
+    ]  # fmt: skip
+    (warning,) = [one for one in report.warnings if "unused" in one]
+    assert warning.startswith("spec.capture.hookPoints: the trial forward does not call unused")
+    names["train"][0]["hookPoints"] = ["*"]
+    report = check(experiment(tiny, rows, **spec, capture=capture, sae=names), output=tmp_path)
+    assert report.problems == []
+    assert any("spec.sae.train[0].hookPoints" in one and "unused" in one for one in report.warnings)
+    narrow = capture | {"size": "1Mi"}  # the unseen one counts: a chunk for each
+    assert (
+        "= 2. Raise capture.size to 2Mi" in problems(tiny, rows, **spec, capture=narrow, tmp_path=tmp_path)[0]
+    )
 
 
 @pytest.fixture
@@ -239,10 +269,13 @@ def test_calls_of_a_module_are_known_before_the_run(albert, rows, tmp_path):
         (layer, 3, layer, None), (f"{layer}#0", 1, layer, 0), (f"{layer}#2", 1, layer, 2),
     ]  # fmt: skip
     assert read_points_of(report) == report.points
-    (problem,) = problems(
-        albert, rows, capture={"hookPoints": [f"{layer}#3"], "size": "20Mi"}, tmp_path=tmp_path
+    report = check(
+        experiment(albert, rows, capture={"hookPoints": [f"{layer}#3"], "size": "20Mi"}),
+        output=tmp_path / "out",
     )
-    assert "calls encoder.albert_layer_groups.0.albert_layers.0 3 times, as #0 to #2" in problem
+    assert report.problems == []
+    assert [(point.path, point.calls, point.width) for point in report.points] == [(f"{layer}#3", 0, 8)]
+    assert "calls encoder.albert_layer_groups.0.albert_layers.0 3 times, as #0 to #2" in report.warnings[0]
 
 
 def read_points_of(report):

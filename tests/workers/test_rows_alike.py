@@ -26,6 +26,7 @@ from asysi.capture.tokens import StepTokens
 from asysi.contract.spec import Data, Holdout, SaeTrain
 from asysi.finish.reading import join_rows, read_again
 from asysi.hosts.model import LoadedModel
+from asysi.hosts.unseen import planned_width
 from asysi.sae.trainer import Trainer
 from asysi_ring import Control, Reader, Writer, create
 
@@ -63,19 +64,23 @@ class Block(torch.nn.Module):
 
 
 class Model(torch.nn.Module):
-    """An embedding and blocks; a skipped block is called for some batches alone."""
+    """An embedding and blocks; a skipped block is called for some batches alone, a late one for all but the
+    batch `first`.
+    """
 
-    def __init__(self, ways, skipped):
+    def __init__(self, ways, skipped, late=None, first=None):
         super().__init__()
         self.embed = torch.nn.Embedding(TOKENS, WIDTH)
         shared = torch.nn.Linear(WIDTH, WIDTH)
         self.blocks = torch.nn.ModuleList(Block(way, shared) for way in ways)
-        self.skipped = skipped
+        self.skipped, self.late, self.first = skipped, late, first
 
     def forward(self, input_ids):
         x = self.embed(input_ids)
         for number, block in enumerate(self.blocks):
             if number == self.skipped and int(input_ids[0, 0]) % 3 == 0:
+                continue
+            if number == self.late and torch.equal(input_ids, self.first):
                 continue
             x = first_tensor(block(x, input_ids)).nan_to_num(0.0, 1.0, -1.0).clone()
         return x
@@ -131,6 +136,14 @@ def run(model, points, writer, control, batches):
     assert hooker.errors == 0
 
 
+def planned(model, path, late):
+    """The hook point as it is planned when the trial forward saw the batch without the late block."""
+    if path.startswith(f"blocks.{late}"):
+        width = planned_width(model.get_submodule(path), [WIDTH])
+        return HookPoint(path, shape=(BATCH, LENGTH, width), calls=0)
+    return HookPoint(path)
+
+
 def rows_in(packets):
     """The rows of packets: {path: {(sample, call): row}}, each once."""
     found = defaultdict(dict)
@@ -183,15 +196,18 @@ def ring():
 @given(
     ways=st.lists(st.sampled_from(WAYS), min_size=1, max_size=4),
     skipped=st.sampled_from([None, 0, 1]),
+    late=st.sampled_from([None, 0, 1]),
     seed=st.integers(0, 2**31),
 )
-def test_archive_trainer_and_report_hold_what_plain_hooks_see(ring, ways, skipped, seed):
-    """Modules in place, repeated, conditional, shared, on part of a batch, with NaN: all of them agree."""
+def test_archive_trainer_and_report_hold_what_plain_hooks_see(ring, ways, skipped, late, seed):
+    """Modules in place, repeated, conditional, shared, on part of a batch, with NaN, or first reached after
+    the rings were planned: all of them agree.
+    """
     torch.manual_seed(seed)
-    model = Model(ways, skipped)
     batches = torch.randint(0, TOKENS, (3, BATCH, LENGTH))
+    model = Model(ways, skipped, late, batches[0])
     paths = [name for name, _ in model.named_modules(remove_duplicate=False) if name.startswith("blocks.")]
-    points = [HookPoint(path) for path in paths]
+    points = [planned(model, path, late) for path in paths]
     names = [point.path for point in points]
     config = SaeTrain(latents=16, k=4, batch=4)
     with torch.no_grad(), TemporaryDirectory() as folder:

@@ -18,6 +18,7 @@ from asysi_operator.local.places import Places
 from asysi_operator.local.pod import Deadline, Leave, Pod, Strike
 from asysi_operator.local.policy import Judgement, judge
 from asysi_operator.local.process import Process, free_port
+from asysi_operator.local.verdict import read_verdict
 from asysi_operator.local.wishes import Wishes
 from asysi_operator.manifests.job import START_DEADLINE
 from asysi_operator.manifests.kinds import Manifest
@@ -161,18 +162,26 @@ class Attempts:
         code, reason = verdict(self._spec, pod.codes, leave, interrupted=pod.interrupted)
         if code == Exit.FAILED and (full := next(filter(None, map(self._full, pod.codes)), None)):
             return Outcome(code, attempts, dict(self._restarts), f"{full} with --resume")
+        if leave is None and (unsound := self._unsound(pod.codes)):
+            return Outcome(code, attempts, dict(self._restarts), unsound)
         words = self._last_words(pod.codes, code) if code in {Exit.FAILED, Exit.CONFIG} else []
         if reason and not (code == Exit.CONFIG and words):  # who refuses says why
             words = [reason, *words]
         return Outcome(code, attempts, dict(self._restarts), "\n".join(words) or None)
+
+    def _unsound(self, codes: Mapping[str, int]) -> str | None:
+        """Return the verdict in a sentence, when a bad one is all that failed; the summary has the rest."""
+        if [name for name, code in codes.items() if code not in _FINE] != [runtime.Container.FINISH]:
+            return None
+        found = read_verdict(self._output / runtime.VERDICT_FILE)
+        return found.sentence or None if found is not None and found.level == "fail" else None
 
     def _last_words(self, codes: Mapping[str, int], verdict: Exit) -> list[str]:
         """Return the termination messages of the containers that failed, or the ends of their logs.
 
         When one refuses its configuration, what the others say is what came of that.
         """
-        fine = {Exit.OK, Exit.TERMINATED, Exit.KILLED}
-        failed = [name for name, code in codes.items() if code not in fine]
+        failed = [name for name, code in codes.items() if code not in _FINE]
         if verdict == Exit.CONFIG:
             failed = [name for name in failed if codes[name] == Exit.CONFIG]
         said = {name: self._termination(name) for name in failed}
@@ -190,6 +199,10 @@ class Attempts:
         path = self._output / runtime.LOG_FOLDER / f"{name}.log"
         lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
         return "\n".join(lines[-8:])
+
+
+_FINE = frozenset({Exit.OK, Exit.TERMINATED, Exit.KILLED})
+"""Exit codes of containers that ended as they were told to."""
 
 
 def in_sentences(message: str) -> str:

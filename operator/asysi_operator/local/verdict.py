@@ -15,6 +15,8 @@ class Verdict:
     """What `verdict.json` says."""
 
     level: str
+    sentence: str
+    """Both verdicts in words."""
     ledger: tuple[str, str]
     """Status and message of the condition LedgerBalanced."""
     findings: tuple[tuple[str, str], ...] = ()
@@ -39,6 +41,7 @@ def read_verdict(file: Path) -> Verdict | None:
     ledger = _part(_part(record, "conditions"), "LedgerBalanced")
     return Verdict(
         record["level"],
+        _text(record, "sentence"),
         (_text(ledger, "status"), _text(ledger, "message")),
         tuple((_text(one, "level"), _text(one, "text")) for one in _parts(record, "findings")),
         tuple(_figure(point, sae) for point in _parts(record, "points") for sae in _parts(point, "saes")),

@@ -108,6 +108,10 @@ class Collector:
 
     # The control file
 
+    def geometry(self) -> dict[str, int | str]:
+        """Return how many packets can wait: any number."""
+        return {"depth": _ROOM}
+
     def get_float(self, word: int) -> float:
         """Return 0: nobody has asked for another rate."""
         return 0.0

@@ -78,8 +78,10 @@ class _Watch:
         "calls_in_all",
         "captured",
         "header",
+        "left_out",
         "part",
         "path",
+        "planned",
         "row_bytes",
         "unbooked",
     )
@@ -90,7 +92,9 @@ class _Watch:
         self.account = account
         self.row_bytes = point.width * point.itemsize
         self.calls = 0
-        self.calls_expected = 1 if point.call is not None else point.calls
+        self.calls_expected = 1 if point.call is not None else max(1, point.calls)
+        self.planned = self.row_bytes, self.calls_expected
+        self.left_out = False
         self.calls_in_all = 0
         self.unbooked = 0
         self.header = headers[at : at + 1]
@@ -143,6 +147,7 @@ class ActivationHooker:
         self._root = module if root is None else root
         self._writer, self._control = writer, control
         self._chunk_bytes = writer.chunk_bytes
+        self._depth = int(control.geometry()["depth"])
         self._sampling = sampling or Sampling()
         self._seed = seed
         self._handles: list[RemovableHandle] = []
@@ -187,7 +192,7 @@ class ActivationHooker:
         """Elements in a token's row by shape of the tensor, 0 where it has no row for each token."""
         self._free = 0
         self._on_device: dict[torch.device, torch.Tensor] = {}
-        self._told: set[type[Exception]] = set()
+        self._told: set[type[Exception] | str] = set()
         self._untold: list[tuple[str, Exception]] = []
 
     def __enter__(self) -> Self:
@@ -281,9 +286,11 @@ class ActivationHooker:
         for watch in self._watches:
             if watch.call is None and watch.calls > watch.calls_expected:
                 watch.calls_expected = watch.calls
-            watch.calls = 0
+            watch.calls, watch.left_out = 0, False
         self._free = self._writer.free(_SHARD)
-        self._room = self._free >= sum(map(self._chunks_needed, self._watches))
+        self._room = self._free >= (needed := sum(map(self._chunks_needed, self._watches)))
+        if needed > self._depth:
+            self._leave_out_grown(needed)
         if not self._room:
             self.steps_dropped += 1
             self.kept = _NOTHING
@@ -301,12 +308,32 @@ class ActivationHooker:
         return min(max(rate, self._sampling.min_rate), self._sampling.rate)
 
     def _chunks_needed(self, watch: _Watch) -> int:
+        return self._chunks(watch.row_bytes, watch.calls_expected)
+
+    def _chunks(self, row_bytes: int, calls: int) -> int:
+        """Return the chunks that the step's kept rows of some calls need."""
         if not self._kept_count:
             return 0
-        if not watch.row_bytes:  # a point never seen before counts as small
-            return watch.calls_expected
-        rows = max(1, rows_that_fit(self._chunk_bytes, watch.row_bytes))
-        return watch.calls_expected * -(-self._kept_count // rows)
+        if not row_bytes:  # a point never seen before counts as small
+            return calls
+        rows = max(1, rows_that_fit(self._chunk_bytes, row_bytes))
+        return calls * -(-self._kept_count // rows)
+
+    def _leave_out_grown(self, needed: int) -> None:
+        """Leave out, for this step, hook points that need more than was planned for them, until the others
+        fit: a step that can never fit would be dropped at every hook point, and so would all after it.
+        """
+        grown = [
+            (self._chunks_needed(watch) - self._chunks(*watch.planned), watch) for watch in self._watches
+        ]
+        for excess, watch in sorted(grown, key=lambda pair: -pair[0]):
+            if needed <= self._depth or excess <= 0:
+                break
+            watch.left_out = True
+            size = self._chunks_needed(watch)
+            needed -= size
+            self._note_too_large(watch, size)
+        self._room = self._free >= needed
 
     def _fill_headers(self, tokens: StepTokens) -> None:
         headers = self._headers
@@ -351,8 +378,8 @@ class ActivationHooker:
             self._writer.book(watch.account, seen=left_out, sampled_out=left_out)
         if not kept:
             return
-        if not self._room:
-            self._drop(watch, RING_FULL, kept)
+        if not self._room or watch.left_out:
+            self._drop(watch, TOO_LARGE if watch.left_out else RING_FULL, kept)
             return
         if tensor.dtype not in _DTYPES:
             tensor = _converted(tensor)
@@ -441,6 +468,17 @@ class ActivationHooker:
         if type(error) not in self._told:
             self._told.add(type(error))
             self._untold.append((where, error))
+
+    def _note_too_large(self, watch: _Watch, chunks: int) -> None:
+        """Have it logged, once for each hook point, that it does not fit beside the others."""
+        if watch.path not in self._told:
+            self._told.add(watch.path)
+            error = BufferError(
+                f"{watch.calls_expected} calls with rows of {watch.row_bytes} bytes need {chunks} of the "
+                f"capture ring's {self._depth} chunks, more than was planned: such steps are left out here "
+                "(too_large); raise spec.capture.size"
+            )
+            self._untold.append((watch.path, error))
 
     def _tell(self) -> None:
         """Log what was swallowed since the last time."""

@@ -23,7 +23,8 @@ class HookPoint:
     dtype: str = "float32"
     """Type of the output's elements: float32, bfloat16 or float16."""
     calls: int = 1
-    """Calls of the module in a forward, as far as the trial showed."""
+    """Calls of the module in a forward, as far as the trial showed; 0 when it did not reach it, so that the
+    shape is a guess."""
 
     @property
     def module(self) -> str:

@@ -52,12 +52,12 @@ def stdout_console() -> Console:
 
 def _points(report: "CheckReport") -> Table:
     table = new_table(f"{len(report.points)} hook points", "path", "alias", left=2)
-    several = any(point.calls > 1 for point in report.points)
+    several = any(point.calls != 1 for point in report.points)
     for name in ("a row", "type", *(["calls"] if several else [])):
         table.add_column(name, justify="right")
     for point in report.points:
         row = " × ".join(str(size) for size in point.shape[2:]) or str(point.width)
-        calls = [str(point.calls)] if several else []
+        calls = [str(point.calls or "not seen")] if several else []
         table.add_row(point.path, point.alias or "", row, point.dtype, *calls)
     return table
 

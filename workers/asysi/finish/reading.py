@@ -63,7 +63,7 @@ def read_again(
     policy = make_policy(data.tokens, loaded.tokenizer)
     documents = list(islice(TextSource(data, max_samples), DOCUMENTS))
     sequences = _sequences(documents, loaded.tokenizer, policy, seed)
-    room = budget([(point.width or 1024) * point.calls for point in points])
+    room = budget([(point.width or 1024) * max(1, point.calls) for point in points])
     chosen = select(sequences.lengths, sequences.holdout, room, seed)
     sheet, activations = _run(loaded, points, sequences, chosen, policy=policy, beat=beat)
     weight = _weights(sequences, chosen, passes)

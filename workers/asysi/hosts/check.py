@@ -118,14 +118,23 @@ def _check_points(spec: Spec, loaded: LoadedModel, report: CheckReport) -> None:
         Asked(batch, length, limit, ordinary_token(tokenizer), padding_token(tokenizer)),
         (lambda: load_model(resolved, spec.model.dtype).module) if resolved.path else None,
     )
+    unseen: list[str] = []
     for path in paths:
         try:
-            outputs = _calls(path, called)
+            outputs, calls = _calls(path, called)
+            if not outputs:
+                _refuse_uncallable(path, module)
+                unseen.append(path)
+                continue
             shape = (batch, length, *_row_shape(path, outputs))
             alias = alias_of(loaded.model_type, path)
-            report.points.append(HookPoint(path, alias, shape, _dtype(outputs[0]), len(outputs)))
+            report.points.append(HookPoint(path, alias, shape, _dtype(outputs[0]), calls))
+            if not calls:
+                report.warnings.append(_too_few_calls(path, outputs))
         except ConfigError as error:
             report.need(error)
+    if unseen:
+        _plan_unseen(unseen, paths, (batch, length), loaded, report)
     if limit is not None and limit < length:
         report.problems.append(
             f"spec.data.tokens.contextLength: is {length}, but the model has {most} positions: lower it to "
@@ -159,10 +168,18 @@ def _check_trainers(spec: Spec, report: CheckReport) -> None:
     paths = [point.path for point in report.points]
     trainers = spec.sae.train if spec.sae and spec.sae.enabled and paths else ()
     for number, trainer in enumerate(trainers):
+        where = f"spec.sae.train[{number}].hookPoints"
         try:
-            match_globs(trainer.hook_points, paths, f"spec.sae.train[{number}].hookPoints", calls=False)
+            wanted = match_globs(trainer.hook_points, paths, where, calls=False)
         except ConfigError as error:
             report.need(error)
+            continue
+        unseen = [point.path for point in report.points if point.path in wanted and not point.calls]
+        if unseen:
+            report.warnings.append(
+                f"{where}: {trainer.name} trains on {', '.join(unseen[:_FEW])}, which the trial forward does "
+                "not call: the run fails if there is no row in the end"
+            )
 
 
 def _check_vocabulary(module: "torch.nn.Module", tokenizer: Any, report: CheckReport) -> None:
@@ -177,25 +194,71 @@ def _check_vocabulary(module: "torch.nn.Module", tokenizer: Any, report: CheckRe
         )
 
 
-def _calls(name: str, called: "dict[str, Called]") -> "list[torch.Tensor]":
-    """Return the outputs of the calls that a hook point stands for.
+def _calls(name: str, called: "dict[str, Called]") -> "tuple[list[torch.Tensor], int]":
+    """Return what a hook point's module returned in the trial forward, and the calls in it that the hook
+    point stands for.
+
+    Nothing and 0 where the module was not called. Where it was not called as often as `#n` asks for, what its
+    other calls returned, and 0.
+    """
+    path, call = split_call(name)
+    outputs = called[path].outputs if path in called else []
+    if call is None:
+        return outputs, len(outputs)
+    return ([outputs[call]], 1) if call < len(outputs) else (outputs, 0)
+
+
+def _too_few_calls(name: str, outputs: "list[torch.Tensor]") -> str:
+    path, _ = split_call(name)
+    return (
+        f"spec.capture.hookPoints: {name} has no row unless the run calls it more often than the trial did: "
+        f"a forward calls {path} {len(outputs)} times, as #0 to #{len(outputs) - 1}"
+    )
+
+
+def _refuse_uncallable(name: str, module: "torch.nn.Module") -> None:
+    """Refuse a module that nothing can ever call.
 
     Raises:
-        ConfigError: the trial forward does not call the module, or not so often.
+        ConfigError: it has no forward.
     """
-    where = f"spec.capture.hookPoints: {name}"
-    path, call = split_call(name)
-    if path not in called:
-        raise ConfigError(f"{where} is no part of the forward: the model never calls it")
-    outputs = called[path].outputs
-    if call is None:
-        return outputs
-    if call >= len(outputs):
+    from asysi.hosts.unseen import is_callable  # noqa: PLC0415 - imports torch
+
+    path, _ = split_call(name)
+    watched = module.get_submodule(path)
+    if not is_callable(watched):
         raise ConfigError(
-            f"{where} is never called: a forward calls {path} {len(outputs)} times, as #0 to "
-            f"#{len(outputs) - 1}"
+            f"spec.capture.hookPoints: {name} is a {type(watched).__name__}, which has no forward and is "
+            f"never called: name what is in it, like {path}.*"
         )
-    return [outputs[call]]
+
+
+def _plan_unseen(
+    unseen: list[str], order: list[str], grid: tuple[int, int], loaded: LoadedModel, report: CheckReport
+) -> None:
+    """Add the hook points that the trial did not reach, with rows as wide as they may become, and warn.
+
+    Whether the run reaches them depends on the data: a model may leave modules out for some batches.
+    """
+    from asysi.hosts.unseen import planned_dtype, planned_width  # noqa: PLC0415 - imports torch
+
+    module, seen = loaded.module, [point.width for point in report.points]
+    for path in unseen:
+        watched = module.get_submodule(split_call(path)[0])
+        width = planned_width(watched, seen, getattr(module, "config", None))
+        dtype = _dtype_name(planned_dtype(watched, module))
+        shape = (*grid, width) if width else ()
+        report.points.append(HookPoint(path, alias_of(loaded.model_type, path), shape, dtype, 0))
+    place = {path: number for number, path in enumerate(order)}
+    report.points.sort(key=lambda point: place[point.path])
+    named = ", ".join(unseen[:_FEW]) + (f" and {len(unseen) - _FEW} more" if len(unseen) > _FEW else "")
+    report.warnings.append(
+        f"spec.capture.hookPoints: the trial forward does not call {named}: there is no row unless the run "
+        "does"
+    )
+
+
+_FEW = 5
 
 
 def _row_shape(name: str, outputs: "list[torch.Tensor]") -> tuple[int, ...]:
@@ -228,7 +291,11 @@ def _row_shape(name: str, outputs: "list[torch.Tensor]") -> tuple[int, ...]:
 
 
 def _dtype(output: "torch.Tensor") -> str:
-    name = str(output.dtype).removeprefix("torch.")
+    return _dtype_name(output.dtype)
+
+
+def _dtype_name(dtype: "torch.dtype") -> str:
+    name = str(dtype).removeprefix("torch.")
     return (
         name if name in {"float16", "bfloat16"} else "float32"
     )  # capture converts what the ring does not know

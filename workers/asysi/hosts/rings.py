@@ -68,7 +68,7 @@ def capture_problems(
     terms: list[str] = []
     calls: Counter[tuple[int, int]] = Counter()
     for point in points:
-        calls[point.width, point.itemsize] += point.calls
+        calls[point.width, point.itemsize] += max(1, point.calls)  # 0: nobody has seen it yet
     for (width, itemsize), count in calls.items():
         fitting = rows_that_fit(plan.chunk_bytes, width * itemsize)
         if not fitting:

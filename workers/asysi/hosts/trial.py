@@ -153,7 +153,10 @@ def _tried(
     longest, padded = min(length, _LONGEST), min(length, _LONGEST_PADDED)
     with _watched(module, paths) as found:
         _try(run, _Probe(BATCH, LENGTH, padded=asked.batch > 1), asked)
-    _try(run, _Probe(BATCH, LENGTH, padded=False), asked)
+    missed = [path for path in paths if path not in found]
+    with _watched(module, missed) as late:
+        _try(run, _Probe(BATCH, LENGTH, padded=False), asked)
+    found |= late
     _try(run, _Probe(1, longest, padded=False), asked)
     if asked.batch > 1:
         _try(run, _Probe(2, padded, padded=True), asked)
