@@ -217,6 +217,18 @@ def images(building: "Future[dict[str, str]]") -> dict[str, str]:
     return building.result()
 
 
+@pytest.fixture(scope="session")
+def build_image() -> Callable[[str, Path, Path], None]:
+    """Return a function that builds an image of a name from a Dockerfile and a context, known to the node."""
+
+    def build(image: str, file: Path, context: Path) -> None:
+        for command in _build(image, file, context):
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+            assert done.returncode == 0, f"{' '.join(command)}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+
+    return build
+
+
 def _images(under_way: "list[subprocess.Popen[str]]") -> dict[str, str]:
     given = {name: os.environ.get(f"ASYSI_{name.upper()}_IMAGE", "") for name in ("operator", "worker")}
     if all(given.values()):
@@ -224,7 +236,7 @@ def _images(under_way: "list[subprocess.Popen[str]]") -> dict[str, str]:
     files = {"operator": "docker/operator.Dockerfile", "worker": "docker/Dockerfile"}
     made = {name: f"asysi-{name}:{__version__}" for name in files}
     for name, file in files.items():
-        for command in _build(made[name], file):
+        for command in _build(made[name], ROOT / file):
             process = subprocess.Popen(
                 ["nice", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
             )
@@ -234,14 +246,14 @@ def _images(under_way: "list[subprocess.Popen[str]]") -> dict[str, str]:
     return made
 
 
-def _build(image: str, file: str) -> list[list[str]]:
+def _build(image: str, file: Path, context: Path = ROOT) -> list[list[str]]:
     """Return the commands that build an image and bring it to the node."""
     if script := os.environ.get("ASYSI_CLUSTER"):
         options = [part for folder in _local_indexes() for part in ("--volume", f"{folder}:{folder}:ro")]
-        return [[script, "build", image, str(ROOT / file), str(ROOT), *options]]
+        return [[script, "build", image, str(file), str(context), *options]]
     if shutil.which("docker") and shutil.which("kind"):
         return [
-            ["docker", "build", "--tag", image, "--file", str(ROOT / file), str(ROOT)],
+            ["docker", "build", "--tag", image, "--file", str(file), str(context)],
             ["kind", "load", "docker-image", image, "--name", "asysi-test"],
         ]
     pytest.skip("needs images: set ASYSI_OPERATOR_IMAGE and ASYSI_WORKER_IMAGE")
