@@ -5,7 +5,6 @@ import inspect
 import io
 import itertools
 import logging
-import multiprocessing
 import os
 import signal
 import threading
@@ -16,13 +15,12 @@ from concurrent.futures import (
     FIRST_COMPLETED,
     Executor,
     Future,
-    ProcessPoolExecutor,
     ThreadPoolExecutor,
     wait,
 )
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asysi.contract.errors import ConfigError
 from asysi.pipeline import loop, values
@@ -33,13 +31,17 @@ from asysi.pipeline.journal import DispatchLog
 from asysi.pipeline.ledger import Ledger, Range, Totals
 from asysi.pipeline.log import FileLog, Log
 from asysi.pipeline.operators import NodeContext, as_operator, is_coroutine, name_of
-from asysi.pipeline.parquet_columns import ParquetColumns, columns_of
 from asysi.pipeline.seal import START_OVER, ChangedError, Seal, SealError, prefix_digest, seal_path
 from asysi.pipeline.settled import OWN_IDS
 from asysi.pipeline.source import CHUNK, LineSource, LogFeed, Window
-from asysi.pipeline.streams import IDataStream
+from asysi.pipeline.streams import IDataStream, ParquetStream
 from asysi.pipeline.work import Block, Result, Worker
 from asysi.pipeline.writer import Writer
+
+if TYPE_CHECKING:
+    from concurrent.futures import ProcessPoolExecutor
+
+    from asysi.pipeline.parquet_columns import ParquetColumns
 
 MAX_THREADS = 1024
 _QUICK, _SLOW = 0.02, 0.2
@@ -235,7 +237,7 @@ class UnifiedNode:
         self._open_log(self._log, last)
         out.bridge.advance(last.out_end if last else 0, last.out_rows if last else 0)
         digest = self._open_source(source_bus, last)
-        self._columns = columns_of(out)
+        self._columns = _columns_of(out)
         if self._columns is not None and last is not None:
             self._columns.add(committed_rows(self._log, last.out_end))
         self._parked = around.ledger.parked(self.node_id) if around.resume else {}
@@ -496,7 +498,8 @@ class UnifiedNode:
     def _submit(self, block: Block) -> None:
         assert self._pool is not None
         assert self._worker is not None
-        if isinstance(self._pool, ProcessPoolExecutor):
+        block.lines = None  # what waits for its turn, or goes to a process, is held once
+        if self.processes > 1:
             future = self._pool.submit(_run_in_child, block)
         else:
             future = self._pool.submit(self._worker.run, block, self._context())
@@ -812,6 +815,19 @@ def committed_rows(log: Log, size: int) -> Iterator[dict[str, Any]]:
         yield from map(values.loads, lines)
 
 
+def _columns_of(bus: IDataStream) -> "ParquetColumns | None":
+    """Return what looks at the rows for a bus, None where its format holds every row.
+
+    Raises:
+        ConfigError: Parquet cannot be written here.
+    """
+    if not isinstance(bus, ParquetStream):
+        return None
+    from asysi.pipeline.parquet_columns import ParquetColumns  # noqa: PLC0415 - not for other formats
+
+    return ParquetColumns(bus.uri, bus.log().path)
+
+
 def _call(operator: Any, method: str, *arguments: Any) -> None:
     found = getattr(operator, method, None)
     if inspect.iscoroutinefunction(found):
@@ -832,8 +848,11 @@ _child: tuple[Worker, Callable[[], NodeContext]] | None = None
 
 def _process_pool(
     operator: Any, node: UnifiedNode, around: Surroundings, *, letters: bool
-) -> ProcessPoolExecutor:
+) -> "ProcessPoolExecutor":
     """Return processes that are ready to compute. They are forked: operators need not be picklable."""
+    import multiprocessing  # noqa: PLC0415 - a run in one process does without
+    from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415
+
     context = multiprocessing.get_context("fork")
     stop = context.Event()
     task = _Task(
@@ -854,7 +873,7 @@ def _process_pool(
     return pool
 
 
-def _pass_on(stop: threading.Event, child_stop: Any, pool: ProcessPoolExecutor) -> None:
+def _pass_on(stop: threading.Event, child_stop: Any, pool: "ProcessPoolExecutor") -> None:
     while not stop.wait(0.5):
         if getattr(pool, "_shutdown_thread", False):
             return

@@ -8,16 +8,6 @@ from asysi.contract.errors import ConfigError
 from asysi.pipeline import values
 from asysi.pipeline.ids import FIELD
 from asysi.pipeline.parquetrows import batched, table_of
-from asysi.pipeline.streams import IDataStream, ParquetStream
-
-
-def columns_of(bus: IDataStream) -> "ParquetColumns | None":
-    """Return what looks at the rows for a bus, None where its format holds every row.
-
-    Raises:
-        ConfigError: Parquet cannot be written here.
-    """
-    return ParquetColumns(bus.uri, bus.log().path) if isinstance(bus, ParquetStream) else None
 
 
 class ParquetColumns:

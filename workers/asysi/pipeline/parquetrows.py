@@ -16,12 +16,11 @@ from asysi.contract.errors import ConfigError
 from asysi.pipeline import values
 from asysi.pipeline.csvrows import with_number
 from asysi.pipeline.ids import FIELD
+from asysi.pipeline.uris import PARQUET_OPTIONS
 from asysi.pipeline.work import bad_line
 
 _READ_ROWS, _WRITTEN_ROWS = 4096, 8192
 _PIECE = 1 << 18
-OPTIONS = {"nan": ("null",), "binary": ("base64",), "decimal": ("text",), "duration": ("text",)}
-"""What columns may be read as that JSON cannot hold."""
 
 
 def parquet_lines(stream: Any, name: str, options: dict[str, str]) -> Iterator[bytes]:
@@ -106,7 +105,7 @@ def _misfits(kind: Any, path: str, options: dict[str, str]) -> Iterator[tuple[st
         yield from _misfits(kind.value_type, f"{path}[]", options)
     elif option := _option_for(kind):
         if option not in options:
-            as_what = OPTIONS[option][0]
+            as_what = PARQUET_OPTIONS[option][0]
             yield (
                 path,
                 str(kind),

@@ -30,6 +30,7 @@ from asysi.pipeline.image import CHECKPOINT, RUNTIME, alive, read_image, unchang
 from asysi.pipeline.inputs import InputFile
 from asysi.pipeline.journal import FILE, journal
 from asysi.pipeline.ledger import Ledger
+from asysi.pipeline.libc import keep_freed_memory
 from asysi.pipeline.log import MemoryLog
 from asysi.pipeline.node import Progress, Surroundings, UnifiedNode
 from asysi.pipeline.operators import as_operator, name_of
@@ -405,6 +406,7 @@ class UnifiedNodePipeline:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _run_created(self) -> Report:
+        keep_freed_memory()
         with ExitStack() as stack:
             stack.enter_context(_locked(self.results_dir, self.pipeline_id))
             stack.enter_context(journal(self._log_dir))

@@ -12,6 +12,7 @@ import site
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
@@ -104,6 +105,7 @@ def _is_project(name: str, file: Path) -> bool:
     return not any(file.is_relative_to(folder) for folder in _installed())
 
 
+@cache
 def _installed() -> set[str]:
     places = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     return {place for place in (*places, *site.getsitepackages(), site.getusersitepackages()) if place}

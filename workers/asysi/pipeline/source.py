@@ -27,7 +27,7 @@ from asysi.pipeline.log import Log, LogReader, StreamBridge
 from asysi.pipeline.seal import SealError, read_seal, seal_path
 from asysi.pipeline.sniff import BOM
 from asysi.pipeline.values import loads
-from asysi.pipeline.work import Block
+from asysi.pipeline.work import Block, lines_of
 
 CHUNK = 1 << 18
 """Bytes read at a time, and about what a block has at most."""
@@ -78,6 +78,8 @@ class LineSource:
         self.first_row, self.begin = (window.first_row, window.begin) if window else (0, 0)
         self._buffer, self._at, self._row, self._offset = b"", 0, self.first_row, self.begin
         self._broken: BrokenFileError | None = None
+        self._lines: list[bytes] | None = None
+        """The lines that were cut last, where that took them apart."""
 
     def open(self, row: int, offset: int) -> Any:
         """Go to the line with number `row` at `offset`; return the running digest of what lies before it."""
@@ -140,9 +142,9 @@ class LineSource:
                     f"the source ends within row {self._row}: its writer was cut off; run that again"
                 )
             return None
-        block = Block(
-            self._row, rows, self._offset + end - self._at, self._buffer[self._at : end], self.stored
-        )
+        data = self._buffer[self._at : end]
+        block = Block(self._row, rows, self._offset + len(data), data, self.stored, self._lines)
+        self._lines = None
         self._at, self._row, self._offset = end, block.last, block.end
         return block
 
@@ -170,6 +172,7 @@ class LineSource:
         are.
         """
         at, buffer = self._at, self._buffer
+        self._lines = None
         if limit <= _FEW:
             end = at
             for rows in range(limit):
@@ -179,11 +182,12 @@ class LineSource:
                 end = following
             return end, limit
         end = max(at, buffer.rfind(b"\n", at, at + cap) + 1)
-        rows = buffer.count(b"\n", at, end)
-        if rows > limit:
-            end -= len(buffer[at:end].split(b"\n", limit)[-1])
-            rows = limit
-        return end, rows
+        lines = lines_of(buffer[at:end])  # the worker needs them, and counting newlines takes as long
+        if len(lines) > limit:
+            end -= sum(map(len, lines[limit:])) + len(lines) - limit
+            del lines[limit:]
+        self._lines = lines
+        return end, len(lines)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ import xxhash
 from asysi.contract.errors import ConfigError
 from asysi.files import write_atomically
 from asysi.locations import filesystem, reaching, upload
-from asysi.pipeline import parquetrows, sniff, values
+from asysi.pipeline import sniff, values
 from asysi.pipeline.compression import (
     BrokenFileError,
     compress,
@@ -29,7 +29,6 @@ from asysi.pipeline.compression import (
     compression_of,
     decompressed,
 )
-from asysi.pipeline.csvrows import Dialect, csv_lines, write_csv
 from asysi.pipeline.log import FileLog, Log, MemoryLog, StreamBridge
 from asysi.pipeline.seal import Seal, check, is_local, measure, read_seal, remove_seal, seal_path, write_seal
 from asysi.pipeline.source import (
@@ -43,7 +42,7 @@ from asysi.pipeline.source import (
     Window,
     brings_ids,
 )
-from asysi.pipeline.uris import split_options, with_format
+from asysi.pipeline.uris import PARQUET_OPTIONS, split_options, with_format
 
 _SIGNS = "*?["
 
@@ -412,14 +411,20 @@ class CsvStream(FileStream):
 
     def check_options(self, options: Mapping[str, str]) -> None:
         """Refuse a delimiter, an encoding or a quote that cannot be."""
+        from asysi.pipeline.csvrows import Dialect  # noqa: PLC0415 - not for other formats
+
         self.dialect = Dialect.of(dict(options), self.url)
 
     def lines(self, url: str) -> Iterator[bytes]:
         """Yield the rows as JSON lines."""
+        from asysi.pipeline.csvrows import csv_lines  # noqa: PLC0415
+
         return csv_lines(self.pieces(url), _shown(url), self.dialect)
 
     def convert(self, rows: Callable[[], Iterator[dict[str, Any]]], file: Path) -> None:
         """Write the rows: columns in the order in which rows bring them."""
+        from asysi.pipeline.csvrows import write_csv  # noqa: PLC0415
+
         write_csv(rows, file, self.uri, self.dialect)
 
 
@@ -432,16 +437,18 @@ class ParquetStream(FileStream):
 
     direct = False
     ending = ".parquet"
-    known_options = tuple(parquetrows.OPTIONS)
+    known_options = tuple(PARQUET_OPTIONS)
 
     def check_options(self, options: Mapping[str, str]) -> None:
         """Refuse a way to read columns that there is not."""
         for name, value in options.items():
-            if value not in (ways := parquetrows.OPTIONS[name]):
+            if value not in (ways := PARQUET_OPTIONS[name]):
                 raise ConfigError(f"{self.uri}: {name} is {value!r}: give {' or '.join(ways)}")
 
     def lines(self, url: str) -> Iterator[bytes]:
         """Yield the rows as JSON lines."""
+        from asysi.pipeline import parquetrows  # noqa: PLC0415 - not for other formats
+
         files, path = filesystem(url)
         with reaching(url), files.open(path, "rb") as stream:
             yield from parquetrows.parquet_lines(stream, _shown(url), self.options)
@@ -462,6 +469,8 @@ class ParquetStream(FileStream):
         Raises:
             ConfigError: a column has values that no one type holds.
         """
+        from asysi.pipeline import parquetrows  # noqa: PLC0415
+
         parquetrows.write_parquet(rows, file, self.uri)
 
 

@@ -18,6 +18,8 @@ _FORMATS = {
 }
 FORMATS = frozenset(_FORMATS)
 """Formats with a name of their own."""
+PARQUET_OPTIONS = {"nan": ("null",), "binary": ("base64",), "decimal": ("text",), "duration": ("text",)}
+"""What a Parquet file's columns may be read as that JSON cannot hold."""
 
 
 def with_format(uri: str, known: Collection[str]) -> str:

@@ -14,9 +14,11 @@ from asysi.contract.errors import ConfigError
 from asysi.pipeline import loop, values
 from asysi.pipeline.functions import with_context
 from asysi.pipeline.ids import FIELD, child
+from asysi.pipeline.libc import searcher
 from asysi.pipeline.operators import CanceledError, NodeContext, is_coroutine, takes_batches
 
 _NULL = b"null"
+_has_null = searcher(_NULL)
 _BAD_LINE = "\0bad line"
 """Begins what a source hands on for a line that it cannot read: an array, so that it is never a row."""
 _WATCHED = 4096
@@ -37,6 +39,7 @@ class Block:
         end: offset in the source behind them, bytes.
         data: their bytes as they lie in the source.
         stored: whether rows bring their `_i`; else a row's number is its id.
+        lines: its rows, where they were taken apart already.
     """
 
     first: int
@@ -44,6 +47,7 @@ class Block:
     end: int
     data: bytes
     stored: bool
+    lines: list[bytes] | None = None
 
     @property
     def last(self) -> int:
@@ -167,13 +171,11 @@ class Worker:
             self._run_batches(self._many, job)
         elif self._one is not None:
             self._run_items(self._one, job)
-            if not self._watch and _has_null(job.out):
+            if not self._watch and _has_null(job.data()):
                 job, result = self._run_watched(self._one, block, context, job)
         if result.last < block.last:
             _shorten(result, job.lines)
-        if job.out:
-            job.out.append(b"")
-            result.data = b"\n".join(job.out)
+        result.data = job.data()
         result.usage, result.reports = context.usage, context.reports
         result.seconds = time.perf_counter() - began
         return result
@@ -353,10 +355,17 @@ class _Job:
 
     def __init__(self, block: Block, context: NodeContext, result: Result) -> None:
         self.block, self.context, self.result = block, context, result
-        self.lines = block.data.split(b"\n")
-        if not self.lines[-1]:
-            self.lines.pop()
+        self.lines = lines_of(block.data) if block.lines is None else block.lines
         self.out: list[bytes] = []
+        self._data: bytes | None = None
+
+    def data(self) -> bytes:
+        """Return the rows made, a line each; none are added afterwards."""
+        if self._data is None:
+            if self.out:
+                self.out.append(b"")
+            self._data = b"\n".join(self.out)
+        return self._data
 
     def add(self, lists: list[list[bytes]]) -> None:
         """Add the rows made of several source rows."""
@@ -387,6 +396,14 @@ class _Probe:
         return min(self._waited) > _WAIT if self._waited else None
 
 
+def lines_of(data: bytes) -> list[bytes]:
+    """Return whole lines without their newlines."""
+    lines = data.split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    return lines
+
+
 def _readable(lines: list[bytes], block: Block) -> list[dict[str, Any]]:
     """Return the rows that the hot loop will ask for, in its order: those that can be read."""
     rows = []
@@ -406,17 +423,6 @@ def bad_line(where: str, data: bytes) -> bytes:
         data: the line as it lies in the file.
     """
     return orjson.dumps([_BAD_LINE, where, base64.b64encode(data).decode()])
-
-
-def _has_null(out: list[bytes]) -> bool:
-    """Return whether a block's rows hold the word null: in numpy, as Python's search takes longer."""
-    import numpy as np  # noqa: PLC0415 - not for runs of a few rows
-
-    text, word = b"\n".join(out), np.frombuffer(_NULL, np.uint32)[0]
-    return any(
-        (np.frombuffer(text, np.uint32, (len(text) - at) // 4, at) == word).any()
-        for at in range(min(4, len(text)))
-    )
 
 
 def _parsed(line: bytes, number: int, stored: bool) -> dict[str, Any]:
