@@ -139,6 +139,18 @@ def test_what_a_folder_holds(tmp_path: Path, file: str, begun: bool, finished: b
     assert look(tmp_path) == Found(None, begun, finished, attempts)
 
 
+def test_a_run_that_was_ended_early_is_not_finished(tmp_path: Path) -> None:
+    """A report of a run that the user ended before its end is there, and the run can go on."""
+    (tmp_path / "report.html").touch()
+    for ledger, finished in (
+        ('{"interrupted": true}', False),
+        ('{"interrupted": false}', True),
+        ("[]", True),
+    ):
+        (tmp_path / "ledger.json").write_text(ledger)
+        assert look(tmp_path).finished is finished
+
+
 def test_the_hosts_progress_counts_as_an_attempt(tmp_path: Path) -> None:
     """Where nothing is archived, the host's own file says which attempt was the last."""
     (tmp_path / "host").mkdir()

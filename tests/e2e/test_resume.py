@@ -1,6 +1,7 @@
 """Everything is killed, and `asysi run --resume` goes on: at each phase of a run, with real workers."""
 
 import json
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -92,6 +93,8 @@ def test_killed_at_a_phase_then_resumed(
         assert ledger["attempt"] == 1
         assert "continuing the run" in again.text()
         assert _progress(again.output) > seen > 0
+        assert _shown(again)[0][0] > 0
+        assert _shown(again)[-1][0] == _shown(again)[-1][1]
         attempts = {int(file.name[8:12]) for file in (again.output / "archive").glob("*.mscan")}
         assert attempts == {0, 1}
         dataset = MScanDataset(again.output)
@@ -105,6 +108,55 @@ def _progress(output: Path) -> int:
         return int(json.loads((output / "host" / "progress.json").read_text())["step"])
     except FileNotFoundError:
         return -1
+
+
+def _shown(run: Any) -> list[tuple[int, int]]:
+    """Return every progress that was shown: tokens, of tokens."""
+    said = (run.output.parent / f"{run.name}.out").read_text()
+    numbers = re.findall(r"([\d ,]*\d) of (\d[\d ,]*) tokens", said)
+    return [(_number(done), _number(total)) for done, total in numbers]
+
+
+def _number(text: str) -> int:
+    return int(re.sub(r"\D", "", text))
+
+
+@pytest.mark.long
+def test_ctrl_c_once_then_resumed(scan: Callable, start: Callable) -> None:
+    """A run that was ended early has a report, and goes on with the rest of the text as if it had not ended;
+    its progress is that of the whole run.
+    """
+    path = scan("once", _long)
+    run = start(path)
+    _reading(run)
+    run.process.send_signal(signal.SIGINT)
+    assert run.finish() == 130, run.text()
+    assert "continue it with --resume" in run.text()
+    assert "The run was ended early" in (run.output / "report.html").read_text()
+    early, first = _progress(run.output), run.ledger()
+    refused = start(path)
+    assert refused.finish() == 2
+    assert "ended early: continue it with --resume" in refused.text()
+    again = start(path, "--resume")
+    assert again.finish() == 0, again.text()
+    assert "The run is complete" in (again.output / "report.html").read_text()
+    ledger = again.ledger()
+    assert (ledger["attempt"], ledger["interrupted"]) == (1, False)
+    assert first["steps"]["run"] == early + 1
+    assert first["steps"]["run"] + ledger["steps"]["run"] == ledger["steps"]["expected"]
+    shown = _shown(again)
+    assert {total for _, total in shown} == {first["tokens"]["read"] + ledger["tokens"]["read"]}
+    assert shown[0][0] >= first["tokens"]["read"]
+    assert shown[-1][0] == shown[-1][1]
+    training = json.loads((again.output / "sae" / "topk" / "training.json").read_text())["points"]
+    for path_, point in training.items():
+        rows = [books["consumers"]["sae"] for one in (first, ledger) for books in one["points"]
+                if books["path"] == path_]  # fmt: skip
+        assert point["received"] == sum(one["durable"] for one in rows)
+        assert point["trained"] == point["received"] - point["held_out"]
+    finished = start(path, "--resume")
+    assert finished.finish() == 2
+    assert "finished run" in finished.text()
 
 
 @pytest.mark.long

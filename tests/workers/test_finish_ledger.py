@@ -301,3 +301,12 @@ def test_rows_of_books_that_were_never_closed_are_not_vouched_for():
     assert rows_known([torn, Attempt(1, closed, balanced=True)]) == 100
     assert rows_known([Attempt(0, None), Attempt(1, closed, balanced=True)]) == 100
     assert rows_known([Attempt(0, open_, balanced=True), Attempt(1, closed, balanced=True)]) == 140
+
+
+def test_progress_is_that_of_the_run():
+    """What earlier attempts have done counts as done; the pace is this attempt's."""
+    host = Host(steps=3, steps_total=20, tokens=30, tokens_total=200, steps_before=7, tokens_before=70)
+    progress = shape(Snapshot(host=host), tokens_per_second=5.0)["progress"]
+    assert progress == {
+        "steps": 10, "stepsTotal": 20, "tokens": 100, "tokensTotal": 200, "pass": 0, "tokensPerSecond": 5.0,
+    }  # fmt: skip

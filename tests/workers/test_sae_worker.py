@@ -149,6 +149,11 @@ class Pod:
         checkpoint = read_checkpoint(self.output / "checkpoints" / f"{trainer}.ckpt")
         return [checkpoint.words["points"][point]["counts"] for point in POINTS]
 
+    def results(self, trainer="topk"):
+        """Return each point's counts at the end; the last checkpoint is from before the drain."""
+        record = json.loads((self.output / "sae" / trainer / "training.json").read_text())
+        return [record["points"][point] for point in POINTS]
+
     def text(self):
         return (self.folder / "log").read_text()
 
@@ -198,7 +203,7 @@ def test_terminated_then_to_the_end(pod):
     run.writer.close("complete")
     assert run.ended(process) == Exit.OK, run.text()
     assert run.control.reader_state(READER) == "finalised"
-    for books, counts, gauges in zip(run.books(), run.counts(), run.control.gauges(READER), strict=True):
+    for books, counts, gauges in zip(run.books(), run.results(), run.control.gauges(READER), strict=True):
         assert (books["durable"], books["lapped"], books["rolled_back"]) == (120 * ROWS, 0, 0)
         assert counts["trained"] == 120 * ROWS - counts["held_out"] == gauges[Gauge.TRAINED]
         assert 0 < gauges[Gauge.FVU] < 2
@@ -228,7 +233,7 @@ def test_killed_at_any_moment(pod):
     run.publish(50)
     run.writer.close("complete")
     assert run.ended(process) == Exit.OK, run.text()
-    for books, counts in zip(run.books(), run.counts(), strict=True):
+    for books, counts in zip(run.books(), run.results(), strict=True):
         assert books["durable"] == counts["received"] == counts["trained"] + counts["held_out"]
 
 

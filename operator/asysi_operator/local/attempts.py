@@ -9,6 +9,7 @@ from pathlib import Path
 
 from asysi.contract import runtime
 from asysi.contract.errors import NO_ROOM
+from asysi.contract.identity import ended_early
 from asysi.contract.runtime import Exit
 from asysi_operator.local.asking import Asker
 from asysi_operator.local.containers import Container, PodSpec, read_pod
@@ -160,6 +161,8 @@ class Attempts:
 
     def _outcome(self, pod: Pod, leave: Leave | None, attempts: int) -> Outcome:
         code, reason = verdict(self._spec, pod.codes, leave, interrupted=pod.interrupted)
+        if code == Exit.INTERRUPTED and leave is None and not ended_early(self._output):
+            reason = "all text had been read when you asked for an early end: the run is complete"
         if code == Exit.FAILED and (full := next(filter(None, map(self._full, pod.codes)), None)):
             return Outcome(code, attempts, dict(self._restarts), f"{full} with --resume")
         if leave is None and (unsound := self._unsound(pod.codes)):
@@ -225,6 +228,10 @@ def verdict(
         name: codes[name] for name in (c.name for c in spec.containers if not c.sidecar) if codes.get(name)
     }
     if not failed:
-        return (Exit.INTERRUPTED, "ended early and cleanly at your wish") if interrupted else (Exit.OK, None)
+        return (
+            (Exit.INTERRUPTED, "ended early at your request: continue it with --resume")
+            if interrupted
+            else (Exit.OK, None)
+        )
     reason = ", ".join(f"{name} ended with exit code {code}" for name, code in failed.items())
     return (Exit.CONFIG if Exit.CONFIG in failed.values() else Exit.FAILED), reason

@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from asysi.contract import runtime, spec
 from asysi.contract.errors import ConfigError, no_room
+from asysi.contract.identity import ended_early
 from asysi_operator.local.events import refuse_busy
 
 _MADE_BY_A_RUN = tuple(
@@ -150,10 +151,11 @@ class Output:
             )
         refuse_busy(self.folder / runtime.EVENTS_FILE)
         if not (overwrite or resume):
-            finished = str(runtime.REPORT_FILE) in found
-            held = (
-                "a finished run: " if finished else "a run that did not finish: continue it with --resume, "
-            )
+            held = "a run that did not finish: continue it with --resume, "
+            if ended_early(self.folder):
+                held = "a run that was ended early: continue it with --resume, "
+            elif str(runtime.REPORT_FILE) in found:
+                held = "a finished run: "
             raise ConfigError(
                 f"{self.folder} holds {held}replace it with --overwrite, or choose another folder "
                 "with --output"

@@ -39,6 +39,10 @@ class CaptureWord(IntEnum):
     """Sequences that the model has read, earlier attempts included."""
     SEQUENCES_OPENED = 14
     """Of these, those that began with the tokenizer's BOS or CLS token."""
+    STEPS_BEFORE = 15
+    """Steps of the run that earlier attempts have done, so that this one began behind them."""
+    TOKENS_BEFORE = 16
+    """Content tokens of these steps."""
 
 
 class Gauge(IntEnum):

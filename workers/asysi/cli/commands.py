@@ -113,8 +113,8 @@ def run(  # noqa: PLR0917 - each is an option of the command
 ) -> None:
     """Watch a model on this machine: the experiment's pod as processes.
 
-    Ctrl-C ends the run early and cleanly, with a report; a second Ctrl-C kills it. A run that was killed is
-    continued with --resume.
+    Ctrl-C ends the run early and cleanly, with a report; a second Ctrl-C kills it. A run that was ended early
+    or killed is continued with --resume.
 
     \b
     Examples:

@@ -105,7 +105,7 @@ class Found:
     begun: bool
     """Whether the model has run: there are results, whole or in part."""
     finished: bool
-    """Whether the last file that a run writes is there."""
+    """Whether the last file that a run writes is there, and the run was not ended early."""
     attempts: int
     """Number of the next attempt: above all that were taken, or that left something."""
 
@@ -123,9 +123,18 @@ def look(folder: Path) -> Found:
     return Found(
         identity=read_identity(folder),
         begun=begun or any(any(folder.glob(str(pattern))) for pattern in files),
-        finished=(folder / runtime.REPORT_FILE).exists(),
+        finished=(folder / runtime.REPORT_FILE).exists() and not ended_early(folder),
         attempts=max((*numbers, *_prepared(folder)), default=-1) + 1,
     )
+
+
+def ended_early(folder: Path) -> bool:
+    """Return whether the user has ended the run in a folder before all of its text was read."""
+    try:
+        ledger = json.loads((folder / runtime.LEDGER_FILE).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(ledger, dict) and ledger.get("interrupted") is True
 
 
 def read_identity(folder: Path) -> Identity | None:

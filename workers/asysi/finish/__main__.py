@@ -86,6 +86,7 @@ def main(worker: Worker) -> int:
         said = "failed"
         worker.last_words(last_words(ledger, outcome.snapshot, None, None))
         return Exit.FAILED
+    (worker.output / REPORT_FILE).unlink(missing_ok=True)  # of a run that was ended early, and went on
     write_atomic(worker.output / LEDGER_FILE, text)
     ending = _judge_and_report(worker, ledger, written, outcome)
     passed = ending.level is not Level.FAIL

@@ -107,6 +107,8 @@ def _host(capture: Control) -> Host:
         capture_ns=word(CaptureWord.CAPTURE_NS),
         forward_ns=word(CaptureWord.FORWARD_NS),
         started_ns=word(CaptureWord.STARTED_NS),
+        steps_before=word(CaptureWord.STEPS_BEFORE),
+        tokens_before=word(CaptureWord.TOKENS_BEFORE),
         interrupted=bool(word(CaptureWord.INTERRUPTED)),
     )
 

@@ -40,6 +40,10 @@ class Host:
     started_ns: int = 0
     """CLOCK_MONOTONIC at the first step, 0 before it."""
     interrupted: bool = False
+    steps_before: int = 0
+    """Steps of the run that earlier attempts have done."""
+    tokens_before: int = 0
+    """Content tokens of these steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +139,8 @@ def shape(
 ) -> dict[str, object]:
     """Return the answer of /status; counts are summed over hook points, unknown numbers are null.
 
+    Progress is that of the run, with what earlier attempts have done; everything else is this attempt's.
+
     Args:
         snapshot: both rings at one moment.
         tokens_per_second: the host's pace.
@@ -146,9 +152,9 @@ def shape(
     return {
         "phase": said or phase(snapshot),
         "progress": {
-            "steps": host.steps,
+            "steps": host.steps_before + host.steps,
             "stepsTotal": host.steps_total,
-            "tokens": host.tokens,
+            "tokens": host.tokens_before + host.tokens,
             "tokensTotal": host.tokens_total,
             "pass": host.passes_begun,
             "tokensPerSecond": round(tokens_per_second, 1),

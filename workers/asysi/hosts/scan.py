@@ -30,8 +30,9 @@ from asysi.monitor.worker import Worker
 log = logging.getLogger("asysi")
 
 PROGRESS_FILE = HOST_FOLDER / "progress.json"
-"""{attempt, step, attempts, sequences, opened}: the last step that was run, and that of every attempt that
-has run one; the sequences read so far, and those that began with BOS or CLS.
+"""{attempt, step, attempts, tokens, sequences, opened}: the last step that was run, and that of every attempt
+that has run one; the content tokens of all steps so far; the sequences read so far, and those that began with
+BOS or CLS.
 """
 SEEN_FILE = HOST_FOLDER / "seen.json"
 _PROGRESS_SECONDS = 2.0
@@ -174,6 +175,8 @@ def main(worker: Worker) -> int:
         run = _Run(worker, engine, hooker, reading, Seen(spec.data.tokens.context_length))
         control.set(CaptureWord.STEPS_TOTAL, reading.batches.steps)
         control.set(CaptureWord.TOKENS_TOTAL, reading.batches.content_tokens_in_all)
+        control.set(CaptureWord.STEPS_BEFORE, run.first)
+        control.set(CaptureWord.TOKENS_BEFORE, run.tokens_before)
         worker.status = run.status
         worker.health.ready()
         gc.collect()
@@ -183,7 +186,7 @@ def main(worker: Worker) -> int:
                 log.warning("the capture ring is not known to CUDA, copies are slower: %s", pinning.refused)
             run.all_steps(control.set)
         run.write_seen()
-        if worker.stop.interrupted:
+        if run.interrupted:
             control.set(CaptureWord.INTERRUPTED, 1)
         writer.close("attempt_over" if worker.stop.terminated else "complete")
     return Exit.OK
@@ -198,6 +201,16 @@ def _resumed_beginnings(worker: Worker, tokens: list[int]) -> Beginnings:
         return Beginnings(tokens)
 
 
+def _tokens_before(output: Path, first: int, batches: Batches) -> int:
+    """Return the content tokens of the steps before `first`, as the attempt that ran them has counted; its
+    share of all where it has not.
+    """
+    try:
+        return int(json.loads((output / PROGRESS_FILE).read_text())["tokens"]) if first else 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return batches.content_tokens_in_all * min(first, batches.steps) // max(1, batches.steps)
+
+
 class _Run:
     """One attempt's way through the steps."""
 
@@ -207,8 +220,11 @@ class _Run:
         self._worker, self._engine, self._hooker = worker, engine, hooker
         self._reading, self._seen = reading, seen
         self._beginnings = _resumed_beginnings(worker, reading.openers)
-        self._first = next_step(worker.output) if worker.attempt else 0
-        self._last = self._first - 1
+        self.first = next_step(worker.output) if worker.attempt else 0
+        """Step that this attempt begins with."""
+        self.tokens_before = _tokens_before(worker.output, self.first, reading.batches)
+        """Content tokens of the steps before it."""
+        self._last = self.first - 1
         self._passes = 0
         self._begun = self._full = False
         self._attempts = begun_attempts(worker.output) if worker.attempt else {}
@@ -217,7 +233,7 @@ class _Run:
         """Run every step that is left, until a signal asks to stop; `tell` writes a word of the mailbox."""
         written = time.monotonic()
         with self._hooker:
-            for batch in self._reading.batches.from_step(self._first):
+            for batch in self._reading.batches.from_step(self.first):
                 if self._worker.stop.requested:
                     break
                 if not self._begun:
@@ -239,6 +255,16 @@ class _Run:
                     written = time.monotonic()
         self._write_progress()
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether the user has ended the run before its last step."""
+        return self._worker.stop.interrupted and self._left
+
+    @property
+    def _left(self) -> bool:
+        """Whether there are steps that were not run."""
+        return self._last + 1 < self._reading.batches.steps
+
     def status(self) -> dict[str, object]:
         """Return what /status answers."""
         hooker = self._hooker
@@ -253,12 +279,12 @@ class _Run:
         hooker, reading = self._hooker, self._reading
         report = {
             "attempt": self._worker.attempt,
-            "first_step": self._first,
+            "first_step": self.first,
             "steps": hooker.steps,
             "steps_total": reading.batches.steps,
             "steps_dropped": hooker.steps_dropped,
             "passes": self._passes,
-            "interrupted": self._worker.stop.requested,
+            "interrupted": self._worker.stop.requested and self._left,
             "documents": reading.documents,
             "held_out": reading.held_out,
             "duplicates": reading.duplicates,
@@ -288,6 +314,7 @@ class _Run:
             "attempt": number,
             "step": self._last,
             "attempts": attempts,
+            "tokens": self.tokens_before + self._hooker.tokens_seen,
             "sequences": self._beginnings.sequences,
             "opened": self._beginnings.opened,
         }

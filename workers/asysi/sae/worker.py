@@ -160,15 +160,16 @@ class SAETrainerWorker:
 
     def _finish(self, *, complete: bool) -> int:
         """Train on what is buffered and export; or, at an attempt's end, keep all of it for the next one."""
+        # Before the buffers are emptied: a run that is ended early goes on from here, should it be continued,
+        # as if it had not ended. What follows is done again by whoever is killed in it.
+        self._checkpoint()
         if complete:
             if not self._drain():
-                return self._leave()
+                return Exit.OK
             for trainer in self._trainers:
                 for training in trainer.trainings.values():
                     training.conclude()
                     self._worker.health.beat()
-        self._checkpoint()
-        if complete:
             self._export()
         self._gauge_all()
         self._bus.reader.settle()
