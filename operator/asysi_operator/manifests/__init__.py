@@ -6,15 +6,17 @@ from asysi.contract.identity import output_path
 from asysi.contract.spec import ScanExperiment
 from asysi_operator.manifests.claim import claim
 from asysi_operator.manifests.config_map import config_map
+from asysi_operator.manifests.containers import container_security
 from asysi_operator.manifests.job import job, pipeline_job
 from asysi_operator.manifests.kinds import Manifest, PodSettings
 from asysi_operator.manifests.network_policy import network_policy, pipeline_policy
+from asysi_operator.manifests.pod import pod_security
 from asysi_operator.manifests.resources import refuse_impossible_memory
 
 IMAGE = f"asysi-worker:{__version__}"
 PULL_POLICIES = ("IfNotPresent", "Always", "Never")
 
-__all__ = ["IMAGE", "PULL_POLICIES", "Manifest", "build"]
+__all__ = ["IMAGE", "PULL_POLICIES", "Manifest", "build", "container_security", "pod_security"]
 
 
 def build(

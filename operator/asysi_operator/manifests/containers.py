@@ -42,7 +42,7 @@ def _container(experiment: ScanExperiment, settings: PodSettings, container: Con
         **({"ports": ports} if ports else {}),
         "resources": requirements(spec, container),
         "volumeMounts": mounts(experiment, container),
-        "securityContext": _security(),
+        "securityContext": container_security(),
         "terminationMessagePath": TERMINATION,
         "terminationMessagePolicy": "File",
     }
@@ -67,8 +67,8 @@ def _host(experiment: ScanExperiment, settings: PodSettings) -> Manifest:
     return host
 
 
-def _security() -> Manifest:
-    """What Pod Security's level `restricted` asks of a container, and a read-only root file system."""
+def container_security() -> Manifest:
+    """Return what Pod Security's level `restricted` asks of a container, and a read-only root file system."""
     return {
         "allowPrivilegeEscalation": False,
         "capabilities": {"drop": ["ALL"]},

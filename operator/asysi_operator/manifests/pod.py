@@ -66,7 +66,7 @@ def _template(
             "terminationGracePeriodSeconds": lifecycle.grace_period_seconds,
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
-            "securityContext": _security(),
+            "securityContext": pod_security(),
             **{key: value for key, value in optional.items() if value},
             **content,
         },
@@ -77,7 +77,8 @@ def _set(toleration: Toleration) -> Manifest:
     return toleration.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-def _security() -> Manifest:
+def pod_security() -> Manifest:
+    """Return what Pod Security's level `restricted` asks of a pod."""
     return {
         "runAsNonRoot": True,
         "runAsUser": _USER,

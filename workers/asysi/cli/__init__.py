@@ -14,3 +14,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run_profile() -> None:
     """Run `asys-i-run --config FOLDER/profile.yaml`: `asysi run` with the `base.yaml` beside the profile."""
     main(["run-profile", *sys.argv[1:]])
+
+
+def kubectl_plugin() -> None:
+    """Run `kubectl asysi …`: the verbs of `asysi cluster`."""
+    from asysi.cli.groups import door  # noqa: PLC0415 - as every command behind a door
+
+    door("asysi_operator.plugin.commands", "main")()

@@ -37,6 +37,13 @@ app.add_typer(
     name="pipeline",
     help="Run operators over rows, exactly once.",
 )
+app.add_typer(
+    typer.Typer(
+        cls=deferred("asysi_operator.plugin.commands", "app"), no_args_is_help=True, rich_markup_mode=None
+    ),
+    name="cluster",
+    help="Look at experiments on a cluster, fill their inputs, fetch their results.",
+)
 
 Files = Annotated[list[Path] | None, typer.Argument(metavar="FILES", help="YAML files; later ones win.")]
 Layers = Annotated[

@@ -1,0 +1,306 @@
+"""What holds an experiment up, in sentences that a person can act on. Pure."""
+
+import re
+from collections.abc import Iterator
+
+from asysi.contract.spec import KIND
+from asysi_operator.failures import Failure, finished, last_failure
+from asysi_operator.manifests.kinds import Manifest
+from asysi_operator.manifests.labels import QUEUE
+from asysi_operator.observation import condition, containers, holds, leaving, owned, state_of, unheard
+from asysi_operator.plugin.seen import Seen
+
+ADVICE = {
+    "ImagePullBackOff": "compare it with `workerImage` of the chart; a private registry needs a pull secret",
+    "InvalidImageName": "correct the image's name",
+    "BadConfiguration": "correct the spec and apply it again: it is not tried again as it is",
+    "CrashLoopBackOff": "`asysi cluster logs {name} -c {container} --previous` shows its last words",
+    "OOMKilled": "raise the memory of {container} in the spec",
+    "CreateContainerConfigError": "make what the message names",
+    "FailedMount": "see whether the claims in spec.inputs and spec.output exist and are on no other node",
+    "FailedAttachVolume": "see whether another pod has the claim on another node",
+    "FailedCreatePodSandBox": "look at the node's network plugin and runtime class",
+    "Unschedulable": "ask for less in the spec, free the node, or add one",
+    "NodeUnreachable": "look at the node; if it stays away, Kubernetes makes another pod after some minutes",
+    "ClaimTerminating": "copy what is on it with `asysi cluster fetch {name}` while the pod runs",
+    "NameTaken": "delete or rename one of the two",
+    "DeadlineExceeded": "raise spec.lifecycle.activeDeadlineSeconds",
+    "LivenessProbeFailed": "look at the node's load and disk; it goes on where its checkpoint is",
+    "StartupProbeFailed": "`asysi cluster logs {name} -c {container} --previous` shows how far it came",
+    "Error": "`asysi cluster logs {name} -c {container}` shows the rest",
+}
+"""By reason of a failure, what to do."""
+_QUOTA = re.compile(r"exceeded quota: (?P<quota>[^,]+), (?P<figures>requested: .*?)(?:\s*$|\. )", re.DOTALL)
+_POD_SECURITY = re.compile(r"violates PodSecurity \"(?P<level>[^\"]+)\": (?P<what>.*)", re.DOTALL)
+_WELL = {"Running", "Finishing"}
+_BY_SPEC = "lifecycle.suspend"
+
+
+def explain(seen: Seen) -> list[str]:
+    """Return what holds the experiment up, the most telling sentence first; never nothing."""
+    said = [*_of_experiment(seen), *_of_operator(seen)]
+    return said or [f"{seen.name} is {_phase(seen)}, and nothing that can be seen holds it up."]
+
+
+def is_held_up(seen: Seen) -> bool:
+    """Whether somebody has to do something for it to go on, as far as its phase says."""
+    return _phase(seen) not in {*_WELL, "Succeeded", "Preparing"} or not _operator_runs(seen)
+
+
+def _phase(seen: Seen) -> str:
+    return str(seen.status.get("phase") or "without a status")
+
+
+def _of_experiment(seen: Seen) -> Iterator[str]:
+    phase = _phase(seen)
+    if leaving(seen.experiment):
+        yield from _of_deletion(seen)
+    elif not seen.status:
+        if _operator_runs(seen):
+            yield f"No operator has looked at {seen.name} yet."
+    elif phase == "Refused":
+        accepted = condition(seen.experiment, "Accepted") or {}
+        said = str(accepted.get("message", "")).rstrip(".")
+        yield f"The spec of {seen.name} is refused: {said}. Correct it and apply it again."
+    elif phase == "Succeeded":
+        yield from _of_success(seen)
+    elif phase == "Failed":
+        yield from _of_end(seen)
+    elif phase == "Suspended":
+        yield from _of_suspension(seen)
+    else:
+        yield from _of_run(seen, phase)
+
+
+def _of_deletion(seen: Seen) -> Iterator[str]:
+    about = seen.experiment["metadata"]
+    pods = ", ".join(sorted(one["metadata"]["name"] for one in seen.pods))
+    waits = f" Its pods are still ending: {pods}." if pods else ""
+    by = ", ".join(about.get("finalizers") or ())
+    held = f" It waits for the finalizers {by}." if by else ""
+    yield f"{seen.name} is being deleted, since {about['deletionTimestamp']}.{waits}{held}"
+
+
+def _of_success(seen: Seen) -> Iterator[str]:
+    took = f" after {seen.status['duration']}" if seen.status.get("duration") else ""
+    yield f"{seen.name} has succeeded{took}: `asysi cluster report {seen.name}` opens its report."
+    sound = condition(seen.experiment, "DataSound")
+    if sound and sound["status"] == "False":
+        yield f"Its data has a warning, {sound['reason']}: {sound.get('message', '')}"
+
+
+def _of_end(seen: Seen) -> Iterator[str]:
+    failed = condition(seen.experiment, "Failed") or {}
+    last = seen.status.get("lastFailure")
+    if last:
+        failure = Failure(last["reason"], last.get("message", ""), last.get("container"))
+        yield f"{seen.name} has failed. {_sentence(seen, failure)}"
+        if failed.get("reason") not in {None, last["reason"]}:
+            yield f"That ended it by {failed['reason']}: {failed.get('message', '')}"
+    else:
+        yield f"{seen.name} has failed, by {failed.get('reason', 'Failed')}: {failed.get('message', '')}"
+
+
+def _of_suspension(seen: Seen) -> Iterator[str]:
+    spec = seen.experiment.get("spec") or {}
+    if (spec.get("lifecycle") or {}).get("suspend"):
+        patch = '{"spec":{"lifecycle":{"suspend":false}}}'
+        yield (
+            f"{seen.name} is suspended by its own spec ({_BY_SPEC}): "
+            f"`kubectl patch scanx {seen.name} --type merge -p '{patch}'` lets it go on."
+        )
+        return
+    queue = _queue(seen)
+    if queue is None:
+        message = (condition(seen.experiment, "Suspended") or {}).get("message", "its Job is suspended")
+        yield f"{seen.name} is suspended: {message}"
+        return
+    yield f"{seen.name} waits for its queue {queue}: {_of_workload(seen)}"
+
+
+def _queue(seen: Seen) -> str | None:
+    named = ((seen.experiment.get("spec") or {}).get("scheduling") or {}).get("queueName")
+    job = seen.job or {"metadata": {}}
+    for labels in (seen.experiment["metadata"].get("labels"), job["metadata"].get("labels")):
+        named = named or (labels or {}).get(QUEUE)
+    return named
+
+
+def _of_workload(seen: Seen) -> str:
+    job = seen.job
+    own = [one for one in seen.workloads if job and owned(one, job["metadata"]["uid"])]
+    for workload in own:
+        for kind in ("Evicted", "QuotaReserved", "Admitted"):
+            found = condition(workload, kind)
+            if found and found["status"] == ("True" if kind == "Evicted" else "False"):
+                return f"Kueue has not admitted it: {found.get('message') or found.get('reason')}"
+    if own:
+        return "Kueue has not decided about it yet."
+    if "workloads" in seen.hidden:
+        return f"Kueue has not admitted it, and why cannot be seen: {seen.hidden['workloads']}."
+    return "Kueue has made no Workload for its Job: does it run, and is the LocalQueue in this namespace?"
+
+
+def _of_run(seen: Seen, phase: str) -> Iterator[str]:
+    found = [*_of_claims(seen), *_of_events(seen)]
+    pod = seen.pod
+    failure = last_failure(seen.observed) if seen.job else None
+    recorded = seen.status.get("lastFailure")
+    if failure is None and recorded and phase not in _WELL:
+        failure = Failure(recorded["reason"], recorded.get("message", ""), recorded.get("container"))
+    if found:
+        yield from found
+    elif failure is not None and not (phase in _WELL and failure.time is not None):
+        yield _sentence(seen, failure)
+    elif pod is None:
+        yield _without_pod(seen)
+    elif leaving(pod):
+        yield f"The pod {pod['metadata']['name']} is ending and writes its checkpoints; another follows."
+    elif unheard(pod):
+        yield f"Nothing is heard of the node of {pod['metadata']['name']}."
+    else:
+        yield _of_progress(seen, pod, phase)
+    if contended := holds(seen.experiment, "Contended"):
+        yield f"Somebody else changes its objects again and again: {contended.get('message', '')}"
+
+
+def _without_pod(seen: Seen) -> str:
+    job = seen.job
+    if job is None:
+        return f"{seen.name} is accepted, and its Job is not there yet."
+    name = job["metadata"]["name"]
+    if job["spec"].get("suspend"):
+        return f"The Job {name} is suspended" + (f": {_of_workload(seen)}" if _queue(seen) else ".")
+    if finished(job):
+        return f"The Job {name} has ended, and the operator has not recorded it yet."
+    return f"The Job {name} has no pod yet: Kubernetes makes another after a failure with growing delay."
+
+
+def _of_claims(seen: Seen) -> Iterator[str]:
+    """Yield what is wrong with the claims that the experiment names."""
+    if "persistentvolumeclaims" in seen.hidden:
+        return
+    there = {one["metadata"]["name"]: one for one in seen.claims}
+    for name in seen.claim_names:
+        claim = there.get(name)
+        if claim is None:
+            if name != f"{seen.name}-output":  # the operator makes that one
+                yield (
+                    f"The claim {name} does not exist in namespace {seen.namespace}: make it, or let "
+                    f"`asysi cluster put {name} FILES… --create 10Gi` make and fill it."
+                )
+            continue
+        phase = (claim.get("status") or {}).get("phase")
+        if phase == "Lost":
+            yield f"The claim {name} has lost its volume: restore it, or make the claim anew."
+        elif phase == "Pending" and (event := _of_provisioning(seen, claim)):
+            kind = (claim["spec"] or {}).get("storageClassName") or "none"
+            yield f"The claim {name} gets no volume (storage class {kind}): {event['message'].strip()}"
+
+
+def _of_provisioning(seen: Seen, claim: Manifest) -> Manifest | None:
+    """Return the event that says why a claim waits; to wait for its pod is no trouble."""
+    telling = {"ProvisioningFailed", "FailedBinding"}
+    return next((one for one in seen.events_of(claim) if one.get("reason") in telling), None)
+
+
+def _of_events(seen: Seen) -> Iterator[str]:
+    """Yield why the Job could not make its pod, in words that are not the controller's."""
+    job = seen.job
+    if job is None or seen.pod is not None:
+        return
+    event = next((one for one in seen.events_of(job) if one.get("reason") == "FailedCreate"), None)
+    if event is None:
+        return
+    message = str(event.get("message", ""))
+    if quota := _QUOTA.search(message):
+        yield (
+            f"The quota {quota['quota']} of namespace {seen.namespace} has no room for its pod: "
+            f"{quota['figures'].strip()}. Ask for less in the spec, wait, or have the quota raised."
+        )
+    elif security := _POD_SECURITY.search(message):
+        level, what = security["level"], security["what"].strip()
+        yield f"Pod Security's level {level} of the namespace refuses its pod: {what}"
+    else:
+        yield f"The Job may not make its pod: {message}"
+
+
+def _sentence(seen: Seen, failure: Failure) -> str:
+    """Return a failure as a sentence with what to do."""
+    who = f"{failure.container}: " if failure.container else ""
+    message = failure.message.strip().rstrip(".")
+    advice = ADVICE.get(failure.reason, "")
+    told = f"{who}{failure.reason}: {message}." if message else f"{who}{failure.reason}."
+    what = advice.format(name=seen.name, container=failure.container or "host")
+    return f"{told} What to do: {what}." if what else told
+
+
+def _of_progress(seen: Seen, pod: Manifest, phase: str) -> str:
+    name = pod["metadata"]["name"]
+    if phase in _WELL:
+        counted = seen.status.get("counters") or {}
+        rows = f" {counted['captured']:,} rows are captured." if counted.get("captured") else ""
+        doing = "runs" if phase == "Running" else "has run, and the report is being written"
+        return f"Nothing holds it up: {seen.name} {doing}.{rows}"
+    if not holds(pod, "PodScheduled"):
+        return f"The scheduler has not placed {name} yet."
+    waiting = [
+        (container, detail.get("reason"))
+        for container in containers(pod)
+        for kind, detail in (state_of(pod, container),)
+        if kind == "waiting"
+    ]
+    running = [container for container in containers(pod) if state_of(pod, container)[0] == "running"]
+    if running:
+        return f"Nothing holds it up: {name} starts, and {', '.join(running)} runs."
+    first = waiting[0][0] if waiting else "prepare"
+    return f"{name} has a node, and {first} is being started: its image is fetched and its volumes mounted."
+
+
+def _operator_runs(seen: Seen) -> bool:
+    """Whether an operator that looks after the namespace runs; True too where that cannot be seen."""
+    return "deployments" in seen.hidden or any(
+        (one.get("status") or {}).get("readyReplicas") and _watches(one, seen.namespace)
+        for one in seen.operators
+    )
+
+
+def _of_operator(seen: Seen) -> Iterator[str]:
+    if _operator_runs(seen):
+        return
+    stale = " What its status says may be old." if seen.status else ""
+    ours = [one for one in seen.operators if _watches(one, seen.namespace)]
+    if not seen.operators:
+        yield (
+            f"No operator is installed in this cluster, so nothing looks after {seen.name}: "
+            f"`helm install asysi charts/asysi --namespace asysi --create-namespace`.{stale}"
+        )
+    elif not ours:
+        known = ", ".join(sorted({name for one in seen.operators for name in watched(one)}))
+        yield (
+            f"No operator looks after namespace {seen.namespace}: they watch {known}. Add it to "
+            f"`namespaces` of a release.{stale}"
+        )
+    else:
+        about = ours[0]["metadata"]
+        yield (
+            f"The operator is not ready, so nothing looks after {seen.name}: `kubectl --namespace "
+            f"{about['namespace']} describe deployment {about['name']}` says why.{stale}"
+        )
+
+
+def watched(deployment: Manifest) -> list[str]:
+    """Return the namespaces that an operator's Deployment watches; none means all."""
+    arguments = deployment["spec"]["template"]["spec"]["containers"][0].get("args") or ()
+    return [one.partition("=")[2] for one in arguments if one.startswith("--namespace=")]
+
+
+def _watches(deployment: Manifest, namespace: str) -> bool:
+    names = watched(deployment)
+    return not names or namespace in names
+
+
+def no_such(name: str, namespace: str, known: list[str]) -> str:
+    """Return the sentence about an experiment that is not there."""
+    there = f"there are {', '.join(sorted(known))}" if known else "there is none"
+    return f"there is no {KIND} {name} in namespace {namespace}: {there}"

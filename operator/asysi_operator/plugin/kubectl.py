@@ -1,0 +1,147 @@
+"""The edge: every call of the kubectl binary, with the user's kubeconfig, context and namespace."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import IO
+
+from asysi_operator.manifests.kinds import Manifest
+from asysi_operator.plugin.access import ClusterError, refused
+
+_SECONDS = 60
+"""Longest time that a request may take which only asks."""
+
+
+def _find() -> str:
+    found = shutil.which("kubectl")
+    if found is None:
+        raise ClusterError(
+            "there is no kubectl on the PATH, and this command works through it: install it as "
+            "https://kubernetes.io/docs/tasks/tools/ says"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Kubectl:
+    """kubectl with the options that say which cluster and namespace."""
+
+    context: str | None = None
+    namespace: str | None = None
+    kubeconfig: str | None = None
+    program: str = field(default_factory=_find)
+
+    def command(self, *arguments: str) -> list[str]:
+        """Return the command line of a call."""
+        options = {"--kubeconfig": self.kubeconfig, "--context": self.context, "--namespace": self.namespace}
+        given = [f"{name}={value}" for name, value in options.items() if value]
+        return [self.program, *given, *arguments]
+
+    def run(self, *arguments: str, content: str | None = None, seconds: float = _SECONDS) -> str:
+        """Call kubectl and return what it says.
+
+        Args:
+            arguments: verb and options.
+            content: its standard input.
+            seconds: the longest time that it may take.
+
+        Raises:
+            ClusterError: it refused, in a sentence.
+        """
+        try:
+            done = subprocess.run(  # noqa: S603 - kubectl, as the user has it
+                self.command(*arguments),
+                input=content,
+                stdin=None if content is not None else subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                check=False,
+                timeout=seconds,
+            )
+        except subprocess.TimeoutExpired:
+            raise ClusterError(f"kubectl {arguments[0]} has not answered within {seconds:.0f} s") from None
+        if done.returncode != 0:
+            raise refused(done.stderr or done.stdout, arguments)
+        return done.stdout
+
+    def get(self, *what: str) -> Manifest:
+        """Return an object, or a list of them.
+
+        Raises:
+            ClusterError: there is none, it may not be read, or the API server does not answer.
+        """
+        found: Manifest = json.loads(self.run("get", *what, "--output=json"))
+        return found
+
+    def find(self, *what: str) -> Manifest | None:
+        """Return an object, None when there is none."""
+        said = self.run("get", *what, "--output=json", "--ignore-not-found")
+        return json.loads(said) if said.strip() else None
+
+    def items(self, kind: str, *options: str) -> list[Manifest]:
+        """Return the objects of a kind."""
+        return list(self.get(kind, *options).get("items") or ())
+
+    def current_namespace(self) -> str:
+        """Return the namespace that requests go to: the option's, the context's, or `default`."""
+        if self.namespace:
+            return self.namespace
+        said = self.run("config", "view", "--minify", "--output=jsonpath={..namespace}")
+        return said.strip() or "default"
+
+    @contextmanager
+    def stream(self, *arguments: str, content: bool = False) -> Iterator["subprocess.Popen[bytes]"]:
+        """Call kubectl with its standard output, or its standard input, as a pipe; kills it on the way out.
+
+        The caller reads or writes, then asks `finish`.
+        """
+        process = subprocess.Popen(  # noqa: S603 - kubectl, as the user has it
+            self.command(*arguments),
+            stdin=subprocess.PIPE if content else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                _close(pipe)
+
+    def remove(self, kind: str, name: str) -> None:
+        """Delete an object without waiting. A Ctrl-C at the terminal does not reach this call."""
+        subprocess.run(  # noqa: S603 - kubectl, as the user has it
+            self.command("delete", kind, name, "--ignore-not-found", "--wait=false", "--grace-period=1"),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            timeout=_SECONDS,
+            start_new_session=True,
+        )
+
+
+def finish(process: "subprocess.Popen[bytes]", arguments: Sequence[str]) -> str:
+    """Wait for a streaming call and return what it said on its standard error, when it went well.
+
+    Raises:
+        ClusterError: it did not.
+    """
+    assert process.stderr is not None
+    said = process.stderr.read().decode(errors="replace")
+    if process.wait() != 0:
+        raise refused(said, arguments)
+    return said
+
+
+def _close(pipe: IO[bytes] | None) -> None:
+    if pipe is not None:
+        try:
+            pipe.close()
+        except OSError:  # what is still in its buffer has nobody left to read it
+            return

@@ -1,0 +1,84 @@
+"""Reads what `Seen` holds, kind by kind; what may not be read is noted, and does not stop the rest."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from asysi.contract.crd import GROUP, PLURAL
+from asysi.contract.errors import ConfigError
+from asysi_operator.manifests.kinds import Manifest
+from asysi_operator.manifests.labels import EXPERIMENT
+from asysi_operator.plugin.access import ClusterError
+from asysi_operator.plugin.diagnosis import no_such
+from asysi_operator.plugin.kubectl import Kubectl
+from asysi_operator.plugin.seen import Seen
+
+OPERATOR = "app.kubernetes.io/component=operator,app.kubernetes.io/part-of=asysi"
+"""Selects the operator's Deployments and their pods; the chart sets these labels."""
+KIND = f"{PLURAL}.{GROUP}"
+
+
+def find_experiment(kubectl: Kubectl, name: str) -> Manifest:
+    """Return an experiment.
+
+    Raises:
+        ConfigError: there is none of that name.
+        ClusterError: it may not be read.
+    """
+    found = kubectl.find(KIND, name)
+    if found is not None:
+        return found
+    try:
+        known = [one["metadata"]["name"] for one in kubectl.items(KIND)]
+    except ClusterError:
+        known = []
+    raise ConfigError(no_such(name, kubectl.current_namespace(), known))
+
+
+def observe(kubectl: Kubectl, name: str) -> Seen:
+    """Return an experiment with everything around it that may be read.
+
+    Raises:
+        ConfigError: there is no such experiment.
+        ClusterError: it may not be read, or the cluster does not answer.
+    """
+    experiment = find_experiment(kubectl, name)
+    mine = f"--selector={EXPERIMENT}={name}"
+    asked: dict[str, tuple[str, ...]] = {
+        "jobs": ("jobs", mine),
+        "pods": ("pods", mine),
+        "persistentvolumeclaims": ("persistentvolumeclaims",),
+        "events": ("events",),
+        "deployments": ("deployments", "--all-namespaces", f"--selector={OPERATOR}"),
+        "workloads": ("workloads.kueue.x-k8s.io",),
+    }
+    hidden: dict[str, str] = {}
+    with ThreadPoolExecutor(len(asked)) as threads:
+        answers = {kind: threads.submit(_items, kubectl, kind, what, hidden) for kind, what in asked.items()}
+        found = {kind: answer.result() for kind, answer in answers.items()}
+    return Seen(
+        experiment,
+        jobs=found["jobs"],
+        pods=found["pods"],
+        claims=found["persistentvolumeclaims"],
+        events=found["events"],
+        workloads=found["workloads"],
+        operators=found["deployments"],
+        hidden=hidden,
+    )
+
+
+def _items(kubectl: Kubectl, kind: str, what: tuple[str, ...], hidden: dict[str, str]) -> list[Manifest]:
+    try:
+        return kubectl.items(*what)
+    except ClusterError as error:
+        if kind != "workloads" or error.forbidden:  # a cluster without Kueue does not know them
+            hidden[kind] = str(error)
+        return []
+
+
+def attempt(read: Callable[[], list[Manifest]]) -> list[Manifest]:
+    """Return what may be read, nothing where it may not."""
+    try:
+        return read()
+    except ClusterError:
+        return []

@@ -1,0 +1,160 @@
+"""What runs in the pod, as `python -c` with this file's text: with the standard library alone.
+
+    send FOLDER [PATH …]     a tar stream of the folder, or of paths in it, on the standard output
+    receive FOLDER [replace] a tar stream from the standard input, into the folder
+
+The last member of a stream is a tally of what came before. A stream that was cut off has none, and counts for
+nothing: tar itself ends as quietly between two members as at the end.
+"""
+
+import io
+import json
+import os
+import shutil
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+TALLY = ".asysi-tally"
+"""Name of the last member: JSON with the number of files and of bytes."""
+STAGE = ".asysi-put-"
+"""Beginning of the folder's name that is filled before anything is put in its place."""
+
+
+class WrongError(Exception):
+    """Something that the user must know, in a sentence."""
+
+
+def send(folder: Path, paths: list[str], stream: IO[bytes]) -> None:
+    """Write a folder, or paths in it, as a tar stream with a tally.
+
+    Files that vanish meanwhile are left out; of one that grows, what it had at first is sent. Links and what
+    is not a file are left out.
+    """
+    if not folder.is_dir():
+        raise WrongError(f"there is no folder {folder} on the claim: nothing was written yet")
+    for path in paths:
+        if not (folder / path).exists():
+            raise WrongError(f"there is no {path} in {folder} yet")
+    roots = [folder / path for path in paths] or [folder]
+    write(((file, file.relative_to(folder)) for root in roots for file in _files(root)), stream)
+
+
+def send_several(sources: list[Path], stream: IO[bytes]) -> None:
+    """Write files and folders, each under its own name, as a tar stream with a tally."""
+    write(((file, file.relative_to(root.parent)) for root in sources for file in _files(root)), stream)
+
+
+def write(files: Iterable[tuple[Path, Path]], stream: IO[bytes]) -> None:
+    """Write files under the names beside them, then the tally."""
+    count = size = 0
+    with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as tar:
+        for file, name in files:
+            try:
+                content = file.open("rb")
+            except FileNotFoundError:
+                continue
+            with content:
+                member = tar.gettarinfo(arcname=str(name), fileobj=content)
+                member.uid = member.gid = 0
+                member.uname = member.gname = ""
+                tar.addfile(member, content)
+            count, size = count + 1, size + member.size
+        _add_tally(tar, count, size)
+
+
+def _files(root: Path) -> Iterator[Path]:
+    if root.is_file():
+        yield root
+    else:
+        for base, folders, names in os.walk(root):
+            folders[:] = sorted(name for name in folders if not name.startswith(STAGE))
+            for name in sorted(names):
+                found = Path(base, name)
+                if found.is_file() and not found.is_symlink():
+                    yield found
+
+
+def _add_tally(tar: tarfile.TarFile, files: int, size: int) -> None:
+    text = json.dumps({"files": files, "bytes": size}).encode()
+    member = tarfile.TarInfo(TALLY)
+    member.size = len(text)
+    tar.addfile(member, io.BytesIO(text))
+
+
+def unpack(stream: IO[bytes], folder: Path) -> tuple[int, int]:
+    """Extract a stream into an empty folder; return the number of files and of bytes.
+
+    What would leave the folder, by `..`, an absolute path or a link, and what is neither file nor folder, is
+    refused.
+    """
+    files = size = 0
+    tally = None
+    try:
+        with tarfile.open(fileobj=stream, mode="r|") as tar:
+            for member in tar:
+                if member.name == TALLY:
+                    content = tar.extractfile(member)
+                    tally = json.loads(content.read(4096)) if content else None
+                    break
+                if not (member.isreg() or member.isdir()):
+                    raise WrongError(f"{member.name} is neither a file nor a folder, and is refused")
+                tar.extract(member, folder, filter="data")
+                files, size = files + member.isreg(), size + (member.size if member.isreg() else 0)
+    except tarfile.FilterError as error:
+        raise WrongError(f"the stream holds a path that leads elsewhere, and is refused: {error}") from error
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise WrongError(f"the stream broke off: {error}") from error
+    if tally != {"files": files, "bytes": size}:
+        raise WrongError(f"the stream broke off after {files} files")
+    return files, size
+
+
+def receive(folder: Path, stream: IO[bytes], *, replace: bool) -> tuple[int, int]:
+    """Put what a stream holds into a folder: each of its top entries is there as a whole, or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob(f"{STAGE}*"):  # of a transfer that was killed
+        shutil.rmtree(old, ignore_errors=True)
+    stage = Path(tempfile.mkdtemp(prefix=STAGE, dir=folder))
+    try:
+        new, aside = stage / "new", stage / "old"
+        new.mkdir()
+        aside.mkdir()
+        files, size = unpack(stream, new)
+        there = sorted(path.name for path in new.iterdir() if (folder / path.name).exists())
+        if there and not replace:
+            raise WrongError(f"{', '.join(there)} is there already: --overwrite replaces it")
+        for path in sorted(new.iterdir()):
+            target = folder / path.name
+            if target.exists():
+                target.rename(aside / path.name)
+            path.rename(target)
+        os.sync()
+        return files, size
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def main(arguments: list[str]) -> int:
+    """Do what the arguments say; returns the exit code."""
+    verb, folder, *rest = arguments
+    try:
+        if verb == "send":
+            send(Path(folder), rest, sys.stdout.buffer)
+        else:
+            files, size = receive(Path(folder), sys.stdin.buffer, replace="replace" in rest)
+            sys.stdout.write(json.dumps({"files": files, "bytes": size}) + "\n")
+    except WrongError as error:
+        sys.stderr.write(f"asysi: {error}\n")
+        return 2
+    except OSError as error:
+        sys.stderr.write(f"asysi: {error.strerror or error}: {error.filename or folder}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,238 @@
+"""A container that has a claim's files: the experiment's own while it runs, else a pod made for it."""
+
+import json
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import PurePosixPath
+
+from asysi.contract.errors import ConfigError
+from asysi.contract.runtime import MOUNTS, Container, Env
+from asysi_operator.failures import QUIET_WAITS
+from asysi_operator.manifests.kinds import Manifest
+from asysi_operator.manifests.labels import EXPERIMENT
+from asysi_operator.manifests.names import ROWS
+from asysi_operator.observation import condition, containers, leaving, state_of
+from asysi_operator.plugin.access import ClusterError
+from asysi_operator.plugin.files_pod import CONTAINER, FOLDER, Origin, files_pod, origin_of
+from asysi_operator.plugin.kubectl import Kubectl
+from asysi_operator.plugin.observe import OPERATOR, attempt
+from asysi_operator.plugin.transfer import Place
+
+READY_SECONDS = 180.0
+"""Longest wait for the pod: its image is on the node as a rule, because the experiment ran there."""
+PATIENCE_SECONDS = 15.0
+"""How long something that keeps it from starting must last: a volume that is being made looks so at first."""
+_QUANTITY = re.compile(r"[1-9][0-9]*(\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)?")
+_ENDED = {"Succeeded", "Failed"}
+_OUTPUT = MOUNTS[Env.OUTPUT]
+
+
+def results_of(experiment: Manifest) -> tuple[str, str]:
+    """Return the claim of an experiment's results and the folder on it.
+
+    Raises:
+        ConfigError: nothing is written yet, and nobody knows where.
+    """
+    name = experiment["metadata"]["name"]
+    recorded = (experiment.get("status") or {}).get("output")
+    if not recorded:
+        phase = (experiment.get("status") or {}).get("phase", "not looked at yet")
+        raise ConfigError(
+            f"{name} is {phase} and has written nothing: `asysi cluster why {name}` says what it waits for"
+        )
+    claim, _, folder = str(recorded).partition("/")
+    path = PurePosixPath(folder or ".")
+    if path.is_absolute() or ".." in path.parts:
+        raise ConfigError(f"status.output of {name} is {recorded}, which leads out of the claim")
+    return claim, str(path)
+
+
+@contextmanager
+def results(kubectl: Kubectl, experiment: Manifest, *, image: str | None, seconds: int) -> Iterator[Place]:
+    """Yield the place of an experiment's results.
+
+    Args:
+        kubectl: the cluster.
+        experiment: as the API server has it.
+        image: image of the pod, if one must be made; None takes that of the experiment.
+        seconds: deadline of that pod.
+    """
+    name = experiment["metadata"]["name"]
+    claim, folder = results_of(experiment)
+    pods = attempt(lambda: kubectl.items("pods", f"--selector={EXPERIMENT}={name}"))
+    for pod in pods:
+        if state_of(pod, Container.FINISH)[0] == "running" and not leaving(pod):
+            yield Place(pod["metadata"]["name"], Container.FINISH, str(_OUTPUT / folder))
+            return
+    with mounted(kubectl, claim, experiment, image=image, seconds=seconds, read_only=True) as pod_name:
+        yield Place(pod_name, CONTAINER, str(PurePosixPath(FOLDER) / folder))
+
+
+@contextmanager
+def mounted(
+    kubectl: Kubectl,
+    claim: str,
+    experiment: Manifest | None,
+    *,
+    image: str | None,
+    seconds: int,
+    read_only: bool,
+) -> Iterator[str]:
+    """Yield the name of a pod that has a claim in `FOLDER`; it is deleted however this ends.
+
+    Raises:
+        ConfigError: nobody says which image it is to have.
+        ClusterError: it may not be made, or does not start.
+    """
+    origin = find_origin(kubectl, experiment, image)
+    node = _node_of(kubectl, claim)
+    name = f"asysi-files-{secrets.token_hex(4)}"
+    pod = files_pod(name, claim, origin, seconds=seconds, read_only=read_only, node=node)
+    try:
+        kubectl.run("create", "--filename=-", content=json.dumps(pod))
+        _await_ready(kubectl, name)
+        yield name
+    finally:
+        kubectl.remove("pod", name)
+
+
+def find_origin(kubectl: Kubectl, experiment: Manifest | None, image: str | None) -> Origin:
+    """Return image, place and security of the experiment's pods, from its Job, another's, or the operator.
+
+    Raises:
+        ConfigError: there is neither, or it may not be read.
+    """
+    job = _job_of(kubectl, experiment) if experiment else None
+    if job is not None:
+        found = origin_of(job)
+        return Origin(image, found.pull_policy, found.security, found.pod) if image else found
+    place = _place_of(experiment) if experiment else {}
+    if image:
+        return Origin(image, pod=place)
+    for other in attempt(lambda: kubectl.items("jobs", f"--selector={EXPERIMENT}")):
+        found = origin_of(other)
+        kept = {key: found.pod[key] for key in ("imagePullSecrets",) if key in found.pod}
+        return Origin(found.image, found.pull_policy, pod=place | kept)
+    for deployment in attempt(
+        lambda: kubectl.items("deployments", "--all-namespaces", f"--selector={OPERATOR}")
+    ):
+        arguments = deployment["spec"]["template"]["spec"]["containers"][0].get("args") or ()
+        given = dict(one.partition("=")[::2] for one in arguments)
+        if "--image" in given:
+            return Origin(given["--image"], given.get("--image-pull-policy", "IfNotPresent"), pod=place)
+    raise ConfigError(
+        "no Job of an experiment is there, and no Deployment of the operator can be read, so nobody says "
+        "which image the short-lived pod is to have: name the workers' image with --image"
+    )
+
+
+def _job_of(kubectl: Kubectl, experiment: Manifest) -> Manifest | None:
+    name = experiment["metadata"]["name"]
+    for candidate in (name, f"{name}{ROWS}"):
+        if (found := kubectl.find("job", candidate)) is not None:
+            return found
+    return None
+
+
+def _place_of(experiment: Manifest) -> Manifest:
+    """Return where an experiment's pods may run, by its spec."""
+    scheduling = (experiment.get("spec") or {}).get("scheduling") or {}
+    wanted = {key: scheduling.get(key) for key in ("nodeSelector", "tolerations", "runtimeClassName")}
+    return {key: value for key, value in wanted.items() if value}
+
+
+def _node_of(kubectl: Kubectl, claim: str) -> str | None:
+    """Return the node of a pod that has a claim now, where others of other nodes may not have it too."""
+    found = kubectl.find("persistentvolumeclaim", claim)
+    if found is None:
+        raise ConfigError(
+            f"there is no claim {claim} in namespace {kubectl.current_namespace()}: deleted, or never made"
+        )
+    if any(mode.endswith("Many") for mode in found["spec"].get("accessModes") or ()):
+        return None
+    for pod in attempt(lambda: kubectl.items("pods")):
+        claims = [
+            one.get("persistentVolumeClaim", {}).get("claimName") for one in pod["spec"].get("volumes", ())
+        ]
+        ended = (pod.get("status") or {}).get("phase") in _ENDED
+        if claim in claims and not ended and pod["spec"].get("nodeName"):
+            return str(pod["spec"]["nodeName"])
+    return None
+
+
+def _await_ready(kubectl: Kubectl, name: str) -> None:
+    begun = time.monotonic()
+    since: float | None = None
+    while True:
+        pod = kubectl.get("pod", name)
+        if state_of(pod, CONTAINER)[0] == "running":
+            return
+        now, trouble = time.monotonic(), trouble_of(pod)
+        since = (since or now) if trouble else None
+        gone = (pod.get("status") or {}).get("phase") in _ENDED
+        if trouble and since is not None and (gone or now - since > PATIENCE_SECONDS):
+            raise ClusterError(f"the short-lived pod cannot start: {trouble}")
+        if now - begun > READY_SECONDS:
+            events = attempt(
+                lambda: kubectl.items("events", f"--field-selector=involvedObject.name={name},type=Warning")
+            )
+            last = f": {events[-1].get('message', '')}" if events else ""
+            raise ClusterError(f"the short-lived pod has not started within {READY_SECONDS:.0f} s{last}")
+        time.sleep(0.3)
+
+
+def trouble_of(pod: Manifest) -> str | None:
+    """Return why a pod cannot start, None while it still may. Pure."""
+    phase = (pod.get("status") or {}).get("phase")
+    if phase in _ENDED:
+        return str(pod["status"].get("message") or f"it is {phase}")
+    scheduled = condition(pod, "PodScheduled")
+    if scheduled and scheduled["status"] == "False":
+        return f"{scheduled.get('reason')}: {scheduled.get('message', '')}"
+    for container in containers(pod):
+        kind, detail = state_of(pod, container)
+        if kind == "waiting" and detail.get("reason", "") not in {*QUIET_WAITS, ""}:
+            return f"{detail['reason']}: {detail.get('message', '')}"
+    return None
+
+
+def input_claim(kubectl: Kubectl, name: str) -> tuple[str, Manifest | None]:
+    """Return the claim that `put` fills, and the experiment that reads it, from the name of either.
+
+    Raises:
+        ConfigError: there is neither, or the experiment reads none or several.
+    """
+    if kubectl.find("persistentvolumeclaim", name) is not None:
+        return name, None
+    experiment = kubectl.find("scanexperiments.asysi.dev", name)
+    namespace = kubectl.current_namespace()
+    if experiment is None:
+        raise ConfigError(
+            f"there is no claim and no experiment {name} in namespace {namespace}: --create SIZE makes one"
+        )
+    claims = [one["claim"] for one in (experiment.get("spec") or {}).get("inputs") or ()]
+    if len(claims) == 1:
+        return claims[0], experiment
+    several = (
+        f"reads {', '.join(claims)}: name one of them" if claims else "reads no claim (spec.inputs is empty)"
+    )
+    raise ConfigError(f"the experiment {name} {several}")
+
+
+def make_claim(kubectl: Kubectl, name: str, size: str) -> None:
+    """Make a claim of the cluster's default class, unless there is one of that name.
+
+    Raises:
+        ConfigError: `size` is no quantity.
+        ClusterError: it may not be made.
+    """
+    if not _QUANTITY.fullmatch(size):
+        raise ConfigError(f"--create is {size}, which is no size: write 10Gi or 500Mi")
+    if kubectl.find("persistentvolumeclaim", name) is not None:
+        return
+    spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": size}}}
+    claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": spec}
+    kubectl.run("create", "--filename=-", content=json.dumps(claim))
