@@ -17,6 +17,7 @@ from asysi.contract.quantity import same_amount
 from asysi.contract.spec import ScanExperiment
 from asysi_operator.acceptance import accept, notes
 from asysi_operator.manifests import IMAGE, PULL_POLICIES, build
+from asysi_operator.manifests.claim import as_retained, retained_by
 from asysi_operator.manifests.config_map import applied_spec
 from asysi_operator.manifests.environment import output_of
 from asysi_operator.manifests.kinds import Manifest
@@ -131,9 +132,9 @@ def plan(observed: Observed, settings: Settings) -> Plan:
     changed = job is not None and spec_of(job) != spec_digest(experiment)
     if changed and started(observed):
         decided = replace(decided, refusal=Refusal("SpecIsFrozen", _frozen(observed, experiment)))
-        return _after_the_end(observed, decided) if ended(observed) else decided
+        return _after_the_end(observed, decided, objects) if ended(observed) else decided
     if ended(observed, changed=changed):
-        return _after_the_end(observed, decided)
+        return _after_the_end(observed, decided, objects)
     rows = _rows(objects)
     old = job if changed else _outdated(observed, rows)
     if old is not None:
@@ -223,13 +224,15 @@ def _towards(observed: Observed, decided: Plan, objects: Sequence[Manifest]) -> 
             actions.append(Apply(sealed(wanted), exists=False))
             continue
         whose = kin(there, observed)
+        if wanted["kind"] == "PersistentVolumeClaim":
+            wanted = as_retained(wanted, there, observed.uid)  # noqa: PLW2901 - the same object
         if leaving(there) or (whose is Kin.LEFT and _age(observed) < LEFT_SECONDS):
             # Of an earlier experiment of this name, or on its way out: the garbage collector is at it.
             return replace(decided, actions=actions, again=PATIENCE, stale=wanted["kind"] == "Job")
         if whose is Kin.FOREIGN:
             taken = name_taken(wanted["kind"], wanted["metadata"]["name"])
             return replace(decided, actions=actions, blocked=taken)
-        if whose is not Kin.OURS:
+        if whose is Kin.LEFT or (whose is Kin.ORPHAN and wanted["metadata"].get("ownerReferences")):
             actions.append(_adopt(there, wanted))
             if isinstance(actions[-1], Remove):
                 return replace(decided, actions=actions, again=PATIENCE, stale=True)
@@ -238,7 +241,8 @@ def _towards(observed: Observed, decided: Plan, objects: Sequence[Manifest]) -> 
             used = observed.job or observed.child("Job", f"{observed.name}{ROWS}")
             if used is None and not started(observed) and not _inherited(there, observed):
                 return replace(decided, actions=[*actions, _remove(there)], again=PATIENCE)
-            continue  # its size is part of the spec; what was changed by hand is the volume's affair
+            # Its size is part of the spec; what was changed by hand is the volume's affair.
+            wanted = _as_there(wanted, there)  # noqa: PLW2901 - the same object, as far as it can still change
         if wanted["kind"] == "Job":
             wanted = _carried(wanted, there)  # noqa: PLW2901 - the same object, as far as it can still change
         manifest = sealed(wanted)
@@ -257,10 +261,13 @@ def _adopt(there: Manifest, wanted: Manifest) -> Action:
             return _remove(there)
         wanted = _carried(wanted, there)
     if wanted["kind"] == "PersistentVolumeClaim":
-        wanted = wanted | {
-            "spec": {key: there["spec"].get(key, wanted["spec"][key]) for key in wanted["spec"]}
-        }
+        wanted = _as_there(wanted, there)
     return Apply(sealed(wanted), exists=True)
+
+
+def _as_there(wanted: Manifest, there: Manifest) -> Manifest:
+    """Return a wanted claim with the size, class and access modes of the one that is there."""
+    return wanted | {"spec": {key: there["spec"].get(key, wanted["spec"][key]) for key in wanted["spec"]}}
 
 
 def _inherited(claim: Manifest, observed: Observed) -> bool:
@@ -286,18 +293,30 @@ def _prune(observed: Observed, objects: Sequence[Manifest]) -> list[Action]:
         _remove(there)
         for there in observed.children
         if (there["kind"], there["metadata"]["name"]) not in wanted
-        and owned(there, observed.uid)
+        and (owned(there, observed.uid) or _retained(there, observed))
         and not leaving(there)
-        and not (there["kind"] == "PersistentVolumeClaim" and started(observed))
+        and not (
+            there["kind"] == "PersistentVolumeClaim" and (started(observed) or _inherited(there, observed))
+        )
     ]
 
 
-def _after_the_end(observed: Observed, decided: Plan) -> Plan:
-    """Keep everything as it is, but for what has outlived its time, and Jobs that the operator has ended."""
+def _retained(there: Manifest, observed: Observed) -> bool:
+    """Whether a claim is the experiment's own, which it would leave behind."""
+    own = there["kind"] == "PersistentVolumeClaim" and kin(there, observed) is Kin.ORPHAN
+    return own and retained_by(there) == observed.uid
+
+
+def _after_the_end(observed: Observed, decided: Plan, objects: Sequence[Manifest]) -> Plan:
+    """Keep everything as it is, but for what has outlived its time, and Jobs that the operator has ended.
+
+    Whether the claim outlives the experiment may still be decided otherwise.
+    """
+    decided = replace(decided, actions=_reowned(observed, objects))
     jobs = [job for job in (observed.rows.job, observed.job) if job is not None]
     failed = holds(observed.experiment, "Failed")
     if jobs and failed and failed["reason"] in _OUR_ENDS:
-        return replace(decided, actions=[_remove(job) for job in jobs])
+        return replace(decided, actions=[*decided.actions, *map(_remove, jobs)])
     assert decided.experiment is not None
     ttl, end = (
         decided.experiment.spec.lifecycle.ttl_seconds_after_finished,
@@ -306,7 +325,23 @@ def _after_the_end(observed: Observed, decided: Plan) -> Plan:
     if ttl is None or end is None:
         return decided
     left = ttl - (observed.now - parse_time(end)).total_seconds()
-    return replace(decided, again=left) if left > 0 else replace(decided, actions=_leavings(observed))
+    if left > 0:
+        return replace(decided, again=left)
+    return replace(decided, actions=[*decided.actions, *_leavings(observed)])
+
+
+def _reowned(observed: Observed, objects: Sequence[Manifest]) -> Sequence[Action]:
+    """Return what makes the claim of a finished experiment go with it, or stay, as is wanted now."""
+    actions: list[Action] = []
+    for wanted in objects:
+        there = observed.child(wanted["kind"], wanted["metadata"]["name"])
+        if wanted["kind"] != "PersistentVolumeClaim" or there is None or leaving(there):
+            continue
+        manifest = as_retained(_as_there(wanted, there), there, observed.uid)
+        goes = bool(manifest["metadata"].get("ownerReferences"))
+        if kin(there, observed) in {Kin.OURS, Kin.ORPHAN} and goes is not owned(there, observed.uid):
+            actions.append(Apply(sealed(manifest), exists=True))
+    return tuple(actions)
 
 
 def _leavings(observed: Observed) -> list[Action]:

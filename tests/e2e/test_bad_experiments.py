@@ -478,7 +478,10 @@ def _edits() -> list[tuple[str, Tree]]:
         "spec.sae": {"sae": {"cpus": 7}},
         "spec.archive": {"archive": {"compression": "zstd"}},
         "spec.weights": {"weights": {"enabled": True}},
-        "spec.output": {"output": {"claim": "others"}},
+        "spec.output.claim": {"output": {"claim": "others"}},
+        "spec.output.size": {"output": {"size": "7Gi"}},
+        "spec.output.storageClassName": {"output": {"storageClassName": "fast"}},
+        "spec.output.accessModes": {"output": {"accessModes": ["ReadWriteMany"]}},
         "spec.resources": {"resources": {"host": {"gpus": 1}}},
         "spec.consumers": {"mode": "CONSUMER", "consumers": {"replicas": 7}},
         "spec.finish": {"finish": {"spliceTokens": 7}},
@@ -488,7 +491,7 @@ def _edits() -> list[tuple[str, Tree]]:
         "spec.lifecycle.gracePeriodSeconds": {"lifecycle": {"gracePeriodSeconds": 7}},
     }
     parts = {f"spec.{field.alias or name}" for name, field in Spec.model_fields.items()}
-    assert parts - {"spec.lifecycle"} <= edits.keys()
+    assert parts - {"spec.lifecycle", "spec.output"} <= edits.keys()
     return list(edits.items())
 
 
@@ -507,9 +510,11 @@ def test_frozen_fields_are_refused_by_name_once_the_host_has_started(api: Api, n
         code, said = api.call("PATCH", one, {"spec": edit, "status": {"startTime": None}}, dryRun="All")
         assert code == 422, name
         assert f"{name}: Forbidden: {name} is frozen once the host has started" in said["message"]
-    for key in MUTABLE:
-        value = False if key == "suspend" else 7
-        assert api.call("PATCH", one, {"spec": {"lifecycle": {key: value}}}, dryRun="All")[0] == 200
+    others = {"lifecycle.suspend": False, "output.whenDeleted": "Retain"}
+    for field in MUTABLE:
+        part, _, key = field.partition(".")
+        change = {"spec": {part: {key: others.get(field, 7)}}}
+        assert api.call("PATCH", one, change, dryRun="All")[0] == 200, field
     api.call("DELETE", one)
 
 

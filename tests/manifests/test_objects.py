@@ -222,6 +222,22 @@ def test_output(render):
     assert volume["persistentVolumeClaim"]["claimName"] == "results"
 
 
+def test_the_claim_that_is_made_is_as_the_spec_says(render):
+    """Class and access modes are Kubernetes' own; unset, the cluster's default class is not overruled."""
+    assert "storageClassName" not in render().by_kind["PersistentVolumeClaim"]["spec"]
+    chosen = {"storageClassName": "fast", "accessModes": ["ReadWriteMany"]}
+    spec = render({"output": chosen}).by_kind["PersistentVolumeClaim"]["spec"]
+    assert (spec["storageClassName"], spec["accessModes"]) == ("fast", ["ReadWriteMany"])
+
+
+def test_a_retained_claim_has_no_owner(render):
+    """What shall outlive its experiment does not name it as its owner; all else does."""
+    objects = render({"output": {"whenDeleted": "Retain"}}, {"uid": "1-2-3"}).objects
+    owned = {item["kind"]: "ownerReferences" in item["metadata"] for item in objects}
+    assert owned.pop("PersistentVolumeClaim") is False
+    assert all(owned.values())
+
+
 def test_names_and_labels(render):
     """Every object has a valid name, the user's labels and ours, and an owner once that has an identity."""
     metadata = {"name": "a" * 52, "namespace": "lab", "labels": {"team": "x", "asysi.dev/experiment": "no"}}

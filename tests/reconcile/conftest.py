@@ -75,9 +75,8 @@ class FakeCluster:
             there = self.objects.get(key)
             if there is None:
                 self.put(manifest)
-            elif (
-                action.exists
-                or there["metadata"].get("ownerReferences") == manifest["metadata"]["ownerReferences"]
+            elif action.exists or there["metadata"].get("ownerReferences") == manifest["metadata"].get(
+                "ownerReferences"
             ):
                 kept = {name: there["metadata"][name] for name in ("uid", "creationTimestamp")}
                 status = {"status": there["status"]} if "status" in there else {}

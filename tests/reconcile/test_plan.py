@@ -284,6 +284,69 @@ def test_an_orphan_of_another_spec_gives_way_and_its_results_stay(cluster):
     assert after["PersistentVolumeClaim", "minilm-output"] == before["PersistentVolumeClaim", "minilm-output"]
 
 
+CLAIM = ("PersistentVolumeClaim", "minilm-output")
+
+
+def _deleted(lab, uid, spec):
+    """Delete the experiment, garbage collection included, and create another one of its name."""
+    own = lab.experiment["metadata"]["uid"]
+    for key, item in list(lab.objects.items()):
+        if any(owner["uid"] == own for owner in item["metadata"].get("ownerReferences", ())):
+            del lab.objects[key]
+    lab.experiment["metadata"] |= {"uid": uid, "creationTimestamp": "2026-01-02T03:04:00Z"}
+    lab.experiment.pop("status", None)
+    lab.edit(spec)
+    lab.settle()
+
+
+def test_a_retained_claim_outlives_every_later_experiment(cluster):
+    """It is used again by those that find it, and goes with none of them, whatever they ask for."""
+    lab = cluster({"output": {"whenDeleted": "Retain"}})
+    lab.settle()
+    claim = lab.objects[CLAIM]["metadata"]
+    for number, wish in enumerate(("Delete", "Retain", "Delete"), start=2):
+        _deleted(lab, f"experiment-{number}", {"output": {"whenDeleted": wish, "size": f"{number}Gi"}})
+        found = lab.objects[CLAIM]["metadata"]
+        assert found["uid"] == claim["uid"]
+        assert not found.get("ownerReferences")
+        assert found["annotations"]["asysi.dev/retained-by"] == "experiment-1"
+        assert ("Job", "minilm") in lab.objects
+
+
+@pytest.mark.parametrize("end", [None, "Complete", "Failed"])
+def test_whether_the_claim_is_retained_may_change_at_any_time(cluster, end):
+    """Its owner comes and goes with the wish, before the start, during the run and after the end."""
+    lab = _settled(cluster)
+    uid = lab.objects[CLAIM]["metadata"]["uid"]
+    if end:
+        lab.run_pod(host={"running": {"startedAt": "2026-01-02T03:01:00Z"}})
+        condition = {"type": end, "status": "True", "reason": end}
+        status = {"startTime": "2026-01-02T03:01:00Z", "conditions": [condition]}
+        lab.write_status(status)
+    for wish, owners in (("Retain", 0), ("Delete", 1), ("Retain", 0)):
+        lab.edit({"output": {"whenDeleted": wish}})
+        actions = plan(lab.observe(), Settings()).actions
+        assert [one.manifest["kind"] for one in actions if one.manifest["kind"] != "ConfigMap"] == [CLAIM[0]]
+        for action in actions:
+            lab.do(action)
+        assert len(lab.objects[CLAIM]["metadata"].get("ownerReferences", ())) == owners
+        assert lab.objects[CLAIM]["metadata"]["uid"] == uid
+        assert not plan(lab.observe(), Settings()).actions
+
+
+def test_a_retained_claim_that_nobody_has_used_goes_with_the_wish_for_it(cluster):
+    """An edit before the start that names another claim takes the empty one away; not an earlier one's."""
+    lab = cluster({"output": {"whenDeleted": "Retain"}})
+    lab.settle()
+    lab.edit({"output": {"claim": "results"}})
+    lab.settle()
+    assert CLAIM not in lab.objects
+    lab.edit({"output": {"whenDeleted": "Retain"}})
+    lab.settle()
+    _deleted(lab, "experiment-2", {"output": {"claim": "results"}})
+    assert CLAIM in lab.objects
+
+
 def test_what_others_add_is_theirs(cluster):
     """A label, an annotation, a finalizer or an owner of somebody else's is nothing to undo."""
     lab = _settled(cluster)

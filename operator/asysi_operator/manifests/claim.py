@@ -5,15 +5,42 @@ from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.manifests.labels import metadata
 from asysi_operator.manifests.names import claim_name
 
+RETAINED = "asysi.dev/retained-by"
+"""Annotation of a claim that stays when its experiment is deleted: the identity of the first that asked."""
+
 
 def claim(experiment: ScanExperiment) -> Manifest:
-    """Return the claim: one node at a time, because one pod writes."""
+    """Return the claim; one that is retained has no owner that could take it along."""
+    output, described = experiment.spec.output, metadata(experiment, claim_name(experiment))
+    if output.when_deleted == "Retain":
+        described = _without_owner(described) | {"annotations": {RETAINED: experiment.metadata.uid or ""}}
+    named = output.storage_class_name
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
-        "metadata": metadata(experiment, claim_name(experiment)),
+        "metadata": described,
         "spec": {
-            "accessModes": ["ReadWriteOnce"],
-            "resources": {"requests": {"storage": experiment.spec.output.size}},
+            "accessModes": list(output.access_modes),
+            **({"storageClassName": named} if named else {}),
+            "resources": {"requests": {"storage": output.size}},
         },
     }
+
+
+def retained_by(there: Manifest) -> str | None:
+    """Return who was the first to ask that a claim is retained, None when nobody did."""
+    found = (there["metadata"].get("annotations") or {}).get(RETAINED)
+    return None if found is None else str(found)
+
+
+def as_retained(wanted: Manifest, there: Manifest, uid: str) -> Manifest:
+    """Return a wanted claim; one that another experiment has retained stays nobody's, whatever is wanted."""
+    first = retained_by(there)
+    if first is None or first == uid:
+        return wanted
+    described = _without_owner(wanted["metadata"])
+    return wanted | {"metadata": described | {"annotations": {RETAINED: first}}}
+
+
+def _without_owner(described: Manifest) -> Manifest:
+    return {key: value for key, value in described.items() if key != "ownerReferences"}

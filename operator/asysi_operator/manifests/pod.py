@@ -33,17 +33,20 @@ def pod_template(experiment: ScanExperiment, settings: PodSettings) -> Manifest:
 def pipeline_template(experiment: ScanExperiment, settings: PodSettings) -> Manifest:
     """Return the pod template of the pipeline's Job.
 
-    A claim that the experiment makes can be on one node at a time, so all its shards go to one.
+    A claim that the experiment makes is on one node at a time unless its access modes say otherwise, so all
+    its shards go to one.
     """
     named = {**pod_labels(experiment), COMPONENT: str(Container.PIPELINE)}
     same = {key: named[key] for key in (EXPERIMENT, COMPONENT)}
     near = {"labelSelector": {"matchLabels": same}, "topologyKey": "kubernetes.io/hostname"}
     affinity = {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [near]}}
+    output = experiment.spec.output
+    spread = output.claim or "ReadWriteMany" in output.access_modes
     return _template(
         experiment,
         named,
         {SPEC: rows_digest(experiment)},
-        **({} if experiment.spec.output.claim else {"affinity": affinity}),
+        **({} if spread else {"affinity": affinity}),
         containers=[pipeline_container(experiment, settings)],
         volumes=pipeline_volumes(experiment),
     )

@@ -1,4 +1,4 @@
-"""What of a spec is frozen once its host has started: everything but a few fields of its lifecycle.
+"""What of a spec is frozen once its host has started: everything but a few fields.
 
 Results of two specs in one output would be nobody's results, so a changed experiment is a new one.
 """
@@ -11,14 +11,19 @@ from pydantic.fields import FieldInfo
 from asysi.contract.canonical import canonical
 from asysi.contract.fields import Path, part_in, schema_fields, written
 from asysi.contract.quantity import same_amount
-from asysi.contract.spec import Lifecycle, ScanExperiment, Spec
+from asysi.contract.spec import ScanExperiment
 
-MUTABLE = ("suspend", "activeDeadlineSeconds", "ttlSecondsAfterFinished")
-"""Fields of `spec.lifecycle` that may change at any time."""
+MUTABLE = (
+    *("lifecycle.suspend", "lifecycle.activeDeadlineSeconds", "lifecycle.ttlSecondsAfterFinished"),
+    "output.whenDeleted",
+)
+"""Fields of the spec that may change at any time: a part and one of its fields."""
+_THAWED = frozenset(field.partition(".")[0] for field in MUTABLE)
+"""Parts of the spec with such a field."""
 QUANTITIES = frozenset(field.pattern for field in schema_fields(ScanExperiment) if field.quantity)
 """Paths of the fields that hold amounts of memory, list items as `[]`."""
 MESSAGE = (
-    f"is frozen once the host has started, as all of the spec but lifecycle.{', lifecycle.'.join(MUTABLE)}: "
+    f"is frozen once the host has started, as all of the spec but {', '.join(MUTABLE)}: "
     "delete the experiment and create it anew"
 )
 
@@ -30,8 +35,12 @@ def frozen_part(experiment: ScanExperiment) -> dict[str, Any]:
 
 def frozen(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Return a spec in its canonical form without what may always change."""
-    lifecycle = {key: value for key, value in spec["lifecycle"].items() if key not in MUTABLE}
-    return {**spec, "lifecycle": lifecycle}
+    return {
+        part: {key: value for key, value in content.items() if f"{part}.{key}" not in MUTABLE}
+        if part in _THAWED
+        else content
+        for part, content in spec.items()
+    }
 
 
 def respelled(spec: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,12 +63,12 @@ def rules() -> Iterator[tuple[str, str]]:
     cannot thaw anything.
     """
     thawed = "!has(oldSelf.status) || !has(oldSelf.status.startTime)"
-    for name, info in Spec.model_fields.items():
-        if (key := info.alias or name) != "lifecycle":
-            yield f"spec.{key}", f"{thawed} || {_same(f'spec.{key}', info)}"
-    for name, info in Lifecycle.model_fields.items():
-        if (key := info.alias or name) not in MUTABLE:
-            yield f"spec.lifecycle.{key}", f"{thawed} || {_same(f'spec.lifecycle.{key}', info)}"
+    for field in schema_fields(ScanExperiment):
+        part, _, inner = field.pattern.removeprefix("spec.").partition(".")
+        whole = field.pattern.startswith("spec.") and not inner and part not in _THAWED
+        single = inner and "." not in inner and part in _THAWED and f"{part}.{inner}" not in MUTABLE
+        if whole or single:
+            yield field.pattern, f"{thawed} || {_same(field.pattern, field.info)}"
 
 
 def _respelled(now: Any, before: Any, pattern: str) -> Any:

@@ -173,6 +173,22 @@ def _inputs_are_distinct(spec: Spec) -> Iterator[Problem]:
             )
 
 
+def _a_named_claim_is_as_it_is(spec: Spec) -> Iterator[Problem]:
+    output = spec.output
+    made = {
+        "storageClassName": output.storage_class_name is None,
+        "accessModes": output.access_modes == ["ReadWriteOnce"],
+        "whenDeleted": output.when_deleted == "Delete",
+    }
+    if output.claim is not None:
+        for field, default in made.items():
+            if not default:
+                yield Problem(
+                    ("spec", "output", field),
+                    f"is of a claim that is made; {output.claim} is yours and stays as it is: drop either",
+                )
+
+
 def _revision_is_for_the_hub(spec: Spec) -> Iterator[Problem]:
     model: Model = spec.model
     if model.revision is not None and not model.uri.startswith("hf://"):
@@ -351,6 +367,13 @@ RULES = (
         "self.all(one, self.exists_one(other, other.claim == one.claim))",
         "each input is named once",
         _inputs_are_distinct,
+    ),
+    Rule(
+        "spec.output",
+        "!has(self.claim) || (!has(self.storageClassName) && self.accessModes == ['ReadWriteOnce']"
+        " && self.whenDeleted == 'Delete')",
+        "storageClassName, accessModes and whenDeleted are of a claim that is made: drop them, or claim",
+        _a_named_claim_is_as_it_is,
     ),
     Rule(
         "spec.model",

@@ -467,10 +467,20 @@ class Output(Part):
     """Folder of a local run, plain or as `file://folder`; unset takes `runs/<name>`. In a pod the claim holds
     the results."""
     claim: ObjectName | None = None
-    """PersistentVolumeClaim that results are written to; unset makes one, which goes when the experiment is
-    deleted."""
+    """PersistentVolumeClaim that results are written to; unset makes one, as the next four fields say."""
     size: Memory = "10Gi"
     """Size of the claim that is made when none is given."""
+    storage_class_name: ObjectName | None = None
+    """StorageClass of the claim that is made; unset takes the cluster's default class."""
+    access_modes: Annotated[
+        list[Literal["ReadWriteOnce", "ReadWriteOncePod", "ReadWriteMany"]], Field(min_length=1, max_length=3)
+    ] = ["ReadWriteOnce"]
+    """Access modes of the claim that is made. With `ReadWriteMany` the shards of a pipeline may run on
+    several nodes."""
+    when_deleted: Literal["Delete", "Retain"] = "Delete"
+    """What becomes of the claim that is made when the experiment is deleted: `Delete` removes it with all
+    results, `Retain` leaves it. An experiment of the same name that is created later finds a retained claim,
+    and never deletes it. May be changed at any time."""
     path: OutputPath | None = None
     """Folder of the results on the claim, `.` for its root. Unset takes the experiment's name on a named
     claim, so that experiments can share it, and the root of the claim that is made. In a local run it is
