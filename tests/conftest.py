@@ -53,6 +53,9 @@ BREAKING: dict[str, Tree] = {
     "nodeSelector's keys must be names of labels": {"scheduling": {"nodeSelector": {"../../etc": "x"}}},
     "without a key operator is Exists": {"scheduling": {"tolerations": [{"operator": "Equal"}]}},
     "each input is named once": {"inputs": [{"claim": "a"}, {"claim": "b"}, {"claim": "a"}]},
+    "storageClassName, accessModes and whenDeleted are of a claim that is made": {
+        "output": {"claim": "results", "whenDeleted": "Retain"}
+    },
     "revision is for hf:// models": {"model": {"revision": "main"}},
     "sha256 is for models in files": {"model": {"uri": "python://a:b", "sha256": "0" * 64}},
     "separatorToken goes with packing concat": {"data": {"tokens": {"separatorToken": "[SEP]"}}},

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import gc
+import json
 import logging
 import os
 import signal
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import Exit
+from asysi_operator.allowed import Allowed
 from asysi_operator.manifests import IMAGE, PULL_POLICIES
 
 if TYPE_CHECKING:
@@ -47,6 +49,23 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
         help="when nodes fetch that image (ASYSI_OPERATOR_IMAGE_PULL_POLICY)",
     )
     parser.add_argument(
+        "--allowed",
+        type=Allowed.model_validate_json,
+        default=_variable("ALLOWED", "{}"),
+        metavar="JSON",
+        help="what experiments may choose, as in the chart's value `allowed`: serviceAccounts (none unless"
+        " named), priorityClasses, runtimeClasses, nodeLabels, taints, images, cpus, memory, gpus"
+        " (ASYSI_OPERATOR_ALLOWED)",
+    )
+    parser.add_argument(
+        "--metrics-readers",
+        type=_peers,
+        default=_variable("METRICS_READERS", "") or None,
+        metavar="JSON",
+        help="list of NetworkPolicy peers that may read metrics and status of the pods; unset lets everybody"
+        " (ASYSI_OPERATOR_METRICS_READERS)",
+    )
+    parser.add_argument(
         "--metrics-port",
         type=int,
         default=_variable("METRICS_PORT", str(METRICS_PORT)),
@@ -78,7 +97,8 @@ async def operate(chosen: argparse.Namespace) -> None:
     from asysi_operator.health import serve  # noqa: PLC0415
     from asysi_operator.reconcile import Settings  # noqa: PLC0415
 
-    settings, cluster = Settings(chosen.image, chosen.image_pull_policy), Cluster(WORKERS + 2)
+    settings = Settings(chosen.image, chosen.image_pull_policy, chosen.allowed, chosen.metrics_readers)
+    cluster = Cluster(WORKERS + 2)
     controller = Controller(cluster, settings, chosen.namespace, chosen.audit_seconds)
     ready, watched = asyncio.Event(), asyncio.Event()
     serve(chosen.metrics_port, lambda: controller.ill, ready.is_set)
@@ -145,6 +165,14 @@ def main(arguments: Sequence[str]) -> int:
             sys.stderr.write(f"{problem}\n")
         return int(Exit.CONFIG)
     return int(Exit.OK)
+
+
+def _peers(text: str) -> list[dict[str, object]]:
+    """Return a list of NetworkPolicy peers; ValueError when it is none."""
+    found = json.loads(text)
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise ValueError("a list of objects is needed")
+    return found
 
 
 def _variable(name: str, otherwise: str) -> str:

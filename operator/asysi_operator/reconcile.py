@@ -16,6 +16,7 @@ from asysi.contract.identity import output_path
 from asysi.contract.quantity import same_amount
 from asysi.contract.spec import ScanExperiment
 from asysi_operator.acceptance import accept, notes
+from asysi_operator.allowed import Allowed, trespasses
 from asysi_operator.manifests import IMAGE, PULL_POLICIES, build
 from asysi_operator.manifests.claim import as_retained, retained_by
 from asysi_operator.manifests.config_map import applied_spec
@@ -62,6 +63,9 @@ class Settings:
 
     image: str = IMAGE
     pull_policy: str = PULL_POLICIES[0]
+    allowed: Allowed = field(default_factory=Allowed)
+    readers: Sequence[Manifest] | None = None
+    """Peers of a NetworkPolicy that may call the pods' ports; None lets everybody."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,7 @@ def plan(observed: Observed, settings: Settings) -> Plan:
             image=settings.image,
             pull_policy=settings.pull_policy,
             output=_output(observed, experiment),
+            readers=settings.readers,
         )
     except ConfigError as error:
         return Plan(refusal=Refusal("Invalid", str(error)))
@@ -135,8 +140,17 @@ def plan(observed: Observed, settings: Settings) -> Plan:
         return _after_the_end(observed, decided, objects) if ended(observed) else decided
     if ended(observed, changed=changed):
         return _after_the_end(observed, decided, objects)
+    # What runs goes on though less is allowed by now: its Job is not asked for again.
+    beyond = trespasses(experiment, settings.allowed) if job is None or changed else []
+    if beyond:
+        return replace(decided, refusal=Refusal("NotAllowed", "; ".join(beyond)))
+    return _go_on(observed, decided, objects, job if changed else None)
+
+
+def _go_on(observed: Observed, decided: Plan, objects: Sequence[Manifest], old: Manifest | None) -> Plan:
+    """Return what is to be done next for an experiment that may run: a Job of another spec goes first."""
     rows = _rows(objects)
-    old = job if changed else _outdated(observed, rows)
+    old = old or _outdated(observed, rows)
     if old is not None:
         return replace(decided, actions=[_remove(old)], again=PATIENCE, stale=True)
     return _towards(observed, decided, _due(observed, objects, rows))

@@ -17,6 +17,7 @@ EVERYTHING: Tree = {
     "crds": {"enabled": False},  # 1,500 lines that no value but its own two changes
     "podDisruptionBudget": {"enabled": True},
     "networkPolicy": {"enabled": True},
+    "admissionPolicy": {"enabled": True},
     "metrics": {
         "podMonitor": {"enabled": True},
         "prometheusRule": {"enabled": True},

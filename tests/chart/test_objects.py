@@ -13,6 +13,7 @@ from asysi.contract.runtime import PORTS
 from asysi.contract.spec import ScanExperiment
 from asysi.monitor.metrics import METRICS
 from asysi_operator.__main__ import options
+from asysi_operator.allowed import Allowed
 from asysi_operator.manifests import build
 from asysi_operator.metrics import REGISTRY
 
@@ -141,6 +142,50 @@ def test_a_digest_stands_before_a_tag(one):
     ]
     assert container["image"] == f"asysi-operator@{digest}"
     assert f"--image=asysi-worker@{digest}" in container["args"]
+
+
+def _arguments(one, values=None):
+    [container] = one("Deployment", values)["spec"]["template"]["spec"]["containers"]
+    return options(container["args"][container["args"].index("asysi_operator") + 1 :])
+
+
+def test_the_operator_is_told_what_experiments_may_choose(one, everything, laid_over):
+    """Each of the values `allowed` reaches the operator; by default no service account is allowed."""
+    assert _arguments(one).allowed == Allowed()
+    chosen = {
+        "serviceAccounts": ["robot"],
+        "priorityClasses": ["low-*"],
+        "runtimeClasses": [],
+        "nodeLabels": ["example.org/pool"],
+        "taints": ["dedicated"],
+        "images": ["registry.example.org/team/*"],
+        "cpus": 7.5,
+        "memory": "7Gi",
+        "gpus": 0,
+    }
+    assert set(chosen) == {info.alias for info in Allowed.model_fields.values()}
+    told = _arguments(one, laid_over(everything, {"allowed": chosen})).allowed
+    assert told == Allowed.model_validate(chosen)
+
+
+def test_metrics_are_for_the_monitoring_namespace_and_the_operator(one):
+    """The peers that reach the experiments' ports: who reads metrics, and the operator's own pod."""
+    monitoring, own = _arguments(one).metrics_readers
+    assert monitoring == {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    pod = one("Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert own["podSelector"]["matchLabels"].items() <= pod.items()
+    assert own["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "watch"}
+
+
+def test_an_admission_policy_is_only_made_when_asked_for(render, one, everything, laid_over):
+    """It is an object of the cluster; where the operator watches some namespaces it concerns those alone."""
+    assert not [item for item in render() if item["kind"].startswith("ValidatingAdmission")]
+    everywhere = one("ValidatingAdmissionPolicy", everything)["spec"]["matchConstraints"]
+    assert "namespaceSelector" not in everywhere
+    some = one("ValidatingAdmissionPolicy", laid_over(everything, {"namespaces": ["lab-a", "lab-b"]}))
+    [where] = some["spec"]["matchConstraints"]["namespaceSelector"]["matchExpressions"]
+    assert (where["key"], where["values"]) == ("kubernetes.io/metadata.name", ["lab-a", "lab-b"])
+    assert one("ValidatingAdmissionPolicyBinding", everything)["spec"]["validationActions"] == ["Deny"]
 
 
 def test_nothing_is_monitored_by_default(render):

@@ -11,6 +11,7 @@ import yaml
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import MODULES, PORTS, Container, Env
 from asysi.contract.spec import ScanExperiment
+from asysi_operator.manifests import build
 from asysi_operator.manifests.network_policy import needs_network
 
 SIDECARS = ["archiver", "sae", "hook"]
@@ -270,6 +271,40 @@ def test_the_network_is_closed_unless_needed(render, experiment, spec, network):
     assert policy["egress"] == ([{}] if network else [])
     assert {port["port"] for port in policy["ingress"][0]["ports"]} == set(PORTS.values())
     assert policy["policyTypes"] == ["Ingress", "Egress"]
+
+
+def test_who_may_read_metrics(experiment):
+    """Named readers alone reach the pods' ports; with none of them nobody does."""
+    peer = {"namespaceSelector": {"matchLabels": {"team": "watchers"}}}
+    for readers, wanted in (([peer], [peer]), (None, None)):
+        policy = next(one for one in build(experiment({}), readers=readers) if one["kind"] == "NetworkPolicy")
+        [rule] = policy["spec"]["ingress"]
+        assert rule.get("from") == wanted
+    policy = next(one for one in build(experiment({}), readers=[]) if one["kind"] == "NetworkPolicy")
+    assert policy["spec"]["ingress"] == []
+
+
+def test_the_pod_runs_where_and_as_whom_the_spec_says(render):
+    """Account, pull secrets, affinity and spread are Kubernetes' own, and the pod still has no token."""
+    term = {"labelSelector": {"matchLabels": {"app": "x"}}, "topologyKey": "zone"}
+    scheduling = {
+        "serviceAccountName": "robot",
+        "imagePullSecrets": [{"name": "pull"}],
+        "affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}},
+        "topologySpreadConstraints": [
+            {"maxSkew": 1, "whenUnsatisfiable": "DoNotSchedule", "topologyKey": "zone"}
+            | {"labelSelector": {"matchLabels": {"app.kubernetes.io/part-of": "asysi"}}}
+        ],
+    }
+    pod = render({"scheduling": scheduling}).pod
+    assert (pod["serviceAccountName"], pod["imagePullSecrets"]) == ("robot", [{"name": "pull"}])
+    assert pod["automountServiceAccountToken"] is False
+    [apart] = pod["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert apart["topologyKey"] == "zone"
+    assert apart["labelSelector"]["matchLabels"] == {"app": "x"}
+    assert pod["topologySpreadConstraints"][0]["maxSkew"] == 1
+    plain = {"serviceAccountName", "imagePullSecrets", "affinity", "topologySpreadConstraints"}
+    assert not plain & set(render().pod)
 
 
 def test_secrets_reach_only_those_who_need_them(render):

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from asysi_operator.allowed import Allowed
 from asysi_operator.manifests.labels import EXPERIMENT
 from asysi_operator.reconcile import APPLIED, Apply, Remove, Settings, plan
 
@@ -484,3 +485,16 @@ def _settled(cluster):
     lab = cluster()
     lab.settle()
     return lab
+
+
+def test_what_is_not_allowed_is_not_made_and_what_runs_goes_on(cluster):
+    """No object for an experiment that chooses too much; one whose Job is there is left alone."""
+    strict, lax = Settings(), Settings(allowed=Allowed(service_accounts=("robot",)))
+    lab = cluster({"scheduling": {"serviceAccountName": "robot"}})
+    refused = plan(lab.observe(), strict)
+    assert (refused.refusal.reason, list(refused.actions)) == ("NotAllowed", [])
+    assert "spec.scheduling.serviceAccountName is robot" in refused.refusal.message
+    for action in plan(lab.observe(), lax).actions:
+        lab.do(action)
+    again = plan(lab.observe(), strict)
+    assert (again.refusal, list(again.actions)) == (None, [])

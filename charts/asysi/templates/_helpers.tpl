@@ -117,3 +117,38 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- define "asysi.experimentPorts" -}}
 [host, hook, sae, archiver, finish]
 {{- end -}}
+
+{{- /* What experiments may choose, as the operator takes it: what is not set is left out. */ -}}
+{{- define "asysi.allowed" -}}
+{{- $allowed := dict -}}
+{{- range $key, $value := .Values.allowed -}}
+{{- if ne (toString $value) "" }}{{ $_ := set $allowed $key $value }}{{ end -}}
+{{- end -}}
+{{- toJson $allowed -}}
+{{- end -}}
+
+{{- /* Who may call the ports of experiments' pods: metrics readers, and the operator for /status. */ -}}
+{{- define "asysi.metricsReaders" -}}
+{{- $own := dict "namespaceSelector" (dict "matchLabels" (dict "kubernetes.io/metadata.name" .Release.Namespace)) "podSelector" (dict "matchLabels" (include "asysi.selector" . | fromYaml)) -}}
+{{- toJson (append .Values.metrics.readers $own) -}}
+{{- end -}}
+
+{{- /* asysi.allows: CEL that says whether the expression `it` is one of the names, from {it, names}. */ -}}
+{{- define "asysi.allows" -}}
+{{- $ors := list -}}
+{{- range .names -}}
+{{- if hasSuffix "*" . -}}
+{{- $ors = append $ors (printf "%s.startsWith('%s')" $.it (trimSuffix "*" .)) -}}
+{{- else -}}
+{{- $ors = append $ors (printf "%s == '%s'" $.it .) -}}
+{{- end -}}
+{{- end -}}
+{{- if $ors }}({{ join " || " $ors }}){{ else }}false{{ end -}}
+{{- end -}}
+
+{{- /* asysi.mayBe: the rule for a list of chosen names, from {field, them, names, value}. */ -}}
+{{- define "asysi.mayBe" -}}
+- expression: {{ printf "%s.all(one, %s)" .them (include "asysi.allows" (dict "it" "one" "names" .names)) | quote }}
+  message: {{ printf "spec.%s: allowed is %s" .field (join ", " .names | default "none") | quote }}
+  reason: Forbidden
+{{- end -}}

@@ -1,5 +1,7 @@
 """The Kubernetes objects of an experiment, rendered from its spec alone: no cluster, no clock, no chance."""
 
+from collections.abc import Sequence
+
 from asysi import __version__
 from asysi.contract.errors import ConfigError
 from asysi.contract.identity import output_path
@@ -25,6 +27,7 @@ def build(
     image: str = IMAGE,
     pull_policy: str = PULL_POLICIES[0],
     output: str | None = None,
+    readers: Sequence[Manifest] | None = None,
 ) -> list[Manifest]:
     """Return every object of the experiment, in the order in which they are created.
 
@@ -33,6 +36,7 @@ def build(
         image: image of every container, except the host of a custom workload.
         pull_policy: when the node fetches images; one of PULL_POLICIES.
         output: folder of the results on the volume; None takes the spec's.
+        readers: peers of a NetworkPolicy that may call the pods' ports; None lets everybody.
 
     Raises:
         ConfigError: the memory limits cannot hold the rings, or the mode has no pod yet.
@@ -49,7 +53,7 @@ def build(
     return [
         config_map(experiment),
         *([] if experiment.spec.output.claim else [claim(experiment)]),
-        network_policy(experiment),
+        network_policy(experiment, readers),
         *([pipeline_policy(experiment), pipeline_job(experiment, made)] if rows else []),
         job(experiment, made),
     ]

@@ -1,6 +1,7 @@
 """What an experiment's pod may talk to: its metrics are read, and only prepare's sources are called."""
 
 import re
+from collections.abc import Sequence
 
 from asysi.contract.runtime import PORTS, Container
 from asysi.contract.spec import ScanExperiment, Spec
@@ -12,8 +13,15 @@ _LOCAL = {"file", "python", "jsonl", "csv", "parquet", "memory"}
 """Schemes that need no network; what stands behind a format's scheme is looked at too."""
 
 
-def network_policy(experiment: ScanExperiment) -> Manifest:
-    """Return the NetworkPolicy. Where everything is on the node, nothing leaves it, not even a DNS query."""
+def network_policy(experiment: ScanExperiment, readers: Sequence[Manifest] | None = None) -> Manifest:
+    """Return the NetworkPolicy. Where everything is on the node, nothing leaves it, not even a DNS query.
+
+    Args:
+        experiment: the experiment.
+        readers: peers that may read metrics and status; None lets everybody. A node's own probes pass anyway.
+    """
+    ports = [{"port": port, "protocol": "TCP"} for port in sorted(PORTS.values())]
+    ingress = [] if readers == [] else [{"ports": ports, **({"from": list(readers)} if readers else {})}]
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -21,7 +29,7 @@ def network_policy(experiment: ScanExperiment) -> Manifest:
         "spec": {
             "podSelector": {"matchLabels": selector(experiment)},
             "policyTypes": ["Ingress", "Egress"],
-            "ingress": [{"ports": [{"port": port, "protocol": "TCP"} for port in sorted(PORTS.values())]}],
+            "ingress": ingress,
             # A store may listen on any port of any host, so a remote source opens all of them.
             "egress": [{}] if needs_network(experiment.spec) else [],
         },

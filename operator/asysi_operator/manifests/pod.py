@@ -1,7 +1,7 @@
 """The pod of one attempt, and the pipeline's pods before it."""
 
 from asysi.contract.runtime import Container
-from asysi.contract.spec import ScanExperiment, Toleration
+from asysi.contract.spec import Part, ScanExperiment
 from asysi_operator.manifests.containers import init_containers, main_containers, pipeline_container
 from asysi_operator.manifests.kinds import Manifest, PodSettings
 from asysi_operator.manifests.labels import (
@@ -14,6 +14,7 @@ from asysi_operator.manifests.labels import (
 )
 from asysi_operator.manifests.volumes import pipeline_volumes, volumes
 
+_REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 _USER = 65532
 """Nobody in particular; the images need no name for it."""
 
@@ -39,14 +40,15 @@ def pipeline_template(experiment: ScanExperiment, settings: PodSettings) -> Mani
     named = {**pod_labels(experiment), COMPONENT: str(Container.PIPELINE)}
     same = {key: named[key] for key in (EXPERIMENT, COMPONENT)}
     near = {"labelSelector": {"matchLabels": same}, "topologyKey": "kubernetes.io/hostname"}
-    affinity = {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [near]}}
-    output = experiment.spec.output
+    output, content = experiment.spec.output, {}
     spread = output.claim or "ReadWriteMany" in output.access_modes
+    if not spread:
+        content["affinity"] = _near(_affinity(experiment), near)
     return _template(
         experiment,
         named,
         {SPEC: rows_digest(experiment)},
-        **({} if spread else {"affinity": affinity}),
+        **content,
         containers=[pipeline_container(experiment, settings)],
         volumes=pipeline_volumes(experiment),
     )
@@ -61,6 +63,10 @@ def _template(
         "tolerations": [_set(toleration) for toleration in scheduling.tolerations],
         "priorityClassName": scheduling.priority_class_name,
         "runtimeClassName": scheduling.runtime_class_name,
+        "serviceAccountName": scheduling.service_account_name,
+        "imagePullSecrets": [_set(secret) for secret in scheduling.image_pull_secrets],
+        "affinity": _affinity(experiment),
+        "topologySpreadConstraints": [_set(one) for one in scheduling.topology_spread_constraints],
     }
     return {
         "metadata": {"labels": named, "annotations": annotations},
@@ -76,8 +82,20 @@ def _template(
     }
 
 
-def _set(toleration: Toleration) -> Manifest:
-    return toleration.model_dump(mode="json", by_alias=True, exclude_none=True)
+def _affinity(experiment: ScanExperiment) -> Manifest:
+    affinity = experiment.spec.scheduling.affinity
+    return _set(affinity) if affinity else {}
+
+
+def _near(affinity: Manifest, term: Manifest) -> Manifest:
+    """Return an affinity that requires nearness to some pods besides what it asks for."""
+    pods = affinity.get("podAffinity", {})
+    required = [*pods.get(_REQUIRED, ()), term]
+    return affinity | {"podAffinity": pods | {_REQUIRED: required}}
+
+
+def _set(part: Part) -> Manifest:
+    return part.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def pod_security() -> Manifest:

@@ -593,8 +593,133 @@ class Toleration(Part):
     """Seconds that the pod stays after a NoExecute taint appeared; unset is for ever."""
 
 
+class Requirement(Part):
+    """What a label must be, as Kubernetes writes it."""
+
+    key: LabelName
+    """Key of the label."""
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
+    """How the label's value is compared with `values`."""
+    values: Annotated[list[LabelValue], Field(max_length=32)] = []
+    """Values for `In` and `NotIn`; none for the others."""
+
+
+class NodeRequirement(Part):
+    """What a node's label must be, as Kubernetes writes it."""
+
+    key: LabelName
+    """Key of the label."""
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"]
+    """How the label's value is compared with `values`."""
+    values: Annotated[list[LabelValue], Field(max_length=32)] = []
+    """Values for `In` and `NotIn`, one integer for `Gt` and `Lt`, none for the others."""
+
+
+class LabelSelector(Part):
+    """Selects pods of the namespace by their labels."""
+
+    match_labels: Labels = {}
+    """Labels that a pod must have."""
+    match_expressions: Annotated[list[Requirement], Field(max_length=16)] = []
+    """What else its labels must be."""
+
+
+class NodeTerm(Part):
+    """Nodes whose labels meet every requirement."""
+
+    match_expressions: Annotated[list[NodeRequirement], Field(min_length=1, max_length=16)]
+    """The requirements."""
+
+
+class PreferredNodes(Part):
+    """Nodes that are better than others."""
+
+    weight: Annotated[int, Field(ge=1, le=100)]
+    """How much better."""
+    preference: NodeTerm
+    """Which nodes."""
+
+
+class RequiredNodes(Part):
+    """Nodes that alone will do."""
+
+    node_selector_terms: Annotated[list[NodeTerm], Field(min_length=1, max_length=8)]
+    """Terms, one of which a node must meet."""
+
+
+class NodeAffinity(Part):
+    """Which nodes the pod may run on, and which are better."""
+
+    required_during_scheduling_ignored_during_execution: RequiredNodes | None = None
+    """Nodes that alone will do."""
+    preferred_during_scheduling_ignored_during_execution: Annotated[
+        list[PreferredNodes], Field(max_length=8)
+    ] = []
+    """Nodes that are better than others."""
+
+
+class PodTerm(Part):
+    """Pods of the namespace, and how near counts as near."""
+
+    label_selector: LabelSelector
+    """Which pods."""
+    topology_key: LabelName
+    """Label of nodes: nodes of one value are one place, as `kubernetes.io/hostname`."""
+
+
+class PreferredPods(Part):
+    """Pods whose nearness is better, or worse."""
+
+    weight: Annotated[int, Field(ge=1, le=100)]
+    """How much."""
+    pod_affinity_term: PodTerm
+    """Which pods."""
+
+
+class PodAffinity(Part):
+    """Which pods to be near to, or far from."""
+
+    required_during_scheduling_ignored_during_execution: Annotated[list[PodTerm], Field(max_length=8)] = []
+    """What must hold."""
+    preferred_during_scheduling_ignored_during_execution: Annotated[
+        list[PreferredPods], Field(max_length=8)
+    ] = []
+    """What is better."""
+
+
+class Affinity(Part):
+    """Nodes and pods that the pod is drawn to or kept from, as Kubernetes writes it."""
+
+    node_affinity: NodeAffinity | None = None
+    """Nodes."""
+    pod_affinity: PodAffinity | None = None
+    """Pods to be near to."""
+    pod_anti_affinity: PodAffinity | None = None
+    """Pods to be far from."""
+
+
+class TopologySpread(Part):
+    """How pods spread over places, as Kubernetes writes it."""
+
+    max_skew: Annotated[int, Field(ge=1, le=1000)]
+    """Pods by which the fullest place may exceed the emptiest."""
+    topology_key: LabelName
+    """Label of nodes: nodes of one value are one place."""
+    when_unsatisfiable: Literal["DoNotSchedule", "ScheduleAnyway"]
+    """Whether the pod then waits."""
+    label_selector: LabelSelector
+    """Pods that are counted."""
+
+
+class ObjectRef(Part):
+    """Names an object in the experiment's namespace."""
+
+    name: ObjectName
+    """Name of the object."""
+
+
 class Scheduling(Part):
-    """Where the pod may run."""
+    """Where the pod may run, and as whom."""
 
     node_selector: Labels = {}
     """Labels that the node must have."""
@@ -606,6 +731,15 @@ class Scheduling(Part):
     """RuntimeClass of the pod."""
     queue_name: Annotated[str, Field(pattern=OBJECT_NAME, max_length=63)] | None = None
     """Kueue's LocalQueue."""
+    service_account_name: ObjectName | None = None
+    """ServiceAccount of the pods, for the workload identity of a cloud; the operator's settings must allow
+    it. Pods mount no token of the API either way. Unset takes the namespace's `default`."""
+    image_pull_secrets: Annotated[list[ObjectRef], Field(max_length=16)] = []
+    """Secrets with which the node fetches images."""
+    affinity: Affinity | None = None
+    """Nodes and pods that the pod is drawn to or kept from."""
+    topology_spread_constraints: Annotated[list[TopologySpread], Field(max_length=8)] = []
+    """How pods spread over zones or nodes."""
 
 
 class Lifecycle(Part):
