@@ -60,6 +60,12 @@ CASES = [
     (dataclasses.replace(RUN, problems=("The analysis failed.",)), Level.FAIL, "AnalysisFailed"),
     (point(outlier=Outlier("position", "position 0", 0.96, 0.01)), Level.WARNING, "OutlierShare"),
     (point(lapped={"sae": 0.77, "archiver": 0.0}), Level.WARNING, "RowsLapped"),
+    (
+        point(kept=100, lapped={"sae": 0.3}, saes=(SaeFacts("topk", exported=True, fvu=0.2, given=70),)),
+        Level.WARNING,
+        "RowsLapped",
+    ),
+    (sae(given=80), Level.WARNING, "TrainingMissedRows"),
     (point(not_finite=1), Level.WARNING, "RowsNotFinite"),
     (dataclasses.replace(RUN, truncated=11), Level.WARNING, "DocumentsTruncated"),
     (point(seen=0, saes=()), Level.WARNING, "NeverCalled"),
@@ -83,15 +89,24 @@ def test_each_kind_of_fault_is_found(facts, level, reason):
         point(outlier=Outlier("position", "position 0", 0.5, 0.01)),
         point(lapped={"sae": 0.05}),
         dataclasses.replace(RUN, truncated=10),
+        sae(given=86),
         sae(agreement=Agreement(64, 0.001, 0.0109)),
         sae(agreement=Agreement(64, 0.5, 0.5249)),
         dataclasses.replace(point(seen=0, saes=()), steps=0),
     ],
-    ids=["outlier", "lapped", "truncated", "absolute", "relative", "no step"],
+    ids=["outlier", "lapped", "truncated", "given", "absolute", "relative", "no step"],
 )
 def test_what_is_within_its_bound_is_no_finding(facts):
     """At the bound itself nothing is said."""
     assert judge(facts).findings == ()
+
+
+def test_rows_that_training_has_missed_are_told_in_numbers():
+    """What a trainer was given of the rows kept is said, also where part of the rest was lapped."""
+    facts = point(kept=1000, lapped={"sae": 0.1}, saes=(SaeFacts("topk", exported=True, fvu=0.2, given=500),))
+    lapped, missed = judge(facts).findings
+    assert lapped.reason == "RowsLapped"
+    assert missed.text.startswith("At b trainer topk was given 500 of the 1\u202f000 rows kept, 50.0% fewer")
 
 
 def test_the_worst_comes_first():

@@ -210,7 +210,8 @@ def _point_json(point: verdict.PointFacts) -> dict[str, Any]:
         "saes": [
             {
                 "trainer": sae.trainer, "exported": sae.exported, "finite": sae.finite,
-                "why": sae.why or None, "fvu": _known(sae.fvu), "fvuWithoutOutlier": _known(sae.fvu_without),
+                "given": sae.given, "trained": sae.trained, "why": sae.why or None,
+                "fvu": _known(sae.fvu), "fvuWithoutOutlier": _known(sae.fvu_without),
                 "compared": None
                 if sae.agreement is None
                 else {
@@ -314,6 +315,7 @@ def _hook_point(point: verdict.PointFacts) -> HookPoint:
         outlier_share=None if point.outlier is None else point.outlier.share,
         outlier_rows=None if point.outlier is None else point.outlier.rows,
         sae=_sae_words(point),
+        given=min((one.given for one in point.saes if one.given is not None), default=None),
         compared=None if agreement is None else (agreement.rows, agreement.trainer, agreement.report),
         flags=tuple(sorted(_flags(point))),
     )
@@ -336,6 +338,7 @@ def _flags(point: verdict.PointFacts) -> set[str]:
         "finite": point.not_finite > 0,
         "outlier": point.outlier is not None and point.outlier.share > verdict.OUTLIERS.limit,
         "sae": any(not one.exported or one.constant or not one.finite for one in point.saes),
+        "given": any(point.missed(one) > verdict.MISSED.limit for one in point.saes),
         "compared": any(one.agreement is not None and not one.agreement.holds for one in point.saes),
     }
     return {name for name, out in checks.items() if out}

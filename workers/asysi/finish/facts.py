@@ -98,7 +98,10 @@ def _sae(trainer: str, path: str, seen: int, records: Records, analysis: Analysi
         why = record.get("why") or (
             "it left no SAE, see its log" if seen else "the model never called it"
         )  # fmt: skip
-        return SaeFacts(trainer, exported=False, why=str(why))
+        return SaeFacts(
+            trainer, exported=False, why=str(why), given=_count(record, "received"),
+            trained=_count(record, "trained"),
+        )  # fmt: skip
     layer = look.layer
     measured = None if layer is None else layer.fvu_content
     fvu = measured if measured is not None else _number(record, "fvu")
@@ -113,6 +116,8 @@ def _sae(trainer: str, path: str, seen: int, records: Records, analysis: Analysi
         fvu_without=None if layer is None else layer.fvu_without,
         constant=constant,
         agreement=look.agreement,
+        given=_count(record, "received"),
+        trained=_count(record, "trained"),
     )
 
 

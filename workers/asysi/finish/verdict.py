@@ -51,6 +51,11 @@ LAPPED = Check(
     "RowsLapped", Level.WARNING, "more than 5% of the rows of a hook point were overwritten before a consumer"
     " had read them", 0.05,
 )  # fmt: skip
+MISSED = Check(
+    "TrainingMissedRows", Level.WARNING, "a trainer was given less than 95% of the rows that were kept for "
+    "it: they were overwritten, or lost with a worker that was killed or had no room for its checkpoint",
+    0.05,
+)  # fmt: skip
 NOT_FINITE = Check("RowsNotFinite", Level.WARNING, "a row holds NaN or infinity")
 TRUNCATED = Check(
     "DocumentsTruncated", Level.WARNING, "more than 10% of the documents were cut at `tokens.contextLength`",
@@ -76,8 +81,8 @@ NOT_MEASURED = Check(
 )  # fmt: skip
 
 CHECKS = (
-    NO_RESULT, EXPORT, DISAGREE, ANALYSIS, OUTLIERS, LAPPED, NOT_FINITE, TRUNCATED, NEVER_CALLED,
-    NOT_MEASURED,
+    NO_RESULT, EXPORT, DISAGREE, ANALYSIS, OUTLIERS, LAPPED, MISSED, NOT_FINITE, TRUNCATED,
+    NEVER_CALLED, NOT_MEASURED,
 )  # fmt: skip
 """Everything the data is judged by, the worst first; `docs/report.md` repeats it."""
 ABSOLUTE = 0.01
@@ -117,6 +122,10 @@ class SaeFacts:
     constant: bool = False
     """Whether the held-out activations do not vary."""
     agreement: Agreement | None = None
+    given: int | None = None
+    """Rows that reached the trainer and are in what it has left, in all attempts; None when unknown."""
+    trained: int | None = None
+    """Rows of these that it has trained on, None when unknown: others were held out or unfit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +144,10 @@ class PointFacts:
     """The group of rows that holds most variance; None where nobody could look."""
     saes: tuple[SaeFacts, ...] = ()
     """Of every trainer that names the hook point."""
+
+    def missed(self, sae: SaeFacts) -> float:
+        """Return the share of the rows kept that a trainer was not given, 0..1; 0 when unknown."""
+        return max(0.0, 1 - sae.given / self.kept) if self.kept and sae.given is not None else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +308,33 @@ def _lapped(facts: Facts) -> Iterator[Finding]:
         yield Finding(LAPPED.level, LAPPED.reason, text, tuple(paths))
 
 
+def _missed(facts: Facts) -> Iterator[Finding]:
+    """Find rows that training has missed, unless all that is to be said is that they were lapped."""
+    found = [
+        (point.missed(sae), sae.trainer, point, sae.given)
+        for point in facts.points
+        for sae in point.saes
+        if point.missed(sae) > MISSED.limit and not _only_lapped(point, sae)
+    ]
+    for name, group in _grouped(found, lambda one: one[1]).items():
+        share, _, point, given = max(group, key=lambda one: one[0])
+        paths = [one.path for _, _, one, _ in group]
+        text = (
+            f"{_at(paths, point.path)} trainer {name} was given {count(given or 0)} of the "
+            f"{count(point.kept)} rows kept, {percent(share)} fewer: the others were overwritten, or lost "
+            "with a worker that was killed or had no room for its checkpoint. The SAE knows nothing of them."
+        )
+        yield Finding(MISSED.level, MISSED.reason, text, tuple(paths))
+
+
+def _only_lapped(point: PointFacts, sae: SaeFacts) -> bool:
+    lapped = point.lapped.get("sae", 0.0)
+    return lapped > LAPPED.limit and point.missed(sae) - lapped < _ABOUT
+
+
+_ABOUT = 0.01
+
+
 def _not_finite(facts: Facts) -> Iterator[Finding]:
     found = [point for point in facts.points if point.not_finite]
     if found:
@@ -328,8 +368,8 @@ def _unknown(facts: Facts) -> Iterator[Finding]:
 
 
 _LOOKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
-    _no_result, _exports, _disagreement, _problems, _outliers, _lapped, _not_finite, _truncated,
-    _never_called, _unknown,
+    _no_result, _exports, _disagreement, _problems, _outliers, _lapped, _missed, _not_finite,
+    _truncated, _never_called, _unknown,
 )  # fmt: skip
 
 

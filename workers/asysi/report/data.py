@@ -66,7 +66,9 @@ class HookPoint:
     compared: tuple[int, float, float] | None = None
     """Rows, FVU for the trainer, FVU for the report, on the same held-out rows."""
     flags: tuple[str, ...] = ()
-    """Columns that are out of bounds: seen, lapped, finite, outlier, sae, compared."""
+    """Columns that are out of bounds: seen, lapped, finite, outlier, sae, given, compared."""
+    given: int | None = None
+    """Rows that reached its trainer, the fewest of several; None when unknown."""
 
 
 @dataclass(frozen=True, slots=True)

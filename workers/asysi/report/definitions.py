@@ -127,6 +127,13 @@ DEFINITIONS = (
         "consumer that lost any. What was lapped for the trainer was never trained on.",
     ),
     Definition(
+        "given",
+        "Given",
+        "Rows that reached the trainer, of those that were kept for it, in all attempts: what its "
+        "autoencoder was trained and measured on, held-out and unfit rows among them. The others were "
+        "overwritten, or lost with a worker that was killed or had no room for its checkpoint.",
+    ),
+    Definition(
         "outlier",
         "Most variance",
         "The position in the sequence, or the token, that holds the largest share of the variance "
