@@ -154,26 +154,13 @@ template <std::size_t n>
 struct Vectors {
     typedef float Floats __attribute__((vector_size(4 * n)));
     typedef std::int32_t Integers __attribute__((vector_size(4 * n)));
-    typedef std::uint16_t Halves __attribute__((vector_size(2 * n)));
     typedef double Doubles __attribute__((vector_size(8 * n)));
 };
 
-template <class V>
-[[gnu::always_inline]] inline void load(const std::uint16_t* x, typename V::Integers& out) {
-    typename V::Halves halves;
-    std::memcpy(&halves, x, sizeof halves);
-    out = __builtin_convertvector(halves, typename V::Integers) << 16;
-}
-
-template <class V>
-[[gnu::always_inline]] inline void load(const float* x, typename V::Integers& out) {
-    std::memcpy(&out, x, sizeof out);
-}
-
 constexpr std::size_t run = 32;  // vectors between two float64 sums
 
-template <std::size_t wide, class Element>
-[[gnu::always_inline]] inline void sum_basic(Basic& out, const Element* x, std::size_t n, float shift, std::int32_t near) {
+template <std::size_t wide>
+[[gnu::always_inline]] inline void sum_floats(Basic& out, const float* x, std::size_t n, float shift, std::int32_t near) {
     using V = Vectors<wide>;
     using Integers = typename V::Integers;
     using Floats = typename V::Floats;
@@ -188,7 +175,7 @@ template <std::size_t wide, class Element>
         Floats part{}, part_squares{};
         for (std::size_t i = first; i < last; i += wide) {
             Integers bits;
-            load<V>(x + i, bits);
+            std::memcpy(&bits, x + i, sizeof bits);
             const Integers size = bits & positive;
             const Floats value = reinterpret_cast<const Floats&>(bits), off = value - middle;
             largest = size > largest ? size : largest;
@@ -213,34 +200,141 @@ template <std::size_t wide, class Element>
     }
 }
 
-ASYSI_CLONES void sum_basic_halves(Basic& out, const std::uint16_t* x, std::size_t n, float shift, std::int32_t near) {
-    sum_basic<lanes>(out, x, n, shift, near);
+// Extremes of bfloat16 by their bits, 16 at a time: as signed numbers the positive ones are in order, as unsigned ones
+// the negative ones are, from the smallest size to the largest.
+struct Bits {
+    std::int16_t high;         // largest as a signed number
+    std::uint16_t low, first;  // largest and smallest as an unsigned number
+    std::uint16_t small;       // smallest size
+
+    [[nodiscard]] bool finite() const { return high < 0x7F80 && low < 0xFF80; }
+    [[nodiscard]] std::uint16_t most() const { return high >= 0 ? static_cast<std::uint16_t>(high) : first; }
+    [[nodiscard]] std::uint16_t least() const { return low >= 0x8000 ? low : first; }
+};
+
+ASYSI_CLONES Bits bits_of_halves(const std::uint16_t* x, std::size_t n) {
+    std::int16_t high = -0x8000;
+    std::uint16_t low = 0, first = 0xFFFF, small = 0x7FFF;
+    for (std::size_t i = 0; i < n; ++i) {
+        const auto bits = x[i], size = static_cast<std::uint16_t>(bits & 0x7FFF);
+        const auto ordered = static_cast<std::int16_t>(bits);
+        high = ordered > high ? ordered : high;
+        low = bits > low ? bits : low;
+        first = bits < first ? bits : first;
+        small = size < small ? size : small;
+    }
+    return {high, low, first, small};
 }
 
-ASYSI_CLONES void sum_basic_floats(Basic& out, const float* x, std::size_t n, float shift, std::int32_t near) {
-    sum_basic<lanes>(out, x, n, shift, near);
+static_assert(block < 0x10000, "counts of a block have 16 bits");
+
+ASYSI_CLONES void count_small_halves(Basic& out, const std::uint16_t* x, std::size_t n, std::uint16_t near) {
+    std::uint16_t zeros = 0, near_zeros = 0;
+    for (std::size_t i = 0; i < n; ++i) {
+        const auto size = static_cast<std::uint16_t>(x[i] & 0x7FFF);
+        zeros += size == 0;
+        near_zeros += size <= near;
+    }
+    out.zeros = zeros;
+    out.near_zeros = near_zeros;
+}
+
+// Neighbours are summed apart: the upper one of a word is a float32 but for its lower bits, the lower one is after a shift.
+template <std::size_t wide, bool centred>
+[[gnu::always_inline]] inline void sum_halves(Basic& out, const std::uint16_t* x, std::size_t n, float shift) {
+    using V = Vectors<wide>;
+    using Integers = typename V::Integers;
+    using Floats = typename V::Floats;
+    using Doubles = typename V::Doubles;
+    const Integers upper = Integers{} + static_cast<std::int32_t>(0xFFFF0000);
+    const Floats middle = Floats{} + shift;
+    Doubles sum{}, squares{};
+    for (std::size_t first = 0; first < n; first += 2 * run * wide) {
+        const std::size_t last = std::min(n, first + 2 * run * wide);
+        Floats part{}, other{}, part_squares{}, other_squares{};
+        for (std::size_t i = first; i < last; i += 2 * wide) {
+            Integers words;
+            std::memcpy(&words, x + i, sizeof words);
+            const Integers even = words << 16, odd = words & upper;
+            Floats one = reinterpret_cast<const Floats&>(even), two = reinterpret_cast<const Floats&>(odd);
+            if constexpr (centred) {
+                one -= middle;
+                two -= middle;
+            }
+            part += one;
+            other += two;
+            part_squares += one * one;
+            other_squares += two * two;
+        }
+        sum += __builtin_convertvector(part, Doubles) + __builtin_convertvector(other, Doubles);
+        squares += __builtin_convertvector(part_squares, Doubles) + __builtin_convertvector(other_squares, Doubles);
+    }
+    for (std::size_t lane = 0; lane < wide; ++lane) {
+        out.sum += sum[lane];
+        out.squares += squares[lane];
+    }
+}
+
+template <std::size_t wide>
+[[gnu::always_inline]] inline void sum_halves(Basic& out, const std::uint16_t* x, std::size_t n, float shift) {
+    if (shift == 0)
+        sum_halves<wide, false>(out, x, n, shift);
+    else
+        sum_halves<wide, true>(out, x, n, shift);
+}
+
+ASYSI_CLONES void sum_narrow(Basic& out, const std::uint16_t* x, std::size_t n, float shift) { sum_halves<lanes>(out, x, n, shift); }
+
+ASYSI_CLONES void sum_narrow(Basic& out, const float* x, std::size_t n, float shift, std::int32_t near) {
+    sum_floats<lanes>(out, x, n, shift, near);
 }
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 // Vectors of 512 bits where there are such: wider ones than a register would be taken apart element by element.
-[[gnu::target("arch=x86-64-v4")]] void sum_basic_512(Basic& out, const std::uint16_t* x, std::size_t n, float shift, std::int32_t near) {
-    sum_basic<2 * lanes>(out, x, n, shift, near);
+[[gnu::target("arch=x86-64-v4")]] void sum_512(Basic& out, const std::uint16_t* x, std::size_t n, float shift) {
+    sum_halves<2 * lanes>(out, x, n, shift);
 }
 
-[[gnu::target("arch=x86-64-v4")]] void sum_basic_512(Basic& out, const float* x, std::size_t n, float shift, std::int32_t near) {
-    sum_basic<2 * lanes>(out, x, n, shift, near);
+[[gnu::target("arch=x86-64-v4")]] void sum_512(Basic& out, const float* x, std::size_t n, float shift, std::int32_t near) {
+    sum_floats<2 * lanes>(out, x, n, shift, near);
 }
 
 const bool has_512 = __builtin_cpu_supports("x86-64-v4");
 #else
-template <class Element>
-void sum_basic_512(Basic&, const Element*, std::size_t, float, std::int32_t) {}
+void sum_512(Basic&, const std::uint16_t*, std::size_t, float) {}
+void sum_512(Basic&, const float*, std::size_t, float, std::int32_t) {}
 
 constexpr bool has_512 = false;
 #endif
 
 inline float widened(std::uint16_t half) { return std::bit_cast<float>(static_cast<std::uint32_t>(half) << 16); }
 inline float widened(float value) { return value; }
+
+// Basic sums of bfloat16: what is not finite is told by the extremes, so the sums are then left out.
+Basic basic_of(const std::uint16_t* x, std::size_t n, float shift, std::int32_t near) {
+    Basic out;
+    const Bits bits = bits_of_halves(x, n);
+    out.finite = bits.finite();
+    if (!out.finite || n == 0) return out;
+    out.least = widened(bits.least());
+    out.most = widened(bits.most());
+    const auto bound = static_cast<std::uint16_t>(near >> 16);
+    if (bits.small <= bound) count_small_halves(out, x, n, bound);
+    if (has_512)
+        sum_512(out, x, n, shift);
+    else
+        sum_narrow(out, x, n, shift);
+    return out;
+}
+
+Basic basic_of(const float* x, std::size_t n, float shift, std::int32_t near) {
+    Basic out;
+    if (has_512)
+        sum_512(out, x, n, shift, near);
+    else
+        sum_narrow(out, x, n, shift, near);
+    return out;
+}
 
 // Moments alone, of bfloat16 or float32, a few times as fast as counting patterns.
 class Sums {
@@ -270,16 +364,9 @@ class Sums {
 
     template <class Element>
     void one(const Element* x, std::size_t n, float epsilon) {
-        const std::size_t whole = n - n % (2 * lanes);
-        const float shift = moments_.finite > 0 ? static_cast<float>(moments_.mean) : middle_of(x, std::min<std::size_t>(n, 256));
-        Basic found;
-        const auto near = std::bit_cast<std::int32_t>(epsilon);
-        if (has_512)
-            sum_basic_512(found, x, whole, shift, near);
-        else if constexpr (sizeof(Element) == 2)
-            sum_basic_halves(found, x, whole, shift, near);
-        else
-            sum_basic_floats(found, x, whole, shift, near);
+        const std::size_t whole = n - n % (4 * lanes);
+        const float shift = moments_.finite > 0 ? middle() : middle_of(x, std::min<std::size_t>(n, 256));
+        const Basic found = basic_of(x, whole, shift, std::bit_cast<std::int32_t>(epsilon));
         if (whole > 0 && found.finite && std::isfinite(found.squares)) {
             Moments moments;
             moments.finite = whole;
@@ -295,6 +382,12 @@ class Sums {
             slow(x, whole, epsilon);
         }
         slow(x + whole, n - whole, epsilon);
+    }
+
+    // Where the mean is small beside the deviation, nothing is lost without a shift, and a step is saved.
+    [[nodiscard]] float middle() const {
+        const double squared = moments_.mean * moments_.mean * static_cast<double>(moments_.finite);
+        return 16 * squared <= moments_.m2 ? 0.0f : static_cast<float>(moments_.mean);
     }
 
     template <class Element>

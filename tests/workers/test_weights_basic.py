@@ -69,6 +69,16 @@ def test_any_bits(patterns, step):
         assert basic.mean == pytest.approx(full.mean, abs=1e-6 * max(abs(full.minimum), abs(full.maximum)))
 
 
+@pytest.mark.parametrize("dtype", TYPES[:2], ids=str)
+@pytest.mark.parametrize("signs", [(1,), (-1,), (0.0, -0.0), (0.0, 1), (-0.0, -1), (1, -1)])
+def test_extremes_of_any_signs(dtype, signs):
+    """Of values of one sign, of zeros alone, and of mixtures, over more than a block and a rest."""
+    sizes = np.random.default_rng(3).lognormal(0, 3, 20_011)
+    basic, full = summaries((sizes * np.resize(np.array(signs, float), sizes.size)).astype(dtype), 18_000)
+    for name in EXACT:
+        assert getattr(basic, name) == getattr(full, name), name
+
+
 def test_the_table(tmp_path):
     """Columns beyond the basic ones are empty, none of the required ones is."""
     x = np.random.default_rng(2).standard_normal((64, 48))

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -190,7 +191,10 @@ def analyze(
             return _row_or_known(tensor, identity, settings, known)
 
     threads = max(1, processors // workers)
-    with known, threadpool_limits(limits=threads), ThreadPoolExecutor(workers, "weights") as pool:
+    code_version()  # asked once before it is asked by all workers at once: git takes a while
+    wants_blas = settings.spectra and not settings.basic  # asked to be few, its threads wake up and spin
+    limits = threadpool_limits(limits=threads) if wants_blas else nullcontext()
+    with known, limits, ThreadPoolExecutor(workers, "weights") as pool:
         order = sorted(tensors, key=lambda one: _cost(one, settings), reverse=True)
         running: dict[Future[tuple[Row, bool]], Tensor] = {pool.submit(work, one): one for one in order}
         try:
