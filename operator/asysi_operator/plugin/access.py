@@ -66,4 +66,6 @@ def _last(said: str) -> str:
     """Return the line that says it: kubectl's warnings and notices come before."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     telling = [line for line in lines if line.startswith(("Error", "error"))]
+    if len(lines) > 1 and lines[-1].startswith("command terminated with exit code"):
+        return f"{lines[-2]} ({lines[-1]})"
     return (telling or lines or ["it said nothing"])[-1]

@@ -70,6 +70,7 @@ Timeout = Annotated[
         "--pod-seconds",
         metavar="SECONDS",
         min=60,
+        max=86_400,
         help="Deadline of the short-lived pod; it is deleted as soon as it is done.",
     ),
 ]

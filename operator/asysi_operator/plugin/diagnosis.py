@@ -260,7 +260,7 @@ def _of_progress(seen: Seen, pod: Manifest, phase: str) -> str:
 def _operator_runs(seen: Seen) -> bool:
     """Whether an operator that looks after the namespace runs; True too where that cannot be seen."""
     return "deployments" in seen.hidden or any(
-        (one.get("status") or {}).get("readyReplicas") and _watches(one, seen.namespace)
+        (one.get("status") or {}).get("readyReplicas") and watches(one, seen.namespace)
         for one in seen.operators
     )
 
@@ -269,7 +269,7 @@ def _of_operator(seen: Seen) -> Iterator[str]:
     if _operator_runs(seen):
         return
     stale = " What its status says may be old." if seen.status else ""
-    ours = [one for one in seen.operators if _watches(one, seen.namespace)]
+    ours = [one for one in seen.operators if watches(one, seen.namespace)]
     if not seen.operators:
         yield (
             f"No operator is installed in this cluster, so nothing looks after {seen.name}: "
@@ -295,7 +295,8 @@ def watched(deployment: Manifest) -> list[str]:
     return [one.partition("=")[2] for one in arguments if one.startswith("--namespace=")]
 
 
-def _watches(deployment: Manifest, namespace: str) -> bool:
+def watches(deployment: Manifest, namespace: str) -> bool:
+    """Return whether an operator looks after a namespace."""
     names = watched(deployment)
     return not names or namespace in names
 

@@ -14,14 +14,19 @@ import shutil
 import sys
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 TALLY = ".asysi-tally"
 """Name of the last member: JSON with the number of files and of bytes."""
 STAGE = ".asysi-put-"
 """Beginning of the folder's name that is filled before anything is put in its place."""
+STALE_SECONDS = 2 * 24 * 3600
+"""Age from which such a folder is of a transfer that was killed: no short-lived pod lives as long."""
+_FILTER: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+"""Python 3.11 has it from 3.11.4 on, and Debian's is older."""
 
 
 class WrongError(Exception):
@@ -100,12 +105,9 @@ def unpack(stream: IO[bytes], folder: Path) -> tuple[int, int]:
                     content = tar.extractfile(member)
                     tally = json.loads(content.read(4096)) if content else None
                     break
-                if not (member.isreg() or member.isdir()):
-                    raise WrongError(f"{member.name} is neither a file nor a folder, and is refused")
-                tar.extract(member, folder, filter="data")
+                _refuse_outside(member)
+                tar.extract(member, folder, **_FILTER)
                 files, size = files + member.isreg(), size + (member.size if member.isreg() else 0)
-    except tarfile.FilterError as error:
-        raise WrongError(f"the stream holds a path that leads elsewhere, and is refused: {error}") from error
     except (tarfile.TarError, EOFError, ValueError) as error:
         raise WrongError(f"the stream broke off: {error}") from error
     if tally != {"files": files, "bytes": size}:
@@ -113,11 +115,20 @@ def unpack(stream: IO[bytes], folder: Path) -> tuple[int, int]:
     return files, size
 
 
+def _refuse_outside(member: tarfile.TarInfo) -> None:
+    """Refuse what would leave the folder. Without any link in it, names alone decide that."""
+    if not (member.isreg() or member.isdir()):
+        raise WrongError(f"{member.name} is neither a file nor a folder, and is refused")
+    if member.name.startswith("/") or ".." in Path(member.name).parts:
+        raise WrongError(f"{member.name} leads out of the folder, and is refused")
+
+
 def receive(folder: Path, stream: IO[bytes], *, replace: bool) -> tuple[int, int]:
     """Put what a stream holds into a folder: each of its top entries is there as a whole, or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob(f"{STAGE}*"):  # of a transfer that was killed
-        shutil.rmtree(old, ignore_errors=True)
+    for old in folder.glob(f"{STAGE}*"):
+        if time.time() - old.stat().st_mtime > STALE_SECONDS:  # another transfer may be under way
+            shutil.rmtree(old, ignore_errors=True)
     stage = Path(tempfile.mkdtemp(prefix=STAGE, dir=folder))
     try:
         new, aside = stage / "new", stage / "old"

@@ -16,6 +16,7 @@ from asysi_operator.manifests.labels import EXPERIMENT
 from asysi_operator.manifests.names import ROWS
 from asysi_operator.observation import condition, containers, leaving, state_of
 from asysi_operator.plugin.access import ClusterError
+from asysi_operator.plugin.diagnosis import watches
 from asysi_operator.plugin.files_pod import CONTAINER, FOLDER, Origin, files_pod, origin_of
 from asysi_operator.plugin.kubectl import Kubectl
 from asysi_operator.plugin.observe import OPERATOR, attempt
@@ -116,9 +117,11 @@ def find_origin(kubectl: Kubectl, experiment: Manifest | None, image: str | None
         found = origin_of(other)
         kept = {key: found.pod[key] for key in ("imagePullSecrets",) if key in found.pod}
         return Origin(found.image, found.pull_policy, pod=place | kept)
-    for deployment in attempt(
+    namespace = kubectl.current_namespace()
+    operators = attempt(
         lambda: kubectl.items("deployments", "--all-namespaces", f"--selector={OPERATOR}")
-    ):
+    ) or attempt(lambda: kubectl.items("deployments", f"--selector={OPERATOR}"))
+    for deployment in sorted(operators, key=lambda one: not watches(one, namespace)):
         arguments = deployment["spec"]["template"]["spec"]["containers"][0].get("args") or ()
         given = dict(one.partition("=")[::2] for one in arguments)
         if "--image" in given:
