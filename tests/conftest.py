@@ -199,6 +199,7 @@ def _example_experiment() -> Tree:
         },
         "sae": {"memory": "512Mi"},
         "archive": {"memory": "512Mi"},
+        "output": {"claim": None},  # the claim that is made has fields of its own
     }
     return overlaid(_example(structural(ScanExperiment)), {"spec": wanted})
 

@@ -50,7 +50,7 @@ CASES = {
         {"images": ["r/team/*"]},
     ),
     "CPUs": (PIPELINE, {"cpus": 9.0}),
-    "memory": (PIPELINE | {"archive": {"enabled": False}}, {"memory": "14Gi"}),
+    "memory": ({"resources": {"host": {"memory": "32Gi"}}}, {"memory": "64Gi"}),
     "gpus": ({"resources": {"host": {"gpus": 2}}}, {"gpus": 2}),
 }
 LESS = {

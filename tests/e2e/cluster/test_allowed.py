@@ -26,7 +26,7 @@ MORE["memory"] = "64Gi"
 
 
 @pytest.fixture
-def enforce(lab: Any, tool: Callable[[str], str]) -> Iterator[Callable[[Tree], None]]:
+def enforce(lab: Any, until: Any, tool: Callable[[str], str]) -> Iterator[Callable[[Tree], None]]:
     """Return a function that puts the chart's policy for the lab's namespace in force."""
     made: list[str] = []
 
@@ -57,6 +57,7 @@ def enforce(lab: Any, tool: Callable[[str], str]) -> Iterator[Callable[[Tree], N
     yield put
     for path in set(made):
         lab.ask("DELETE", path)
+    until(lambda: _tried(lab, CASES["serviceAccountName"][0])[0] == 201, "the policy is forgotten", 30)
 
 
 def _tree(lab: Any, spec: Tree, name: str = "tried") -> Tree:
