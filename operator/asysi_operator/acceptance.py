@@ -10,6 +10,7 @@ from asysi.contract.errors import ConfigError
 from asysi.contract.loading import check
 from asysi.contract.runtime import INPUTS
 from asysi.contract.spec import ScanExperiment
+from asysi_operator.manifests.labels import QUEUE
 
 FILE_LIMIT = 1_000_000
 """Bytes of an experiment's file: a ConfigMap holds 1 MiB, names and labels included."""
@@ -38,6 +39,12 @@ def notes(experiment: ScanExperiment) -> list[str]:
 def _problems(experiment: ScanExperiment) -> Iterator[str]:
     spec = experiment.spec
     yield from _too_large(experiment)
+    named, label = spec.scheduling.queue_name, experiment.metadata.labels.get(QUEUE)
+    if named and label and named != label:
+        yield (
+            f"spec.scheduling.queueName is {named}, and the label {QUEUE} is {label}: an experiment waits in "
+            "one queue, so drop one of them"
+        )
     if spec.output.uri is not None:
         yield (
             "spec.output.uri is a folder of a local run: in a pod results go to a volume, so name its claim "

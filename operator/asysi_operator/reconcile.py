@@ -22,7 +22,7 @@ from asysi_operator.manifests.claim import as_retained, retained_by
 from asysi_operator.manifests.config_map import applied_spec
 from asysi_operator.manifests.environment import output_of
 from asysi_operator.manifests.kinds import Manifest
-from asysi_operator.manifests.labels import spec_digest
+from asysi_operator.manifests.labels import QUEUE, queue_of, spec_digest
 from asysi_operator.manifests.names import ROWS, config_name_of, job_name, rows_name
 from asysi_operator.observation import (
     Kin,
@@ -153,7 +153,19 @@ def _go_on(observed: Observed, decided: Plan, objects: Sequence[Manifest], old: 
     old = old or _outdated(observed, rows)
     if old is not None:
         return replace(decided, actions=[_remove(old)], again=PATIENCE, stale=True)
-    return _towards(observed, decided, _due(observed, objects, rows))
+    due = _due(observed, objects, rows)
+    if _held(decided):
+        due = [one for one in due if one["kind"] != "Job"]
+    return _towards(observed, decided, due)
+
+
+def _held(decided: Plan) -> bool:
+    """Whether an experiment of a queue is suspended by its spec: then it has no Job.
+
+    Kueue starts what it has admitted. A Job that only we suspend it would resume, again and again.
+    """
+    experiment = decided.experiment
+    return experiment is not None and experiment.spec.lifecycle.suspend and queue_of(experiment) is not None
 
 
 def _output(observed: Observed, experiment: ScanExperiment) -> str:
@@ -261,7 +273,8 @@ def _towards(observed: Observed, decided: Plan, objects: Sequence[Manifest]) -> 
             wanted = _carried(wanted, there)  # noqa: PLW2901 - the same object, as far as it can still change
         manifest = sealed(wanted)
         if not current(there, manifest):
-            actions.append(Apply(manifest, exists=True, undoes=_undone(there, manifest)))
+            undoes = _undone(there, manifest)
+            actions.append(Apply(_as_placed(manifest, there), exists=True, undoes=undoes))
     return replace(decided, actions=[*actions, *_prune(observed, objects)])
 
 
@@ -383,6 +396,23 @@ def _carried(wanted: Manifest, there: Manifest) -> Manifest:
     return wanted | {"metadata": metadata, "spec": spec | fixed}
 
 
+def _is_queued(job: Manifest) -> bool:
+    return QUEUE in (job["metadata"].get("labels") or {})
+
+
+def _as_placed(manifest: Manifest, there: Manifest) -> Manifest:
+    """Return a manifest of a queued Job with what is Kueue's as it is there.
+
+    Kueue writes into the pod's template where the pod shall run. It cannot be changed while that runs. Where
+    Kueue itself has put the Job into a default queue, its `suspend` was ours once.
+    """
+    if manifest["kind"] != "Job" or not _is_queued(there):
+        return manifest
+    kept = (*_FIXED, *(["suspend"] if "suspend" in manifest["spec"] else []))
+    found = {key: there["spec"][key] for key in kept if key in there["spec"]}
+    return manifest | {"spec": manifest["spec"] | found}
+
+
 def sealed(manifest: Manifest) -> Manifest:
     """Return a manifest that carries its own digest, and a Job that of its fixed part."""
     annotations = dict(manifest["metadata"].get("annotations") or {})
@@ -432,8 +462,9 @@ def _changed(there: Manifest, wanted: Manifest) -> list[tuple[str, ...]]:
     owners = wanted["metadata"].get("ownerReferences") or ()
     metadata = {key: value for key, value in wanted["metadata"].items() if key != "ownerReferences"}
     wanted = wanted | {"metadata": metadata}
-    if wanted["kind"] == "Job":  # what of it is fixed cannot have been changed
-        wanted = wanted | {"spec": {key: value for key, value in wanted["spec"].items() if key not in _FIXED}}
+    if wanted["kind"] == "Job":  # what of it is fixed cannot have been changed, and a queue's is the queue's
+        passed = (*_FIXED, *(["suspend"] if _is_queued(there) else []))
+        wanted = wanted | {"spec": {key: value for key, value in wanted["spec"].items() if key not in passed}}
     paths = list(_differences(there, wanted))
     missing = any(not owned(there, owner["uid"]) for owner in owners)  # others may own it too
     return [*paths, ("metadata", "ownerReferences")] if missing else paths

@@ -9,6 +9,7 @@ from asysi_operator.answers import VERDICTS, LastWords, read_last_words
 from asysi_operator.failures import DISRUPTIONS, Failure, disruptions, finished, last_failure, refusal
 from asysi_operator.manifests.environment import output_of
 from asysi_operator.manifests.kinds import Manifest
+from asysi_operator.manifests.labels import queue_of
 from asysi_operator.observation import (
     Observed,
     Said,
@@ -328,13 +329,16 @@ def _refused(refused: Failure) -> Said:
 
 
 def _suspended(observed: Observed, decided: Plan, job: Manifest | None) -> Said:
-    wished = decided.experiment is not None and decided.experiment.spec.lifecycle.suspend
-    ending = any(
-        pod.get("status", {}).get("phase") not in {"Succeeded", "Failed"} for pod in observed.attempts
-    )
+    experiment = decided.experiment
+    wished = experiment is not None and experiment.spec.lifecycle.suspend
+    queue = queue_of(experiment) if experiment else None
+    pods = observed.pods if job is None else observed.attempts
+    ending = any(pod.get("status", {}).get("phase") not in {"Succeeded", "Failed"} for pod in pods)
     if job is not None and job["spec"].get("suspend") and not ending:
         asked = "lifecycle.suspend is true." if wished else "Its queue has not admitted it."
         return "True", "Suspended", asked
+    if job is None and wished and queue and not ending:
+        return "True", "Suspended", f"lifecycle.suspend is true: {queue} has no Job of it until it is false."
     if wished:
         return "False", "Suspending", "lifecycle.suspend is true; the pod is ending."
     return "False", "Active", "Nothing holds it back."

@@ -3,7 +3,7 @@
 from asysi.contract.runtime import Container, Exit
 from asysi.contract.spec import ScanExperiment
 from asysi_operator.manifests.kinds import Manifest, PodSettings
-from asysi_operator.manifests.labels import QUEUE, metadata
+from asysi_operator.manifests.labels import QUEUE, metadata, queue_of
 from asysi_operator.manifests.names import job_name, rows_name
 from asysi_operator.manifests.pod import pipeline_template, pod_template
 
@@ -84,17 +84,17 @@ _PUT_OUT: Manifest = {
 
 def _described(experiment: ScanExperiment, name: str) -> Manifest:
     described = metadata(experiment, name)
-    if queue := experiment.spec.scheduling.queue_name:
+    if queue := queue_of(experiment):
         described["labels"][QUEUE] = queue
     return described
 
 
 def _lifecycle(experiment: ScanExperiment) -> Manifest:
-    lifecycle, queue = experiment.spec.lifecycle, experiment.spec.scheduling.queue_name
+    lifecycle = experiment.spec.lifecycle
     deadline = lifecycle.active_deadline_seconds
     return {
-        # A queue suspends and resumes the Job itself.
-        **({"suspend": lifecycle.suspend} if lifecycle.suspend or not queue else {}),
+        # A queue suspends and resumes the Job itself: the field is Kueue's.
+        **({} if queue_of(experiment) else {"suspend": lifecycle.suspend}),
         **({"activeDeadlineSeconds": deadline} if deadline is not None else {}),
     }
 

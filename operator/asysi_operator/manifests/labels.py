@@ -22,6 +22,11 @@ _RESERVED = re.compile(r"(.*\.)?(kubernetes\.io|k8s\.io|asysi\.dev)/|(job-name|c
 """Labels by which Kubernetes and we know objects: a user's are not passed on."""
 
 
+def queue_of(experiment: ScanExperiment) -> str | None:
+    """Return the name of Kueue's LocalQueue: the spec's, or that of Kueue's own label on the experiment."""
+    return experiment.spec.scheduling.queue_name or experiment.metadata.labels.get(QUEUE) or None
+
+
 def selector(experiment: ScanExperiment) -> dict[str, str]:
     """Return the label that all objects of one experiment share, and no other object has."""
     return {EXPERIMENT: experiment.metadata.name}

@@ -730,7 +730,7 @@ class Scheduling(Part):
     runtime_class_name: ObjectName | None = None
     """RuntimeClass of the pod."""
     queue_name: Annotated[str, Field(pattern=OBJECT_NAME, max_length=63)] | None = None
-    """Kueue's LocalQueue."""
+    """Kueue's LocalQueue. Kueue's own label `kueue.x-k8s.io/queue-name` on the experiment says the same."""
     service_account_name: ObjectName | None = None
     """ServiceAccount of the pods, for the workload identity of a cloud; the operator's settings must allow
     it. Pods mount no token of the API either way. Unset takes the namespace's `default`."""
