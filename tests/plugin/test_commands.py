@@ -137,6 +137,16 @@ def test_what_is_not_written_yet_is_said(finished, capsys):
     assert "has written nothing" in capsys.readouterr().err
 
 
+def test_kept_results_outlive_their_experiment(finished, capsys):
+    """Results on a claim of its own that outlives the experiment are fetched from there."""
+    del finished.objects[0]
+    finished.save()
+    assert asysi("fetch", "minilm") == 0
+    assert Path("runs/minilm/report.html").exists()
+    assert asysi("report", "other") == 2
+    assert "there is no ScanExperiment other" in capsys.readouterr().err
+
+
 def test_report_writes_one_file(finished, capsys):
     """The report is in the working folder, and a newer one replaces it."""
     for text in ("<html>report</html>", "<html>newer</html>"):

@@ -128,7 +128,6 @@ def fetch(  # noqa: PLR0917 - each is an option of the command
       asysi cluster fetch minilm --only sae --only ledger.json -n team-a
     """
     from asysi_operator.plugin import reach, transfer  # noqa: PLC0415 - not needed for help
-    from asysi_operator.plugin.observe import find_experiment  # noqa: PLC0415
 
     paths = [str(REPORT_FILE) if one == "report" else transfer.result_path(one) for one in only or ()]
     target = output or Path("runs", name)
@@ -136,8 +135,7 @@ def fetch(  # noqa: PLR0917 - each is an option of the command
     if not alone:
         transfer.refuse_existing(target, overwrite=overwrite)
     kubectl = _kubectl(context, namespace, kubeconfig)
-    experiment = find_experiment(kubectl, name)
-    with reach.results(kubectl, experiment, image=image, seconds=pod_seconds) as place:
+    with reach.results(kubectl, name, image=image, seconds=pod_seconds) as place:
         if alone:
             file = target / REPORT_FILE
             if file.exists() and not overwrite:
@@ -174,12 +172,10 @@ def report(  # noqa: PLR0917 - each is an option of the command
       asysi cluster report minilm -o minilm.html --no-open
     """
     from asysi_operator.plugin import reach, transfer  # noqa: PLC0415 - not needed for help
-    from asysi_operator.plugin.observe import find_experiment  # noqa: PLC0415
 
     kubectl = _kubectl(context, namespace, kubeconfig)
-    experiment = find_experiment(kubectl, name)
     target = output or Path(f"{name}-report.html")
-    with reach.results(kubectl, experiment, image=image, seconds=pod_seconds) as place:
+    with reach.results(kubectl, name, image=image, seconds=pod_seconds) as place:
         moved = transfer.fetch_file(kubectl, place, str(REPORT_FILE), target)
     typer.echo(f"{target} ({_size(moved.size)})")
     if view and _has_display():

@@ -25,13 +25,15 @@ def find_experiment(kubectl: Kubectl, name: str) -> Manifest:
         ClusterError: it may not be read.
     """
     found = kubectl.find(KIND, name)
-    if found is not None:
-        return found
-    try:
-        known = [one["metadata"]["name"] for one in kubectl.items(KIND)]
-    except ClusterError:
-        known = []
-    raise ConfigError(no_such(name, kubectl.current_namespace(), known))
+    if found is None:
+        raise unknown(kubectl, name)
+    return found
+
+
+def unknown(kubectl: Kubectl, name: str) -> ConfigError:
+    """Return the error of an experiment that is not there, with the names of those that are."""
+    known = [one["metadata"]["name"] for one in attempt(lambda: kubectl.items(KIND))]
+    return ConfigError(no_such(name, kubectl.current_namespace(), known))
 
 
 def observe(kubectl: Kubectl, name: str) -> Seen:

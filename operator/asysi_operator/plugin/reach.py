@@ -13,13 +13,13 @@ from asysi.contract.runtime import MOUNTS, Container, Env
 from asysi_operator.failures import QUIET_WAITS
 from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.manifests.labels import EXPERIMENT
-from asysi_operator.manifests.names import ROWS
+from asysi_operator.manifests.names import OUTPUT, ROWS
 from asysi_operator.observation import condition, containers, leaving, state_of
 from asysi_operator.plugin.access import ClusterError
 from asysi_operator.plugin.diagnosis import watches
 from asysi_operator.plugin.files_pod import CONTAINER, FOLDER, Origin, files_pod, origin_of
 from asysi_operator.plugin.kubectl import Kubectl
-from asysi_operator.plugin.observe import OPERATOR, attempt
+from asysi_operator.plugin.observe import KIND, OPERATOR, attempt, unknown
 from asysi_operator.plugin.transfer import Place
 
 READY_SECONDS = 180.0
@@ -52,16 +52,25 @@ def results_of(experiment: Manifest) -> tuple[str, str]:
 
 
 @contextmanager
-def results(kubectl: Kubectl, experiment: Manifest, *, image: str | None, seconds: int) -> Iterator[Place]:
+def results(kubectl: Kubectl, name: str, *, image: str | None, seconds: int) -> Iterator[Place]:
     """Yield the place of an experiment's results.
+
+    Of one that was deleted they are on the claim that it had of its own, where that was to be kept.
 
     Args:
         kubectl: the cluster.
-        experiment: as the API server has it.
+        name: the experiment's.
         image: image of the pod, if one must be made; None takes that of the experiment.
         seconds: deadline of that pod.
     """
-    name = experiment["metadata"]["name"]
+    experiment = kubectl.find(KIND, name)
+    kept = f"{name}{OUTPUT}"
+    if experiment is None and kubectl.find("persistentvolumeclaim", kept) is not None:
+        with mounted(kubectl, kept, None, image=image, seconds=seconds, read_only=True) as pod_name:
+            yield Place(pod_name, CONTAINER, FOLDER)
+        return
+    if experiment is None:
+        raise unknown(kubectl, name)
     claim, folder = results_of(experiment)
     pods = attempt(lambda: kubectl.items("pods", f"--selector={EXPERIMENT}={name}"))
     for pod in pods:
@@ -210,7 +219,7 @@ def input_claim(kubectl: Kubectl, name: str) -> tuple[str, Manifest | None]:
     """
     if kubectl.find("persistentvolumeclaim", name) is not None:
         return name, None
-    experiment = kubectl.find("scanexperiments.asysi.dev", name)
+    experiment = kubectl.find(KIND, name)
     namespace = kubectl.current_namespace()
     if experiment is None:
         raise ConfigError(

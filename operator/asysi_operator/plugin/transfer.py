@@ -7,11 +7,13 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import IO, cast
 
 from asysi.contract.errors import ConfigError
 from asysi_operator.plugin import pod_side
 from asysi_operator.plugin.access import ClusterError
 from asysi_operator.plugin.kubectl import Kubectl, finish
+from asysi_operator.plugin.meter import Meter
 
 _SAYS = "asysi: "
 """How a sentence of the pod's side begins."""
@@ -88,8 +90,12 @@ def put(kubectl: Kubectl, place: Place, sources: Sequence[Path], *, overwrite: b
     with kubectl.stream(*arguments, content=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # the pod says why it reads no further
-            pod_side.send_several(list(sources), process.stdin)
+        meter = Meter(process.stdin)
+        with (
+            contextlib.closing(meter),
+            contextlib.suppress(BrokenPipeError),
+        ):  # the pod says why it reads no further
+            pod_side.send_several(list(sources), cast(IO[bytes], meter))
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
         said = process.stdout.read()
@@ -104,7 +110,8 @@ def _unpack(kubectl: Kubectl, place: Place, paths: Sequence[str], folder: Path) 
     with kubectl.stream(*arguments) as process:
         assert process.stdout is not None
         try:
-            files, size = pod_side.unpack(process.stdout, folder)
+            with contextlib.closing(Meter(process.stdout)) as meter:
+                files, size = pod_side.unpack(cast(IO[bytes], meter), folder)
         except pod_side.WrongError as error:
             process.stdout.close()
             with _explained():
