@@ -39,6 +39,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_the_last_of_two_values_of_a_name_counts() -> None:
+    """As the page on pipelines says; the others of the row are untouched."""
+    assert values.loads(b'{"a": 1, "b": 2, "a": 3}') == {"a": 3, "b": 2}
+
+
 def through(source: str, out: str, operator: Any = None, name: str = "p", **more: Any) -> Any:
     keep = lambda items: [dict(item) for item in items]  # noqa: E731
     return UnifiedPipeline([operator or keep], source, out, **more).create(name).run()

@@ -19,7 +19,9 @@ _DOUBLE = 8
 """Bytes of the largest float that JSON's readers hold."""
 
 loads = msgspec.json.Decoder().decode
-"""Returns the value of a JSON text; integers are exact. Raises ValueError where it is not JSON."""
+"""Returns the value of a JSON text; integers are exact. Of a name twice in an object the last one counts.
+
+Raises ValueError where it is not JSON."""
 
 
 class LossyValueError(ValueError):
