@@ -101,13 +101,13 @@ bench-operator: install ## From apply to Job beside a thousand experiments; need
 	$(BIN)/python benchmarks/operator/measure.py
 
 bench-pipeline: install peers-pipeline ## Rows a second against a plain loop, datatrove and Ray Data; calls a second against the ideal
-	$(BIN)/python benchmarks/pipeline/compare.py --peers $(VENV)-pipeline/bin/python
+	$(BIN)/python benchmarks/pipeline/compare.py --peers $(VENV)-pipeline/bin/python $(if $(BEFORE),--before $(BEFORE))
 
 bench-gpu: install ## What capture costs a model on a GPU; needs CUDA and five minutes
 	$(BIN)/python benchmarks/gpu/measure.py --out build/gpu
 
 bench-weights: install peers-weights ## Statistics and spectra of 2 GB against weightlens, numpy and WeightWatcher
-	$(BIN)/python benchmarks/weights/compare.py --peers-python $(VENV)-weights/bin/python
+	$(BIN)/python benchmarks/weights/compare.py --peers-python $(VENV)-weights/bin/python $(if $(BEFORE),--before $(BEFORE))
 
 ring-models: install ## Prove the ring's protocol with wide bounds; needs spin, relacy-dev and 7 GiB
 	$(MAKE) -C native/models full PYTHON=$(abspath $(BIN)/python)

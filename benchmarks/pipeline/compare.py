@@ -1,9 +1,10 @@
 """Rows a second against a plain loop, datatrove and Ray Data; calls a second against the ideal.
 
-    python benchmarks/pipeline/compare.py [--peers .venv-pipeline/bin/python] [--rows N] [--rounds N]
+    python benchmarks/pipeline/compare.py [--peers .venv-pipeline/bin/python] [--before CHECKOUT] [--rows N]
 
-Everything in one run, contestants alternating, so that ratios hold whatever the machine does. Writes
-docs/benchmarks/pipeline.md, .svg and .json.
+Everything in one run, contestants alternating, so that ratios hold whatever the machine does. CHECKOUT is
+another version of this repository with its own .venv: it then runs beside this one, so that a case that
+became slower is seen. Writes docs/benchmarks/pipeline.md, .svg and .json.
 """
 
 import argparse
@@ -28,28 +29,38 @@ ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 STUB = ROOT / "examples" / "pipeline" / "stub.py"
 PEERS = ("datatrove", "ray")
+BEFORE = ", before"
+"""Ends the name of what the other version runs."""
 LATENCY = 0.05
 IN_FLIGHT = {20: 1000, 50: 2000, 100: 3000}
 """Calls at once: how many calls."""
 TIMEOUT = 240
 
 
-def contestants(workers: int) -> list[tuple[str, list[str]]]:
+def contestants(workers: int, before: Path | None, turn: int) -> list[tuple[str, list[str]]]:
     """Return who runs with so many workers, and the flags of each."""
-    ours = [("plain", ["--no-fsync"]), ("ours", []), ("ours, no fsync", ["--no-fsync"])]
-    return [*ours, *([("ours, shards", [])] if workers > 1 else []), *((peer, []) for peer in PEERS)]
+    found: list[tuple[str, list[str]]] = [("plain", ["--no-fsync"])]
+    for who in ("ours", *(["ours, shards"] if workers > 1 else [])):
+        both = [(who, []), *([(who + BEFORE, [])] if before else [])]
+        found += reversed(both) if turn % 2 else both
+    return [*found, ("ours, no fsync", ["--no-fsync"]), *((peer, []) for peer in PEERS)]
 
 
 def one(who: str, flags: list[str], workers: int, paths: list[Path], given: argparse.Namespace) -> tree.Cost:
     """Run a contestant once."""
-    folder, peers = given.folder, given.peers
-    name = {"ours, shards": "shards"}.get(who, who.partition(",")[0])
-    python = str(peers if who in PEERS else sys.executable)
+    folder = given.folder
+    name = "shards" if "shards" in who else who.partition(",")[0]
+    python = str(given.peers if who in PEERS else python_of(who, given))
     out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     command = [python, str(HERE / "task.py"), name, "--workers", str(workers), *flags, str(out)]
     return tree.measure([*command, *map(str, paths)], TIMEOUT)
+
+
+def python_of(who: str, given: argparse.Namespace) -> Path:
+    """Return the Python that runs a contestant of ours: that of this version, or of the one before."""
+    return given.before / ".venv" / "bin" / "python" if who.endswith(BEFORE) else Path(sys.executable)
 
 
 def outputs(out: Path) -> list[Path]:
@@ -64,7 +75,7 @@ def compare(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for turn in range(given.rounds):
         for files in (1, 8):
             for workers in (1, 2):
-                for who, flags in contestants(workers):
+                for who, flags in contestants(workers, given.before, turn):
                     if who in PEERS and (given.peers is None or turn >= given.peer_rounds):
                         continue
                     count = given.peer_rows if who in PEERS else given.rows
@@ -105,7 +116,7 @@ def calls(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield a record for every run of calls."""
     for turn in range(given.call_rounds):
         for at_once, count in IN_FLIGHT.items():
-            for who in ("bare", "ours"):
+            for who in ("bare", "ours", *(["ours" + BEFORE] if given.before else [])):
                 folder = given.folder / "calls"
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True)
@@ -115,7 +126,8 @@ def calls(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 try:
                     assert stub.stdout is not None
                     url = f"http://127.0.0.1:{int(stub.stdout.readline())}/v1"
-                    command = [sys.executable, str(HERE / "calls.py"), who, str(at_once), str(count), url]
+                    python, name = str(python_of(who, given)), who.partition(",")[0]
+                    command = [python, str(HERE / "calls.py"), name, str(at_once), str(count), url]
                     said = tree.measure([*command, str(folder)], TIMEOUT, alone=False).said
                 finally:
                     stub.kill()
@@ -125,18 +137,23 @@ def calls(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 yield record
 
 
-def facts(peers: Path | None) -> dict[str, str]:
+def commit_of(checkout: Path) -> str:
+    """Return what git calls a checkout's version."""
+    asked = ["git", "describe", "--always", "--dirty"]
+    done = subprocess.run(asked, cwd=checkout, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def facts(peers: Path | None, before: Path | None) -> dict[str, str]:
     """Return machine and versions."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown")
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
     found = {
         "processor": f"{os.cpu_count()} × {model.strip()}",
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "asysi": commit or "unknown",
+        "asysi": commit_of(ROOT),
+        **({"asysi before": commit_of(before)} if before else {}),
         **{name: version(name) for name in ("orjson", "httpx")},
     }
     if peers is not None:
@@ -151,6 +168,7 @@ def facts(peers: Path | None) -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--peers", type=Path, help="Python that has datatrove and ray")
+    parser.add_argument("--before", type=Path, help="checkout of another version, with its .venv")
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--peer-rows", type=int, default=250_000)
     parser.add_argument("--rounds", type=int, default=3)
@@ -161,6 +179,10 @@ def main() -> None:
     parser.add_argument("--only", choices=("rows", "calls"), help="measure one again, and keep the other")
     given = parser.parse_args()
     given.peers = given.peers.absolute() if given.peers else None
+    given.before = given.before.absolute() if given.before else None
+    if given.before and not python_of(BEFORE, given).exists():
+        parser.error(f"{python_of(BEFORE, given)} is not there: install that version into its own .venv")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else imports are compiled in every run
     record = given.out / "pipeline.json"
     began = time.monotonic()
     for count in {given.rows, given.peer_rows} if given.only != "calls" else ():
@@ -168,7 +190,11 @@ def main() -> None:
             rows.write(given.folder, count, files)
     result = json.loads(record.read_text()) if given.only else {}
     result |= {"calls": list(calls(given))} if given.only != "rows" else {}
-    result |= {"rows": list(compare(given)), "facts": facts(given.peers)} if given.only != "calls" else {}
+    result |= (
+        {"rows": list(compare(given)), "facts": facts(given.peers, given.before)}
+        if given.only != "calls"
+        else {}
+    )
     minutes = round((time.monotonic() - began) / 60, 1)
     result |= {"minutes": result.get("minutes", 0.0) if given.only else minutes, "load": os.getloadavg()[1]}
     given.out.mkdir(parents=True, exist_ok=True)

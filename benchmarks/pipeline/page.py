@@ -6,8 +6,11 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-AIM = 0.6
-"""Of the plain loop's rows a second, with all guarantees on."""
+AIM, CALLS_AIM = 0.6, 0.8
+"""Of the plain loop's rows a second, and of bare httpx's calls a second, with all guarantees on."""
+SLOWER = 1.03
+"""What the version before may have been faster by."""
+BEFORE = ", before"
 LATENCY = 0.05
 _ORDER = ("plain", "ours", "ours, no fsync", "ours, shards", "datatrove", "ray")
 _LABELS = {"plain": "plain orjson loop", "ray": "Ray Data"}
@@ -20,7 +23,7 @@ def text(result: Record) -> str:
     for files in (1, 8):
         for workers in (1, 2):
             parts += _table(result, files, workers)
-    parts += [*_calls(result), *_how(result)]
+    parts += [*_calls(result), *_before(result), *_how(result)]
     return "\n".join(parts) + "\n"
 
 
@@ -65,6 +68,10 @@ def _aims(result: Record) -> list[str]:
             met = "met" if share >= AIM else "not met"
             what = f"{_files(files)}, {_workers(workers)}: {AIM} of the plain loop, and first otherwise"
             lines.append(f"| {what} | {share:.2f} ({met}); {first} |")
+    for at_once in _levels(result):
+        share = _call_share(result, "ours", "bare", at_once)
+        met = "met" if share >= CALLS_AIM else "not met"
+        lines.append(f"| {at_once} calls at once: {CALLS_AIM} of bare httpx | {share:.2f} ({met}) |")
     return [*lines, ""]
 
 
@@ -98,10 +105,10 @@ def _calls(result: Record) -> list[str]:
         "| at once | ideal, calls/s | bare httpx | ours | bare, share | ours | ms a call: bare | ours |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for at_once in sorted({run["at_once"] for run in result["calls"]}):
+    for at_once in _levels(result):
         rates, spent = {}, {}
         for who in ("bare", "ours"):
-            runs = [run for run in result["calls"] if (run["who"], run["at_once"]) == (who, at_once)]
+            runs = _call_runs(result, who, at_once)
             rates[who] = median(run["calls"] / run["seconds"] for run in runs)
             spent[who] = median(run["processor"] / run["calls"] * 1e3 for run in runs)
         ideal = at_once / LATENCY
@@ -111,6 +118,63 @@ def _calls(result: Record) -> list[str]:
             f"| {at_once} | {ideal:,.0f} | {rates['bare']:,.0f} | {rates['ours']:,.0f} | {shares} | {times} |"
         )
     return [*lines, ""]
+
+
+def _before(result: Record) -> list[str]:
+    """Return each case beside the version before, if that was run."""
+    cases = [
+        (who, files, workers)
+        for who in ("ours", "ours, shards")
+        for files in (1, 8)
+        for workers in (1, 2)
+        if _runs(result, who + BEFORE, files, workers)
+    ]
+    if not cases:
+        return []
+    lines = [
+        _words("before"),
+        "| case | rows/s before | now | seconds, now / before | processor, now / before | |",
+        "|---|---|---|---|---|---|",
+    ]
+    for who, files, workers in cases:
+        runs, old = _runs(result, who, files, workers), _runs(result, who + BEFORE, files, workers)
+        spent = _ratio(runs, old, "processor")
+        lines.append(
+            f"| {who}: {_files(files)}, {_workers(workers)} | {_rate(old):,.0f} | {_rate(runs):,.0f} | "
+            f"{_ratio(runs, old, 'seconds'):.2f} | {spent:.2f} | {_verdict(spent)} |"
+        )
+    for at_once in _levels(result):
+        runs, old = _call_runs(result, "ours", at_once), _call_runs(result, "ours" + BEFORE, at_once)
+        rates = [median(run["calls"] / run["seconds"] for run in some) for some in (old, runs)]
+        spent = _ratio(runs, old, "processor")
+        lines.append(
+            f"| {at_once} calls at once, calls/s | {rates[0]:,.0f} | {rates[1]:,.0f} | "
+            f"{_ratio(runs, old, 'seconds'):.2f} | {spent:.2f} | {_verdict(spent)} |"
+        )
+    return [*lines, ""]
+
+
+def _verdict(ratio: float) -> str:
+    return "not slower" if ratio <= SLOWER else f"slower by {ratio - 1:.0%}"
+
+
+def _ratio(runs: list[Record], old: list[Record], what: str) -> float:
+    """Return the median, over the rounds, of the ratio to the version before in the same round."""
+    before = {run["turn"]: run[what] for run in old}
+    return median(run[what] / before[run["turn"]] for run in runs)
+
+
+def _levels(result: Record) -> list[int]:
+    return sorted({run["at_once"] for run in result["calls"]})
+
+
+def _call_runs(result: Record, who: str, at_once: int) -> list[Record]:
+    return [run for run in result["calls"] if (run["who"], run["at_once"]) == (who, at_once)]
+
+
+def _call_share(result: Record, who: str, of: str, at_once: int) -> float:
+    """Return the median, over the rounds, of a contestant's calls a second to another's."""
+    return 1 / _ratio(_call_runs(result, who, at_once), _call_runs(result, of, at_once), "seconds")
 
 
 def _how(result: Record) -> list[str]:

@@ -1,11 +1,13 @@
 """Statistics and spectra of a checkpoint: ours, weightlens, numpy and WeightWatcher, in one run.
 
-    python benchmarks/weights/compare.py --peers-python .venv-weights/bin/python [--folder FOLDER]
+    python benchmarks/weights/compare.py --peers-python .venv-weights/bin/python [--before CHECKOUT]
+        [--folder FOLDER]
 
 Each run is a process of its own; the rounds alternate between the contenders. Warm: the files are in the page
 cache. Cold: they are dropped from it by posix_fadvise. The ceiling is measured in every round: two threads
 that only read memory, only copy it, and only read the files. Figures are held against each other before any
-time is written down. Writes docs/benchmarks/weights.json and .md; exits with 1 when a figure disagrees.
+time is written down. CHECKOUT is another version of this repository with its own .venv, which then runs in
+turn with this one. Writes docs/benchmarks/weights.json and .md; exits with 1 when a figure disagrees.
 """
 
 import argparse
@@ -24,6 +26,12 @@ from typing import Any
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 OUT = ROOT / "docs" / "benchmarks"
+BEFORE = "_before"
+"""Ends the name of what the other version runs."""
+BESIDE = {"ours": "full table", "ours_mmap": "full table, `--backend mmap`", "ours_spectra": "with spectra"}
+"""What the other version runs too."""
+SLOWER = 1.03
+"""What the version before may have been faster by, in processor time."""
 PROJECT = ("ours", "ours_mmap", "ours_basic", "ours_spectra", "numpy", "ceiling")
 WORDS = {
     "ours": "**asysi**",
@@ -51,24 +59,25 @@ SPECTRAL_TOLERANCE = 1e-4
 def main() -> int:
     options = parse()
     began = time.monotonic()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         subprocess.run([sys.executable, HERE / "checkpoint.py", folder], check=True)
-        bench = Bench(folder, options.peers_python)
+        bench = Bench(folder, options.peers_python, options.before)
         results: dict[str, Any] = {"warm": {}, "cold": {}, "spectra": {}}
         for kind, rounds in (("warm", options.rounds), ("cold", options.cold)):
-            for _ in range(rounds):
-                for name in ORDER:
+            for turn in range(rounds):
+                for name in (one for who in ORDER for one in bench.versions(who, turn)):
                     results[kind].setdefault(name, []).append(bench.run(name, folder, cold=kind == "cold"))
-        for _ in range(options.spectra):
-            for name in ("ours_spectra", "weightwatcher"):
+        for turn in range(options.spectra):
+            for name in (*bench.versions("ours_spectra", turn), "weightwatcher"):
                 results["spectra"].setdefault(name, []).append(bench.run(name, folder / "spectra"))
         results["bytes"] = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     results["agreement"] = agreement({name: results["warm"][name][0]["found"] for name in WORDS})
     results["spectra_agreement"] = spectral_agreement(results["spectra"])
-    results["machine"] = machine(options.peers_python)
+    results["machine"] = machine(options.peers_python, options.before)
     results["took"] = time.monotonic() - began
-    write(results)
+    write(results, options.out)
     return int(bool(results["agreement"]["wrong"] or results["spectra_agreement"]["wrong"]))
 
 
@@ -81,15 +90,29 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--cold", type=int, default=1)
     parser.add_argument("--spectra", type=int, default=1)
-    return parser.parse_args()
+    parser.add_argument("--before", type=Path, help="checkout of another version, with its .venv")
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args()
+    if options.before and not python_of(options.before).exists():
+        parser.error(f"{python_of(options.before)} is not there: install that version into its own .venv")
+    return options
+
+
+def python_of(checkout: Path) -> Path:
+    return checkout.absolute() / ".venv" / "bin" / "python"
 
 
 class Bench:
     """Runs contenders, one at a time."""
 
-    def __init__(self, folder: Path, peers: Path) -> None:
-        self.files, self.peers = sorted(folder.glob("*.safetensors")), peers
+    def __init__(self, folder: Path, peers: Path, before: Path | None) -> None:
+        self.files, self.peers, self.before = sorted(folder.glob("*.safetensors")), peers, before
         self.page(advice=os.POSIX_FADV_WILLNEED)
+
+    def versions(self, name: str, turn: int) -> list[str]:
+        """Return a contender, and its version before where there is one: first and second in turn."""
+        both = [name, name + BEFORE] if self.before and name in BESIDE else [name]
+        return both[::-1] if turn % 2 else both
 
     def page(self, advice: int) -> None:
         """Bring the files into the page cache, or drop them from it."""
@@ -104,9 +127,12 @@ class Bench:
     def run(self, name: str, folder: Path, *, cold: bool = False) -> dict[str, Any]:
         if cold:
             self.page(os.POSIX_FADV_DONTNEED)
-        python = sys.executable if name in PROJECT else self.peers
+        who = name.removesuffix(BEFORE)
+        python = Path(sys.executable) if who in PROJECT else self.peers
+        if who != name and self.before:
+            python = python_of(self.before)
         done = subprocess.run(
-            [python, HERE / "contender.py", name, folder],
+            [python, HERE / "contender.py", who, folder],
             check=True,
             capture_output=True,
             text=True,
@@ -168,15 +194,15 @@ def spectral_agreement(runs: dict[str, Any]) -> dict[str, Any]:
 # -- the page
 
 
-def write(results: dict[str, Any]) -> None:
+def write(results: dict[str, Any], out: Path) -> None:
     for kind in ("warm", "cold", "spectra"):
         for name, runs in results[kind].items():
             for run in runs:
                 if name != "ceiling":
                     del run["found"]
-    OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / "weights.json").write_text(json.dumps(results, indent=1) + "\n")
-    (OUT / "weights.md").write_text(page(results))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "weights.json").write_text(json.dumps(results, indent=1) + "\n")
+    (out / "weights.md").write_text(page(results))
 
 
 def page(results: dict[str, Any]) -> str:
@@ -210,6 +236,8 @@ def page(results: dict[str, Any]) -> str:
         their_seconds=spread(seconds["weightwatcher"]),
         ratio=statistics.median(seconds["weightwatcher"]) / statistics.median(seconds["ours_spectra"]),
         errors=", ".join(f"`{key}` {error:.0e}" for key, error in spectra["errors"].items()),
+        **per_core(results),
+        before=before_and_after(results),
         machine=", ".join(f"{key} {value}" for key, value in results["machine"].items()),
         took=results["took"],
     )
@@ -232,12 +260,53 @@ def row(name: str, results: dict[str, Any], limits: dict[str, float]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def per_core(results: dict[str, Any]) -> dict[str, float]:
+    """Return GB per processor second of reading the files and of the basic statistics, and their ratio."""
+    warm = results["warm"]
+    files = statistics.median(run["found"]["GB/s of a core"]["files"] for run in warm["ceiling"])
+    basic = statistics.median(results["bytes"] / run["processor"] / 1e9 for run in warm["ours_basic"])
+    return {"files_core": files, "basic_core": basic, "basic_share": basic / files}
+
+
+def before_and_after(results: dict[str, Any]) -> str:
+    """Return each case beside the version before, if that was run."""
+    lines = []
+    for name, what in BESIDE.items():
+        runs = results["spectra" if name == "ours_spectra" else "warm"]
+        if name + BEFORE not in runs:
+            continue
+        pairs = list(zip(runs[name], runs[name + BEFORE], strict=True))
+        seconds, spent = (
+            statistics.median(now[key] / old[key] for now, old in pairs) for key in ("seconds", "processor")
+        )
+        verdict = "not slower" if spent <= SLOWER else f"slower by {spent - 1:.0%}"
+        lines.append(f"| {what} | {seconds:.2f} | {spent:.2f} | {verdict} |")
+    if not lines:
+        return ""
+    head = [
+        "## Before and after",
+        "",
+        "The version before, in turn in the same rounds, with this version's benchmark. The verdict is by"
+        " processor time.",
+        "",
+        "| warm | seconds, now / before | processor, now / before | |",
+        "|---|---|---|---|",
+    ]
+    return "\n".join([*head, *lines, "", ""])
+
+
 def spread(values: list[float]) -> str:
     middle = f"{statistics.median(values):.2f}"
     return f"{middle} ({min(values):.2f} – {max(values):.2f})" if len(values) > 1 else middle
 
 
-def machine(peers: Path) -> dict[str, object]:
+def commit_of(checkout: Path) -> str:
+    """Return what git calls a checkout's version."""
+    asked = ["git", "-C", str(checkout), "describe", "--always", "--dirty"]
+    return subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def machine(peers: Path, before: Path | None) -> dict[str, object]:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown")
     names = ("weightlens", "weightwatcher", "numpy", "torch")
@@ -245,9 +314,6 @@ def machine(peers: Path) -> dict[str, object]:
     said = subprocess.run(
         [peers, "-c", ask, *names], check=True, capture_output=True, text=True
     ).stdout.split()
-    commit = subprocess.run(
-        ["git", "-C", ROOT, "describe", "--always", "--dirty"], check=True, capture_output=True, text=True
-    ).stdout.strip()
     return {
         "processor": model.strip(),
         "processors": os.cpu_count(),
@@ -255,7 +321,8 @@ def machine(peers: Path) -> dict[str, object]:
         "15-minute load": round(os.getloadavg()[2], 2),
         "python": platform.python_version(),
         "numpy": version("numpy"),
-        "asysi": commit,
+        "asysi": commit_of(ROOT),
+        **({"asysi before": commit_of(before)} if before else {}),
         **{
             f"peers' {name}" if name in {"numpy", "torch"} else name: one
             for name, one in zip(names, said, strict=True)
