@@ -28,6 +28,7 @@ CHANGES = {
     "namespaces": ["one", "two"],
     "crds.enabled": True,
     "crds.keep": False,
+    "crds.takeOwnership": True,
     "allowed.serviceAccounts": ["robot"],
     "allowed.priorityClasses": ["low-*"],
     "allowed.runtimeClasses": [],
@@ -157,7 +158,8 @@ def test_every_value_is_described_and_has_a_change():
 @pytest.mark.parametrize("path", CHANGES)
 def test_every_value_changes_something(path, render, everything, nested, laid_over):
     """A value other than the default renders other objects."""
-    base = laid_over(everything, {"crds": {"enabled": path == "crds.keep"}})
+    crds = {"enabled": path in {"crds.keep", "crds.takeOwnership"}, "keep": path != "crds.takeOwnership"}
+    base = laid_over(everything, {"crds": crds})
     assert render(laid_over(base, nested(path, CHANGES[path]))) != render(base)
 
 

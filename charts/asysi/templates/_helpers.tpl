@@ -152,3 +152,21 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
   message: {{ printf "spec.%s: allowed is %s" .field (join ", " .names | default "none") | quote }}
   reason: Forbidden
 {{- end -}}
+
+{{- define "asysi.crdName" -}}
+scanexperiments.asysi.dev
+{{- end -}}
+
+{{- /* Whose the CRD is that is there; nothing when there is none, or when it is this release's. */ -}}
+{{- define "asysi.crdOwner" -}}
+{{- with lookup "apiextensions.k8s.io/v1" "CustomResourceDefinition" "" (include "asysi.crdName" .) -}}
+{{- $annotations := .metadata.annotations | default dict -}}
+{{- $name := get $annotations "meta.helm.sh/release-name" -}}
+{{- $namespace := get $annotations "meta.helm.sh/release-namespace" -}}
+{{- if not $name -}}
+no release of Helm
+{{- else if not (and (eq $name $.Release.Name) (eq $namespace $.Release.Namespace)) -}}
+release {{ $name }} in namespace {{ $namespace }}
+{{- end -}}
+{{- end -}}
+{{- end -}}

@@ -587,7 +587,7 @@ def proxy(lab: Lab) -> Iterator[Proxy]:
 @pytest.fixture(scope="module")
 def operator(proxy: Proxy, token: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
     """The operator of the module, running; a test may kill it and must start it again."""
-    with _operator(proxy, token, tmp_path_factory.mktemp("operator")) as operator:
+    with operating(proxy, token, tmp_path_factory.mktemp("operator")) as operator:
         operator.start()
         yield operator
 
@@ -608,7 +608,7 @@ def skewed(
         folder = tmp_path / str(seconds)
         folder.mkdir()
         off = {"LD_PRELOAD": str(tmp_path / "skew.so"), "ASYSI_SKEW": str(seconds)}
-        with _operator(proxy, token, folder, **off) as other:
+        with operating(proxy, token, folder, **off) as other:
             other.start()
             yield other
 
@@ -618,7 +618,7 @@ def skewed(
 
 
 @contextmanager
-def _operator(proxy: Proxy, token: str, folder: Path, **environment: str) -> Iterator[Operator]:
+def operating(proxy: Proxy, token: str, folder: Path, **environment: str) -> Iterator[Operator]:
     """Yield an operator that is not started yet, with variables of its own, and kill it in the end."""
     (folder / "kubeconfig").write_text(
         yaml.safe_dump(
