@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test tools lint format generate check-generated bench bench-host bench-sae bench-ring bench-operator bench-pipeline bench-weights bench-gpu compatibility smollm2 peers peers-ring peers-pipeline peers-weights ring-models ring-faults ring-hostile ring-stop ring-abi kill-pipeline memory-pipeline chaos hostile e2e clean
+.PHONY: help install demo test tools lint format generate check-generated bench bench-host bench-sae bench-ring bench-operator bench-pipeline bench-weights bench-gpu compatibility smollm2 peers peers-ring peers-pipeline peers-weights ring-models ring-faults ring-hostile ring-stop ring-abi kill-pipeline memory-pipeline chaos hostile e2e audit clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -137,6 +137,14 @@ chaos: install ## Kill the operator, pods, API server and kubelet as often as do
 
 hostile: install ## Ten thousand hostile experiments: each refused by name, or its pod stays restricted
 	ASYSI_HOSTILE_EXPERIMENTS=10000 $(BIN)/python -m pytest --timeout 3600 tests/manifests/test_hostile_experiments.py
+
+$(VENV)-audit/.ready:
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/pip install --quiet --disable-pip-version-check checkov==3.3.30
+	@touch $@
+
+audit: install $(VENV)-audit/.ready ## Hold chart and Job against checkov; what fails has its reason in docs/security.md; needs helm
+	$(BIN)/python charts/audit.py --checkov $(VENV)-audit/bin/checkov
 
 clean: ## Remove what these targets made
 	rm -rf $(VENV) $(VENV)-* build dist runs examples/*/runs examples/*/.data
