@@ -121,6 +121,7 @@ def release(shell: Shell, images: dict[str, str], prometheus: Query) -> str:
     """The chart, installed with everything that it can do; returns the release's name."""
     values = {
         "namespaces": [shell.namespace],
+        "crds": {"takeOwnership": True},  # of a CRD that other tests have left
         "image": _image(images["operator"]),
         "workerImage": _image(images["worker"]),
         "networkPolicy": {"enabled": True},
@@ -134,7 +135,7 @@ def release(shell: Shell, images: dict[str, str], prometheus: Query) -> str:
     try:
         shell.helm(
             "install", "watch", str(ROOT / "charts" / "asysi"), "--wait", "--timeout", "90s",
-            "--take-ownership",  # of a CRD that other tests have left
+            "--take-ownership",
             *(f"--set-json={key}={json.dumps(value)}" for key, value in values.items()),
         )  # fmt: skip
     except AssertionError as error:

@@ -1,6 +1,7 @@
 """Two teams, two releases of the chart by a real Helm: their namespaces, and whose the CRD is."""
 
 import json
+import secrets
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,7 +37,8 @@ def helm(kubeconfig: Path, tool: Callable[[str], str]) -> Helm:
 @pytest.fixture
 def teams(lab: Lab, kubeconfig: Path, helm: Helm) -> Iterator[list[Lab]]:
     """Two namespaces; whatever is installed there goes with them, and the CRD stays."""
-    labs = [Lab(kubeconfig, f"{lab.namespace}-{team}") for team in ("a", "b")]
+    mark = secrets.token_hex(3)  # the namespaces of the test before may not have gone yet
+    labs = [Lab(kubeconfig, f"{lab.namespace}-{mark}-{team}") for team in ("a", "b")]
     for one in labs:
         one.create({"kind": "Namespace", "metadata": {"name": one.namespace}})
     yield labs
