@@ -248,7 +248,7 @@ def test_the_trainers_processor_is_its_own(shell, running):
     own = allowed.pop(Container.SAE)
     assert len(own) == 1
     assert not own & set().union(*allowed.values())
-    assert _status(shell)["cpuSets"]["sae"] == str(*own)
+    _until(lambda: _status(shell).get("cpuSets", {}).get("sae") == str(*own), "the status says which")
 
 
 def test_a_user_sees_what_it_does(shell, running, tmp_path):
@@ -483,6 +483,19 @@ def test_the_first_experiment_runs_as_it_stands(shell, results, tmp_path):
     shell.asysi("report", "first", "--no-open", "--output", str(tmp_path / "first.html"))
     assert "transformer.h.1" in (tmp_path / "first.html").read_text()
     assert "first has succeeded" in shell.asysi("why", "first")
+    plugin = tmp_path / "kubectl-asysi"  # as the wheel's entry point makes it
+    plugin.write_text(f"#!{sys.executable}\nfrom asysi.cli import kubectl_plugin\n\nkubectl_plugin()\n")
+    plugin.chmod(0o755)
+    said = subprocess.run(
+        [shell.kubectl_path, "asysi", "why", "first", "--namespace", shell.namespace],
+        env={
+            **os.environ,
+            "KUBECONFIG": str(shell.kubeconfig),
+            "PATH": os.pathsep.join([str(tmp_path), os.environ["PATH"]]),
+        },
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "first has succeeded" in said.stdout
 
 
 def test_the_operator_was_refused_nothing(shell, results, prometheus):

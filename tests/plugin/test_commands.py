@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -302,6 +303,21 @@ def test_the_plugin_has_the_same_verbs():
     assert done.stdout.startswith("Usage: kubectl asysi")
     for verb in ("fetch", "report", "logs", "why", "put"):
         assert f"\n  {verb} " in done.stdout
+
+
+def test_the_wheel_has_the_plugin():
+    """kubectl finds a program of this name on the PATH, and the package installs it."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert project["scripts"]["kubectl-asysi"] == "asysi.cli:kubectl_plugin"
+
+
+def test_it_needs_neither_a_client_nor_torch():
+    """The verbs work with the package's own requirements: nothing of an extra is imported."""
+    modules = "reach, bundle, logs, transfer, observe"
+    code = f"import sys; from asysi_operator.plugin import commands, {modules}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    extras = {"kubernetes", "kopf", "prometheus_client", "httpx", "numpy", "torch", "orjson", "msgspec"}
+    assert not extras & set(done.stdout.split())
 
 
 def test_without_kubectl_it_says_so(finished, monkeypatch, capsys):
