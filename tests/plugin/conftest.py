@@ -21,6 +21,10 @@ with open(folder + "/calls", "a") as calls:
 words = [word for word in sys.argv[1:] if not word.startswith(("--kubeconfig", "--context", "--namespace="))]
 state = json.load(open(folder + "/state.json"))
 verb, rest = words[0], words[1:]
+def save(state):  # whole or not at all: others read it meanwhile
+    with open(folder + "/state.tmp", "w") as file:
+        json.dump(state, file)
+    os.replace(folder + "/state.tmp", folder + "/state.json")
 for refusal in state["refusals"]:
     if all(word in words for word in refusal["when"]):
         sys.stderr.write(refusal["says"] + "\\n")
@@ -38,11 +42,11 @@ if verb == "create":
     made = json.load(sys.stdin)
     json.dump(made, open(folder + "/made.json", "w"))
     state["objects"].append(made | ({{"status": state["pod_status"]}} if made["kind"] == "Pod" else {{}}))
-    json.dump(state, open(folder + "/state.json", "w"))
+    save(state)
     print(made["metadata"]["name"])
 elif verb == "delete":
     state["objects"] = [one for one in state["objects"] if one["metadata"]["name"] != rest[1]]
-    json.dump(state, open(folder + "/state.json", "w"))
+    save(state)
 elif verb == "get":
     kind = rest[0].partition(".")[0].rstrip("s")
     plain = [word for word in rest[1:] if not word.startswith("-")]

@@ -201,12 +201,16 @@ def test_ctrl_c_removes_the_pod(finished, number):
     finished.pod_status = {}
     finished.save()
     process = subprocess.Popen([sys.executable, "-m", "asysi.cli", "cluster", "fetch", "minilm"])
-    deadline = time.monotonic() + 20
-    while "Pod" not in finished.kinds_left:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(number)
-    assert process.wait(20) == 130
+    try:
+        deadline = time.monotonic() + 60
+        while "Pod" not in finished.kinds_left:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(number)
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+        process.wait()
     assert "Pod" not in finished.kinds_left
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -115,15 +116,27 @@ class Kubectl:
                 _close(pipe)
 
     def remove(self, kind: str, name: str) -> None:
-        """Delete an object without waiting. A Ctrl-C at the terminal does not reach this call."""
-        subprocess.run(  # noqa: S603 - kubectl, as the user has it
-            self.command("delete", kind, name, "--ignore-not-found", "--wait=false", "--grace-period=1"),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-            timeout=_SECONDS,
-            start_new_session=True,
-        )
+        """Delete an object without waiting for its end. Another Ctrl-C does not stop this."""
+        with _undisturbed():
+            subprocess.run(  # noqa: S603 - kubectl, as the user has it
+                self.command("delete", kind, name, "--ignore-not-found", "--wait=false", "--grace-period=1"),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                check=False,
+                timeout=_SECONDS,
+                start_new_session=True,  # the terminal's Ctrl-C goes to every process of ours
+            )
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ignore SIGINT and SIGTERM for as long as what must not be left half done takes."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def finish(process: "subprocess.Popen[bytes]", arguments: Sequence[str]) -> str:
