@@ -336,3 +336,11 @@ def test_context_and_namespace_reach_every_call(finished):
     assert asysi("fetch", "minilm", "-n", "lab", "--context", "far", "--kubeconfig", "/k") == 0
     for call in finished.calls:
         assert call[:3] == ["--kubeconfig=/k", "--context=far", "--namespace=lab"]
+
+
+def test_a_pod_that_cannot_be_deleted_is_named(finished, capsys):
+    """The files are there, and who looks knows that the pod goes by itself."""
+    finished.refusals = [{"when": ["delete"], "says": "Error from server: no"}]
+    finished.save()
+    assert asysi("report", "minilm") == 0
+    assert "could not be deleted: it ends by itself within 3600 s" in capsys.readouterr().err

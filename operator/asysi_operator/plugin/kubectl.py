@@ -115,17 +115,22 @@ class Kubectl:
             for pipe in (process.stdin, process.stdout, process.stderr):
                 _close(pipe)
 
-    def remove(self, kind: str, name: str) -> None:
-        """Delete an object without waiting for its end. Another Ctrl-C does not stop this."""
+    def remove(self, kind: str, name: str) -> bool:
+        """Delete an object without waiting for its end, also through another Ctrl-C; whether it was done."""
+        command = self.command("delete", kind, name, "--ignore-not-found", "--wait=false", "--grace-period=1")
         with _undisturbed():
-            subprocess.run(  # noqa: S603 - kubectl, as the user has it
-                self.command("delete", kind, name, "--ignore-not-found", "--wait=false", "--grace-period=1"),
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                check=False,
-                timeout=_SECONDS,
-                start_new_session=True,  # the terminal's Ctrl-C goes to every process of ours
-            )
+            try:
+                done = subprocess.run(  # noqa: S603 - kubectl, as the user has it
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    check=False,
+                    timeout=_SECONDS,
+                    start_new_session=True,  # the terminal's Ctrl-C goes to every process of ours
+                )
+            except subprocess.TimeoutExpired:
+                return False
+        return done.returncode == 0
 
 
 @contextmanager

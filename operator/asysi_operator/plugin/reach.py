@@ -3,6 +3,7 @@
 import json
 import re
 import secrets
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,7 +107,8 @@ def mounted(
         _await_ready(kubectl, name)
         yield name
     finally:
-        kubectl.remove("pod", name)
+        if not kubectl.remove("pod", name):
+            sys.stderr.write(f"the pod {name} could not be deleted: it ends by itself within {seconds} s\n")
 
 
 def find_origin(kubectl: Kubectl, experiment: Manifest | None, image: str | None) -> Origin:
