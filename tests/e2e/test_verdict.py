@@ -153,3 +153,4 @@ def test_float16_overflow(
         assert training["first"]["trained"] == 0
     page = (run.output / "report.html").read_text()
     assert "hold NaN or infinity" in page
+    assert ("mean of 1 of 2: the rest has none" in page) is (code == 1)

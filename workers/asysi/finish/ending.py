@@ -285,7 +285,11 @@ def report_of(
 
 
 def _fvu_note(found: Facts) -> str:
-    """Return what must stand beside the mean FVU: what it is without the rows that hold the variance."""
+    """Return what must stand beside the mean FVU: what it is without the rows that hold the variance, or that
+    it is not of all SAEs.
+    """
+    every = [sae for point in found.points for sae in point.saes]
+    known = sum(sae.fvu is not None for sae in every)
     pairs = [
         (point.outlier, sae.fvu_without)
         for point in found.points
@@ -294,11 +298,12 @@ def _fvu_note(found: Facts) -> str:
         if sae.fvu_without is not None
     ]
     if not pairs:
-        return ""
+        return (
+            f"held out, mean of {known} of {len(every)}: the rest has none" if 0 < known < len(every) else ""
+        )
     first = pairs[0][0]
     name = first.name if len({outlier.name for outlier, _ in pairs}) == 1 else "outliers"
-    every = sum(len(point.saes) for point in found.points)
-    where = "" if every == len(pairs) else f" at {len(pairs)} of {every}"
+    where = "" if len(every) == len(pairs) else f" at {len(pairs)} of {len(every)}"
     return f"{percent(sum(without for _, without in pairs) / len(pairs))} without {name}{where}"
 
 
