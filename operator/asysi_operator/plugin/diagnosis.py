@@ -33,18 +33,12 @@ ADVICE = {
 _QUOTA = re.compile(r"exceeded quota: (?P<quota>[^,]+), (?P<figures>requested: .*?)(?:\s*$|\. )", re.DOTALL)
 _POD_SECURITY = re.compile(r"violates PodSecurity \"(?P<level>[^\"]+)\": (?P<what>.*)", re.DOTALL)
 _WELL = {"Running", "Finishing"}
-_BY_SPEC = "lifecycle.suspend"
 
 
 def explain(seen: Seen) -> list[str]:
     """Return what holds the experiment up, the most telling sentence first; never nothing."""
     said = [*_of_experiment(seen), *_of_operator(seen)]
     return said or [f"{seen.name} is {_phase(seen)}, and nothing that can be seen holds it up."]
-
-
-def is_held_up(seen: Seen) -> bool:
-    """Whether somebody has to do something for it to go on, as far as its phase says."""
-    return _phase(seen) not in {*_WELL, "Succeeded", "Preparing"} or not _operator_runs(seen)
 
 
 def _phase(seen: Seen) -> str:
@@ -106,7 +100,7 @@ def _of_suspension(seen: Seen) -> Iterator[str]:
     if (spec.get("lifecycle") or {}).get("suspend"):
         patch = '{"spec":{"lifecycle":{"suspend":false}}}'
         yield (
-            f"{seen.name} is suspended by its own spec ({_BY_SPEC}): "
+            f"{seen.name} is suspended by its own spec (lifecycle.suspend): "
             f"`kubectl patch scanx {seen.name} --type merge -p '{patch}'` lets it go on."
         )
         return
