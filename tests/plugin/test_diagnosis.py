@@ -351,6 +351,15 @@ def test_a_dead_operator_makes_the_rest_old():
     assert "may be old" in said[1]
 
 
+def test_an_answer_about_an_older_spec_says_so():
+    """After an edit that nobody has looked at yet the status is about the spec before."""
+    edited = experiment("Refused", {"Accepted": ("False", "Invalid", "x")}, observedGeneration=1)
+    for generation, older in ((1, False), (2, True)):
+        edited["metadata"] = edited["metadata"] | {"generation": generation}
+        said = explain(replace(WELL, experiment=edited))
+        assert ("before its last edit" in " ".join(said)) is older
+
+
 def test_contention_and_warnings_are_told_too():
     """What does not hold it up but must be known follows."""
     assert "Job by robot" in explain(CASES["contended"].seen)[1]

@@ -37,7 +37,7 @@ _WELL = {"Running", "Finishing"}
 
 def explain(seen: Seen) -> list[str]:
     """Return what holds the experiment up, the most telling sentence first; never nothing."""
-    said = [*_of_experiment(seen), *_of_operator(seen)]
+    said = [*_of_experiment(seen), *_of_age(seen), *_of_operator(seen)]
     return said or [f"{seen.name} is {_phase(seen)}, and nothing that can be seen holds it up."]
 
 
@@ -64,6 +64,15 @@ def _of_experiment(seen: Seen) -> Iterator[str]:
         yield from _of_suspension(seen)
     else:
         yield from _of_run(seen, phase)
+
+
+def _of_age(seen: Seen) -> Iterator[str]:
+    generation, observed = (
+        seen.experiment["metadata"].get("generation"),
+        seen.status.get("observedGeneration"),
+    )
+    if generation and observed and observed < generation:
+        yield f"That is about the spec before its last edit: generation {generation} is not looked at yet."
 
 
 def _of_deletion(seen: Seen) -> Iterator[str]:
