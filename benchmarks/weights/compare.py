@@ -89,7 +89,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--cold", type=int, default=1)
-    parser.add_argument("--spectra", type=int, default=1)
+    parser.add_argument("--spectra", type=int, default=3)
     parser.add_argument("--before", type=Path, help="checkout of another version, with its .venv")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
