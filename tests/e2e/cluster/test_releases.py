@@ -96,23 +96,12 @@ def test_the_crd_is_one_releases_and_the_other_finds_it(lab: Lab, teams: list[La
 
 
 def test_each_release_runs_its_own_namespace(
-    teams: list[Lab], helm: Helm, stub: str, tmp_path: Path, until: Any
+    teams: list[Lab], helm: Helm, tmp_path: Path, until: Any
 ) -> None:
     """With the accounts and arguments of two releases: each runs its team's experiment and no other's."""
     for one in teams:
         _install(helm, one, "asysi")
     a, b = teams
-    for one in teams:
-        one.create(
-            {
-                "kind": "PersistentVolumeClaim",
-                "metadata": {"name": "results"},
-                "spec": {
-                    "accessModes": ["ReadWriteOnce"],
-                    "resources": {"requests": {"storage": "1Gi"}},
-                },
-            }
-        )
     proxies = [Proxy(one) for one in teams]
     folders = [tmp_path / one.namespace for one in teams]
     for folder in folders:
@@ -125,17 +114,17 @@ def test_each_release_runs_its_own_namespace(
             first.start()
             a.apply("same-name")
             b.apply("same-name")
-            a.until_phase("same-name", "Running")
+            until(lambda: a.status("same-name").get("job"), lambda: str(a.status("same-name")))
             assert b.status("same-name") == {}
             assert b.children(of="same-name") == []
             second.start()
-            b.until_phase("same-name", "Running")
+            until(lambda: b.status("same-name").get("job"), lambda: str(b.status("same-name")))
             for proxy, other in ((proxies[0], b), (proxies[1], a)):
                 assert not any(f"/{other.namespace}/" in one.path for one in proxy.requests)
                 assert not {one.code for one in proxy.requests} & {401, 403}
             a.delete("ScanExperiment", "same-name")
             until(lambda: not a.children(of="same-name"), "what it had goes")
-            assert b.status("same-name")["phase"] == "Running"
+            assert b.get("Job", "same-name")
             b.delete("ScanExperiment", "same-name")
     finally:
         for proxy in proxies:
