@@ -9,6 +9,7 @@ manager `kueue`.
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -23,24 +24,30 @@ MERGE = "application/merge-patch+json"
 POLICIES = "/apis/admissionregistration.k8s.io/v1"
 
 
-@pytest.fixture(scope="module")
-def webhook(lab: Any) -> Iterator[None]:
-    """Every Job that names a queue is created suspended, whatever it says."""
-    name = f"{lab.namespace}-kueue"
-    rule = {
-        "apiGroups": ["batch"], "apiVersions": ["v1"], "resources": ["jobs"], "operations": ["CREATE"],
-    }  # fmt: skip
+QUEUED = f"'{QUEUE}' in object.metadata.?labels.orValue({{}})"
+SUSPENDED = "Object{spec: Object.spec{suspend: true}}"
+DEFAULTED = (
+    f"Object{{metadata: Object.metadata{{labels: {{'{QUEUE}': 'default'}}}}, "
+    "spec: Object.spec{suspend: true}}"
+)
+
+
+@contextmanager
+def _webhook(lab: Any, name: str, when: str, patch: str) -> Iterator[None]:
+    """Have the API server change Jobs of the lab when they are created."""
+    name = f"{lab.namespace}-{name}"
+    rule: Tree = {"apiGroups": ["batch"], "apiVersions": ["v1"], "resources": ["jobs"]}
     where = {"matchLabels": {"kubernetes.io/metadata.name": lab.namespace}}
-    patch = "Object{spec: Object.spec{suspend: true}}"
     policy = {
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "MutatingAdmissionPolicy",
         "metadata": {"name": name},
         "spec": {
-            "matchConstraints": {"namespaceSelector": where, "resourceRules": [rule]},
-            "matchConditions": [
-                {"name": "queued", "expression": f"'{QUEUE}' in object.metadata.?labels.orValue({{}})"}
-            ],
+            "matchConstraints": {
+                "namespaceSelector": where,
+                "resourceRules": [rule | {"operations": ["CREATE"]}],
+            },
+            "matchConditions": [{"name": "queued", "expression": when}],
             "reinvocationPolicy": "Never",
             "failurePolicy": "Fail",
             "mutations": [{"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": patch}}],
@@ -55,6 +62,13 @@ def webhook(lab: Any) -> Iterator[None]:
     yield
     for plural in made:
         lab.ask("DELETE", f"{POLICIES}/{plural}/{name}")
+
+
+@pytest.fixture(scope="module")
+def webhook(lab: Any) -> Iterator[None]:
+    """Every Job that names a queue is created suspended, whatever it says."""
+    with _webhook(lab, "kueue", QUEUED, SUSPENDED):
+        yield
 
 
 def _update(lab: Any, name: str, change: Tree, part: str = "") -> None:
@@ -170,3 +184,21 @@ def test_suspended_by_its_spec_it_leaves_the_queue(
     lab.until_phase("left-queue", "Running")
     until(lambda: lab.status("left-queue").get("attempt") == 1, "the next attempt")
     lab.delete("ScanExperiment", "left-queue")
+
+
+def test_a_job_in_a_default_queue_stays_there(lab: Any, operator: Any, until: Any) -> None:
+    """Kueue puts Jobs without a queue into the default one: what the operator then writes resumes nothing."""
+    with _webhook(lab, "default", "object.metadata.name == 'defaulted'", DEFAULTED):
+        lab.apply("defaulted")
+        job = until(lambda: lab.get("Job", "defaulted"), "its Job")
+        assert (job["metadata"]["labels"][QUEUE], job["spec"]["suspend"]) == ("default", True)
+        until(lambda: _queued(lab, "defaulted"), lambda: str(lab.status("defaulted")), 20)
+        since = len(operator.proxy.requests)
+        time.sleep(4)
+        assert _patches(operator, "defaulted", since) == []
+        lab.edit("ScanExperiment", "defaulted", {"spec": {"lifecycle": {"ttlSecondsAfterFinished": 900}}})
+        until(lambda: _patches(operator, "defaulted", since), "the Job is told of its time to live")
+        time.sleep(1)
+        assert lab.get("Job", "defaulted")["spec"]["suspend"] is True
+        assert lab.condition("defaulted", "Contended") == {}
+        lab.delete("ScanExperiment", "defaulted")
