@@ -1,5 +1,6 @@
 """What an installation lets experiments choose, on a real cluster: the policy and the operator agree."""
 
+import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -125,3 +126,44 @@ def test_without_a_policy_the_operator_refuses(lab: Any, operator: Any, until: A
     )
     lab.until_phase("robotic", "Running")
     lab.delete("ScanExperiment", "robotic")
+
+
+def test_what_the_chart_tells_the_operator_reaches_the_pod(lab: Any, operator: Any, until: Any) -> None:
+    """An account that is allowed, everything that places the pod, and who may read its metrics."""
+    account = {"kind": "ServiceAccount", "metadata": {"name": "robot"}}
+    lab.create(account, fine=(409,))
+    readers = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
+    operator.kill()
+    try:
+        told = json.dumps({"serviceAccounts": ["robot"]}, separators=(",", ":"))
+        operator.start(f"--allowed={told}", f"--metrics-readers={json.dumps(readers, separators=(',', ':'))}")
+        apart = {"labelSelector": {"matchLabels": {"app": "x"}}, "topologyKey": "kubernetes.io/hostname"}
+        spread = {
+            "maxSkew": 1,
+            "topologyKey": "kubernetes.io/hostname",
+            "whenUnsatisfiable": "ScheduleAnyway",
+        }
+        scheduling = {
+            "serviceAccountName": "robot",
+            "imagePullSecrets": [{"name": "pull"}],
+            "affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [apart]}},
+            "topologySpreadConstraints": [spread | {"labelSelector": {"matchLabels": {"app": "x"}}}],
+        }
+        lab.apply("placed", {"scheduling": scheduling})
+        pod = until(lambda: next(iter(lab.all("Pod", of="placed")), None), "its pod")["spec"]
+        assert (pod["serviceAccountName"], pod["automountServiceAccountToken"]) == ("robot", False)
+        assert pod["imagePullSecrets"] == [{"name": "pull"}]
+        assert pod["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+        assert pod["topologySpreadConstraints"][0]["maxSkew"] == 1
+        assert not any("projected" in volume for volume in pod["volumes"])
+        [rule] = lab.get("NetworkPolicy", "placed")["spec"]["ingress"]
+        assert rule["from"] == readers
+        since = len(operator.proxy.requests)
+        time.sleep(2)
+        assert [
+            one for one in operator.proxy.requests[since:] if one.path.endswith("/networkpolicies/placed")
+        ] == []
+        lab.delete("ScanExperiment", "placed")
+    finally:
+        operator.kill()
+        operator.start()
