@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from asysi.contract.errors import ConfigError
@@ -20,10 +21,13 @@ from asysi_operator.manifests import IMAGE, PULL_POLICIES
 if TYPE_CHECKING:
     from asysi_operator.cluster import Cluster
     from asysi_operator.controller import Controller
+    from asysi_operator.watching import Watches
 
 METRICS_PORT = 9100
 DEFINED_SECONDS = 2.0
 """Seconds between two questions whether experiments are defined."""
+SWITCH_SECONDS = 0.001
+"""Seconds after which a thread that computes lets another go on: most of them only pass on what has come."""
 log = logging.getLogger("asysi.operator")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -88,43 +92,40 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 async def operate(chosen: argparse.Namespace) -> None:
-    """Run the operator until SIGTERM or SIGINT, which kopf takes once it watches."""
-    import kopf  # noqa: PLC0415 - `--help` needs none of it
-
-    from asysi_operator.cluster import Cluster  # noqa: PLC0415
+    """Run the operator until SIGTERM or SIGINT; raises what has ended a watch."""
+    from asysi_operator.cluster import CHILDREN, EXPERIMENTS, PODS, Cluster  # noqa: PLC0415 - not for `--help`
     from asysi_operator.controller import WORKERS, Controller  # noqa: PLC0415
-    from asysi_operator.handlers import registry_of  # noqa: PLC0415
     from asysi_operator.health import serve  # noqa: PLC0415
     from asysi_operator.reconcile import Settings  # noqa: PLC0415
+    from asysi_operator.watching import Watches  # noqa: PLC0415
 
     settings = Settings(chosen.image, chosen.image_pull_policy, chosen.allowed, chosen.metrics_readers)
     cluster = Cluster(WORKERS + 2)
     controller = Controller(cluster, settings, chosen.namespace, chosen.audit_seconds)
-    ready, watched = asyncio.Event(), asyncio.Event()
+    kinds = (*CHILDREN, PODS, EXPERIMENTS)
+    watches = Watches(cluster, kinds, chosen.namespace, controller.take, controller.listed)
+    ready, stop, loop = asyncio.Event(), asyncio.Event(), asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(WORKERS + 2))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
     serve(chosen.metrics_port, lambda: controller.ill, ready.is_set)
-    if not await _defined(cluster):
+    if not await _defined(cluster, stop):
         return
-    scope = {"namespaces": chosen.namespace} if chosen.namespace else {"clusterwide": True}
-    watching = asyncio.create_task(
-        kopf.operator(registry=registry_of(controller), standalone=True, ready_flag=watched, **scope)
-    )
-    beginning = asyncio.create_task(_begin(controller, watched, ready))
-    try:
-        await watching  # a watch that has died ends it, and with it the process
-    finally:
-        beginning.cancel()
-        with contextlib.suppress(Exception):
-            await controller.stop()
+    dead = watches.start()
+    dead.add_done_callback(lambda _: stop.set())
+    beginning = asyncio.create_task(_begin(watches, controller, ready))
+    await stop.wait()
+    beginning.cancel()
+    await controller.stop()
+    if dead.done():
+        dead.result()
 
 
-async def _defined(cluster: "Cluster") -> bool:
+async def _defined(cluster: "Cluster", stop: asyncio.Event) -> bool:
     """Wait until the API server knows experiments; False when a signal came first.
 
     Watches of a kind that is not known would never begin, and the others would without it.
     """
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
     said = False
     while not stop.is_set() and not await asyncio.to_thread(cluster.knows_experiments):
         if not said:
@@ -132,15 +133,13 @@ async def _defined(cluster: "Cluster") -> bool:
         said = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), DEFINED_SECONDS)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.remove_signal_handler(number)
     return not stop.is_set()
 
 
-async def _begin(controller: "Controller", watched: asyncio.Event, ready: asyncio.Event) -> None:
+async def _begin(watches: "Watches", controller: "Controller", ready: asyncio.Event) -> None:
     """Begin once the watches have, and what there is is known."""
-    await watched.wait()
-    await controller.learn()
+    await watches.begun()
+    gc.freeze()  # modules stay: to look through them again and again takes a tenth of a second each time
     controller.start()
     ready.set()
 
@@ -148,16 +147,12 @@ async def _begin(controller: "Controller", watched: asyncio.Event, ready: asynci
 def main(arguments: Sequence[str]) -> int:
     """Run the operator; returns the exit code."""
     chosen = options(arguments)
-    # What is known of a thousand experiments is a million objects, none of them garbage: to look through them
-    # all takes half a second in which nothing else happens, and every parsed listing would set it off.
-    gc.set_threshold(10_000, 10, 10)
+    sys.setswitchinterval(SWITCH_SECONDS)
     logging.basicConfig(
         stream=sys.stderr,
         level=chosen.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
-    if chosen.log_level == "info":  # it tells of every event
-        logging.getLogger("kopf").setLevel(logging.WARNING)
     try:
         asyncio.run(operate(chosen))
     except ConfigError as error:

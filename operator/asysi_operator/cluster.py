@@ -1,12 +1,13 @@
 """The effects: every request to the API server is made here, one verb a method, each with a deadline."""
 
-import json
+import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 from kubernetes import client, config
 from urllib3.exceptions import HTTPError
 
@@ -25,6 +26,13 @@ PAGE = "100"
 """Objects in a page of a listing: while a larger one is parsed, nothing else gets its turn."""
 _TIMEOUT = (5.0, 15.0)
 """Seconds to connect and to wait for an answer."""
+WATCH_SECONDS = (240, 300)
+"""Seconds after which the API server ends a watch: so many or so many, lest all begin anew at once."""
+_QUIET_SECONDS = 30.0
+"""Seconds that a watch may last beyond that, if its end is lost on the way."""
+_PIECE = 64 * 1024
+_NEW = "1"
+"""A version that no object has any more: an apply with it makes an object, and never changes one."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,14 @@ class UnavailableError(Exception):
     """The API server did not answer, or asked for patience: try again."""
 
 
+class GoneError(Exception):
+    """The API server no longer knows what has changed since a version: list anew."""
+
+
+Change = tuple[str, Manifest]
+"""ADDED, MODIFIED, DELETED or BOOKMARK, and the object as it was then; a bookmark has a version alone."""
+
+
 class Cluster:
     """Speaks to one API server; its methods may be called from several threads."""
 
@@ -120,6 +136,10 @@ class Cluster:
         kind, name = manifest["kind"], manifest["metadata"]["name"]
         path = _path(KINDS[kind], namespace, name)
         if not action.exists:
+            first = manifest | {"metadata": manifest["metadata"] | {"resourceVersion": _NEW}}
+            made = self._call("PATCH", path, kind, body=first, query=_AS_US, fine=(409,))
+            if made is not None:
+                return made
             there = self._call("GET", path, kind, fine=(404,))
             if there is not None:
                 if EXPERIMENT in (there["metadata"].get("labels") or {}):
@@ -170,28 +190,59 @@ class Cluster:
 
     def versions(self, kind: Kind, namespace: str | None) -> dict[tuple[str, str], str]:
         """Return the resource version of every object of a kind by namespace and name, metadata alone."""
-        found = (item["metadata"] for item in self._listed(kind, namespace, _METADATA))
+        pages = self._listed(kind, namespace, _METADATA)
+        found = (item["metadata"] for items, _version in pages for item in items)
         return {(one["namespace"], one["name"]): one["resourceVersion"] for one in found}
 
-    def everything(self, kind: Kind, namespace: str | None) -> list[Manifest]:
-        """Return every object of a kind; those that are not everybody's only with an experiment's label."""
-        return [kind.named(item) for item in self._listed(kind, namespace, "application/json")]
+    def listing(self, kind: Kind, namespace: str | None) -> Iterator[tuple[list[Manifest], str]]:
+        """Yield every object of a kind, page by page, each with the version at which all this was so.
 
-    def _listed(self, kind: Kind, namespace: str | None, accept: str) -> Iterator[Manifest]:
-        """Yield the items of a listing, page by page."""
-        path = (
-            f"{kind.root}/namespaces/{namespace}/{kind.plural}" if namespace else f"{kind.root}/{kind.plural}"
-        )
-        query = {
-            "limit": PAGE,
-            **({} if kind is EXPERIMENTS or kind.everybodys else {"labelSelector": EXPERIMENT}),
-        }
+        Of kinds that are not everybody's only those with an experiment's label.
+        """
+        for items, version in self._listed(kind, namespace, "application/json"):
+            yield [kind.named(item) for item in items], version
+
+    def _listed(
+        self, kind: Kind, namespace: str | None, accept: str
+    ) -> Iterator[tuple[Sequence[Manifest], str]]:
+        path, query = _all(kind, namespace), {"limit": PAGE, **_selected(kind)}
         while True:
             page = self._call("GET", path, kind.kind, query=query, accept=accept) or {}
-            yield from page.get("items") or ()
-            if not (more := page.get("metadata", {}).get("continue")):
+            metadata = page.get("metadata", {})
+            yield page.get("items") or (), str(metadata.get("resourceVersion", ""))
+            if not (more := metadata.get("continue")):
                 return
             query["continue"] = more
+
+    def changes(self, kind: Kind, namespace: str | None, version: str) -> Iterator[list[Change]]:
+        """Yield what happens to objects of a kind after a version, as it happens, until the watch ends.
+
+        Raises:
+            GoneError: the version is too old.
+            RejectedError: the API server refuses.
+            UnavailableError: it does not answer, or the connection has broken.
+        """
+        path, seconds = _all(kind, namespace), random.randint(*WATCH_SECONDS)  # noqa: S311 - no secret
+        query = {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": version,
+            "timeoutSeconds": str(seconds),
+            **_selected(kind),
+        }
+        timeout = (_TIMEOUT[0], seconds + _QUIET_SECONDS)
+        response = self._send("WATCH", path, kind.kind, query=query, timeout=timeout)
+        try:
+            if response.status == 410:
+                raise GoneError
+            if response.status >= 300:
+                raise _failure(response.status, response.read(), f"WATCH {path}")
+            for lines in _lines(response.response.stream(_PIECE)):
+                yield [_change(kind, line) for line in lines]
+        except (HTTPError, OSError) as error:
+            raise UnavailableError(f"WATCH {path}: {error}") from error
+        finally:
+            response.response.close()
 
     def knows_experiments(self) -> bool:
         """Whether the API server serves experiments; False also when it does not answer."""
@@ -218,28 +269,47 @@ class Cluster:
         accept: str = "application/json",
     ) -> Manifest | None:
         """Return the answer's body; None for a status among `fine`."""
+        response = self._send(method, path, kind, body=body, query=query, accept=accept)
+        try:
+            status, content = int(response.status), response.read()
+        except (HTTPError, OSError) as error:
+            raise UnavailableError(f"{method} {path}: {error}") from error
+        if status < 300:
+            parsed: Manifest = msgspec.json.decode(content)
+            return parsed
+        if status in fine:
+            return None
+        raise _failure(status, content, f"{method} {path}")
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        kind: str,
+        *,
+        body: Manifest | None = None,
+        query: Mapping[str, str] | None = None,
+        accept: str = "application/json",
+        timeout: tuple[float, float] = _TIMEOUT,
+    ) -> Any:
+        """Return the beginning of an answer."""
         headers = {
             "Accept": accept,
             "Content-Type": "application/apply-patch+yaml" if method == "PATCH" else "application/json",
         }
         request = self._api.param_serialize(
-            method, path, query_params=list((query or {}).items()), header_params=headers,
-            body=json.dumps(body) if method == "PATCH" else body, auth_settings=["BearerToken"],
+            "GET" if method == "WATCH" else method, path,
+            query_params=list((query or {}).items()), header_params=headers,
+            body=msgspec.json.encode(body) if method == "PATCH" else body, auth_settings=["BearerToken"],
         )  # fmt: skip
         try:
-            answer = self._api.call_api(*request, _request_timeout=_TIMEOUT)
-            status, content = int(answer.status), answer.read()  # type: ignore[no-untyped-call]
-            self._time.heard(answer.getheaders().get("Date"), time.monotonic())  # type: ignore[no-untyped-call]
+            answer = self._api.call_api(*request, _request_timeout=timeout)
         except (HTTPError, client.ApiException, OSError) as error:
             REQUESTS.labels(method, kind, "none").inc()
             raise UnavailableError(f"{method} {path}: {error}") from error
-        REQUESTS.labels(method, kind, str(status)).inc()
-        if status < 300:
-            parsed: Manifest = json.loads(content)
-            return parsed
-        if status in fine:
-            return None
-        raise _failure(status, content, f"{method} {path}")
+        self._time.heard(answer.getheaders().get("Date"), time.monotonic())  # type: ignore[no-untyped-call]
+        REQUESTS.labels(method, kind, str(answer.status)).inc()
+        return answer
 
 
 _AS_US = {"fieldManager": MANAGER, "force": "true"}
@@ -250,10 +320,41 @@ def _path(kind: Kind, namespace: str, name: str) -> str:
     return f"{kind.root}/namespaces/{namespace}/{kind.plural}/{name}"
 
 
+def _all(kind: Kind, namespace: str | None) -> str:
+    return f"{kind.root}/namespaces/{namespace}/{kind.plural}" if namespace else f"{kind.root}/{kind.plural}"
+
+
+def _selected(kind: Kind) -> dict[str, str]:
+    return {} if kind is EXPERIMENTS or kind.everybodys else {"labelSelector": EXPERIMENT}
+
+
+def _lines(pieces: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Yield the lines that each piece of a stream completes, where it completes any."""
+    rest = b""
+    for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        if lines:
+            yield lines
+
+
+def _change(kind: Kind, line: bytes) -> Change:
+    """Return what a line of a watch says; raises GoneError or UnavailableError where it says an error."""
+    try:
+        told = msgspec.json.decode(line)
+        what, item = told["type"], told["object"]
+    except (msgspec.DecodeError, KeyError, TypeError) as error:
+        raise UnavailableError(f"a watch of {kind.plural} brings what is none of its events") from error
+    if what != "ERROR":
+        return what, kind.named(item)
+    if item.get("code") == 410:
+        raise GoneError
+    raise UnavailableError(f"a watch of {kind.plural} has ended: {item.get('message')}")
+
+
 def _failure(status: int, content: bytes, request: str) -> RejectedError | UnavailableError:
     try:
-        said: dict[str, Any] = json.loads(content)
-    except ValueError:
+        said: dict[str, Any] = msgspec.json.decode(content)
+    except msgspec.DecodeError:
         said = {}
     message = str(said.get("message") or content[:500].decode(errors="replace"))
     if status in {400, 403, 405, 413, 422} or (status == 409 and said.get("reason") != "Conflict"):

@@ -5,8 +5,7 @@ import functools
 import itertools
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from asysi.contract.runtime import PORTS, Container
@@ -18,6 +17,7 @@ from asysi_operator.cluster import (
     EXPERIMENTS,
     KINDS,
     PODS,
+    Change,
     Cluster,
     Kind,
     RejectedError,
@@ -28,7 +28,7 @@ from asysi_operator.failures import Failure, oddity
 from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.observation import Observed, leaving, rfc3339, state_of
 from asysi_operator.reconcile import Apply, Plan, Settings, plan
-from asysi_operator.status import announcements, derive, only_counted
+from asysi_operator.status import announcements, derive, only_counted, pressing
 from asysi_operator.work import Work
 from asysi_operator.world import Key, Silence, World, key_of
 
@@ -40,10 +40,16 @@ ASK_LIMIT = 1.0
 """Seconds after which no further worker is asked: the status waits for the answers."""
 CPUS_SECONDS = 30.0
 """Seconds between two questions to every worker, for the processors it has."""
+GATHER_SECONDS = 0.1
+"""Seconds in which events of an experiment's objects gather before a look: they come several at once."""
+SETTLE_SECONDS = 0.3
+"""Seconds from the writes of a plan to the status: what was made says more by then."""
+SAY_SECONDS = 2.0
+"""Seconds between two writes of a status, unless it says an end, a refusal, or that an edit has been seen."""
 AUDIT_SECONDS = 30.0
 """Seconds between two comparisons of what is known with what is there."""
 BEGIN_SECONDS = 5.0
-"""Seconds between two attempts to begin, and between the first audits."""
+"""Seconds between the first audits."""
 EVENTS_SECONDS, EVENTS_LATEST = 2.0, 60.0
 """Seconds between the first two looks at the events of something odd, and at the most."""
 log = logging.getLogger("asysi.operator")
@@ -53,8 +59,8 @@ log = logging.getLogger("asysi.operator")
 class Memory:
     """What is kept of an experiment between two looks; nothing is lost with it but a few seconds."""
 
-    counted: float = float("-inf")
-    """When counters were last written, monotonic."""
+    said: float = float("-inf")
+    """When the status was last written, monotonic."""
     asked: float = float("-inf")
     asked_all: float = float("-inf")
     looked: float = float("-inf")
@@ -79,10 +85,12 @@ class Look:
     failed: bool = False
     written: Sequence[Manifest] = ()
     """Objects as the API server answered: known at once, whenever their events come."""
+    said: bool = False
+    """Whether the status is among them."""
 
 
 class Controller:
-    """Holds what is known and keeps at it.
+    """Holds what is known and keeps at it. `take` and `listed` are where the watches end.
 
     Args:
         cluster: the effects.
@@ -112,29 +120,24 @@ class Controller:
         """Take in an event of a watch, and look at the experiment that it concerns."""
         metrics.EVENT_AGE.set_to_current_time()
         key = self.world.drop(kind, item) if gone else self.world.put(kind, item)
-        if key is not None:
-            self.work.add(key)
+        if key is not None and kind == EXPERIMENTS.kind:
+            self.work.add(key, urgent=not self.world.has_children(key))
+        elif key is not None:
+            self.work.later(key, GATHER_SECONDS)
         if KINDS[kind].everybodys:
             for user in self.world.users(key_of(item)):
                 self.work.add(user)
 
-    async def learn(self) -> None:
-        """Take in what is there, patiently: nothing is decided about experiments whose objects are not known.
+    async def take(self, kind: Kind, changes: Sequence[Change]) -> None:
+        """Take in what a watch has brought."""
+        for what, item in changes:
+            self.seen(kind.kind, item, gone=what == "DELETED")
 
-        The watches bring all of it too, but in no order, and do not say when they have.
-        """
-        for kind in (*CHILDREN, PODS, EXPERIMENTS):
-            for namespace in self._namespaces or (None,):
-                for item in await self._everything(kind, namespace):
-                    self.seen(kind.kind, item)
-
-    async def _everything(self, kind: Kind, namespace: str | None) -> list[Manifest]:
-        while True:
-            try:
-                return await asyncio.to_thread(self._cluster.everything, kind, namespace)
-            except (UnavailableError, RejectedError) as error:
-                log.warning("cannot begin: %s", error)
-                await asyncio.sleep(BEGIN_SECONDS)
+    async def listed(self, kind: Kind, namespace: str | None, there: Mapping[Key, str]) -> None:
+        """Forget what a listing did not hold: it went while nobody watched."""
+        for key, version in self.world.unlike(kind.kind, there).items():
+            if version is None and namespace in {None, key[0]}:
+                self.seen(kind.kind, {"metadata": {"namespace": key[0], "name": key[1]}}, gone=True)
 
     def start(self) -> None:
         """Begin, once it is known what there is."""
@@ -202,7 +205,7 @@ class Controller:
         memory.put_out.clear()
         for item in look.written:
             self.world.put(item["kind"], item)
-        if look.written:
+        if look.said:
             self.work.add(key)  # until there is nothing to write: an end that is recorded is one to act on
         if look.failed:
             self.work.failed(key)
@@ -217,6 +220,8 @@ class Controller:
             return Look()
         decided = plan(observed, self._settings)
         written, trouble, patience = self._act(observed, decided, memory.contests)
+        if written and trouble is None:
+            return Look(SETTLE_SECONDS, written=written)
         waits = [patience, self._ask(observed, memory), self._explain(observed.stage, memory)]
         observed = replace(
             observed,
@@ -227,7 +232,7 @@ class Controller:
         derived = derive(observed, decided, trouble=trouble, contended=memory.contests.said())
         said, wait = self._say(observed, derived.status, memory)
         known = [one for one in (*waits, wait, derived.again, decided.again) if one is not None]
-        return Look(min(known, default=None), trouble is not None, [*written, *said])
+        return Look(min(known, default=None), trouble is not None, [*written, *said], bool(said))
 
     def _act(
         self, observed: Observed, decided: Plan, contests: Contests
@@ -298,26 +303,26 @@ class Controller:
     def _say(
         self, observed: Observed, status: Manifest, memory: Memory
     ) -> tuple[list[Manifest], float | None]:
-        """Write the status if it says something new; returns what was written and how long counters wait."""
+        """Write a status that is new, once it may; returns what was written and how long it waits."""
         before, now = observed.status, self._clock()
         if status == before:
             return [], None
-        if only_counted(before, status) and now - memory.counted < ASK_SECONDS:
-            return [], memory.counted + ASK_SECONDS - now
+        counts = only_counted(before, status)
+        patience = ASK_SECONDS if counts else 0.0 if pressing(before, status) else SAY_SECONDS
+        if now - memory.said < patience:
+            return [], memory.said + patience - now
         for level, reason, message in announcements(observed.name, before, status):
             self._cluster.announce(observed.experiment, level, reason, message, rfc3339(observed.now))
         answer = self._cluster.write_status(observed.experiment, status)
-        memory.counted = self._clock()
+        memory.said = self._clock()
+        metrics.SAID.labels("counters" if counts else "state").inc()
         return [answer] if answer and not _same(answer, [observed.experiment]) else [], None
 
     async def _beats(self) -> None:
         while True:
             self.beat = self._clock()
-            phases = Counter(
-                (one.get("status") or {}).get("phase", "Pending") for one in self.world.experiments()
-            )
             metrics.EXPERIMENTS.clear()
-            for phase, count in phases.items():
+            for phase, count in self.world.phases().items():
                 metrics.EXPERIMENTS.labels(phase).set(count)
             await asyncio.sleep(1)
 

@@ -31,6 +31,12 @@ REQUESTS = Counter(
     ["verb", "kind", "code"],
     registry=REGISTRY,
 )
+SAID = Counter(
+    "asysi_operator_status_writes",
+    "Writes of a status: `counters` brought nothing but newer counters, `state` all else.",
+    ["of"],
+    registry=REGISTRY,
+)
 EXPERIMENTS = Gauge("asysi_operator_experiments", "Experiments by phase.", ["phase"], registry=REGISTRY)
 EVENT_AGE = Gauge(
     "asysi_operator_last_event_timestamp_seconds",

@@ -7,7 +7,10 @@ what is observed too late can neither double nor delete anything.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
+
+import msgspec
 
 from asysi.contract.canonical import digest
 from asysi.contract.errors import ConfigError
@@ -50,6 +53,7 @@ PATIENCE = 1.0
 LEFT_SECONDS = 30.0
 """Seconds in which the garbage collector takes what an earlier experiment of the name has left. What it does
 not take has come back from a backup, and is adopted."""
+_PASSING = frozenset({"resourceVersion", "managedFields"})
 _FIXED = (
     *("completions", "completionMode", "backoffLimit", "backoffLimitPerIndex"),
     *("podReplacementPolicy", "podFailurePolicy", "template"),
@@ -122,7 +126,7 @@ def plan(observed: Observed, settings: Settings) -> Plan:
     if leaving(observed.experiment):
         return Plan()  # its objects go with it: they name it as their owner
     try:
-        experiment = accept(_as_applied(observed))
+        experiment = _accepted(_text(_as_applied(observed)))
         objects = build(
             experiment,
             image=settings.image,
@@ -166,6 +170,19 @@ def _held(decided: Plan) -> bool:
     """
     experiment = decided.experiment
     return experiment is not None and experiment.spec.lifecycle.suspend and queue_of(experiment) is not None
+
+
+def _text(tree: Manifest) -> bytes:
+    """Return what a spec is accepted by, without what changes whenever anything is written."""
+    metadata = {key: value for key, value in tree["metadata"].items() if key not in _PASSING}
+    rest = {key: value for key, value in tree.items() if key not in {"metadata", "status"}}
+    return msgspec.json.encode(rest | {"metadata": metadata})
+
+
+@lru_cache(maxsize=64)
+def _accepted(text: bytes) -> ScanExperiment:
+    """Return the experiment; one that is new is looked at several times within a second."""
+    return accept(msgspec.json.decode(text))
 
 
 def _output(observed: Observed, experiment: ScanExperiment) -> str:

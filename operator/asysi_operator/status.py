@@ -154,6 +154,17 @@ def only_counted(before: Manifest, after: Manifest) -> bool:
     return _uncounted(before) == _uncounted(after)
 
 
+def pressing(before: Manifest, after: Manifest) -> bool:
+    """Whether somebody waits for a status: it says an end, a refusal, a pause, or that an edit was seen."""
+    was, now = _by_type(before), _by_type(after)
+    return before.get("observedGeneration") != after.get("observedGeneration") or any(
+        now.get(kind, {}).get("status") != was.get(kind, {}).get("status") for kind in _PRESSING
+    )
+
+
+_PRESSING = ("Accepted", "Complete", "Failed", "Suspended")
+
+
 def _uncounted(status: Manifest) -> Manifest:
     return {key: value for key, value in status.items() if key not in COUNTED}
 
@@ -440,6 +451,7 @@ def announcements(name: str, before: Manifest, after: Manifest) -> list[tuple[st
             entry
             and entry["status"] == status
             and was.get(kind, {}).get("status", _INITIAL.get(kind)) != status
+            and (was or kind != "Suspended")
         ):
             told.append((level, reason, entry["message"]))
     known = [*(before.get("failures") or ()), before.get("lastFailure")]
@@ -457,13 +469,11 @@ def announcements(name: str, before: Manifest, after: Manifest) -> list[tuple[st
     return told
 
 
-_INITIAL = {"Suspended": "False", "Accepted": "True"}
-"""What a condition is taken to have been before it was ever recorded."""
+_INITIAL = {"Accepted": "True"}
+"""What a condition is taken to have been before it was recorded; a pause from the start is no news."""
 _TOLD = (
     ("Accepted", "False", "Warning", "Refused"),
     (_PIPELINE, "True", "Normal", "PipelineComplete"),
-    ("Scheduled", "True", "Normal", "Scheduled"),
-    ("CPUPinned", "True", "Normal", "Pinned"),
     ("Capturing", "True", "Normal", "Capturing"),
     ("Suspended", "True", "Normal", "Suspended"),
     ("Suspended", "False", "Normal", "Resumed"),

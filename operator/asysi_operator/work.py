@@ -2,11 +2,14 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from asysi_operator.world import Key
 
+URGENT_IN_A_ROW = 8
+"""Urgent experiments that may be looked at, one after another, before one that has waited its turn."""
 FIRST_BACKOFF, LAST_BACKOFF = 0.5, 60.0
 """Seconds until an experiment whose look came to nothing is looked at again: doubled each time."""
 
@@ -16,7 +19,12 @@ class Work:
     """Experiments to be looked at, now or later. Its methods belong to one event loop."""
 
     clock: Callable[[], float] = time.monotonic
-    _ready: "asyncio.Queue[Key]" = field(default_factory=asyncio.Queue)
+    _urgent: deque[Key] = field(default_factory=deque)
+    _ordinary: deque[Key] = field(default_factory=deque)
+    _ready: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
+    """Counts what waits in either queue."""
+    _row: int = 0
+    """Urgent ones in a row."""
     _since: dict[Key, float] = field(default_factory=dict)
     """When each waiting experiment began to wait."""
     _busy: set[Key] = field(default_factory=set)
@@ -30,13 +38,14 @@ class Work:
         """How many wait."""
         return len(self._since)
 
-    def add(self, key: Key) -> None:
-        """Look at an experiment as soon as possible."""
+    def add(self, key: Key, *, urgent: bool = False) -> None:
+        """Look at an experiment as soon as possible; urgent is one of which nothing is there yet."""
         if key in self._busy:
             self._again.add(key)
         elif key not in self._since:
             self._since[key] = self.clock()
-            self._ready.put_nowait(key)
+            (self._urgent if urgent else self._ordinary).append(key)
+            self._ready.release()
 
     def later(self, key: Key, seconds: float) -> None:
         """Look at an experiment in some seconds; of several such times the earliest stands."""
@@ -67,10 +76,18 @@ class Work:
 
     async def take(self) -> tuple[Key, float]:
         """Return the next experiment and the seconds that it waited; it is busy until `done`."""
-        key = await self._ready.get()
+        await self._ready.acquire()
+        key = self._next()
         waited = self.clock() - self._since.pop(key)
         self._busy.add(key)
         return key, waited
+
+    def _next(self) -> Key:
+        if self._urgent and not (self._ordinary and self._row >= URGENT_IN_A_ROW):
+            self._row += 1
+            return self._urgent.popleft()
+        self._row = 0
+        return self._ordinary.popleft()
 
     def done(self, key: Key) -> None:
         """Let an experiment be looked at again."""

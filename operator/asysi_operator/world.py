@@ -1,7 +1,10 @@
 """What the watches have brought, and what they have failed to bring. Pure: no clock, no connection."""
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+import msgspec
 
 from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.manifests.labels import EXPERIMENT, MANAGER
@@ -18,12 +21,31 @@ _CLAIM = "PersistentVolumeClaim"
 _CLAIMS_OWN = ("namespace", "name", "uid", "resourceVersion", "deletionTimestamp")
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """An object as it is kept: as text, because as Python's objects a Job takes ten times as much memory."""
+
+    uid: str
+    version: int
+    parent: Key | None
+    text: bytes
+    phase: str = ""
+    """Of an experiment."""
+    claims: tuple[str, ...] = ()
+    """Those that an experiment names or has."""
+
+    @property
+    def item(self) -> Manifest:
+        found: Manifest = msgspec.json.decode(self.text)
+        return found
+
+
 @dataclass
 class World:
-    """Objects by kind and key, as last seen."""
+    """Objects by kind and key, as last seen. Whoever asks for one gets a copy."""
 
-    _objects: dict[str, dict[Key, Manifest]] = field(default_factory=dict)
-    _by_parent: dict[Key, dict[tuple[str, Key], Manifest]] = field(default_factory=dict)
+    _objects: dict[str, dict[Key, _Kept]] = field(default_factory=dict)
+    _by_parent: dict[Key, dict[tuple[str, Key], _Kept]] = field(default_factory=dict)
     _gone: dict[str, int] = field(default_factory=dict)
     """Version at which an object went, by its identity; the oldest are forgotten first."""
     _put_out: dict[Key, list[Manifest]] = field(default_factory=dict)
@@ -33,21 +55,19 @@ class World:
 
         What is no newer than what is known is passed over, and so is what is older than the object's end.
         """
-        item = _lean(item)
-        key = key_of(item)
+        key, uid, version = key_of(item), _uid(item), _version(item)
         known = self._objects.setdefault(kind, {}).get(key)
-        if known is not None and _uid(known) == _uid(item) and _version(known) >= _version(item) > 0:
+        if known is not None and known.uid == uid and known.version >= version > 0:
             return None
-        if known is not None and _version(known) > _version(item):
+        if known is not None and known.version > version:
             return None
-        if _version(item) <= self._gone.get(_uid(item), -1):
+        if version <= self._gone.get(uid, -1):
             return None
         self._forget(kind, key)
-        self._objects[kind][key] = item
-        parent = parent_of(kind, item)
-        if parent is not None and kind != _EXPERIMENT:
-            self._by_parent.setdefault(parent, {})[kind, key] = item
-        return parent
+        kept = self._objects[kind][key] = _kept(kind, item)
+        if kept.parent is not None and kind != _EXPERIMENT:
+            self._by_parent.setdefault(kept.parent, {})[kind, key] = kept
+        return kept.parent
 
     def drop(self, kind: str, item: Manifest) -> Key | None:
         """Forget an object that has gone and return the key of the experiment that it concerned.
@@ -69,34 +89,38 @@ class World:
             self._put_out.setdefault(parent, []).append(_lean(item))
         if known is None:
             return parent
-        if not uid or uid == _uid(known):
+        if not uid or uid == known.uid:
             self._forget(kind, key)
-        return parent_of(kind, known)
+        return known.parent
 
     def _forget(self, kind: str, key: Key) -> None:
-        item = self._objects.get(kind, {}).pop(key, None)
-        parent = parent_of(kind, item) if item is not None else None
-        if parent is not None and kind != _EXPERIMENT:
-            siblings = self._by_parent.get(parent, {})
+        kept = self._objects.get(kind, {}).pop(key, None)
+        if kept is not None and kept.parent is not None and kind != _EXPERIMENT:
+            siblings = self._by_parent.get(kept.parent, {})
             siblings.pop((kind, key), None)
             if not siblings:
-                self._by_parent.pop(parent, None)
+                self._by_parent.pop(kept.parent, None)
 
     def experiment(self, key: Key) -> Manifest | None:
         """Return an experiment."""
-        return self._objects.get(_EXPERIMENT, {}).get(key)
+        kept = self._objects.get(_EXPERIMENT, {}).get(key)
+        return None if kept is None else kept.item
 
-    def experiments(self) -> Iterator[Manifest]:
-        """Yield every experiment."""
-        yield from self._objects.get(_EXPERIMENT, {}).values()
+    def phases(self) -> Counter[str]:
+        """Return how many experiments are in each phase."""
+        return Counter(kept.phase for kept in self._objects.get(_EXPERIMENT, {}).values())
+
+    def has_children(self, key: Key) -> bool:
+        """Whether anything with an experiment's label is there."""
+        return key in self._by_parent
 
     def children(self, key: Key) -> list[Manifest]:
         """Return the objects with an experiment's label, but for its pods."""
-        return [item for (kind, _), item in self._by_parent.get(key, {}).items() if kind != _POD]
+        return [kept.item for (kind, _), kept in self._by_parent.get(key, {}).items() if kind != _POD]
 
     def pods(self, key: Key) -> list[Manifest]:
         """Return the pods with an experiment's label."""
-        return [item for (kind, _), item in self._by_parent.get(key, {}).items() if kind == _POD]
+        return [kept.item for (kind, _), kept in self._by_parent.get(key, {}).items() if kind == _POD]
 
     def put_out(self, key: Key) -> list[Manifest]:
         """Return, once, the pods of an experiment that were put out and have gone since this was last asked.
@@ -107,21 +131,14 @@ class World:
 
     def claims(self, key: Key) -> list[Manifest]:
         """Return the claims that an experiment names or has, as far as they are there."""
-        known = self._objects.get(_CLAIM, {})
-        return [known[key[0], name] for name in self._claim_names(key) if (key[0], name) in known]
+        known, user = self._objects.get(_CLAIM, {}), self._objects.get(_EXPERIMENT, {}).get(key)
+        names = user.claims if user is not None else ()
+        return [known[key[0], name].item for name in names if (key[0], name) in known]
 
     def users(self, claim: Key) -> list[Key]:
         """Return the experiments that name a claim, or have it."""
-        return [
-            key
-            for key in self._objects.get(_EXPERIMENT, {})
-            if key[0] == claim[0] and claim[1] in self._claim_names(key)
-        ]
-
-    def _claim_names(self, key: Key) -> list[str]:
-        spec = (self.experiment(key) or {}).get("spec") or {}
-        output = (spec.get("output") or {}).get("claim") or f"{key[1]}{OUTPUT}"
-        return [output, *(one.get("claim", "") for one in spec.get("inputs") or ())]
+        known = self._objects.get(_EXPERIMENT, {})
+        return [key for key, kept in known.items() if key[0] == claim[0] and claim[1] in kept.claims]
 
     def unlike(self, kind: str, versions: Mapping[Key, str]) -> dict[Key, str | None]:
         """Return where what is known differs from a listing: key and listed version, None for what has gone.
@@ -132,7 +149,7 @@ class World:
         behind: dict[Key, str | None] = {
             key: version
             for key, version in versions.items()
-            if key not in known or _version(known[key]) < int(version)
+            if key not in known or known[key].version < int(version)
         }
         return behind | {key: None for key in known if key not in versions}
 
@@ -165,6 +182,18 @@ def parent_of(kind: str, item: Manifest) -> Key | None:
         return key_of(item)
     name = (item["metadata"].get("labels") or {}).get(EXPERIMENT)
     return (item["metadata"]["namespace"], name) if name else None
+
+
+def _kept(kind: str, item: Manifest) -> _Kept:
+    lean = _lean(item)
+    parent, text = parent_of(kind, item), msgspec.json.encode(lean)
+    if kind != _EXPERIMENT:
+        return _Kept(_uid(item), _version(item), parent, text)
+    spec, name = item.get("spec") or {}, item["metadata"]["name"]
+    output = (spec.get("output") or {}).get("claim") or f"{name}{OUTPUT}"
+    claims = dict.fromkeys([output, *(one.get("claim", "") for one in spec.get("inputs") or ())])
+    phase = str((item.get("status") or {}).get("phase") or "Pending")
+    return _Kept(_uid(item), _version(item), parent, text, phase, tuple(claims))
 
 
 def _lean(item: Manifest) -> Manifest:

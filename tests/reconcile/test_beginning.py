@@ -1,70 +1,171 @@
-"""The operator begins once it knows what there is, however long the API server lets it wait."""
+"""The operator begins once it knows what there is, and follows it, however long it has to wait."""
 
 import asyncio
+import queue
 from datetime import UTC, datetime
 
 import pytest
 
-pytest.importorskip("kopf")
 pytest.importorskip("kubernetes")
 
-from asysi_operator import controller as room
-from asysi_operator.cluster import CHILDREN, EXPERIMENTS, PODS, UnavailableError
+from asysi_operator import watching as room
+from asysi_operator.cluster import CHILDREN, EXPERIMENTS, PODS, GoneError, UnavailableError
 from asysi_operator.controller import Controller
 from asysi_operator.manifests.labels import EXPERIMENT
 from asysi_operator.reconcile import Settings
+from asysi_operator.watching import Watches
+
+KINDS = (*CHILDREN, PODS, EXPERIMENTS)
+JOBS = CHILDREN[0]
 
 
-class Listing:
-    """An API server that is away at first and then lists an experiment and its Job."""
+def item(kind, namespace="lab", name="minilm", version=1):
+    """Return an object of the experiment minilm, or the experiment itself."""
+    metadata = {"namespace": namespace, "name": name, "uid": kind.kind, "resourceVersion": str(version)}
+    labels = {} if kind is EXPERIMENTS else {EXPERIMENT: "minilm"}
+    return {"kind": kind.kind, "metadata": {**metadata, "labels": labels}}
 
-    def __init__(self, failures):
-        self.failures, self.asked = failures, []
 
-    def everything(self, kind, namespace):
-        """List a kind."""
+class Server:
+    """An API server that is away at first, and then lists and says what a test tells it to."""
+
+    def __init__(self, failures=0):
+        self.failures, self.asked, self.there = failures, [], {JOBS.kind, EXPERIMENTS.kind}
+        self.news = {kind.kind: queue.Queue() for kind in KINDS}
+        self.since = []
+
+    def listing(self, kind, namespace):
+        """List a kind in two pages, of which one is empty."""
         if self.failures:
             self.failures -= 1
             raise UnavailableError("away")
         self.asked.append((kind.kind, namespace))
-        metadata = {"namespace": namespace, "name": "minilm", "uid": kind.kind, "resourceVersion": "1"}
-        labels = {} if kind is EXPERIMENTS else {EXPERIMENT: "minilm"}
-        found = {"kind": kind.kind, "metadata": {**metadata, "labels": labels}}
-        return [found] if kind.kind in {"Job", EXPERIMENTS.kind} else []
+        yield [item(kind, namespace)] if kind.kind in self.there else [], "5"
+        yield [], "6"
+
+    def changes(self, kind, _namespace, version):
+        """Bring what a test puts into the queue; an exception is raised, None ends the watch."""
+        self.since.append((kind.kind, version))
+        while (what := self.news[kind.kind].get(timeout=20)) is not None:
+            if isinstance(what, Exception):
+                raise what
+            yield what
 
 
 @pytest.fixture
 def impatient(monkeypatch):
     """Take no time between two attempts."""
-    monkeypatch.setattr(room, "BEGIN_SECONDS", 0.0)
+    monkeypatch.setattr(room, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(room, "LAST_WAIT", 0.001)
+
+
+async def holds(condition, dead=None):
+    """Wait until something holds."""
+    async with asyncio.timeout(10):
+        while not condition() and not (dead and dead.done()):
+            await asyncio.sleep(0.005)
+
+
+def following(server, namespaces, story):
+    """Run a story with a controller that follows a server, then end its watches."""
+
+    async def run():
+        controller = Controller(server, Settings(), namespaces)
+        watches = Watches(server, KINDS, namespaces, controller.take, controller.listed)
+        dead = watches.start()
+        async with asyncio.timeout(10):
+            await watches.begun()
+        try:
+            await story(controller, dead)
+        finally:
+            dead.cancel()
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize("failures", [0, 3])
 def test_everything_is_known_before_anything_is_looked_at(impatient, failures):
-    """Every kind of every namespace is listed, experiments last, also if the API server is away at first."""
-    listing = Listing(failures)
-    controller = Controller(listing, Settings(), ("lab", "shop"))
-    asyncio.run(controller.learn())
-    kinds = [kind.kind for kind in (*CHILDREN, PODS, EXPERIMENTS)]
-    assert listing.asked == [(kind, namespace) for kind in kinds for namespace in ("lab", "shop")]
-    for namespace in ("lab", "shop"):
-        assert controller.world.experiment((namespace, "minilm")) is not None
-        assert [one["kind"] for one in controller.world.children((namespace, "minilm"))] == ["Job"]
-    assert controller.work.depth == 2
+    """Every kind of every namespace is listed once, also if the API server is away at first."""
+    server = Server(failures)
+
+    async def story(controller, _dead):
+        for namespace in ("lab", "shop"):
+            assert controller.world.experiment((namespace, "minilm")) is not None
+            assert [one["kind"] for one in controller.world.children((namespace, "minilm"))] == ["Job"]
+        assert controller.work.depth == 2
+
+    following(server, ("lab", "shop"), story)
+    kinds = [(kind.kind, namespace) for kind in KINDS for namespace in ("lab", "shop")]
+    assert sorted(server.asked) == sorted(kinds)
 
 
-class Recorder(Listing):
-    """An API server that keeps the status of experiments, and nothing else."""
+def test_a_watch_goes_on_where_it_was(impatient):
+    """One that breaks off or ends is taken up at the last version that it brought, bookmarks included."""
+    server = Server()
+
+    async def story(controller, _dead):
+        jobs = server.news[JOBS.kind]
+        jobs.put([("ADDED", item(JOBS, name="other", version=8))])
+        jobs.put([("BOOKMARK", {"metadata": {"resourceVersion": "12"}})])
+        jobs.put(UnavailableError("reset"))
+        jobs.put([("DELETED", item(JOBS, name="other", version=14))])
+        jobs.put(None)
+        await holds(lambda: ("Job", "14") in server.since)
+        assert len(controller.world.children(("lab", "minilm"))) == 1
+
+    following(server, ("lab",), story)
+    assert [version for kind, version in server.since if kind == "Job"] == ["5", "12", "14"]
+
+
+def test_a_version_that_is_too_old_is_followed_by_a_listing(impatient):
+    """What went while nobody could tell is not in the new listing, and is forgotten."""
+    server = Server()
+
+    async def story(controller, _dead):
+        server.there.discard(JOBS.kind)
+        server.news[JOBS.kind].put(GoneError())
+        await holds(lambda: not controller.world.children(("lab", "minilm")))
+        assert server.asked.count(("Job", "lab")) == 2
+
+    following(server, ("lab",), story)
+
+
+def test_the_death_of_a_watch_is_that_of_the_operator(impatient):
+    """What no watch expects ends it, and is not passed over."""
+    server = Server()
+
+    async def story(_controller, dead):
+        server.news["Pod"].put(ZeroDivisionError("a mistake"))
+        await holds(lambda: False, dead)
+        assert isinstance(dead.exception(), ZeroDivisionError)
+
+    following(server, ("lab",), story)
+
+
+class Recorder(Server):
+    """An API server that makes objects and keeps the status of experiments."""
 
     version = 1
+
+    def __init__(self):
+        super().__init__()
+        self.log = []
 
     def now(self):
         """Return a time."""
         return datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
     def do(self, action, experiment):
-        """Carry out nothing."""
-        raise AssertionError("nothing is to be made")
+        """Make an object."""
+        self.version += 1
+        made = action.manifest
+        self.log.append(made["kind"])
+        more = {
+            "namespace": experiment["metadata"]["namespace"],
+            "uid": f"uid-{self.version}",
+            "creationTimestamp": "2026-01-02T03:04:05Z",
+        }
+        return made | {"metadata": made["metadata"] | more | {"resourceVersion": str(self.version)}}
 
     def announce(self, *_words):
         """Hear no events."""
@@ -72,29 +173,56 @@ class Recorder(Listing):
     def write_status(self, experiment, status):
         """Keep a status."""
         self.version += 1
+        self.log.append("status")
         metadata = experiment["metadata"] | {"resourceVersion": str(self.version)}
         return experiment | {"metadata": metadata, "status": status}
 
 
-def test_what_was_written_is_looked_at_once_more(impatient):
-    """A look that writes is followed by another, without any event, until one finds nothing to write."""
+def looked_at(spec):
+    """Look at a new experiment while there is reason; return the first writes, all writes, and the looks."""
 
-    async def watched():
-        cluster = Recorder(0)
+    async def run():
+        cluster = Recorder()
         controller = Controller(cluster, Settings())
         tree = {
-            "metadata": {"namespace": "lab", "name": "bad", "uid": "1", "resourceVersion": "1"},
-            "spec": {},
+            "apiVersion": "asysi.dev/v1alpha1",
+            "kind": EXPERIMENTS.kind,
+            "metadata": {"namespace": "lab", "name": "minilm", "uid": "1", "resourceVersion": "1"},
+            "spec": spec,
         }
-        controller.seen(EXPERIMENTS.kind, tree | {"kind": EXPERIMENTS.kind})
-        looks = 0
-        while controller.work.depth and looks < 9:
-            key, _waited = await controller.work.take()
-            await controller._one(key)
-            controller.work.done(key)
-            looks += 1
-        return looks, cluster.version
+        controller.seen(EXPERIMENTS.kind, tree)
+        looks, first = 0, None
+        for _time in range(2):
+            while controller.work.depth and looks < 9:
+                key, _waited = await controller.work.take()
+                await controller._one(key)
+                controller.work.done(key)
+                looks += 1
+            first = first or list(cluster.log)
+            await asyncio.sleep(0.4)
+        return first, cluster.log, looks
 
-    looks, version = asyncio.run(watched())
-    assert version == 2
+    return asyncio.run(run())
+
+
+def test_what_was_written_is_looked_at_once_more():
+    """A status that is written is followed by a look, without any event, until there is nothing to say."""
+    _first, log, looks = looked_at({})
+    assert log == ["status"]
     assert looks == 2
+
+
+def test_what_is_made_is_said_a_moment_later():
+    """The look that makes objects says nothing; the status follows once, with what has come of them."""
+    spec = {
+        "model": {"uri": "file:///inputs/files/model"},
+        "data": {"uri": "jsonl:///inputs/files/text.jsonl"},
+        "inputs": [{"claim": "files"}],
+        "workload": {"scan": {}},
+        "capture": {"hookPoints": ["*"]},
+    }
+    first, log, looks = looked_at(spec)
+    made = ["ConfigMap", "PersistentVolumeClaim", "NetworkPolicy", "Job"]
+    assert first == made
+    assert log == [*made, "status"]
+    assert looks == 3

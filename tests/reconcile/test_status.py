@@ -8,7 +8,15 @@ import pytest
 from asysi.contract.status import Status
 from asysi_operator.answers import read_answer
 from asysi_operator.reconcile import Settings, plan
-from asysi_operator.status import CONDITIONS, EVENT_REASONS, announcements, derive, only_counted, phase
+from asysi_operator.status import (
+    CONDITIONS,
+    EVENT_REASONS,
+    announcements,
+    derive,
+    only_counted,
+    phase,
+    pressing,
+)
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 RUNNING = {"running": {"startedAt": "2026-01-02T03:01:00Z"}}
@@ -248,9 +256,38 @@ def test_events_tell_of_what_is_new(lab):
     lab.run_pod(host=RUNNING)
     second = said(lab, answers=answered())
     told = announcements("minilm", first, second)
-    assert {reason for _level, reason, _message in told} == {"Scheduled", "Capturing"}
+    assert {reason for _level, reason, _message in told} == {"Capturing"}
     assert announcements("minilm", second, second) == []
-    assert {"Scheduled", "Capturing"} <= set(EVENT_REASONS)
+    assert "Capturing" in EVENT_REASONS
+
+
+def test_a_pause_from_the_start_is_no_news(cluster):
+    """An event tells of a pause that came later; one that was asked for at first is in the file."""
+    lab = cluster({"lifecycle": {"suspend": True}})
+    lab.settle()
+    first = said(lab)
+    assert first["phase"] == "Suspended"
+    assert announcements("minilm", {}, first) == []
+    active = [
+        {**one, "status": "False"} if one["type"] == "Suspended" else one for one in first["conditions"]
+    ]
+    told = announcements("minilm", first | {"conditions": active}, first)
+    assert [reason for _level, reason, _message in told] == ["Suspended"]
+
+
+def test_ends_and_refusals_press(lab):
+    """What somebody waits for is written at once: an end, a refusal, a pause, an edit that was seen."""
+    lab.run_pod(host=RUNNING)
+    one = said(lab)
+    other = said(lab, answers=answered())
+    assert not pressing(one, other)
+    assert pressing(other, other | {"observedGeneration": 2})
+    assert pressing({}, one)
+    for kind in ("Complete", "Failed", "Accepted", "Suspended"):
+        turned = [
+            {**cond, "status": "Unknown"} if cond["type"] == kind else cond for cond in one["conditions"]
+        ]
+        assert pressing(one, one | {"conditions": turned}), kind
 
 
 def test_phase_is_a_summary():

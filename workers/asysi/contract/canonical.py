@@ -8,6 +8,7 @@ new fields, and a rollback finds everything as it was.
 
 import hashlib
 import json
+from functools import cache
 from typing import Any, cast
 
 from pydantic import BaseModel
@@ -97,8 +98,13 @@ def _canonical(value: Any, pattern: str, *, by_alias: bool) -> Any:
             continue
         alias = info.alias or name
         path, held = f"{pattern}.{alias}".removeprefix("."), getattr(value, name)
-        default = info.get_default(call_default_factory=True)
-        if path not in FIRST_FIELDS and not info.is_required() and held == default:
+        if path not in FIRST_FIELDS and not info.is_required() and held == _default(type(value), name):
             continue
         content[alias if by_alias else name] = _canonical(held, path, by_alias=by_alias)
     return content
+
+
+@cache
+def _default(model: type[BaseModel], name: str) -> Any:
+    """Return a field's default, to be compared with and never changed: each new one is a deep copy."""
+    return model.model_fields[name].get_default(call_default_factory=True)
