@@ -63,6 +63,12 @@ class Api:
                     counted[verb] += int(float(value))
         return counted
 
+    def cpu(self) -> float:
+        """Return the processor seconds that the API server itself has used."""
+        lines = self.call("GET", "/metrics")["text"].splitlines()
+        found = next(line for line in lines if line.startswith("process_cpu_seconds_total "))
+        return float(found.rpartition(" ")[2])
+
 
 def where(kind: str, namespace: str) -> str:
     """Return the path of a kind in a namespace."""

@@ -30,4 +30,10 @@ def test_the_page_says_whether_the_aim_is_kept(slowest, verdict):
     """The verdict is that of the p99 with all experiments present."""
     record = json.loads((ROOT / "docs" / "benchmarks" / "operator.json").read_text())
     found = record["found"] | {"beside": [0.01] * 98 + [slowest] * 2}
-    assert f": {verdict}, with {slowest * 1000:.0f} ms" in page.page(found, record["facts"])
+    assert f"| apply → Job, p99, ms | 100 | {slowest * 1000:.0f} | {verdict} |" in page.aims(found)
+
+
+def test_counters_are_counted_apart():
+    """What a life costs is said without the writes that bring nothing but counters."""
+    life = {"phases": {"one": {"PATCH Job": 1.0, "PATCH ScanExperiment": 9.5}}, "count": 2, "counters": 13}
+    assert page.beyond_counters(life) == 4.0

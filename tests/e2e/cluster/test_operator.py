@@ -277,6 +277,34 @@ def test_what_somebody_changes_or_leaves_behind_is_mended(lab, operator, until):
         until(lambda kind=kind, name=name: lab.get(kind, name) is None, f"{name} is pruned")
 
 
+def test_what_is_somebody_elses_is_named_and_never_changed(lab, operator, until):
+    """An object of a name that is needed, of whatever kind, is left as it is; when it goes, ours is made."""
+    pod = {"restartPolicy": "Never", "containers": [{"name": "main", "image": "asysi-stub:e2e"}]}
+    claim = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}}
+    theirs = [
+        ("ConfigMap", "foreign-config", {"data": {"experiment.json": "theirs"}}),
+        ("PersistentVolumeClaim", "foreign-output", {"spec": claim}),
+        ("NetworkPolicy", "foreign", {"spec": {"podSelector": {"matchLabels": {"their": "pods"}}}}),
+        ("Job", "foreign", {"spec": {"suspend": True, "template": {"spec": pod}}}),
+    ]
+    versions = {}
+    for kind, name, content in theirs:
+        made = lab.create({"kind": kind, "metadata": {"name": name}} | content)
+        versions[kind] = made["metadata"]["uid"]
+    lab.apply("foreign", {"lifecycle": {"suspend": True}, "output": {"claim": None, "size": "1Gi"}})
+    for kind, name, content in theirs:
+        said = f"{kind} {name} exists and is not this experiment's"
+        until(lambda said=said: said in str(lab.status("foreign").get("lastFailure")), said)
+        there = lab.get(kind, name)
+        assert there["metadata"]["uid"] == versions[kind]
+        assert EXPERIMENT not in (there["metadata"].get("labels") or {})
+        assert there.get("data") == content.get("data")
+        lab.delete(kind, name)
+    lab.until_phase("foreign", "Suspended", 120)
+    assert {one["kind"] for one in lab.children(of="foreign")} == set(versions)
+    lab.delete("ScanExperiment", "foreign")
+
+
 def _owned(name: str, experiment: str, uid: str) -> Tree:
     owner = {"apiVersion": "asysi.dev/v1alpha1", "kind": "ScanExperiment", "name": experiment, "uid": uid}
     return {"name": name, "labels": {EXPERIMENT: experiment}, "ownerReferences": [owner]}
