@@ -98,6 +98,27 @@ Change = tuple[str, Manifest]
 """ADDED, MODIFIED, DELETED or BOOKMARK, and the object as it was then; a bookmark has a version alone."""
 
 
+class _Place(msgspec.Struct):
+    """Metadata of a page, or as much of an object's as tells whether it has changed."""
+
+    namespace: str = ""
+    name: str = ""
+    resourceVersion: str = ""  # noqa: N815 - Kubernetes' name
+    more: str = msgspec.field(default="", name="continue")
+
+
+class _Page(msgspec.Struct):
+    metadata: _Place = msgspec.field(default_factory=_Place)
+    items: list[msgspec.Raw] | None = None
+
+
+class _Item(msgspec.Struct):
+    metadata: _Place
+
+
+_PAGE, _VERSION = msgspec.json.Decoder(_Page), msgspec.json.Decoder(_Item)
+
+
 class Cluster:
     """Speaks to one API server; its methods may be called from several threads."""
 
@@ -191,26 +212,27 @@ class Cluster:
     def versions(self, kind: Kind, namespace: str | None) -> dict[tuple[str, str], str]:
         """Return the resource version of every object of a kind by namespace and name, metadata alone."""
         pages = self._listed(kind, namespace, _METADATA)
-        found = (item["metadata"] for items, _version in pages for item in items)
-        return {(one["namespace"], one["name"]): one["resourceVersion"] for one in found}
+        found = (_VERSION.decode(item).metadata for items, _version in pages for item in items)
+        return {(one.namespace, one.name): one.resourceVersion for one in found}
 
-    def listing(self, kind: Kind, namespace: str | None) -> Iterator[tuple[list[Manifest], str]]:
+    def listing(self, kind: Kind, namespace: str | None) -> Iterator[tuple[Iterator[Manifest], str]]:
         """Yield every object of a kind, page by page, each with the version at which all this was so.
 
         Of kinds that are not everybody's only those with an experiment's label.
         """
         for items, version in self._listed(kind, namespace, "application/json"):
-            yield [kind.named(item) for item in items], version
+            yield (kind.named(msgspec.json.decode(item)) for item in items), version
 
     def _listed(
         self, kind: Kind, namespace: str | None, accept: str
-    ) -> Iterator[tuple[Sequence[Manifest], str]]:
+    ) -> Iterator[tuple[Sequence[msgspec.Raw], str]]:
+        """Yield pages whose items are not read yet: a hundred Jobs are 15 MiB of Python's objects."""
         path, query = _all(kind, namespace), {"limit": PAGE, **_selected(kind)}
         while True:
-            page = self._call("GET", path, kind.kind, query=query, accept=accept) or {}
-            metadata = page.get("metadata", {})
-            yield page.get("items") or (), str(metadata.get("resourceVersion", ""))
-            if not (more := metadata.get("continue")):
+            content = self._ask("GET", path, kind.kind, query=query, accept=accept)
+            page = _PAGE.decode(content or b"{}")
+            yield page.items or (), page.metadata.resourceVersion
+            if not (more := page.metadata.more):
                 return
             query["continue"] = more
 
@@ -266,17 +288,32 @@ class Cluster:
         body: Manifest | None = None,
         query: Mapping[str, str] | None = None,
         fine: Sequence[int] = (),
-        accept: str = "application/json",
     ) -> Manifest | None:
         """Return the answer's body; None for a status among `fine`."""
+        content = self._ask(method, path, kind, body=body, query=query, fine=fine)
+        if content is None:
+            return None
+        parsed: Manifest = msgspec.json.decode(content)
+        return parsed
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        kind: str,
+        *,
+        body: Manifest | None = None,
+        query: Mapping[str, str] | None = None,
+        fine: Sequence[int] = (),
+        accept: str = "application/json",
+    ) -> bytes | None:
         response = self._send(method, path, kind, body=body, query=query, accept=accept)
         try:
-            status, content = int(response.status), response.read()
+            status, content = int(response.status), bytes(response.read())
         except (HTTPError, OSError) as error:
             raise UnavailableError(f"{method} {path}: {error}") from error
         if status < 300:
-            parsed: Manifest = msgspec.json.decode(content)
-            return parsed
+            return content
         if status in fine:
             return None
         raise _failure(status, content, f"{method} {path}")

@@ -5,6 +5,7 @@ the event loop, and a thread waits until that has taken it in: nothing piles up 
 """
 
 import asyncio
+import itertools
 import logging
 import threading
 import time
@@ -16,6 +17,8 @@ from asysi_operator.world import Key, key_of
 
 FIRST_WAIT, LAST_WAIT = 0.2, 10.0
 """Seconds until a watch that has failed begins anew: doubled each time that it brings nothing."""
+TOGETHER = 10
+"""Objects of a listing that are handed over at once."""
 log = logging.getLogger("asysi.operator")
 Taken = Callable[[Kind, Sequence[Change]], Coroutine[object, object, None]]
 """Takes in what has happened."""
@@ -92,10 +95,10 @@ class Watches:
         there: dict[Key, str] = {}
         at = ""
         for items, version in self.cluster.listing(kind, namespace):
-            there |= {key_of(item): item["metadata"]["resourceVersion"] for item in items}
             at = at or version  # a page that is no longer kept is followed by one of a later version
-            found = [("ADDED", item) for item in items]
-            asyncio.run_coroutine_threadsafe(self.take(kind, found), loop).result()
+            while some := [("ADDED", item) for item in itertools.islice(items, TOGETHER)]:
+                there |= {key_of(item): item["metadata"]["resourceVersion"] for _, item in some}
+                asyncio.run_coroutine_threadsafe(self.take(kind, some), loop).result()
         asyncio.run_coroutine_threadsafe(self._complete(kind, namespace, there), loop).result()
         return at
 

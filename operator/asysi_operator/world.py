@@ -1,5 +1,6 @@
 """What the watches have brought, and what they have failed to bring. Pure: no clock, no connection."""
 
+import zlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ _CLAIMS_OWN = ("namespace", "name", "uid", "resourceVersion", "deletionTimestamp
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """An object as it is kept: as text, because as Python's objects a Job takes ten times as much memory."""
+    """An object as it is kept: as compressed text. A Job takes fifty times as much as Python's objects."""
 
     uid: str
     version: int
@@ -36,7 +37,7 @@ class _Kept:
 
     @property
     def item(self) -> Manifest:
-        found: Manifest = msgspec.json.decode(self.text)
+        found: Manifest = msgspec.json.decode(zlib.decompress(self.text))
         return found
 
 
@@ -186,7 +187,7 @@ def parent_of(kind: str, item: Manifest) -> Key | None:
 
 def _kept(kind: str, item: Manifest) -> _Kept:
     lean = _lean(item)
-    parent, text = parent_of(kind, item), msgspec.json.encode(lean)
+    parent, text = parent_of(kind, item), zlib.compress(msgspec.json.encode(lean), 1)
     if kind != _EXPERIMENT:
         return _Kept(_uid(item), _version(item), parent, text)
     spec, name = item.get("spec") or {}, item["metadata"]["name"]

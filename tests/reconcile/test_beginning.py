@@ -40,8 +40,8 @@ class Server:
             self.failures -= 1
             raise UnavailableError("away")
         self.asked.append((kind.kind, namespace))
-        yield [item(kind, namespace)] if kind.kind in self.there else [], "5"
-        yield [], "6"
+        yield iter([item(kind, namespace)] if kind.kind in self.there else []), "5"
+        yield iter([]), "6"
 
     def changes(self, kind, _namespace, version):
         """Bring what a test puts into the queue; an exception is raised, None ends the watch."""

@@ -61,10 +61,47 @@ class Answers(Cluster):
     def __init__(self, *answers):
         self.answers, self.calls = list(answers), []
 
-    def _call(self, method, path, kind, *, body=None, query=None, fine=(), accept=""):
+    def _call(self, method, path, kind, *, body=None, query=None, fine=()):
         version = (body or {}).get("metadata", {}).get("resourceVersion")
         self.calls.append((method, version))
         return self.answers.pop(0)
+
+
+class Pages(Cluster):
+    """A cluster whose listings come in pages."""
+
+    def __init__(self, *pages):
+        self.pages, self.asked = [json.dumps(page).encode() for page in pages], []
+
+    def _ask(self, method, path, kind, *, body=None, query=None, fine=(), accept=""):
+        self.asked.append((query.get("continue"), query.get("labelSelector")))
+        return self.pages.pop(0)
+
+
+def page(version, more, *names):
+    """Return a page of a listing."""
+    items = [
+        {"metadata": {"namespace": "lab", "name": name, "resourceVersion": "3", "managedFields": []}}
+        for name in names
+    ]
+    return {"metadata": {"resourceVersion": version, "continue": more}, "items": items}
+
+
+def test_a_listing_comes_page_by_page():
+    """Every page is asked for by the word that the last one ends with, and says its version."""
+    cluster = Pages(page("7", "next", "one", "two"), page("7", "", "three"))
+    pages = [(list(items), version) for items, version in cluster.listing(MAP, "lab")]
+    names = [[item["metadata"]["name"] for item in items] for items, _version in pages]
+    assert names == [["one", "two"], ["three"]]
+    assert [version for _items, version in pages] == ["7", "7"]
+    assert cluster.asked == [(None, EXPERIMENT), ("next", EXPERIMENT)]
+    assert all(item["kind"] == "ConfigMap" for items, _version in pages for item in items)
+
+
+def test_an_audit_reads_no_more_than_versions():
+    """Versions by namespace and name, whatever else the metadata holds; an empty page may have no items."""
+    cluster = Pages(page("7", "next", "one"), {"metadata": {"resourceVersion": "7"}, "items": None})
+    assert cluster.versions(MAP, None) == {("lab", "one"): "3"}
 
 
 EXPERIMENT_IS = {"metadata": {"namespace": "lab", "name": "minilm", "uid": "u"}}
