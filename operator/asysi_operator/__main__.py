@@ -100,9 +100,9 @@ async def operate(chosen: argparse.Namespace) -> None:
     from asysi_operator.watching import Watches  # noqa: PLC0415
 
     settings = Settings(chosen.image, chosen.image_pull_policy, chosen.allowed, chosen.metrics_readers)
-    cluster = Cluster(WORKERS + 2)
-    controller = Controller(cluster, settings, chosen.namespace, chosen.audit_seconds)
     kinds = (*CHILDREN, PODS, EXPERIMENTS)
+    cluster = Cluster(WORKERS + 2 + len(kinds) * max(1, len(chosen.namespace)))  # each watch keeps one
+    controller = Controller(cluster, settings, chosen.namespace, chosen.audit_seconds)
     watches = Watches(cluster, kinds, chosen.namespace, controller.take, controller.listed)
     ready, stop, loop = asyncio.Event(), asyncio.Event(), asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(WORKERS + 2))
