@@ -281,28 +281,31 @@ def test_what_is_somebody_elses_is_named_and_never_changed(lab, operator, until)
     """An object of a name that is needed, of whatever kind, is left as it is; when it goes, ours is made."""
     pod = {"restartPolicy": "Never", "containers": [{"name": "main", "image": "asysi-stub:e2e"}]}
     claim = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}}
-    theirs = [
-        ("ConfigMap", "foreign-config", {"data": {"experiment.json": "theirs"}}),
-        ("PersistentVolumeClaim", "foreign-output", {"spec": claim}),
-        ("NetworkPolicy", "foreign", {"spec": {"podSelector": {"matchLabels": {"their": "pods"}}}}),
-        ("Job", "foreign", {"spec": {"suspend": True, "template": {"spec": pod}}}),
-    ]
-    versions = {}
-    for kind, name, content in theirs:
-        made = lab.create({"kind": kind, "metadata": {"name": name}} | content)
-        versions[kind] = made["metadata"]["uid"]
-    lab.apply("foreign", {"lifecycle": {"suspend": True}, "output": {"claim": None, "size": "1Gi"}})
-    for kind, name, content in theirs:
+    theirs = {
+        "ConfigMap": ("foreign-a-config", {"data": {"experiment.json": "theirs"}}),
+        "PersistentVolumeClaim": ("foreign-b-output", {"spec": claim}),
+        "NetworkPolicy": ("foreign-c", {"spec": {"podSelector": {"matchLabels": {"their": "pods"}}}}),
+        "Job": ("foreign-d", {"spec": {"suspend": True, "template": {"spec": pod}}}),
+    }
+    mine = {kind: name[: len("foreign-a")] for kind, (name, _content) in theirs.items()}
+    made = {
+        kind: lab.create({"kind": kind, "metadata": {"name": name}} | content)["metadata"]["uid"]
+        for kind, (name, content) in theirs.items()
+    }
+    for name in mine.values():
+        lab.apply(name, {"lifecycle": {"suspend": True}, "output": {"claim": None, "size": "1Gi"}})
+    for kind, (name, content) in theirs.items():
         said = f"{kind} {name} exists and is not this experiment's"
-        until(lambda said=said: said in str(lab.status("foreign").get("lastFailure")), said)
+        until(lambda kind=kind, said=said: said in str(lab.status(mine[kind]).get("lastFailure")), said)
         there = lab.get(kind, name)
-        assert there["metadata"]["uid"] == versions[kind]
+        assert there["metadata"]["uid"] == made[kind]
         assert EXPERIMENT not in (there["metadata"].get("labels") or {})
         assert there.get("data") == content.get("data")
         lab.delete(kind, name)
-    lab.until_phase("foreign", "Suspended", 120)
-    assert {one["kind"] for one in lab.children(of="foreign")} == set(versions)
-    lab.delete("ScanExperiment", "foreign")
+    for name in mine.values():
+        lab.until_phase(name, "Suspended", 120)
+        assert {one["kind"] for one in lab.children(of=name)} == set(theirs)
+        lab.delete("ScanExperiment", name)
 
 
 def _owned(name: str, experiment: str, uid: str) -> Tree:
