@@ -112,7 +112,7 @@ def lives(part: Tree) -> str:
         f"Mean over {part['count']} experiments that ran at the same time on a node that is made up, from\n"
         "the operator's own `asysi_operator_api_requests_total`. PATCH is a server-side apply; that of\n"
         "ScanExperiment is the status. Counters are written at most once in five seconds: "
-        f"{counters:g} of a life's\nwrites bring nothing else.\n\n"
+        f"{counters:.3g} of a life's\nwrites bring nothing else.\n\n"
         + head
         + "\n".join(lines)
         + "\n\nThe API server's own count of writes to experiments in that time, less this program's:\n"
@@ -122,8 +122,8 @@ def lives(part: Tree) -> str:
 
 def row(name: str, counted: Tree, kinds: list[str]) -> str:
     """Return a row of the table of writes."""
-    cells = " | ".join(f"{counted.get(kind, 0):g}" for kind in kinds)
-    return f"| {name} | {cells} | {sum(counted.values()):g} |"
+    cells = " | ".join(f"{counted.get(kind, 0):.3g}" for kind in kinds)
+    return f"| {name} | {cells} | {sum(counted.values()):.3g} |"
 
 
 def usage(found: Tree, count: int) -> str:
