@@ -286,3 +286,88 @@ def test_the_experiment_runs_on_the_merged_rows(shell, experiment, images):
     shell.apply(pod("compare", images["worker"], compare, mounts))
     shell.run("wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/compare", "--timeout=120s")
     assert json.loads(shell.run("logs", "compare")) == {"rows": ROWS, "right": True, "documents": ROWS}
+
+
+@pytest.fixture
+def shared(shell: Shell, operator: None) -> Callable[..., None]:
+    """Return a function that applies a small experiment whose results go to the claim `shared`."""
+    size = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+    claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "shared"}}
+    shell.apply({**claim, "spec": size})
+
+    def apply(name: str, passes: int = 1, **output: Any) -> None:
+        spec = {
+            "model": {"uri": "file:///inputs/inputs/model"},
+            "inputs": [{"claim": "inputs"}],
+            "data": {"uri": "jsonl:///inputs/inputs/text.jsonl", "tokens": {"contextLength": 32}},
+            "workload": {"scan": {"batchSize": 16, "passes": passes}},
+            "capture": {"hookPoints": ["encoder.layer.*.output"], "size": "8Mi"},
+            "bus": {"size": "8Mi"},
+            "sae": {"enabled": False},
+            "archive": {"cpus": 0.1, "memory": "512Mi"},
+            "output": {"claim": "shared", **output},
+            "resources": {
+                "prepare": {"cpus": 0.7, "memory": "1Gi"},
+                "hook": {"cpus": 0.1, "memory": "512Mi"},
+                "host": {"cpus": 0.3, "memory": "1Gi", "shm": "32Mi"},
+                "finish": {"cpus": 0.2, "memory": "1Gi"},
+            },
+            "lifecycle": {"gracePeriodSeconds": 5},
+        }
+        head = {"apiVersion": "asysi.dev/v1alpha1", "kind": "ScanExperiment", "metadata": {"name": name}}
+        shell.apply({**head, "spec": spec})
+
+    return apply
+
+
+def ledgers(folder: Path) -> None:
+    """Print, by folder, its owner, whether its books balance, the rows seen and the rows archived."""
+    import json
+
+    found = {}
+    for file in folder.glob("*/ledger.json"):
+        ledger = json.loads(file.read_text())
+        rows = ledger["totals"]["consumers"]["archiver"]["durable"]
+        name = json.loads((file.parent / "identity.json").read_text())["name"]
+        found[file.parent.name] = [name, ledger["balanced"], ledger["totals"]["capture"]["seen"], rows]
+    print(json.dumps(found))
+
+
+@pytest.mark.long
+def test_experiments_share_a_claim(shell, shared, images):
+    """Two at once have a folder each, and books that balance; a third is refused in the folder of another."""
+
+    def phases() -> dict[str, str]:
+        items = shell.get("scanexperiments")["items"]
+        return {one["metadata"]["name"]: one.get("status", {}).get("phase", "") for one in items}
+
+    def ended(*names: str) -> bool:
+        now = phases()
+        assert "Failed" not in {now[name] for name in names}, yaml.safe_dump(shell.get("scanexperiments"))
+        return {now[name] for name in names} == {"Succeeded"}
+
+    shared("first")
+    shared("second", passes=2)
+    shell.until(lambda: ended("first", "second"), "both complete", 400)
+    spans = []
+    for name in ("first", "second"):
+        (one,) = shell.get("pods", f"--selector=asysi.dev/experiment={name}")["items"]
+        times = [status["state"]["terminated"] for status in one["status"]["containerStatuses"]]
+        spans.append((min(t["startedAt"] for t in times), max(t["finishedAt"] for t in times)))
+    shared("late", path="first")
+    shell.until(lambda: phases()["late"] == "Failed", "the third is refused", 120)
+    late = shell.get("scanexperiment", "late")["status"]["lastFailure"]
+    assert (late["container"], late["exitCode"]) == ("prepare", 2)
+    assert "first" in late["message"]
+    assert "output.path" in late["message"]
+    shell.apply(pod("ledgers", images["worker"], ledgers, {"shared": "/claim"}))
+    shell.run("wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/ledgers", "--timeout=60s")
+    found = json.loads(shell.run("logs", "ledgers"))
+    assert {place: (name, balanced) for place, (name, balanced, _, _) in found.items()} == {
+        "first": ("first", True),
+        "second": ("second", True),
+    }
+    assert found["second"][2] == 2 * found["first"][2] > 0
+    assert all(rows > 0 for _, _, _, rows in found.values())
+    assert spans[0][0] < spans[1][1], spans
+    assert spans[1][0] < spans[0][1], f"they did not run at once: {spans}"
