@@ -106,10 +106,8 @@ class Shell:
         deadline = time.monotonic() + timeout
         while not (found := holds()):
             if time.monotonic() > deadline:
-                pods = self.run("get", "pods")
-                raise AssertionError(
-                    f"not within {timeout:.0f} s: {what}\n{yaml.safe_dump(self.status())}{pods}"
-                )
+                said = self.run("get", "scanexperiments,pods,pvc", "--output=wide")
+                raise AssertionError(f"not within {timeout:.0f} s: {what}\n{said}")
             time.sleep(0.3)
         return found
 
