@@ -92,40 +92,45 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 async def operate(chosen: argparse.Namespace) -> None:
-    """Run the operator until SIGTERM or SIGINT; raises what has ended a watch."""
-    from asysi_operator.cluster import CHILDREN, EXPERIMENTS, PODS, Cluster  # noqa: PLC0415 - not for `--help`
+    """Run the operator until SIGTERM or SIGINT, which kopf takes; raises what has ended a watch."""
+    from asysi_operator.cluster import CHILDREN, PODS, Cluster  # noqa: PLC0415 - not for `--help`
     from asysi_operator.controller import WORKERS, Controller  # noqa: PLC0415
+    from asysi_operator.handlers import watch  # noqa: PLC0415
     from asysi_operator.health import serve  # noqa: PLC0415
     from asysi_operator.reconcile import Settings  # noqa: PLC0415
     from asysi_operator.watching import Watches  # noqa: PLC0415
 
     settings = Settings(chosen.image, chosen.image_pull_policy, chosen.allowed, chosen.metrics_readers)
-    kinds = (*CHILDREN, PODS, EXPERIMENTS)
+    kinds = (*CHILDREN, PODS)
     cluster = Cluster(WORKERS + 2 + len(kinds) * max(1, len(chosen.namespace)))  # each watch keeps one
     controller = Controller(cluster, settings, chosen.namespace, chosen.audit_seconds)
     watches = Watches(cluster, kinds, chosen.namespace, controller.take, controller.listed)
-    ready, stop, loop = asyncio.Event(), asyncio.Event(), asyncio.get_running_loop()
-    loop.set_default_executor(ThreadPoolExecutor(WORKERS + 2))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    ready, watched, stop = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(WORKERS + 2))
     serve(chosen.metrics_port, lambda: controller.ill, ready.is_set)
-    if not await _defined(cluster, stop):
+    if not await _defined(cluster):
         return
     dead = watches.start()
     dead.add_done_callback(lambda _: stop.set())
-    beginning = asyncio.create_task(_begin(watches, controller, ready))
-    await stop.wait()
-    beginning.cancel()
-    await controller.stop()
+    beginning = asyncio.create_task(_begin(watched, watches, controller, ready))
+    try:
+        await watch(controller, chosen.namespace, watched, stop)  # ends the process however it ends
+    finally:
+        beginning.cancel()
+        with contextlib.suppress(Exception):
+            await controller.stop()
     if dead.done():
         dead.result()
 
 
-async def _defined(cluster: "Cluster", stop: asyncio.Event) -> bool:
+async def _defined(cluster: "Cluster") -> bool:
     """Wait until the API server knows experiments; False when a signal came first.
 
     Watches of a kind that is not known would never begin, and the others would without it.
     """
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
     said = False
     while not stop.is_set() and not await asyncio.to_thread(cluster.knows_experiments):
         if not said:
@@ -133,12 +138,18 @@ async def _defined(cluster: "Cluster", stop: asyncio.Event) -> bool:
         said = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), DEFINED_SECONDS)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.remove_signal_handler(number)
     return not stop.is_set()
 
 
-async def _begin(watches: "Watches", controller: "Controller", ready: asyncio.Event) -> None:
+async def _begin(
+    watched: asyncio.Event, watches: "Watches", controller: "Controller", ready: asyncio.Event
+) -> None:
     """Begin once the watches have, and what there is is known."""
+    await watched.wait()
     await watches.begun()
+    await controller.learn()
     gc.freeze()  # modules stay: to look through them again and again takes a tenth of a second each time
     controller.start()
     ready.set()
@@ -153,6 +164,8 @@ def main(arguments: Sequence[str]) -> int:
         level=chosen.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
+    if chosen.log_level == "info":  # it tells of every event
+        logging.getLogger("kopf").setLevel(logging.WARNING)
     try:
         asyncio.run(operate(chosen))
     except ConfigError as error:

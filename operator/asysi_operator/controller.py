@@ -90,7 +90,7 @@ class Look:
 
 
 class Controller:
-    """Holds what is known and keeps at it. `take` and `listed` are where the watches end.
+    """Holds what is known and keeps at it. `seen`, `take` and `listed` are where the watches end.
 
     Args:
         cluster: the effects.
@@ -138,6 +138,23 @@ class Controller:
         for key, version in self.world.unlike(kind.kind, there).items():
             if version is None and namespace in {None, key[0]}:
                 self.seen(kind.kind, {"metadata": {"namespace": key[0], "name": key[1]}}, gone=True)
+
+    async def learn(self) -> None:
+        """Take in the experiments that there are: kopf brings them too, but does not say when it has."""
+        for namespace in self._namespaces or (None,):
+            for item in await self._experiments(namespace):
+                self.seen(EXPERIMENTS.kind, item)
+
+    async def _experiments(self, namespace: str | None) -> list[Manifest]:
+        def read() -> list[Manifest]:
+            return [item for page, _ in self._cluster.listing(EXPERIMENTS, namespace) for item in page]
+
+        while True:
+            try:
+                return await asyncio.to_thread(read)
+            except (UnavailableError, RejectedError) as error:
+                log.warning("cannot begin: %s", error)
+                await asyncio.sleep(BEGIN_SECONDS)
 
     def start(self) -> None:
         """Begin, once it is known what there is."""

@@ -1,4 +1,4 @@
-"""Follows every kind of object in every namespace that is watched: a listing, then each change, for ever.
+"""Follows the objects that experiments have, by kind and namespace: a listing, then each change, for ever.
 
 A thread each: between two changes they stand still in the read of a socket. What they bring is handed over to
 the event loop, and a thread waits until that has taken it in: nothing piles up between the two.

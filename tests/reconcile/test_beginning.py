@@ -6,8 +6,10 @@ from datetime import UTC, datetime
 
 import pytest
 
+pytest.importorskip("kopf")
 pytest.importorskip("kubernetes")
 
+from asysi_operator import controller as controlling
 from asysi_operator import watching as room
 from asysi_operator.cluster import CHILDREN, EXPERIMENTS, PODS, GoneError, UnavailableError
 from asysi_operator.controller import Controller
@@ -226,3 +228,35 @@ def test_what_is_made_is_said_a_moment_later():
     assert first == made
     assert log == [*made, "status"]
     assert looks == 3
+
+
+def test_experiments_are_learned_however_long_it_takes(monkeypatch):
+    """An API server that is away at first is asked again; then every namespace's experiments are known."""
+    monkeypatch.setattr(controlling, "BEGIN_SECONDS", 0.001)
+    server = Server(failures=3)
+    controller = Controller(server, Settings(), ("lab", "other"))
+    asyncio.run(controller.learn())
+    assert server.asked == [("ScanExperiment", "lab"), ("ScanExperiment", "other")]
+    assert controller.world.experiment(("lab", "minilm"))["metadata"]["uid"] == "ScanExperiment"
+    assert controller.world.experiment(("other", "minilm")) is not None
+
+
+def test_kopfs_events_end_in_the_controller():
+    """What kopf brings of an experiment is known, newer states replace older ones, and an end is an end."""
+    import kopf
+
+    from asysi_operator.handlers import registry_of
+
+    controller = Controller(Server(), Settings())
+    (handler,) = registry_of(controller)._watching.get_all_handlers()
+    body = item(EXPERIMENTS, version=7)
+    del body["kind"]
+
+    def bring(what):
+        asyncio.run(handler.fn(event=kopf.RawEvent(type=what, object=body)))
+        return controller.world.experiment(("lab", "minilm"))
+
+    assert bring(None)["kind"] == "ScanExperiment"
+    body = item(EXPERIMENTS, version=8)
+    assert bring("MODIFIED")["metadata"]["resourceVersion"] == "8"
+    assert bring("DELETED") is None

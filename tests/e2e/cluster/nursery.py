@@ -6,9 +6,10 @@ Reads a line a command: `start ARGUMENT…` answers with the new process's id, `
 import os
 import sys
 
+import kopf  # noqa: F401
 import kubernetes  # noqa: F401
 
-from asysi_operator import cluster, controller, health, watching  # noqa: F401
+from asysi_operator import cluster, controller, handlers, health, watching  # noqa: F401
 from asysi_operator.__main__ import main
 
 for line in sys.stdin:
