@@ -3,6 +3,7 @@
 import copy
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -14,6 +15,10 @@ from hypothesis import HealthCheck, settings
 
 # Before torch is imported anywhere: on a few cores, several threads make small tensors many times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Whoever runs the tests in the background of a script has them, and what they start, ignore SIGINT.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says nothing about what it claims.
 settings.register_profile("asysi", deadline=None, suppress_health_check=[HealthCheck.too_slow])
