@@ -2,7 +2,6 @@
 
 import _thread
 import mmap
-import signal
 import struct
 import threading
 import time
