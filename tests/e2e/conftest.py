@@ -191,6 +191,35 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
             run.process.wait()
 
 
+# -- Volumes
+
+
+@pytest.fixture(scope="module")
+def volumes(kubeconfig: Path, tool: Callable[[str], str]) -> None:
+    """Make the ready-made volumes of the tests' own cluster new that earlier tests have used.
+
+    Nothing provisions volumes there: one whose claim has gone stays as it is. Other clusters are left alone.
+    """
+    if "KUBECONFIG" in os.environ or "ASYSI_CLUSTER" not in os.environ:
+        return
+    kubectl = [tool("kubectl"), "--kubeconfig", str(kubeconfig)]
+    listed = subprocess.run(
+        [*kubectl, "get", "pv", "--output=json"], capture_output=True, check=True, timeout=60
+    )
+    for volume in json.loads(listed.stdout)["items"]:
+        folder = Path(volume["spec"].get("hostPath", {}).get("path", "/nowhere"))
+        user = volume["spec"].get("claimRef", {}).get("namespace", "")
+        used = volume["status"]["phase"] in {"Failed", "Released"} and user.startswith("asysi-")
+        if used and folder.is_dir():
+            for path in folder.iterdir():
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            free = '[{"op": "remove", "path": "/spec/claimRef"}]'
+            name = volume["metadata"]["name"]
+            subprocess.run(
+                [*kubectl, "patch", "pv", name, "--type=json", "--patch", free], check=True, timeout=60
+            )
+
+
 # -- Images
 
 

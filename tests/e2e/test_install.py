@@ -82,7 +82,7 @@ class Shell:
 
 
 @pytest.fixture(scope="module")
-def shell(kubeconfig: Path, tool: Callable[[str], str]) -> Iterator[Shell]:
+def shell(kubeconfig: Path, volumes: None, tool: Callable[[str], str]) -> Iterator[Shell]:
     """A namespace of its own that enforces Pod Security's level restricted; it goes with everything in it."""
     shell = Shell(tool("kubectl"), tool("helm"), kubeconfig, f"asysi-install-{os.getpid()}")
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}

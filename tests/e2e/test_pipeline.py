@@ -141,7 +141,9 @@ def pod(name: str, image: str, function: Callable[[Path], None], mounts: dict[st
 
 
 @pytest.fixture(scope="module")
-def shell(kubeconfig: Path, tool: Callable[[str], str], images: dict[str, str]) -> Iterator[Shell]:
+def shell(
+    kubeconfig: Path, volumes: None, tool: Callable[[str], str], images: dict[str, str]
+) -> Iterator[Shell]:
     """A namespace that enforces Pod Security's level restricted, with model and text in a claim."""
     shell = Shell(tool("kubectl"), kubeconfig, f"asysi-pipeline-{os.getpid()}")
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}

@@ -303,7 +303,7 @@ def _shell_out(*command: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def lab(kubeconfig: Path, stub: str, begun: None) -> Iterator[Lab]:
+def lab(kubeconfig: Path, volumes: None, stub: str, begun: None) -> Iterator[Lab]:
     """A namespace that enforces Pod Security's level restricted, with a claim for results."""
     lab = Lab(kubeconfig, f"asysi-lab-{os.getpid()}-{random.randrange(10**6)}")
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
