@@ -282,7 +282,7 @@ def _unknown(schema: Tree, path: SpecPath) -> Iterator[tuple[str, Any]]:
     if "properties" not in schema:
         return
     yield f"{next(iter(schema['properties']))}x", {}
-    chosen = list(FOREIGN.items())
+    chosen = [(key, value) for key, value in FOREIGN.items() if key not in schema["properties"]]
     start = sum(len(str(step)) for step in path)
     for turn in range(len(chosen) if len(path) < 3 else 3):
         key, value = chosen[(start + turn) % len(chosen)]
@@ -390,9 +390,13 @@ def api(kubeconfig: Path) -> Iterator[Api]:
     known = api.call("GET", named)[0] == 200
     code, said = api.call("PATCH", named, definition) if known else api.call("POST", path, definition)
     assert code in {200, 201}, said
-    newest = next(bad.tree for bad in MUTATIONS if bad.what == "a selector that is no label")
+    newest = copy.deepcopy(GOOD)  # with the latest field, which an older definition does not know
+    newest["spec"]["output"] = {"whenDeleted": "Retain"}
     wait_for(
-        lambda: api.call("POST", api.experiments("default"), newest, dryRun="All")[0] == 422,
+        lambda: (
+            api.call("POST", api.experiments("default"), newest, dryRun="All", fieldValidation="Strict")[0]
+            == 201
+        ),
         "the definition is served",
     )
     yield api
