@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from asysi import __version__
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import Exit
 from asysi_operator.allowed import Allowed
@@ -100,6 +101,7 @@ async def operate(chosen: argparse.Namespace) -> None:
     from asysi_operator.reconcile import Settings  # noqa: PLC0415
     from asysi_operator.watching import Watches  # noqa: PLC0415
 
+    log.info("version %s begins, with the workers' image %s", __version__, chosen.image)
     settings = Settings(chosen.image, chosen.image_pull_policy, chosen.allowed, chosen.metrics_readers)
     kinds = (*CHILDREN, PODS)
     cluster = Cluster(WORKERS + 2 + len(kinds) * max(1, len(chosen.namespace)))  # each watch keeps one
@@ -153,6 +155,10 @@ async def _begin(
     gc.freeze()  # modules stay: to look through them again and again takes a tenth of a second each time
     controller.start()
     ready.set()
+    known = sum(controller.world.phases().values())
+    log.info(
+        "ready: %d experiments are known in %s", known, ", ".join(controller.namespaces) or "all namespaces"
+    )
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -109,7 +109,7 @@ class Controller:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.world, self.work, self.silence = World(), Work(), Silence()
-        self._cluster, self._settings, self._namespaces = cluster, settings, namespaces
+        self._cluster, self._settings, self.namespaces = cluster, settings, namespaces
         self._audit_seconds, self._clock = audit_seconds, clock
         self._memories: dict[Key, Memory] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -141,7 +141,7 @@ class Controller:
 
     async def learn(self) -> None:
         """Take in the experiments that there are: kopf brings them too, but does not say when it has."""
-        for namespace in self._namespaces or (None,):
+        for namespace in self.namespaces or (None,):
             for item in await self._experiments(namespace):
                 self.seen(EXPERIMENTS.kind, item)
 
@@ -357,7 +357,7 @@ class Controller:
         unlike = {}
         for kind in (EXPERIMENTS, PODS, *CHILDREN):
             versions: dict[Key, str] = {}
-            for namespace in self._namespaces or (None,):
+            for namespace in self.namespaces or (None,):
                 versions |= await asyncio.to_thread(self._cluster.versions, kind, namespace)
             unlike[kind.kind] = self.world.unlike(kind.kind, versions)
         for name, key in self.silence.audited(unlike):
