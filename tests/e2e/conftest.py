@@ -215,9 +215,8 @@ def volumes(kubeconfig: Path, tool: Callable[[str], str]) -> None:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
             free = '[{"op": "remove", "path": "/spec/claimRef"}]'
             name = volume["metadata"]["name"]
-            subprocess.run(
-                [*kubectl, "patch", "pv", name, "--type=json", "--patch", free], check=True, timeout=60
-            )
+            patch = [*kubectl, "patch", "pv", name, "--type=json", "--patch", free]
+            subprocess.run(patch, capture_output=True, check=True, timeout=60)
 
 
 # -- Images

@@ -367,7 +367,7 @@ def test_experiments_share_a_claim(shell, shared, images):
         "first": ("first", True),
         "second": ("second", True),
     }
-    assert found["second"][2] == 2 * found["first"][2] > 0
+    assert found["second"][2] > 1.5 * found["first"][2] > 0  # what is held out is read in the first pass
     assert all(rows > 0 for _, _, _, rows in found.values())
     assert spans[0][0] < spans[1][1], spans
     assert spans[1][0] < spans[0][1], f"they did not run at once: {spans}"
