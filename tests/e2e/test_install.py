@@ -432,11 +432,20 @@ def test_the_status_says_what_the_ledger_says(shell, results):
     )
 
 
-def test_the_short_lived_pod_goes_also_with_ctrl_c(shell, results):
+def test_the_short_lived_pod_goes_also_with_ctrl_c(shell, results, tmp_path):
     """Those of the fetches are gone, and so is one whose command is interrupted while the pod starts."""
     selector = "--selector=app.kubernetes.io/component=files"
     assert _until(lambda: not shell.get("pods", selector)["items"], "the pods of the fetches are gone", 30)
-    command = [sys.executable, "-m", "asysi.cli", "cluster", "fetch", NAME, "--output", "/nowhere"]
+    command = [
+        sys.executable,
+        "-m",
+        "asysi.cli",
+        "cluster",
+        "fetch",
+        NAME,
+        "--output",
+        str(tmp_path / "never"),
+    ]
     process = subprocess.Popen(
         [*command, "--kubeconfig", str(shell.kubeconfig), "--namespace", shell.namespace],
         env={**os.environ, "PATH": f"{Path(shell.kubectl_path).parent}{os.pathsep}{os.environ['PATH']}"},
