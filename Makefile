@@ -26,7 +26,9 @@ test: install tools ## Run the tests; with ASYSI_TESTS=all also the long ones an
 	@$(MAKE) --no-print-directory smollm2 || echo "no SmolLM2: the tests that read a real GGUF file are skipped"
 	@failed=0; \
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile -m 'not e2e and not long' || failed=1; \
-	if [ "$$ASYSI_TESTS" = all ]; then $(BIN)/python -m pytest --durations 40 -m 'e2e or long' || failed=1; \
+	if [ "$$ASYSI_TESTS" = all ]; then \
+	  $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --durations 20 -m 'long and not e2e' || failed=1; \
+	  $(BIN)/python -m pytest --durations 20 -m e2e || failed=1; \
 	else echo "Not run: tests marked e2e or long. To run them: ASYSI_TESTS=all make test"; fi; \
 	exit $$failed
 
