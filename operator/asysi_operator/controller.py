@@ -49,7 +49,7 @@ SAY_SECONDS = 2.0
 AUDIT_SECONDS = 30.0
 """Seconds between two comparisons of what is known with what is there."""
 BEGIN_SECONDS = 5.0
-"""Seconds between the first audits."""
+"""Seconds between two attempts to begin, and between the first audits."""
 EVENTS_SECONDS, EVENTS_LATEST = 2.0, 60.0
 """Seconds between the first two looks at the events of something odd, and at the most."""
 log = logging.getLogger("asysi.operator")

@@ -131,15 +131,14 @@ def fetch(  # noqa: PLR0917 - each is an option of the command
 
     paths = [str(REPORT_FILE) if one == "report" else transfer.result_path(one) for one in only or ()]
     target = output or Path("runs", name)
-    alone = paths == [str(REPORT_FILE)]
+    alone, file = paths == [str(REPORT_FILE)], target / REPORT_FILE
     if not alone:
         transfer.refuse_existing(target, overwrite=overwrite)
+    elif file.exists() and not overwrite:  # before a pod is made for nothing
+        raise ConfigError(f"{file} exists: choose another --output, or give --overwrite")
     kubectl = _kubectl(context, namespace, kubeconfig)
     with reach.results(kubectl, name, image=image, seconds=pod_seconds) as place:
         if alone:
-            file = target / REPORT_FILE
-            if file.exists() and not overwrite:
-                raise ConfigError(f"{file} exists: choose another --output, or give --overwrite")
             moved = transfer.fetch_file(kubectl, place, paths[0], file)
             typer.echo(f"{file} ({_size(moved.size)})")
             return
