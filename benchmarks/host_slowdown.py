@@ -39,14 +39,15 @@ import torch
 
 from asysi.bus.packet import ROW_DTYPE
 from asysi.capture.hooker import ActivationHooker
-from asysi.capture.points import HookPoint, read_points
-from asysi.capture.tokens import StepTokens
 from asysi.contract.loading import load
 from asysi.contract.runtime import CAPTURE_RING, MODEL_FILE, POINTS_FILE, Env
 from asysi.contract.spec import ScanExperiment, Spec
-from asysi.hosts.model import load_model, read_resolved
-from asysi.hosts.scan import ScannerEngine, read_data
-from asysi.hosts.tokens import Batch
+from asysi.model.forward import ScannerEngine
+from asysi.model.loading import load_model, read_resolved
+from asysi.model.points import HookPoint, read_points
+from asysi.text.grid import StepTokens
+from asysi.text.reading import read_data
+from asysi.text.tokens import Batch
 from asysi_ring import Control, Reader, Writer, create
 
 ROOT = Path(__file__).parent.parent

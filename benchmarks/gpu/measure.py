@@ -366,8 +366,8 @@ def ring() -> Iterator[tuple[Any, Any]]:
 def watched(model: torch.nn.Module, rate: float) -> Iterator[Any]:
     from asysi.bus.pinning import Pinning, cuda_hook
     from asysi.capture.hooker import ActivationHooker
-    from asysi.capture.points import HookPoint
     from asysi.contract.spec import Sampling
+    from asysi.model.points import HookPoint
 
     points = [HookPoint(f"layers.{i}", None, (BATCH, LENGTH, models.WIDTH)) for i in range(LAYERS)]
     step = [0]
@@ -391,7 +391,7 @@ def watched(model: torch.nn.Module, rate: float) -> Iterator[Any]:
 
 def tokens(step: int, batch: int, length: int) -> Any:
     from asysi.bus.packet import ROW_DTYPE
-    from asysi.capture.tokens import StepTokens
+    from asysi.text.grid import StepTokens
 
     rows = np.zeros(batch * length, ROW_DTYPE)
     rows["sample"] = rows["sequence"] = np.repeat(np.arange(batch), length)
@@ -415,7 +415,7 @@ def values() -> dict[str, Any]:
     """Largest difference between our rows and those of plain hooks."""
     from asysi.bus.packet import parse_packet
     from asysi.capture.hooker import ActivationHooker
-    from asysi.capture.points import HookPoint
+    from asysi.model.points import HookPoint
     from asysi_ring import Control, Reader, Writer, create
 
     result: dict[str, Any] = {}

@@ -33,13 +33,13 @@ from asysi.bus.packet import RowFlag
 from asysi.contract.loading import load as load_experiment
 from asysi.contract.quantity import parse_bytes
 from asysi.contract.spec import SaeTrain, Stop
-from asysi.hosts.model import load_model, resolve_model
-from asysi.hosts.scan import read_data
+from asysi.model.loading import load_model, resolve_model
 from asysi.sae.buffer import BufferSize, MixingBuffer
 from asysi.sae.evaluation import evaluate
 from asysi.sae.export import load as load_sae
 from asysi.sae.normalisation import expected_norm_scale
 from asysi.sae.training import Training
+from asysi.text.reading import read_data
 
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "docs" / "benchmarks"

@@ -175,9 +175,9 @@ def test_render_prints_objects(
 
 def test_check_prints_what_matches_and_what_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     """Hook points, documents and rings stand on stdout; problems on stderr."""
-    from asysi.capture.points import HookPoint
     from asysi.hosts.check import CheckReport
     from asysi.hosts.rings import plan_rings
+    from asysi.model.points import HookPoint
 
     experiment = ScanExperiment.model_validate(yaml.safe_load((ROOT / "configs/base.yaml").read_text()))
     point = HookPoint("encoder.layer.0.output", "blocks.0.hook_resid_post", (32, 128, 384), "bfloat16")

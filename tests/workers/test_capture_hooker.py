@@ -11,10 +11,10 @@ from torch.utils.checkpoint import checkpoint
 from asysi.bus.mailbox import DROP_REASONS, CaptureWord
 from asysi.bus.packet import ROW_DTYPE, Dtype, PacketFlag, parse_packet
 from asysi.capture.hooker import ActivationHooker
-from asysi.capture.points import HookPoint
 from asysi.capture.sampling import keep_mask
-from asysi.capture.tokens import StepTokens
 from asysi.contract.spec import Sampling
+from asysi.model.points import HookPoint
+from asysi.text.grid import StepTokens
 from asysi_ring import Control, Reader, Writer, create
 
 BATCH, LENGTH, WIDTH = 3, 5, 8

@@ -7,9 +7,9 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asysi.capture.aliases import FAMILIES, alias_of
-from asysi.capture.globs import match_glob, match_globs, near_names
 from asysi.contract.errors import ConfigError
+from asysi.model.aliases import FAMILIES, alias_of
+from asysi.model.globs import match_glob, match_globs, near_names
 
 SEGMENT = st.text("ab0*?", min_size=1, max_size=4).filter(lambda text: "**" not in text)
 NAME = st.lists(st.text("ab0", min_size=1, max_size=4), min_size=1, max_size=4).map(".".join)

@@ -442,7 +442,7 @@ def test_books_are_closed_when_a_run_is_suspended(tmp_path):
 
 def with_weights(tmp_path):
     """Return a pod whose experiment analyses the parameters of a small model, and the model's folder."""
-    from asysi.hosts.model import hash_files
+    from asysi.model.loading import hash_files
 
     model = tmp_path / "model"
     tiny_model(model)

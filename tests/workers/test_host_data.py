@@ -15,8 +15,8 @@ from asysi.bus.packet import RowFlag, document_positions
 from asysi.contract.errors import ConfigError
 from asysi.contract.spec import Data, Holdout, Tokens
 from asysi.hosts.seen import Beginnings, Seen
-from asysi.hosts.text import RENUMBERED, Document, TextSource, is_held_out
-from asysi.hosts.tokens import Batches, Corpus, Policy, SpelledTokens, make_policy, openers, tokenise
+from asysi.text.rows import RENUMBERED, Document, TextSource, is_held_out
+from asysi.text.tokens import Batches, Corpus, Policy, SpelledTokens, make_policy, openers, tokenise
 
 # -- rows of text
 

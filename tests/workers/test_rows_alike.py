@@ -20,14 +20,14 @@ from asysi.archive.series import Series
 from asysi.bus.packet import ROW_DTYPE, RowFlag, parse_packet
 from asysi.capture.collector import Collector
 from asysi.capture.hooker import ActivationHooker
-from asysi.capture.points import HookPoint
 from asysi.capture.rows import first_tensor, row_shape
-from asysi.capture.tokens import StepTokens
 from asysi.contract.spec import Data, Holdout, SaeTrain
 from asysi.finish.reading import join_rows, read_again
-from asysi.hosts.model import LoadedModel
 from asysi.hosts.unseen import planned_width
+from asysi.model.loading import LoadedModel
+from asysi.model.points import HookPoint
 from asysi.sae.trainer import Trainer
+from asysi.text.grid import StepTokens
 from asysi_ring import Control, Reader, Writer, create
 
 BATCH, LENGTH, WIDTH, TOKENS = 3, 5, 8, 64

@@ -15,8 +15,8 @@ from asysi.archive.dataset import MScanDataset, Range
 from asysi.archive.format import METRICS_DTYPE, ChunkKind
 from asysi.archive.sinks import SUFFIX, Columns, Format, atomic_sink, require
 from asysi.bus.packet import RowFlag, document_positions
-from asysi.capture.globs import match_glob
 from asysi.contract.errors import ConfigError
+from asysi.model.globs import match_glob
 
 Content = Literal["metrics", "tensors"]
 _GROUP_ROWS = 8192

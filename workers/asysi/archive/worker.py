@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from asysi.archive.series import Series, resume
 from asysi.bus.packet import ActivationPacket, parse_packet
-from asysi.capture.points import read_points
 from asysi.contract.errors import ConfigError
 from asysi.contract.quantity import parse_bytes
 from asysi.contract.runtime import ARCHIVE_FOLDER, POINTS_FILE, Container
+from asysi.model.points import read_points
 from asysi.monitor.metrics import counter
 from asysi.monitor.worker import Worker
 

@@ -31,11 +31,12 @@ from asysi.bus.packet import (
     rows_that_fit,
 )
 from asysi.capture.latency import LatencyHistogram
-from asysi.capture.points import HookPoint
 from asysi.capture.rows import first_tensor, leading_rows, row_shape
 from asysi.capture.sampling import keep_mask, keep_step
-from asysi.capture.tokens import StepTokens, derive_tokens
+from asysi.capture.tokens import derive_tokens
 from asysi.contract.spec import Sampling
+from asysi.model.points import HookPoint
+from asysi.text.grid import StepTokens
 
 if TYPE_CHECKING:
     from asysi.capture.collector import Collector

@@ -1,28 +1,13 @@
-"""The tokens of a step: what capture must know about the rows before it sees one."""
+"""The tokens of a forward call whose host said nothing about them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from asysi.bus.packet import ROW_DTYPE
-
-
-@dataclass(frozen=True, slots=True)
-class StepTokens:
-    """The batch × length grid of one step, flattened row by row."""
-
-    step: int
-    """Number of the step, unique in the experiment."""
-    batch: int
-    length: int
-    rows: NDArray[np.void]
-    """[batch · length] of ROW_DTYPE: where each token comes from."""
-    content: NDArray[np.bool_]
-    """[batch · length]: which tokens are data."""
+from asysi.text.grid import StepTokens
 
 
 def derive_tokens(args: Sequence[Any], kwargs: Mapping[str, Any], step: int, first_sample: int) -> StepTokens:

@@ -154,13 +154,13 @@ BY_PATTERN = {refusal.pattern: refusal for refusal in REFUSALS}
 _DEFAULTS = {field.pattern: field.info.get_default() for field in schema_fields(ScanExperiment)}
 
 READ_BY = {
-    "asysi.hosts": (
-        "spec.output.whenFull",
+    "asysi.model": (
         "spec.model.uri",
         "spec.model.revision",
-        "spec.model.dtype",
         "spec.model.sha256",
         "spec.model.tokenizer",
+    ),
+    "asysi.text": (
         "spec.data.uri",
         "spec.data.tokens.textField",
         "spec.data.tokens.contextLength",
@@ -174,6 +174,10 @@ READ_BY = {
         "spec.workload.scan.batchSize",
         "spec.workload.scan.maxSamples",
         "spec.workload.scan.passes",
+    ),
+    "asysi.hosts": (
+        "spec.output.whenFull",
+        "spec.model.dtype",
         "spec.workload.scan.seed",
         "spec.capture.hookPoints",
         "spec.capture.size",

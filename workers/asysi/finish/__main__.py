@@ -41,7 +41,7 @@ from asysi.monitor.worker import Worker
 
 if TYPE_CHECKING:
     from asysi.finish.analysis import Analysis
-    from asysi.hosts.model import ResolvedModel
+    from asysi.model.loading import ResolvedModel
 
 log = logging.getLogger("asysi")
 
@@ -123,7 +123,7 @@ def _judge_and_report(worker: Worker, ledger: Ledger, written: dict[str, object]
 
 
 def _look_at_weights(worker: Worker, analysis: "Analysis") -> None:
-    from asysi.hosts.model import load_model, read_resolved  # noqa: PLC0415
+    from asysi.model.loading import load_model, read_resolved  # noqa: PLC0415
     from asysi.weights.experiment import analyse_weights, sources_of  # noqa: PLC0415
 
     spec = worker.experiment.spec
@@ -142,7 +142,7 @@ def _look_at_weights(worker: Worker, analysis: "Analysis") -> None:
 
 def _replaced(resolved: "ResolvedModel") -> list[str]:
     """Return a sentence when the files that were read as `before` are not those that prepare verified."""
-    from asysi.hosts.model import hash_files, weight_files  # noqa: PLC0415
+    from asysi.model.loading import hash_files, weight_files  # noqa: PLC0415
 
     if resolved.path is None or resolved.sha256 is None:
         return []

@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from asysi.capture.points import read_points
 from asysi.contract.errors import ConfigError
 from asysi.contract.rows import read_rows
 from asysi.contract.runtime import CHECKPOINT_FOLDER, MODEL_FILE, POINTS_FILE, SAE_FOLDER
@@ -29,9 +28,10 @@ from asysi.finish.spelling import vocabulary
 from asysi.finish.status import Point
 from asysi.finish.survey import Place, survey
 from asysi.finish.verdict import Agreement
-from asysi.hosts.model import LoadedModel, ResolvedModel, load_model, read_resolved
-from asysi.hosts.tokens import make_policy
+from asysi.model.loading import LoadedModel, ResolvedModel, load_model, read_resolved
+from asysi.model.points import read_points
 from asysi.report.data import Browser, Comparison, Layer
+from asysi.text.tokens import make_policy
 
 SEED = 0
 log = logging.getLogger("asysi")

@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 
 from asysi.capture.collector import Collector, Rows
 from asysi.capture.hooker import ActivationHooker
-from asysi.capture.points import HookPoint
-from asysi.capture.tokens import StepTokens
 from asysi.contract.spec import Data
 from asysi.finish.sheet import PointRows, Sheet, budget, select
 from asysi.finish.spelling import spell
-from asysi.hosts.model import LoadedModel
-from asysi.hosts.scan import ScannerEngine
-from asysi.hosts.text import TextSource
-from asysi.hosts.tokens import Batch, Policy, Sequences, concatenate, make_batch, make_policy, tokenise
+from asysi.model.forward import ScannerEngine
+from asysi.model.loading import LoadedModel
+from asysi.model.points import HookPoint
+from asysi.text.grid import StepTokens
+from asysi.text.rows import TextSource
+from asysi.text.tokens import Batch, Policy, Sequences, concatenate, make_batch, make_policy, tokenise
 
 DOCUMENTS = 50_000
 """Distinct documents among which finish chooses, from the beginning of the data: it need not read all of a

@@ -1,1 +1,1 @@
-"""Hosts run the model: they read text, make batches, and call its forward with capture attached."""
+"""Hosts run the model: each calls its forward on its own terms, with capture attached."""

@@ -6,17 +6,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asysi.capture.aliases import alias_of
-from asysi.capture.globs import match_globs, split_call
-from asysi.capture.points import HookPoint
 from asysi.contract.errors import ConfigError
 from asysi.contract.quantity import format_bytes
 from asysi.contract.rows import pipeline_file, read_rows
 from asysi.contract.spec import Data, ScanExperiment, Spec
-from asysi.hosts.model import LoadedModel, ResolvedModel, build_structure, load_model, resolve_model
 from asysi.hosts.rings import RingPlan, bus_problems, capture_problems, plan_rings
-from asysi.hosts.text import TextSource
-from asysi.hosts.tokens import make_policy, ordinary_token, padding_token
+from asysi.model.aliases import alias_of
+from asysi.model.globs import match_globs, split_call
+from asysi.model.loading import LoadedModel, ResolvedModel, build_structure, load_model, resolve_model
+from asysi.model.points import HookPoint
+from asysi.text.rows import TextSource
+from asysi.text.tokens import make_policy, ordinary_token, padding_token
 
 if TYPE_CHECKING:
     import torch

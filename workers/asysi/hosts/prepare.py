@@ -5,12 +5,12 @@ import logging
 import os
 import resource
 
-from asysi.capture.points import points_to_json
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import MODEL_FILE, POINTS_FILE, Container, Env, Exit
 from asysi.files import write_atomic
 from asysi.hosts.attempt import take_attempt
 from asysi.hosts.check import CheckReport, check, missing_bytes
+from asysi.model.points import points_to_json
 from asysi.monitor.process import run_worker
 from asysi.monitor.worker import Worker
 

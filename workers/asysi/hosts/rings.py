@@ -7,10 +7,10 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from asysi.bus.packet import ROW_DTYPE, rows_that_fit
-from asysi.capture.points import HookPoint
 from asysi.contract.quantity import format_bytes, parse_bytes
 from asysi.contract.runtime import BUS_RING, CAPTURE_RING
 from asysi.contract.spec import Spec
+from asysi.model.points import HookPoint
 
 CAPTURE_CHUNK = 1 << 20
 BUS_CHUNK = 1 << 18

@@ -5,7 +5,6 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -13,19 +12,18 @@ import torch
 from asysi.bus.mailbox import CaptureWord
 from asysi.bus.pinning import Pinning, cuda_hook
 from asysi.capture.hooker import ActivationHooker
-from asysi.capture.points import HookPoint, read_points
 from asysi.contract.errors import ConfigError, no_room
 from asysi.contract.rows import read_rows
 from asysi.contract.runtime import CAPTURE_RING, HOST_FOLDER, MODEL_FILE, POINTS_FILE, Container, Exit
-from asysi.contract.spec import Data, Scan
 from asysi.files import is_full, write_atomic
-from asysi.hosts.faults import said, would_recur
-from asysi.hosts.model import LoadedModel, load_model, read_resolved
 from asysi.hosts.seen import Beginnings, Seen
-from asysi.hosts.text import TextSource
-from asysi.hosts.tokens import Batch, Batches, SpelledTokens, make_policy, openers, tokenise
+from asysi.model.forward import ScannerEngine
+from asysi.model.loading import load_model, read_resolved
+from asysi.model.points import read_points
 from asysi.monitor.process import run_worker
 from asysi.monitor.worker import Worker
+from asysi.text.reading import Reading, read_data
+from asysi.text.tokens import Batches
 
 log = logging.getLogger("asysi")
 
@@ -36,97 +34,6 @@ BOS or CLS.
 """
 SEEN_FILE = HOST_FOLDER / "seen.json"
 _PROGRESS_SECONDS = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """The corpus as steps, and what is known of it."""
-
-    batches: Batches
-    documents: int
-    held_out: int
-    duplicates: int
-    renumbered: int
-    """Documents whose number another one had already."""
-    truncated: int
-    """Documents that were cut at the context length."""
-    spelled: SpelledTokens
-    """Special tokens that the documents' text spells."""
-    openers: list[int]
-    """The tokenizer's BOS and CLS tokens."""
-
-
-def read_data(data: Data, scan: Scan, tokenizer: object) -> Reading:
-    """Read, deduplicate and tokenise the data, and lay out the steps.
-
-    Raises:
-        ConfigError: the data or the token policy is wrong, or no document is left.
-    """
-    policy = make_policy(data.tokens, tokenizer)
-    source = TextSource(data, scan.max_samples)
-    spelled = SpelledTokens(tokenizer)
-    corpus = tokenise(spelled.watch(source), tokenizer, policy)
-    if not corpus.documents:
-        raise ConfigError(f"spec.data.uri: {data.uri} holds no document with a token in it")
-    batches = Batches(corpus, policy, batch_size=scan.batch_size, passes=scan.passes, seed=scan.seed)
-    return Reading(
-        batches=batches,
-        documents=corpus.documents,
-        held_out=int(corpus.holdout.sum()),
-        duplicates=source.duplicates,
-        renumbered=source.renumbered,
-        truncated=corpus.truncated,
-        spelled=spelled,
-        openers=openers(tokenizer),
-    )
-
-
-class ScannerEngine:
-    """Runs the model's forward over batches.
-
-    Args:
-        loaded: the model; it is moved to `device`.
-        points: hook points, to find out which part of the model must run.
-        device: where it runs.
-    """
-
-    def __init__(self, loaded: LoadedModel, points: list[HookPoint], device: str = "cpu") -> None:
-        self.module = loaded.module.to(device)
-        self.root = base_of(self.module, [point.path for point in points])
-        self._device = device
-
-    def run(self, batch: Batch) -> None:
-        """Run one step.
-
-        Raises:
-            ConfigError: the forward fails in a way that would repeat itself.
-        """
-        try:
-            self._forward(batch)
-        except Exception as error:  # a forward may do anything
-            if not would_recur(error):
-                raise
-            log.exception("step %d failed", batch.number)
-            name, size = type(self.root).__name__, " × ".join(map(str, batch.ids.shape))
-            raise ConfigError(
-                f"spec.model.uri: the forward of {name} fails in step {batch.number}, with {size} tokens: "
-                f"{said(error)}"
-            ) from error
-
-    @torch.inference_mode()
-    def _forward(self, batch: Batch) -> None:
-        inputs = {"input_ids": torch.from_numpy(batch.ids).to(self._device)}
-        if batch.mask is not None:
-            inputs["attention_mask"] = torch.from_numpy(batch.mask).to(self._device)
-        self.root(**inputs)
-
-
-def base_of(module: torch.nn.Module, paths: list[str]) -> torch.nn.Module:
-    """Return the model without its head where no hook point lies in it: logits over a vocabulary are dear."""
-    prefix = getattr(module, "base_model_prefix", "")
-    base = getattr(module, prefix, None) if prefix else None
-    inside = all(path.startswith(f"{prefix}.") for path in paths)
-    return base if isinstance(base, torch.nn.Module) and inside else module
 
 
 def next_step(output: Path) -> int:

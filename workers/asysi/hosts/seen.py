@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asysi.bus.packet import RowFlag, document_positions
-from asysi.capture.tokens import StepTokens
+from asysi.text.grid import StepTokens
 
 _BINS = 64
 

@@ -1,6 +1,6 @@
 """Tries a model's forward as the host will call it: the same arguments, up to the longest sequence.
 
-Where that works the weights are left out (`hosts/hollow.py`): a model of any size is tried in a second.
+Where that works the weights are left out (`model/hollow.py`): a model of any size is tried in a second.
 """
 
 import inspect
@@ -14,9 +14,9 @@ import torch
 
 from asysi.capture.rows import first_tensor
 from asysi.contract.errors import ConfigError
-from asysi.hosts.faults import said
-from asysi.hosts.hollow import NoRow, run_hollow
-from asysi.hosts.scan import base_of
+from asysi.model.faults import said
+from asysi.model.forward import base_of
+from asysi.model.hollow import NoRow, run_hollow
 
 BATCH, LENGTH = 3, 7
 """Of the forward whose outputs are looked at: no other size of a model is likely to be these two."""

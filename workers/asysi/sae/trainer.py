@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from asysi.bus.packet import ActivationPacket, Dtype, Kind
-from asysi.capture.globs import compile_glob
 from asysi.contract.errors import ConfigError
 from asysi.contract.quantity import parse_bytes
 from asysi.contract.spec import SaeTrain
+from asysi.model.globs import compile_glob
 from asysi.sae.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from asysi.sae.sequence import SequenceLog
 from asysi.sae.training import Training

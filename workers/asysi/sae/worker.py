@@ -11,7 +11,6 @@ import torch
 
 from asysi.bus.bus import CppShardedSPMCBus, shard_of
 from asysi.bus.mailbox import CaptureWord, Gauge
-from asysi.capture.globs import match_globs
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import (
     BUS_RING,
@@ -24,6 +23,7 @@ from asysi.contract.runtime import (
     Exit,
 )
 from asysi.files import write_atomic
+from asysi.model.globs import match_globs
 from asysi.monitor.rest import has_ended, rest
 from asysi.monitor.worker import Worker
 from asysi.sae.export import export, folder_of, metadata_of

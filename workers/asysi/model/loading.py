@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import Env
 from asysi.contract.spec import Model
-from asysi.hosts import gguf
+from asysi.model import gguf
 
 if TYPE_CHECKING:
     import torch
@@ -237,7 +237,7 @@ def build_structure(resolved: ResolvedModel, dtype: str) -> LoadedModel:
     """
     import torch  # noqa: PLC0415
 
-    from asysi.hosts.hollow import Structure  # noqa: PLC0415 - imports torch
+    from asysi.model.hollow import Structure  # noqa: PLC0415 - imports torch
 
     if resolved.path is None:
         return _from_factory(resolved, getattr(torch, dtype))
@@ -292,7 +292,7 @@ def _architecture(resolved: ResolvedModel) -> tuple[Any, Any]:
 def _from_factory(resolved: ResolvedModel, dtype: "torch.dtype") -> LoadedModel:
     import torch  # noqa: PLC0415
 
-    from asysi.hosts.faults import said  # noqa: PLC0415 - imports torch
+    from asysi.model.faults import said  # noqa: PLC0415 - imports torch
 
     factory = load_callable(resolved.uri.partition("://")[2], "spec.model.uri")
     try:

@@ -7,7 +7,7 @@ import torch
 
 _OF_THE_MACHINE = (MemoryError, OSError, torch.OutOfMemoryError, torch.AcceleratorError)
 _SIGNS_OF_THE_MACHINE = ("CUDA", "cuBLAS", "cuDNN", "NCCL", "DefaultCPUAllocator")
-_NOT_THE_MODEL = (Path(torch.__file__).parent, Path(__file__).parent)
+_NOT_THE_MODEL = (Path(torch.__file__).parent, Path(__file__).parent.parent)
 
 
 def would_recur(error: Exception) -> bool:

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from asysi.bus.packet import Dtype
-from asysi.capture.globs import split_call
 from asysi.contract.errors import ConfigError
+from asysi.model.globs import split_call
 
 
 @dataclass(frozen=True, slots=True)

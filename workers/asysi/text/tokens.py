@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asysi.bus.packet import ROW_DTYPE, RowFlag, place_in_document
-from asysi.capture.tokens import StepTokens
 from asysi.contract.errors import ConfigError
 from asysi.contract.spec import Tokens
-from asysi.hosts.text import Document
+from asysi.text.grid import StepTokens
+from asysi.text.rows import Document
 
 _AT_ONCE = 1024  # documents the tokenizer is given at once
 

@@ -1,0 +1,61 @@
+"""Calls a model's forward on a batch, and no more of the model than the hook points need."""
+
+import logging
+
+import torch
+
+from asysi.contract.errors import ConfigError
+from asysi.model.faults import said, would_recur
+from asysi.model.loading import LoadedModel
+from asysi.model.points import HookPoint
+from asysi.text.tokens import Batch
+
+log = logging.getLogger("asysi")
+
+
+class ScannerEngine:
+    """Runs the model's forward over batches.
+
+    Args:
+        loaded: the model; it is moved to `device`.
+        points: hook points, to find out which part of the model must run.
+        device: where it runs.
+    """
+
+    def __init__(self, loaded: LoadedModel, points: list[HookPoint], device: str = "cpu") -> None:
+        self.module = loaded.module.to(device)
+        self.root = base_of(self.module, [point.path for point in points])
+        self._device = device
+
+    def run(self, batch: Batch) -> None:
+        """Run one step.
+
+        Raises:
+            ConfigError: the forward fails in a way that would repeat itself.
+        """
+        try:
+            self._forward(batch)
+        except Exception as error:  # a forward may do anything
+            if not would_recur(error):
+                raise
+            log.exception("step %d failed", batch.number)
+            name, size = type(self.root).__name__, " × ".join(map(str, batch.ids.shape))
+            raise ConfigError(
+                f"spec.model.uri: the forward of {name} fails in step {batch.number}, with {size} tokens: "
+                f"{said(error)}"
+            ) from error
+
+    @torch.inference_mode()
+    def _forward(self, batch: Batch) -> None:
+        inputs = {"input_ids": torch.from_numpy(batch.ids).to(self._device)}
+        if batch.mask is not None:
+            inputs["attention_mask"] = torch.from_numpy(batch.mask).to(self._device)
+        self.root(**inputs)
+
+
+def base_of(module: torch.nn.Module, paths: list[str]) -> torch.nn.Module:
+    """Return the model without its head where no hook point lies in it: logits over a vocabulary are dear."""
+    prefix = getattr(module, "base_model_prefix", "")
+    base = getattr(module, prefix, None) if prefix else None
+    inside = all(path.startswith(f"{prefix}.") for path in paths)
+    return base if isinstance(base, torch.nn.Module) and inside else module

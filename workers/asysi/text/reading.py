@@ -1,0 +1,51 @@
+"""The data of a run, read and laid out as steps."""
+
+from dataclasses import dataclass
+
+from asysi.contract.errors import ConfigError
+from asysi.contract.spec import Data, Scan
+from asysi.text.rows import TextSource
+from asysi.text.tokens import Batches, SpelledTokens, make_policy, openers, tokenise
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The corpus as steps, and what is known of it."""
+
+    batches: Batches
+    documents: int
+    held_out: int
+    duplicates: int
+    renumbered: int
+    """Documents whose number another one had already."""
+    truncated: int
+    """Documents that were cut at the context length."""
+    spelled: SpelledTokens
+    """Special tokens that the documents' text spells."""
+    openers: list[int]
+    """The tokenizer's BOS and CLS tokens."""
+
+
+def read_data(data: Data, scan: Scan, tokenizer: object) -> Reading:
+    """Read, deduplicate and tokenise the data, and lay out the steps.
+
+    Raises:
+        ConfigError: the data or the token policy is wrong, or no document is left.
+    """
+    policy = make_policy(data.tokens, tokenizer)
+    source = TextSource(data, scan.max_samples)
+    spelled = SpelledTokens(tokenizer)
+    corpus = tokenise(spelled.watch(source), tokenizer, policy)
+    if not corpus.documents:
+        raise ConfigError(f"spec.data.uri: {data.uri} holds no document with a token in it")
+    batches = Batches(corpus, policy, batch_size=scan.batch_size, passes=scan.passes, seed=scan.seed)
+    return Reading(
+        batches=batches,
+        documents=corpus.documents,
+        held_out=int(corpus.holdout.sum()),
+        duplicates=source.duplicates,
+        renumbered=source.renumbered,
+        truncated=corpus.truncated,
+        spelled=spelled,
+        openers=openers(tokenizer),
+    )
