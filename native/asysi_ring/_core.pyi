@@ -335,8 +335,9 @@ class Writer:
             ValueError: an unknown account, shard or reason, or a negative number.
         """
 
-    def close(self, state: Literal["complete", "attempt_over"] | None = None) -> None:
-        """Release the lock; with a state, tell readers that nothing more comes."""
+    def close(self, state: str | None = None) -> None:
+        """Release the lock; with a state, 'complete' or 'attempt_over', tell readers that nothing more
+        comes."""
 
     def __enter__(self) -> Self: ...
     def __exit__(
@@ -481,8 +482,8 @@ class Reader:
         """At the end: what was published and not consumed counts as lapped, and the cursors move to the
         heads."""
 
-    def finalise(self, state: Literal["finalised", "checkpointed"]) -> None:
-        """Tell others how this reader ended."""
+    def finalise(self, state: str) -> None:
+        """Tell others how this reader ended: 'finalised' or 'checkpointed'."""
 
     def ended(self) -> Literal["complete", "attempt_over"] | None:
         """Return how the producer closed, once everything is consumed; None before."""

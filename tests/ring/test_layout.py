@@ -4,7 +4,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import asysi_ring
-from asysi.bus.mailbox import DROP_REASONS
 from asysi.bus.packet import (
     HEADER_BYTES,
     HEADER_DTYPE,
@@ -14,6 +13,7 @@ from asysi.bus.packet import (
     payload_at,
     rows_that_fit,
 )
+from asysi.bus.states import DropReason
 
 
 def test_packet_header_is_laid_out_alike_in_cpp_and_numpy():
@@ -57,5 +57,5 @@ def test_control_header_has_no_holes():
 
 def test_every_drop_reason_has_a_name():
     """The ring books as many reasons as the mailbox names."""
-    assert len(DROP_REASONS) == asysi_ring.MAX_REASONS
-    assert [DROP_REASONS[number] for number in (0, 1, 3)] == ["crash", "ring_full", "no_chunk"]
+    assert len(DropReason) == asysi_ring.MAX_REASONS
+    assert [DropReason(number).word for number in (0, 1, 3)] == ["crash", "ring_full", "no_chunk"]

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from asysi.bus.mailbox import DROP_REASONS, CaptureWord
+from asysi.bus.mailbox import CaptureWord
 from asysi.bus.packet import ROW_DTYPE, Dtype, PacketFlag, parse_packet
+from asysi.bus.states import DropReason
 from asysi.capture.hooker import ActivationHooker
 from asysi.capture.sampling import keep_mask
 from asysi.contract.spec import Sampling
@@ -325,7 +326,7 @@ def test_rows_of_no_token_are_dropped_by_name(ring, wrap, rows, caplog):
             model(IDS)
     assert (hooker.errors, caplog.records) == (0, [])
     first = books(ring)["first"]
-    assert DROP_REASONS[7] == "no_token"
+    assert DropReason(7).word == "no_token"
     assert (first["seen"], first["dropped"][7]) == (2 * rows, 2 * rows)
     assert books(ring)["second"]["published"] == 2 * 12
     assert hooker.calls == {"first": 2, "second": 2}

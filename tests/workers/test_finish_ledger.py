@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asysi.bus.states import ProducerState, ReaderState
 from asysi.finish.analysis import Analysis
 from asysi.finish.attempts import Attempt, earlier_attempts, rows_known, whole, without_books
 from asysi.finish.ending import LAST_WORDS, last_words, ledger_json, ledger_of
@@ -98,10 +99,10 @@ BOOKS = Books(
 ENDED = Snapshot(
     books=BOOKS,
     host=Host(steps=9, steps_total=9, tokens=100, tokens_total=100, rate=0.8, steps_dropped=1),
-    capture_state="complete",
-    bus_state="complete",
-    hook_state="finalised",
-    readers={"sae": "finalised"},
+    capture_state=ProducerState.COMPLETE,
+    bus_state=ProducerState.COMPLETE,
+    hook_state=ReaderState.FINALISED,
+    readers={"sae": ReaderState.FINALISED},
     lag={"hook": 0.0, "sae": 0.25},
     points=(Point("a", 0.2, 32.0, float("nan"), 1.0, 60.0),),
 )
@@ -131,36 +132,47 @@ def test_status_sums_over_hook_points():
     [
         pytest.param(
             {
-                "capture_state": "attached",
-                "bus_state": "attached",
-                "readers": {"sae": "attached"},
+                "capture_state": ProducerState.ATTACHED,
+                "bus_state": ProducerState.ATTACHED,
+                "readers": {"sae": ReaderState.ATTACHED},
                 "host": Host(),
             },
             "starting",
             id="no step yet",
         ),
-        pytest.param({"capture_state": "attached", "bus_state": "attached"}, "running", id="steps"),
-        pytest.param({"bus_state": "attached"}, "draining", id="host closed"),
-        pytest.param({"readers": {"sae": "attached"}}, "finishing", id="bus closed"),
+        pytest.param(
+            {"capture_state": ProducerState.ATTACHED, "bus_state": ProducerState.ATTACHED},
+            "running",
+            id="steps",
+        ),
+        pytest.param({"bus_state": ProducerState.ATTACHED}, "draining", id="host closed"),
+        pytest.param({"readers": {"sae": ReaderState.ATTACHED}}, "finishing", id="bus closed"),
         pytest.param({}, "analysing", id="all finalised"),
-        pytest.param({"capture_state": "gone", "bus_state": "attached"}, "failed", id="host died"),
-        pytest.param({"bus_state": "attempt_over"}, "failed", id="attempt over"),
+        pytest.param(
+            {"capture_state": ProducerState.GONE, "bus_state": ProducerState.ATTACHED},
+            "failed",
+            id="host died",
+        ),
+        pytest.param({"bus_state": ProducerState.ATTEMPT_OVER}, "failed", id="attempt over"),
     ],
 )
 def test_phase_says_where_the_attempt_stands(changes, word):
     """The phase follows from the rings' states alone."""
-    now = dataclasses.replace(ENDED, **{"readers": {"sae": "finalised"}, **changes})
+    now = dataclasses.replace(ENDED, **{"readers": {"sae": ReaderState.FINALISED}, **changes})
     assert phase(now) == word
 
 
 def test_an_attempt_that_is_over_is_settled_but_not_complete():
     """Checkpointed consumers behind an attempt that is over end the waiting, not the experiment."""
     over = dataclasses.replace(
-        ENDED, capture_state="gone", bus_state="attempt_over", readers={"sae": "checkpointed"}
+        ENDED,
+        capture_state=ProducerState.GONE,
+        bus_state=ProducerState.ATTEMPT_OVER,
+        readers={"sae": ReaderState.CHECKPOINTED},
     )
     assert settled(over)
     assert not complete(over)
-    assert not settled(dataclasses.replace(over, readers={"sae": "attached"}))
+    assert not settled(dataclasses.replace(over, readers={"sae": ReaderState.ATTACHED}))
     assert any("host died" in problem for problem in ledger_of(Outcome(over), 0).problems)
 
 
@@ -200,7 +212,9 @@ def waiting(look, clock, **settings):
 def test_waiting_goes_on_as_long_as_anything_moves():
     """A run far longer than the patience is waited for while its counters move."""
     clock = Clock()
-    running = dataclasses.replace(ENDED, capture_state="attached", bus_state="attached")
+    running = dataclasses.replace(
+        ENDED, capture_state=ProducerState.ATTACHED, bus_state=ProducerState.ATTACHED
+    )
 
     def look():
         return ENDED if clock.now > 1000 else dataclasses.replace(running, motion=(int(clock.now / 3),))
@@ -213,7 +227,7 @@ def test_waiting_goes_on_as_long_as_anything_moves():
 def test_waiting_gives_up_when_nothing_moves_and_says_who_is_missing():
     """After the patience the reason names the states of everybody."""
     clock = Clock()
-    stuck = dataclasses.replace(ENDED, readers={"sae": "gone"})
+    stuck = dataclasses.replace(ENDED, readers={"sae": ReaderState.GONE})
     outcome = waiting(lambda: stuck, clock, patience=5.0)
     assert clock.now < 10
     assert "nothing moved for 5 s" in outcome.gave_up
@@ -223,7 +237,7 @@ def test_waiting_gives_up_when_nothing_moves_and_says_who_is_missing():
 def test_waiting_is_more_patient_before_the_first_step():
     """A host that loads a large model moves no counter and is waited for."""
     clock = Clock()
-    loading = Snapshot(readers={"sae": "attached"})
+    loading = Snapshot(readers={"sae": ReaderState.ATTACHED})
     outcome = waiting(lambda: loading if clock.now < 60 else ENDED, clock, patience=5.0, start_patience=100.0)
     assert outcome.gave_up is None
 

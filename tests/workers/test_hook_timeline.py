@@ -3,11 +3,12 @@
 import json
 from dataclasses import replace
 
+from asysi.bus.states import ReaderState
 from asysi.hook.books import Books, ConsumerBooks, RingBooks
 from asysi.hook.timeline import Restarts, Timeline, describe
 
 IDLE = ConsumerBooks(
-    consumed=[0], position=[0], durable=0, lapped=0, rolled_back=0, lag=0.0, state="attached"
+    consumed=[0], position=[0], durable=0, lapped=0, rolled_back=0, lag=0.0, state=ReaderState.ATTACHED
 )
 CAPTURE = RingBooks(
     seen=0,
@@ -57,7 +58,7 @@ def test_a_line_tells_rates_per_second_and_losses():
 def test_a_restart_is_seen_once():
     """Gone, then attached, is one restart; the hook's own are its generations."""
     restarts = Restarts({})
-    gone = replace(START, bus=replace(BUS, consumers={"sae": replace(IDLE, state="gone")}))
+    gone = replace(START, bus=replace(BUS, consumers={"sae": replace(IDLE, state=ReaderState.GONE)}))
     for books in (START, gone, gone, START, START, gone, START):
         restarts.look(books)
     restarts.look(replace(START, bus=replace(BUS, generation=3)))

@@ -2,10 +2,11 @@
 
 import logging
 import time
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Self
 
 from asysi.archive.series import Series, resume
 from asysi.bus.packet import ActivationPacket, parse_packet
+from asysi.bus.states import StreamEnd
 from asysi.contract.errors import ConfigError
 from asysi.contract.quantity import parse_bytes
 from asysi.contract.runtime import ARCHIVE_FOLDER, POINTS_FILE, Container
@@ -22,8 +23,6 @@ BUFFER_BYTES = 64 << 20
 _BATCH = 16
 _WAIT_SECONDS = 0.1
 log = logging.getLogger("asysi")
-
-End = Literal["complete", "attempt_over"]
 
 
 class ArchiverWorker:
@@ -80,7 +79,7 @@ class ArchiverWorker:
         )
         return cls(worker, reader, control, series)
 
-    def run(self) -> End | None:
+    def run(self) -> StreamEnd | None:
         """Archive until the stream has ended; return how, or None when SIGTERM came first.
 
         Raises:
@@ -88,14 +87,15 @@ class ArchiverWorker:
             RevokedError: another archiver has attached.
         """
         stop, health = self._worker.stop, self._worker.health
-        end: End | None = None
+        end: StreamEnd | None = None
         while not stop.terminated:
             views = self._reader.pull(_BATCH, _WAIT_SECONDS)
             for view in views:
                 self._take(view)
             health.beat()
             self._settle_segment()
-            if not views and (end := self._reader.ended()):
+            if not views and (ended := self._reader.ended()):
+                end = StreamEnd(ended)
                 break
         self._finish(end)
         return end
@@ -147,13 +147,13 @@ class ArchiverWorker:
         self._bytes.inc(self._series.size - self._counted_bytes)
         self._counted_bytes = self._series.size
 
-    def _finish(self, end: End | None) -> None:
+    def _finish(self, end: StreamEnd | None) -> None:
         self._close_segment()
         if end is not None:
             self._reader.settle()
         self._declare()
         if end is not None:
-            self._reader.finalise("finalised" if end == "complete" else "checkpointed")
+            self._reader.finalise(end.reader_state)
         log.info(
             "%s: %d rows in %d bytes, up to segment %d",
             end or "terminated",

@@ -67,12 +67,3 @@ class HookGauge(IntEnum):
 
     NOT_FINITE = 0
     """Captured rows with NaN or infinite elements."""
-
-
-DROP_REASONS = ["crash", "ring_full", "mid_step", "no_chunk", "too_large", "error", "other", "no_token"]
-"""Names of the ring's drop reasons, by number.
-
-The open claim of a killed producer; a whole step without room; the rest of a step that ran out of room;
-every chunk pinned; a row larger than a chunk; an exception in capture; anything else; rows of an output that
-does not have one for each token of the step, so that nobody knows which tokens they belong to.
-"""

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from asysi.bus.mailbox import DROP_REASONS
 from asysi.bus.packet import Dtype
+from asysi.bus.states import DropReason
 
 _NUMPY: dict[Dtype, np.dtype[Any]] = {
     Dtype.FLOAT32: np.dtype("<f4"),
@@ -67,7 +67,7 @@ class Collector:
     ) -> None:
         """Count rows that were not published."""
         if dropped:
-            counts, name = self._by_account[account].dropped, DROP_REASONS[reason]
+            counts, name = self._by_account[account].dropped, DropReason(reason).word
             counts[name] = counts.get(name, 0) + dropped
 
     def publish_block(  # noqa: PLR0917 - as the ring's producer has it

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("asysi")
 
 RING_FULL, MID_STEP, TOO_LARGE, ERROR, NO_TOKEN = 1, 2, 4, 5, 7
-"""Numbers in asysi.bus.mailbox.DROP_REASONS."""
+"""Numbers in asysi.bus.states.DropReason."""
 
 _SHARD = 0  # the capture ring has one
 _DTYPES = {torch.float32: Dtype.FLOAT32, torch.bfloat16: Dtype.BFLOAT16, torch.float16: Dtype.FLOAT16}

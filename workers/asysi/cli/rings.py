@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.table import Table
 
-from asysi.bus.mailbox import DROP_REASONS
+from asysi.bus.states import DropReason
 from asysi.cli.tables import new_table, stdout_console
 from asysi.contract.errors import ConfigError
 from asysi.contract.quantity import format_bytes
@@ -92,7 +92,7 @@ def _facts(control: "Control") -> Table:
     ring, memory = control.geometry(), control.topology()
     shape = f"{ring['shards']} × {ring['chunks']} chunks of {format_bytes(int(ring['chunk_bytes']))}"
     produced = [_drops(books) for books in control.produced()]
-    drops = [sum(books[reason] for books in produced) for reason in range(len(DROP_REASONS))]
+    drops = [sum(books[reason] for books in produced) for reason in DropReason]
     writer = f"{control.writer_state()}, generation {ring['generation']}; {_mapped(memory['writer'])}"
     facts = Table.grid(padding=(0, 2))
     facts.add_row(
@@ -191,8 +191,8 @@ def _drops(books: dict[str, object]) -> list[int]:
 
 
 def _reasons(drops: list[int]) -> str:
-    named = zip(DROP_REASONS, drops, strict=True)
-    return ", ".join(f"{name} {count:,}" for name, count in named if count) or "0"
+    named = zip(DropReason, drops, strict=True)
+    return ", ".join(f"{reason.word} {count:,}" for reason, count in named if count) or "0"
 
 
 def _count(value: object) -> int:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from asysi.bus.states import ProducerState
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import (
     ATTEMPTS_FOLDER,
@@ -63,7 +64,7 @@ def main(worker: Worker) -> int:
 
     def status() -> dict[str, object]:
         now = rings.snapshot()
-        running = now.capture_state == "attached"
+        running = now.capture_state is ProducerState.ATTACHED
         tokens_per_second = pace.of(now.host.tokens) if running else pace.last
         conditions = None if ending is None else conditions_json(ending)
         return shape(now, tokens_per_second=tokens_per_second, said=said, conditions=conditions)

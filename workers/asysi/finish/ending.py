@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from asysi.bus.states import ProducerState
 from asysi.contract.spec import ScanExperiment
 from asysi.finish import facts, history, provenance, sample, verdict
 from asysi.finish.analysis import Analysis
@@ -39,7 +40,7 @@ def ledger_of(outcome: Outcome, attempt: int) -> Ledger:
     snapshot = outcome.snapshot
     ended = complete(snapshot)
     problems = [outcome.gave_up] if outcome.gave_up else []
-    if snapshot.bus_state == "attempt_over":
+    if snapshot.bus_state is ProducerState.ATTEMPT_OVER:
         problems.append("the host died before it had closed its ring: the attempt is over")
     elif not ended and not outcome.gave_up:
         states = ", ".join(f"{name} is {state}" for name, state in snapshot.readers.items())

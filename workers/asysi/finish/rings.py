@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from asysi.bus.mailbox import DROP_REASONS, CaptureWord, Gauge, HookGauge
+from asysi.bus.mailbox import CaptureWord, Gauge, HookGauge
+from asysi.bus.states import DropReason, ProducerState, ReaderState
 from asysi.contract.runtime import BUS_RING, CAPTURE_RING
 from asysi.finish.ledger import Books, Consumed, Produced, finite
 from asysi.finish.status import Host, Point, Snapshot
@@ -36,10 +37,10 @@ class Rings:
                 _produced(capture, seen), hook, _produced(bus, handed), consumers, _not_finite(capture, seen)
             ),
             host=_host(capture),
-            capture_state=capture.writer_state(),
-            bus_state=bus.writer_state(),
-            hook_state=capture.reader_state("hook"),
-            readers={name: bus.reader_state(name) for name in readers},
+            capture_state=ProducerState(capture.writer_state()),
+            bus_state=ProducerState(bus.writer_state()),
+            hook_state=ReaderState(capture.reader_state("hook")),
+            readers={name: ReaderState(bus.reader_state(name)) for name in readers},
             lag={"hook": capture.lag("hook"), **{name: bus.lag(name) for name in readers}},
             points=tuple(_points(bus, handed)) if "sae" in readers else (),
             motion=_motion(capture, bus),
@@ -60,9 +61,7 @@ def _produced(ring: Control, names: list[str]) -> dict[str, Produced]:
 
 
 def _made(row: dict[str, Any]) -> Produced:
-    dropped = {
-        reason: int(count) for reason, count in zip(DROP_REASONS, row["dropped"], strict=False) if count
-    }
+    dropped = {reason.word: int(row["dropped"][reason]) for reason in DropReason if row["dropped"][reason]}
     return Produced(int(row["seen"]), int(row["published"]), int(row["sampled_out"]), dropped)
 
 

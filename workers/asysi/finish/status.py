@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from asysi.bus.states import ProducerState, ReaderState
 from asysi.finish.ledger import (
     Books,
     consumed_json,
@@ -68,10 +69,10 @@ class Snapshot:
 
     books: Books = field(default_factory=Books)
     host: Host = field(default_factory=Host)
-    capture_state: str = "absent"
-    bus_state: str = "absent"
-    hook_state: str = "absent"
-    readers: Mapping[str, str] = field(default_factory=dict)
+    capture_state: ProducerState = ProducerState.ABSENT
+    bus_state: ProducerState = ProducerState.ABSENT
+    hook_state: ReaderState = ReaderState.ABSENT
+    readers: Mapping[str, ReaderState] = field(default_factory=dict)
     """State of each bus consumer."""
     lag: Mapping[str, float] = field(default_factory=dict)
     """Largest unread share of a shard, 0..1, of each reader, the hook among them."""
@@ -80,32 +81,29 @@ class Snapshot:
     """Counters that move while anything at all happens."""
 
 
-FINAL = frozenset({"finalised", "checkpointed"})
-
-
 def settled(snapshot: Snapshot) -> bool:
     """Whether the bus was closed in band and every consumer has finished its files."""
-    ended = snapshot.bus_state in {"complete", "attempt_over"}
-    return ended and all(state in FINAL for state in snapshot.readers.values())
+    return snapshot.bus_state.end is not None and all(state.final for state in snapshot.readers.values())
 
 
 def complete(snapshot: Snapshot) -> bool:
     """Whether the stream ended as meant: closed complete at both rings, every consumer finalised."""
-    closed = snapshot.capture_state == "complete" and snapshot.bus_state == "complete"
-    return closed and all(state == "finalised" for state in snapshot.readers.values())
+    closed = snapshot.capture_state is snapshot.bus_state is ProducerState.COMPLETE
+    return closed and all(state is ReaderState.FINALISED for state in snapshot.readers.values())
 
 
 def phase(snapshot: Snapshot) -> str:
     """Return one word for where the attempt stands: starting, running, draining, finishing, analysing or
     failed.
     """
-    if "attempt_over" in {snapshot.bus_state, snapshot.capture_state} or snapshot.capture_state == "gone":
+    over = ProducerState.ATTEMPT_OVER in {snapshot.bus_state, snapshot.capture_state}
+    if over or snapshot.capture_state is ProducerState.GONE:
         return "failed"
     if settled(snapshot):
         return "analysing"
-    if snapshot.bus_state == "complete":
+    if snapshot.bus_state is ProducerState.COMPLETE:
         return "finishing"
-    if snapshot.capture_state == "complete":
+    if snapshot.capture_state is ProducerState.COMPLETE:
         return "draining"
     return "running" if snapshot.host.steps else "starting"
 

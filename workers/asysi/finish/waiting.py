@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from asysi.finish.status import FINAL, Snapshot, settled
+from asysi.finish.status import Snapshot, settled
 
 PATIENCE = 120.0
 """Seconds without any motion after which a stream that has begun is given up."""
@@ -78,7 +78,7 @@ def _signs(snapshot: Snapshot) -> object:
 
 
 def _reason(snapshot: Snapshot, allowed: float) -> str:
-    waiting = [f"{name} is {state}" for name, state in snapshot.readers.items() if state not in FINAL]
+    waiting = [f"{name} is {state}" for name, state in snapshot.readers.items() if not state.final]
     states = [f"the host's ring is {snapshot.capture_state}", f"hook is {snapshot.hook_state}",
               f"the bus is {snapshot.bus_state}", *waiting]  # fmt: skip
     return f"nothing moved for {allowed:.0f} s: {', '.join(states)}; see the logs of the worker that stopped"

@@ -4,6 +4,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from asysi.bus.packet import Quantization
+from asysi.bus.states import ProducerState, StreamEnd
 from asysi.contract.runtime import BUS_RING, CAPTURE_RING, TIMELINE_FILE, Container, Exit
 from asysi.hook.books import HOOK, read_books
 from asysi.hook.finite import NotFinite
@@ -29,9 +30,8 @@ def main(worker: Worker) -> int:
         capture = open_rings.enter_context(Control(capture_folder))
         bus = open_rings.enter_context(Control(bus_folder))
         reader = open_rings.enter_context(Reader(capture_folder, HOOK))
-        ended = bus.writer_state()
-        if ended in {"complete", "attempt_over"}:  # a predecessor was killed after its last act
-            reader.finalise("finalised" if ended == "complete" else "checkpointed")
+        if ended := ProducerState(bus.writer_state()).end:  # a predecessor was killed after its last act
+            reader.finalise(ended.reader_state)
             return rest(worker)
         writer = open_rings.enter_context(Writer(bus_folder))
         reader.mark_durable()  # what was consumed before a restart is on the bus
@@ -39,7 +39,7 @@ def main(worker: Worker) -> int:
         worker.status = status(capture, bus, hook.pacer)
         worker.health.ready()
         end = hook.run(worker.health, worker.stop)
-        if capture.writer_state() == "gone" and end:
+        if capture.writer_state() == ProducerState.GONE and end:
             _close_for_the_dead(capture_folder)
         hook.finish(end)
         del hook
@@ -70,7 +70,7 @@ def _assemble(worker: Worker, reader: Reader, writer: Writer, capture: Control, 
 def _close_for_the_dead(capture_folder: str) -> None:
     """Take over from a host that died: its open claim is booked, the ring says that the attempt is over."""
     with Writer(capture_folder) as heir:
-        heir.close("attempt_over")
+        heir.close(StreamEnd.ATTEMPT_OVER)
 
 
 if __name__ == "__main__":

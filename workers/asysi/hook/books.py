@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from asysi.bus.bus import shard_of
-from asysi.bus.mailbox import DROP_REASONS, CaptureWord
+from asysi.bus.mailbox import CaptureWord
+from asysi.bus.states import DropReason, ReaderState
 
 if TYPE_CHECKING:
     from asysi_ring import Control
@@ -30,8 +31,7 @@ class ConsumerBooks:
     rolled_back: int
     lag: float
     """Largest share of a shard's depth that is unread, 0 to 1."""
-    state: str
-    """As `Control.reader_state` says it."""
+    state: ReaderState
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ def _ring(control: "Control") -> RingBooks:
                 lapped=_total(rows, "lapped"),
                 rolled_back=_total(rows, "rolled_back"),
                 lag=control.lag(name),
-                state=control.reader_state(name),
+                state=ReaderState(control.reader_state(name)),
             )
             for name, rows in consumed.items()
         },
@@ -118,7 +118,7 @@ def _total(accounts: Accounts, key: str) -> int:
 
 
 def _drops(accounts: Accounts) -> dict[str, int]:
-    sums = [
-        sum(int(account["dropped"][number]) for account in accounts) for number in range(len(DROP_REASONS))
-    ]
-    return {reason: rows for reason, rows in zip(DROP_REASONS, sums, strict=True) if rows}
+    sums = {
+        reason.word: sum(int(account["dropped"][reason]) for account in accounts) for reason in DropReason
+    }
+    return {word: rows for word, rows in sums.items() if rows}

@@ -4,8 +4,9 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from asysi.bus.states import ProducerState, StreamEnd
 from asysi.hook.books import Books, read_books
 from asysi.hook.pacer import Pacer
 from asysi.hook.relay import Relay
@@ -23,8 +24,6 @@ STATISTICS_SECONDS = 10.0
 _BATCH = 16
 _WAIT_SECONDS = 0.1
 log = logging.getLogger("asysi")
-
-End = Literal["complete", "attempt_over"]
 
 
 @dataclass
@@ -61,7 +60,7 @@ class Hook:
     mute: bool = False
     """Whether something that describes the stream could not be written, and that was said."""
 
-    def run(self, health: Health, stop: Stop) -> End | None:
+    def run(self, health: Health, stop: Stop) -> StreamEnd | None:
         """Drain until the stream has ended; return how, or None when SIGTERM came first."""
         now = monotonic()
         pace, line, statistics = (Every(s, now) for s in (PACE_SECONDS, LINE_SECONDS, STATISTICS_SECONDS))
@@ -77,11 +76,11 @@ class Hook:
             if moved:
                 continue
             if end := self.reader.ended():
-                return end
+                return StreamEnd(end)
             # Twice, with a pull in between: what the host published before it died is drained first.
             if host_gone:
-                return "attempt_over"
-            host_gone = self.capture.writer_state() == "gone"
+                return StreamEnd.ATTEMPT_OVER
+            host_gone = self.capture.writer_state() == ProducerState.GONE
         return None
 
     def _drain(self, stop: Stop) -> bool:
@@ -118,7 +117,7 @@ class Hook:
                 log.warning("what describes the stream cannot be written: %s", error)
             self.mute = True
 
-    def finish(self, end: End | None) -> None:
+    def finish(self, end: StreamEnd | None) -> None:
         """Write the last line and statistics, and hand the end on to the bus."""
         self._write_line(read_books(self.capture, self.bus))
         self.timeline.close()
@@ -128,7 +127,7 @@ class Hook:
         self.writer.close(end)
         self.reader.settle()
         self.reader.mark_durable()
-        self.reader.finalise("finalised" if end == "complete" else "checkpointed")
+        self.reader.finalise(end.reader_state)
         log.info("the stream has ended: %s", end)
 
 

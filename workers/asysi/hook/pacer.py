@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from asysi.bus.mailbox import CaptureWord
+from asysi.bus.states import ReaderState
 from asysi.hook.books import HOOK, Books, RingBooks
 from asysi.hook.rate import Consumer, Limits, Pace, Queue, decide
 
@@ -58,12 +59,12 @@ class Pacer:
         self._peaks = dict.fromkeys(self._peaks, 0.0)
         self.look()
 
-    def _away(self, name: str, state: str, before: float, now: float) -> float:
+    def _away(self, name: str, state: ReaderState, before: float, now: float) -> float:
         """Return the seconds that a consumer has been gone; for ever when it has finished or never came."""
-        if state == "attached":
+        if state is ReaderState.ATTACHED:
             self._gone_since.pop(name, None)
             return 0.0
-        if state == "gone":
+        if state is ReaderState.GONE:
             return now - self._gone_since.setdefault(name, before)
         return math.inf
 

@@ -10,13 +10,12 @@ import numpy as np
 
 from asysi.bus.bus import shard_of
 from asysi.bus.packet import HEADER_DTYPE, ActivationPacket, Dtype, Quantization, parse_packet
+from asysi.bus.states import DropReason
 from asysi.hook.blocks import Block, RowTooLargeError, conversion, cut, row_bytes
 
 if TYPE_CHECKING:
     from asysi_ring import Control, View, Writer
 
-TOO_LARGE, ERROR = 4, 5
-"""Numbers in asysi.bus.mailbox.DROP_REASONS."""
 log = logging.getLogger("asysi")
 
 
@@ -65,9 +64,9 @@ class Relay:
             packet = parse_packet(memoryview(view), self._points)
             self._publish(packet, view.sequence, route)
         except RowTooLargeError as error:
-            self._drop(view, route, TOO_LARGE, str(error))
+            self._drop(view, route, DropReason.TOO_LARGE, str(error))
         except ValueError as error:
-            self._drop(view, route, ERROR, str(error))
+            self._drop(view, route, DropReason.ERROR, str(error))
 
     def _route(self, account: int) -> Route:
         if account not in self._routes:
@@ -105,7 +104,7 @@ class Relay:
             shard, self._header, rows, address, stride, None, len(rows), dtype, done, scales=scales
         )
 
-    def _drop(self, view: "View", route: Route, reason: int, why: str) -> None:
+    def _drop(self, view: "View", route: Route, reason: DropReason, why: str) -> None:
         mark = (view.sequence << 16) | 0xFFFF  # behind every block of it: a successor books it no second time
         self._bus.book(
             route.account, seen=view.rows, dropped=view.rows, reason=reason, shard=route.shard, source=mark

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from asysi.bus.states import ReaderState
 from asysi.hook.books import Books, ConsumerBooks
-
-_PRESENT = "attached"
 
 
 def describe(before: Books, after: Books, rate: float) -> dict[str, Any]:
@@ -60,9 +59,9 @@ class Restarts:
         self.counts["hook"] = max(0, books.bus.generation - 1)
         for name, consumer in books.bus.consumers.items():
             self.counts.setdefault(name, 0)
-            if consumer.state == "gone":
+            if consumer.state is ReaderState.GONE:
                 self._gone.add(name)
-            elif name in self._gone and consumer.state == _PRESENT:
+            elif name in self._gone and consumer.state is ReaderState.ATTACHED:
                 self._gone.discard(name)
                 self.counts[name] += 1
 

@@ -11,6 +11,7 @@ import torch
 
 from asysi.bus.mailbox import CaptureWord
 from asysi.bus.pinning import Pinning, cuda_hook
+from asysi.bus.states import StreamEnd
 from asysi.capture.hooker import ActivationHooker
 from asysi.contract.errors import ConfigError, no_room
 from asysi.contract.rows import read_rows
@@ -95,7 +96,7 @@ def main(worker: Worker) -> int:
         run.write_seen()
         if run.interrupted:
             control.set(CaptureWord.INTERRUPTED, 1)
-        writer.close("attempt_over" if worker.stop.terminated else "complete")
+        writer.close(StreamEnd.ATTEMPT_OVER if worker.stop.terminated else StreamEnd.COMPLETE)
     return Exit.OK
 
 

@@ -10,6 +10,7 @@ import logging
 import time
 from pathlib import PurePosixPath
 
+from asysi.bus.states import ReaderState
 from asysi.contract.runtime import BUS_RING, CAPTURE_RING, Container, Exit
 from asysi.monitor.worker import Worker
 
@@ -19,7 +20,6 @@ RINGS: dict[Container, PurePosixPath] = {
     Container.ARCHIVER: BUS_RING,
 }
 """The ring that each sidecar reads, under its own name."""
-_FINAL = {"finalised", "checkpointed"}
 _TICK = 0.2
 log = logging.getLogger("asysi")
 
@@ -32,7 +32,7 @@ def has_ended(worker: Worker) -> bool:
 
     try:
         with Control(str(worker.shm / RINGS[worker.container])) as control:
-            return control.reader_state(str(worker.container)) in _FINAL
+            return ReaderState(control.reader_state(str(worker.container))).final
     except (RingError, OSError, ValueError):
         return False
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from asysi.bus.mailbox import DROP_REASONS, CaptureWord, Gauge
+from asysi.bus.mailbox import CaptureWord, Gauge
+from asysi.bus.states import DropReason, ReaderState
 from asysi.contract.runtime import BUS_RING, CAPTURE_RING, Container
 from asysi.monitor.metrics import counter_family, gauge_family, summary_family
 
@@ -109,15 +110,15 @@ class Rings(_Look):
                 seen.add_metric([ring, point], books["seen"])
                 out.add_metric([ring, point], books["sampled_out"])
                 published.add_metric([ring, point], books["published"])
-            for number, reason in enumerate(DROP_REASONS):
-                drop.add_metric([ring, reason], sum(books["dropped"][number] for books in produced))
+            for reason in DropReason:
+                drop.add_metric([ring, reason.word], sum(books["dropped"][reason] for books in produced))
             restarts.add_metric([ring], max(0, int(control.geometry()["generation"]) - 1))
             for consumer in control.readers():
                 rows = control.consumed(consumer)
                 for kind in ("durable", "lapped", "rolled_back"):
                     fate.add_metric([ring, consumer, kind], sum(books[kind] for books in rows))
                 lag.add_metric([ring, consumer], control.lag(consumer))
-                up.add_metric([ring, consumer], float(control.reader_state(consumer) == "attached"))
+                up.add_metric([ring, consumer], float(control.reader_state(consumer) == ReaderState.ATTACHED))
         return push, drop, seen, out, published, fate, restarts, lag, up
 
 

@@ -11,6 +11,7 @@ import torch
 
 from asysi.bus.bus import CppShardedSPMCBus, shard_of
 from asysi.bus.mailbox import CaptureWord, Gauge
+from asysi.bus.states import StreamEnd
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import (
     BUS_RING,
@@ -84,7 +85,7 @@ class SAETrainerWorker:
             self._evaluate_next()
             ended = self._bus.reader.ended()
             if ended is not None:
-                return self._finish(complete=ended == "complete")
+                return self._finish(StreamEnd(ended))
         return self._leave()
 
     def status(self) -> dict[str, object]:
@@ -158,12 +159,12 @@ class SAETrainerWorker:
 
     # The end
 
-    def _finish(self, *, complete: bool) -> int:
+    def _finish(self, end: StreamEnd) -> int:
         """Train on what is buffered and export; or, at an attempt's end, keep all of it for the next one."""
         # Before the buffers are emptied: a run that is ended early goes on from here, should it be continued,
         # as if it had not ended. What follows is done again by whoever is killed in it.
         self._checkpoint()
-        if complete:
+        if end is StreamEnd.COMPLETE:
             if not self._drain():
                 return Exit.OK
             for trainer in self._trainers:
@@ -174,7 +175,7 @@ class SAETrainerWorker:
         self._gauge_all()
         self._bus.reader.settle()
         self._bus.reader.mark_durable()
-        self._bus.reader.finalise("finalised" if complete else "checkpointed")
+        self._bus.reader.finalise(end.reader_state)
         self._say()
         return Exit.OK
 
