@@ -82,7 +82,7 @@ def in_processes(part: Callable[[int], None], count: int) -> None:
 def pipeline_of(paths: Paths, out: Path, fsync: bool):
     """Return what makes asysi.pipeline's run as it comes: ledger, seals, digests, dead letters."""
     from asysi.pipeline import BaseOperator, UnifiedPipeline, WriterConfig
-    from asysi.pipeline.node import UnifiedNode
+    from asysi.pipeline.nodes.node import UnifiedNode
 
     class Upper(BaseOperator):
         waits = False
@@ -123,7 +123,7 @@ def ours(paths: Paths, out: Path, workers: int, fsync: bool) -> float:
 
 def shards(paths: Paths, out: Path, workers: int, fsync: bool) -> float:
     """asysi.pipeline, a shard a worker, merged: what an Indexed Job does, on one machine."""
-    from asysi.pipeline.shards import merge
+    from asysi.pipeline.run.shards import merge
 
     make = pipeline_of(paths, out, fsync)
     began = time.monotonic()

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 from asysi.pipeline import BaseOperator, UnifiedPipeline, WriterConfig
-from asysi.pipeline.ledger import Ledger
-from asysi.pipeline.log import FileLog
+from asysi.pipeline.ledger.ledger import Ledger
+from asysi.pipeline.streams.row_log import FileLog
 
 ROWS = 1200
 

@@ -15,7 +15,7 @@ from collections import Counter
 from hashlib import sha256
 from pathlib import Path
 
-import asysi.pipeline.node
+import asysi.pipeline.nodes.node
 from asysi.pipeline import UnifiedPipeline, WriterConfig
 from asysi.pipeline.library.answers import Answers
 from asysi.pipeline.library.chat import CACHE, Chat, _key
@@ -23,7 +23,7 @@ from asysi.pipeline.library.chat import CACHE, Chat, _key
 ROWS = 96
 AT_ONCE = 12
 STUB = Path(__file__).parents[2] / "examples" / "pipeline" / "stub.py"
-assert asysi.pipeline.node
+assert asysi.pipeline.nodes.node
 
 
 class Server:

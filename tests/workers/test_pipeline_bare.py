@@ -22,7 +22,7 @@ from asysi.pipeline import (
     UnifiedPipeline,
     WriterConfig,
 )
-from asysi.pipeline.functions import takes_one_row
+from asysi.pipeline.operators.functions import takes_one_row
 
 SNIPPET = """
 node = UnifiedNode(node_id="custom_node", parallel_size=10, batch_size=20)

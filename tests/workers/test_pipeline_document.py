@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-import asysi.pipeline.log
+import asysi.pipeline.streams.row_log
 from asysi.pipeline import (
     BaseOperator,
     CsvStream,
@@ -276,7 +276,7 @@ def test_recommended_settings_give_the_same_rows(parallel: int, batch: int, writ
 def test_many_rows_share_a_sync(monkeypatch: pytest.MonkeyPatch) -> None:
     """§16: the writer puts many rows on the disk at once: far fewer syncs than rows."""
     syncs = []
-    monkeypatch.setattr(asysi.pipeline.log, "sync_file", syncs.append)
+    monkeypatch.setattr(asysi.pipeline.streams.row_log, "sync_file", syncs.append)
     pipeline(Same(), rows=5000, writer_config=WriterConfig(flush_batch_size=500)).create("p").run()
     assert 1 <= len(syncs) <= 500
 

@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 
 from asysi.cli.commands import app
 from asysi.pipeline import BaseOperator
-from asysi.pipeline.fingerprint import differences, fingerprint, rebuild
-from asysi.pipeline.operators import as_operator
-from asysi.pipeline.registry import make_operator
+from asysi.pipeline.operators.fingerprint import differences, fingerprint, rebuild
+from asysi.pipeline.operators.operator import as_operator
+from asysi.pipeline.operators.registry import make_operator
 
 FILES = {
     "marking.py": """
@@ -147,7 +147,7 @@ def test_a_script_may_call_its_pipeline_otherwise() -> None:
     script = Path("script.py")
     text = (
         "import json\nfrom asysi.pipeline import BaseOperator\n"
-        "from asysi.pipeline.fingerprint import fingerprint\n"
+        "from asysi.pipeline.operators.fingerprint import fingerprint\n"
         "TABLE = {}\nTABLE['a'] = 1\nclass Op(BaseOperator):\n    def process_item(self, item, ctx=None):\n"
         "        return {**item, 'a': TABLE['a']}\nbudget = 5\nprint(json.dumps(fingerprint(Op())))\n"
     )

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from asysi.cli import main
 from asysi.contract.errors import ConfigError
 from asysi.pipeline import RowError, StreamFactory, UnifiedPipeline
-from asysi.pipeline.compression import BrokenFileError, decompressed
-from asysi.pipeline.uris import location, split_options, with_format
+from asysi.pipeline.formats.compression import BrokenFileError, decompressed
+from asysi.pipeline.formats.uris import location, split_options, with_format
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +97,7 @@ def test_a_csv_line_that_does_not_fit_is_a_dead_letter_with_its_bytes(kind: str)
 @given(st.lists(st.sampled_from([*(bad for bad, _ in BAD.values()), b"1,y\n", b'2,"z\nz"\n']), max_size=12))
 def test_no_csv_line_vanishes(tmp_path_factory, parts: list[bytes]) -> None:
     """Rows and dead letters together are the file: every byte is in one of them, in its order."""
-    from asysi.pipeline.csvrows import Dialect, csv_lines
+    from asysi.pipeline.formats.csv_rows import Dialect, csv_lines
 
     text = b"".join(parts)
     found = [

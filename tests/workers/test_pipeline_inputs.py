@@ -189,7 +189,7 @@ def test_an_input_that_changes_before_the_run_is_refused() -> None:
 
 def test_shards_over_different_files_are_not_merged() -> None:
     """A file that came between two shards would be in one of them only."""
-    from asysi.pipeline.shards import merge
+    from asysi.pipeline.run.shards import merge
 
     make(shard=(0, 2)).create("p").run()
     write("part-2.jsonl", range(140, 160))  # as many bytes or more, none of the first shard's rows

@@ -11,8 +11,8 @@ import pytest
 
 from asysi.contract.errors import ConfigError
 from asysi.pipeline import BaseOperator, RowError, TooManyDeadLettersError, UnifiedPipeline, WriterConfig
-from asysi.pipeline import redrive as redriving
-from asysi.pipeline.ledger import Ledger
+from asysi.pipeline.ledger.ledger import Ledger
+from asysi.pipeline.run import redrive as redriving
 
 ROWS = 120
 

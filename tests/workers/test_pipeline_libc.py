@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asysi.pipeline.libc import _SETTINGS, keep_freed_memory, searcher
+from asysi.pipeline.nodes.libc import _SETTINGS, keep_freed_memory, searcher
 
 _PIECES = st.lists(st.sampled_from([b"null", b"nul", b"n", b"\0", b"l", b'":', b"\xff"]), max_size=12)
 _FAULTS = """
 import resource
-from asysi.pipeline.libc import _SETTINGS, keep_freed_memory
+from asysi.pipeline.nodes.libc import _SETTINGS, keep_freed_memory
 print(keep_freed_memory())
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

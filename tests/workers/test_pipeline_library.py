@@ -17,7 +17,7 @@ from asysi.pipeline import BaseOperator, RowError, UnifiedPipeline
 from asysi.pipeline.library import duplicates
 from asysi.pipeline.library.duplicates import Digests
 from asysi.pipeline.library.extract import ExtractError
-from asysi.pipeline.registry import NAMES, make_operator
+from asysi.pipeline.operators.registry import NAMES, make_operator
 
 
 @pytest.fixture(autouse=True)

@@ -255,7 +255,7 @@ def test_writer_config_changes_when_rows_are_written(asynchronous: bool) -> None
 
 def test_a_full_queue_makes_computing_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """§6, §15.1: rows that wait never exceed queue_size by more than a block, and the log says so."""
-    from asysi.pipeline.log import FileLog
+    from asysi.pipeline.streams.row_log import FileLog
 
     append = FileLog.append
     monkeypatch.setattr(FileLog, "append", lambda log, data: (time.sleep(0.01), append(log, data))[1])

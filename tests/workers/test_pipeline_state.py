@@ -18,8 +18,8 @@ from asysi.pipeline import (
     UnifiedPipeline,
     WriterConfig,
 )
-from asysi.pipeline.overview import overview
-from asysi.pipeline.shards import merge
+from asysi.pipeline.run.overview import overview
+from asysi.pipeline.run.shards import merge
 
 ROWS, STOP = 4000, 3001
 SMALL = WriterConfig(queue_size=100, flush_batch_size=50, flush_interval=0.01)

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from asysi.contract.errors import ConfigError
 from asysi.pipeline import BaseOperator, SealError, StreamFactory, UnifiedPipeline
-from asysi.pipeline.compression import compression_of
-from asysi.pipeline.ids import child, lineage, root
-from asysi.pipeline.log import FileLog
-from asysi.pipeline.source import CHUNK, FilesFeed, LineSource
+from asysi.pipeline.formats.compression import compression_of
+from asysi.pipeline.rows.ids import child, lineage, root
+from asysi.pipeline.streams.row_log import FileLog
+from asysi.pipeline.streams.source import CHUNK, FilesFeed, LineSource
 
 Rows = list[dict[str, Any]]
 

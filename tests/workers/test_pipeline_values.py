@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asysi.contract.errors import ConfigError
-from asysi.pipeline import BaseOperator, RowError, StreamFactory, UnifiedPipeline, values
-from asysi.pipeline.csvrows import Dialect, csv_lines, write_csv
-from asysi.pipeline.parquetrows import parquet_lines, write_parquet
-from asysi.pipeline.work import _WATCHED
+from asysi.pipeline import BaseOperator, RowError, StreamFactory, UnifiedPipeline
+from asysi.pipeline.formats.csv_rows import Dialect, csv_lines, write_csv
+from asysi.pipeline.formats.parquet_rows import parquet_lines, write_parquet
+from asysi.pipeline.nodes.worker import _WATCHED
+from asysi.pipeline.rows import values
 
 HUGE = 123456789012345678901234567890
 TREES = st.recursive(

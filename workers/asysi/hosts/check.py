@@ -338,7 +338,7 @@ def _check_data(
 
 def _check_pipeline(experiment: ScanExperiment, output: Path, report: CheckReport) -> None:
     """Make the operators of a pipeline that has not run yet."""
-    from asysi.pipeline.specfile import operators_of  # noqa: PLC0415 - few experiments have a pipeline
+    from asysi.pipeline.run.pipeline_file import operators_of  # noqa: PLC0415 - few experiments have a pipeline
 
     try:
         operators_of(pipeline_file(experiment, output))

@@ -11,16 +11,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from asysi.pipeline.config import NodeConfig, WriterConfig
-    from asysi.pipeline.hooks import CompositePipelineHooks, DefaultPipelineHooks, IPipelineHooks
-    from asysi.pipeline.node import (
+    from asysi.pipeline.nodes.config import NodeConfig, WriterConfig
+    from asysi.pipeline.nodes.node import (
         OperatorNode,
         ParallelBatchNode,
         Progress,
         TooManyDeadLettersError,
         UnifiedNode,
     )
-    from asysi.pipeline.operators import (
+    from asysi.pipeline.operators.operator import (
         BaseOperator,
         CanceledError,
         FunctionOperator,
@@ -28,9 +27,10 @@ if TYPE_CHECKING:
         IOperator,
         NodeContext,
     )
-    from asysi.pipeline.pipeline import Report, UnifiedNodePipeline, UnifiedPipeline
-    from asysi.pipeline.seal import Seal, SealError
-    from asysi.pipeline.streams import (
+    from asysi.pipeline.rows.blocks import RowError
+    from asysi.pipeline.run.hooks import CompositePipelineHooks, DefaultPipelineHooks, IPipelineHooks
+    from asysi.pipeline.run.pipeline import Report, UnifiedNodePipeline, UnifiedPipeline
+    from asysi.pipeline.streams.data_streams import (
         CsvStream,
         FileStream,
         IDataStream,
@@ -40,19 +40,19 @@ if TYPE_CHECKING:
         StreamBridge,
         StreamFactory,
     )
-    from asysi.pipeline.work import RowError
+    from asysi.pipeline.streams.seal import Seal, SealError
 
 _PLACES = {
-    "asysi.pipeline.config": ("NodeConfig", "WriterConfig"),
-    "asysi.pipeline.hooks": ("CompositePipelineHooks", "DefaultPipelineHooks", "IPipelineHooks"),
-    "asysi.pipeline.node": (
+    "asysi.pipeline.nodes.config": ("NodeConfig", "WriterConfig"),
+    "asysi.pipeline.run.hooks": ("CompositePipelineHooks", "DefaultPipelineHooks", "IPipelineHooks"),
+    "asysi.pipeline.nodes.node": (
         "OperatorNode",
         "ParallelBatchNode",
         "Progress",
         "TooManyDeadLettersError",
         "UnifiedNode",
     ),
-    "asysi.pipeline.operators": (
+    "asysi.pipeline.operators.operator": (
         "BaseOperator",
         "CanceledError",
         "FunctionOperator",
@@ -60,9 +60,9 @@ _PLACES = {
         "IOperator",
         "NodeContext",
     ),
-    "asysi.pipeline.pipeline": ("Report", "UnifiedNodePipeline", "UnifiedPipeline"),
-    "asysi.pipeline.seal": ("Seal", "SealError"),
-    "asysi.pipeline.streams": (
+    "asysi.pipeline.run.pipeline": ("Report", "UnifiedNodePipeline", "UnifiedPipeline"),
+    "asysi.pipeline.streams.seal": ("Seal", "SealError"),
+    "asysi.pipeline.streams.data_streams": (
         "CsvStream",
         "FileStream",
         "IDataStream",
@@ -72,7 +72,7 @@ _PLACES = {
         "StreamBridge",
         "StreamFactory",
     ),
-    "asysi.pipeline.work": ("RowError",),
+    "asysi.pipeline.nodes.worker": ("RowError",),
 }
 _WHERE = {name: module for module, names in _PLACES.items() for name in names}
 __all__ = [

@@ -15,7 +15,7 @@ from asysi.contract.runtime import Exit
 
 if TYPE_CHECKING:
     from asysi.contract.pipeline import PipelineFile
-    from asysi.pipeline.pipeline import Report, UnifiedPipeline
+    from asysi.pipeline.run.pipeline import Report, UnifiedPipeline
 
 app = typer.Typer(help="Run operators over rows, exactly once.", no_args_is_help=True)
 
@@ -141,7 +141,7 @@ def merge_command(target: _Target, settings: _Settings = None) -> None:
     Example:
       asysi pipeline merge clean.yaml
     """
-    from asysi.pipeline.shards import merge  # noqa: PLC0415 - not needed for the help
+    from asysi.pipeline.run.shards import merge  # noqa: PLC0415 - not needed for the help
 
     seal = merge(_folder(target, settings))
     typer.echo(f"{seal.rows:,} rows, {seal.bytes:,} bytes, digest {seal.digest}")
@@ -160,7 +160,7 @@ def status_command(
       asysi pipeline status clean.yaml
       watch asysi pipeline status tmp/clean
     """
-    from asysi.pipeline.overview import overview  # noqa: PLC0415 - not needed for the help
+    from asysi.pipeline.run.overview import overview  # noqa: PLC0415 - not needed for the help
 
     images = overview(_folder(target, settings))
     if form:
@@ -170,7 +170,7 @@ def status_command(
 
 
 def _show(images: Sequence[dict[str, Any]]) -> None:
-    from asysi.pipeline.progress import line, spent, table  # noqa: PLC0415
+    from asysi.pipeline.run.progress import line, spent, table  # noqa: PLC0415
 
     if sys.stdout.isatty():
         from rich.console import Console  # noqa: PLC0415 - only for a terminal
@@ -192,14 +192,14 @@ def _show(images: Sequence[dict[str, Any]]) -> None:
 
 
 def _spec(file: Path, settings: list[str] | None) -> "PipelineFile":
-    from asysi.pipeline.specfile import load, look_beside  # noqa: PLC0415 - not needed for the help
+    from asysi.pipeline.run.pipeline_file import load, look_beside  # noqa: PLC0415 - not needed for the help
 
     look_beside(file.parent)
     return load(file, settings or [])
 
 
 def _folder(target: Path, settings: list[str] | None) -> Path:
-    from asysi.pipeline.specfile import results_dir  # noqa: PLC0415 - not needed for the help
+    from asysi.pipeline.run.pipeline_file import results_dir  # noqa: PLC0415 - not needed for the help
 
     return target if target.is_dir() else results_dir(_spec(target, settings))
 
@@ -226,9 +226,9 @@ def _pipeline(
     target: Path, spec: "PipelineFile | None", part: tuple[int, int] | None, *, plain: bool
 ) -> "UnifiedPipeline":
     """Return the pipeline of a file, or that of a folder of results."""
-    from asysi.pipeline.pipeline import UnifiedPipeline  # noqa: PLC0415 - not needed for the help
-    from asysi.pipeline.progress import Lines  # noqa: PLC0415
-    from asysi.pipeline.specfile import build, look_beside  # noqa: PLC0415
+    from asysi.pipeline.run.pipeline import UnifiedPipeline  # noqa: PLC0415 - not needed for the help
+    from asysi.pipeline.run.pipeline_file import build, look_beside  # noqa: PLC0415
+    from asysi.pipeline.run.progress import Lines  # noqa: PLC0415
 
     live = sys.stderr.isatty() and not plain
     hooks = None if live else Lines()
@@ -242,8 +242,8 @@ def _pipeline(
 
 def _preview(spec: "PipelineFile") -> None:
     """Say what a run would read, call and cost."""
-    from asysi.pipeline.preview import lines, preview  # noqa: PLC0415 - not needed for the help
-    from asysi.pipeline.specfile import build  # noqa: PLC0415
+    from asysi.pipeline.run.pipeline_file import build  # noqa: PLC0415
+    from asysi.pipeline.run.preview import lines, preview  # noqa: PLC0415 - not needed for the help
 
     pipeline = build(spec, progress=False).outline(spec.pipeline_id)
     for line in lines(preview(pipeline), spec.budget):
@@ -272,9 +272,9 @@ def _run_shards(
     plain: bool = False,
 ) -> None:
     """Run every shard in a process of its own, then merge."""
-    from asysi.pipeline.crew import run_all  # noqa: PLC0415 - not needed for the help
-    from asysi.pipeline.shards import merge  # noqa: PLC0415
-    from asysi.pipeline.specfile import build, results_dir  # noqa: PLC0415
+    from asysi.pipeline.run.pipeline_file import build, results_dir  # noqa: PLC0415
+    from asysi.pipeline.run.shard_processes import run_all  # noqa: PLC0415 - not needed for the help
+    from asysi.pipeline.run.shards import merge  # noqa: PLC0415
 
     def one(index: int) -> int:
         pipeline = build(spec, shard=(index, spec.shards), progress=False)
@@ -295,8 +295,8 @@ def _run_shards(
 
 def _redrive_shards(spec: "PipelineFile", *, accept_changes: bool, plain: bool) -> None:
     """Redrive one shard after the other, then merge again."""
-    from asysi.pipeline.shards import merge  # noqa: PLC0415 - not needed for the help
-    from asysi.pipeline.specfile import results_dir  # noqa: PLC0415
+    from asysi.pipeline.run.pipeline_file import results_dir  # noqa: PLC0415
+    from asysi.pipeline.run.shards import merge  # noqa: PLC0415 - not needed for the help
 
     for index in range(spec.shards):  # all are looked at before one is changed
         pipeline = _pipeline(Path(), spec, (index, spec.shards), plain=plain)
@@ -317,8 +317,8 @@ def _end(run: Callable[[], "Report"]) -> None:
 
 def _said(run: Callable[[], "Report"]) -> int:
     """Run, say how it went, and return the exit code for that."""
-    from asysi.pipeline.node import TooManyDeadLettersError  # noqa: PLC0415 - not needed for the help
-    from asysi.pipeline.work import RowError  # noqa: PLC0415
+    from asysi.pipeline.nodes.node import TooManyDeadLettersError  # noqa: PLC0415 - not needed for the help
+    from asysi.pipeline.rows.blocks import RowError  # noqa: PLC0415
 
     try:
         report = run()
@@ -326,7 +326,7 @@ def _said(run: Callable[[], "Report"]) -> int:
         sys.stderr.write(f"{error}\n")
         return Exit.FAILED
     if report.new_inputs:
-        from asysi.pipeline.inputs import say_new  # noqa: PLC0415 - not needed for the help
+        from asysi.pipeline.streams.input_files import say_new  # noqa: PLC0415 - not needed for the help
 
         sys.stderr.write(f"{say_new('the input', report.new_inputs)}\n")
     made = list(report.nodes.values())[-1].made

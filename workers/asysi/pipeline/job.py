@@ -19,14 +19,14 @@ from asysi.files import write_atomic
 from asysi.locations import filesystem
 from asysi.monitor.process import run_worker
 from asysi.monitor.worker import Worker
-from asysi.pipeline.crew import run_all
-from asysi.pipeline.progress import Lines
-from asysi.pipeline.seal import Seal
-from asysi.pipeline.shards import merge
-from asysi.pipeline.source import is_locked
-from asysi.pipeline.specfile import build
-from asysi.pipeline.streams import StreamFactory
-from asysi.pipeline.uris import location
+from asysi.pipeline.formats.uris import location
+from asysi.pipeline.run.pipeline_file import build
+from asysi.pipeline.run.progress import Lines
+from asysi.pipeline.run.shard_processes import run_all
+from asysi.pipeline.run.shards import merge
+from asysi.pipeline.streams.data_streams import StreamFactory
+from asysi.pipeline.streams.open_files import is_locked
+from asysi.pipeline.streams.seal import Seal
 
 INPUT_FILE = "input.json"
 """What the input's files were when the pipeline began: size, and time or tag of the last writing."""

@@ -10,8 +10,8 @@ import orjson
 
 from asysi.contract.errors import ConfigError
 from asysi.contract.spec import Data
-from asysi.pipeline.compression import HEAD, BrokenFileError, compression_of, decompressed, lines_of
-from asysi.pipeline.sniff import BOM
+from asysi.pipeline.formats.compression import HEAD, BrokenFileError, compression_of, decompressed, lines_of
+from asysi.pipeline.formats.format_detection import BOM
 
 RENUMBERED = 2**63
 """Added to the line of a row whose number another row has: above every number that rows bring."""

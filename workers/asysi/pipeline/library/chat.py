@@ -13,14 +13,14 @@ from urllib.parse import urlsplit
 import orjson
 
 from asysi.contract.errors import ConfigError
-from asysi.pipeline.ids import FIELD
 from asysi.pipeline.library import completions
 from asysi.pipeline.library.answers import Answer, Answers
 from asysi.pipeline.library.client import Call, ChatAnswerError, ChatBusyError, ChatError, Client, Patience
 from asysi.pipeline.library.completions import ACCEPTABLE, PRICES
 from asysi.pipeline.library.pace import Pace
 from asysi.pipeline.library.template import template
-from asysi.pipeline.operators import BaseOperator, Made, NodeContext, Row
+from asysi.pipeline.operators.operator import BaseOperator, Made, NodeContext, Row
+from asysi.pipeline.rows.ids import FIELD
 
 CACHE = "answers.sqlite"
 _FIXED = frozenset({"model", "messages", "n", "stream"})

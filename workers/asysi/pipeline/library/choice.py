@@ -5,10 +5,10 @@ from typing import Any
 import xxhash
 
 from asysi.contract.errors import ConfigError
-from asysi.pipeline import values
-from asysi.pipeline.ids import FIELD
 from asysi.pipeline.library.template import expression
-from asysi.pipeline.operators import BaseOperator, Made, Row
+from asysi.pipeline.operators.operator import BaseOperator, Made, Row
+from asysi.pipeline.rows import values
+from asysi.pipeline.rows.ids import FIELD
 
 _WHOLE = 1 << 64
 

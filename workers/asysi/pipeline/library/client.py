@@ -14,7 +14,7 @@ from asysi.contract.errors import ConfigError
 from asysi.pipeline.library.connections import BROKEN_OFF, CONNECT_ERRORS, Connections, Response
 from asysi.pipeline.library.pace import Pace
 from asysi.pipeline.library.waiting import retry_after
-from asysi.pipeline.operators import CanceledError
+from asysi.pipeline.operators.operator import CanceledError
 
 _SHOWN = 300
 """Characters of a server's words in an error."""

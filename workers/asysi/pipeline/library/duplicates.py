@@ -13,9 +13,9 @@ import numpy.typing as npt
 import xxhash
 
 from asysi.contract.errors import ConfigError
-from asysi.pipeline import values
-from asysi.pipeline.ids import FIELD
-from asysi.pipeline.operators import BaseOperator, Made, Row
+from asysi.pipeline.operators.operator import BaseOperator, Made, Row
+from asysi.pipeline.rows import values
+from asysi.pipeline.rows.ids import FIELD
 
 _RECENT = 65_536
 _SHINGLE = 5

@@ -9,8 +9,8 @@ import jsonschema  # type: ignore[import-untyped]
 import referencing
 
 from asysi.contract.errors import ConfigError
-from asysi.pipeline import values
-from asysi.pipeline.operators import BaseOperator, Made, Row
+from asysi.pipeline.operators.operator import BaseOperator, Made, Row
+from asysi.pipeline.rows import values
 
 _FENCE = re.compile(r"```[A-Za-z0-9_-]*\s*\n(.*?)```", re.DOTALL)
 _SHOWN = 200

@@ -7,7 +7,7 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from asysi.contract.errors import ConfigError
-from asysi.pipeline.operators import BaseOperator, Made, Row
+from asysi.pipeline.operators.operator import BaseOperator, Made, Row
 
 # What is rendered is a prompt, no HTML: escaping would change it.
 _jinja = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)

@@ -1,0 +1,1 @@
+"""The ledger: which source rows are committed, settled, or dead letters."""

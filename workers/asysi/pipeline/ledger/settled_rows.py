@@ -1,0 +1,62 @@
+"""How many source rows are settled: all that was made of them is in the last output.
+
+Rows keep their order from node to node, and an id begins with the number of its source row. So the first row
+that a node has not taken from the one before tells which source rows still have descendants on their way.
+"""
+
+from collections.abc import Sequence
+
+from asysi.pipeline.ledger.ledger import Ledger
+from asysi.pipeline.rows.ids import FIELD, root
+from asysi.pipeline.rows.values import loads
+from asysi.pipeline.streams.data_streams import IDataStream
+from asysi.pipeline.streams.row_log import FileLog
+from asysi.pipeline.streams.source import CHUNK
+
+OWN_IDS = "own_ids"
+"""What the ledger notes: whether rows of the first source are numbered here, not named by the source."""
+
+
+def settled_rows(ledger: Ledger, names: Sequence[str], buses: Sequence[IDataStream | None]) -> int:
+    """Return how many source rows of the first node have all their descendants in the last output.
+
+    Exact where rows are numbered here and lie in files; else whole committed ranges are counted, which may be
+    fewer.
+
+    Args:
+        ledger: what is committed.
+        names: of the nodes, in their order.
+        buses: their outputs.
+    """
+    counted = ledger.settled(list(names))
+    first = ledger.last(names[0])
+    if first is None or ledger.about(OWN_IDS) != "1":
+        return counted
+    reached = first.last
+    for name, following, bus in zip(names, names[1:], buses, strict=False):
+        made, taken = ledger.last(name), ledger.last(following)
+        at = taken.source_end if taken else 0
+        if made is None or at >= made.out_end:
+            continue
+        number = _root_at(bus, at, made.out_end)
+        if number is None:
+            return counted
+        reached = min(reached, number)
+    return max(counted, reached - ledger.first(names[0]))
+
+
+def _root_at(bus: IDataStream | None, at: int, end: int) -> int | None:
+    """Return the source row that the row at an offset of a file comes from, None where that is not known."""
+    log = bus.log() if bus is not None else None
+    if not isinstance(log, FileLog) or not log.path.exists():
+        return None
+    line = b""
+    while b"\n" not in line and at + len(line) < end:
+        data = log.read(at + len(line), min(CHUNK, end - at - len(line)))
+        if not data:
+            return None
+        line += data
+    try:
+        return root(loads(line.partition(b"\n")[0])[FIELD])
+    except (ValueError, KeyError, TypeError):
+        return None

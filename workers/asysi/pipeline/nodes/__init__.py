@@ -1,0 +1,1 @@
+"""Nodes: one operator between two streams, computed in blocks ahead and written in order."""

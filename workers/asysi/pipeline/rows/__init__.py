@@ -1,0 +1,1 @@
+"""Rows: their ids, their JSON, and the blocks in which they pass through a pipeline."""

@@ -1,0 +1,359 @@
+"""Dead letters put through again, under their ids, and merged into the output where they belong.
+
+The letters of each node go through that node and all behind it as a pipeline of their own, which is resumed
+like any other. Then the new output is written beside the old one, and one transaction in the ledger makes it
+the output: whatever kills the redrive, it is merged once or not yet.
+"""
+
+import heapq
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xxhash
+
+from asysi.contract.errors import ConfigError
+from asysi.files import sync, write_atomically
+from asysi.pipeline.ledger.ledger import Ledger, Redriven, Totals
+from asysi.pipeline.nodes.node import UnifiedNode, check_log, committed_rows
+from asysi.pipeline.rows import values
+from asysi.pipeline.rows.blocks import BadLineError, DeadLetter
+from asysi.pipeline.rows.ids import FIELD, lineage
+from asysi.pipeline.run.run_state import read_image
+from asysi.pipeline.streams.data_streams import IDataStream, JsonlStream
+from asysi.pipeline.streams.row_log import FileLog
+from asysi.pipeline.streams.seal import START_OVER, Seal, SealError, seal_path
+from asysi.pipeline.streams.source import CHUNK
+
+if TYPE_CHECKING:
+    from asysi.pipeline.run.pipeline import UnifiedNodePipeline
+
+_FOLDER = "redrive"
+_PENDING, _ROUNDS = "redriven", "redrives"
+"""What the ledger notes: an output that waits for its name, and how many redrives there were."""
+_NO_CAP = 1 << 62
+_NOWHERE = -1
+"""Row of a dead letter that only a redrive brought to its node."""
+
+
+@dataclass(slots=True)
+class _Chain:
+    """The dead letters of a node, on their way through it and all behind it.
+
+    Attributes:
+        sent: number and letter of each row of its input, in that order.
+        broken: those that are no rows, and can only fail again.
+        nodes: from the failed one on.
+        folder: of everything that it writes.
+    """
+
+    sent: list[tuple[int, DeadLetter]]
+    broken: list[tuple[int, DeadLetter]]
+    nodes: list[UnifiedNode]
+    folder: Path
+
+    @property
+    def output(self) -> Path:
+        return self.folder / f"{self.nodes[-1].node_id}.jsonl"
+
+    @property
+    def ledger(self) -> Path:
+        return self.folder / "state" / "ledger.sqlite"
+
+
+def check_completed(folder: Path) -> None:
+    """Refuse a pipeline that is not completed: its own run comes first.
+
+    Raises:
+        ConfigError: it is not, or there is none.
+    """
+    image = read_image(folder)
+    if not (folder / "ledger.sqlite").exists():
+        raise ConfigError(f"the pipeline {image['pipeline_id']} has not run yet: run it first")
+    ledger = Ledger(folder / "ledger.sqlite")
+    try:
+        names = [node["node_id"] for node in image["nodes"]]
+        waiting = [name for name in names if ledger.finished(name) is None]
+    finally:
+        ledger.close()
+    if waiting:
+        raise ConfigError(
+            f"the pipeline {image['pipeline_id']} is {image['status']}, node {waiting[0]} is not done: resume"
+            " it, then redrive its dead letters"
+        )
+
+
+def redrive(pipeline: "UnifiedNodePipeline", ledger: Ledger) -> str:
+    """Put a completed pipeline's dead letters through again.
+
+    Returns:
+        completed, or canceled or budget_exhausted: the next call goes on there.
+
+    Raises:
+        ConfigError: the output was lost with its process.
+        SealError: it is not what the ledger says.
+    """
+    final = pipeline.nodes[-1]
+    assert final.output_bus is not None
+    finish_merge(ledger, final.output_bus)
+    check_output(pipeline, ledger)
+    folder = pipeline.results_dir / _FOLDER / f"{int(ledger.about(_ROUNDS) or 0):04d}"
+    chains: list[_Chain] = []
+    for index in range(len(pipeline.nodes)):
+        chain = _chain(pipeline, ledger, index, folder)
+        if chain.sent:
+            status = _run(pipeline, chain, _left(pipeline, ledger, chains))
+            if status != "completed":
+                return status
+        if chain.sent or chain.broken:
+            chains.append(chain)
+    if chains:
+        _merge(pipeline, ledger, chains)
+        finish_merge(ledger, final.output_bus)
+    shutil.rmtree(folder, ignore_errors=True)
+    return "completed"
+
+
+def check_output(pipeline: "UnifiedNodePipeline", ledger: Ledger) -> None:
+    """Refuse to redrive into an output that is not what it was: before anything is computed or paid.
+
+    Raises:
+        ConfigError: the output was lost with its process.
+        SealError: it is not what the ledger says, or has lost its seal.
+    """
+    if ledger.about(_PENDING) not in {None, "null"}:
+        return  # it is given its name first
+    final = pipeline.nodes[-1]
+    log, last = _file_log(final), ledger.last(final.node_id)
+    if last is not None:
+        check_log(final.node_id, log, last, ledger.ranges(final.node_id))
+    assert final.output_bus is not None
+    if final.output_bus.read_seal() is None:
+        raise SealError(
+            f"{final.output_bus.uri} has lost its seal or was removed. Restore it with its {seal_path('')},"
+            f" or {START_OVER}"
+        )
+
+
+def finish_merge(ledger: Ledger, bus: IDataStream) -> None:
+    """Give a merged output its name and seal, if the ledger has it but a crash came between."""
+    note = json.loads(ledger.about(_PENDING) or "null")
+    if note is None:
+        return
+    made, path = Path(note["made"]), Path(note["path"])
+    bus.unseal()
+    if made.exists():
+        made.replace(path)
+        sync(path.parent)
+    bus.finish(Seal(**note["seal"]))
+    ledger.note(_PENDING, "null")
+
+
+def _chain(pipeline: "UnifiedNodePipeline", ledger: Ledger, index: int, folder: Path) -> _Chain:
+    name = pipeline.nodes[index].node_id
+    chain = _Chain([], [], [], folder / name)
+    rows = []
+    for number, _, letter, _ in sorted(ledger.dead(name), key=lambda found: _place(found[2].identity)):
+        row = _row(letter)
+        if row is None:
+            chain.broken.append((number, letter))
+        else:
+            chain.sent.append((number, letter))
+            rows.append(row)
+    if not rows:
+        return chain
+    source = chain.folder / "letters.jsonl"
+    if not source.exists():
+        write_atomically(source, lambda file: _fill(file, rows))
+    bus: IDataStream = JsonlStream(f"jsonl://{source}")
+    bus.seal()
+    for node in pipeline.nodes[index:]:
+        again = _again(node, ledger)
+        out = JsonlStream(f"jsonl://{chain.folder / node.node_id}.jsonl")
+        again.bind_io(bus, out)
+        chain.nodes.append(again)
+        bus = JsonlStream(out.uri)
+    return chain
+
+
+def _row(letter: DeadLetter) -> dict[str, Any] | None:
+    """Return the row of a letter with its id, or None where its line is no row."""
+    if letter.reason == BadLineError.__name__:
+        return None
+    try:
+        row = values.loads(letter.line)
+    except ValueError:
+        return None
+    if not isinstance(row, dict):
+        return None
+    if str(row.get(FIELD)) != letter.identity:
+        row[FIELD] = int(letter.identity) if letter.identity.isdecimal() else letter.identity
+    return row
+
+
+def _fill(file: Path, rows: list[dict[str, Any]]) -> None:
+    with file.open("wb") as stream:
+        for row in rows:
+            stream.write(values.dumps(row) + b"\n")
+
+
+def _again(node: UnifiedNode, ledger: Ledger) -> UnifiedNode:
+    again = UnifiedNode(
+        node.node_id,
+        node.parallel_size,
+        node.batch_size,
+        processes=node.processes,
+        writer_config=node.writer_config,
+        on_error="dead_letter",
+        max_dead_letters=_NO_CAP,
+    )
+    again.set_processor(node.operator)
+    if getattr(node.operator, "ordered", False):
+        log, last = _file_log(node), ledger.last(node.node_id)
+        again.remembered = partial(committed_rows, log, last.out_end if last else 0)
+    return again
+
+
+def _file_log(node: UnifiedNode) -> FileLog:
+    assert node.output_bus is not None
+    log = node.output_bus.log()
+    if not isinstance(log, FileLog):
+        raise ConfigError(
+            f"{node.output_bus.uri} was lost with its process: only files can be redriven into; run the"
+            " pipeline again with a file as its output"
+        )
+    return log
+
+
+def _left(pipeline: "UnifiedNodePipeline", ledger: Ledger, chains: list[_Chain]) -> dict[str, float]:
+    """Return what the budget leaves to spend."""
+    spent = [ledger.totals(node.node_id).usage or {} for node in pipeline.nodes]
+    spent += [gained.usage or {} for chain in chains for gained in _gained(chain).values()]
+    return {
+        name: limit - sum(usage.get(name, 0) for usage in spent) for name, limit in pipeline.budget.items()
+    }
+
+
+def _run(pipeline: "UnifiedNodePipeline", chain: _Chain, budget: Mapping[str, float]) -> str:
+    run = pipeline.beside(chain.nodes, chain.folder / "state", budget)
+    if run.has_begun():
+        run.resume(accept_changes=True)
+    else:
+        run.create(pipeline.pipeline_id)
+    return run.run().status
+
+
+def _gained(chain: _Chain) -> dict[str, Totals]:
+    if not chain.sent:
+        return {}
+    ledger = Ledger(chain.ledger, fsync=False)
+    try:
+        return {node.node_id: ledger.totals(node.node_id) for node in chain.nodes}
+    finally:
+        ledger.close()
+
+
+def _merge(pipeline: "UnifiedNodePipeline", ledger: Ledger, chains: list[_Chain]) -> None:
+    """Write the new output beside the old one, and let the ledger say that it is the output."""
+    final = pipeline.nodes[-1]
+    log, last = _file_log(final), ledger.last(final.node_id)
+    if last is not None:
+        check_log(final.node_id, log, last, ledger.ranges(final.node_id))
+    files = [log.path, *(chain.output for chain in chains if chain.sent)]
+    made = log.path.with_name(f".{log.path.name}.redriven")
+    seal = _merged(files, made, final.node_id, pipeline.pipeline_id)
+    settled, failed, moved = _letters(chains)
+    gained: dict[str, Totals] = {final.node_id: Totals()}
+    for chain in chains:
+        for node, totals in _gained(chain).items():
+            gained[node] = _sum(gained.get(node, Totals()), totals)
+    note = {"made": str(made), "path": str(log.path), "seal": asdict(seal)}
+    ledger.redriven(
+        Redriven(
+            final.node_id,
+            seal.rows,
+            seal.bytes,
+            seal.digest,
+            seal.text(),
+            gained,
+            settled,
+            failed,
+            moved,
+            {_PENDING: json.dumps(note), _ROUNDS: str(int(ledger.about(_ROUNDS) or 0) + 1)},
+        )
+    )
+
+
+def _merged(files: list[Path], made: Path, node: str, pipeline_id: str) -> Seal:
+    """Write the rows of all files to one, in the order of their ids, and return its seal."""
+    digest, rows, size = xxhash.xxh3_128(), 0, 0
+    first = last = None
+    with made.open("wb", buffering=CHUNK) as out:
+        for identity, line in heapq.merge(*map(_lines, files), key=lambda pair: _place(pair[0])):
+            out.write(line)
+            digest.update(line)
+            rows, size = rows + 1, size + len(line)
+            first, last = identity if first is None else first, identity
+        out.flush()
+        os.fsync(out.fileno())
+    return Seal(
+        rows,
+        size,
+        digest.hexdigest(),
+        None if first is None else str(first),
+        None if last is None else str(last),
+        node,
+        pipeline_id,
+    )
+
+
+def _lines(file: Path) -> Iterator[tuple[Any, bytes]]:
+    with file.open("rb", buffering=CHUNK) as stream:
+        for line in stream:
+            yield values.loads(line)[FIELD], line
+
+
+def _place(identity: Any) -> tuple[float, ...]:
+    """Return where a row belongs; merging loses none, in whatever order they are."""
+    try:
+        return lineage(identity)
+    except ValueError:
+        return (math.inf,)
+
+
+def _letters(
+    chains: list[_Chain],
+) -> tuple[list[int], list[tuple[int, DeadLetter]], list[tuple[str, DeadLetter]]]:
+    """Return the numbers of settled letters, those that failed again, and rows that failed further on."""
+    settled, failed, moved = [], [], []
+    for chain in chains:
+        failed += chain.broken
+        if not chain.sent:
+            continue
+        ledger = Ledger(chain.ledger, fsync=False)
+        again = {letter.row: letter for _, _, letter, _ in ledger.dead(chain.nodes[0].node_id)}
+        for node in chain.nodes[1:]:
+            moved += [
+                (name, DeadLetter(letter.identity, _NOWHERE, letter.reason, letter.error, letter.line))
+                for _, name, letter, _ in ledger.dead(node.node_id)
+            ]
+        ledger.close()
+        for row, (number, _letter) in enumerate(chain.sent):
+            if row in again:
+                failed.append((number, again[row]))
+            else:
+                settled.append(number)
+    return settled, failed, moved
+
+
+def _sum(one: Totals, other: Totals) -> Totals:
+    usage = dict(one.usage or {})
+    for name, value in (other.usage or {}).items():
+        usage[name] = usage.get(name, 0) + value
+    return Totals(0, one.made + other.made, one.dropped + other.dropped, 0, 0, usage)
