@@ -87,6 +87,8 @@ class Look:
     """Objects as the API server answered: known at once, whenever their events come."""
     said: bool = False
     """Whether the status is among them."""
+    recorded: bool = False
+    """Whether the recorded status says all that was observed; False while it may not be written yet."""
 
 
 class Controller:
@@ -219,7 +221,8 @@ class Controller:
         )
         with metrics.RECONCILES.time():
             look = await asyncio.to_thread(functools.partial(self._look, observed, memory))
-        memory.put_out.clear()
+        if look.recorded:
+            memory.put_out.clear()
         for item in look.written:
             self.world.put(item["kind"], item)
         if look.said:
@@ -249,7 +252,13 @@ class Controller:
         derived = derive(observed, decided, trouble=trouble, contended=memory.contests.said())
         said, wait = self._say(observed, derived.status, memory)
         known = [one for one in (*waits, wait, derived.again, decided.again) if one is not None]
-        return Look(min(known, default=None), trouble is not None, [*written, *said], bool(said))
+        return Look(
+            min(known, default=None),
+            failed=trouble is not None,
+            written=[*written, *said],
+            said=bool(said),
+            recorded=wait is None,
+        )
 
     def _act(
         self, observed: Observed, decided: Plan, contests: Contests

@@ -260,3 +260,41 @@ def test_kopfs_events_end_in_the_controller():
     body = item(EXPERIMENTS, version=8)
     assert bring("MODIFIED")["metadata"]["resourceVersion"] == "8"
     assert bring("DELETED") is None
+
+
+def test_a_pod_that_was_put_out_is_said_even_if_the_status_may_not_be_written_yet():
+    """A status was written a moment ago, and the pod is marked and gone by the next look: it is said later."""
+    spec = {
+        "model": {"uri": "file:///inputs/files/model"},
+        "data": {"uri": "jsonl:///inputs/files/text.jsonl"},
+        "inputs": [{"claim": "files"}],
+        "workload": {"scan": {}},
+        "capture": {"hookPoints": ["*"]},
+    }
+    tree = item(EXPERIMENTS) | {"apiVersion": "asysi.dev/v1alpha1", "spec": spec}
+    put_out = {
+        "type": "DisruptionTarget",
+        "status": "True",
+        "reason": "EvictionByEvictionAPI",
+        "lastTransitionTime": "2026-01-02T03:04:05Z",
+    }
+
+    async def run():
+        now = 100.0
+        controller = Controller(Recorder(), Settings(), clock=lambda: now)
+        controller.seen(EXPERIMENTS.kind, tree)
+        key = ("lab", "minilm")
+        for _look in range(3):
+            await controller._one(key)
+        assert "lastFailure" not in controller.world.experiment(key)["status"]
+        job = next(one for one in controller.world.children(key) if one["kind"] == "Job")
+        pod = item(PODS, name="minilm-0", version=90)
+        pod["metadata"]["ownerReferences"] = [{"uid": job["metadata"]["uid"]}]
+        pod |= {"spec": {}, "status": {"conditions": [put_out]}}
+        controller.seen(PODS.kind, pod, gone=True)
+        await controller._one(key)
+        now += controlling.SAY_SECONDS
+        await controller._one(key)
+        return controller.world.experiment(key)["status"]
+
+    assert asyncio.run(run())["lastFailure"]["reason"] == "EvictionByEvictionAPI"

@@ -371,7 +371,7 @@ def test_a_success_shows_no_failure_and_its_leavings_go_in_time(lab, operator, u
         "metadata": {"name": pod, "namespace": lab.namespace},
     }
     assert lab.ask("POST", f"{lab.path('Pod', pod)}/eviction", body)[0] == 201
-    until(lambda: "lastFailure" in lab.status("scarred"), "the eviction is said")
+    until(lambda: "lastFailure" in lab.status("scarred"), lambda: str(lab.status("scarred")))
     status = lab.until_phase("scarred", "Succeeded")
     assert "lastFailure" not in status
     assert [one["reason"] for one in status["failures"]] == ["EvictionByEvictionAPI"]
