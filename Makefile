@@ -24,13 +24,7 @@ demo: install ## Watch MiniLM read the Python manual; opens nothing, prints wher
 test: install tools ## Run the tests; with ASYSI_TESTS=all also the long ones and those that need a cluster
 	@$(MAKE) --no-print-directory peers || echo "no sae-lens: the test that compares with it is skipped"
 	@$(MAKE) --no-print-directory smollm2 || echo "no SmolLM2: the tests that read a real GGUF file are skipped"
-	@failed=0; \
-	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile -m 'not e2e and not long' || failed=1; \
-	if [ "$$ASYSI_TESTS" = all ]; then \
-	  $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --durations 20 -m 'long and not e2e' || failed=1; \
-	  $(BIN)/python -m pytest --durations 20 -m e2e || failed=1; \
-	else echo "Not run: tests marked e2e or long. To run them: ASYSI_TESTS=all make test"; fi; \
-	exit $$failed
+	@tests/run.sh $(BIN)/python
 
 tools: ## Install what tests need beside Python, as root on Debian; elsewhere say what is missing
 	@tests/tools.sh

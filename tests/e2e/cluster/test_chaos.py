@@ -20,7 +20,7 @@ from asysi_operator.observation import attempt_of
 
 Tree = dict[str, Any]
 FULL = os.environ.get("ASYSI_CHAOS") == "full"
-KILLED, DELETIONS, RACES = (40, 200, 200) if FULL else (1, 50, 50)
+KILLED, DELETIONS, RACES = (40, 200, 200) if FULL else (1, 20, 20)
 """Experiments of five plans each in which the operator is killed; pods deleted; experiments deleted."""
 ATONCE = 8
 """Experiments that are under way at the same time: more would not fit a small node."""
