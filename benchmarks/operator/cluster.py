@@ -147,7 +147,7 @@ class Worker:
 
 
 class Pod:
-    """The pod of an experiment, with this program in the kubelet's place."""
+    """The pod of an experiment, with this program in the place of scheduler and kubelet."""
 
     INITS = ("prepare", "archiver", "sae", "hook")
     MAINS = ("host", "finish")
@@ -164,7 +164,7 @@ class Pod:
         self._states = {name: {"waiting": {"reason": "PodInitializing"}} for name in self.INITS + self.MAINS}
 
     def bind(self) -> None:
-        """Put it on the node, where no scheduler does."""
+        """Put it on the node."""
         time.sleep(1)
         pod = self._api.call("GET", self._path)
         if not pod["spec"].get("nodeName"):

@@ -95,7 +95,7 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
 async def operate(chosen: argparse.Namespace) -> None:
     """Run the operator until SIGTERM or SIGINT, which kopf takes; raises what has ended a watch."""
     from asysi_operator.cluster import CHILDREN, PODS, Cluster  # noqa: PLC0415 - not for `--help`
-    from asysi_operator.controller import WORKERS, Controller  # noqa: PLC0415
+    from asysi_operator.controller import WORKERS, WRITERS, Controller  # noqa: PLC0415
     from asysi_operator.handlers import watch  # noqa: PLC0415
     from asysi_operator.health import serve  # noqa: PLC0415
     from asysi_operator.reconcile import Settings  # noqa: PLC0415
@@ -104,7 +104,8 @@ async def operate(chosen: argparse.Namespace) -> None:
     log.info("version %s begins, with the workers' image %s", __version__, chosen.image)
     settings = Settings(chosen.image, chosen.image_pull_policy, chosen.allowed, chosen.metrics_readers)
     kinds = (*CHILDREN, PODS)
-    cluster = Cluster(WORKERS + 2 + len(kinds) * max(1, len(chosen.namespace)))  # each watch keeps one
+    held = len(kinds) * max(1, len(chosen.namespace))  # connections: each watch keeps one
+    cluster = Cluster(WORKERS + WRITERS + 2 + held)
     controller = Controller(cluster, settings, chosen.namespace, chosen.audit_seconds)
     watches = Watches(cluster, kinds, chosen.namespace, controller.take, controller.listed)
     ready, watched, stop = asyncio.Event(), asyncio.Event(), asyncio.Event()

@@ -6,6 +6,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from dataclasses import dataclass, field, replace
 
 from asysi.contract.runtime import PORTS, Container
@@ -27,13 +28,15 @@ from asysi_operator.contention import Contests, contested
 from asysi_operator.failures import Failure, oddity
 from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.observation import Observed, leaving, rfc3339, state_of
-from asysi_operator.reconcile import Apply, Plan, Settings, plan
+from asysi_operator.reconcile import Action, Apply, Plan, Settings, concurrent, plan
 from asysi_operator.status import announcements, derive, only_counted, pressing
 from asysi_operator.work import Work
 from asysi_operator.world import Key, Silence, World, key_of
 
 WORKERS = 8
 """Experiments that are looked at at once."""
+WRITERS = 16
+"""Writes that are under way at once."""
 ASK_SECONDS = 5.0
 """Seconds between two questions to finish, and between two writes of counters."""
 ASK_LIMIT = 1.0
@@ -115,6 +118,7 @@ class Controller:
         self._audit_seconds, self._clock = audit_seconds, clock
         self._memories: dict[Key, Memory] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._writers = futures.ThreadPoolExecutor(WRITERS, "write")
         self.beat = clock()
         """When the event loop last came round."""
 
@@ -271,22 +275,44 @@ class Controller:
         written: list[Manifest] = []
         waits = [contests.settle(contested(decided.actions), self._clock())]
         trouble = Failure("NameTaken", decided.blocked) if decided.blocked else None
-        for action in decided.actions:
-            if isinstance(action, Apply):
-                if wait := contests.wait(action, self._clock()):
-                    waits.append(wait)
-                    continue
-                contests.undone(action, self._clock())
-                waits.append(contests.wait(action, self._clock()) or None)
-            try:
-                item = self._cluster.do(action, observed.experiment)
-            except RejectedError as error:
-                metrics.ERRORS.labels(error.reason).inc()
-                trouble = Failure(error.reason, error.message)
+        for group in concurrent(decided.actions):
+            due = []
+            for action in group:
+                if isinstance(action, Apply):
+                    if wait := contests.wait(action, self._clock()):
+                        waits.append(wait)
+                        continue
+                    contests.undone(action, self._clock())
+                    waits.append(contests.wait(action, self._clock()) or None)
+                due.append(action)
+            items, refused = self._write(due, observed.experiment)
+            written += [item for item in items if not _same(item, observed.children)]
+            if refused is not None:
+                metrics.ERRORS.labels(refused.reason).inc()
+                trouble = Failure(refused.reason, refused.message)
                 break
-            if item is not None and not _same(item, observed.children):
-                written.append(item)
         return written, trouble, min((one for one in waits if one is not None), default=None)
+
+    def _write(
+        self, actions: Sequence[Action], experiment: Manifest
+    ) -> tuple[list[Manifest], RejectedError | None]:
+        """Carry out actions at the same time; return the objects as they are now, and the first refusal.
+
+        Raises:
+            UnavailableError: the API server did not answer one of them. None is under way any more.
+        """
+        writes = [self._writers.submit(self._cluster.do, action, experiment) for action in actions]
+        futures.wait(writes)
+        items, refused = [], None
+        for write in writes:
+            try:
+                item = write.result()
+            except RejectedError as error:
+                refused = refused or error
+                continue
+            if item is not None:
+                items.append(item)
+        return items, refused
 
     def _ask(self, observed: Observed, memory: Memory) -> float | None:
         """Ask the pod's workers how they are, when it is time; returns the seconds until the next time."""

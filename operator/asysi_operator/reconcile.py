@@ -95,6 +95,24 @@ class Remove:
 Action = Apply | Remove
 
 
+def concurrent(actions: Sequence[Action]) -> list[list[Action]]:
+    """Divide a plan into groups that follow one another; the writes of a group may happen at the same time.
+
+    Objects that a pod needs do not depend on each other; the Job comes after all of them. Removals keep
+    their order.
+    """
+    groups: list[list[Action]] = []
+    for action in actions:
+        if not groups or _alone(action) or _alone(groups[-1][0]):
+            groups.append([])
+        groups[-1].append(action)
+    return groups
+
+
+def _alone(action: Action) -> bool:
+    return isinstance(action, Remove) or action.manifest["kind"] == "Job"
+
+
 @dataclass(frozen=True)
 class Refusal:
     """Why a spec is not acted on."""

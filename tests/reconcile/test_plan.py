@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from asysi_operator.allowed import Allowed
 from asysi_operator.manifests.labels import EXPERIMENT
-from asysi_operator.reconcile import APPLIED, Apply, Remove, Settings, plan
+from asysi_operator.reconcile import APPLIED, Apply, Remove, Settings, concurrent, plan
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 SPECS = st.sampled_from(
@@ -77,6 +77,39 @@ def test_a_crash_between_any_two_writes_converges(cluster, specs, cuts):
         broken.settle()
         whole.settle()
     assert shape(broken) == shape(whole)
+
+
+@settings(max_examples=60, deadline=None)
+@given(specs=st.lists(SPECS, min_size=1, max_size=3), data=st.data())
+def test_a_crash_among_concurrent_writes_converges(cluster, specs, data):
+    """Whichever writes of a group have happened when the operator dies, in any order, the end is the same."""
+    broken, whole = cluster(), cluster()
+    for spec in specs:
+        for lab in (broken, whole):
+            lab.edit(spec)
+        groups = concurrent(plan(broken.observe(), Settings()).actions)
+        cut = data.draw(st.integers(0, max(0, len(groups) - 1)))
+        for action in (one for group in groups[:cut] for one in group):
+            broken.do(action)
+        last = groups[cut] if groups else []
+        happened = data.draw(st.permutations(last))[: data.draw(st.integers(0, len(last)))]
+        for action in happened:
+            broken.do(action)
+        broken.settle()
+        whole.settle()
+    assert shape(broken) == shape(whole)
+
+
+def test_the_job_is_written_after_everything_that_its_pod_needs(cluster):
+    """Other objects are written at the same time; removals and the Job happen one by one, in their order."""
+    lab = cluster()
+    groups = concurrent(plan(lab.observe(), Settings()).actions)
+    assert [[action.manifest["kind"] for action in group] for group in groups] == [
+        ["ConfigMap", "PersistentVolumeClaim", "NetworkPolicy"],
+        ["Job"],
+    ]
+    gone = [Remove("Job", "minilm", "1"), Remove("ConfigMap", "minilm", "2")]
+    assert concurrent([*gone, groups[0][0]]) == [[gone[0]], [gone[1]], [groups[0][0]]]
 
 
 @settings(max_examples=60, deadline=None)
