@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from asysi.cli import commands, main
+from asysi.cli import commands, main, run_profile
 from asysi.cli.tables import print_check
 from asysi.contract.errors import ConfigError
 from asysi.contract.spec import ScanExperiment
@@ -27,10 +27,10 @@ def asysi(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 
 
-def leaves_with(*arguments: str | Path) -> object:
-    """Run the command line here and return its exit code."""
+def leaves_with(*arguments: str | Path, program: Callable[[list[str]], None] = main) -> object:
+    """Run a command line here and return its exit code."""
     with pytest.raises(SystemExit) as leaving:
-        main([str(argument) for argument in arguments])
+        program([str(argument) for argument in arguments])
     return leaving.value.code
 
 
@@ -104,9 +104,18 @@ def test_profile_lies_over_the_base_beside_it(tmp_path: Path, file: Path, behind
     profile.write_text("spec: {bus: {shards: 7}}\n")
     seen: list[ScanExperiment] = []
     behind["asysi_operator.local"] = lambda experiment, **_: seen.append(experiment) or 0
-    assert leaves_with("run-profile", "--config", profile) == 0
-    assert leaves_with("run-profile", "--config", tmp_path / "base.yaml") == 0
+    assert leaves_with("--config", profile, program=run_profile) == 0
+    assert leaves_with("--config", tmp_path / "base.yaml", program=run_profile) == 0
     assert [experiment.spec.bus.shards for experiment in seen] == [7, 2]
+
+
+def test_a_profile_that_is_wrong_ends_in_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`asys-i-run` calls itself by its name, and turns errors into sentences as `asysi` does."""
+    assert leaves_with("--help", program=run_profile) == 0
+    assert "Usage: asys-i-run [OPTIONS]" in capsys.readouterr().out
+    missing = tmp_path / "profile.yaml"
+    assert leaves_with("--config", missing, program=run_profile) == 2
+    assert str(missing.with_name("base.yaml")) in capsys.readouterr().err
 
 
 def test_run_passes_on_what_it_was_told(tmp_path: Path, file: Path, behind: dict[str, Any]) -> None:

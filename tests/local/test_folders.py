@@ -1,11 +1,12 @@
 """Folders of a run: locks, stale rings, and the output."""
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 import yaml
 
+from asysi.contract import runtime
 from asysi.contract.errors import ConfigError
 from asysi.contract.identity import identity_of
 from asysi.contract.spec import Output as SpecOutput
@@ -18,6 +19,30 @@ from asysi_operator.local.resuming import continued
 
 def _places(folder: Path, name: str = "mini") -> Places:
     return Places(name, shared=folder, scratch=folder)
+
+
+def test_every_output_is_known():
+    """Whatever the contract places at the top of an output folder is among the outputs of a run."""
+    below = {
+        value
+        for name, value in vars(runtime).items()
+        if name.endswith(("_FILE", "_FOLDER")) and isinstance(value, PurePosixPath)
+    }
+    elsewhere = {runtime.TRAINING_FILE, runtime.ATTEMPT_FILE, runtime.POINTS_FILE, runtime.MODEL_FILE}
+    assert below - elsewhere <= set(runtime.OUTPUTS)
+
+
+def test_a_new_run_replaces_everything_but_the_rows_of_a_pipeline(tmp_path):
+    """With --overwrite nothing of the older run lies beside the new one; paid rows stay."""
+    for path in runtime.OUTPUTS:
+        if path.suffix or path.name == ".identity.lock":
+            (tmp_path / path).touch()
+        else:
+            (tmp_path / path).mkdir()
+    output = Output(tmp_path)
+    output.open(overwrite=True)
+    output.keep()
+    assert {path.name for path in tmp_path.iterdir()} == {"events.jsonl", "logs", "pipeline"}
 
 
 def test_one_run_of_a_name(tmp_path):

@@ -12,26 +12,8 @@ from asysi.contract.errors import ConfigError, no_room
 from asysi.contract.identity import ended_early
 from asysi_operator.local.events import refuse_busy
 
-_MADE_BY_A_RUN = tuple(
-    str(path)
-    for path in (
-        runtime.EVENTS_FILE,
-        runtime.EXPERIMENT_FILE,
-        runtime.LEDGER_FILE,
-        runtime.REPORT_FILE,
-        runtime.VERDICT_FILE,
-        runtime.TIMELINE_FILE,
-        runtime.SAE_FOLDER,
-        runtime.CHECKPOINT_FOLDER,
-        runtime.ARCHIVE_FOLDER,
-        runtime.HOST_FOLDER,
-        runtime.LOG_FOLDER,
-        runtime.IDENTITY_FILE,
-        ".identity.lock",
-        runtime.ATTEMPTS_FOLDER,
-        "statistics.json",
-    )
-)
+_REPLACED = tuple(str(path) for path in runtime.OUTPUTS if path != runtime.PIPELINE_FOLDER)
+"""What a new run replaces: all but the rows of a pipeline, which are never made twice."""
 _ASIDE = ".replaced"
 """Where an older run waits until the new one has something to show."""
 
@@ -139,7 +121,7 @@ class Output:
         return f"the output folder {self.folder} cannot be written ({reason}): choose another with --output"
 
     def _found(self) -> list[str]:
-        return [name for name in _MADE_BY_A_RUN if os.path.lexists(self.folder / name)]
+        return [name for name in _REPLACED if os.path.lexists(self.folder / name)]
 
     def _refuse(self, found: list[str], *, overwrite: bool, resume: bool) -> None:
         if not found:

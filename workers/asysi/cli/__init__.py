@@ -1,9 +1,8 @@
 """The command line. Nothing heavy is imported before a command needs it: `asysi --help` answers at once."""
 
-import sys
 from collections.abc import Sequence
 
-from asysi.cli.commands import app
+from asysi.cli.commands import app, profile
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -11,9 +10,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     app(args=None if arguments is None else list(arguments), prog_name="asysi")
 
 
-def run_profile() -> None:
+def run_profile(arguments: Sequence[str] | None = None) -> None:
     """Run `asys-i-run --config FOLDER/profile.yaml`: `asysi run` with the `base.yaml` beside the profile."""
-    main(["run-profile", *sys.argv[1:]])
+    profile(args=None if arguments is None else list(arguments), prog_name="asys-i-run")
 
 
 def kubectl_plugin() -> None:

@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from asysi.cli.groups import Commands, deferred, door
+from asysi.cli.groups import Command, Commands, deferred, door
 
 if TYPE_CHECKING:
     from asysi.contract.spec import ScanExperiment
 
-app = typer.Typer(
-    cls=Commands,
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-)
+_STYLE: dict[str, Any] = {
+    "no_args_is_help": True,
+    "add_completion": False,
+    "rich_markup_mode": None,
+    "pretty_exceptions_enable": False,
+    "context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 100},
+}
+app = typer.Typer(cls=Commands, **_STYLE)
+profile = typer.Typer(**_STYLE)
 ring = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(ring, name="ring", help="Look into the rings of a run, or empty one.")
 app.add_typer(
@@ -133,7 +134,7 @@ def run(  # noqa: PLR0917 - each is an option of the command
     _run(_load(files, layers, settings), output, plain, kill_once, overwrite=overwrite, resume=resume)
 
 
-@app.command("run-profile", hidden=True)
+@profile.command(cls=Command)
 def run_profile(  # noqa: PLR0917 - each is an option of the command
     config: Annotated[
         Path, typer.Option("--config", metavar="PROFILE", help="The profile; base.yaml lies beside it.")
@@ -217,8 +218,8 @@ def inspect(folder: RingFolder) -> None:
 
     \b
     Examples:
-      asysi ring inspect /dev/shm/asysi/bus
-      watch -n 1 asysi ring inspect /dev/shm/asysi/bus
+      asysi ring inspect /dev/shm/asysi-minilm-*/bus             (during `asysi run`)
+      kubectl exec POD -c hook -- asysi ring inspect /dev/shm/asysi/bus
     """
     door("asysi.cli.rings", "print_ring")(folder)
 
@@ -235,7 +236,7 @@ def reset(
 
     \b
     Example:
-      asysi ring reset /dev/shm/asysi/bus
+      asysi ring reset /dev/shm/asysi-minilm-0123abcd/bus
     """
     door("asysi.cli.rings", "reset_ring")(folder, yes)
 

@@ -1,11 +1,13 @@
 """Groups of commands: one that turns errors into sentences, one that is imported when it is asked for."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import Exit
@@ -16,14 +18,30 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was named."""
-        try:
+        with exit_codes():
             return super().invoke(ctx)
-        except ConfigError as error:
-            for problem in error.problems:
-                sys.stderr.write(f"{problem}\n")
-            raise typer.Exit(Exit.CONFIG) from error
-        except KeyboardInterrupt as error:
-            raise typer.Exit(Exit.INTERRUPTED) from error
+
+
+class Command(TyperCommand):
+    """A program of one command, whose errors end as those of `Commands` do."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        with exit_codes():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Print the sentences of a ConfigError and exit with 2; exit with 130 after Ctrl-C."""
+    try:
+        yield
+    except ConfigError as error:
+        for problem in error.problems:
+            sys.stderr.write(f"{problem}\n")
+        raise typer.Exit(Exit.CONFIG) from error
+    except KeyboardInterrupt as error:
+        raise typer.Exit(Exit.INTERRUPTED) from error
 
 
 def deferred(module: str, name: str) -> type[TyperGroup]:

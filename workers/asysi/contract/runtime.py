@@ -127,6 +127,12 @@ PIPELINE_FOLDER = PurePosixPath("pipeline")
 LOG_FOLDER = PurePosixPath("logs")
 ATTEMPTS_FOLDER = PurePosixPath("attempts")
 """`attempts/<number>/`: made by prepare, once a number; finish leaves the attempt's ledger in it."""
+OUTPUTS = (
+    *(EVENTS_FILE, EXPERIMENT_FILE, LEDGER_FILE, REPORT_FILE, VERDICT_FILE, TIMELINE_FILE, IDENTITY_FILE),
+    *(SAE_FOLDER, CHECKPOINT_FOLDER, ARCHIVE_FOLDER, HOST_FOLDER, MODEL_FOLDER, WEIGHTS_FOLDER, LOG_FOLDER),
+    *(ATTEMPTS_FOLDER, PIPELINE_FOLDER, PurePosixPath(".identity.lock"), PurePosixPath("statistics.json")),
+)
+"""Everything that a run makes at the top of its output folder."""
 
 # Files below the workspace.
 ATTEMPT_FILE = PurePosixPath("attempt")
