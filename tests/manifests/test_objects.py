@@ -11,6 +11,7 @@ import yaml
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import MODULES, PORTS, Container, Env
 from asysi.contract.spec import ScanExperiment
+from asysi.contract.workloads import WORKLOADS
 from asysi_operator.manifests import build
 from asysi_operator.manifests.network_policy import needs_network
 
@@ -47,8 +48,9 @@ def test_probes_ask_ports_that_are_there(render):
 
 def test_commands(render):
     """Each container runs its module of the contract, under the entrypoint of its image."""
+    modules = MODULES | {Container.HOST: WORKLOADS["scan"].module}
     for item in render().containers:
-        assert item["args"] == ["python", "-m", MODULES[Container(item["name"])]]
+        assert item["args"] == ["python", "-m", modules[Container(item["name"])]]
         assert "command" not in item
 
 

@@ -19,7 +19,8 @@ from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import CAPTURE_RING, Container, Env
 from asysi.contract.spec import ScanExperiment
 from asysi.hosts import prepare
-from asysi.hosts.scan import PROGRESS_FILE, SEEN_FILE
+from asysi.hosts.frame import SEEN_FILE
+from asysi.hosts.progress import PROGRESS_FILE
 from asysi.monitor.worker import Worker
 from asysi_ring import Control, Reader
 

@@ -1,7 +1,8 @@
 """The containers of the pod."""
 
-from asysi.contract.runtime import MODULES, PORTS, Container
+from asysi.contract.runtime import PORTS, Container
 from asysi.contract.spec import ScanExperiment
+from asysi.contract.workloads import module_of
 from asysi_operator.manifests import probes
 from asysi_operator.manifests.environment import TERMINATION, environment, environment_from
 from asysi_operator.manifests.kinds import Manifest, PodSettings
@@ -36,7 +37,11 @@ def _container(experiment: ScanExperiment, settings: PodSettings, container: Con
         "name": name,
         "image": settings.image,
         "imagePullPolicy": settings.pull_policy,
-        "args": ["python", "-m", MODULES[container]],  # the image's entrypoint is PID 1 and forwards signals
+        "args": [
+            "python",
+            "-m",
+            module_of(container, spec),
+        ],  # the image's entrypoint is PID 1 and forwards signals
         "env": environment(spec, container, settings.output),
         **({"envFrom": env_from} if env_from else {}),
         **({"ports": ports} if ports else {}),

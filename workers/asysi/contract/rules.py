@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from asysi.contract.fields import Path
 from asysi.contract.quantity import format_bytes, parse_bytes
-from asysi.contract.spec import LABEL_NAME, Model, Positions, SaeTrain, Sampling, Spec, Tokens, Workload
+from asysi.contract.spec import LABEL_NAME, Model, Positions, SaeTrain, Sampling, Spec, Tokens
+from asysi.contract.workloads import PARTS, WORKLOADS
 
 PREPARE_HEAP = 512 * 2**20
 """Bytes that prepare needs besides the rings: the interpreter, torch, the model's structure."""
@@ -16,7 +17,6 @@ HEAP = 256 * 2**20
 _OURS = "ASYSI_"
 _TAKEN = ("HOME", "HF_HOME", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "JOB_COMPLETION_INDEX")
 _PACKED = "[.](gz|bz2|xz|zst)$"
-WORKLOADS = tuple(field.alias or name for name, field in Workload.model_fields.items())
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,23 @@ def rule_problems(spec: Spec) -> list[Problem]:
 
 
 def _one_workload(spec: Spec) -> Iterator[Problem]:
-    chosen = [name for name in WORKLOADS if getattr(spec.workload, name) is not None]
+    chosen = [name for name, field in PARTS.items() if getattr(spec.workload, field) is not None]
     if len(chosen) != 1:
         has = "none is given" if not chosen else f"{' and '.join(chosen)} are given"
-        yield Problem(("spec", "workload"), f"takes exactly one of {', '.join(WORKLOADS)}; {has}")
+        yield Problem(("spec", "workload"), f"takes exactly one of {', '.join(PARTS)}; {has}")
 
 
-def _scan_reads_data(spec: Spec) -> Iterator[Problem]:
-    if spec.workload.scan is not None and spec.data is None:
-        yield Problem(
-            ("spec", "data"),
-            "is needed by workload.scan: say what the model reads, like `uri: jsonl://text.jsonl`",
-        )
+def _reads_data(name: str) -> Rule:
+    """Return the rule that a workload which reads text has data."""
+
+    def check(spec: Spec) -> Iterator[Problem]:
+        if getattr(spec.workload, PARTS[name]) is not None and spec.data is None:
+            yield Problem(
+                ("spec", "data"),
+                f"is needed by workload.{name}: say what the model reads, like `uri: jsonl://text.jsonl`",
+            )
+
+    return Rule("spec", f"!has(self.workload.{name}) || has(self.data)", f"workload.{name} needs data", check)
 
 
 def _rates_are_ordered(spec: Spec) -> Iterator[Problem]:
@@ -283,11 +288,11 @@ def _beside_heap(memory: str) -> str:
 RULES = (
     Rule(
         "spec.workload",
-        f"[{', '.join(f'has(self.{name})' for name in WORKLOADS)}].filter(given, given).size() == 1",
-        f"workload takes exactly one of {', '.join(WORKLOADS)}",
+        f"[{', '.join(f'has(self.{name})' for name in PARTS)}].filter(given, given).size() == 1",
+        f"workload takes exactly one of {', '.join(PARTS)}",
         _one_workload,
     ),
-    Rule("spec", "!has(self.workload.scan) || has(self.data)", "workload.scan needs data", _scan_reads_data),
+    *(_reads_data(name) for name, row in WORKLOADS.items() if row.rereadable),
     Rule(
         "spec.capture.sampling",
         "self.minRate <= self.rate",

@@ -25,10 +25,9 @@ MODULES = {
     Container.ARCHIVER: "asysi.archive",
     Container.SAE: "asysi.sae",
     Container.HOOK: "asysi.hook",
-    Container.HOST: "asysi.hosts.scan",
     Container.FINISH: "asysi.finish",
 }
-"""`python -m` of each container."""
+"""`python -m` of each container but the host, which `contract/workloads.py` knows."""
 
 PORTS = {
     Container.HOST: 9101,

@@ -19,6 +19,7 @@ from asysi.contract.errors import ConfigError
 from asysi.contract.rows import read_rows
 from asysi.contract.runtime import CHECKPOINT_FOLDER, MODEL_FILE, POINTS_FILE, SAE_FOLDER
 from asysi.contract.spec import ScanExperiment, Tokens
+from asysi.contract.workloads import text_of
 from asysi.finish import features, logits, sample, splice
 from asysi.finish.agreement import Held, compare
 from asysi.finish.features import Asked, Looked
@@ -108,7 +109,8 @@ def analyse(
     result.points = _points(workspace)
     exports = find_exports(output)
     result.exports = [str(export.folder.relative_to(output)) for export in exports]
-    if spec.data is None or spec.workload.scan is None:
+    text = text_of(spec)
+    if spec.data is None or text is None:
         result.missing.append("The features: this workload has no text that could be read again.")
         return result
     if spec.sae is None:
@@ -123,13 +125,12 @@ def analyse(
         resolved = read_resolved(workspace / MODEL_FILE)
         loaded = load_model(resolved, spec.model.dtype)
         result.model = _describe(loaded, resolved, spec.model.dtype, len(points))
-        scan = spec.workload.scan
         again = read_again(
             loaded,
             points,
             read_rows(spec.data, output),
-            passes=scan.passes,
-            max_samples=scan.max_samples,
+            passes=text.passes,
+            max_samples=text.max_samples,
             seed=SEED,
             beat=beat,
         )

@@ -10,6 +10,7 @@ from typing import Any
 import asysi
 from asysi.contract.runtime import EXPERIMENT_FILE
 from asysi.contract.spec import ScanExperiment
+from asysi.contract.workloads import text_of
 from asysi.finish.status import Host
 from asysi.report.words import count, percent
 
@@ -63,7 +64,7 @@ def model_name(uri: str) -> str:
 
 
 def _corpus(experiment: ScanExperiment, host: Host, seen: Mapping[str, Any], tokens: int) -> str:
-    data, scan = experiment.spec.data, experiment.spec.workload.scan
+    data, read = experiment.spec.data, text_of(experiment.spec)
     parts = [data.uri.rpartition("/")[2] or data.uri if data else "no data"]
     if data is not None and data.pipeline is not None:
         parts[0] += f" through {', '.join(node.operator for node in data.pipeline.operators)}"
@@ -81,7 +82,7 @@ def _corpus(experiment: ScanExperiment, host: Host, seen: Mapping[str, Any], tok
             f"{number('renumbered')} documents had a number that an earlier one has; theirs is 2^63 plus "
             "their line"
         )
-    passes = scan.passes if scan else 1
+    passes = read.passes if read else 1
     parts.append(f"{passes} {'pass' if passes == 1 else 'passes'}, {count(tokens)} tokens read")
     if host.interrupted:
         parts.append("ended early by the user")
@@ -129,9 +130,9 @@ def _sampling(experiment: ScanExperiment, host: Host) -> str:
 
 
 def _seeds(experiment: ScanExperiment) -> str:
-    spec = experiment.spec
+    spec, read = experiment.spec, text_of(experiment.spec)
     seeds = {
-        "order and sampling": spec.workload.scan.seed if spec.workload.scan else None,
+        "order and sampling": read.seed if read else None,
         "hold-out": spec.data.holdout.seed if spec.data else None,
         **{f"autoencoder {trainer.name}": trainer.seed for trainer in (spec.sae.train if spec.sae else [])},
         "this page": 0,

@@ -10,6 +10,7 @@ from asysi.contract.errors import ConfigError
 from asysi.contract.quantity import format_bytes
 from asysi.contract.rows import pipeline_file, read_rows
 from asysi.contract.spec import Data, ScanExperiment, Spec
+from asysi.contract.workloads import name_of, text_of, workload_of
 from asysi.hosts.rings import RingPlan, bus_problems, capture_problems, plan_rings
 from asysi.model.aliases import alias_of
 from asysi.model.globs import match_globs, split_call
@@ -107,15 +108,21 @@ def _check_points(spec: Spec, loaded: LoadedModel, report: CheckReport) -> None:
 
     assert report.model is not None
     resolved, module, tokenizer = report.model, loaded.module, loaded.tokenizer
-    batch = spec.workload.scan.batch_size if spec.workload.scan else 1
-    length = spec.data.tokens.context_length if spec.data else 1
+    batch, length = workload_of(spec).step_shape(spec)
     paths = _matched(spec, loaded, report)
     most = getattr(getattr(module, "config", None), "max_position_embeddings", None)
     limit = most if isinstance(most, int) and most > 0 else None
     called = try_forward(
         module,
         list(dict.fromkeys(split_call(path)[0] for path in paths)),
-        Asked(batch, length, limit, ordinary_token(tokenizer), padding_token(tokenizer)),
+        Asked(
+            batch,
+            length,
+            limit,
+            ordinary_token(tokenizer),
+            padding_token(tokenizer),
+            f"spec.workload.{name_of(spec)}.batchSize",
+        ),
         (lambda: load_model(resolved, spec.model.dtype).module) if resolved.path else None,
     )
     unseen: list[str] = []
@@ -313,7 +320,8 @@ def _check_data(
     if data.pipeline is not None and not Path(f"{rows.uri.removeprefix('jsonl://')}.done").exists():
         _check_pipeline(experiment, output.absolute(), report)
         return
-    source = TextSource(rows, spec.workload.scan.max_samples if spec.workload.scan else None)
+    text = text_of(spec)
+    source = TextSource(rows, text.max_samples if text else None)
     try:
         for document in source:
             report.documents += 1
@@ -352,8 +360,7 @@ def _check_pipeline(experiment: ScanExperiment, output: Path, report: CheckRepor
 
 def _check_rings(spec: Spec, report: CheckReport, shm: Path) -> None:
     report.rings = capture, bus = plan_rings(spec, len(report.points))
-    batch = spec.workload.scan.batch_size if spec.workload.scan else 1
-    length = spec.data.tokens.context_length if spec.data else 1
+    batch, length = workload_of(spec).step_shape(spec)
     wrong = capture_problems(spec, capture, report.points, batch, length) + bus_problems(
         spec, bus, report.points
     )

@@ -10,6 +10,7 @@ from asysi.bus.packet import ROW_DTYPE, rows_that_fit
 from asysi.contract.quantity import format_bytes, parse_bytes
 from asysi.contract.runtime import BUS_RING, CAPTURE_RING
 from asysi.contract.spec import Spec
+from asysi.contract.workloads import name_of
 from asysi.model.points import HookPoint
 
 CAPTURE_CHUNK = 1 << 20
@@ -85,7 +86,8 @@ def capture_problems(
         f"spec.capture.size: {spec.capture.size} is too small for a step: it has {plan.chunks} chunks of"
         f" {format_bytes(plan.chunk_bytes)};"
         f" a step of {batch} × {length} tokens needs {' + '.join(terms)} = {needed}."
-        f" Raise capture.size to {enough}, or lower workload.scan.batchSize or data.tokens.contextLength"
+        f" Raise capture.size to {enough}, or lower workload.{name_of(spec)}.batchSize or"
+        " data.tokens.contextLength"
     ]
 
 

@@ -40,6 +40,8 @@ class Asked:
     """An ordinary token of the tokenizer."""
     padding: int = 0
     """The token that sequences are padded with."""
+    batch_field: str = "spec.workload.scan.batchSize"
+    """Where the spec says how many sequences a step has."""
 
 
 @dataclass(slots=True)
@@ -97,7 +99,7 @@ def try_forward(
         ConfigError: the model cannot be called as the host calls it, or not with sequences that long.
     """
     root = base_of(module, list(paths))
-    refuse_signature(root, asked.batch)
+    refuse_signature(root, asked)
     try:
         return _tried(module, root, paths, asked, partial(run_hollow, root))
     except _FailedError as failed:
@@ -111,7 +113,7 @@ def try_forward(
         raise _explained(root, failed, asked, partial(_run, root)) from failed.cause
 
 
-def refuse_signature(root: torch.nn.Module, batch: int) -> None:
+def refuse_signature(root: torch.nn.Module, asked: Asked) -> None:
     """Refuse a forward that cannot take what the host passes.
 
     Raises:
@@ -126,11 +128,11 @@ def refuse_signature(root: torch.nn.Module, batch: int) -> None:
             f"spec.model.uri: the forward of {name} reads {named} and no input_ids: only models that read "
             "token numbers can be watched yet"
         )
-    if batch > 1 and not (anything or "attention_mask" in parameters):
+    if asked.batch > 1 and not (anything or "attention_mask" in parameters):
         raise ConfigError(
             f"spec.model.uri: the forward of {name} takes no attention_mask, which it is given when the "
             "sequences of a step differ in length: give it one (`attention_mask=None`; a causal model may "
-            "ignore it), or set spec.workload.scan.batchSize to 1"
+            f"ignore it), or set {asked.batch_field} to 1"
         )
     needed = [
         one.name

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from asysi.contract.errors import ConfigError
-from asysi.contract.spec import Data, Scan
+from asysi.contract.spec import Data
+from asysi.contract.workloads import ReadsText
 from asysi.text.rows import TextSource
 from asysi.text.tokens import Batches, SpelledTokens, make_policy, openers, tokenise
 
@@ -26,19 +27,21 @@ class Reading:
     """The tokenizer's BOS and CLS tokens."""
 
 
-def read_data(data: Data, scan: Scan, tokenizer: object) -> Reading:
+def read_data(data: Data, workload: ReadsText, tokenizer: object) -> Reading:
     """Read, deduplicate and tokenise the data, and lay out the steps.
 
     Raises:
         ConfigError: the data or the token policy is wrong, or no document is left.
     """
     policy = make_policy(data.tokens, tokenizer)
-    source = TextSource(data, scan.max_samples)
+    source = TextSource(data, workload.max_samples)
     spelled = SpelledTokens(tokenizer)
     corpus = tokenise(spelled.watch(source), tokenizer, policy)
     if not corpus.documents:
         raise ConfigError(f"spec.data.uri: {data.uri} holds no document with a token in it")
-    batches = Batches(corpus, policy, batch_size=scan.batch_size, passes=scan.passes, seed=scan.seed)
+    batches = Batches(
+        corpus, policy, batch_size=workload.batch_size, passes=workload.passes, seed=workload.seed
+    )
     return Reading(
         batches=batches,
         documents=corpus.documents,

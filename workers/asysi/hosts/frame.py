@@ -1,0 +1,315 @@
+"""What every host needs around its own loop: rings, pinned memory, progress, coverage and a clean end.
+
+A host is a module with a `main` like this one. Signals, endpoints, exit code and termination message are
+those of every worker (`monitor/process.py`).
+
+    def main(worker: Worker) -> int:
+        with open_host(worker) as host:
+            loaded = host.load_model()
+            run = host.watch(loaded.module, Plan(context_length=128))
+            for batch in run.steps(batches_from(run.first)):
+                loaded.module(torch.from_numpy(batch.ids))
+        return Exit.OK
+"""
+
+import gc
+import json
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import torch
+
+from asysi.bus.mailbox import CaptureWord
+from asysi.bus.pinning import Pinning, cuda_hook
+from asysi.bus.states import StreamEnd
+from asysi.capture.hooker import ActivationHooker
+from asysi.contract.errors import no_room
+from asysi.contract.runtime import CAPTURE_RING, HOST_FOLDER, MODEL_FILE, POINTS_FILE
+from asysi.contract.workloads import workload_of
+from asysi.files import is_full, write_atomic
+from asysi.hosts.progress import PROGRESS_FILE, Progress, read_progress
+from asysi.hosts.seen import Beginnings, Seen
+from asysi.model.loading import LoadedModel, load_model, read_resolved
+from asysi.model.points import read_points
+from asysi.monitor.worker import Worker
+from asysi.text.grid import StepTokens
+
+if TYPE_CHECKING:
+    from asysi_ring import Control, Writer
+
+log = logging.getLogger("asysi")
+
+SEEN_FILE = HOST_FOLDER / "seen.json"
+"""What the last attempt saw: see `HostRun.end`."""
+_PROGRESS_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a workload knows of its run before the first step."""
+
+    context_length: int
+    """Tokens of the longest sequence."""
+    seed: int = 0
+    """Of the token sampling."""
+    steps: int = 0
+    """Of the whole run, 0 when unknown."""
+    tokens: int = 0
+    """Content tokens of the whole run, 0 when unknown."""
+    openers: Sequence[int] = ()
+    """The tokenizer's BOS and CLS tokens."""
+    corpus: Mapping[str, object] = field(default_factory=dict)
+    """What is known of the data, as it stands in SEEN_FILE."""
+
+
+class Step(Protocol):
+    """What a host runs at once."""
+
+    @property
+    def tokens(self) -> StepTokens:
+        """The tokens that the model reads."""
+
+    @property
+    def pass_number(self) -> int:
+        """Pass over the data, from 0."""
+
+
+S = TypeVar("S", bound=Step)
+
+
+@contextmanager
+def open_host(worker: Worker) -> Iterator["Host"]:
+    """Attach to the capture ring, and close it cleanly where the block ends without an exception.
+
+    From the first line of the block on, the end of this process is seen by the hook worker.
+
+    Raises:
+        ConfigError: prepare has left no hook points, or the workload has no host.
+    """
+    from asysi_ring import Control, Writer  # noqa: PLC0415 - needs the compiled ring
+
+    torch.set_num_threads(max(1, int(worker.experiment.spec.resources.host.cpus)))
+    folder = str(worker.shm / CAPTURE_RING)
+    with Writer(folder) as writer, Control(folder) as control:
+        host = Host(worker, writer, control)
+        with host.watching:
+            yield host
+        host.end()
+        writer.close(StreamEnd.ATTEMPT_OVER if worker.stop.terminated else StreamEnd.COMPLETE)
+
+
+class Host:
+    """A host's place in its pod; `open_host` makes it."""
+
+    def __init__(self, worker: Worker, writer: "Writer", control: "Control") -> None:
+        self._worker, self._writer, self._control = worker, writer, control
+        self._spec = worker.experiment.spec
+        self._workload = workload_of(self._spec)
+        self._run: HostRun | None = None
+        self.points = read_points(worker.workspace / POINTS_FILE)
+        """Hook points, as prepare matched them."""
+        self.device = "cuda" if self._spec.resources.host.gpus else "cpu"
+        """Where the model runs."""
+        self.watching = ExitStack()
+        """What lasts as long as the model is watched: pinned memory and hooks."""
+
+    def load_model(self) -> LoadedModel:
+        """Return the model that prepare resolved, in evaluation mode, and its tokenizer.
+
+        Raises:
+            ConfigError: it cannot be loaded.
+        """
+        resolved = read_resolved(self._worker.workspace / MODEL_FILE)
+        return load_model(resolved, self._spec.model.dtype)
+
+    def watch(self, module: torch.nn.Module, plan: Plan, root: torch.nn.Module | None = None) -> "HostRun":
+        """Hook the model and report ready: what comes next are steps.
+
+        Args:
+            module: the model whose modules the hook points name, on its device.
+            plan: what is known of the run.
+            root: the module whose forward is a step, when it is not `module` itself.
+
+        Raises:
+            ValueError: the plan says no number of steps, and the workload's row says that it is known.
+        """
+        if self._workload.steps_known and not plan.steps:
+            raise ValueError("the plan has no steps, but contract/workloads.py says that they are known")
+        worker = self._worker
+        hooker = ActivationHooker(
+            module, self.points, self._writer, self._control,
+            sampling=self._spec.capture.sampling, seed=plan.seed, root=root, attempt=worker.attempt,
+        )  # fmt: skip
+        self._run = HostRun(worker, hooker, self._control, plan, self._earlier())
+        worker.status = self._run.status
+        worker.health.ready()
+        gc.collect()
+        gc.freeze()  # what is loaded stays: no collection walks it again
+        hook = cuda_hook() if self._spec.resources.host.gpus else None
+        pinning = self.watching.enter_context(Pinning(self._writer, hook))
+        if pinning.refused:
+            log.warning("the capture ring is not known to CUDA, copies are slower: %s", pinning.refused)
+        self.watching.enter_context(hooker)
+        return self._run
+
+    def _earlier(self) -> Progress:
+        """Return what earlier attempts have done, as far as this one continues behind it."""
+        if not self._worker.attempt:
+            return Progress()
+        earlier = read_progress(self._worker.output)
+        return earlier if self._workload.resumable else Progress(attempts=earlier.attempts)
+
+    def end(self) -> None:
+        """Write what was seen; `open_host` calls it."""
+        if self._run is not None:
+            self._run.end()
+
+
+class HostRun:
+    """One attempt's way through the steps; `Host.watch` makes it.
+
+    Args:
+        worker: this process.
+        hooker: what captures.
+        control: the capture ring's mailbox.
+        plan: what is known of the run.
+        earlier: what earlier attempts have done.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        hooker: ActivationHooker,
+        control: "Control",
+        plan: Plan,
+        earlier: Progress,
+    ) -> None:
+        self._worker, self._hooker, self._control, self._plan = worker, hooker, control, plan
+        self._earlier = earlier
+        self.first = earlier.next_step
+        """Step that this attempt begins with."""
+        self._tokens_before = _tokens_before(earlier, plan)
+        self._seen = Seen(plan.context_length)
+        self._beginnings = Beginnings(plan.openers, earlier.sequences, earlier.opened)
+        self._last = self.first - 1
+        self._passes = 0
+        self._begun = self._left = self._full = False
+        control.set(CaptureWord.STEPS_TOTAL, plan.steps)
+        control.set(CaptureWord.TOKENS_TOTAL, plan.tokens)
+        control.set(CaptureWord.STEPS_BEFORE, self.first)
+        control.set(CaptureWord.TOKENS_BEFORE, self._tokens_before)
+
+    def steps(self, steps: Iterable[S]) -> Iterator[S]:
+        """Yield each step, and book it once the model has run it; ends early where a signal asks for it."""
+        written = time.monotonic()
+        for step in steps:
+            if self._worker.stop.requested:
+                self._left = True
+                break
+            self._begin(step)
+            yield step
+            self._book(step)
+            if time.monotonic() - written > _PROGRESS_SECONDS:
+                self._write_progress()
+                written = time.monotonic()
+
+    def _begin(self, step: Step) -> None:
+        if not self._begun:
+            self._begun = True
+            self._write_progress()  # whatever happens from here on: this attempt has run
+        if step.pass_number + 1 > self._passes:
+            self._passes = step.pass_number + 1
+            self._control.set(CaptureWord.PASS, step.pass_number)
+        self._hooker.step(step.tokens)
+
+    def _book(self, step: Step) -> None:
+        tokens = step.tokens
+        self._seen.add(tokens, self._hooker.kept)
+        self._beginnings.add(tokens.rows["token"].reshape(tokens.batch, tokens.length))
+        self._control.set(CaptureWord.SEQUENCES, self._beginnings.sequences)
+        self._control.set(CaptureWord.SEQUENCES_OPENED, self._beginnings.opened)
+        self._last = tokens.step
+        self._worker.health.beat()
+
+    def status(self) -> dict[str, object]:
+        """Return what /status answers."""
+        hooker = self._hooker
+        return {
+            "step": self._last, "steps": self._plan.steps, "passes": self._passes,
+            "tokens": hooker.tokens_seen, "rate": hooker.rate, "steps_dropped": hooker.steps_dropped,
+            "capture_errors": hooker.errors,
+        }  # fmt: skip
+
+    def end(self) -> None:
+        """Write how far the run has come and what this attempt saw."""
+        self._write_progress()
+        self._write(SEEN_FILE, self._coverage())
+        if self._worker.stop.interrupted and self._left:
+            self._control.set(CaptureWord.INTERRUPTED, 1)
+
+    def _coverage(self) -> dict[str, object]:
+        hooker = self._hooker
+        return {
+            "attempt": self._worker.attempt,
+            "first_step": self.first,
+            "steps": hooker.steps,
+            "steps_total": self._plan.steps,
+            "steps_dropped": hooker.steps_dropped,
+            "passes": self._passes,
+            "interrupted": self._left,
+            **self._plan.corpus,
+            "sequences": self._beginnings.sequences,
+            "sequences_opened": self._beginnings.opened,
+            "tokens": hooker.tokens_seen,
+            "tokens_excluded": hooker.tokens_excluded,
+            "capture_errors": hooker.errors,
+            "calls": hooker.calls,
+            "capture_seconds": hooker.capture_ns / 1e9,
+            "forward_seconds": hooker.forward_ns / 1e9,
+            "hook_latency_seconds": {
+                f"p{share:g}": hooker.latency.quantile(share / 100) / 1e9 for share in (50, 90, 99, 99.9)
+            },
+            **self._seen.to_dict(),
+        }
+
+    def _write_progress(self) -> None:
+        number = self._worker.attempt
+        attempts = {**self._earlier.attempts, **({str(number): self._last} if self._begun else {})}
+        progress = {
+            "attempt": number,
+            "step": self._last,
+            "attempts": attempts,
+            "tokens": self._tokens_before + self._hooker.tokens_seen,
+            "sequences": self._beginnings.sequences,
+            "opened": self._beginnings.opened,
+        }
+        self._write(PROGRESS_FILE, progress)
+
+    def _write(self, name: PurePosixPath, content: dict[str, object]) -> None:
+        """Write a file of the output. Without room for it the model stops, or not, as the spec says.
+
+        Raises:
+            OSError: it cannot be written, and the model is to stop.
+        """
+        try:
+            write_atomic(self._worker.output / name, json.dumps(content))
+        except OSError as error:
+            if not is_full(error) or self._worker.experiment.spec.output.when_full == "stop":
+                raise
+            if not self._full:
+                log.warning("%s; spec.output.whenFull lets the model go on", no_room(self._worker.output))
+            self._full = True
+
+
+def _tokens_before(earlier: Progress, plan: Plan) -> int:
+    """Return the content tokens of earlier attempts, as they counted; their share of all where they did
+    not.
+    """
+    if not earlier.next_step or earlier.tokens is not None:
+        return earlier.tokens or 0
+    return plan.tokens * min(earlier.next_step, plan.steps) // max(1, plan.steps)

@@ -1,0 +1,57 @@
+"""How far a run has come, so that the next attempt knows where to begin."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from asysi.contract.runtime import HOST_FOLDER
+
+PROGRESS_FILE = HOST_FOLDER / "progress.json"
+"""{attempt, step, attempts, tokens, sequences, opened}: the last step that was run, and that of every attempt
+that has run one; the content tokens of all steps so far; the sequences read so far, and those that began with
+BOS or CLS.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What earlier attempts have done."""
+
+    next_step: int = 0
+    """Step behind the last one that was run."""
+    attempts: Mapping[str, int] = field(default_factory=dict)
+    """Last step of each attempt that has run one."""
+    tokens: int | None = None
+    """Content tokens of all steps so far; None where they were not counted."""
+    sequences: int = 0
+    """Sequences read so far."""
+    opened: int = 0
+    """Of these, those that began with BOS or CLS."""
+
+
+def read_progress(output: Path) -> Progress:
+    """Return what earlier attempts have written down; what is missing or damaged counts as not done."""
+    try:
+        record = json.loads((output / PROGRESS_FILE).read_text())
+    except (OSError, ValueError):
+        return Progress()
+    step = _whole(record, "step")
+    if step is None:
+        return Progress()
+    counted = _whole(record, "sequences"), _whole(record, "opened")
+    sequences, opened = (0, 0) if None in counted else counted
+    return Progress(step + 1, _attempts(record, step), _whole(record, "tokens"), sequences or 0, opened or 0)
+
+
+def _attempts(record: dict[str, Any], step: int) -> dict[str, int]:
+    found = record.get("attempts", {record.get("attempt"): step})
+    if not isinstance(found, dict):
+        return {}
+    return {str(number): last for number in found if (last := _whole(found, number)) is not None}
+
+
+def _whole(record: Any, key: Any) -> int | None:
+    value = record.get(key) if isinstance(record, dict) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
