@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HEADERS = Path(__file__).parent.parent / "include" / "asysi"
-MODELLED = ("layout.hpp", "seat.hpp", "writer.hpp", "reader.hpp")
+MODELLED = (
+    *("layout.hpp", "seat.hpp", "claim.hpp", "overwrite.hpp", "drop_new.hpp", "books.hpp"),
+    *("takeover.hpp", "writer.hpp", "reader.hpp"),
+)
 RECORD = Path(__file__).parent / "accesses.txt"
 
 _COMMENT = re.compile(r"//[^\n]*")
@@ -26,7 +29,7 @@ _OPERATION = re.compile(
     r"(?P<operation>load|store|exchange|fetch_\w+|compare_exchange_\w+)\("
 )
 _ORDER = re.compile(r"std::memory_order_(\w+)")
-_KEYWORDS = {"if", "for", "while", "switch", "return", "catch"}
+_KEYWORDS = {"if", "for", "while", "switch", "return", "catch", "alignas"}
 
 
 class ChangedError(Exception):
@@ -53,7 +56,7 @@ class Access:
 
     def __str__(self) -> str:
         orders = ", ".join(self.orders) or "-"
-        return f"{self.header:<12}{self.function:<22}{self.target}.{self.operation}  {orders}"
+        return f"{self.header:<14}{self.function:<22}{self.target}.{self.operation}  {orders}"
 
 
 def accesses() -> list[Access]:

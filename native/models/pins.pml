@@ -1,7 +1,8 @@
 /* One shard: a writer that never waits, readers that pin, eviction, the readers' locks, kill -9 of readers anywhere.
  *
- * Every access to shared memory is one step, whole words as in the code (writer.hpp: publish, scan, evict; reader.hpp:
- * gather, try_pin, unpin, consumed, settle, take_over). A reader may be killed before any of them. A packet is one row.
+ * Every access to shared memory is one step, whole words as in the code (claim.hpp: take, evict; overwrite.hpp: scan;
+ * writer.hpp: publish; reader.hpp: gather, try_pin, unpin, consumed, settle, take_over).
+ * A reader may be killed before any of them. A packet is one row.
  *
  *   CHUNKS PINS READERS  the geometry; there are as many descriptor slots as chunks
  *   PACKETS    that the writer offers

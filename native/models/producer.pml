@@ -1,8 +1,9 @@
 /* One shard: kill -9 of the producer before any access to shared memory, its successors, the books, the end of the stream.
  *
- * writer.hpp: take_over, resolve, book_owed, free_open_claims, first_claim, find_unread, open_intent, scan, finish, give_up,
- * refuse, book, close; reader.hpp: take_over, restore_durable, gather, consumed, mark_durable, settle, finalise. One account,
- * one row a packet, one reader with one pin. Counters are one word here: relacy proves Versioned<>, also half written.
+ * takeover.hpp: resolve, book_owed, free_open_claims; overwrite.hpp, drop_new.hpp: begin, claim; books.hpp: open_intent, settle;
+ * writer.hpp: finish, give_up, refuse, book, close; reader.hpp: take_over, restore_durable, gather, consumed, mark_durable,
+ * settle, finalise. One account, one row a packet, one reader with one pin. Counters are one word here:
+ * relacy proves Versioned<>, also half written.
  *
  *   CHUNKS     as many descriptor slots
  *   ITEMS      that the producer works through: packets, gaps, aborted claims, rows that are no packet
@@ -106,7 +107,7 @@ proctype producer() {
 
 start:
     atomic { !producer_locked -> producer_locked = 1 }
-    /* take_over() */
+    /* Takeover::repair() */
     STEP(here = head);
 #ifndef MUTANT_FORGETS_INTENT
     if
@@ -151,7 +152,7 @@ start:
 #endif
     if :: here == 0 -> next = 0 :: else -> next = AFTER(slot_chunk[(here - 1) % CHUNKS]) fi;
 #ifdef DROP_NEW
-    /* find_unread() */
+    /* DropNew::begin() */
     atomic {
         s = 0;
         do :: s < CHUNKS -> newest_in[s] = 0; s++ :: else -> break od;
@@ -210,7 +211,7 @@ start:
              intent_source = (SOURCE -> item : 0); intent_tombstone = 0);
         STEP(intent_open = 1; if :: with_seen && !SOURCE -> announced++ :: else -> skip fi);
 #endif
-        /* find_chunk(): evict is pins.pml's */
+        /* claim(): evict is pins.pml's */
         found = 0; tried = 0; c = next;
 #ifdef DROP_NEW
         /* The code takes the chunk freed last, the model any that is free. */

@@ -1,0 +1,166 @@
+// What the producer books: accounts, intents, source marks.
+//
+// An account belongs to the shard of its first packet, and whoever books for it takes that shard's turn.
+#pragma once
+
+#include <atomic>
+#include <cstring>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "asysi/ring.hpp"
+
+namespace asysi {
+
+/// What is added to an account in one step.
+struct Entry {
+    u64 seen = 0;
+    u64 published = 0;
+    u64 sampled_out = 0;
+    u64 packets = 0;
+    u64 dropped = 0;
+    u32 reason = 0;
+};
+
+/// What is about to be booked; see Intent.
+struct Plot {
+    u32 shard;
+    u64 sequence;
+    u32 account;
+    u64 rows;
+    bool book_seen;
+    u64 source;
+};
+
+/// The books of the ring's one producer.
+class ProducerBooks {
+public:
+    using Values = Versioned<produced::words>::Values;
+    static constexpr u64 never = ~u64{0};  // a sequence that no head reaches: nothing is to be published
+
+    explicit ProducerBooks(const Ring& ring) : ring_(ring), accounts_(ring.geometry().accounts) {}
+
+    /// Reads what the last producer left.
+    void begin() {
+        registered_ = ring_.accounts();
+        for (u32 i = 0; i < registered_; ++i) {
+            names_.emplace(ring_.account_name(i), i);
+            accounts_[i].values = ring_.account(i).counters.load();
+            const u32 home = ring_.account(i).shard.load(std::memory_order_relaxed);
+            accounts_[i].home = home <= ring_.geometry().shards ? home : 0;
+        }
+    }
+
+    /// Guards names and homes: never on the way of a packet, but of an account's first.
+    [[nodiscard]] std::mutex& registrar() { return registrar_; }
+    [[nodiscard]] u32 registered() const { return registered_.load(std::memory_order_acquire); }
+    [[nodiscard]] const Values& of(u32 account) const { return accounts_[account].values; }
+    /// Its shard + 1, 0 before the first packet.
+    [[nodiscard]] u32 home(u32 account) const { return accounts_[account].home.load(std::memory_order_acquire); }
+
+    /// Index of the account `name`, which is registered when new.
+    u32 account(const std::string& name) {
+        const std::scoped_lock turn(registrar_);
+        if (const auto known = names_.find(name); known != names_.end()) return known->second;
+        if (name.empty() || name.size() >= account_name_bytes || name.find('\0') != std::string::npos) {
+            throw std::invalid_argument("an account's name has 1 to 191 bytes of UTF-8, " + name + " has " +
+                                        std::to_string(name.size()));
+        }
+        const auto index = registered_.load(std::memory_order_relaxed);
+        if (index >= accounts_.size()) {
+            throw std::invalid_argument("the ring has room for " + std::to_string(accounts_.size()) + " accounts, " + name +
+                                        " would be one more");
+        }
+        AccountEntry& entry = ring_.account(index);
+        std::memset(entry.name, 0, account_name_bytes);
+        std::memcpy(entry.name, name.data(), name.size());
+        ASYSI_TESTPOINT("writer.account.named");
+        ring_.live().accounts.store(index + 1, std::memory_order_release);
+        ASYSI_TESTPOINT("writer.account.counted");
+        accounts_[index].values = entry.counters.load();
+        names_.emplace(name, index);
+        registered_.store(index + 1, std::memory_order_release);
+        return index;
+    }
+
+    void expect_account(u32 account) const {
+        const u32 known = registered();
+        if (account < known) return;
+        throw std::invalid_argument("account " + std::to_string(account) + " is not one of the " + std::to_string(known) +
+                                    " registered");
+    }
+    void expect_home(u32 account, u32 shard) const {
+        const u32 there = home(account);
+        if (there == 0 || there == shard + 1) return;
+        throw std::invalid_argument("account " + std::to_string(account) + " lives in shard " + std::to_string(there - 1) +
+                                    ", not in " + std::to_string(shard) + ": its packets would lose their order");
+    }
+    /// The account's packets go through this shard from now on.
+    void keep_home(u32 account, u32 shard) {
+        if (accounts_[account].home.load(std::memory_order_relaxed) != 0) return;
+        const std::scoped_lock turn(registrar_);
+        expect_home(account, shard);  // another shard's thread may have been first
+        ring_.account(account).shard.store(shard + 1, std::memory_order_relaxed);
+        ASYSI_TESTPOINT("writer.home.bound");
+        accounts_[account].home.store(shard + 1, std::memory_order_release);
+    }
+
+    void open_intent(const Plot& plot) {
+        Intent& intent = ring_.shard(plot.shard).intent;
+        // The compiler must not move these before the last intent was closed; a kill sees program order.
+        std::atomic_signal_fence(std::memory_order_seq_cst);
+        const auto note = [](std::atomic<u64>& field, u64 value) { field.store(value, std::memory_order_relaxed); };
+        note(intent.sequence, plot.sequence);
+        note(intent.account, plot.account);
+        note(intent.version, ring_.account(plot.account).counters.version.load(std::memory_order_relaxed));
+        note(intent.rows, plot.rows);
+        note(intent.book_seen, plot.book_seen ? 1 : 0);
+        note(intent.source, plot.source);
+        note(intent.tombstone, 0);
+        ASYSI_TESTPOINT("writer.intent.noted");
+        intent.open.store(1, std::memory_order_release);
+        ASYSI_TESTPOINT("writer.intent.opened");
+    }
+
+    /// Books all numbers in one step.
+    void add(u32 account, const Entry& entry) {
+        auto& c = accounts_[account].values;
+        c[produced::seen] += entry.seen;
+        c[produced::published] += entry.published;
+        c[produced::sampled_out] += entry.sampled_out;
+        c[produced::packets] += entry.packets;
+        c[produced::dropped + entry.reason] += entry.dropped;
+        ring_.account(account).counters.store(c);
+    }
+
+    void raise_source(u32 shard, u64 source) {
+        if (source == 0) return;
+        auto& mark = ring_.shard(shard).source;
+        if (source > mark.load(std::memory_order_relaxed)) mark.store(source, std::memory_order_release);
+        ASYSI_TESTPOINT("writer.source.raised");
+    }
+
+    /// What the shard's intent says is done.
+    void settle(u32 shard, u64 source) {
+        ASYSI_TESTPOINT("writer.books.stored");
+        raise_source(shard, source);
+        ring_.shard(shard).intent.open.store(0, std::memory_order_release);
+        ASYSI_TESTPOINT("writer.intent.closed");
+    }
+
+private:
+    struct alignas(64) Account {
+        Values values{};
+        std::atomic<u32> home{0};  // its shard + 1, 0 before the first packet
+    };
+
+    const Ring& ring_;
+    std::mutex registrar_;
+    std::atomic<u32> registered_{0};
+    std::unordered_map<std::string, u32> names_;
+    std::vector<Account> accounts_;
+};
+
+}  // namespace asysi

@@ -1,0 +1,92 @@
+// The policy that loses nothing unread: a chunk is claimed again only when the one reader has done with it.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "asysi/claim.hpp"
+
+namespace asysi {
+
+class DropNew {
+public:
+    /// Finds where the unread packets are, as the slots tell; the other chunks are free, or will be.
+    void begin(const Chunks& chunks, u64 head) {
+        const u32 count = chunks.count();
+        free_.reserve(count);
+        lingering_.reserve(count);
+        unread_.assign(count, 0);
+        cursor_ = std::max(chunks.cursor(head), head > count ? head - count : 0);
+        listed_.assign(count, false);
+        std::vector<bool> kept(count);
+        // Not `<= head`: a head that somebody scribbled over may be the largest number there is.
+        for (u64 at = cursor_; at != head; ++at) {
+            const u32 chunk = chunks.holding(at + 1);
+            unread_[at % count] = chunk;
+            kept[chunk] = true;
+        }
+        for (u32 chunk = count; chunk-- > 0;) {
+            if (!kept[chunk]) linger(chunk);
+        }
+        collect(chunks, head);
+    }
+
+    /// Claims what the reader has done with; nothing it has not.
+    bool claim(Chunks& chunks, PendingPacket& packet, u64 head) {
+        if (take_free(chunks, packet, head)) return true;
+        // More linger than the reader may hold: it holds too many.
+        if (lingering_.size() <= chunks.allowed_pins()) return false;
+        chunks.evict();
+        return take_free(chunks, packet, head);
+    }
+    void published(const Chunks& chunks, const PendingPacket& packet) {
+        unread_[(packet.sequence - 1) % chunks.count()] = packet.chunk;
+    }
+    void aborted(u32 chunk) { linger(chunk); }
+
+    /// Packets taken before any is dropped.
+    [[nodiscard]] u64 free(const Chunks& chunks, u64 head) {
+        collect(chunks, head);
+        return free_.size();
+    }
+
+private:
+    bool take_free(Chunks& chunks, PendingPacket& packet, u64 head) {
+        if (free_.empty()) collect(chunks, head);
+        while (!free_.empty()) {
+            const u32 chunk = free_.back();
+            free_.pop_back();
+            if (chunks.take(chunk, packet)) {
+                listed_[chunk] = false;
+                return true;
+            }
+            lingering_.push_back(chunk);
+        }
+        return false;
+    }
+
+    /// The chunk will be free. Two slots that somebody scribbled over may name one chunk: it is listed once.
+    void linger(u32 chunk) {
+        if (listed_[chunk]) return;
+        listed_[chunk] = true;
+        lingering_.push_back(chunk);
+    }
+
+    /// Finds what has become free. A consumed packet is never pinned anew, so what is free stays so.
+    void collect(const Chunks& chunks, u64 head) {
+        const u64 reached = chunks.cursor(head);
+        while (cursor_ < reached) linger(unread_[cursor_++ % chunks.count()]);
+        const auto rest = std::partition(lingering_.begin(), lingering_.end(), [&](u32 chunk) { return chunks.pinned(chunk); });
+        free_.insert(free_.end(), rest, lingering_.end());
+        lingering_.erase(rest, lingering_.end());
+    }
+
+    // Every chunk is in one of the three. The last one freed is claimed first: it is still in the cache.
+    std::vector<u32> free_;
+    std::vector<u32> lingering_;  // consumed, but pinned when last looked at
+    std::vector<u32> unread_;     // chunk of each packet after `cursor_`, at (sequence - 1) % chunks
+    std::vector<bool> listed_;    // whether a chunk is in `free_` or `lingering_`
+    u64 cursor_ = 0;              // where the reader was when last looked at
+};
+
+}  // namespace asysi

@@ -1,0 +1,100 @@
+// What a producer does first: it finishes or undoes what the last one was at when it was killed.
+//
+// Every step may itself be killed and done again.
+#pragma once
+
+#include "asysi/books.hpp"
+
+namespace asysi {
+
+class Takeover {
+public:
+    Takeover(const Ring& ring, ProducerBooks& books) : ring_(ring), books_(books) {}
+
+    /// Brings books and chunks in order. Afterwards no intent is open and no chunk is claimed.
+    void repair() {
+        const Live& live = ring_.live();
+        for (u32 s = 0; s < ring_.geometry().shards; ++s) {
+            if (ring_.shard(s).intent.open.load(std::memory_order_acquire) == 1) resolve(s);
+        }
+        if (live.writer_state.load(std::memory_order_acquire) == static_cast<u32>(WriterState::attached)) book_owed();
+        for (u32 s = 0; s < ring_.geometry().shards; ++s) free_open_claims(s);
+    }
+
+    /// Tells the others that this producer is there; returns its generation.
+    u32 enter() {
+        Live& live = ring_.live();
+        live.writer.bytes.store(ring_.data().bytes(), std::memory_order_relaxed);
+        live.writer.populated.store(static_cast<u32>(ring_.data().populated()), std::memory_order_relaxed);
+        live.writer.registered.store(0, std::memory_order_relaxed);
+        ASYSI_TESTPOINT("takeover.mapping.noted");
+        const u32 generation = live.generation.load(std::memory_order_relaxed) + 1;
+        live.generation.store(generation, std::memory_order_release);
+        ASYSI_TESTPOINT("takeover.generation.stored");
+        live.writer_state.store(static_cast<u32>(WriterState::attached), std::memory_order_release);
+        ASYSI_TESTPOINT("takeover.state.stored");
+        return generation;
+    }
+
+private:
+    /// Finishes what was committed; books the rest as lost in the crash, or, when the producer can repeat it from its
+    /// source, undoes it.
+    void resolve(u32 shard) {
+        Intent& intent = ring_.shard(shard).intent;
+        const auto read = [](const std::atomic<u64>& value) { return value.load(std::memory_order_relaxed); };
+        const u64 named = read(intent.account);
+        if (named < books_.registered()) {
+            const u32 account = static_cast<u32>(named);
+            const u64 source = read(intent.source);
+            const u64 rows = read(intent.rows);
+            const u64 seen = read(intent.book_seen) != 0 ? rows : 0;
+            const bool committed = ring_.shard(shard).head.load(std::memory_order_acquire) >= read(intent.sequence);
+            const bool booked = ring_.account(account).counters.version.load() != read(intent.version);
+            if (!booked && committed && read(intent.tombstone) != 0) {
+                books_.add(account, {.seen = seen, .dropped = rows, .reason = reason::no_chunk});
+            } else if (!booked && committed) {
+                books_.add(account, {.seen = seen, .published = rows, .packets = 1});
+            } else if (!booked && source == 0) {
+                books_.add(account, {.seen = seen, .dropped = rows, .reason = reason::crash});
+            }
+            ASYSI_TESTPOINT("takeover.books.stored");
+            if (booked || committed) books_.raise_source(shard, source);
+            ASYSI_TESTPOINT("takeover.source.raised");
+        }
+        intent.open.store(0, std::memory_order_release);
+        ASYSI_TESTPOINT("takeover.intent.closed");
+    }
+
+    /// Rows seen by the dead producer that it had not booked further were under way.
+    void book_owed() {
+        for (u32 i = 0; i < books_.registered(); ++i) {
+            const auto& c = books_.of(i);
+            u64 settled = c[produced::published] + c[produced::sampled_out];
+            for (u32 r = 0; r < max_reasons; ++r) settled += c[produced::dropped + r];
+            if (c[produced::seen] <= settled) continue;
+            books_.add(i, {.dropped = c[produced::seen] - settled, .reason = reason::crash});
+            ASYSI_TESTPOINT("takeover.owed.booked");
+        }
+    }
+
+    /// And the pins that are no reader's: nobody would ever clear them.
+    void free_open_claims(u32 shard) {
+        const u64 strays = word::pin_mask & ~((u64{1} << ring_.geometry().reader_count()) - 1);
+        for (u32 chunk = 0; chunk < ring_.geometry().chunks; ++chunk) {
+            auto& state = ring_.state(shard, chunk);
+            const u64 there = state.load(std::memory_order_acquire);
+            if ((there & word::writing) != 0) {
+                state.store(word::state(word::generation(there) + 1), std::memory_order_release);
+                ASYSI_TESTPOINT("takeover.claim.freed");
+            } else if ((there & strays) != 0) {
+                state.fetch_and(~strays, std::memory_order_release);
+                ASYSI_TESTPOINT("takeover.stray.unpinned");
+            }
+        }
+    }
+
+    const Ring& ring_;
+    ProducerBooks& books_;
+};
+
+}  // namespace asysi
