@@ -134,7 +134,7 @@ def holds(row: Row) -> bool:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.theirs[0])
 def test_a_row_says_what_is_so(row: Row) -> None:
-    """What stands beside a name of the original design is there, is refused, or is missing, as the row says."""
+    """What stands beside a name of the original design is there, refused, or missing, as the row says."""
     assert holds(row), f"{', '.join(row.theirs)}: {row.ours} ({row.checked})"
 
 
