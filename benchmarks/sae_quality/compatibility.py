@@ -22,7 +22,7 @@ from torch import Tensor
 
 from asysi.contract.errors import ConfigError
 from asysi.sae.export import CONFIG_FILE, load
-from asysi.sae.model import SparseAutoencoder
+from asysi.sae.variants.topk import TopK
 
 PEER = Path(__file__).with_name("peer.py")
 AIM = 1e-5
@@ -79,7 +79,7 @@ def check(folders: list[Path], python: str, work: Path) -> float:
     return worst
 
 
-def rows_for(sae: SparseAutoencoder) -> tuple[Tensor, Tensor]:
+def rows_for(sae: TopK) -> tuple[Tensor, Tensor]:
     """Return rows that fire the SAE's latents, and which of them leave no doubt about which ones."""
     generator = torch.Generator().manual_seed(0)
     strength = torch.rand(ROWS, sae.latents, generator=generator)

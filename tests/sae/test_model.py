@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from asysi.contract.errors import ConfigError
+from asysi.contract.spec import AuxK
 from asysi.sae.evaluation import evaluate
 from asysi.sae.export import export, folder_of, load
-from asysi.sae.gradient import differentiate, project
-from asysi.sae.model import SparseAutoencoder
-from asysi.sae.normalisation import expected_norm_scale, fold, geometric_median
+from asysi.sae.normalisation import expected_norm_scale, geometric_median
 from asysi.sae.optimiser import Adam, course
 from asysi.sae.selection import top_k
+from asysi.sae.variants.base import StepContext
+from asysi.sae.variants.topk import TopK
 
 
 @pytest.fixture(autouse=True)
@@ -28,11 +29,11 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-def random_sae(d_in=12, latents=40, k=5, dtype=torch.float64, seed=0):
+def random_sae(d_in=12, latents=40, k=5, dtype=torch.float64, *, seed=0, auxk=None):
     generator = torch.Generator().manual_seed(seed)
-    sae = SparseAutoencoder(d_in, latents, k, dtype)
+    sae = TopK(d_in, latents, k, dtype, auxk=auxk)
     sae.parameters.copy_(torch.randn(sae.parameters.shape, generator=generator, dtype=dtype) / 3)
-    sae.normalise()
+    sae.constrain()
     return sae
 
 
@@ -59,12 +60,13 @@ def reference(x, leaves, k, dead, *, k_aux, coefficient):
 @pytest.mark.parametrize("dead", [[], [3, 7, 8, 20, 31], list(range(40))], ids=["none", "some", "all"])
 def test_gradient_is_the_derivative(dead):
     """Loss and hand-written gradient agree with autograd in double precision, with and without AuxK."""
-    sae, x, dead = random_sae(), random_rows(), torch.tensor(dead, dtype=torch.int64)
+    sae = random_sae(auxk=AuxK(k=3, coefficient=0.25))
+    x, dead = random_rows(), torch.tensor(dead, dtype=torch.int64)
     leaves = [p.clone().requires_grad_() for p in (sae.encoder, sae.b_enc, sae.W_dec, sae.b_dec)]
     expected = reference(x, leaves, 5, dead, k_aux=3, coefficient=0.25)
     expected.backward()
-    gradient = SparseAutoencoder(12, 40, 5, torch.float64)
-    outcome = differentiate(sae, x, gradient, dead=dead, k_aux=3, coefficient=0.25)
+    gradient = sae.twin()
+    outcome = sae.differentiate(x, x, gradient, StepContext(dead))
     assert outcome.loss == pytest.approx(expected.item(), rel=1e-12)
     own = (gradient.encoder, gradient.b_enc, gradient.W_dec, gradient.b_dec)
     for mine, leaf in zip(own, leaves, strict=True):
@@ -74,14 +76,14 @@ def test_gradient_is_the_derivative(dead):
 def test_project_leaves_the_norms_alone():
     """After projection no gradient points along a decoder row."""
     sae, gradient = random_sae(), random_sae(seed=3)
-    project(sae, gradient)
+    sae.project(gradient)
     assert (gradient.W_dec * sae.W_dec).sum(1).abs().max() < 1e-12
 
 
 def test_outcome_counts_what_fired():
     """L0 and the fired latents are those of the dense encoding."""
     sae, x = random_sae(), random_rows()
-    outcome = differentiate(sae, x, SparseAutoencoder(12, 40, 5, torch.float64))
+    outcome = sae.differentiate(x, x, sae.twin(), StepContext())
     dense = sae.encode(x)
     assert outcome.l0 == (dense > 0).sum().item() / len(x)
     assert torch.equal(outcome.fired, (dense > 0).any(0))
@@ -142,7 +144,7 @@ def test_normalisation_folds_into_the_weights():
     sae, rows = random_sae(), random_rows()
     scale = expected_norm_scale(rows)
     assert torch.linalg.vector_norm(rows * scale, dim=1).mean() == pytest.approx(math.sqrt(12))
-    folded = fold(sae, scale)
+    folded = sae.frozen(scale, scale)
     torch.testing.assert_close(folded.forward(rows) * scale, sae.forward(rows * scale))
     torch.testing.assert_close(folded.encode(rows) * scale, sae.encode(rows * scale))
     torch.testing.assert_close(torch.linalg.vector_norm(folded.W_dec, dim=1), torch.ones(40).double())

@@ -10,8 +10,7 @@ import torch
 
 from asysi.contract.spec import ScanExperiment
 from asysi.sae.export import export, metadata_of
-from asysi.sae.model import SparseAutoencoder
-from asysi.sae.normalisation import fold
+from asysi.sae.variants.topk import TopK
 
 ROOT = Path(__file__).parents[2]
 CHECK = ROOT / "benchmarks" / "sae_quality" / "compatibility.py"
@@ -28,11 +27,11 @@ def saelens(lacking) -> Path:
 
 def _export(folder, minimal, seed):
     generator = torch.Generator().manual_seed(seed)
-    sae = SparseAutoencoder(24, 96, 6)
+    sae = TopK(24, 96, 6)
     sae.initialise(torch.randn(24, generator=generator), torch.randn(96, 24, generator=generator))
     sae.b_enc.copy_(torch.randn(96, generator=generator) / 10)
     metadata = metadata_of(ScanExperiment.model_validate(minimal()), {}, "layer.0", None, {"fvu": 0.1})
-    export(folder, fold(sae, 0.3), metadata)
+    export(folder, sae.frozen(0.3, 0.3), metadata)
 
 
 def _check(folder, saelens):

@@ -16,7 +16,7 @@ from asysi.finish.latents import Firings
 from asysi.finish.status import Host
 from asysi.report.data import NO_CONTEXT
 from asysi.sae.fvu import CONSTANT, fvu
-from asysi.sae.model import SparseAutoencoder
+from asysi.sae.variants.topk import TopK
 
 
 def planted(*, width=12, count=24, k=4, rows=600, noise=0.0):
@@ -25,7 +25,7 @@ def planted(*, width=12, count=24, k=4, rows=600, noise=0.0):
     """
     rng = np.random.default_rng(0)
     basis, _ = np.linalg.qr(rng.normal(size=(width, width)))
-    sae = SparseAutoencoder(width, count, k)
+    sae = TopK(width, count, k)
     sae.initialise(torch.zeros(width), torch.from_numpy(np.vstack([basis, -basis])[:count]).float())
     values = np.zeros((rows, count), np.float32)
     for row in values:

@@ -264,7 +264,7 @@ def with_model(tmp_path, spoil=lambda _parameters: None, exported=POINTS):
     from safetensors.torch import load_file, save_file
 
     from asysi.sae.export import export, folder_of
-    from asysi.sae.model import SparseAutoencoder
+    from asysi.sae.variants.topk import TopK
 
     model, data = tmp_path / "model", tmp_path / "data.jsonl"
     tiny_model(model)
@@ -285,7 +285,7 @@ def with_model(tmp_path, spoil=lambda _parameters: None, exported=POINTS):
     (pod.workspace / MODEL_FILE).write_text(json.dumps(resolved))
     generator = torch.Generator().manual_seed(0)
     for point in exported:
-        sae = SparseAutoencoder(WIDTH, 24, 3)
+        sae = TopK(WIDTH, 24, 3)
         sae.initialise(torch.zeros(WIDTH), torch.randn(24, WIDTH, generator=generator))
         export(folder_of(pod.output / "sae" / "tiny", point), sae, {})
     return pod

@@ -8,7 +8,7 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 from asysi.finish import splice
 from asysi.finish.sheet import Sheet
 from asysi.finish.splice import Spliced, Target
-from asysi.sae.model import SparseAutoencoder
+from asysi.sae.variants.topk import TopK
 
 WIDTH, VOCABULARY = 16, 50
 
@@ -75,7 +75,7 @@ def measured(model, sheet, target, budget=100_000):
 @pytest.mark.parametrize("path", ["transformer.h.1", "transformer.h.2.mlp"])
 def test_the_loss_is_that_of_doing_it_by_hand(model, sheet, path):
     """Padding and batches change nothing: clean, spliced and zero are those of one document at a time."""
-    sae = SparseAutoencoder(WIDTH, 32, 4)
+    sae = TopK(WIDTH, 32, 4)
     generator = torch.Generator().manual_seed(0)
     sae.initialise(torch.zeros(WIDTH), torch.randn(32, WIDTH, generator=generator))
     found = measured(model, sheet, Target(path, sae))

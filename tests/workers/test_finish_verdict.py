@@ -26,7 +26,7 @@ from asysi.finish.verdict import (
     overall,
     sentence,
 )
-from asysi.sae.model import SparseAutoencoder
+from asysi.sae.variants.topk import TopK
 
 DOCS = Path(__file__).parents[2] / "docs" / "report.md"
 GOOD = PointFacts(
@@ -260,7 +260,7 @@ def held_rows(rows, sheet, part=slice(None)):
 
 
 def an_sae(width=8):
-    made = SparseAutoencoder(width, 16, 4)
+    made = TopK(width, 16, 4)
     made.initialise(torch.zeros(width), torch.randn(16, width, generator=torch.Generator().manual_seed(0)))
     return made
 

@@ -7,6 +7,7 @@ from typing import Any
 from asysi.contract.fields import Path, pattern_of, schema_fields, values
 from asysi.contract.rules import Problem
 from asysi.contract.spec import ScanExperiment
+from asysi.contract.variants import VARIANTS
 
 Available = Callable[[Any], bool]
 
@@ -133,7 +134,7 @@ REFUSALS = (
     Refusal(
         "spec.bus.redis", None, "Redis belongs to CONSUMER mode, which comes with a later version; drop it"
     ),
-    Refusal("spec.sae.train[].variant", _only("topk"), "take topk"),
+    Refusal("spec.sae.train[].variant", _only(*VARIANTS), f"take {', '.join(VARIANTS)}"),
     Refusal(
         "spec.output.uri",
         _schemes("file", ""),

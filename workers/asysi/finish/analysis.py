@@ -283,7 +283,7 @@ def _look_at(result: Analysis, export: Export, again: Again, asked: Asked, *, na
     key = (export.trainer, export.point)
     rows = again.activations.get(export.point)
     sae = load(export.folder)
-    finite = all(bool(part.isfinite().all()) for part in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec))
+    finite = bool(sae.parameters.isfinite().all())
     result.saes[key] = Look(finite)
     limit, place, outliers = _norm_limit(export.folder), result.places.get(export.point), 0
     if rows is not None and limit is not None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from asysi.sae.fvu import fvu
-from asysi.sae.model import SparseAutoencoder
+from asysi.sae.variants.base import SparseAutoencoder
 
 _CHUNK = 1024
 
@@ -42,10 +42,11 @@ def evaluate(sae: SparseAutoencoder, rows: Tensor, scale: float = 1.0, *, exact:
     firing = 0
     for part in torch.split(rows, _CHUNK):
         x = part.double() * scale
-        values, columns = model.activate(x.to(model.parameters.dtype))
-        error += float((model.reconstruct(values, columns).double() - x).square_().sum())
+        rows_ = x.to(model.parameters.dtype)
+        latents = model.activate(rows_)
+        error += float((model.reconstruct(latents, rows_).double() - x).square_().sum())
         total += float((x - mean).square_().sum())
         energy += float(x.square().sum())
-        firing += int((values > 0).sum())
+        firing += int((latents.value > 0).sum())
     explained = fvu(error, total, energy)
     return Evaluation(len(rows), math.nan if explained is None else explained, firing / len(rows))

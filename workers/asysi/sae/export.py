@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from asysi.contract.errors import ConfigError
 from asysi.contract.spec import ScanExperiment
 from asysi.files import write_atomic, write_atomically
-from asysi.sae.model import SparseAutoencoder
+from asysi.sae.variants import loadable
+from asysi.sae.variants.base import SparseAutoencoder
 
 CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
@@ -25,58 +26,57 @@ def folder_of(parent: Path, point: str) -> Path:
 
 
 def export(folder: Path, sae: SparseAutoencoder, metadata: dict[str, Any]) -> None:
-    """Write the frozen SAE of plain activations, its normalisation folded in; the configuration comes last.
+    """Write a frozen SAE, the one of plain activations; the configuration comes last.
 
     Args:
         folder: is made when missing; what stands there is replaced, each file atomically.
-        sae: decoder rows of norm 1.
+        sae: what a variant's `frozen` returned.
         metadata: goes into the configuration as it is.
     """
-    tensors = {
-        "W_enc": sae.W_enc.contiguous(),
-        "b_enc": sae.b_enc.contiguous(),
-        "W_dec": sae.W_dec.contiguous(),
-        "b_dec": sae.b_dec.contiguous(),
-    }
+    own, tensors = sae.exported()
+    plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
     config = {
-        "architecture": "topk",
+        "architecture": own["architecture"],
         "d_in": sae.d_in,
         "d_sae": sae.latents,
-        "k": sae.k,
+        **own,
+        **{key: value for key, value in _common(sae).items() if key not in own},
+        "metadata": metadata,
+    }
+    text = json.dumps(config, indent=1)
+    write_atomically(folder / WEIGHTS_FILE, lambda temporary: save_file(plain, temporary))
+    write_atomic(folder / CONFIG_FILE, text)
+
+
+def _common(sae: SparseAutoencoder) -> dict[str, Any]:
+    """Return the entries that most architectures share."""
+    return {
         "dtype": str(sae.parameters.dtype).removeprefix("torch."),
         "device": "cpu",
         "apply_b_dec_to_input": True,
         "normalize_activations": "none",
         "reshape_activations": "none",
         "rescale_acts_by_decoder_norm": False,
-        "metadata": metadata,
     }
-    text = json.dumps(config, indent=1)
-    write_atomically(folder / WEIGHTS_FILE, lambda temporary: save_file(tensors, temporary))
-    write_atomic(folder / CONFIG_FILE, text)
 
 
 def load(folder: Path) -> SparseAutoencoder:
     """Return the SAE that stands in `folder`.
 
     Raises:
-        ConfigError: the folder holds no TopK SAE in SAELens' layout.
+        ConfigError: the folder does not hold an SAE of a known architecture in SAELens' layout.
     """
     try:
         config = json.loads((folder / CONFIG_FILE).read_text())
-        if config["architecture"] != "topk":
+        known = loadable()
+        if config["architecture"] not in known:
             raise ConfigError(
-                f"{folder} holds an SAE of architecture {config['architecture']}; only topk can be loaded"
+                f"{folder} holds an SAE of architecture {config['architecture']}; only "
+                f"{', '.join(sorted(known))} can be loaded"
             )
-        sae = SparseAutoencoder(config["d_in"], config["d_sae"], config["k"])
-        tensors = load_file(folder / WEIGHTS_FILE)
-        sae.encoder.copy_(tensors["W_enc"].t())
-        sae.b_enc.copy_(tensors["b_enc"])
-        sae.W_dec.copy_(tensors["W_dec"])
-        sae.b_dec.copy_(tensors["b_dec"])
+        return known[config["architecture"]].from_export(config, load_file(folder / WEIGHTS_FILE))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"{folder} holds no SAE in SAELens' layout ({error})") from error
-    return sae
 
 
 def metadata_of(

@@ -1,11 +1,9 @@
-"""Scaling of activations to a mean norm of sqrt(width), and its way back into the weights."""
+"""Scaling of activations to a mean norm of sqrt(width)."""
 
 import math
 
 import torch
 from torch import Tensor
-
-from asysi.sae.model import SparseAutoencoder
 
 _CHUNK = 4096
 
@@ -16,18 +14,6 @@ def expected_norm_scale(rows: Tensor) -> float:
     for part in torch.split(rows, _CHUNK):
         total += float(torch.linalg.vector_norm(part.double(), dim=1).sum())
     return math.sqrt(rows.shape[1]) * len(rows) / total if total > 0 else 1.0
-
-
-def fold(sae: SparseAutoencoder, scale: float) -> SparseAutoencoder:
-    """Return the autoencoder of plain activations that does what `sae` does on activations × `scale`.
-
-    Both biases are divided by the scale and nothing else: TopK and ReLU commute with a positive factor, so
-    the latents shrink by it and the decoder's rows keep norm 1.
-    """
-    folded = sae.to(sae.parameters.dtype)
-    folded.b_enc.div_(scale)
-    folded.b_dec.div_(scale)
-    return folded
 
 
 def geometric_median(rows: Tensor, iterations: int = 20) -> Tensor:

@@ -15,12 +15,13 @@ from asysi.sae.buffer import BufferSize, MixingBuffer
 from asysi.sae.checkpoint import HELD, HELD_ORIGIN
 from asysi.sae.evaluation import Evaluation, evaluate
 from asysi.sae.fvu import CONSTANT, NO_ROWS, NOT_TRAINED
-from asysi.sae.gradient import differentiate, project
-from asysi.sae.model import SparseAutoencoder, bfloat16_is_fast
-from asysi.sae.normalisation import expected_norm_scale, geometric_median
+from asysi.sae.normalisation import expected_norm_scale
 from asysi.sae.norms import NormFilter
 from asysi.sae.optimiser import Adam, course
+from asysi.sae.processor import bfloat16_is_fast
 from asysi.sae.reservoir import Reservoir
+from asysi.sae.variants import variant
+from asysi.sae.variants.base import StepContext
 
 EVALUATION_ROWS = 4096
 """Held-out rows kept for evaluation, a uniform sample of those of the whole run."""
@@ -41,6 +42,8 @@ _INITIAL_ROWS = 8192
 _RATE = 2e-3
 _RATE_OPEN = 2e-4
 _SMOOTHING = 0.95
+_STATE = "variant."
+"""Before the names of a variant's own tensors in a checkpoint."""
 
 
 @dataclass
@@ -109,7 +112,7 @@ class Training:
         max_norm_multiple: float | None = None,
     ) -> None:
         self.config, self.point, self.memory = config, point, memory
-        self.sae = SparseAutoencoder(width, config.latents, config.k)
+        self.sae = variant(config.variant).from_spec(config, width, width)
         self.counts, self.progress = Counts(), Progress()
         self._rng = np.random.default_rng([config.seed, *point.encode()])
         self._buffer = MixingBuffer(width, dtype, self._rng)
@@ -119,7 +122,8 @@ class Training:
             max(config.batch, memory // (width * dtype.itemsize) - config.batch),
         )
         self._adam = Adam(len(self.sae.parameters))
-        self._gradient = SparseAutoencoder(width, config.latents, config.k)
+        self._moments = tuple(self.sae.named(flat) for flat in (self._adam.mean, self._adam.square))
+        self._gradient = self.sae.twin()
         self._idle = torch.zeros(config.latents, dtype=torch.int64)
         """Rows since a latent fired."""
         self._held = Reservoir(EVALUATION_ROWS, width, dtype, [config.seed, _HELD, *point.encode()])
@@ -216,7 +220,8 @@ class Training:
         scale = expected_norm_scale(rows) if self.config.normalisation == "expectedNorm" else 1.0
         self.progress.scale = scale
         chosen = self._rng.choice(len(rows), min(len(rows), _INITIAL_ROWS), replace=False)
-        initialise(self.sae, rows[torch.from_numpy(chosen)].float().mul_(scale), self._rng)
+        first = rows[torch.from_numpy(chosen)].float().mul_(scale)
+        self.sae.initialise_from(first, first, self._rng)
 
     def learn(self, batch: Tensor) -> None:
         """Take one step on rows [n, width]; `begin` came before.
@@ -227,15 +232,15 @@ class Training:
         assert self.progress.scale is not None
         x = batch.float().mul_(self.progress.scale)
         dead = self._dead().nonzero().view(-1)
-        outcome = differentiate(
-            self.sae, x, self._gradient, dead=dead, k_aux=self._k_aux(),
-            coefficient=self.config.auxk.coefficient, fast=self._fast,
-        )  # fmt: skip
-        project(self.sae, self._gradient)
+        context = StepContext(dead, self.counts.trained, self._total(), self._fast)
+        outcome = self.sae.differentiate(x, x, self._gradient, context)
+        self.sae.project(self._gradient)
         self._adam.step(self.sae.parameters, self._gradient.parameters, self.learning_rate())
-        self.sae.normalise()
+        self.sae.constrain()
         self._idle += len(x)
         self._idle[outcome.fired] = 0
+        if len(dead):
+            self._idle[self.sae.revive(x, x, dead, self._moments, self._rng)] = 0
         self.counts.trained += len(x)
         if not math.isfinite(outcome.loss):
             raise FloatingPointError(
@@ -266,9 +271,6 @@ class Training:
                 return None if self.config.stop.tokens is None else float(self.config.stop.tokens)
             coming *= max(1.0, progress.steps_total / (progress.step + 1))
         return min(coming, self.config.stop.tokens or math.inf)
-
-    def _k_aux(self) -> int:
-        return self.sae.d_in // 2 if self.config.auxk.k is None else self.config.auxk.k
 
     def _dead(self) -> Tensor:
         return self._idle >= self.config.auxk.dead_after
@@ -382,6 +384,7 @@ class Training:
         }
         if self._norms is not None:
             tensors["norms"] = self._norms.median.counts
+        tensors |= {_STATE + name: tensor for name, tensor in self.sae.state.items()}
         words = {
             "counts": asdict(self.counts),
             "progress": asdict(self.progress),
@@ -397,6 +400,8 @@ class Training:
     def restore(self, tensors: dict[str, Tensor], words: dict[str, Any]) -> None:
         """Go back to a state."""
         self.sae.parameters.copy_(tensors["parameters"])
+        for name, tensor in self.sae.state.items():
+            tensor.copy_(tensors[_STATE + name])
         self._adam.mean.copy_(tensors["adam.mean"])
         self._adam.square.copy_(tensors["adam.square"])
         self._adam.steps.copy_(tensors["adam.steps"][0])
@@ -409,33 +414,6 @@ class Training:
         self.counts = Counts(**words["counts"])
         last = tuple(words["progress"]["last_sequence"])
         self.progress = Progress(**{**words["progress"], "last_sequence": last, "ended": False})
-
-
-def initialise(sae: SparseAutoencoder, rows: Tensor, rng: np.random.Generator) -> None:
-    """Set initial weights from normalised rows [n, d_in].
-
-    b_dec is their geometric median. Decoder directions lie between centred rows, near which activations
-    are, and random ones, which keep latents from sharing a direction and dying. The encoder is the decoder's
-    transpose, scaled so that the first reconstruction has the least error: rows are correlated, k of them
-    would overshoot.
-    """
-    centre = geometric_median(rows).to(rows.dtype)
-    centred = rows - centre
-    directions = torch.from_numpy(rng.standard_normal((sae.latents, sae.d_in), dtype=np.float32))
-    some = centred[torch.arange(sae.latents) % len(rows)]
-    sae.initialise(centre, _unit(some) * (1 - _RANDOMNESS) + _unit(directions) * _RANDOMNESS)
-    sample = rows[-2048:]
-    rebuilt = sae.forward(sample) - sae.b_dec
-    along, length = float((rebuilt * (sample - centre)).sum()), float(rebuilt.square().sum())
-    if along > 0 and length > 0:
-        sae.encoder.mul_(along / length)
-
-
-_RANDOMNESS = 0.7
-
-
-def _unit(rows: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(rows, dim=1)
 
 
 def _peak_rate(config: SaeTrain, total: float | None) -> float:

@@ -28,7 +28,6 @@ from asysi.model.globs import match_globs
 from asysi.monitor.rest import has_ended, rest
 from asysi.monitor.worker import Worker
 from asysi.sae.export import export, folder_of, metadata_of
-from asysi.sae.normalisation import fold
 from asysi.sae.trainer import Trainer
 from asysi.sae.training import Training
 from asysi_ring import Control, RingError
@@ -207,7 +206,8 @@ class SAETrainerWorker:
             began_with_bos=_began_with_bos(self._worker.shm / CAPTURE_RING),
         )  # fmt: skip
         folder = folder_of(self._worker.output / SAE_FOLDER / trainer.config.name, point)
-        export(folder, fold(training.sae, training.progress.scale or 1.0), metadata)
+        scale = training.progress.scale or 1.0
+        export(folder, training.sae.frozen(scale, scale), metadata)
         self._worker.health.beat()
 
     # What others see
