@@ -13,9 +13,10 @@ import pytest
 import torch
 
 import asysi_ring
-from asysi.bus.bus import CppShardedSPMCBus, shard_of
 from asysi.bus.mailbox import CaptureWord, Gauge
 from asysi.bus.packet import HEADER_DTYPE, MAGIC, ROW_DTYPE, VERSION, Dtype, RowFlag
+from asysi.bus.ring import CppShardedSPMCBus
+from asysi.bus.stream import shard_of
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import Container, Env, Exit
 from asysi.contract.spec import ScanExperiment
@@ -118,7 +119,7 @@ class Pod:
         """Return the worker in this process, attached to the bus."""
         experiment = ScanExperiment.model_validate(json.loads(self.config.read_text()))
         frame = Worker(Container.SAE, experiment, self.shm, self.output, self.workspace, self.attempt, port=0)
-        return frame, SAETrainerWorker(frame, CppShardedSPMCBus(str(self.shm / "bus"), READER))
+        return frame, SAETrainerWorker(frame, CppShardedSPMCBus(self.shm / "bus").consumer(READER))
 
     def until(self, condition):
         deadline = time.monotonic() + SECONDS
@@ -239,11 +240,11 @@ def test_killed_at_any_moment(pod):
 
 _DIES_BEFORE_THE_BOOKS = """
 import os, signal
-from asysi.bus.bus import CppShardedSPMCBus
+from asysi.bus.ring import RingConsumer
 from asysi.contract.runtime import Container
 from asysi.monitor.process import run_worker
 from asysi.sae.worker import main
-CppShardedSPMCBus.commit = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+RingConsumer.acknowledge = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 run_worker(Container.SAE, main)
 """
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asysi.bus.bus import shard_of
 from asysi.bus.packet import Dtype, Quantization, payload_at
+from asysi.bus.stream import shard_of
 from asysi.hook.blocks import PART_BITS, RowBytes, RowTooLargeError, conversion, cut, row_bytes
 
 CHUNK = 256 * 1024
@@ -90,7 +90,7 @@ def test_what_is_small_enough_passes_through(dtype, wanted, done, payload):
 def test_a_hook_point_has_the_same_shard_in_every_process():
     """The shard does not depend on Python's hash seed, and points spread over all shards."""
     points = [f"encoder.layer.{number}.output" for number in range(64)]
-    code = f"from asysi.bus.bus import shard_of; print([shard_of(p, 4) for p in {points}])"
+    code = f"from asysi.bus.stream import shard_of; print([shard_of(p, 4) for p in {points}])"
     environment = {"PYTHONHASHSEED": "7", "PYTHONPATH": ":".join(sys.path)}
     other = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True

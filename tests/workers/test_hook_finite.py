@@ -12,17 +12,18 @@ from hypothesis.extra.numpy import arrays
 
 from asysi.bus.mailbox import HookGauge
 from asysi.bus.packet import HEADER_DTYPE, ROW_DTYPE, ActivationPacket, Dtype
+from asysi.bus.ring import CppShardedSPMCBus
 from asysi.hook.finite import NotFinite, rows_not_finite
-from asysi_ring import Control, Reader, Writer, create
+from asysi_ring import Control, Writer, create
 
 SPECIAL = st.sampled_from([0.0, -0.0, 1.5, -3.0, 65504.0, np.nan, np.inf, -np.inf])
 BLOCKS = arrays(np.float32, st.tuples(st.integers(0, 6), st.integers(1, 5)), elements=SPECIAL)
 
 
-def packet(values, dtype, account=0):
+def packet(values, dtype, point="p"):
     """A packet of these float32 rows in another type."""
     header = np.zeros(1, HEADER_DTYPE)[0]
-    header["dtype"], header["rows"], header["account"] = dtype, len(values), account
+    header["dtype"], header["rows"] = dtype, len(values)
     scales, payload = None, values
     if dtype is Dtype.BFLOAT16:
         payload = (values.view(np.uint32) >> 16).astype(np.uint16)
@@ -30,7 +31,7 @@ def packet(values, dtype, account=0):
         payload = values.astype(np.float16)
     elif dtype is Dtype.INT8:
         scales, payload = np.abs(values).max(axis=1), np.ones(values.shape, np.int8)
-    return ActivationPacket(header, "p", np.zeros(len(values), ROW_DTYPE), scales, payload)
+    return ActivationPacket(header, point, np.zeros(len(values), ROW_DTYPE), scales, payload)
 
 
 @given(BLOCKS, st.sampled_from([Dtype.FLOAT32, Dtype.BFLOAT16, Dtype.FLOAT16, Dtype.INT8]))
@@ -51,11 +52,11 @@ def test_a_restarted_hook_counts_on(ring):
     """The counts are the ring's: who takes over from a killed hook worker begins where it was."""
     bad = np.array([[1.0, np.nan], [1.0, 2.0], [np.inf, np.inf]], np.float32)
     with Writer(ring) as writer:
-        accounts = [writer.account(name) for name in ("a", "b")]
+        assert [writer.account(name) for name in ("a", "b")] == [0, 1]
     for times in (1, 2, 3):
-        with Reader(ring, "hook") as reader, Control(ring) as control:
-            counts = NotFinite(reader, control)
-            counts.look(packet(bad, Dtype.FLOAT32, accounts[1]))
-            counts.look(packet(bad[1:2], Dtype.FLOAT32, accounts[0]))
+        with CppShardedSPMCBus(ring).consumer("hook") as captured, Control(ring) as control:
+            counts = NotFinite(captured, dict(zip(control.accounts(), control.gauges("hook"), strict=True)))
+            counts.look(packet(bad, Dtype.FLOAT32, "b"))
+            counts.look(packet(bad[1:2], Dtype.FLOAT32, "a"))
             found = [int(row[HookGauge.NOT_FINITE]) for row in control.gauges("hook")]
         assert found == [0, 2 * times]

@@ -18,6 +18,7 @@ import pytest
 
 from asysi.bus.mailbox import CaptureWord
 from asysi.bus.packet import HEADER_DTYPE, MAGIC, ROW_DTYPE, VERSION, Dtype, Quantization, parse_packet
+from asysi.bus.ring import CppShardedSPMCBus
 from asysi.contract.runtime import BUS_RING, CAPTURE_RING
 from asysi.hook.relay import Relay
 from asysi_ring import Control, Reader, Writer, create
@@ -373,20 +374,19 @@ def relayed(shm):
         def look(packet):
             looked.append(packet.point)
 
-        with Writer(str(shm / CAPTURE_RING)) as source, Reader(str(shm / CAPTURE_RING), "hook") as reader:
+        captured = CppShardedSPMCBus(shm / CAPTURE_RING).consumer("hook")
+        with Writer(str(shm / CAPTURE_RING)) as source, captured:
             account, count = source.account(POINTS[0]), len(values)
             header, records = header_of(account, 7, values.shape[1], dtype), records_of(7, count)
             address = values.__array_interface__["data"][0]
             assert source.publish_block(
                 0, header, records, address, values.strides[0], None, count, dtype, 0, scales=scales
             )
-            with Writer(str(shm / BUS_RING)) as bus, Control(str(shm / CAPTURE_RING)) as capture:
-                relay = Relay(capture, bus, wanted, [look], latencies.append)
-                [view] = reader.pull(1, 1.0)
-                relay.forward(view)
-                relay.forward(view)  # as a successor would: it finds everything published
-                reader.consumed(view)
-                view.release()
+            with CppShardedSPMCBus(shm / BUS_RING).producer() as bus:
+                relay = Relay(bus, wanted, [look], latencies.append)
+                [packet] = captured.pull(1, 1.0)
+                relay.forward(packet)
+                relay.forward(packet)  # as a successor would: it finds everything published
         with Control(str(shm / BUS_RING)) as control, Reader(str(shm / BUS_RING), "sae") as reader:
             views = reader.pull(64, 0.0)
             packets = [parse_packet(memoryview(view), control.accounts()) for view in views]
@@ -444,7 +444,8 @@ def test_quantised_packets_pass_with_their_scales(relayed):
 
 def test_a_row_larger_than_a_chunk_is_dropped_and_booked(shm):
     """A row that no block can hold is booked as too large, and the next packet goes through."""
-    with Writer(str(shm / CAPTURE_RING)) as source, Reader(str(shm / CAPTURE_RING), "hook") as reader:
+    captured = CppShardedSPMCBus(shm / CAPTURE_RING).consumer("hook")
+    with Writer(str(shm / CAPTURE_RING)) as source, captured:
         wide = np.zeros((2, BUS_CHUNK // 4), np.float32)
         for values in (wide, VALUES[:5]):
             header = header_of(source.account(POINTS[0]), 0, values.shape[1])
@@ -452,12 +453,10 @@ def test_a_row_larger_than_a_chunk_is_dropped_and_booked(shm):
             source.publish_block(
                 0, header, None, address, values.strides[0], None, len(values), Dtype.FLOAT32, 0
             )
-        with Writer(str(shm / BUS_RING)) as bus, Control(str(shm / CAPTURE_RING)) as capture:
-            relay = Relay(capture, bus, Quantization.NONE, [], lambda _: None)
-            for view in reader.pull(2, 1.0):
-                relay.forward(view)
-                reader.consumed(view)
-                view.release()
+        with CppShardedSPMCBus(shm / BUS_RING).producer() as bus:
+            relay = Relay(bus, Quantization.NONE, [], lambda _: None)
+            for packet in captured.pull(2, 1.0):
+                relay.forward(packet)
     with Control(str(shm / BUS_RING)) as control:
         [books] = control.produced()
     assert (books["seen"], books["published"], books["dropped"][4]) == (7, 5, 2)

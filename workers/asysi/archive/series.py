@@ -61,13 +61,13 @@ class Series:
         """Whether the segment is large enough to be closed."""
         return self._writer is not None and self._writer.size + self._writer.buffered >= self.rotate
 
-    def append(self, packet: ActivationPacket, shard: int) -> None:
+    def append(self, packet: ActivationPacket) -> None:
         """Append a packet; its bytes are copied. It is durable after the next `flush` or `close`."""
         writer = self._writer = self._writer or self._begin()
         sequence, width = int(packet.header["sequence"]), int(packet.header["width"])
-        writer.append_records(measure(packet), SeqInfo(packet.point, shard, sequence, sequence, width))
+        writer.append_records(measure(packet), SeqInfo(packet.point, packet.shard, sequence, sequence, width))
         if self.tensors:
-            writer.append_tensor(packet, shard)
+            writer.append_tensor(packet, packet.shard)
         self.rows += len(packet.rows)
         self.packets += 1
 

@@ -2,20 +2,18 @@
 
 import logging
 import time
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from asysi.archive.series import Series, resume
-from asysi.bus.packet import ActivationPacket, parse_packet
+from asysi.bus.packet import ActivationPacket
 from asysi.bus.states import StreamEnd
+from asysi.bus.stream import AheadError, Consumer
 from asysi.contract.errors import ConfigError
 from asysi.contract.quantity import parse_bytes
 from asysi.contract.runtime import ARCHIVE_FOLDER, POINTS_FILE, Container
 from asysi.model.points import read_points
 from asysi.monitor.metrics import counter
 from asysi.monitor.worker import Worker
-
-if TYPE_CHECKING:
-    from asysi_ring import Control, Reader, View
 
 FLUSH_SECONDS = 1.5
 BUFFER_BYTES = 64 << 20
@@ -28,19 +26,17 @@ log = logging.getLogger("asysi")
 class ArchiverWorker:
     """Writes what the bus carries to the segments of an attempt.
 
-    A packet is booked as consumed before it is appended: the files then never hold a row that the books do
+    A packet is taken from the bus before it is appended: the files then never hold a row that the books do
     not know. So after kill -9 what the files hold is durable, and the rest of what was consumed rolled back.
 
     Args:
         worker: the process's frame.
-        reader: the bus's reader "archiver", just attached.
-        control: the bus's control file.
+        stream: the bus's consumer "archiver", just attached.
         series: where packets go.
     """
 
-    def __init__(self, worker: Worker, reader: "Reader", control: "Control", series: Series) -> None:
-        self._worker, self._reader, self._control, self._series = worker, reader, control, series
-        self._points: list[str] = []
+    def __init__(self, worker: Worker, stream: Consumer, series: Series) -> None:
+        self._worker, self._stream, self._series = worker, stream, series
         self._flushed = time.monotonic()
         self._records = counter(worker.registry, "asysi_archive_records_total")
         self._bytes = counter(worker.registry, "asysi_archive_bytes_total")
@@ -49,7 +45,7 @@ class ArchiverWorker:
         worker.status = self.status
 
     @classmethod
-    def resumed(cls, worker: Worker, reader: "Reader", control: "Control") -> Self:
+    def resumed(cls, worker: Worker, stream: Consumer) -> Self:
         """Mend what a killed predecessor left, restore the books, and return the worker.
 
         Raises:
@@ -59,14 +55,13 @@ class ArchiverWorker:
         folder = worker.output / ARCHIVE_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         number, rows = resume(folder, worker.attempt, tensors=spec.archive.tensors)
-        for account, point in enumerate(control.accounts()):
-            try:
-                reader.restore_durable(account, rows[point])
-            except ValueError as error:
-                raise ConfigError(
-                    f"{folder} holds {rows[point]} rows of {point} that this run has not seen ({error}): "
-                    "it belongs to another run, choose another output folder"
-                ) from error
+        try:
+            stream.resume(rows)
+        except AheadError as error:
+            raise ConfigError(
+                f"{folder} holds {error.rows} rows of {error.point} that this run has not seen ({error}): "
+                "it belongs to another run, choose another output folder"
+            ) from error
         series = Series(
             folder=folder,
             attempt=worker.attempt,
@@ -77,7 +72,7 @@ class ArchiverWorker:
             rotate=parse_bytes(spec.archive.rotate),
             number=number,
         )
-        return cls(worker, reader, control, series)
+        return cls(worker, stream, series)
 
     def run(self) -> StreamEnd | None:
         """Archive until the stream has ended; return how, or None when SIGTERM came first.
@@ -89,13 +84,13 @@ class ArchiverWorker:
         stop, health = self._worker.stop, self._worker.health
         end: StreamEnd | None = None
         while not stop.terminated:
-            views = self._reader.pull(_BATCH, _WAIT_SECONDS)
-            for view in views:
-                self._take(view)
+            packets = self._stream.pull(_BATCH, _WAIT_SECONDS)
+            for packet in packets:
+                self._stream.take()
+                self._append(packet)
             health.beat()
             self._settle_segment()
-            if not views and (ended := self._reader.ended()):
-                end = StreamEnd(ended)
+            if not packets and (end := self._stream.ended()):
                 break
         self._finish(end)
         return end
@@ -108,21 +103,11 @@ class ArchiverWorker:
             "rows": self._series.rows,
             "bytes": self._series.size,
             "buffered": self._series.buffered,
-            "lag": self._reader.lag(),
+            "lag": self._stream.lag(),
         }
 
-    def _take(self, view: "View") -> None:
-        self._reader.consumed(view)
-        self._append(self._packet(view), view.shard)
-        view.release()
-
-    def _packet(self, view: "View") -> ActivationPacket:
-        if view.account >= len(self._points):
-            self._points = self._control.accounts()
-        return parse_packet(memoryview(view), self._points)
-
-    def _append(self, packet: ActivationPacket, shard: int) -> None:
-        self._series.append(packet, shard)
+    def _append(self, packet: ActivationPacket) -> None:
+        self._series.append(packet)
         self._records.labels("metrics").inc(len(packet.rows))
         if self._series.tensors:
             self._records.labels("tensor").inc(len(packet.rows))
@@ -143,17 +128,15 @@ class ArchiverWorker:
             self._segments.inc()
 
     def _declare(self) -> None:
-        self._reader.mark_durable()
+        self._stream.acknowledge()
         self._bytes.inc(self._series.size - self._counted_bytes)
         self._counted_bytes = self._series.size
 
     def _finish(self, end: StreamEnd | None) -> None:
         self._close_segment()
-        if end is not None:
-            self._reader.settle()
         self._declare()
         if end is not None:
-            self._reader.finalise(end.reader_state)
+            self._stream.finish(end)
         log.info(
             "%s: %d rows in %d bytes, up to segment %d",
             end or "terminated",

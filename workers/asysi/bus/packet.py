@@ -168,6 +168,8 @@ class ActivationPacket:
     """[rows], int8 only."""
     payload: NDArray[np.generic]
     """[rows, width]: float32, float16, int8, or uint16 holding bfloat16 bits."""
+    shard: int = 0
+    """Part of the stream that carried it; the header's sequence counts in it."""
 
     def to_float32(self) -> NDArray[np.float32]:
         """Return the rows as a new float32 array [rows, width], scales applied."""
@@ -191,12 +193,13 @@ _SCALE = np.dtype("<f4")
 _SIZES = struct.Struct("<IH62xI4xII22xH4xQI")
 
 
-def parse_packet(buffer: memoryview, points: list[str]) -> ActivationPacket:
+def parse_packet(buffer: memoryview, points: list[str], shard: int = 0) -> ActivationPacket:
     """Return the packet in `buffer` without copying.
 
     Args:
         buffer: the published bytes of a chunk.
         points: names of the hook points, by account.
+        shard: part of the stream that carried it.
 
     Raises:
         ValueError: the bytes are no packet of this version, or its sizes contradict each other.
@@ -225,4 +228,5 @@ def parse_packet(buffer: memoryview, points: list[str]) -> ActivationPacket:
         np.frombuffer(buffer, ROW_DTYPE, rows, HEADER_BYTES),
         np.frombuffer(buffer, _SCALE, rows, records_end) if scale_bytes else None,
         np.frombuffer(buffer, element, rows * width, start).reshape(rows, width),
+        shard,
     )

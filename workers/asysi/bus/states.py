@@ -71,7 +71,7 @@ class DropReason(IntEnum):
     TOO_LARGE = 4
     """A row larger than a chunk."""
     ERROR = 5
-    """An exception in capture, or a packet that cannot be read."""
+    """An exception in capture, or a packet that cannot be carried."""
     OTHER = 6
     NO_TOKEN = 7
     """Rows of an output that does not have one for each token of the step, so that nobody knows which tokens

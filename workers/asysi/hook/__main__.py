@@ -2,9 +2,12 @@
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from asysi.bus.packet import Quantization
+from asysi.bus.ring import CppShardedSPMCBus
 from asysi.bus.states import ProducerState, StreamEnd
+from asysi.bus.stream import Consumer, Producer
 from asysi.contract.runtime import BUS_RING, CAPTURE_RING, TIMELINE_FILE, Container, Exit
 from asysi.hook.books import HOOK, read_books
 from asysi.hook.finite import NotFinite
@@ -18,48 +21,52 @@ from asysi.monitor.metrics import histogram
 from asysi.monitor.process import run_worker
 from asysi.monitor.rest import rest
 from asysi.monitor.worker import Worker
-from asysi_ring import Control, Reader, Writer
+
+if TYPE_CHECKING:
+    from asysi_ring import Control
 
 STATISTICS_FILE = Path("statistics.json")
 
 
 def main(worker: Worker) -> int:
     """Carry the capture ring's packets to the bus until the stream ends, then wait for the pod's end."""
-    capture_folder, bus_folder = str(worker.shm / CAPTURE_RING), str(worker.shm / BUS_RING)
+    capture_ring, bus_ring = (CppShardedSPMCBus(worker.shm / folder) for folder in (CAPTURE_RING, BUS_RING))
     with ExitStack() as open_rings:
-        capture = open_rings.enter_context(Control(capture_folder))
-        bus = open_rings.enter_context(Control(bus_folder))
-        reader = open_rings.enter_context(Reader(capture_folder, HOOK))
+        capture = open_rings.enter_context(capture_ring.control())
+        bus = open_rings.enter_context(bus_ring.control())
+        captured = open_rings.enter_context(capture_ring.consumer(HOOK))
         if ended := ProducerState(bus.writer_state()).end:  # a predecessor was killed after its last act
-            reader.finalise(ended.reader_state)
+            captured.finish(ended)
             return rest(worker)
-        writer = open_rings.enter_context(Writer(bus_folder))
-        reader.mark_durable()  # what was consumed before a restart is on the bus
-        hook = _assemble(worker, reader, writer, capture, bus)
+        published = open_rings.enter_context(bus_ring.producer())
+        captured.acknowledge()  # what was taken before a restart is on the bus
+        hook = _assemble(worker, captured, published, capture, bus)
         worker.status = status(capture, bus, hook.pacer)
         worker.health.ready()
         end = hook.run(worker.health, worker.stop)
         if capture.writer_state() == ProducerState.GONE and end:
-            _close_for_the_dead(capture_folder)
+            _close_for_the_dead(capture_ring)
         hook.finish(end)
         del hook
         return rest(worker) if end else Exit.TERMINATED
 
 
-def _assemble(worker: Worker, reader: Reader, writer: Writer, capture: Control, bus: Control) -> Hook:
+def _assemble(
+    worker: Worker, captured: Consumer, published: Producer, capture: "Control", bus: "Control"
+) -> Hook:
     spec = worker.experiment.spec
     statistics = Statistics(worker.output / STATISTICS_FILE)
     latency = histogram(worker.registry, "asysi_relay_latency_seconds")
-    not_finite = NotFinite(reader, capture)
+    not_finite = NotFinite(captured, dict(zip(capture.accounts(), capture.gauges(HOOK), strict=False)))
     books = read_books(capture, bus)
     sampling = spec.capture.sampling
     wanted = Quantization[spec.capture.quantization.upper()]
     return Hook(
-        reader=reader,
-        writer=writer,
+        captured=captured,
+        published=published,
         capture=capture,
         bus=bus,
-        relay=Relay(capture, writer, wanted, (statistics.look, not_finite.look), latency.observe),
+        relay=Relay(published, wanted, (statistics.look, not_finite.look), latency.observe),
         pacer=Pacer(capture, bus, Limits(most=sampling.rate, least=sampling.min_rate), books),
         statistics=statistics,
         timeline=Timeline(worker.output / TIMELINE_FILE, worker.attempt),
@@ -67,10 +74,9 @@ def _assemble(worker: Worker, reader: Reader, writer: Writer, capture: Control, 
     )
 
 
-def _close_for_the_dead(capture_folder: str) -> None:
+def _close_for_the_dead(capture_ring: CppShardedSPMCBus) -> None:
     """Take over from a host that died: its open claim is booked, the ring says that the attempt is over."""
-    with Writer(capture_folder) as heir:
-        heir.close(StreamEnd.ATTEMPT_OVER)
+    capture_ring.producer().end(StreamEnd.ATTEMPT_OVER)
 
 
 if __name__ == "__main__":

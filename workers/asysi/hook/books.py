@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from asysi.bus.bus import shard_of
 from asysi.bus.mailbox import CaptureWord
 from asysi.bus.states import DropReason, ReaderState
+from asysi.bus.stream import shard_of
 
 if TYPE_CHECKING:
     from asysi_ring import Control

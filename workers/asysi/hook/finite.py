@@ -1,15 +1,14 @@
 """Rows with NaN or infinite elements, counted for each hook point where no restart loses the count."""
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from asysi.bus.mailbox import HookGauge
 from asysi.bus.packet import ActivationPacket, Dtype
-
-if TYPE_CHECKING:
-    from asysi_ring import Control, Reader
+from asysi.bus.stream import Consumer
 
 
 class _Bits(NamedTuple):
@@ -44,25 +43,21 @@ def rows_not_finite(packet: ActivationPacket) -> int:
 
 
 class NotFinite:
-    """Keeps the counts as gauges of the capture ring's reader `hook`.
+    """Keeps the counts as gauges of the capture stream's consumer `hook`.
 
     A kill between a packet and its gauge loses the count of that packet or counts it twice, no more.
 
     Args:
-        reader: the capture ring's reader.
-        control: its control file, with what a predecessor counted.
+        captured: the capture stream.
+        gauges: as a predecessor left them, by hook point.
     """
 
-    def __init__(self, reader: "Reader", control: "Control") -> None:
-        self._reader = reader
-        self._counts = {
-            account: int(gauges[HookGauge.NOT_FINITE])
-            for account, gauges in enumerate(control.gauges("hook"))
-        }
+    def __init__(self, captured: Consumer, gauges: Mapping[str, Sequence[float]]) -> None:
+        self._captured = captured
+        self._counts = {point: int(row[HookGauge.NOT_FINITE]) for point, row in gauges.items()}
 
     def look(self, packet: ActivationPacket) -> None:
         """Count a captured packet's rows."""
         if found := rows_not_finite(packet):
-            account = int(packet.header["account"])
-            self._counts[account] = self._counts.get(account, 0) + found
-            self._reader.gauge(account, HookGauge.NOT_FINITE, float(self._counts[account]))
+            count = self._counts[packet.point] = self._counts.get(packet.point, 0) + found
+            self._captured.gauge(packet.point, HookGauge.NOT_FINITE, float(count))

@@ -7,6 +7,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from asysi.bus.states import ProducerState, StreamEnd
+from asysi.bus.stream import Consumer, Producer
 from asysi.hook.books import Books, read_books
 from asysi.hook.pacer import Pacer
 from asysi.hook.relay import Relay
@@ -16,7 +17,7 @@ from asysi.monitor.health import Health
 from asysi.monitor.worker import Stop
 
 if TYPE_CHECKING:
-    from asysi_ring import Control, Reader, Writer
+    from asysi_ring import Control
 
 PACE_SECONDS = 0.25
 LINE_SECONDS = 1.0
@@ -45,9 +46,9 @@ class Every:
 class Hook:
     """Everything the loop works with."""
 
-    reader: "Reader"
-    """Of the capture ring."""
-    writer: "Writer"
+    captured: Consumer
+    """Of the capture stream."""
+    published: Producer
     """Of the bus."""
     capture: "Control"
     bus: "Control"
@@ -75,8 +76,8 @@ class Hook:
                 self._describe(self.statistics.write)
             if moved:
                 continue
-            if end := self.reader.ended():
-                return StreamEnd(end)
+            if end := self.captured.ended():
+                return end
             # Twice, with a pull in between: what the host published before it died is drained first.
             if host_gone:
                 return StreamEnd.ATTEMPT_OVER
@@ -85,16 +86,16 @@ class Hook:
 
     def _drain(self, stop: Stop) -> bool:
         """Carry what is there to the bus; return whether there was anything."""
-        views = self.reader.pull(_BATCH, _WAIT_SECONDS)
+        packets = self.captured.pull(_BATCH, _WAIT_SECONDS)
         self.pacer.look()
-        for view in views:
-            if stop.terminated:
-                break
-            self.relay.forward(view)
-            self.reader.consumed(view)
-            self.reader.mark_durable()
-            view.release()
-        return bool(views)
+        if not packets:
+            return False
+        packets.reverse()
+        while packets and not stop.terminated:
+            self.relay.forward(packets.pop())  # nobody keeps it: its memory is free once it is acknowledged
+            self.captured.take()
+            self.captured.acknowledge()
+        return True
 
     def _steer(self, write_line: bool) -> None:
         books = read_books(self.capture, self.bus)
@@ -124,10 +125,8 @@ class Hook:
         self._describe(self.statistics.write)
         if end is None:
             return
-        self.writer.close(end)
-        self.reader.settle()
-        self.reader.mark_durable()
-        self.reader.finalise(end.reader_state)
+        self.published.end(end)
+        self.captured.finish(end)
         log.info("the stream has ended: %s", end)
 
 

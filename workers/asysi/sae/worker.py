@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from asysi.bus.bus import CppShardedSPMCBus, shard_of
 from asysi.bus.mailbox import CaptureWord, Gauge
+from asysi.bus.ring import CppShardedSPMCBus
 from asysi.bus.states import StreamEnd
+from asysi.bus.stream import BusError, Consumer
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import (
     BUS_RING,
@@ -30,7 +31,6 @@ from asysi.monitor.worker import Worker
 from asysi.sae.export import export, folder_of, metadata_of
 from asysi.sae.trainer import Trainer
 from asysi.sae.training import Training
-from asysi_ring import Control, RingError
 
 READER = "sae"
 """The bus's reader that this worker is."""
@@ -49,23 +49,20 @@ class SAETrainerWorker:
 
     Args:
         worker: its frame.
-        bus: attached as the reader `sae`.
+        stream: the bus, attached as the reader `sae`.
     """
 
-    def __init__(self, worker: Worker, bus: CppShardedSPMCBus) -> None:
+    def __init__(self, worker: Worker, stream: Consumer) -> None:
         sae = worker.experiment.spec.sae
         if sae is None or not sae.enabled:
             raise ConfigError("spec.sae: there is nothing to train, yet the SAE worker was started")
-        self._worker, self._bus = worker, bus
+        self._worker, self._stream = worker, stream
         data = worker.experiment.spec.data
         multiple = data.tokens.max_norm_multiple if data else None
         checkpoints = worker.output / CHECKPOINT_FOLDER
         self._trainers = [Trainer(c, checkpoints / f"{c.name}.ckpt", multiple) for c in sae.train]
-        self._control = Control(str(worker.shm / BUS_RING))
-        self._shards = int(self._control.geometry()["shards"])
         self._points = _captured_points(worker.workspace / POINTS_FILE)
         self._checkpoint_seconds = min(c.checkpoint_seconds for c in sae.train)
-        self._processed = 0
         self._saved_at = self._evaluated_at = time.monotonic()
         self._next_evaluated = 0
         self._steps_total = 0
@@ -82,9 +79,9 @@ class SAETrainerWorker:
         while not self._worker.stop.terminated:
             self._pull()
             self._evaluate_next()
-            ended = self._bus.reader.ended()
-            if ended is not None:
-                return self._finish(StreamEnd(ended))
+            end = self._stream.ended()
+            if end is not None:
+                return self._finish(end)
         return self._leave()
 
     def status(self) -> dict[str, object]:
@@ -99,21 +96,19 @@ class SAETrainerWorker:
     # The stream
 
     def _pull(self) -> None:
-        """Take what is there and train on it. What is pulled now is consumed by the next pull."""
-        batch = self._bus.pull_batch(_PULL, _WAIT)
-        # Everything consumed has been received here, and nothing else: the one moment for a checkpoint.
-        if time.monotonic() - self._saved_at >= self._checkpoint_seconds:
-            self._checkpoint()
-        for packet in batch:
+        """Train on what is there; what is taken has been received here, and nothing else."""
+        for packet in self._stream.pull(_PULL, _WAIT):
             if packet.point not in self._points:
-                self._points = {**self._points, **dict.fromkeys(self._control.accounts())}
+                self._points = {**self._points, **dict.fromkeys(self._stream.points())}
             if not self._steps_total:
                 self._steps_total = _steps_total(self._worker.shm / CAPTURE_RING)
             for trainer in self._trainers:
-                trainer.receive(packet, self._points, self._steps_total, shard_of(packet.point, self._shards))
-            self._processed += 1
+                trainer.receive(packet, self._points, self._steps_total, packet.shard)
+            self._stream.take()
             self._worker.health.beat()
         self._worker.health.beat()
+        if time.monotonic() - self._saved_at >= self._checkpoint_seconds:
+            self._checkpoint()
 
     def _drain(self) -> bool:
         """Train on what the buffers hold; return whether nothing is left, False when SIGTERM came."""
@@ -130,9 +125,10 @@ class SAETrainerWorker:
     def _resume(self) -> None:
         """Go back to the checkpoints and tell the ring's books what of this attempt they hold."""
         found = [trainer.load(self._worker.attempt) for trainer in self._trainers]
-        for account, point in enumerate(self._control.accounts()):
-            rows = min(trainer.rows.get(point, 0) for trainer in self._trainers)
-            self._bus.reader.restore_durable(account, rows)
+        points = {point for trainer in self._trainers for point in trainer.rows}
+        self._stream.resume(
+            {point: min(trainer.rows.get(point, 0) for trainer in self._trainers) for point in points}
+        )
         self._gauge_all()
         if any(found):
             log.info("resumed: %s rows are trained on", f"{self._trained():,}")
@@ -146,13 +142,12 @@ class SAETrainerWorker:
         for trainer in self._trainers:
             trainer.save(self._worker.attempt)
             self._worker.health.beat()
-        self._bus.commit(self._processed)
+        self._stream.acknowledge()
         self._saved_at = time.monotonic()
         log.info("checkpoint at %s rows, in %.2f s", f"{self._trained():,}", self._saved_at - began)
 
     def _leave(self) -> int:
-        """Checkpoint everything consumed, on SIGTERM. A batch that this last pull hands out stays unread."""
-        self._bus.pull_batch(1, 0.0)
+        """Checkpoint everything received, on SIGTERM."""
         self._checkpoint()
         return Exit.OK
 
@@ -172,9 +167,7 @@ class SAETrainerWorker:
                     self._worker.health.beat()
             self._export()
         self._gauge_all()
-        self._bus.reader.settle()
-        self._bus.reader.mark_durable()
-        self._bus.reader.finalise(end.reader_state)
+        self._stream.finish(end)
         self._say()
         return Exit.OK
 
@@ -225,10 +218,10 @@ class SAETrainerWorker:
 
     def _gauge_all(self) -> None:
         """Show the figures in the control file: of the first trainer that trains on a hook point."""
-        for account, point in enumerate(self._control.accounts()):
+        for point in self._stream.points():
             training = next((t.trainings[point] for t in self._trainers if point in t.trainings), None)
             for slot, value in _gauges(training).items():
-                self._bus.reader.gauge(account, slot, value)
+                self._stream.gauge(point, slot, value)
 
     def _trained(self) -> int:
         return sum(t.counts.trained for trainer in self._trainers for t in trainer.trainings.values())
@@ -249,8 +242,10 @@ def main(worker: Worker) -> int:
     torch.set_num_threads(max(1, int(sae.cpus)) if sae else 1)
     torch.set_flush_denormal(True)  # moments of dead latents fade into denormals, which are slow
     with torch.inference_mode():
-        bus = CppShardedSPMCBus(str(worker.shm / BUS_RING), READER)  # held, and with it its lock, to the end
-        code = SAETrainerWorker(worker, bus).run()
+        stream = CppShardedSPMCBus(worker.shm / BUS_RING).consumer(
+            READER
+        )  # held, and so its lock, to the end
+        code = SAETrainerWorker(worker, stream).run()
         return rest(worker) if has_ended(worker) else code
 
 
@@ -294,9 +289,9 @@ def _json_object(file: Path) -> dict[str, Any]:
 def _steps_total(folder: Path) -> int:
     """Return the steps of the host's whole run, 0 when nobody knows."""
     try:
-        with Control(str(folder)) as control:
+        with CppShardedSPMCBus(folder).control() as control:
             return control.get(CaptureWord.STEPS_TOTAL)
-    except (RingError, OSError):
+    except BusError:
         return 0
 
 
@@ -305,10 +300,10 @@ def _began_with_bos(folder: Path) -> bool | None:
     when that is not known.
     """
     try:
-        with Control(str(folder)) as control:
+        with CppShardedSPMCBus(folder).control() as control:
             sequences, opened = (
                 control.get(word) for word in (CaptureWord.SEQUENCES, CaptureWord.SEQUENCES_OPENED)
             )
-    except (RingError, OSError):
+    except BusError:
         return None
     return {0: False, sequences: True}.get(opened) if sequences else None

@@ -1,0 +1,258 @@
+"""The bus of HPC mode: the sharded ring in shared memory. What is handed out are views into it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import numpy as np
+
+import asysi_ring
+from asysi.bus.packet import HEADER_DTYPE, ActivationPacket, Dtype, Quantization, parse_packet
+from asysi.bus.states import DropReason, StreamEnd
+from asysi.bus.stream import AheadError, BusError, shard_of
+
+
+class CppShardedSPMCBus:
+    """A ring as a bus.
+
+    Args:
+        folder: of the ring.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self._folder = str(folder)
+
+    def producer(self) -> "RingProducer":
+        """Attach as the producer.
+
+        Raises:
+            BusError: no ring of this version stands there.
+            BusyError: another producer is alive.
+        """
+        self.control().close()
+        return RingProducer(asysi_ring.Writer(self._folder))
+
+    def consumer(self, name: str) -> "RingConsumer":
+        """Attach as the reader `name`.
+
+        Raises:
+            BusError: no ring of this version stands there.
+            BusyError: a reader of this name is alive.
+            ValueError: the ring was created without a reader of this name.
+        """
+        control = self.control()
+        try:
+            return RingConsumer(asysi_ring.Reader(self._folder, name), control)
+        except BaseException:
+            control.close()
+            raise
+
+    def control(self) -> asysi_ring.Control:
+        """Look at the ring without taking part.
+
+        Raises:
+            BusError: no ring of this version stands there.
+        """
+        try:
+            return asysi_ring.Control(self._folder)
+        except (asysi_ring.RingError, OSError) as error:
+            raise BusError(str(error)) from error
+
+
+class _Route(NamedTuple):
+    """Where a hook point's packets go."""
+
+    account: int
+    shard: int
+
+
+class RingProducer:
+    """The ring's producer. Packets of a hook point go to the shard that its name decides.
+
+    Args:
+        writer: just attached.
+    """
+
+    def __init__(self, writer: asysi_ring.Writer) -> None:
+        self._writer = writer
+        self._routes: dict[str, _Route] = {}
+        self._header = np.zeros(1, HEADER_DTYPE)
+        self.packet_bytes = writer.chunk_bytes
+        """Bytes of the largest packet: a chunk."""
+
+    def push(
+        self, packet: ActivationPacket, *, source: int = 0, quantization: Quantization = Quantization.NONE
+    ) -> bool:
+        """Copy the packet into a chunk, converting on the way; False when no chunk was to be had.
+
+        Raises:
+            ValueError: the packet is larger than a chunk, or there is no such conversion.
+        """
+        account, shard = self._route(packet.point)
+        header, payload = self._header, packet.payload
+        header[0] = packet.header
+        header["account"], header["source"] = account, source
+        if quantization is not Quantization.NONE:
+            header["quantization"] = quantization
+        return self._writer.publish_block(
+            shard,
+            header,
+            packet.rows,
+            payload.__array_interface__["data"][0],
+            payload.strides[0],
+            None,
+            len(packet.rows),
+            Dtype(int(packet.header["dtype"])),
+            quantization,
+            scales=packet.scales,
+        )
+
+    def room(self, point: str) -> int:
+        """Return the free chunks of the point's shard; all of them where the oldest is overwritten."""
+        return self._writer.free(self._route(point).shard)
+
+    def settled(self, point: str) -> int:
+        """Return the highest mark of the point's shard; exact after kill -9."""
+        return self._writer.source(self._route(point).shard)
+
+    def drop(self, point: str, rows: int, reason: DropReason, *, source: int = 0) -> None:
+        """Book rows as seen and dropped, and with `source` only above the shard's mark."""
+        account, shard = self._route(point)
+        self._writer.book(account, seen=rows, dropped=rows, reason=reason, shard=shard, source=source)
+
+    def end(self, end: StreamEnd) -> None:
+        """Tell the readers how the stream ended, and release the producer's lock."""
+        self._writer.close(end)
+
+    def close(self) -> None:
+        """Release the producer's lock."""
+        self._writer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _route(self, point: str) -> _Route:
+        route = self._routes.get(point)
+        if route is None:
+            route = _Route(self._writer.account(point), shard_of(point, self._writer.shards))
+            self._routes[point] = route
+        return route
+
+
+class RingConsumer:
+    """One of the ring's readers.
+
+    Args:
+        reader: just attached.
+        control: of the same ring.
+    """
+
+    def __init__(self, reader: asysi_ring.Reader, control: asysi_ring.Control) -> None:
+        self._reader, self._control = reader, control
+        self._points: list[str] = []
+        self._accounts: dict[str, int] = {}
+        self._held: list[asysi_ring.View] = []
+        self._taken = 0
+        """How many of these are taken."""
+        # A caller's variable still holds the last batch while it asks for the next: both must fit the pins.
+        self._batch = max(1, int(control.geometry()["pins"]) // 2)
+
+    def pull(self, limit: int = 64, timeout: float = 0.1) -> list[ActivationPacket]:
+        """Return views into the ring, at most half of its pins at once, however large `limit` is.
+
+        Raises:
+            RevokedError: the ring had taken back what this reader still held: its bytes may have been wrong.
+        """
+        self._take_all()
+        self._release()
+        views = self._reader.pull(min(limit, self._batch), timeout)
+        packets = [self._packet(view) for view in views]
+        self._held = views
+        return packets
+
+    def take(self) -> None:
+        """Book the next packet as consumed: its rows, and those lost before it."""
+        self._reader.consumed(self._held[self._taken])
+        self._taken += 1
+
+    def acknowledge(self) -> None:
+        """Declare everything taken durable, and unpin it where no array of it lives."""
+        self._reader.mark_durable()
+        self._release()
+
+    def resume(self, durable: Mapping[str, int]) -> None:
+        """Book what the storage holds as durable, and the rest of what was consumed as rolled back.
+
+        Raises:
+            AheadError: the storage holds more than was consumed.
+        """
+        for account, point in enumerate(self._control.accounts()):
+            rows = durable.get(point, 0)
+            try:
+                self._reader.restore_durable(account, rows)
+            except ValueError as error:
+                raise AheadError(point, rows, str(error)) from error
+
+    def ended(self) -> StreamEnd | None:
+        """Return how the producer closed, once everything is consumed."""
+        end = self._reader.ended()
+        return StreamEnd(end) if end else None
+
+    def finish(self, end: StreamEnd) -> None:
+        """Count what was not consumed as lapped, the rest as durable, and say how this reader ended."""
+        self._reader.settle()
+        self.acknowledge()
+        self._reader.finalise(end.reader_state)
+
+    def points(self) -> list[str]:
+        """Return the ring's hook points, by account."""
+        return self._control.accounts()
+
+    def gauge(self, point: str, slot: int, value: float) -> None:
+        """Set one of the eight gauges of a hook point in the control file."""
+        if point not in self._accounts:
+            self._accounts = {name: account for account, name in enumerate(self._control.accounts())}
+        self._reader.gauge(self._accounts[point], slot, value)
+
+    def lag(self) -> float:
+        """Return the largest share of a shard's depth that is unread."""
+        return self._reader.lag()
+
+    def close(self) -> None:
+        """Leave the ring; the lock goes with the last array over it."""
+        self._taken = len(self._held)
+        self._release()
+        self._reader.close()
+        self._control.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _packet(self, view: asysi_ring.View) -> ActivationPacket:
+        if view.account >= len(self._points):
+            self._points = self._control.accounts()
+        return parse_packet(memoryview(view), self._points, view.shard)
+
+    def _take_all(self) -> None:
+        while self._taken < len(self._held):
+            self.take()
+
+    def _release(self) -> None:
+        """Unpin what is taken; an array that the caller still holds keeps its pin."""
+        taken, self._held, self._taken = self._held[: self._taken], self._held[self._taken :], 0
+        for view in taken:
+            try:
+                view.release()
+            except BufferError:
+                continue

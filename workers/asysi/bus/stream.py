@@ -1,0 +1,154 @@
+"""The stream: packets from one producer to every consumer, whatever carries them.
+
+A packet is *published* by the producer, *handed out* by `pull`, *taken* (the consumer has received it), and
+*durable* once the consumer has acknowledged it. Packets of one hook point keep their order; those of
+different hook points may not. What is lost on the way is counted, by hook point and reason.
+"""
+
+import zlib
+from collections.abc import Mapping
+from typing import Protocol
+
+from asysi.bus.packet import ActivationPacket, Quantization
+from asysi.bus.states import DropReason, StreamEnd
+
+
+class BusError(Exception):
+    """What carries the stream is missing, or cannot be read; the message names it."""
+
+
+class AheadError(ValueError):
+    """A consumer's storage holds more rows of a hook point than the stream has handed out."""
+
+    def __init__(self, point: str, rows: int, why: str) -> None:
+        super().__init__(why)
+        self.point, self.rows = point, rows
+
+
+class Producer(Protocol):
+    """The one that publishes. It never waits for a consumer."""
+
+    @property
+    def packet_bytes(self) -> int:
+        """Bytes of the largest packet."""
+        ...
+
+    def push(
+        self, packet: ActivationPacket, *, source: int = 0, quantization: Quantization = Quantization.NONE
+    ) -> bool:
+        """Publish a copy of the packet; False when there was no room: its rows are then booked as dropped.
+
+        Args:
+            packet: its header is read, not changed; account, sequence and rows_before are the stream's.
+            source: grows from push to push within a hook point, so that a producer that was killed continues
+                behind `settled`; 0 where it cannot.
+            quantization: of the copy; NONE keeps the payload as it is.
+
+        Raises:
+            ValueError: the packet is larger than `packet_bytes`, or there is no such conversion.
+        """
+        ...
+
+    def room(self, point: str) -> int:
+        """Return how many packets of a hook point can be pushed before one is dropped."""
+        ...
+
+    def settled(self, point: str) -> int:
+        """Return a mark up to which every `source` of the hook point is published or booked; 0 at first."""
+        ...
+
+    def drop(self, point: str, rows: int, reason: DropReason, *, source: int = 0) -> None:
+        """Book rows that were seen and are not published. With `source`, at most once for each mark."""
+        ...
+
+    def end(self, end: StreamEnd) -> None:
+        """Tell the consumers that nothing more comes, and leave."""
+        ...
+
+    def close(self) -> None:
+        """Leave. The stream stays open for a successor, unless it was ended."""
+        ...
+
+
+class Consumer(Protocol):
+    """One of the stream's named readers; each of them sees every packet."""
+
+    def pull(self, limit: int = 64, timeout: float = 0.1) -> list[ActivationPacket]:
+        """Return at most `limit` packets, waiting up to `timeout` seconds for the first.
+
+        They are views, valid until the next `pull` or `close`: copy what is kept longer. What was handed out
+        before is taken. A packet whose bytes contradict each other is not handed out, its rows are lapped.
+        """
+        ...
+
+    def take(self) -> None:
+        """Take the first packet handed out that is not taken yet, ahead of the next `pull`."""
+        ...
+
+    def acknowledge(self) -> None:
+        """Declare everything taken durable.
+
+        The memory of what is taken is given back, where the caller holds no array of it any more.
+        """
+        ...
+
+    def resume(self, durable: Mapping[str, int]) -> None:
+        """Before the first pull: these rows of each hook point, and no others, are in the consumer's storage.
+
+        They are not handed out again. Others that a predecessor took are handed out again where the stream
+        still has them, and booked as rolled back where it has not.
+
+        Raises:
+            AheadError: more rows than the stream has handed out: the storage is of another run.
+        """
+        ...
+
+    def ended(self) -> StreamEnd | None:
+        """Return how the producer ended, once everything is taken; None before."""
+        ...
+
+    def finish(self, end: StreamEnd) -> None:
+        """Declare everything taken durable and say that nothing more is read; the rest counts as lapped."""
+        ...
+
+    def points(self) -> list[str]:
+        """Return the hook points of the stream so far, in the order in which they joined it."""
+        ...
+
+    def gauge(self, point: str, slot: int, value: float) -> None:
+        """Show a number of a hook point to those who look on; it outlives this consumer."""
+        ...
+
+    def lag(self) -> float:
+        """Return the largest share of what the stream can hold that is not taken, 0..1."""
+        ...
+
+    def close(self) -> None:
+        """Leave. What was handed out and not taken is handed out again to the successor."""
+        ...
+
+
+class DataBus(Protocol):
+    """A stream, as its two ends find it."""
+
+    def producer(self) -> Producer:
+        """Attach as the producer.
+
+        Raises:
+            BusError: there is no stream.
+        """
+        ...
+
+    def consumer(self, name: str) -> Consumer:
+        """Attach as the consumer `name`; a predecessor's progress is kept.
+
+        Raises:
+            BusError: there is no stream.
+            ValueError: the stream has no consumer of this name.
+        """
+        ...
+
+
+def shard_of(point: str, shards: int) -> int:
+    """Return the shard that carries a hook point: the same in every process and on every machine."""
+    return zlib.crc32(point.encode()) % shards
