@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from asysi.finish import contexts, latents, logits
-from asysi.finish.latents import Firings, Floats, Frozen, Reading
+from asysi.finish.latents import Firings, Floats, Reading
 from asysi.finish.sheet import PointRows, Sheet
 from asysi.finish.survey import Place, survey
 from asysi.report.data import NO_CONTEXT, Browser, Corpus, Features, Layer, Sentence, Step
 from asysi.sae.fvu import fvu, why_undefined
+from asysi.sae.variants.base import SparseAutoencoder
 
 SHOWN = 10_000
 """Latents that the browser shows at most, all layers together: it keeps the page fast to open."""
@@ -58,7 +59,13 @@ class Looked:
 
 
 def look(
-    name: str, sae: Frozen, rows: PointRows, sheet: Sheet, asked: Asked, *, place: Place | None = None
+    name: str,
+    sae: SparseAutoencoder,
+    rows: PointRows,
+    sheet: Sheet,
+    asked: Asked,
+    *,
+    place: Place | None = None,
 ) -> Looked:
     """Measure one autoencoder on a sheet's activations; metrics on held-out documents alone.
 
@@ -101,7 +108,7 @@ def measurable(rows: PointRows, sheet: Sheet) -> bool:
 @dataclass(frozen=True, slots=True)
 class _Subject:
     name: str
-    sae: Frozen
+    sae: SparseAutoencoder
     sheet: Sheet
     asked: Asked
 

@@ -6,7 +6,6 @@ FVU is defined in asysi.sae.fvu; its mean is taken over the same rows.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,6 +14,8 @@ from torch import Tensor
 
 from asysi.report.data import DENSITY_BINS, DENSITY_FROM, FIRING_BINS
 from asysi.sae.fvu import fvu
+from asysi.sae.sparse import SparseLatents
+from asysi.sae.variants.base import SparseAutoencoder
 
 CHUNK_ELEMENTS = 1 << 22
 """Activations of latents held densely at once: 16 MiB of float32."""
@@ -23,22 +24,9 @@ Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 
-class Frozen(Protocol):
-    """A trained autoencoder, in the units of the model's activations."""
-
-    W_dec: Tensor
-    """[latents, width]"""
-
-    def encode(self, x: Tensor) -> Tensor:
-        """Return the activations [rows, latents] of `x` [rows, width]; 0 where a latent does not fire."""
-
-    def decode(self, a: Tensor) -> Tensor:
-        """Return the reconstruction [rows, width] of `a` [rows, latents]."""
-
-
 @dataclass(frozen=True, slots=True)
 class Firings:
-    """Where latents fire, in coordinates: [n] each, in order of row."""
+    """Where latents fire in a text, in coordinates (COO): [n] each, in the order of rows, then of latents."""
 
     row: NDArray[np.int64]
     latent: NDArray[np.int64]
@@ -56,38 +44,43 @@ class Reading:
     """[latents] growth of the squared error, over the counted rows, when the latent alone is removed."""
 
 
-def read(sae: Frozen, rows: Floats, counted: Mask) -> Reading:
+def read(sae: SparseAutoencoder, rows: Floats, counted: Mask) -> Reading:
     """Encode `rows` [n, width], and decode those that are `counted` [n], in chunks of bounded memory.
 
     Removing latent i from x̂ changes the squared error of a row by a_i² ||d_i||² + 2 a_i <d_i, x - x̂>, where
     d_i is its decoder row; `removal` sums this over the counted rows.
     """
-    latents = sae.W_dec.shape[0]
     norms = sae.W_dec.double().square().sum(1)
     error = np.zeros(len(rows))
-    removal = torch.zeros(latents, dtype=torch.float64)
-    found: list[tuple[NDArray[np.int64], NDArray[np.int64], Floats]] = []
+    removal = torch.zeros(sae.latents, dtype=torch.float64)
+    found: list[Firings] = []
     with torch.inference_mode():
-        for start, stop in _chunks(len(rows), latents):
+        for start, stop in _chunks(len(rows), sae.latents):
             x, keep = torch.from_numpy(rows[start:stop]), torch.from_numpy(counted[start:stop])
-            a = sae.encode(x)
-            row, latent = a.nonzero(as_tuple=True)
-            found.append(((row + start).numpy(), latent.numpy(), a[row, latent].float().numpy()))
+            fires = sae.activate(x)
+            found.append(_firings(fires, start))
             if not keep.any():
                 continue
-            a = a[keep]
-            residual = x[keep] - sae.decode(a)
+            kept, x = fires.of(keep), x[keep]
+            residual = x - sae.reconstruct(kept, x)
             error[start:stop][counted[start:stop]] = residual.double().square().sum(1).numpy()
-            row, latent = a.nonzero(as_tuple=True)
-            value, aligned = a[row, latent].double(), (residual @ sae.W_dec.T)[row, latent].double()
-            removal.index_add_(0, latent, value.square() * norms[latent] + 2 * value * aligned)
-    rows_, latents_, values = (
-        (np.concatenate(part) for part in zip(*found, strict=True)) if found else ([], [], [])
-    )
-    firings = Firings(
-        np.asarray(rows_, np.int64), np.asarray(latents_, np.int64), np.asarray(values, np.float32)
-    )
-    return Reading(firings, error, removal.numpy())
+            value, aligned = kept.value.double(), kept.along(residual, sae.W_dec).double()
+            removal.index_add_(0, kept.latent, value.square() * norms[kept.latent] + 2 * value * aligned)
+    return Reading(_joined(found), error, removal.numpy())
+
+
+def _firings(fires: SparseLatents, first: int) -> Firings:
+    """Return the firings of a chunk that begins at row `first`, those of a row in the order of latents."""
+    row, latent = fires.row.numpy(), fires.latent.numpy()
+    order = np.lexsort((latent, row))
+    return Firings(row[order] + first, latent[order], fires.value.float().numpy()[order])
+
+
+def _joined(parts: list[Firings]) -> Firings:
+    """Return the firings of all chunks."""
+    nothing = Firings(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+    row, latent, value = zip(*((one.row, one.latent, one.value) for one in [nothing, *parts]), strict=True)
+    return Firings(np.concatenate(row), np.concatenate(latent), np.concatenate(value))
 
 
 def on_tokens(firings: Firings, token: NDArray[np.int64]) -> Firings:
@@ -105,7 +98,7 @@ def on_tokens(firings: Firings, token: NDArray[np.int64]) -> Firings:
     return Firings(place[first], latent[first], value[first])
 
 
-def squared_error(sae: Frozen, rows: Floats) -> float:
+def squared_error(sae: SparseAutoencoder, rows: Floats) -> float:
     """Return sum ||x - x̂||² over `rows` [n, width]."""
     return float(read(sae, rows, np.ones(len(rows), np.bool_)).error.sum())
 

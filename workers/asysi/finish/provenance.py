@@ -9,10 +9,11 @@ from typing import Any
 
 import asysi
 from asysi.contract.runtime import EXPERIMENT_FILE
-from asysi.contract.spec import ScanExperiment
+from asysi.contract.spec import SaeTrain, ScanExperiment
 from asysi.contract.workloads import text_of
 from asysi.finish.status import Host
 from asysi.report.words import count, percent
+from asysi.sae.variants import variant
 
 SMALL = 1_000_000
 """Distinct tokens below which the page warns of a small corpus."""
@@ -140,9 +141,9 @@ def _seeds(experiment: ScanExperiment) -> str:
     return ", ".join(f"{name} {seed}" for name, seed in seeds.items() if seed is not None)
 
 
-def _trainer(trainer: Any) -> str:
+def _trainer(trainer: SaeTrain) -> str:
     rate = f"lr {trainer.lr:g}" if trainer.lr else "lr by width"
-    size = f"{count(trainer.latents)} latents, k {trainer.k}"
+    size = f"{count(trainer.latents)} latents, {variant(trainer.variant).describe(trainer)}"
     return f"{trainer.name}: {trainer.variant}, {size}, {rate}, batch {count(trainer.batch)}"
 
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from asysi.capture.rows import first_tensor, row_shape
-from asysi.finish.latents import Frozen
 from asysi.finish.sheet import Sheet
+from asysi.sae.variants.base import SparseAutoencoder
 
 LEAST = 128
 """Tokens below which nothing is measured: the figure would be noise."""
@@ -46,7 +46,7 @@ class Target:
     """An SAE and where it belongs."""
 
     path: str
-    sae: Frozen
+    sae: SparseAutoencoder
     limit: float | None = None
     """Norm beyond which rows were never trained on, and stay as they are."""
 
@@ -162,7 +162,7 @@ def _loss(
 
 
 @contextmanager
-def _replacing(module: torch.nn.Module, target: Target, sae: Frozen | None) -> Iterator[_State]:
+def _replacing(module: torch.nn.Module, target: Target, sae: SparseAutoencoder | None) -> Iterator[_State]:
     """Replace the rows of content tokens by their reconstruction, or by zero without an SAE."""
     state = _State()
 
@@ -178,7 +178,7 @@ def _replacing(module: torch.nn.Module, target: Target, sae: Frozen | None) -> I
             chosen &= rows.float().norm(dim=1) <= target.limit
         new = rows.clone()
         kept = rows[chosen].float()
-        made = torch.zeros_like(kept) if sae is None else sae.decode(sae.encode(kept))
+        made = torch.zeros_like(kept) if sae is None else sae.forward(kept)
         new[chosen] = made.to(new.dtype)
         return exchanged(output, found, new.reshape(found.shape))
 
