@@ -28,6 +28,11 @@ class Kind(IntEnum):
     PARAMETER_GRADIENT = 2
 
 
+def account_name(path: str, kind: Kind = Kind.ACTIVATION) -> str:
+    """Return the name of the account of a hook point and kind: the path alone for activations."""
+    return path if kind is Kind.ACTIVATION else f"{path}:{kind.name.lower()}"
+
+
 class Dtype(IntEnum):
     """Type of the payload's elements."""
 

@@ -1,4 +1,4 @@
-"""What the hooks publish, kept in this process: the capture ring's interface over plain arrays."""
+"""A sink that keeps rows in this process, as plain arrays."""
 
 import ctypes
 from dataclasses import dataclass, field
@@ -33,22 +33,20 @@ class Rows:
 
 
 class Collector:
-    """Stands in for the capture ring's producer and control file: `ActivationHooker` publishes into it.
+    """Stands in for the capture ring: `ActivationHooker` puts rows into it.
 
     So whoever reads a model again takes its rows exactly as the host does. Nothing is ever sampled out or
     dropped for want of room.
     """
 
     chunk_bytes = _ROOM
-    shards = 1
+    depth = _ROOM
 
     def __init__(self) -> None:
         self.points: dict[str, Rows] = {}
         """By name of the hook point."""
         self._by_account: list[Rows] = []
         self._numbers: dict[str, int] = {}
-
-    # The producer
 
     def account(self, name: str) -> int:
         """Return the number of a hook point, registering it when it is new."""
@@ -58,7 +56,11 @@ class Collector:
             self._by_account.append(self.points[name])
         return self._numbers[name]
 
-    def free(self, shard: int = 0) -> int:
+    def rate(self) -> float:
+        """Return 0: nobody has asked for another rate."""
+        return 0.0
+
+    def room(self) -> int:
         """Return the packets that it takes: any number."""
         return _ROOM
 
@@ -70,9 +72,8 @@ class Collector:
             counts, name = self._by_account[account].dropped, DropReason(reason).word
             counts[name] = counts.get(name, 0) + dropped
 
-    def publish_block(  # noqa: PLR0917 - as the ring's producer has it
+    def put(  # noqa: PLR0917 - as every sink has it
         self,
-        shard: int,
         header: NDArray[np.void],
         rows: NDArray[np.void],
         address: int,
@@ -106,15 +107,5 @@ class Collector:
             rows.records, rows.calls, rows.values, rows.dropped = [], [], [], {}
         return taken
 
-    # The control file
-
-    def geometry(self) -> dict[str, int | str]:
-        """Return how many packets can wait: any number."""
-        return {"depth": _ROOM}
-
-    def get_float(self, word: int) -> float:
-        """Return 0: nobody has asked for another rate."""
-        return 0.0
-
-    def set(self, word: int, value: int) -> None:
+    def tell(self, word: int, value: int) -> None:
         """Ignore what the host would report."""

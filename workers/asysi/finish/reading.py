@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asysi.capture.collector import Collector, Rows
-from asysi.capture.hooker import ActivationHooker
+from asysi.capture.hooks import ActivationHooker
 from asysi.contract.spec import Data
 from asysi.finish.sheet import PointRows, Sheet, budget, select
 from asysi.finish.spelling import spell
@@ -113,7 +113,7 @@ def _run(
     collector = Collector()
     engine = ScannerEngine(loaded, points)
     parts: dict[str, list[Rows]] = {point.path: [] for point in points}
-    with ActivationHooker(engine.module, points, collector, collector, root=engine.root) as hooker:
+    with ActivationHooker(engine.module, points, collector, root=engine.root) as hooker:
         order = np.argsort(lengths, kind="stable")  # documents of like length together: little padding
         for number, first in enumerate(range(0, len(order), BATCH)):
             some = order[first : first + BATCH]

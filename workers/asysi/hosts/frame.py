@@ -27,7 +27,8 @@ import torch
 from asysi.bus.mailbox import CaptureWord
 from asysi.bus.pinning import Pinning, cuda_hook
 from asysi.bus.states import StreamEnd
-from asysi.capture.hooker import ActivationHooker
+from asysi.capture.hooks import ActivationHooker
+from asysi.capture.sink import RingSink
 from asysi.contract.errors import no_room
 from asysi.contract.runtime import CAPTURE_RING, HOST_FOLDER, MODEL_FILE, POINTS_FILE
 from asysi.contract.workloads import workload_of
@@ -142,7 +143,7 @@ class Host:
             raise ValueError("the plan has no steps, but contract/workloads.py says that they are known")
         worker = self._worker
         hooker = ActivationHooker(
-            module, self.points, self._writer, self._control,
+            module, self.points, RingSink(self._writer, self._control),
             sampling=self._spec.capture.sampling, seed=plan.seed, root=root, attempt=worker.attempt,
         )  # fmt: skip
         self._run = HostRun(worker, hooker, self._control, plan, self._earlier())

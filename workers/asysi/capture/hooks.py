@@ -1,0 +1,360 @@
+"""Hooks that copy what modules return, and the gradients of it, into a sink.
+
+The model must not notice: nothing here blocks, waits or raises into it, and a step costs a few numpy calls
+and one copy per hook point.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from time import perf_counter_ns
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.hooks import RemovableHandle
+
+from asysi.bus.mailbox import CaptureWord
+from asysi.bus.packet import HEADER_BYTES, HEADER_DTYPE, MAGIC, VERSION, Kind, account_name
+from asysi.bus.states import DropReason
+from asysi.capture.device import Devices
+from asysi.capture.failures import Failures
+from asysi.capture.latency import LatencyHistogram
+from asysi.capture.rows import first_tensor, leading_rows
+from asysi.capture.sink import Sink
+from asysi.capture.state import HookState
+from asysi.capture.step import DTYPES, CaptureStep, Layout
+from asysi.capture.tokens import derive_tokens
+from asysi.contract.spec import Sampling
+from asysi.model.points import HookPoint
+from asysi.text.grid import StepTokens
+
+# Plain numbers: the call of an enumeration's method costs more than the rest of a drop.
+_RING_FULL, _MID_STEP, _TOO_LARGE = (
+    int(DropReason.RING_FULL),
+    int(DropReason.MID_STEP),
+    int(DropReason.TOO_LARGE),
+)
+_ERROR, _NO_TOKEN = int(DropReason.ERROR), int(DropReason.NO_TOKEN)
+
+
+class ActivationHooker:
+    """Captures what modules return while it is entered; use as a context manager.
+
+    Args:
+        module: the model whose modules the hook points name.
+        points: exact hook points, as check() matched them.
+        sink: where rows go.
+        kinds: what is taken at each hook point; each has an account of its own.
+        sampling: bounds of the rate, and whether tokens or whole steps are kept.
+        seed: of the token sampling.
+        root: the module whose forward is a step, when it is not `module` itself.
+        attempt: number of the attempt.
+        rank: of this process.
+
+    Raises:
+        KeyError: a hook point names no module, or a kind cannot be captured.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        points: Sequence[HookPoint],
+        sink: Sink,
+        *,
+        kinds: Sequence[Kind] = (Kind.ACTIVATION,),
+        sampling: Sampling | None = None,
+        seed: int = 0,
+        root: torch.nn.Module | None = None,
+        attempt: int = 0,
+        rank: int = 0,
+    ) -> None:
+        modules = dict(module.named_modules(remove_duplicate=False))
+        self._root = module if root is None else root
+        self._sink = sink
+        self._headers = _headers(len(points) * len(kinds), attempt, rank)
+        self._hooked: list[tuple[torch.nn.Module, Kind, HookState]] = []
+        for point in points:
+            for kind in kinds:
+                account = sink.account(account_name(point.path, kind))
+                state = HookState(point, kind, account, self._headers, len(self._hooked))
+                self._hooked.append((modules[point.module], kind, state))
+        self._states = [state for _, _, state in self._hooked]
+        self._handles: list[RemovableHandle] = []
+        self._failures = Failures()
+        self._devices = Devices()
+        self._step = CaptureStep(sink, sampling or Sampling(), seed, self._failures)
+        self._handed: StepTokens | None = None
+        self._inside = False
+        self._begun_ns = 0
+        self.latency = LatencyHistogram()
+        """Duration of each hook call."""
+        self.capture_ns = 0
+        """Time spent in hooks."""
+        self.forward_ns = 0
+        """Time spent in the root's forward, hooks included."""
+
+    def __enter__(self) -> Self:
+        self.attach()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    def attach(self) -> None:
+        """Register the hooks; once they are, does nothing."""
+        if self._handles:
+            return
+        self._handles.append(
+            self._root.register_forward_pre_hook(self._begin, prepend=True, with_kwargs=True)
+        )
+        for module, kind, state in self._hooked:
+            self._handles.append(_REGISTRARS[kind](self, module, state))
+        self._handles.append(self._root.register_forward_hook(self._end, always_call=True))
+
+    def detach(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._failures.tell()
+
+    def step(self, tokens: StepTokens) -> None:
+        """Say what the next forward of the root will read; without it, its arguments tell."""
+        self._handed = tokens
+
+    # -- what came of it
+
+    @property
+    def rate(self) -> float:
+        """Sampling rate of the step."""
+        return self._step.rate
+
+    @property
+    def kept(self) -> NDArray[np.int64]:
+        """Indices, in the step's grid, of the tokens that were kept; empty when the step was dropped."""
+        return self._step.kept
+
+    @property
+    def steps(self) -> int:
+        """Steps begun."""
+        return self._step.number
+
+    @property
+    def steps_dropped(self) -> int:
+        """Whole steps that found no room."""
+        return self._step.dropped
+
+    @property
+    def tokens_seen(self) -> int:
+        """Tokens that are data, over all steps."""
+        return self._step.tokens_seen
+
+    @property
+    def tokens_excluded(self) -> int:
+        """Tokens that are none."""
+        return self._step.tokens_excluded
+
+    @property
+    def errors(self) -> int:
+        """Exceptions that the model never saw."""
+        return self._failures.count
+
+    @property
+    def calls(self) -> dict[str, int]:
+        """Calls at each hook point so far, over all steps, by name of the account."""
+        return {state.name: state.calls_in_all for state in self._states}
+
+    # -- the hooks: each swallows what goes wrong
+
+    def _begin(self, _module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        self._begun_ns = started = perf_counter_ns()
+        self._inside = True
+        try:
+            self._open(args, kwargs)
+        except Exception as error:  # noqa: BLE001 - the model never sees one
+            self._step.abandon()
+            self._failures.add("the start of a step", error)
+        self.capture_ns += perf_counter_ns() - started
+
+    def _seen(self, state: HookState, _module: torch.nn.Module, _args: Any, output: Any) -> None:
+        started = perf_counter_ns()
+        try:
+            if self._step.tokens is not None:
+                call = state.calls
+                state.calls = call + 1
+                self._capture(state, call, output, started)
+        except Exception as error:  # noqa: BLE001 - the model never sees one
+            self._give_up(state, error)
+        elapsed = perf_counter_ns() - started
+        self.capture_ns += elapsed
+        self.latency.add(elapsed)
+
+    def _expect_gradient(self, state: HookState, _module: torch.nn.Module, _args: Any, output: Any) -> None:
+        """Ask for the gradient of what a module returned, where there will be one."""
+        try:
+            if self._step.tokens is None or not (tensor := first_tensor(output)).requires_grad:
+                return
+            call = state.calls
+            state.calls = call + 1
+            seen = partial(self._seen_gradient, state, call, self._step.number)
+            tensor.register_hook(seen)  # type: ignore[no-untyped-call]
+        except Exception as error:  # noqa: BLE001 - the model never sees one
+            self._give_up(state, error)
+
+    def _seen_gradient(self, state: HookState, call: int, step: int, gradient: torch.Tensor) -> None:
+        started = perf_counter_ns()
+        try:
+            if self._handles:  # else nobody watches any more
+                self._refuse_late(state, step, gradient)
+                self._capture(state, call, gradient, started)
+        except Exception as error:  # noqa: BLE001 - the model never sees one
+            self._give_up(state, error)
+        elapsed = perf_counter_ns() - started
+        self.capture_ns += elapsed
+        self.latency.add(elapsed)
+
+    def _refuse_late(self, state: HookState, step: int, gradient: torch.Tensor) -> None:
+        """Refuse rows of an earlier step: mask and tokens are those of the step that runs now."""
+        if step != self._step.number:
+            state.unbooked = leading_rows(gradient.shape)
+            raise RuntimeError(f"the backward pass of step {step} runs after step {step + 1} has begun")
+
+    def _end(self, _module: torch.nn.Module, _args: Any, _output: Any) -> None:
+        started = perf_counter_ns()
+        self._inside = False
+        self.forward_ns += started - self._begun_ns
+        try:
+            self._report()
+        except Exception as error:  # noqa: BLE001 - the model never sees one
+            self._failures.add("the end of a step", error)
+        self._failures.tell()
+        self.capture_ns += perf_counter_ns() - started
+
+    # -- a step
+
+    def _open(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        """Begin a step, and fill what the headers of its packets share."""
+        step = self._step
+        handed, self._handed = self._handed, None
+        tokens = derive_tokens(args, kwargs, step.number, step.samples) if handed is None else handed
+        self._devices.begin_step()
+        step.open(tokens, self._states)
+        headers = self._headers
+        headers["step"] = tokens.step
+        headers["sampling_rate"] = step.rate
+        headers["step_rows"], headers["step_kept"] = step.content, step.kept_count
+        headers["batch"], headers["length"] = tokens.batch, tokens.length
+
+    def _report(self) -> None:
+        tell, step = self._sink.tell, self._step
+        if step.number == 1:
+            tell(CaptureWord.STARTED_NS, self._begun_ns)
+        tell(CaptureWord.STEPS, step.number)
+        tell(CaptureWord.STEPS_DROPPED, step.dropped)
+        tell(CaptureWord.CAPTURE_ERRORS, self._failures.count)
+        tell(CaptureWord.TOKENS, step.tokens_seen)
+        tell(CaptureWord.TOKENS_EXCLUDED, step.tokens_excluded)
+        tell(CaptureWord.CAPTURE_NS, self.capture_ns)
+        tell(CaptureWord.FORWARD_NS, self.forward_ns)
+
+    # -- a hook point: everything here runs between two layers of the model
+
+    def _capture(self, state: HookState, call: int, output: Any, now: int) -> None:
+        """Book and publish what one call of a module returned, or its gradient."""
+        if state.call is not None and call != state.call:
+            return
+        step = self._step
+        state.calls_in_all += 1
+        state.unbooked = kept = step.kept_count
+        tensor = first_tensor(output)
+        shape = tensor.shape
+        width = step.widths.get(shape)
+        if width is None:
+            width = step.find_width(shape)
+        if not width:
+            self._drop(state, _NO_TOKEN, leading_rows(shape))
+            return
+        if left_out := step.content - kept:
+            self._sink.book(state.account, seen=left_out, sampled_out=left_out)
+        if not kept:
+            return
+        if not step.fits or state.left_out:
+            self._drop(state, _TOO_LARGE if state.left_out else _RING_FULL, kept)
+            return
+        if tensor.dtype not in DTYPES:
+            tensor = _converted(tensor)
+        layout = step.layouts.get((shape, tensor.dtype)) or step.find_layout(tensor, width)
+        state.row_bytes = layout.stride
+        state.captured[0] = now
+        state.show(call, 0 if self._inside else state.flags_outside, width, len(layout.parts))
+        if tensor.is_cpu:
+            source = tensor if tensor.is_contiguous() else tensor.detach().contiguous()
+            self._publish(state, source, layout, gathered=False)
+        else:
+            source = self._devices.gather(tensor, width, step.kept)
+            self._publish(state, source, layout, gathered=True)
+        if state.unbooked:
+            self._drop(state, _MID_STEP if layout.parts else _TOO_LARGE, state.unbooked)
+
+    def _publish(self, state: HookState, source: torch.Tensor, layout: Layout, *, gathered: bool) -> None:
+        """Copy the kept rows into the sink, a chunk at a time, while there is room.
+
+        `source` is the whole grid of rows, or, gathered, the kept ones alone.
+        """
+        address = source.data_ptr()
+        for number, (index, rows, count) in enumerate(layout.parts):
+            if not self._step.take_chunk():
+                return
+            state.part[0] = number
+            chosen = None if gathered else index
+            self._sink.put(state.header, rows, address, layout.stride, chosen, count, layout.dtype, 0)
+            state.unbooked -= count
+            if gathered:
+                address += count * layout.stride
+
+    def _drop(self, state: HookState, reason: int, rows: int) -> None:
+        self._sink.book(state.account, seen=rows, dropped=rows, reason=reason)
+        state.unbooked = 0
+
+    def _give_up(self, state: HookState, error: Exception) -> None:
+        """Count an exception, and book the rows of the failed call that are not booked yet."""
+        self._failures.add(state.name, error)
+        try:
+            if state.unbooked:
+                self._drop(state, _ERROR, state.unbooked)
+        except Exception as again:  # noqa: BLE001 - the model never sees one
+            self._failures.add(state.name, again)
+
+
+def _on_outputs(hooker: ActivationHooker, module: torch.nn.Module, state: HookState) -> RemovableHandle:
+    return module.register_forward_hook(partial(hooker._seen, state))
+
+
+def _on_gradients(hooker: ActivationHooker, module: torch.nn.Module, state: HookState) -> RemovableHandle:
+    return module.register_forward_hook(partial(hooker._expect_gradient, state))
+
+
+_REGISTRARS: dict[Kind, Callable[[ActivationHooker, torch.nn.Module, HookState], RemovableHandle]] = {
+    Kind.ACTIVATION: _on_outputs,
+    Kind.GRADIENT: _on_gradients,
+}
+"""How each kind is hooked to a module; one that is missing cannot be captured."""
+
+
+def _headers(count: int, attempt: int, rank: int) -> NDArray[np.void]:
+    """Return a packet header for each state, filled with what never changes."""
+    headers = np.zeros(count, HEADER_DTYPE)
+    headers["magic"], headers["version"], headers["header_bytes"] = MAGIC, VERSION, HEADER_BYTES
+    headers["attempt"], headers["rank"] = attempt, rank
+    return headers
+
+
+def _converted(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a floating-point tensor of a type that packets do not know as float32."""
+    if not tensor.is_floating_point():
+        raise TypeError(f"the module returns {tensor.dtype}, which is not a floating-point type")
+    return tensor.detach().float()

@@ -1,0 +1,76 @@
+"""What one hook point of one kind carries from call to call."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asysi.bus.packet import Kind, PacketFlag, account_name
+from asysi.model.points import HookPoint
+
+_OUTSIDE = {Kind.ACTIVATION: int(PacketFlag.RECOMPUTED), Kind.GRADIENT: 0}
+"""Flags of rows that are seen when no forward of the root runs. An output is seen again then, because
+activation checkpointing runs its module once more; a gradient is seen then for the first time."""
+
+
+class HookState:
+    """A hook point and kind: its account, its packet header, and what is known of its size.
+
+    Args:
+        point: the hook point.
+        kind: what is taken there.
+        account: number of its account.
+        headers: a record for each state, filled with what a step's packets share.
+        at: place of this state's record.
+    """
+
+    __slots__ = (
+        "_fields",
+        "_shown",
+        "account",
+        "call",
+        "calls",
+        "calls_expected",
+        "calls_in_all",
+        "captured",
+        "flags_outside",
+        "header",
+        "left_out",
+        "name",
+        "part",
+        "planned",
+        "row_bytes",
+        "unbooked",
+    )
+
+    def __init__(
+        self, point: HookPoint, kind: Kind, account: int, headers: NDArray[np.void], at: int
+    ) -> None:
+        self.name = account_name(point.path, kind)
+        self.call = point.call
+        self.account = account
+        self.flags_outside = _OUTSIDE[kind]
+        self.row_bytes = point.width * point.itemsize
+        self.calls = 0
+        self.calls_expected = 1 if point.call is not None else max(1, point.calls)
+        self.planned = self.row_bytes, self.calls_expected
+        self.left_out = False
+        self.calls_in_all = 0
+        self.unbooked = 0
+        self.header = headers[at : at + 1]
+        self.header["account"], self.header["kind"] = account, kind
+        # Views of fields: assigning through them costs a fraction of naming them.
+        self.captured, self.part = self.header["captured_ns"], self.header["part"]
+        self._fields = [self.header[name] for name in ("call_index", "flags", "width", "parts")]
+        self._shown = (0, 0, 0, 0)
+
+    def begin_step(self) -> None:
+        """Expect as many calls as the step before had, where these were more than expected."""
+        if self.call is None and self.calls > self.calls_expected:
+            self.calls_expected = self.calls
+        self.calls, self.left_out = 0, False
+
+    def show(self, *values: int) -> None:
+        """Put call index, flags, width and number of parts into the header, where they mostly stand."""
+        if values != self._shown:
+            self._shown = values  # type: ignore[assignment]
+            for view, value in zip(self._fields, values, strict=True):
+                view[0] = value

@@ -1,0 +1,185 @@
+"""The step that the model runs: its rate, its mask, and the room that is left for it.
+
+All of it is fixed before anything of the step is seen, and the same for all hook points. A step that does not
+fit is left out as a whole.
+"""
+
+from collections.abc import Sequence
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from asysi.bus.packet import ROW_DTYPE, Dtype, rows_that_fit
+from asysi.capture.failures import Failures
+from asysi.capture.rows import row_shape
+from asysi.capture.sampling import keep_mask, keep_step
+from asysi.capture.sink import Sink
+from asysi.capture.state import HookState
+from asysi.contract.spec import Sampling
+from asysi.text.grid import StepTokens
+
+DTYPES = {torch.float32: Dtype.FLOAT32, torch.bfloat16: Dtype.BFLOAT16, torch.float16: Dtype.FLOAT16}
+"""Types whose rows travel as they are."""
+_NOTHING = np.empty(0, np.int64)
+
+_Part = tuple[NDArray[np.int64], NDArray[np.void], int]
+"""Kept rows that travel in one packet: their indices in the step's grid, their records, their number."""
+
+
+class Layout(NamedTuple):
+    """How the rows of a tensor of some shape and type lie, worked out once a step."""
+
+    stride: int
+    """Bytes of a row."""
+    dtype: int
+    parts: list[_Part]
+    """None when no row fits a chunk."""
+
+
+class CaptureStep:
+    """The step that runs now, and totals over all steps.
+
+    Args:
+        sink: where rows go.
+        sampling: bounds of the rate, and whether tokens or whole steps are kept.
+        seed: of the sampling.
+        failures: told of a hook point that does not fit beside the others.
+    """
+
+    def __init__(self, sink: Sink, sampling: Sampling, seed: int, failures: Failures) -> None:
+        self._sink, self._sampling, self._seed, self._failures = sink, sampling, seed, failures
+        self.rate = sampling.rate
+        """Sampling rate of the step."""
+        self.tokens: StepTokens | None = None
+        """The step's grid; None where it could not begin, so that nothing of it is captured."""
+        self.kept: NDArray[np.int64] = _NOTHING
+        """Indices, in the step's grid, of the tokens that are kept; empty when the step is dropped."""
+        self.content = 0
+        """Tokens that are data."""
+        self.kept_count = 0
+        """Tokens that the mask keeps."""
+        self.fits = False
+        """Whether there is room for the whole step."""
+        self.layouts: dict[tuple[torch.Size, torch.dtype], Layout] = {}
+        self.widths: dict[torch.Size, int] = {}
+        """Elements in a token's row by shape of the tensor, 0 where it has no row for each token."""
+        self._kept_rows: NDArray[np.void] = np.empty(0, ROW_DTYPE)
+        self._room = 0
+        self.number = 0
+        """Steps begun."""
+        self.dropped = 0
+        """Whole steps that found no room."""
+        self.samples = 0
+        """Sequences of all steps before."""
+        self.tokens_seen = 0
+        """Tokens that are data, over all steps."""
+        self.tokens_excluded = 0
+        """Tokens that are none."""
+
+    def open(self, tokens: StepTokens, states: Sequence[HookState]) -> None:
+        """Latch the rate, fix the mask, and see whether the step fits."""
+        content = np.flatnonzero(tokens.content)
+        self.rate = self._latch()
+        if self._sampling.unit == "step":
+            kept = content if keep_step(self._seed, tokens.step, self.rate) else _NOTHING
+        else:
+            kept = content[keep_mask(self._seed, tokens.step, content.astype(np.uint64), self.rate)]
+        self.tokens, self.kept = tokens, kept
+        self.content, self.kept_count = len(content), len(kept)
+        self._kept_rows = tokens.rows[kept]
+        self.layouts.clear()
+        self.widths.clear()
+        self._admit(states)
+        self.number += 1
+        self.samples += tokens.batch
+        self.tokens_seen += self.content
+        self.tokens_excluded += len(tokens.content) - self.content
+
+    def abandon(self) -> None:
+        """Capture nothing until the next step begins."""
+        self.tokens, self.kept = None, _NOTHING
+
+    def _latch(self) -> float:
+        """Return the rate that was asked for last, within the spec's bounds; before that the top."""
+        rate = self._sink.rate()
+        if not rate > 0:
+            return self._sampling.rate
+        return min(max(rate, self._sampling.min_rate), self._sampling.rate)
+
+    # -- room
+
+    def take_chunk(self) -> bool:
+        """Return whether a chunk is free; the sink is asked only when what it said last is used up."""
+        if self._room <= 0:
+            self._room = self._sink.room()
+        self._room -= 1
+        return self._room >= 0
+
+    def _admit(self, states: Sequence[HookState]) -> None:
+        """Decide whether the step fits, or would without the hook points that outgrew their plan."""
+        for state in states:
+            state.begin_step()
+        self._room = self._sink.room()
+        needed = sum(self._chunks_of(state) for state in states)
+        self.fits = self._room >= needed
+        if needed > self._sink.depth:
+            self._leave_out_grown(states, needed)
+        if not self.fits:
+            self.dropped += 1
+            self.kept = _NOTHING
+
+    def _chunks_of(self, state: HookState) -> int:
+        return self._chunks(state.row_bytes, state.calls_expected)
+
+    def _chunks(self, row_bytes: int, calls: int) -> int:
+        """Return the chunks that the step's kept rows of some calls need."""
+        if not self.kept_count:
+            return 0
+        if not row_bytes:  # a point never seen before counts as small
+            return calls
+        rows = max(1, rows_that_fit(self._sink.chunk_bytes, row_bytes))
+        return calls * -(-self.kept_count // rows)
+
+    def _leave_out_grown(self, states: Sequence[HookState], needed: int) -> None:
+        """Leave out, for this step, hook points that need more than was planned for them, until the others
+        fit: a step that can never fit would be dropped at every hook point, and so would all after it.
+        """
+        grown = [(self._chunks_of(state) - self._chunks(*state.planned), state) for state in states]
+        for excess, state in sorted(grown, key=lambda pair: -pair[0]):
+            if needed <= self._sink.depth or excess <= 0:
+                break
+            state.left_out = True
+            size = self._chunks_of(state)
+            needed -= size
+            self._failures.note(state.name, self._too_large(state, size))
+        self.fits = self._room >= needed
+
+    def _too_large(self, state: HookState, chunks: int) -> BufferError:
+        return BufferError(
+            f"{state.calls_expected} calls with rows of {state.row_bytes} bytes need {chunks} of the "
+            f"capture ring's {self._sink.depth} chunks, more than was planned: such steps are left out here "
+            "(too_large); raise spec.capture.size"
+        )
+
+    # -- how rows lie
+
+    def find_width(self, shape: torch.Size) -> int:
+        """Return the elements of a tensor of this shape that belong to one token of the step, 0 for none."""
+        assert self.tokens is not None
+        row = row_shape(shape, self.tokens.batch, self.tokens.length)
+        width = self.widths[shape] = 0 if row is None else prod(row)
+        return width
+
+    def find_layout(self, tensor: torch.Tensor, width: int) -> Layout:
+        """Work out how rows of such a tensor lie and how the kept ones are cut."""
+        dtype = DTYPES[tensor.dtype]
+        stride = width * dtype.itemsize
+        most = rows_that_fit(self._sink.chunk_bytes, stride)
+        starts = range(0, self.kept_count, most) if most else ()
+        ends = [(at, min(at + most, self.kept_count)) for at in starts]
+        parts = [(self.kept[a:b], self._kept_rows[a:b], b - a) for a, b in ends]
+        layout = self.layouts[tensor.shape, tensor.dtype] = Layout(stride, int(dtype), parts)
+        return layout
