@@ -378,6 +378,8 @@ class Proxy:
     kill: Callable[[], None] = lambda: None
     """Kills the operator."""
     lock: threading.Lock = field(default_factory=threading.Lock)
+    burnt: bool = False
+    """Whether the last write of this operator was made: none that it had under way is made any more."""
 
     def __post_init__(self) -> None:
         handler = type("Handler", (_Handler,), {"proxy": self})
@@ -401,13 +403,24 @@ class Proxy:
         """Return the writes that were made."""
         return [one for one in list(self.requests) if one.method != "GET"]
 
-    def burnt(self) -> bool:
-        """Count a write, and return whether it is the operator's last."""
+    def pass_on(self, ask: Callable[[], http.client.HTTPResponse]) -> tuple[http.client.HTTPResponse, bool]:
+        """Make a write; return the answer, and whether it was the operator's last.
+
+        While there is a fuse, one write follows another: exactly so many are made.
+
+        Raises:
+            ConnectionAbortedError: the last one was made before this one.
+        """
+        if not self.fuse and not self.burnt:
+            return ask(), False
         with self.lock:
-            if not self.fuse:
-                return False
-            self.fuse -= 1
-            return not self.fuse
+            if self.burnt:
+                raise ConnectionAbortedError
+            response = ask()
+            if response.status < 300 and self.fuse:
+                self.fuse -= 1
+                self.burnt = not self.fuse
+            return response, self.burnt
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -418,8 +431,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _pass_on(self) -> None:
         proxy, body = self.proxy, self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        last = False
         try:
-            response = self._ask(body)
+            if self.command == "GET":
+                response = self._ask(body)
+            else:
+                response, last = proxy.pass_on(lambda: self._ask(body))
         except (OSError, http.client.HTTPException):
             self.close_connection = True
             return
@@ -428,7 +445,7 @@ class _Handler(BaseHTTPRequestHandler):
             time.monotonic(), self.command, where.path, parse_qs(where.query), body, response.status
         )
         proxy.requests.append(request)
-        if self.command != "GET" and response.status < 300 and proxy.burnt():
+        if last:
             response.read()
             proxy.kill()
             self.close_connection = True
@@ -500,6 +517,7 @@ class Operator:
         if self.alive:
             return
         self._reap()
+        self.proxy.burnt = False
         own = f"--namespace={self.proxy.lab.namespace} --metrics-port={self.port} --image={IMAGE}"
         policy = f"--image-pull-policy={SETTINGS.pull_policy}"
         self.pid = self._tell("start", own, policy, *options)

@@ -99,7 +99,7 @@ def _kill_until_done(lab: Any, operator: Any, names: list[str], rng: random.Rand
     Where it writes for several experiments, it lives for some writes: so many orders are gone through.
     """
     for kills in range(500):
-        operator.proxy.fuse = rng.choice((1, 2, 3, 5, 8)) if len(names) > 1 else 1
+        operator.proxy.fuse = rng.choice((1, 1, 2, 3)) if len(names) > 1 else 1
         operator.start(wait=False)
         if _settled(lab, operator, names):
             operator.proxy.fuse = 0
