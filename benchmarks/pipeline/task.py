@@ -82,7 +82,7 @@ def in_processes(part: Callable[[int], None], count: int) -> None:
 def pipeline_of(paths: Paths, out: Path, fsync: bool):
     """Return what makes asysi.pipeline's run as it comes: ledger, seals, digests, dead letters."""
     from asysi.pipeline import BaseOperator, UnifiedPipeline, WriterConfig
-    from asysi.pipeline.nodes.node import UnifiedNode
+    from asysi.pipeline.run.pipeline import UnifiedNode
 
     class Upper(BaseOperator):
         waits = False

@@ -12,13 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from asysi.pipeline.nodes.config import NodeConfig, WriterConfig
-    from asysi.pipeline.nodes.node import (
-        OperatorNode,
-        ParallelBatchNode,
-        Progress,
-        TooManyDeadLettersError,
-        UnifiedNode,
-    )
+    from asysi.pipeline.nodes.counters import Progress
+    from asysi.pipeline.nodes.lifecycle import TooManyDeadLettersError
     from asysi.pipeline.operators.operator import (
         BaseOperator,
         CanceledError,
@@ -29,7 +24,9 @@ if TYPE_CHECKING:
     )
     from asysi.pipeline.rows.blocks import RowError
     from asysi.pipeline.run.hooks import CompositePipelineHooks, DefaultPipelineHooks, IPipelineHooks
-    from asysi.pipeline.run.pipeline import Report, UnifiedNodePipeline, UnifiedPipeline
+    from asysi.pipeline.run.pipeline import OperatorNode, ParallelBatchNode, UnifiedNode, UnifiedNodePipeline
+    from asysi.pipeline.run.telemetry import Report
+    from asysi.pipeline.run.unified_pipeline import UnifiedPipeline
     from asysi.pipeline.streams.data_streams import (
         CsvStream,
         FileStream,
@@ -45,13 +42,8 @@ if TYPE_CHECKING:
 _PLACES = {
     "asysi.pipeline.nodes.config": ("NodeConfig", "WriterConfig"),
     "asysi.pipeline.run.hooks": ("CompositePipelineHooks", "DefaultPipelineHooks", "IPipelineHooks"),
-    "asysi.pipeline.nodes.node": (
-        "OperatorNode",
-        "ParallelBatchNode",
-        "Progress",
-        "TooManyDeadLettersError",
-        "UnifiedNode",
-    ),
+    "asysi.pipeline.nodes.counters": ("Progress",),
+    "asysi.pipeline.nodes.lifecycle": ("TooManyDeadLettersError",),
     "asysi.pipeline.operators.operator": (
         "BaseOperator",
         "CanceledError",
@@ -60,7 +52,14 @@ _PLACES = {
         "IOperator",
         "NodeContext",
     ),
-    "asysi.pipeline.run.pipeline": ("Report", "UnifiedNodePipeline", "UnifiedPipeline"),
+    "asysi.pipeline.run.pipeline": (
+        "OperatorNode",
+        "ParallelBatchNode",
+        "UnifiedNode",
+        "UnifiedNodePipeline",
+    ),
+    "asysi.pipeline.run.telemetry": ("Report",),
+    "asysi.pipeline.run.unified_pipeline": ("UnifiedPipeline",),
     "asysi.pipeline.streams.seal": ("Seal", "SealError"),
     "asysi.pipeline.streams.data_streams": (
         "CsvStream",

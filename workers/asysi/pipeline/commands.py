@@ -15,7 +15,8 @@ from asysi.contract.runtime import Exit
 
 if TYPE_CHECKING:
     from asysi.contract.pipeline import PipelineFile
-    from asysi.pipeline.run.pipeline import Report, UnifiedPipeline
+    from asysi.pipeline.run.telemetry import Report
+    from asysi.pipeline.run.unified_pipeline import UnifiedPipeline
 
 app = typer.Typer(help="Run operators over rows, exactly once.", no_args_is_help=True)
 
@@ -226,9 +227,9 @@ def _pipeline(
     target: Path, spec: "PipelineFile | None", part: tuple[int, int] | None, *, plain: bool
 ) -> "UnifiedPipeline":
     """Return the pipeline of a file, or that of a folder of results."""
-    from asysi.pipeline.run.pipeline import UnifiedPipeline  # noqa: PLC0415 - not needed for the help
     from asysi.pipeline.run.pipeline_file import build, look_beside  # noqa: PLC0415
     from asysi.pipeline.run.progress import Lines  # noqa: PLC0415
+    from asysi.pipeline.run.unified_pipeline import UnifiedPipeline  # noqa: PLC0415 - not needed for the help
 
     live = sys.stderr.isatty() and not plain
     hooks = None if live else Lines()
@@ -317,7 +318,7 @@ def _end(run: Callable[[], "Report"]) -> None:
 
 def _said(run: Callable[[], "Report"]) -> int:
     """Run, say how it went, and return the exit code for that."""
-    from asysi.pipeline.nodes.node import TooManyDeadLettersError  # noqa: PLC0415 - not needed for the help
+    from asysi.pipeline.nodes.lifecycle import TooManyDeadLettersError  # noqa: PLC0415 - not needed for the help
     from asysi.pipeline.rows.blocks import RowError  # noqa: PLC0415
 
     try:

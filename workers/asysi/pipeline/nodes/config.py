@@ -7,6 +7,9 @@ from typing import Any
 
 from asysi.contract.errors import ConfigError
 
+MAX_THREADS = 1024
+"""Threads that compute the rows of one node, at most."""
+
 
 @dataclass(frozen=True, slots=True)
 class WriterConfig:
@@ -93,6 +96,36 @@ class NodeConfig:
         if given.get("writer_config") is not None:
             given["writer_config"] = WriterConfig.of(given["writer_config"])
         return cls(**given)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """What a node runs with, once it is open.
+
+    Attributes:
+        node_id: name of the node.
+        operator: what it does.
+        parallel_size: batches computed at once, on threads, >= 1.
+        batch_size: source rows in a batch, >= 1.
+        processes: processes that compute, >= 1; 1 computes in this one.
+        writer_config: how it writes.
+        on_error: `fail` or `dead_letter`.
+        max_dead_letters: rows that may be set aside, >= 0.
+    """
+
+    node_id: str
+    operator: Any
+    parallel_size: int
+    batch_size: int
+    processes: int
+    writer_config: WriterConfig
+    on_error: str
+    max_dead_letters: int
+
+    @property
+    def letters(self) -> bool:
+        """Whether rows that cannot be processed become dead letters."""
+        return self.on_error == "dead_letter"
 
 
 def refuse_unknown(where: str, given: Mapping[str, Any], known: list[str]) -> None:

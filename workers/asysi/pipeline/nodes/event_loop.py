@@ -2,6 +2,7 @@
 
 import asyncio
 import atexit
+import inspect
 import os
 import threading
 from collections.abc import Callable
@@ -15,6 +16,15 @@ _running: tuple[asyncio.AbstractEventLoop, threading.Thread] | None = None
 def submit(function: Callable[..., Any], *arguments: Any) -> "Future[Any]":
     """Start a coroutine function on the loop and return its future; the loop starts when first needed."""
     return asyncio.run_coroutine_threadsafe(function(*arguments), _loop())
+
+
+def call_method(operator: Any, method: str, *arguments: Any) -> None:
+    """Call a method of an operator, if it has it, and wait for its end."""
+    found = getattr(operator, method, None)
+    if inspect.iscoroutinefunction(found):
+        submit(found, *arguments).result()
+    elif found is not None:
+        found(*arguments)
 
 
 def _loop() -> asyncio.AbstractEventLoop:

@@ -239,6 +239,11 @@ def is_coroutine(operator: Any, method: str) -> bool:
     return inspect.iscoroutinefunction(function)
 
 
+def is_async(operator: Any) -> bool:
+    """Return whether an operator's calls are coroutines: they all wait on one thread."""
+    return is_coroutine(operator, "process_item") or is_coroutine(operator, "process_batch")
+
+
 def name_of(operator: Any) -> str:
     """Return how displays call an operator."""
     return str(getattr(operator, "name", "") or type(operator).__name__)

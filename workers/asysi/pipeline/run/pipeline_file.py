@@ -18,7 +18,7 @@ from asysi.contract.pipeline import PipelineFile
 from asysi.contract.spec import PipelineNode, PipelineWriter
 from asysi.pipeline.nodes.config import NodeConfig, WriterConfig
 from asysi.pipeline.operators.registry import make_operator
-from asysi.pipeline.run.pipeline import UnifiedPipeline
+from asysi.pipeline.run.unified_pipeline import UnifiedPipeline
 
 _PATHS = ("inputUri", "outputUri", "basePath", "resultsDir", "logDir")
 _WHOLE = "a pipeline's file"

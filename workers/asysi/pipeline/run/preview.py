@@ -16,7 +16,7 @@ from asysi.pipeline.rows.ids import FIELD
 from asysi.pipeline.streams.data_streams import FileStream
 
 if TYPE_CHECKING:
-    from asysi.pipeline.run.pipeline import UnifiedPipeline
+    from asysi.pipeline.run.unified_pipeline import UnifiedPipeline
 
 SAMPLED = 200
 """Rows that are looked at."""

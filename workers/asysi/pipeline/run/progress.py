@@ -2,14 +2,11 @@
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from asysi.pipeline.run.hooks import DefaultPipelineHooks
-
-if TYPE_CHECKING:
-    from asysi.pipeline.run.pipeline import UnifiedNodePipeline
 
 Image = Mapping[str, Any]
 """What `runtime.json` holds."""
@@ -19,8 +16,8 @@ _EVERY = 10.0
 
 
 @contextmanager
-def display(pipeline: "UnifiedNodePipeline", wanted: bool | None) -> Iterator[None]:
-    """Show a live table of the nodes on stderr: if wanted, or, by default, if that is a terminal."""
+def display(image: Callable[[], Image], wanted: bool | None) -> Iterator[None]:
+    """Show a live table of a run's nodes on stderr: if wanted, or, by default, if that is a terminal."""
     if not (sys.stderr.isatty() if wanted is None else wanted):
         yield
         return
@@ -28,7 +25,7 @@ def display(pipeline: "UnifiedNodePipeline", wanted: bool | None) -> Iterator[No
     from rich.live import Live  # noqa: PLC0415
 
     with Live(
-        get_renderable=lambda: table([pipeline.get_runtime()]),
+        get_renderable=lambda: table([image()]),
         console=Console(stderr=True),
         refresh_per_second=4,
         transient=False,

@@ -10,18 +10,19 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import xxhash
 
 from asysi.contract.errors import ConfigError
 from asysi.files import sync, write_atomically
 from asysi.pipeline.ledger.ledger import Ledger, Redriven, Totals
-from asysi.pipeline.nodes.node import UnifiedNode, check_log, committed_rows
+from asysi.pipeline.nodes.node import Node
+from asysi.pipeline.nodes.verify import check_log, committed_rows
 from asysi.pipeline.rows import values
 from asysi.pipeline.rows.blocks import BadLineError, DeadLetter
 from asysi.pipeline.rows.ids import FIELD, lineage
@@ -31,15 +32,32 @@ from asysi.pipeline.streams.row_log import FileLog
 from asysi.pipeline.streams.seal import START_OVER, Seal, SealError, seal_path
 from asysi.pipeline.streams.source import CHUNK
 
-if TYPE_CHECKING:
-    from asysi.pipeline.run.pipeline import UnifiedNodePipeline
-
 _FOLDER = "redrive"
 _PENDING, _ROUNDS = "redriven", "redrives"
 """What the ledger notes: an output that waits for its name, and how many redrives there were."""
 _NO_CAP = 1 << 62
 _NOWHERE = -1
 """Row of a dead letter that only a redrive brought to its node."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompletedRun:
+    """A pipeline whose nodes have all finished.
+
+    Attributes:
+        pipeline_id: its name.
+        nodes: its nodes, bound to their buses.
+        folder: of its results.
+        budget: by name of what operators report, how much may be spent by it and its redrives.
+        run_chain: runs nodes as a pipeline of their own, in a folder and with a budget, or resumes them;
+            returns the status in which they ended.
+    """
+
+    pipeline_id: str
+    nodes: Sequence[Node]
+    folder: Path
+    budget: Mapping[str, float]
+    run_chain: Callable[[Sequence[Node], Path, Mapping[str, float]], str]
 
 
 @dataclass(slots=True)
@@ -55,7 +73,7 @@ class _Chain:
 
     sent: list[tuple[int, DeadLetter]]
     broken: list[tuple[int, DeadLetter]]
-    nodes: list[UnifiedNode]
+    nodes: list[Node]
     folder: Path
 
     @property
@@ -89,7 +107,7 @@ def check_completed(folder: Path) -> None:
         )
 
 
-def redrive(pipeline: "UnifiedNodePipeline", ledger: Ledger) -> str:
+def redrive(run: CompletedRun, ledger: Ledger) -> str:
     """Put a completed pipeline's dead letters through again.
 
     Returns:
@@ -99,28 +117,28 @@ def redrive(pipeline: "UnifiedNodePipeline", ledger: Ledger) -> str:
         ConfigError: the output was lost with its process.
         SealError: it is not what the ledger says.
     """
-    final = pipeline.nodes[-1]
+    final = run.nodes[-1]
     assert final.output_bus is not None
     finish_merge(ledger, final.output_bus)
-    check_output(pipeline, ledger)
-    folder = pipeline.results_dir / _FOLDER / f"{int(ledger.about(_ROUNDS) or 0):04d}"
+    check_output(run, ledger)
+    folder = run.folder / _FOLDER / f"{int(ledger.about(_ROUNDS) or 0):04d}"
     chains: list[_Chain] = []
-    for index in range(len(pipeline.nodes)):
-        chain = _chain(pipeline, ledger, index, folder)
+    for index in range(len(run.nodes)):
+        chain = _chain(run, ledger, index, folder)
         if chain.sent:
-            status = _run(pipeline, chain, _left(pipeline, ledger, chains))
+            status = _run(run, chain, _left(run, ledger, chains))
             if status != "completed":
                 return status
         if chain.sent or chain.broken:
             chains.append(chain)
     if chains:
-        _merge(pipeline, ledger, chains)
+        _merge(run, ledger, chains)
         finish_merge(ledger, final.output_bus)
     shutil.rmtree(folder, ignore_errors=True)
     return "completed"
 
 
-def check_output(pipeline: "UnifiedNodePipeline", ledger: Ledger) -> None:
+def check_output(run: CompletedRun, ledger: Ledger) -> None:
     """Refuse to redrive into an output that is not what it was: before anything is computed or paid.
 
     Raises:
@@ -129,7 +147,7 @@ def check_output(pipeline: "UnifiedNodePipeline", ledger: Ledger) -> None:
     """
     if ledger.about(_PENDING) not in {None, "null"}:
         return  # it is given its name first
-    final = pipeline.nodes[-1]
+    final = run.nodes[-1]
     log, last = _file_log(final), ledger.last(final.node_id)
     if last is not None:
         check_log(final.node_id, log, last, ledger.ranges(final.node_id))
@@ -155,8 +173,8 @@ def finish_merge(ledger: Ledger, bus: IDataStream) -> None:
     ledger.note(_PENDING, "null")
 
 
-def _chain(pipeline: "UnifiedNodePipeline", ledger: Ledger, index: int, folder: Path) -> _Chain:
-    name = pipeline.nodes[index].node_id
+def _chain(run: CompletedRun, ledger: Ledger, index: int, folder: Path) -> _Chain:
+    name = run.nodes[index].node_id
     chain = _Chain([], [], [], folder / name)
     rows = []
     for number, _, letter, _ in sorted(ledger.dead(name), key=lambda found: _place(found[2].identity)):
@@ -173,7 +191,7 @@ def _chain(pipeline: "UnifiedNodePipeline", ledger: Ledger, index: int, folder: 
         write_atomically(source, lambda file: _fill(file, rows))
     bus: IDataStream = JsonlStream(f"jsonl://{source}")
     bus.seal()
-    for node in pipeline.nodes[index:]:
+    for node in run.nodes[index:]:
         again = _again(node, ledger)
         out = JsonlStream(f"jsonl://{chain.folder / node.node_id}.jsonl")
         again.bind_io(bus, out)
@@ -203,8 +221,8 @@ def _fill(file: Path, rows: list[dict[str, Any]]) -> None:
             stream.write(values.dumps(row) + b"\n")
 
 
-def _again(node: UnifiedNode, ledger: Ledger) -> UnifiedNode:
-    again = UnifiedNode(
+def _again(node: Node, ledger: Ledger) -> Node:
+    again = Node(
         node.node_id,
         node.parallel_size,
         node.batch_size,
@@ -220,7 +238,7 @@ def _again(node: UnifiedNode, ledger: Ledger) -> UnifiedNode:
     return again
 
 
-def _file_log(node: UnifiedNode) -> FileLog:
+def _file_log(node: Node) -> FileLog:
     assert node.output_bus is not None
     log = node.output_bus.log()
     if not isinstance(log, FileLog):
@@ -231,22 +249,15 @@ def _file_log(node: UnifiedNode) -> FileLog:
     return log
 
 
-def _left(pipeline: "UnifiedNodePipeline", ledger: Ledger, chains: list[_Chain]) -> dict[str, float]:
+def _left(run: CompletedRun, ledger: Ledger, chains: list[_Chain]) -> dict[str, float]:
     """Return what the budget leaves to spend."""
-    spent = [ledger.totals(node.node_id).usage or {} for node in pipeline.nodes]
+    spent = [ledger.totals(node.node_id).usage or {} for node in run.nodes]
     spent += [gained.usage or {} for chain in chains for gained in _gained(chain).values()]
-    return {
-        name: limit - sum(usage.get(name, 0) for usage in spent) for name, limit in pipeline.budget.items()
-    }
+    return {name: limit - sum(usage.get(name, 0) for usage in spent) for name, limit in run.budget.items()}
 
 
-def _run(pipeline: "UnifiedNodePipeline", chain: _Chain, budget: Mapping[str, float]) -> str:
-    run = pipeline.beside(chain.nodes, chain.folder / "state", budget)
-    if run.has_begun():
-        run.resume(accept_changes=True)
-    else:
-        run.create(pipeline.pipeline_id)
-    return run.run().status
+def _run(run: CompletedRun, chain: _Chain, budget: Mapping[str, float]) -> str:
+    return run.run_chain(chain.nodes, chain.folder / "state", budget)
 
 
 def _gained(chain: _Chain) -> dict[str, Totals]:
@@ -259,15 +270,15 @@ def _gained(chain: _Chain) -> dict[str, Totals]:
         ledger.close()
 
 
-def _merge(pipeline: "UnifiedNodePipeline", ledger: Ledger, chains: list[_Chain]) -> None:
+def _merge(run: CompletedRun, ledger: Ledger, chains: list[_Chain]) -> None:
     """Write the new output beside the old one, and let the ledger say that it is the output."""
-    final = pipeline.nodes[-1]
+    final = run.nodes[-1]
     log, last = _file_log(final), ledger.last(final.node_id)
     if last is not None:
         check_log(final.node_id, log, last, ledger.ranges(final.node_id))
     files = [log.path, *(chain.output for chain in chains if chain.sent)]
     made = log.path.with_name(f".{log.path.name}.redriven")
-    seal = _merged(files, made, final.node_id, pipeline.pipeline_id)
+    seal = _merged(files, made, final.node_id, run.pipeline_id)
     settled, failed, moved = _letters(chains)
     gained: dict[str, Totals] = {final.node_id: Totals()}
     for chain in chains:

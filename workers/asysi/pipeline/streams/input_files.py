@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from re import compile as compiled
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from fsspec.utils import glob_translate
 
@@ -17,9 +17,6 @@ from asysi.contract.errors import ConfigError
 from asysi.locations import filesystem
 from asysi.pipeline.streams.data_streams import FileStream, IDataStream
 from asysi.pipeline.streams.seal import START_OVER, SealError, is_local, prefix_digest
-
-if TYPE_CHECKING:
-    from asysi.pipeline.nodes.node import UnifiedNode
 
 _DIGESTED = 16 << 30
 """Bytes of input up to which files are digested; larger inputs are known by size and time of writing."""
@@ -46,6 +43,14 @@ class InputFile:
 
     def __str__(self) -> str:
         return self.url.removeprefix("file://")
+
+
+class BoundNode(Protocol):
+    """A node, as far as it reads from one bus and writes to another."""
+
+    node_id: str
+    input_bus: IDataStream | None
+    output_bus: IDataStream | None
 
 
 def pin(bus: IDataStream) -> list[InputFile] | None:
@@ -140,9 +145,7 @@ def as_image(files: Sequence[InputFile] | None) -> list[dict[str, Any]] | None:
     return None if files is None else [asdict(file) for file in files]
 
 
-def refuse_own_output(
-    nodes: Sequence["UnifiedNode"], results_dir: Path, more: Iterable[str | None] = ()
-) -> None:
+def refuse_own_output(nodes: Sequence[BoundNode], results_dir: Path, more: Iterable[str | None] = ()) -> None:
     """Refuse a pipeline that reads, or with its pattern matches, what it writes itself, now or later.
 
     Args:

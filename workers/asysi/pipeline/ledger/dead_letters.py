@@ -1,0 +1,42 @@
+"""The dead letters of a run as files for people and programs: a JSON line each, a file per node."""
+
+import base64
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from asysi.files import write_atomic
+from asysi.pipeline.ledger.ledger import Ledger
+
+
+def write_dead_letters(ledger: Ledger, names: Sequence[str], folder: Path) -> None:
+    """Write the dead letters of each node to `<node>.jsonl` in a folder; a node without any has no file."""
+    by_node: dict[str, list[str]] = {}
+    for _, node, letter, tries in ledger.dead():
+        tree = {
+            "_i": letter.identity,
+            "node": node,
+            "row": letter.row,
+            "reason": letter.reason,
+            "error": letter.error,
+            "tries": tries,
+            **_as_text(letter.line),
+        }
+        by_node.setdefault(node, []).append(json.dumps(tree, ensure_ascii=False))
+    for name in names:
+        file = folder / f"{name}.jsonl"
+        if name in by_node:
+            write_atomic(file, "\n".join(by_node[name]) + "\n")
+        else:
+            file.unlink(missing_ok=True)
+
+
+def _as_text(line: bytes) -> dict[str, str]:
+    """Return a line for a JSON file: its bytes too, where they are not text."""
+    try:
+        return {"line": line.decode()}
+    except UnicodeDecodeError:
+        return {
+            "line": line.decode(errors="replace"),
+            "line_base64": base64.b64encode(line).decode(),
+        }

@@ -1,0 +1,305 @@
+"""From a node's opening behind what is committed to the seal of its output."""
+
+import itertools
+import logging
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from asysi.pipeline.ledger.ledger import Range
+from asysi.pipeline.ledger.settled_rows import OWN_IDS
+from asysi.pipeline.nodes.block_executor import BlockExecutor
+from asysi.pipeline.nodes.committer import Committer
+from asysi.pipeline.nodes.config import NodeSettings
+from asysi.pipeline.nodes.counters import Counters
+from asysi.pipeline.nodes.flight_window import FlightWindow
+from asysi.pipeline.nodes.run_context import RunContext
+from asysi.pipeline.nodes.verify import (
+    check_log,
+    check_written,
+    committed_rows,
+    first_and_last_id,
+    verify_seal,
+    written_digest,
+)
+from asysi.pipeline.nodes.writer import Writer
+from asysi.pipeline.rows.blocks import Block, Result
+from asysi.pipeline.streams.completeness import is_complete
+from asysi.pipeline.streams.data_streams import IDataStream, ParquetStream
+from asysi.pipeline.streams.row_log import FileLog, Log
+from asysi.pipeline.streams.seal import START_OVER, Seal, SealError, seal_path
+from asysi.pipeline.streams.source import LineSource, LogFeed
+
+if TYPE_CHECKING:
+    from asysi.pipeline.formats.parquet_columns import ParquetColumns
+
+_log = logging.getLogger("asysi.pipeline")
+
+
+class TooManyDeadLettersError(Exception):
+    """More rows failed than `max_dead_letters` allows."""
+
+
+class OpenNode:
+    """A node from its opening to its end: its source, what computes its rows, and its output.
+
+    Args:
+        settings: what it runs with.
+        context: the run that it belongs to.
+        source: where rows come from.
+        out: where they go.
+        counters: what is counted.
+    """
+
+    def __init__(
+        self,
+        settings: NodeSettings,
+        context: RunContext,
+        source: IDataStream,
+        out: IDataStream,
+        counters: Counters,
+    ) -> None:
+        self._settings, self._context, self._counters = settings, context, counters
+        self._bus, self._out = source, out
+        self._letters = counters.dead
+        self._executor = BlockExecutor(settings, context)
+        self._window = FlightWindow(settings, context, self._executor, self._deliver)
+        self._columns: ParquetColumns | None = None
+        self._source: LineSource | None = None
+        self._log: Log | None = None
+        self._writer: Writer | None = None
+        self._cut = False
+        """Whether a block ended early, as the run was ending."""
+        self.finished = False
+        """Whether every row is committed and the output sealed."""
+
+    def open(self, remembered: Callable[[], Iterable[dict[str, Any]]]) -> None:
+        """Open source and output, behind what is committed already.
+
+        Args:
+            remembered: rows that an ordered operator has made in another run and must know of.
+
+        Raises:
+            ConfigError: it cannot read or write.
+            SealError: source or output differ from what the ledger or a seal says of them.
+        """
+        given, context, out = self._settings, self._context, self._out
+        last = context.ledger.last(given.node_id) if context.resume else None
+        end, rows = (last.out_end, last.out_rows) if last else (0, 0)
+        self._log = log = out.log()
+        out.unseal()
+        if last is not None and isinstance(log, FileLog):
+            log.digest = check_log(given.node_id, log, last, context.ledger.ranges(given.node_id))
+        log.open(end)
+        out.bridge.advance(end, rows)
+        self._source = source = self._make_source()
+        digest = self._go_behind(source, last)
+        self._columns = _columns_of(out)
+        if self._columns is not None and last is not None:
+            self._columns.add(committed_rows(log, end))
+        self._executor.open()
+        if last is not None:
+            _log.info("[Resume] %s goes on at source row %d, output row %d", given.node_id, last.last, rows)
+        if getattr(given.operator, "ordered", False):
+            given.operator.restore(itertools.chain(remembered(), committed_rows(log, end)))
+        committer = Committer(
+            given.node_id,
+            log,
+            context.ledger,
+            out.bridge,
+            given.writer_config,
+            at=(source.row, rows),
+            source_digest=digest,
+            committed=self._counters.commit,
+            has_parked=lambda: self._window.has_parked,
+        )
+        self._writer = Writer(given.node_id, given.writer_config, committer)
+
+    def compute(self) -> None:
+        """Compute every row, until the source or the run ends.
+
+        Raises:
+            RowError: a row cannot be processed, and `on_error` is `fail`.
+            TooManyDeadLettersError: more rows failed than allowed.
+        """
+        source, window = self._source, self._window
+        assert source is not None
+        align = self._settings.batch_size if self._executor.batches else 1
+        while not self._context.stop.is_set():
+            block = source.take(window.rows_to_take(source.row), align)
+            if block is not None:
+                window.dispatch(block)
+            elif source.ended:
+                window.drain()
+                if not self._cut:
+                    self._seal()
+                return
+            elif isinstance(source.feed, LogFeed) and source.feed.stopped:
+                break
+            else:
+                window.deliver_ready()
+                source.wait(0.05 if window.busy else 0.5)
+        window.drain()
+
+    def commit(self) -> None:
+        """Write and commit what was computed.
+
+        Raises:
+            BaseException: what stopped the writing.
+        """
+        if self._writer is not None:
+            self._writer.close()
+
+    def release(self) -> None:
+        """Close source, output and operator, and end threads and processes."""
+        self._executor.shutdown()
+        if self._source is not None:
+            self._source.close()
+        if self._log is not None:
+            self._log.close()
+        self._executor.close_operator()
+
+    def end_dispatch_log(self) -> None:
+        """Log the dispatched rows that no line tells of yet."""
+        self._window.dispatches.end()
+
+    @property
+    def row(self) -> int:
+        """Source row that is read next."""
+        return self._source.row if self._source is not None else 0
+
+    @property
+    def waited(self) -> float:
+        """Seconds that computing waited for the disk."""
+        return self._writer.waited if self._writer is not None else 0.0
+
+    def total(self) -> tuple[int | None, bool]:
+        """Return how many source rows there are (None: not known), and whether they are counted."""
+        if self._source is None:
+            return None, False
+        feed = self._source.feed
+        if isinstance(feed, LogFeed):
+            return self._bus.bridge.rows, self._bus.bridge.ended
+        rows, read = self._source.row - self._source.first_row, self._source.offset
+        begin = self._source.begin
+        if feed.size is None or read <= begin:
+            return None, False
+        return round(rows * (feed.size - begin) / (read - begin)), self._source.ended
+
+    def _make_source(self) -> LineSource:
+        bus, context = self._bus, self._context
+        if not bus.bound:
+            bus.static = bus.static or is_complete(bus)
+            resumed = context.resume and context.ledger.last(self._settings.node_id) is not None
+            verify_seal(bus, f"Restore it, or {START_OVER}" if resumed else None)
+        elif bus.bridge.ended:
+            check_written(bus)
+        return bus.source(context.window)
+
+    def _go_behind(self, source: LineSource, last: Range | None) -> Any:
+        """Go behind the last committed row, and return the running digest of the source up to there."""
+        if self._context.is_first:
+            self._context.ledger.note(OWN_IDS, str(int(not source.stored)))
+        first = last.last if last else source.first_row
+        digest = source.open(first, last.source_end if last else source.begin)
+        if last is not None and digest is not None and digest.hexdigest() != last.source_digest:
+            raise SealError(
+                f"{self._bus.uri} was changed: node {self._settings.node_id} has committed its rows up to"
+                f" {last.last}, and they are not what they were. Restore it, or {START_OVER}"
+            )
+        return digest
+
+    def _deliver(self, block: Block, result: Result) -> None:
+        """Give a result to the writer; a failure keeps what was finished behind it, and is raised."""
+        assert self._writer is not None
+        if self._columns is not None:
+            self._columns.add_lines(result.data)
+        self._counters.computed += result.last - result.first
+        if result.last > result.first:
+            self._writer.put(result, block.data[: result.size])
+        failure = result.failure or self._too_many(result)
+        for letter in result.dead:
+            _log.warning(
+                "[Dead Letter] %s row %s: %s: %s",
+                self._settings.node_id, letter.identity, letter.reason, letter.error,
+            )  # fmt: skip
+        self._cut = self._cut or result.last < block.last
+        if failure is not None or self._cut:
+            self._context.stop.set()
+            self._window.abandon()
+        if failure is not None:
+            raise failure
+
+    def _too_many(self, result: Result) -> TooManyDeadLettersError | None:
+        """Count the dead letters of a result, and return an error where they are too many."""
+        self._letters += len(result.dead)
+        if not result.dead or self._letters <= self._settings.max_dead_letters:
+            return None
+        return TooManyDeadLettersError(
+            f"node {self._settings.node_id}: {self._letters} rows failed, more than max_dead_letters="
+            f"{self._settings.max_dead_letters}; the last one: {result.dead[-1].reason}:"
+            f" {result.dead[-1].error}"
+        )
+
+    def _seal(self) -> None:
+        """Commit everything and seal the output: the source has ended."""
+        assert self._writer is not None
+        assert self._log is not None
+        given, context, out = self._settings, self._context, self._out
+        self._writer.close()
+        last = context.ledger.last(given.node_id)
+        parent, expected = last.source_digest if last else None, written_digest(self._bus)
+        if last is not None and expected is not None and parent != expected:
+            raise SealError(
+                f"{self._bus.uri} was changed while node {given.node_id} read it: it no longer fits its seal"
+            )
+        digest = self._log.digest.hexdigest() if self._log.digest is not None else ""
+        seal = Seal(
+            last.out_rows if last else 0,
+            self._log.size,
+            digest,
+            *first_and_last_id(self._log),
+            given.node_id,
+            context.pipeline_id,
+            parent,
+        )
+        if given.writer_config.fsync:
+            self._log.sync()
+        out.finish(seal)
+        context.ledger.finish(given.node_id, seal.text())
+        _log.info("[Seal] %s: %d rows, digest %s", out.uri, seal.rows, seal.digest)
+        out.bridge.end()
+        self.finished = True
+
+
+def reopen_finished(node_id: str, context: RunContext, out: IDataStream) -> None:
+    """Take up the sealed output of a node that has finished, for the node that reads it.
+
+    Raises:
+        SealError: the output is not what was sealed, or was removed.
+    """
+    if out.read_seal() is None:
+        raise SealError(
+            f"{out.uri} has lost its seal or was removed: node {node_id} had finished it. Restore it"
+            f" with its {seal_path('')}, or {START_OVER}"
+        )
+    verify_seal(out, f"Restore it, or {START_OVER}")
+    last = context.ledger.last(node_id)
+    if last is not None:
+        log = out.log()
+        if isinstance(log, FileLog):
+            log.digest = check_log(node_id, log, last, context.ledger.ranges(node_id))
+        out.bridge.advance(last.out_end, last.out_rows)
+    out.bridge.end()
+
+
+def _columns_of(bus: IDataStream) -> "ParquetColumns | None":
+    """Return what looks at the rows for a bus, None where its format holds every row.
+
+    Raises:
+        ConfigError: Parquet cannot be written here.
+    """
+    if not isinstance(bus, ParquetStream):
+        return None
+    from asysi.pipeline.formats.parquet_columns import ParquetColumns  # noqa: PLC0415 - not for other formats
+
+    return ParquetColumns(bus.uri, bus.log().path)

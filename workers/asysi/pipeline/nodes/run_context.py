@@ -1,0 +1,37 @@
+"""What a node needs of the run that it belongs to."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from asysi.pipeline.ledger.ledger import Ledger
+from asysi.pipeline.rows.blocks import Result
+from asysi.pipeline.streams.source import Window
+
+
+@dataclass(slots=True)
+class RunContext:
+    """What a node needs of the run that it belongs to.
+
+    Attributes:
+        pipeline_id: name of the pipeline.
+        folder: where ledger and operators keep what they know.
+        ledger: what is done.
+        stop: set when the run is ending.
+        spent: called with (node, result) as soon as a block is computed.
+        window: the part of the source that this run reads, for the first node of a shard.
+        is_first: whether the node reads the pipeline's input.
+        resume: whether the node continues after the ranges that an earlier run committed.
+        round: the redrive that this is part of, empty in a run of its own.
+    """
+
+    pipeline_id: str
+    folder: Path
+    ledger: Ledger
+    stop: threading.Event = field(default_factory=threading.Event)
+    spent: Callable[[str, Result], None] = lambda node, result: None
+    window: Window | None = None
+    resume: bool = False
+    is_first: bool = False
+    round: str = ""

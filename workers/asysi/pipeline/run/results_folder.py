@@ -1,0 +1,109 @@
+"""The folder of a pipeline's results: held by one run at a time, and cleared of what an earlier one left."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from asysi.contract.errors import ConfigError
+from asysi.pipeline.run.blueprint_checks import changes
+from asysi.pipeline.run.run_state import RUNTIME, alive, read_image
+from asysi.pipeline.streams.data_streams import IDataStream
+from asysi.pipeline.streams.seal import START_OVER
+
+LEDGER = "ledger.sqlite"
+
+
+@contextmanager
+def locked(folder: Path, pipeline_id: str) -> Iterator[None]:
+    """Hold a results folder: two runs of one pipeline would spoil each other.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        process = alive(read_image(folder)) if (folder / RUNTIME).exists() else None
+        raise ConfigError(
+            f"the pipeline {pipeline_id} is running already{f' (process {process})' if process else ''} in "
+            f"{folder}: wait"
+            " for it, cancel it, or give this one another pipeline_id"
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def make_room(
+    folder: Path,
+    pipeline_id: str,
+    outputs: Sequence[IDataStream],
+    image: Callable[[], Mapping[str, Any]],
+    *,
+    overwrite: bool,
+) -> None:
+    """Remove what an earlier run left in a results folder and at the outputs, if that is allowed.
+
+    Args:
+        folder: of the results.
+        pipeline_id: of the pipeline that will run there.
+        outputs: of its nodes.
+        image: returns what it is.
+        overwrite: whether rows may be removed.
+
+    Raises:
+        ConfigError: there are rows and they may not be removed, or the folder is another pipeline's.
+    """
+    used = folder / LEDGER
+    taken = [bus for bus in outputs if bus.exists()]
+    if (folder / RUNTIME).exists():
+        before = _image_before(folder, pipeline_id, overwrite)
+        _refuse_other(folder, pipeline_id, before, image if used.exists() and not overwrite else None)
+    if taken and not overwrite:
+        raise ConfigError(
+            *(f"{bus.uri} is there already: delete it, name another output, or {START_OVER}" for bus in taken)
+        )
+    for bus in taken:
+        bus.remove()
+    if used.exists():
+        for name in (LEDGER, f"{LEDGER}-wal", f"{LEDGER}-shm", "answers.sqlite"):
+            (folder / name).unlink(missing_ok=name != LEDGER)
+        for part in ("spool", "dead_letters", "redrive"):
+            shutil.rmtree(folder / part, ignore_errors=True)
+
+
+def _image_before(folder: Path, pipeline_id: str, overwrite: bool) -> Mapping[str, Any]:
+    """Return the image of the run before; one that cannot be read may be overwritten."""
+    try:
+        return read_image(folder)
+    except ConfigError:
+        if not overwrite:
+            raise
+        return {"pipeline_id": pipeline_id, "status": "unknown"}
+
+
+def _refuse_other(
+    folder: Path, pipeline_id: str, before: Mapping[str, Any], now: Callable[[], Mapping[str, Any]] | None
+) -> None:
+    """Refuse a folder of another pipeline, and one whose rows would be lost (`now` then says what is new)."""
+    if before["pipeline_id"] != pipeline_id:
+        raise ConfigError(
+            f"{folder} holds the pipeline {before['pipeline_id']}: give {pipeline_id} a results_dir of"
+            " its own"
+        )
+    if now is not None:
+        found = changes(before, now())
+        differs = f"This blueprint differs: {'; '.join(found)}. " if found else ""
+        raise ConfigError(
+            f"the pipeline {pipeline_id} has run before (it is {before['status']}). {differs}"
+            f"`resume` (in Python resume({pipeline_id!r})) goes on with it; else give this one"
+            f" another pipelineId, or {START_OVER}"
+        )
