@@ -2,28 +2,31 @@
 
 import asyncio
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
 
 import orjson
 
 from asysi.contract.errors import ConfigError
 from asysi.pipeline.library import completions
 from asysi.pipeline.library.answers import Answer, Answers
+from asysi.pipeline.library.chat_parameters import (
+    ChatAnswers,
+    ChatRequest,
+    ChatServer,
+    as_params,
+    refuse_problems,
+)
 from asysi.pipeline.library.client import Call, ChatAnswerError, ChatBusyError, ChatError, Client, Patience
-from asysi.pipeline.library.completions import ACCEPTABLE, PRICES
 from asysi.pipeline.library.pace import Pace
 from asysi.pipeline.library.template import template
 from asysi.pipeline.operators.operator import BaseOperator, Made, NodeContext, Row
 from asysi.pipeline.rows.ids import FIELD
 
 CACHE = "answers.sqlite"
-_FIXED = frozenset({"model", "messages", "n", "stream"})
 _SHOWN = 300
 """Characters of a server's words in an error."""
 
@@ -104,20 +107,20 @@ class Chat(BaseOperator):
         timeout: float = 120.0,
         deadline: float = 600.0,
     ) -> None:
-        self.model, self.prompt, self.messages, self.system, self.output = (
-            model,
-            prompt,
-            messages,
-            system,
-            output,
+        self._asked = ChatRequest(model, prompt, messages, system, dict(options or {}), n)
+        self._server = ChatServer(
+            base_url,
+            api_key_env,
+            api_key_file,
+            dict(headers or {}),
+            requests_per_minute,
+            tokens_per_minute,
+            tries,
+            timeout,
+            deadline,
         )
-        self.base_url, self.api_key_env, self.api_key_file = base_url, api_key_env, api_key_file
-        self.options, self.n, self.finish, self.headers = dict(options or {}), n, finish, dict(headers or {})
-        self.requests_per_minute, self.tokens_per_minute = requests_per_minute, tokens_per_minute
-        self.prices, self.share, self.cache = dict(prices or {}), share, cache
-        self.tries, self.timeout, self.deadline, self.accept = tries, timeout, deadline, list(accept)
-        self._check()
-        self._url = f"{base_url.rstrip('/')}/chat/completions"
+        self._answers = ChatAnswers(output, finish, dict(prices or {}), list(accept), share, cache)
+        refuse_problems(self._asked, self._server, self._answers)
         self._templates = [
             (role, template(text))
             for role, text in (("system", system), ("user", prompt))
@@ -125,25 +128,30 @@ class Chat(BaseOperator):
         ]
         self._open: _Open | None = None
 
+    def params(self) -> dict[str, Any]:
+        """Return what it was made with, by name: that identifies it."""
+        return as_params(self._asked, self._server, self._answers)
+
     async def open(self, ctx: Any) -> None:
         """Read the key and open the file of answers.
 
         Raises:
             ConfigError: there is no key where it should be.
         """
-        secret = _secret(self.api_key_env, self.api_key_file)
-        headers = {**self.headers, "Content-Type": "application/json"}
+        server, cache = self._server, self._answers.cache
+        secret = server.secret()
+        headers = {**server.headers, "Content-Type": "application/json"}
         if secret is not None:
             headers["Authorization"] = f"Bearer {secret}"
         client = Client(
-            self._url,
+            server.url,
             headers,
-            Patience(self.tries, self.timeout, self.deadline),
-            requests=Pace(self.requests_per_minute) if self.requests_per_minute else None,
-            tokens=Pace(self.tokens_per_minute) if self.tokens_per_minute else None,
+            Patience(server.tries, server.timeout, server.deadline),
+            requests=Pace(server.requests_per_minute) if server.requests_per_minute else None,
+            tokens=Pace(server.tokens_per_minute) if server.tokens_per_minute else None,
             secret=secret,
         )
-        self._open = _Open(client, Answers(Path(self.cache) if self.cache else ctx.folder / CACHE), {})
+        self._open = _Open(client, Answers(Path(cache) if cache else ctx.folder / CACHE), {})
 
     async def close(self) -> None:
         """Close connections and file."""
@@ -165,7 +173,7 @@ class Chat(BaseOperator):
         # In a redrive a row pays anew: what it had spent before is booked already.
         again = f"#{ctx.round}" if ctx.round else ""
         owner = f"{ctx.pipeline_id}/{ctx.node_id}/{item.get(FIELD)}{again}"
-        key = _key(self._url, body, None if self.share else owner)
+        key = _key(self._server.url, body, None if self._answers.share else owner)
         try:
             answer = await self._answer(key, body, owner, ctx)
         except Exception:
@@ -174,7 +182,7 @@ class Chat(BaseOperator):
         self._report_failures(key, owner, ctx)
         self._report(answer, owner, ctx)
         rows = [self._row(item, choice) for choice in answer.tree["choices"]]
-        return rows[0] if self.n == 1 else rows
+        return rows[0] if self._asked.n == 1 else rows
 
     def request(self, item: Row) -> bytes:
         """Return the request that a row makes, as JSON.
@@ -183,12 +191,12 @@ class Chat(BaseOperator):
             KeyError: the row has no such field as `messages`.
             jinja2.UndefinedError: a template asks for a field that the row does not have.
         """
-        if self.messages is not None:
-            messages = item[self.messages]
+        if self._asked.messages is not None:
+            messages = item[self._asked.messages]
         else:
             messages = [{"role": role, "content": found.render(item)} for role, found in self._templates]
-        tree = {"model": self.model, "messages": messages, **self.options}
-        return orjson.dumps({**tree, "n": self.n} if self.n > 1 else tree)
+        tree = {"model": self._asked.model, "messages": messages, **self._asked.options}
+        return orjson.dumps({**tree, "n": self._asked.n} if self._asked.n > 1 else tree)
 
     def preview(self, item: Row) -> tuple[list[Row], dict[str, float]]:
         """Return rows as they would be made of a row, without their answers, and what asking would cost.
@@ -197,63 +205,17 @@ class Chat(BaseOperator):
             KeyError: the row has no such field as `messages`.
             jinja2.UndefinedError: a template asks for a field that the row does not have.
         """
-        guessed = completions.guess(self.request(item), self.n, self.options)
-        rows = [{**item, self.output: ""} for _ in range(self.n)]
-        return rows, {"requests": 1, **completions.spent(guessed, self.prices)}
+        guessed = completions.guess(self.request(item), self._asked.n, self._asked.options)
+        rows = [{**item, self._answers.output: ""} for _ in range(self._asked.n)]
+        return rows, {"requests": 1, **completions.spent(guessed, self._answers.prices)}
 
     def preview_remarks(self) -> list[str]:
         """Return what a preview takes for granted."""
-        most = completions.guess(b"", 1, self.options)["completion_tokens"]
+        most = completions.guess(b"", 1, self._asked.options)["completion_tokens"]
         return [
             f"prompts at {completions.BYTES_A_TOKEN:g} bytes a token, answers of {most} tokens; answers that"
             " are kept already cost nothing"
         ]
-
-    def _check(self) -> None:
-        parts = urlsplit(self.base_url)
-        problems = [
-            problem
-            for wrong, problem in (
-                ((self.prompt is None) == (self.messages is None), "give either prompt or messages"),
-                (
-                    parts.scheme not in {"http", "https"},
-                    f"base_url {parts.scheme}://… begins with no http(s)://",
-                ),
-                (
-                    parts.password is not None,
-                    "base_url holds a password: name the key by api_key_env or _file",
-                ),
-                (
-                    any(name.lower() in {"authorization", "api-key", "x-api-key"} for name in self.headers),
-                    "headers hold a key: name it by api_key_env or api_key_file",
-                ),
-                (bool(self.api_key_env and self.api_key_file), "give api_key_env or api_key_file, not both"),
-                (self.n < 1 or self.tries < 1, "n and tries are 1 or more"),
-                (self.timeout <= 0 or self.deadline <= 0, "timeout and deadline are above 0"),
-                (
-                    any(
-                        pace is not None and pace <= 0
-                        for pace in (self.requests_per_minute, self.tokens_per_minute)
-                    ),
-                    "requests_per_minute and tokens_per_minute are above 0",
-                ),
-                (
-                    not set(self.prices) <= set(PRICES),
-                    f"prices has {', '.join(self.prices)}: it may have {', '.join(PRICES)}",
-                ),
-                (
-                    not set(self.accept) <= set(ACCEPTABLE),
-                    f"accept has {', '.join(self.accept)}: it may have {', '.join(ACCEPTABLE)}",
-                ),
-                (
-                    not _FIXED.isdisjoint(self.options),
-                    f"options may not have {', '.join(sorted(_FIXED & set(self.options)))}",
-                ),
-            )
-            if wrong
-        ]
-        if problems:
-            raise ConfigError(*(f"chat: {problem}" for problem in problems))
 
     async def _answer(self, key: bytes, body: bytes, owner: str, ctx: Any) -> "_Read":
         """Return the answer from the file, from a call that is on its way, or from a new one."""
@@ -274,7 +236,7 @@ class Chat(BaseOperator):
 
     async def _ask(self, key: bytes, body: bytes, owner: str, ctx: Any) -> "_Read":
         opened = self._opened()
-        guessed = completions.guess(body, self.n, self.options)
+        guessed = completions.guess(body, self._asked.n, self._asked.options)
         tokens = sum(guessed.values())
         unsure = 0
 
@@ -285,7 +247,7 @@ class Chat(BaseOperator):
         def lost(at_work: bool) -> None:
             spent: dict[str, float] = {"unsure_calls": 1}
             if at_work:
-                spent |= {**completions.spent(guessed, self.prices), "unsure_tokens": tokens}
+                spent |= {**completions.spent(guessed, self._answers.prices), "unsure_tokens": tokens}
             opened.answers.lose(key, owner, spent)
 
         async def arrived(content: bytes) -> _Read:
@@ -321,7 +283,7 @@ class Chat(BaseOperator):
                 text = answer.body[:_SHOWN].decode(errors="replace")
                 raise ChatBusyError(f"sent no chat completion ({error}): {text!r}") from error
             spent = {**self._paid(answer), "retries": answer.retries}
-        if why := completions.complaint(tree, self.n, self.accept):
+        if why := completions.complaint(tree, self._asked.n, self._answers.accept):
             raise ChatAnswerError(f"was paid, but {why}: to take it as an answer, name it in accept")
         return _Read(answer.owner, tree, spent)
 
@@ -329,7 +291,7 @@ class Chat(BaseOperator):
         """Return what an answer that arrived has cost."""
         if not isinstance(answer.body, bytes):
             return dict(answer.body["spent"])
-        usage = completions.spent(completions.usage_in(answer.body), self.prices)
+        usage = completions.spent(completions.usage_in(answer.body), self._answers.prices)
         return {**usage, "requests": 1, "unsure_calls": answer.unsure}
 
     def _opened(self) -> "_Open":
@@ -339,22 +301,22 @@ class Chat(BaseOperator):
 
     def _report_failures(self, key: bytes, owner: str, ctx: Any) -> None:
         """Book what this row's failed calls cost, or may have cost."""
-        provider = urlsplit(self.base_url).hostname or ""
+        provider = self._server.provider
         for spent in self._opened().answers.failures(key, owner):
-            ctx.report_usage({"provider": provider, "model": self.model, **spent})
+            ctx.report_usage({"provider": provider, "model": self._asked.model, **spent})
 
     def _report(self, answer: "_Read", owner: str, ctx: Any) -> None:
         """Book what the answer cost on the row that paid for it, whenever that row is committed."""
-        provider, model = urlsplit(self.base_url).hostname or "", answer.tree.get("model", self.model)
+        provider, model = self._server.provider, answer.tree.get("model", self._asked.model)
         if answer.owner == owner:
             ctx.report_usage({"provider": provider, "model": model, **answer.spent})
         else:
             ctx.report_usage({"provider": provider, "model": model, "shared_answers": 1})
 
     def _row(self, item: Row, choice: Mapping[str, Any]) -> Row:
-        row = {**item, self.output: choice["message"].get("content")}
-        if self.finish is not None:
-            row[self.finish] = choice.get("finish_reason")
+        row = {**item, self._answers.output: choice["message"].get("content")}
+        if self._answers.finish is not None:
+            row[self._answers.finish] = choice.get("finish_reason")
         return row
 
 
@@ -381,25 +343,3 @@ def _key(url: str, body: bytes, owner: str | None) -> bytes:
     for part in (url.encode(), body, (owner or "").encode()):
         digest.update(len(part).to_bytes(8, "little") + part)
     return digest.digest()
-
-
-def _secret(variable: str | None, file: str | None) -> str | None:
-    """Return the key, None where none is wanted.
-
-    Raises:
-        ConfigError: it is not there.
-    """
-    if variable is not None:
-        found = os.environ.get(variable, "").strip()
-        if not found:
-            raise ConfigError(f"chat: the environment has no {variable}, which should hold the key: set it")
-        return found
-    if file is not None:
-        try:
-            found = Path(file).read_text().strip()
-        except OSError as error:
-            raise ConfigError(f"chat: the key's file {file} cannot be read ({error.strerror})") from error
-        if not found:
-            raise ConfigError(f"chat: the key's file {file} is empty")
-        return found
-    return None
