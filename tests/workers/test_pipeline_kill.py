@@ -25,7 +25,7 @@ def test_resumed_output_is_byte_identical(tmp_path: Path, mode: str) -> None:
 
 def test_a_ledger_that_runs_ahead_of_its_rows_is_noticed(tmp_path: Path) -> None:
     """The loop above can fail: with the order of rows and ledger reversed, it does."""
-    found = killed(tmp_path, "ahead", 8)
+    found = killed(tmp_path, "ahead", 24)
     assert found["wrong"] > 0
     assert "was cut: node" in found["said"]
 
