@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asysi.bus.accounts import Consumed, Produced
 from asysi.bus.states import ProducerState, ReaderState
 from asysi.finish.analysis import Analysis
 from asysi.finish.attempts import Attempt, earlier_attempts, rows_known, whole, without_books
 from asysi.finish.ending import LAST_WORDS, last_words, ledger_json, ledger_of
-from asysi.finish.ledger import Books, Consumed, Equation, Produced, added, as_json, books_of, open_ledger
+from asysi.finish.ledger import Books, Equation, added, as_json, books_of, open_ledger
 from asysi.finish.status import Host, Pace, Point, Snapshot, complete, phase, settled, shape
 from asysi.finish.waiting import Outcome, wait
 

@@ -6,9 +6,9 @@ import pytest
 from asysi.bus.mailbox import CaptureWord
 from asysi.bus.packet import HEADER_DTYPE, MAGIC, VERSION, Dtype
 from asysi.contract.runtime import BUS_RING, CAPTURE_RING
-from asysi.hook.books import read_books
 from asysi.hook.pacer import Pacer
 from asysi.hook.rate import Limits
+from asysi.hook.totals import read_totals
 from asysi_ring import Control, Reader, Writer, create
 
 LIMITS = Limits(most=0.8, least=0.05)
@@ -61,7 +61,7 @@ def test_the_rate_begins_at_the_specs_and_goes_on_after_a_restart(rings):
     _, capture, bus, *_ = rings
     for told, rate in ((0.0, 0.8), (0.3, 0.3), (1.0, 0.8), (0.01, 0.05)):
         capture.set_float(CaptureWord.RATE, told)
-        Pacer(capture, bus, LIMITS, read_books(capture, bus))
+        Pacer(capture, bus, LIMITS, read_totals(capture, bus))
         assert capture.get_float(CaptureWord.RATE) == rate
 
 
@@ -69,13 +69,13 @@ def test_the_host_is_told_what_the_consumer_can_follow(rings):
     """A bus that fills unread brings the rate to the floor, reading brings it up, no offer leaves it."""
     folder, capture, bus, host, writer = rings
     with Reader(str(folder / BUS_RING), "sae") as reader:
-        pacer = Pacer(capture, bus, LIMITS, read_books(capture, bus))
+        pacer = Pacer(capture, bus, LIMITS, read_totals(capture, bus))
 
         def rate_after(packets, offered):
             publish(writer, packets)
             offer(host, offered)
             pacer.look()
-            pacer.decide(read_books(capture, bus))
+            pacer.decide(read_totals(capture, bus))
             return capture.get_float(CaptureWord.RATE)
 
         assert rate_after(int(0.3 * bus.geometry()["depth"]), 10_000) == 0.8
@@ -93,11 +93,11 @@ def test_books_count_by_shard_what_was_given_and_what_was_lapped(rings):
     with Reader(str(folder / BUS_RING), "sae") as reader:
         publish(writer, 3 * depth)
         read_all(reader)
-        books = read_books(capture, bus).bus
-        sae = books.consumers["sae"]
-        assert books.published == [3 * depth * ROWS]
-        assert sae.position == books.published
+        totals = read_totals(capture, bus).bus
+        sae = totals.consumers["sae"]
+        assert totals.published == [3 * depth * ROWS]
+        assert sae.position == totals.published
         assert 0 < sae.lapped < 3 * depth * ROWS
         assert sae.consumed == [3 * depth * ROWS - sae.lapped]
         assert sae.state == "attached"
-    assert read_books(capture, bus).bus.consumers["sae"].state == "gone"
+    assert read_totals(capture, bus).bus.consumers["sae"].state == "gone"

@@ -4,13 +4,13 @@ import json
 from dataclasses import replace
 
 from asysi.bus.states import ReaderState
-from asysi.hook.books import Books, ConsumerBooks, RingBooks
 from asysi.hook.timeline import Restarts, Timeline, describe
+from asysi.hook.totals import ConsumerTotals, RingTotals, Totals
 
-IDLE = ConsumerBooks(
+IDLE = ConsumerTotals(
     consumed=[0], position=[0], durable=0, lapped=0, rolled_back=0, lag=0.0, state=ReaderState.ATTACHED
 )
-CAPTURE = RingBooks(
+CAPTURE = RingTotals(
     seen=0,
     sampled_out=0,
     published=[0],
@@ -21,7 +21,7 @@ CAPTURE = RingBooks(
     consumers={"hook": IDLE},
 )
 BUS = replace(CAPTURE, consumers={"sae": IDLE})
-START = Books(at=10.0, steps=0, capture=CAPTURE, bus=BUS)
+START = Totals(at=10.0, steps=0, capture=CAPTURE, bus=BUS)
 
 
 def lines(path):
@@ -41,7 +41,7 @@ def test_a_line_tells_rates_per_second_and_losses():
         consumers={"hook": hook},
     )
     bus = replace(BUS, published=[300, 180], dropped={"no_chunk": 20}, consumers={"sae": sae})
-    after = Books(at=12.0, steps=4, capture=capture, bus=bus)
+    after = Totals(at=12.0, steps=4, capture=capture, bus=bus)
     assert describe(START, after, 0.25) == {
         "rate": 0.25,
         "steps": 4,
@@ -59,8 +59,8 @@ def test_a_restart_is_seen_once():
     """Gone, then attached, is one restart; the hook's own are its generations."""
     restarts = Restarts({})
     gone = replace(START, bus=replace(BUS, consumers={"sae": replace(IDLE, state=ReaderState.GONE)}))
-    for books in (START, gone, gone, START, START, gone, START):
-        restarts.look(books)
+    for totals in (START, gone, gone, START, START, gone, START):
+        restarts.look(totals)
     restarts.look(replace(START, bus=replace(BUS, generation=3)))
     assert restarts.counts == {"hook": 2, "sae": 2}
 

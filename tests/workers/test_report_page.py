@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asysi.finish.ledger import Books, Consumed, Produced, as_json, open_ledger
+from asysi.bus.accounts import Consumed, Produced
+from asysi.finish.ledger import Books, as_json, open_ledger
 from asysi.report import words
 from asysi.report.data import (
     FIRING_BINS,

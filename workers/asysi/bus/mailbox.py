@@ -4,6 +4,16 @@ Every word has one writer. The numbers survive the writer.
 """
 
 from enum import IntEnum
+from typing import Protocol
+
+
+class Mailbox(Protocol):
+    """Shared single numbers, by word."""
+
+    def get(self, word: int, /) -> int: ...
+    def set(self, word: int, value: int, /) -> None: ...
+    def get_float(self, word: int, /) -> float: ...
+    def set_float(self, word: int, value: float, /) -> None: ...
 
 
 class CaptureWord(IntEnum):

@@ -192,7 +192,11 @@ class RingConsumer:
         Raises:
             AheadError: the storage holds more than was consumed.
         """
-        for account, point in enumerate(self._control.accounts()):
+        points = self._control.accounts()
+        for point, rows in durable.items():
+            if rows and point not in points:
+                raise AheadError(point, rows, "this ring has never seen the hook point")
+        for account, point in enumerate(points):
             rows = durable.get(point, 0)
             try:
                 self._reader.restore_durable(account, rows)

@@ -9,6 +9,8 @@ import zlib
 from collections.abc import Mapping
 from typing import Protocol
 
+from asysi.bus.accounts import Counters
+from asysi.bus.mailbox import Mailbox
 from asysi.bus.packet import ActivationPacket, Quantization
 from asysi.bus.states import DropReason, StreamEnd
 
@@ -128,6 +130,14 @@ class Consumer(Protocol):
         ...
 
 
+class StreamControl(Counters, Mailbox, Protocol):
+    """Looks at a stream without taking part: its counters, and its mailbox."""
+
+    def close(self) -> None:
+        """Look no more."""
+        ...
+
+
 class DataBus(Protocol):
     """A stream, as its two ends find it."""
 
@@ -145,6 +155,14 @@ class DataBus(Protocol):
         Raises:
             BusError: there is no stream.
             ValueError: the stream has no consumer of this name.
+        """
+        ...
+
+    def control(self) -> StreamControl:
+        """Look on.
+
+        Raises:
+            BusError: there is no stream.
         """
         ...
 

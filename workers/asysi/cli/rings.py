@@ -1,12 +1,14 @@
 """What `asysi ring inspect` prints, and what `asysi ring reset` does."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.table import Table
 
+from asysi.bus.accounts import ConsumerAccounts, Produced, read_accounts, total_produced
 from asysi.bus.states import DropReason
 from asysi.cli.tables import new_table, stdout_console
 from asysi.contract.errors import ConfigError
@@ -27,12 +29,13 @@ def print_ring(folder: Path) -> None:
         out.print(_facts(control), highlight=False)
         out.print(_readers(control))
         out.print(_shards(control))
-        if not control.accounts():
+        accounts = read_accounts(control)
+        if not accounts.produced:
             out.print("No hook point has been registered yet.")
             return
-        out.print(_produced(control))
-        for reader in control.readers():
-            out.print(_consumed(control, reader))
+        out.print(_produced(accounts.produced))
+        for reader, consumer in accounts.consumers.items():
+            out.print(_consumed(reader, consumer))
 
 
 def reset_ring(folder: Path, sure: bool) -> None:
@@ -44,8 +47,8 @@ def reset_ring(folder: Path, sure: bool) -> None:
     from asysi_ring import BusyError, reset  # noqa: PLC0415 - a check needs no compiled ring
 
     with _open(folder) as control:
-        rows = sum(_count(books["published"]) for books in control.produced())
-        points = len(control.accounts())
+        produced = read_accounts(control).produced
+        rows, points = total_produced(produced.values()).published, len(produced)
     folder = _ring_folder(folder)
     lost = f"{rows:,} published rows at {points} hook points"
     if rows and not sure:
@@ -91,8 +94,7 @@ def _ring_folder(path: Path) -> Path:
 def _facts(control: "Control") -> Table:
     ring, memory = control.geometry(), control.topology()
     shape = f"{ring['shards']} × {ring['chunks']} chunks of {format_bytes(int(ring['chunk_bytes']))}"
-    produced = [_drops(books) for books in control.produced()]
-    drops = [sum(books[reason] for books in produced) for reason in DropReason]
+    dropped = total_produced(read_accounts(control).produced.values()).dropped
     writer = f"{control.writer_state()}, generation {ring['generation']}; {_mapped(memory['writer'])}"
     facts = Table.grid(padding=(0, 2))
     facts.add_row(
@@ -100,7 +102,7 @@ def _facts(control: "Control") -> Table:
     )
     facts.add_row("memory", _memory(memory))
     facts.add_row("writer", writer)
-    facts.add_row("dropped", f"{_reasons(drops)} rows")
+    facts.add_row("dropped", f"{_reasons(dropped)} rows")
     return facts
 
 
@@ -163,41 +165,31 @@ def _shards(control: "Control") -> Table:
     return shown
 
 
-def _produced(control: "Control") -> Table:
+def _produced(produced: Mapping[str, Produced]) -> Table:
     shown = new_table(
         "produced, in rows", "hook point", "seen", "published", "sampled out", "dropped", "balance"
     )
-    for point, books in zip(control.accounts(), control.produced(), strict=False):
-        seen, published, left_out = (_count(books[key]) for key in ("seen", "published", "sampled_out"))
-        drops = _drops(books)
-        balance = seen - published - left_out - sum(drops)
-        numbers = (f"{seen:,}", f"{published:,}", f"{left_out:,}", _reasons(drops), _balance(balance))
-        shown.add_row(point, *numbers)
+    for point, made in produced.items():
+        balance = made.seen - made.published - made.sampled_out - sum(made.dropped.values())
+        numbers = (f"{rows:,}" for rows in (made.seen, made.published, made.sampled_out))
+        shown.add_row(point, *numbers, _reasons(made.dropped), _balance(balance))
     return shown
 
 
-def _consumed(control: "Control", reader: str) -> Table:
-    names = ("position", "durable", "lapped", "rolled_back")
+def _consumed(reader: str, consumer: ConsumerAccounts) -> Table:
     shown = new_table(
-        f"consumed by {reader}, in rows", "hook point", *(name.replace("_", " ") for name in names)
+        f"consumed by {reader}, in rows", "hook point", "position", "durable", "lapped", "rolled back"
     )
-    for point, books in zip(control.accounts(), control.consumed(reader), strict=False):
-        shown.add_row(point, *(f"{books[name]:,}" for name in names))
+    for point, used in consumer.consumed.items():
+        rows = (consumer.position[point], used.durable, used.lapped, used.rolled_back)
+        shown.add_row(point, *(f"{count:,}" for count in rows))
     return shown
 
 
-def _drops(books: dict[str, object]) -> list[int]:
-    return list(books["dropped"])  # type: ignore[call-overload,no-any-return]  # the ring's eight reasons
-
-
-def _reasons(drops: list[int]) -> str:
-    named = zip(DropReason, drops, strict=True)
-    return ", ".join(f"{reason.word} {count:,}" for reason, count in named if count) or "0"
-
-
-def _count(value: object) -> int:
-    assert isinstance(value, int)
-    return value
+def _reasons(dropped: Mapping[str, int]) -> str:
+    """Return the reasons and their rows, in the ring's order."""
+    named = ((reason.word, dropped.get(reason.word, 0)) for reason in DropReason)
+    return ", ".join(f"{word} {count:,}" for word, count in named if count) or "0"
 
 
 def _balance(difference: int) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asysi.bus.states import ProducerState
+from asysi.bus.stream import BusError
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import (
     ATTEMPTS_FOLDER,
@@ -50,11 +51,10 @@ log = logging.getLogger("asysi")
 def main(worker: Worker) -> int:
     """Wait, balance the books, look at the latents, write the report; returns the verdict as exit code."""
     from asysi.finish.rings import Rings  # noqa: PLC0415
-    from asysi_ring import RingError  # noqa: PLC0415 - needs the compiled ring
 
     try:
         rings = Rings(worker.shm)
-    except (RingError, OSError) as error:
+    except BusError as error:
         raise ConfigError(
             f"finish cannot read the rings in {worker.shm}: {error}; prepare makes them first"
         ) from error

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from asysi.bus.accounts import total_produced
 from asysi.contract.runtime import ATTEMPTS_FOLDER, HOST_FOLDER, LEDGER_FILE
-from asysi.finish.ledger import Books, added, books_of, total_produced
+from asysi.finish.ledger import Books, added, books_of
 from asysi.finish.sample import read_json
 
 

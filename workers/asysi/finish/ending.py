@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from asysi.bus.accounts import total_consumed, total_produced
 from asysi.bus.states import ProducerState
 from asysi.contract.spec import ScanExperiment
 from asysi.finish import facts, history, provenance, sample, verdict
@@ -20,8 +21,6 @@ from asysi.finish.ledger import (
     finite,
     open_ledger,
     produced_json,
-    total_consumed,
-    total_produced,
 )
 from asysi.finish.status import Snapshot, complete, settled
 from asysi.finish.verdict import Condition, DataVerdict, Facts, Level

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from asysi.bus.accounts import Consumed, Produced
 from asysi.contract.runtime import SAE_FOLDER, TRAINING_FILE
 from asysi.contract.spec import ScanExperiment
 from asysi.finish.analysis import Analysis
-from asysi.finish.ledger import Books, Consumed, Produced, points_of
+from asysi.finish.ledger import Books, points_of
 from asysi.finish.sample import read_json
 from asysi.finish.verdict import Facts, PointFacts, SaeFacts
 from asysi.model.globs import compile_glob

@@ -5,28 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-
-@dataclass(frozen=True, slots=True)
-class Produced:
-    """Rows of one hook point at the writing side of a ring."""
-
-    seen: int = 0
-    published: int = 0
-    sampled_out: int = 0
-    dropped: Mapping[str, int] = field(default_factory=dict)
-    """Rows dropped, by reason."""
-
-
-@dataclass(frozen=True, slots=True)
-class Consumed:
-    """Rows of one hook point at one reader of a ring."""
-
-    durable: int = 0
-    """Rows whose effect is on disk, or was handed on."""
-    lapped: int = 0
-    """Rows overwritten before the reader came to them."""
-    rolled_back: int = 0
-    """Rows consumed after the last checkpoint of a reader that was killed."""
+from asysi.bus.accounts import Consumed, Produced, total_consumed, total_produced
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,32 +154,6 @@ def books_of(written: Mapping[str, Any]) -> Books:
             for name in consumers
         },
         {point["path"]: int(point.get("notFinite", 0)) for point in points},
-    )
-
-
-def total_produced(rows: Iterable[Produced]) -> Produced:
-    """Return the sum over hook points; only reasons that occurred are named."""
-    seen = published = sampled_out = 0
-    dropped: dict[str, int] = {}
-    for row in rows:
-        seen, published, sampled_out = (
-            seen + row.seen,
-            published + row.published,
-            sampled_out + row.sampled_out,
-        )
-        for reason, count in row.dropped.items():
-            if count:
-                dropped[reason] = dropped.get(reason, 0) + count
-    return Produced(seen, published, sampled_out, dropped)
-
-
-def total_consumed(rows: Iterable[Consumed]) -> Consumed:
-    """Return the sum over hook points."""
-    listed = list(rows)
-    return Consumed(
-        sum(row.durable for row in listed),
-        sum(row.lapped for row in listed),
-        sum(row.rolled_back for row in listed),
     )
 
 

@@ -1,14 +1,13 @@
-"""Reads both rings' control files into a snapshot. The only module of finish that touches them."""
+"""Reads both rings into a snapshot. The only module of finish that touches them."""
 
 from pathlib import Path
-from typing import Any
 
-from asysi.bus.mailbox import CaptureWord, Gauge, HookGauge
-from asysi.bus.states import DropReason, ProducerState, ReaderState
+from asysi.bus.accounts import ConsumerAccounts, StreamAccounts, read_accounts
+from asysi.bus.mailbox import CaptureWord, Gauge, HookGauge, Mailbox
+from asysi.bus.ring import CppShardedSPMCBus
 from asysi.contract.runtime import BUS_RING, CAPTURE_RING
-from asysi.finish.ledger import Books, Consumed, Produced, finite
+from asysi.finish.ledger import Books, finite
 from asysi.finish.status import Host, Point, Snapshot
-from asysi_ring import Control
 
 
 class Rings:
@@ -18,65 +17,48 @@ class Rings:
         shm: folder of the rings.
 
     Raises:
-        RingError: a control file is missing or of another version.
+        BusError: a ring is missing or of another version.
     """
 
     def __init__(self, shm: Path) -> None:
-        self._capture = Control(str(shm / CAPTURE_RING))
-        self._bus = Control(str(shm / BUS_RING))
+        self._capture = CppShardedSPMCBus(shm / CAPTURE_RING).control()
+        self._bus = CppShardedSPMCBus(shm / BUS_RING).control()
 
     def snapshot(self) -> Snapshot:
         """Return both rings at one moment; the books balance only once nothing moves any more."""
-        capture, bus = self._capture, self._bus
-        readers = bus.readers()
-        seen, handed = _accounts(capture), _accounts(bus)
-        hook = _consumed(capture, "hook", seen)
-        consumers = {name: _consumed(bus, name, handed) for name in readers}
+        capture, bus = read_accounts(self._capture), read_accounts(self._bus)
+        host, hook = _host(self._capture), capture.consumers["hook"]
+        sae = bus.consumers.get("sae")
         return Snapshot(
             books=Books(
-                _produced(capture, seen), hook, _produced(bus, handed), consumers, _not_finite(capture, seen)
+                capture.produced,
+                hook.consumed,
+                bus.produced,
+                {name: consumer.consumed for name, consumer in bus.consumers.items()},
+                {point: _whole(row[HookGauge.NOT_FINITE]) for point, row in hook.gauges.items()},
             ),
-            host=_host(capture),
-            capture_state=ProducerState(capture.writer_state()),
-            bus_state=ProducerState(bus.writer_state()),
-            hook_state=ReaderState(capture.reader_state("hook")),
-            readers={name: ReaderState(bus.reader_state(name)) for name in readers},
-            lag={"hook": capture.lag("hook"), **{name: bus.lag(name) for name in readers}},
-            points=tuple(_points(bus, handed)) if "sae" in readers else (),
-            motion=_motion(capture, bus),
+            host=host,
+            capture_state=capture.state,
+            bus_state=bus.state,
+            hook_state=hook.state,
+            readers={name: consumer.state for name, consumer in bus.consumers.items()},
+            lag={"hook": hook.lag, **{name: consumer.lag for name, consumer in bus.consumers.items()}},
+            points=_points(sae) if sae else (),
+            motion=_motion(host, capture, bus),
         )
 
     def close(self) -> None:
-        """Let both control files go."""
+        """Let both rings go."""
         self._capture.close()
         self._bus.close()
 
 
-def _accounts(ring: Control) -> list[str]:
-    return list(ring.accounts())
+def _whole(number: float) -> int:
+    return int(finite(number) or 0)
 
 
-def _produced(ring: Control, names: list[str]) -> dict[str, Produced]:
-    return {name: _made(row) for name, row in zip(names, ring.produced(), strict=False)}
-
-
-def _made(row: dict[str, Any]) -> Produced:
-    dropped = {reason.word: int(row["dropped"][reason]) for reason in DropReason if row["dropped"][reason]}
-    return Produced(int(row["seen"]), int(row["published"]), int(row["sampled_out"]), dropped)
-
-
-def _consumed(ring: Control, reader: str, names: list[str]) -> dict[str, Consumed]:
-    rows = zip(names, ring.consumed(reader), strict=False)
-    return {name: Consumed(row["durable"], row["lapped"], row["rolled_back"]) for name, row in rows}
-
-
-def _not_finite(capture: Control, names: list[str]) -> dict[str, int]:
-    rows = zip(names, capture.gauges("hook"), strict=False)
-    return {name: int(finite(gauges[HookGauge.NOT_FINITE]) or 0) for name, gauges in rows}
-
-
-def _points(bus: Control, names: list[str]) -> list[Point]:
-    return [
+def _points(sae: ConsumerAccounts) -> tuple[Point, ...]:
+    return tuple(
         Point(
             name,
             row[Gauge.FVU],
@@ -87,11 +69,11 @@ def _points(bus: Control, names: list[str]) -> list[Point]:
             row[Gauge.NOT_FINITE],
             row[Gauge.OUTLIERS],
         )
-        for name, row in zip(names, bus.gauges("sae"), strict=False)
-    ]
+        for name, row in sae.gauges.items()
+    )
 
 
-def _host(capture: Control) -> Host:
+def _host(capture: Mailbox) -> Host:
     word = capture.get
     return Host(
         steps=word(CaptureWord.STEPS),
@@ -112,11 +94,11 @@ def _host(capture: Control) -> Host:
     )
 
 
-def _motion(capture: Control, bus: Control) -> tuple[int, ...]:
-    cursors = [cursor for name in bus.readers() for cursor in bus.cursors(name)]
-    durable = [row["durable"] for name in bus.readers() for row in bus.consumed(name)]
-    trained = (
-        [int(finite(row[Gauge.TRAINED]) or 0) for row in bus.gauges("sae")] if "sae" in bus.readers() else []
-    )
-    marks = (capture.heads(), capture.cursors("hook"), bus.heads(), cursors, durable, trained)
-    return (capture.get(CaptureWord.STEPS), *(mark for some in marks for mark in some))
+def _motion(host: Host, capture: StreamAccounts, bus: StreamAccounts) -> tuple[int, ...]:
+    consumers = bus.consumers.values()
+    cursors = [cursor for consumer in consumers for cursor in consumer.cursors]
+    durable = [rows.durable for consumer in consumers for rows in consumer.consumed.values()]
+    sae = bus.consumers.get("sae")
+    trained = [_whole(row[Gauge.TRAINED]) for row in sae.gauges.values()] if sae else []
+    marks = (capture.heads, capture.consumers["hook"].cursors, bus.heads, cursors, durable, trained)
+    return (host.steps, *(mark for some in marks for mark in some))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from asysi.bus.accounts import total_consumed, total_produced
 from asysi.bus.states import ProducerState, ReaderState
 from asysi.finish.ledger import (
     Books,
@@ -13,8 +14,6 @@ from asysi.finish.ledger import (
     open_ledger,
     points_of,
     produced_json,
-    total_consumed,
-    total_produced,
 )
 
 PACE_SECONDS = 10.0

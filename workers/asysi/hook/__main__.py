@@ -2,14 +2,12 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from asysi.bus.packet import Quantization
 from asysi.bus.ring import CppShardedSPMCBus
 from asysi.bus.states import ProducerState, StreamEnd
-from asysi.bus.stream import Consumer, Producer
+from asysi.bus.stream import Consumer, Producer, StreamControl
 from asysi.contract.runtime import BUS_RING, CAPTURE_RING, TIMELINE_FILE, Container, Exit
-from asysi.hook.books import HOOK, read_books
 from asysi.hook.finite import NotFinite
 from asysi.hook.loop import Hook, status
 from asysi.hook.pacer import Pacer
@@ -17,13 +15,11 @@ from asysi.hook.rate import Limits
 from asysi.hook.relay import Relay
 from asysi.hook.statistics import Statistics
 from asysi.hook.timeline import Timeline
+from asysi.hook.totals import HOOK, read_totals
 from asysi.monitor.metrics import histogram
 from asysi.monitor.process import run_worker
 from asysi.monitor.rest import rest
 from asysi.monitor.worker import Worker
-
-if TYPE_CHECKING:
-    from asysi_ring import Control
 
 STATISTICS_FILE = Path("statistics.json")
 
@@ -52,13 +48,13 @@ def main(worker: Worker) -> int:
 
 
 def _assemble(
-    worker: Worker, captured: Consumer, published: Producer, capture: "Control", bus: "Control"
+    worker: Worker, captured: Consumer, published: Producer, capture: StreamControl, bus: StreamControl
 ) -> Hook:
     spec = worker.experiment.spec
     statistics = Statistics(worker.output / STATISTICS_FILE)
     latency = histogram(worker.registry, "asysi_relay_latency_seconds")
     not_finite = NotFinite(captured, dict(zip(capture.accounts(), capture.gauges(HOOK), strict=False)))
-    books = read_books(capture, bus)
+    totals = read_totals(capture, bus)
     sampling = spec.capture.sampling
     wanted = Quantization[spec.capture.quantization.upper()]
     return Hook(
@@ -67,10 +63,10 @@ def _assemble(
         capture=capture,
         bus=bus,
         relay=Relay(published, wanted, (statistics.look, not_finite.look), latency.observe),
-        pacer=Pacer(capture, bus, Limits(most=sampling.rate, least=sampling.min_rate), books),
+        pacer=Pacer(capture, bus, Limits(most=sampling.rate, least=sampling.min_rate), totals),
         statistics=statistics,
         timeline=Timeline(worker.output / TIMELINE_FILE, worker.attempt),
-        books=books,
+        totals=totals,
     )
 
 

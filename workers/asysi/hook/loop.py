@@ -4,20 +4,16 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING
 
 from asysi.bus.states import ProducerState, StreamEnd
-from asysi.bus.stream import Consumer, Producer
-from asysi.hook.books import Books, read_books
+from asysi.bus.stream import Consumer, Producer, StreamControl
 from asysi.hook.pacer import Pacer
 from asysi.hook.relay import Relay
 from asysi.hook.statistics import Statistics
 from asysi.hook.timeline import Timeline, describe
+from asysi.hook.totals import Totals, read_totals
 from asysi.monitor.health import Health
 from asysi.monitor.worker import Stop
-
-if TYPE_CHECKING:
-    from asysi_ring import Control
 
 PACE_SECONDS = 0.25
 LINE_SECONDS = 1.0
@@ -50,13 +46,13 @@ class Hook:
     """Of the capture stream."""
     published: Producer
     """Of the bus."""
-    capture: "Control"
-    bus: "Control"
+    capture: StreamControl
+    bus: StreamControl
     relay: Relay
     pacer: Pacer
     statistics: Statistics
     timeline: Timeline
-    books: Books
+    totals: Totals
     """At the last line of the timeline."""
     mute: bool = False
     """Whether something that describes the stream could not be written, and that was said."""
@@ -98,16 +94,16 @@ class Hook:
         return True
 
     def _steer(self, write_line: bool) -> None:
-        books = read_books(self.capture, self.bus)
-        self.timeline.restarts.look(books)
-        self.pacer.decide(books)
+        totals = read_totals(self.capture, self.bus)
+        self.timeline.restarts.look(totals)
+        self.pacer.decide(totals)
         if write_line:
-            self._write_line(books)
+            self._write_line(totals)
 
-    def _write_line(self, books: Books) -> None:
-        line = describe(self.books, books, self.pacer.pace.rate)
+    def _write_line(self, totals: Totals) -> None:
+        line = describe(self.totals, totals, self.pacer.pace.rate)
         self._describe(lambda: self.timeline.append(line))
-        self.books = books
+        self.totals = totals
 
     def _describe(self, write: Callable[[], None]) -> None:
         """Write what only describes the stream; a storage that fails is no reason to stop carrying it."""
@@ -120,7 +116,7 @@ class Hook:
 
     def finish(self, end: StreamEnd | None) -> None:
         """Write the last line and statistics, and hand the end on to the bus."""
-        self._write_line(read_books(self.capture, self.bus))
+        self._write_line(read_totals(self.capture, self.bus))
         self.timeline.close()
         self._describe(self.statistics.write)
         if end is None:
@@ -130,22 +126,22 @@ class Hook:
         log.info("the stream has ended: %s", end)
 
 
-def status(capture: "Control", bus: "Control", pacer: Pacer) -> Callable[[], dict[str, object]]:
+def status(capture: StreamControl, bus: StreamControl, pacer: Pacer) -> Callable[[], dict[str, object]]:
     """Return what /status answers: rows in total, and the rate."""
 
     def answer() -> dict[str, object]:
-        books = read_books(capture, bus)
+        totals = read_totals(capture, bus)
         return {
             "container": "hook",
             "rate": pacer.pace.rate,
-            "steps": books.steps,
+            "steps": totals.steps,
             "rows": {
-                "seen": books.capture.seen,
-                "sampledOut": books.capture.sampled_out,
-                "captured": sum(books.capture.published),
-                "dropped": dict(books.capture.dropped),
-                "published": sum(books.bus.published),
-                "droppedAtBus": dict(books.bus.dropped),
+                "seen": totals.capture.seen,
+                "sampledOut": totals.capture.sampled_out,
+                "captured": sum(totals.capture.published),
+                "dropped": dict(totals.capture.dropped),
+                "published": sum(totals.bus.published),
+                "droppedAtBus": dict(totals.bus.dropped),
             },
             "consumers": {
                 name: {
@@ -155,7 +151,7 @@ def status(capture: "Control", bus: "Control", pacer: Pacer) -> Callable[[], dic
                     "lapped": consumer.lapped,
                     "rolledBack": consumer.rolled_back,
                 }
-                for ring in (books.capture, books.bus)
+                for ring in (totals.capture, totals.bus)
                 for name, consumer in ring.consumers.items()
             },
         }

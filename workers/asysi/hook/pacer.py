@@ -1,16 +1,13 @@
-"""Steers the sampling rate: reads the books, asks `rate.decide`, tells the host through the mailbox."""
+"""Steers the sampling rate: reads the totals, asks `rate.decide`, tells the host through the mailbox."""
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from asysi.bus.mailbox import CaptureWord
 from asysi.bus.states import ReaderState
-from asysi.hook.books import HOOK, Books, RingBooks
+from asysi.bus.stream import StreamControl
 from asysi.hook.rate import Consumer, Limits, Pace, Queue, decide
-
-if TYPE_CHECKING:
-    from asysi_ring import Control
+from asysi.hook.totals import HOOK, RingTotals, Totals
 
 
 class Pacer:
@@ -20,16 +17,16 @@ class Pacer:
         capture: the capture ring; a rate that stands in its mailbox is gone on with.
         bus: the bus.
         limits: bounds of the rate.
-        books: at the start.
+        totals: at the start.
     """
 
-    def __init__(self, capture: "Control", bus: "Control", limits: Limits, books: Books) -> None:
+    def __init__(self, capture: StreamControl, bus: StreamControl, limits: Limits, totals: Totals) -> None:
         self._capture, self._bus, self._limits = capture, bus, limits
         told = capture.get_float(CaptureWord.RATE)
         self.pace = Pace(rate=min(limits.most, max(limits.least, told)) if told > 0 else limits.most)
         capture.set_float(CaptureWord.RATE, self.pace.rate)
-        self._decided = books
-        self._peaks = dict.fromkeys(books.bus.consumers, 0.0)
+        self._decided = totals
+        self._peaks = dict.fromkeys(totals.bus.consumers, 0.0)
         self._gone_since: dict[str, float] = {}
 
     def look(self) -> None:
@@ -37,25 +34,25 @@ class Pacer:
         for name, peak in self._peaks.items():
             self._peaks[name] = max(peak, self._bus.lag(name))
 
-    def decide(self, books: Books) -> None:
+    def decide(self, totals: Totals) -> None:
         """Set the rate, unless the host has offered nothing since the last decision."""
         before = self._decided
-        offered = books.offered - before.offered
+        offered = totals.offered - before.offered
         if offered <= 0:
             return
         consumers = {
             name: replace(
-                _consumer(before.bus, books.bus, name),
+                _consumer(before.bus, totals.bus, name),
                 peak=self._peaks[name],
-                away=self._away(name, now.state, before.at, books.at),
+                away=self._away(name, now.state, before.at, totals.at),
             )
-            for name, now in books.bus.consumers.items()
+            for name, now in totals.bus.consumers.items()
         }
         # The hook itself may be the slowest. Its ring need not hold more than one step: a peak is no warning.
-        consumers[HOOK] = _consumer(before.capture, books.capture, HOOK)
-        self.pace = decide(self.pace, self._limits, books.at - before.at, offered, consumers)
+        consumers[HOOK] = _consumer(before.capture, totals.capture, HOOK)
+        self.pace = decide(self.pace, self._limits, totals.at - before.at, offered, consumers)
         self._capture.set_float(CaptureWord.RATE, self.pace.rate)
-        self._decided = books
+        self._decided = totals
         self._peaks = dict.fromkeys(self._peaks, 0.0)
         self.look()
 
@@ -69,8 +66,8 @@ class Pacer:
         return math.inf
 
 
-def _consumer(before: RingBooks, now: RingBooks, name: str) -> Consumer:
-    """Return what a consumer of a ring did between two books."""
+def _consumer(before: RingTotals, now: RingTotals, name: str) -> Consumer:
+    """Return what a consumer of a ring did between two totals."""
     then, since = before.consumers[name], now.consumers[name]
     return Consumer(
         [

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from asysi.bus.states import ReaderState
-from asysi.hook.books import Books, ConsumerBooks
+from asysi.hook.totals import ConsumerTotals, Totals
 
 
-def describe(before: Books, after: Books, rate: float) -> dict[str, Any]:
+def describe(before: Totals, after: Totals, rate: float) -> dict[str, Any]:
     """Return a line's content: what happened from `before` to `after`.
 
     `offered`, `kept` and `consumed` are rows a second; `dropped`, `drops` and `lapped` rows in the interval;
@@ -36,10 +36,10 @@ def describe(before: Books, after: Books, rate: float) -> dict[str, Any]:
     }
 
 
-def _pairs(before: Books, after: Books) -> list[tuple[str, ConsumerBooks, ConsumerBooks]]:
+def _pairs(before: Totals, after: Totals) -> list[tuple[str, ConsumerTotals, ConsumerTotals]]:
     rings = ((before.capture, after.capture), (before.bus, after.bus))
     return [
-        (name, then.consumers[name], books) for then, now in rings for name, books in now.consumers.items()
+        (name, then.consumers[name], totals) for then, now in rings for name, totals in now.consumers.items()
     ]
 
 
@@ -54,10 +54,10 @@ class Restarts:
         self.counts = dict(counts)
         self._gone: set[str] = set()
 
-    def look(self, books: Books) -> None:
+    def look(self, totals: Totals) -> None:
         """Compare the workers' states with those of the last look."""
-        self.counts["hook"] = max(0, books.bus.generation - 1)
-        for name, consumer in books.bus.consumers.items():
+        self.counts["hook"] = max(0, totals.bus.generation - 1)
+        for name, consumer in totals.bus.consumers.items():
             self.counts.setdefault(name, 0)
             if consumer.state is ReaderState.GONE:
                 self._gone.add(name)

@@ -11,6 +11,7 @@ import time
 from pathlib import PurePosixPath
 
 from asysi.bus.states import ReaderState
+from asysi.bus.stream import BusError
 from asysi.contract.runtime import BUS_RING, CAPTURE_RING, Container, Exit
 from asysi.monitor.worker import Worker
 
@@ -28,12 +29,12 @@ def has_ended(worker: Worker) -> bool:
     """Whether the container's reader has seen the end of this attempt's stream; False where no ring is."""
     if worker.container not in RINGS:
         return False
-    from asysi_ring import Control, RingError  # noqa: PLC0415 - the frame also runs where no ring is built
+    from asysi.bus.ring import CppShardedSPMCBus  # noqa: PLC0415 - the frame also runs where no ring is built
 
     try:
-        with Control(str(worker.shm / RINGS[worker.container])) as control:
+        with CppShardedSPMCBus(worker.shm / RINGS[worker.container]).control() as control:
             return ReaderState(control.reader_state(str(worker.container))).final
-    except (RingError, OSError, ValueError):
+    except (BusError, ValueError):
         return False
 
 

@@ -2,18 +2,16 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from asysi.bus.accounts import read_accounts, total_consumed, total_produced
 from asysi.bus.mailbox import CaptureWord, Gauge
 from asysi.bus.states import DropReason, ReaderState
+from asysi.bus.stream import BusError, StreamControl
 from asysi.contract.runtime import BUS_RING, CAPTURE_RING, Container
 from asysi.monitor.metrics import counter_family, gauge_family, summary_family
-
-if TYPE_CHECKING:
-    from asysi_ring import Control
 
 _SECOND = 1e-9
 _COUNTED_WORDS = {
@@ -51,16 +49,16 @@ class _Look(Collector):
 
     def __init__(self, folders: dict[str, Path]) -> None:
         self._folders = folders
-        self._controls: dict[str, Control] = {}
+        self._controls: dict[str, StreamControl] = {}
 
-    def _open(self) -> "Iterator[tuple[str, Control]]":
-        from asysi_ring import Control, RingError  # noqa: PLC0415 - endpoints also serve where no ring is built
+    def _open(self) -> Iterator[tuple[str, StreamControl]]:
+        from asysi.bus.ring import CppShardedSPMCBus  # noqa: PLC0415 - endpoints also serve where no ring is built
 
         for name, folder in self._folders.items():
             if name not in self._controls:
                 try:
-                    self._controls[name] = Control(str(folder))
-                except (RingError, OSError):
+                    self._controls[name] = CppShardedSPMCBus(folder).control()
+                except BusError:
                     continue
             yield name, self._controls[name]
 
@@ -104,21 +102,22 @@ class Rings(_Look):
         )  # fmt: skip
         lag, up = gauge_family("asysi_consumer_lag_ratio"), gauge_family("asysi_consumer_up")
         for ring, control in self._open():
-            produced: list[dict[str, Any]] = control.produced()
-            for point, books in zip(control.accounts(), produced, strict=False):  # one may join in between
-                push.add_metric([ring, point], books["packets"])
-                seen.add_metric([ring, point], books["seen"])
-                out.add_metric([ring, point], books["sampled_out"])
-                published.add_metric([ring, point], books["published"])
+            accounts = read_accounts(control)
+            for point, made in accounts.produced.items():
+                push.add_metric([ring, point], accounts.packets[point])
+                seen.add_metric([ring, point], made.seen)
+                out.add_metric([ring, point], made.sampled_out)
+                published.add_metric([ring, point], made.published)
+            dropped = total_produced(accounts.produced.values()).dropped
             for reason in DropReason:
-                drop.add_metric([ring, reason.word], sum(books["dropped"][reason] for books in produced))
-            restarts.add_metric([ring], max(0, int(control.geometry()["generation"]) - 1))
-            for consumer in control.readers():
-                rows = control.consumed(consumer)
+                drop.add_metric([ring, reason.word], dropped.get(reason.word, 0))
+            restarts.add_metric([ring], max(0, accounts.generation - 1))
+            for name, consumer in accounts.consumers.items():
+                used = total_consumed(consumer.consumed.values())
                 for kind in ("durable", "lapped", "rolled_back"):
-                    fate.add_metric([ring, consumer, kind], sum(books[kind] for books in rows))
-                lag.add_metric([ring, consumer], control.lag(consumer))
-                up.add_metric([ring, consumer], float(control.reader_state(consumer) == ReaderState.ATTACHED))
+                    fate.add_metric([ring, name, kind], getattr(used, kind))
+                lag.add_metric([ring, name], consumer.lag)
+                up.add_metric([ring, name], float(consumer.state is ReaderState.ATTACHED))
         return push, drop, seen, out, published, fate, restarts, lag, up
 
 
@@ -130,9 +129,9 @@ class Saes(_Look):
 
     def collect(self) -> Iterable[Metric]:
         for _, control in self._open():
-            points, gauges = control.accounts(), control.gauges("sae")
+            gauges = read_accounts(control).consumers["sae"].gauges
             for name, slot in _SAE_GAUGES.items():
                 family = gauge_family(name)
-                for point, values in zip(points, gauges, strict=False):
+                for point, values in gauges.items():
                     family.add_metric([point], values[slot])
                 yield family

@@ -1,0 +1,110 @@
+"""What the counters of both rings come to at one moment, all hook points together."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from asysi.bus.accounts import ConsumerAccounts, StreamAccounts, read_accounts, total_consumed, total_produced
+from asysi.bus.mailbox import CaptureWord
+from asysi.bus.states import ReaderState
+from asysi.bus.stream import StreamControl, shard_of
+
+HOOK = "hook"
+"""Name of the capture ring's one reader."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerTotals:
+    """Rows of one consumer."""
+
+    consumed: Sequence[int]
+    """Rows that it was given, by shard."""
+    position: Sequence[int]
+    """Rows that it was given or lapped, by shard."""
+    durable: int
+    lapped: int
+    rolled_back: int
+    lag: float
+    """Largest share of a shard's depth that is unread, 0 to 1."""
+    state: ReaderState
+
+
+@dataclass(frozen=True, slots=True)
+class RingTotals:
+    """Rows at one ring."""
+
+    seen: int
+    sampled_out: int
+    published: Sequence[int]
+    """By shard."""
+    dropped: Mapping[str, int]
+    """By reason; only reasons that occurred."""
+    heads: Sequence[int]
+    """Newest sequence, by shard."""
+    depth: int
+    """Packets of a shard that can be unread at once."""
+    generation: int
+    """Of its producer, from 1: one more for every restart."""
+    consumers: Mapping[str, ConsumerTotals]
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Rows at both rings."""
+
+    at: float
+    """CLOCK_MONOTONIC in seconds."""
+    steps: int
+    """Steps that the host has begun."""
+    capture: RingTotals
+    bus: RingTotals
+
+    @property
+    def offered(self) -> int:
+        """Rows that the host could have kept: those seen, less those of dropped steps."""
+        return self.capture.seen - sum(self.capture.dropped.values())
+
+
+def read_totals(capture: StreamControl, bus: StreamControl) -> Totals:
+    """Read both rings' counters. They are a moment apart: two rings may differ by a packet too many."""
+    return Totals(
+        at=time.monotonic(),
+        steps=capture.get(CaptureWord.STEPS),
+        capture=_ring(read_accounts(capture)),
+        bus=_ring(read_accounts(bus)),
+    )
+
+
+def _ring(accounts: StreamAccounts) -> RingTotals:
+    made, shards = total_produced(accounts.produced.values()), len(accounts.heads)
+    return RingTotals(
+        seen=made.seen,
+        sampled_out=made.sampled_out,
+        published=_by_shard(shards, ((point, row.published) for point, row in accounts.produced.items())),
+        dropped=made.dropped,
+        heads=accounts.heads,
+        depth=accounts.depth,
+        generation=accounts.generation,
+        consumers={name: _consumer(consumer, shards) for name, consumer in accounts.consumers.items()},
+    )
+
+
+def _consumer(consumer: ConsumerAccounts, shards: int) -> ConsumerTotals:
+    used = total_consumed(consumer.consumed.values())
+    given = ((point, rows - consumer.consumed[point].lapped) for point, rows in consumer.position.items())
+    return ConsumerTotals(
+        consumed=_by_shard(shards, given),
+        position=_by_shard(shards, consumer.position.items()),
+        durable=used.durable,
+        lapped=used.lapped,
+        rolled_back=used.rolled_back,
+        lag=consumer.lag,
+        state=consumer.state,
+    )
+
+
+def _by_shard(shards: int, rows: Iterable[tuple[str, int]]) -> list[int]:
+    sums = [0] * shards
+    for point, more in rows:
+        sums[shard_of(point, shards)] += more
+    return sums
