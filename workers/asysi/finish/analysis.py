@@ -112,6 +112,7 @@ def analyse(
     text = text_of(spec)
     if spec.data is None or text is None:
         result.missing.append("The features: this workload has no text that could be read again.")
+        _look_without_text(result, exports)
         return result
     if spec.sae is None:
         result.missing.append("The features: the experiment trains no autoencoder (spec.sae is null).")
@@ -145,6 +146,22 @@ def analyse(
         log.exception("the analysis failed")
         result.problems.append(f"The analysis of the latents failed: {type(error).__name__}: {error}")
     return result
+
+
+def _look_without_text(result: Analysis, exports: list[Export]) -> None:
+    """Note what can be said of autoencoders without a row: whether every number in them is finite."""
+    from asysi.sae.export import load  # noqa: PLC0415 - not needed without autoencoders
+
+    for export in exports:
+        try:
+            finite = bool(load(export.folder).parameters.isfinite().all())
+        except Exception as error:  # whatever is wrong with one file, the others are looked at
+            log.exception("%s cannot be read", export.folder)
+            result.problems.append(
+                f"The autoencoder of {export.trainer} at {export.point} cannot be read: {error}"
+            )
+        else:
+            result.saes[export.trainer, export.point] = Look(finite)
 
 
 def _describe(loaded: LoadedModel, resolved: ResolvedModel, dtype: str, points: int) -> str:

@@ -68,8 +68,8 @@ class Plan:
     """What is known of the data, as it stands in SEEN_FILE."""
 
 
-class Step(Protocol):
-    """What a host runs at once."""
+class Steplike(Protocol):
+    """What a host runs at once: a `Step`, or a `Batch` of text."""
 
     @property
     def tokens(self) -> StepTokens:
@@ -80,7 +80,17 @@ class Step(Protocol):
         """Pass over the data, from 0."""
 
 
-S = TypeVar("S", bound=Step)
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The least that a step is."""
+
+    tokens: StepTokens
+    """The tokens that the model reads."""
+    pass_number: int = 0
+    """Pass over the data, from 0."""
+
+
+S = TypeVar("S", bound=Steplike)
 
 
 @contextmanager
@@ -219,7 +229,7 @@ class HostRun:
                 self._write_progress()
                 written = time.monotonic()
 
-    def _begin(self, step: Step) -> None:
+    def _begin(self, step: Steplike) -> None:
         if not self._begun:
             self._begun = True
             self._write_progress()  # whatever happens from here on: this attempt has run
@@ -228,7 +238,7 @@ class HostRun:
             self._control.set(CaptureWord.PASS, step.pass_number)
         self._hooker.step(step.tokens)
 
-    def _book(self, step: Step) -> None:
+    def _book(self, step: Steplike) -> None:
         tokens = step.tokens
         self._seen.add(tokens, self._hooker.kept)
         self._beginnings.add(tokens.rows["token"].reshape(tokens.batch, tokens.length))

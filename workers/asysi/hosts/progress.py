@@ -46,7 +46,8 @@ def read_progress(output: Path) -> Progress:
 
 
 def _attempts(record: dict[str, Any], step: int) -> dict[str, int]:
-    found = record.get("attempts", {record.get("attempt"): step})
+    number = _whole(record, "attempt")
+    found = record.get("attempts", {} if number is None else {number: step})
     if not isinstance(found, dict):
         return {}
     return {str(number): last for number in found if (last := _whole(found, number)) is not None}
