@@ -123,7 +123,7 @@ ring-abi: ## Write down the layout of a new version of the ring's ABI; never ove
 	build/layout tests/ring/abi
 
 kill-pipeline: install ## Kill -9 a pipeline a thousand times and compare the bytes
-	ASYSI_PIPELINE_KILLS=1000 $(BIN)/python -m pytest --timeout 7200 tests/workers/test_pipeline_kill.py tests/workers/test_pipeline_paid.py
+	ASYSI_PIPELINE_KILLS=1000 $(BIN)/python -m pytest --timeout 7200 tests/pipeline/test_kill.py tests/pipeline/test_paid.py
 
 memory-pipeline: install ## Ten million rows in at most 300 MB
 	$(BIN)/python benchmarks/pipeline_memory.py

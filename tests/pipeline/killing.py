@@ -1,4 +1,4 @@
-"""Runs a pipeline that is killed with SIGKILL again and again; `test_pipeline_kill.py` starts it.
+"""Runs a pipeline that is killed with SIGKILL again and again; `test_kill.py` starts it.
 
 One process imports everything and forks a run for each kill, so that a kill costs no start of Python.
 """

@@ -1,4 +1,4 @@
-"""Kill a run that pays for its calls, again and again; `test_pipeline_paid.py` starts it.
+"""Kill a run that pays for its calls, again and again; `test_paid.py` starts it.
 
 One process imports everything and forks a run for each kill. What was noted without an answer when a run was
 killed is read from its file of answers: only those calls may be charged twice.

@@ -32,7 +32,7 @@ def test_a_ledger_that_runs_ahead_of_its_rows_is_noticed(tmp_path: Path) -> None
 
 def killed(folder: Path, mode: str, kills: int) -> dict[str, Any]:
     """Run the loop and return what it counted."""
-    script = Path(__file__).with_name("pipeline_killing.py")
+    script = Path(__file__).with_name("killing.py")
     done = subprocess.run(
         [sys.executable, str(script), str(folder), mode, str(kills), "7"],
         capture_output=True,

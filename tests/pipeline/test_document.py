@@ -63,7 +63,7 @@ def test_the_table_has_every_section_and_every_test_in_it_exists() -> None:
     text = TABLE.read_text()
     assert re.findall(r"^## (\d+)\. ", text, re.MULTILINE) == [str(number) for number in range(1, 18)]
     tests = set()
-    for file in Path(__file__).parent.glob("test_pipeline_*.py"):
+    for file in Path(__file__).parent.glob("test_*.py"):
         tests |= set(re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE))
     named = set(re.findall(r"`(test_\w+)`", text))
     assert named <= tests, sorted(named - tests)
@@ -79,7 +79,7 @@ def test_every_section_named_by_a_test_is_in_the_document() -> None:
     """Tests name sections as §n or §n.m: none is named that the table does not have."""
     known = set(re.findall(r"^\| (§[\d.]+)", TABLE.read_text(), re.MULTILINE))
     known |= {section.partition(".")[0] for section in known}
-    for file in Path(__file__).parent.glob("test_pipeline_*.py"):
+    for file in Path(__file__).parent.glob("test_*.py"):
         named = set(re.findall(r"§\d+(?:\.\d+)?", file.read_text()))
         assert named - {"§n"} <= known, (file.name, sorted(named - known))
 

@@ -19,7 +19,7 @@ def test_no_answer_that_arrived_is_paid_for_again(tmp_path: Path, server: str) -
     charged twice: where the server knows idempotency keys none at all, else none but those that were on their
     way, unanswered, when a run was killed, and those were as many as go at once at most.
     """
-    script = Path(__file__).with_name("pipeline_paying.py")
+    script = Path(__file__).with_name("paying.py")
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path), server, str(max(1, KILLS // 2)), "5"],
         capture_output=True,

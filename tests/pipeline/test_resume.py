@@ -173,7 +173,7 @@ def test_operators_are_made_anew_from_the_image() -> None:
     code = "from asysi.pipeline import UnifiedPipeline; print(UnifiedPipeline().resume('p').run().status)"
     place = str(Path(__file__).parent)
     image = Path("tmp/p/runtime.json")
-    image.write_text(image.read_text().replace(f'"{__name__}:', '"test_pipeline_resume:'))
+    image.write_text(image.read_text().replace(f'"{__name__}:', '"test_resume:'))
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": place},

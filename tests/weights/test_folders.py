@@ -34,7 +34,7 @@ def opened(source):
 def test_shards_missing_without_an_index(tmp_path, suffix):
     """The numbers in the files' names say how many there must be; each one that is not there is named."""
     if suffix == "gguf":
-        from tests.workers.test_weights_quantised import write_gguf
+        from tests.weights.test_quantised import write_gguf
 
         write_gguf(tmp_path / "m-00002-of-00003.gguf", w0=(np.ones((4, 32), "f4"), "F32"))
     else:
@@ -91,7 +91,7 @@ def test_variants_beside_the_model(tmp_path):
 
 def test_several_gguf(tmp_path):
     """A folder with several GGUF models says to give one."""
-    from tests.workers.test_weights_quantised import write_gguf
+    from tests.weights.test_quantised import write_gguf
 
     for kind in ("Q8_0", "Q4_0"):
         write_gguf(tmp_path / f"m.{kind}.gguf", w0=(np.ones((4, 32), "f4"), kind))
