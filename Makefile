@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test tools lint format generate check-generated bench bench-host bench-sae bench-ring bench-operator bench-pipeline bench-weights bench-gpu compatibility smollm2 peers peers-ring peers-pipeline peers-weights ring-models ring-faults ring-hostile ring-stop ring-abi kill-pipeline memory-pipeline chaos hostile e2e audit clean
+.PHONY: help install demo test tools lint format generate check-generated bench bench-host bench-sae bench-ring bench-operator bench-pipeline bench-weights bench-gpu compatibility smollm2 peers peers-ring peers-pipeline peers-weights ring-models ring-faults ring-hostile ring-stop ring-abi kill-pipeline memory-pipeline chaos hostile e2e audit pictures clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -141,6 +141,9 @@ $(VENV)-audit/.ready:
 
 audit: install $(VENV)-audit/.ready ## Hold chart and Job against checkov; what fails has its reason in docs/security.md; needs helm
 	$(BIN)/python charts/audit.py --checkov $(VENV)-audit/bin/checkov
+
+pictures: install ## Make the README's pictures anew from one run of the demo; needs chromium
+	$(BIN)/pip install --quiet --disable-pip-version-check 'pyte>=0.8' && $(BIN)/python docs/pictures.py
 
 clean: ## Remove what these targets made
 	rm -rf $(VENV) $(VENV)-* build dist runs examples/*/runs examples/*/.data

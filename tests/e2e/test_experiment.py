@@ -41,7 +41,24 @@ def _assert_nothing_left(name: str) -> None:
     assert [p for p in Path("/dev/shm").glob(f"asysi-{name}-*") if p.is_dir()] == []
 
 
-def test_whole(scan: Callable, start: Callable) -> None:
+def _open_in_notebook(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the example notebook over a run; each cell that plots must show a picture."""
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    monkeypatch.setenv("ASYSI_RUN", str(output))
+    monkeypatch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    file = Path(__file__).parents[2] / "examples/minilm/explore.ipynb"
+    notebook = nbformat.read(file, as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells)
+    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(file.parent)}}).execute()
+    plots = [cell for cell in notebook.cells if "plt.show()" in cell.source]
+    assert all(any("image/png" in one.get("data", {}) for one in cell.outputs) for cell in plots)
+    said = "".join(one.get("text", "") for cell in notebook.cells for one in cell.get("outputs", ()))
+    assert 0 < float(re.search(r"FVU (\S+),", said)[1]) < 1
+    assert "128 latents" in said
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the notebook's client
+def test_whole(scan: Callable, start: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run leaves an SAE a hook point, every row in its archive, a balanced ledger and a report."""
     from asysi.archive.dataset import MScanDataset
 
@@ -69,6 +86,7 @@ def test_whole(scan: Callable, start: Callable) -> None:
     assert "encoder.layer.1.output" in page
     assert re.search(r'(src|href)="https?://', page) is None
     _assert_nothing_left(run.name)
+    _open_in_notebook(run.output, monkeypatch)
 
 
 @pytest.mark.parametrize("module", ["asysi.sae", "asysi.archive", "asysi.hook"])
