@@ -49,7 +49,9 @@ def _open_in_notebook(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = Path(__file__).parents[2] / "examples/minilm/explore.ipynb"
     notebook = nbformat.read(file, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells)
-    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(file.parent)}}).execute()
+    nbclient.NotebookClient(
+        notebook, timeout=120, resources={"metadata": {"path": str(file.parent)}}
+    ).execute()
     plots = [cell for cell in notebook.cells if "plt.show()" in cell.source]
     assert all(any("image/png" in one.get("data", {}) for one in cell.outputs) for cell in plots)
     said = "".join(one.get("text", "") for cell in notebook.cells for one in cell.get("outputs", ()))
