@@ -21,14 +21,6 @@ from asysi.sae.variants.base import StepContext
 from asysi.sae.variants.topk import TopK
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def random_sae(d_in=12, latents=40, k=5, dtype=torch.float64, *, seed=0, auxk=None):
     generator = torch.Generator().manual_seed(seed)
     sae = TopK(d_in, latents, k, dtype, auxk=auxk)
@@ -57,13 +49,14 @@ def reference(x, leaves, k, dead, *, k_aux, coefficient):
     return loss
 
 
+@pytest.mark.parametrize("k", [5, 40], ids=["all of k fire", "some of k fire"])
 @pytest.mark.parametrize("dead", [[], [3, 7, 8, 20, 31], list(range(40))], ids=["none", "some", "all"])
-def test_gradient_is_the_derivative(dead):
+def test_gradient_is_the_derivative(dead, k):
     """Loss and hand-written gradient agree with autograd in double precision, with and without AuxK."""
-    sae = random_sae(auxk=AuxK(k=3, coefficient=0.25))
+    sae = random_sae(k=k, auxk=AuxK(k=3, coefficient=0.25))
     x, dead = random_rows(), torch.tensor(dead, dtype=torch.int64)
     leaves = [p.clone().requires_grad_() for p in (sae.encoder, sae.b_enc, sae.W_dec, sae.b_dec)]
-    expected = reference(x, leaves, 5, dead, k_aux=3, coefficient=0.25)
+    expected = reference(x, leaves, k, dead, k_aux=3, coefficient=0.25)
     expected.backward()
     gradient = sae.twin()
     outcome = sae.differentiate(x, x, gradient, StepContext(dead))
@@ -115,6 +108,14 @@ def test_top_k_refuses_nan():
     values[2] = math.nan
     with pytest.raises(FloatingPointError):
         top_k(values, 4)
+
+
+def test_nan_is_not_left_out():
+    """Latents that are NaN stay among those that fire: a reconstruction without them would look right."""
+    sae = random_sae(latents=16)
+    sae.encoder[3] = math.nan
+    assert sae.activate(random_rows()).value.isnan().any()
+    assert sae.forward(random_rows()).isnan().any(1).all()
 
 
 @pytest.mark.parametrize("k", [1, 5, 40])

@@ -1,11 +1,13 @@
 """A trainer on packets: every row is accounted for, and a checkpoint changes nothing."""
 
+import hashlib
 import json
 import math
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -280,6 +282,41 @@ def test_memory_too_small_for_two_batches_is_refused(tmp_path):
     trainer = trainer_at(tmp_path, buffer={"memory": "2Ki"})
     with pytest.raises(ConfigError, match=r"buffer\.memory"):
         feed(trainer, [0])
+
+
+def processor():
+    """Return what decides how products are rounded."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    facts = [line.split(":")[1].strip() for line in lines if line.startswith(("model", "cpu family", "step"))]
+    return " ".join([torch.__version__, torch.backends.cpu.get_cpu_capability(), *facts[:4]])
+
+
+def digest(training):
+    """Return a hash over every tensor of its state."""
+    tensors, _ = training.state()
+    whole = hashlib.sha256()
+    for name in sorted(tensors):
+        whole.update(name.encode() + tensors[name].contiguous().view(torch.uint8).numpy().tobytes())
+    return whole.hexdigest()
+
+
+def test_topk_trains_as_it_always_has(tmp_path, monkeypatch):
+    """Loss, FVU, L0 and dead share on the way are those that were recorded before there were variants; on the
+    kind of processor that recorded them, so is every bit of the state.
+    """
+    recorded = json.loads(Path(__file__).with_name("golden").joinpath("topk.json").read_text())
+    monkeypatch.setattr("asysi.sae.training.bfloat16_is_fast", lambda: False)
+    trainer = trainer_at(tmp_path)
+    feed(trainer, range(STEPS))
+    finish(trainer)
+    for point, training in trainer.trainings.items():
+        training.conclude()
+        expected = recorded["points"][point]
+        curve, known = np.array(training.progress.curve), np.array(expected["curve"])
+        np.testing.assert_allclose(curve[:, :4], known[:, :4], rtol=1e-3, err_msg=point)
+        np.testing.assert_allclose(curve[:, 4], known[:, 4], atol=0.05, err_msg=point)
+        if recorded["processor"] == processor():
+            assert digest(training) == expected["digest"], point
 
 
 def test_divergence_is_an_error(tmp_path):

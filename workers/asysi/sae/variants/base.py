@@ -78,6 +78,7 @@ class SparseAutoencoder(ABC):
         latents: number of latents.
         sizes: size of each parameter by name, `W_dec` [latents, d_out] and `b_dec` [d_out] among them.
         dtype: of the parameters.
+        state: tensors beside the parameters that training changes in place, by name: a running threshold.
     """
 
     architecture: ClassVar[str | None] = None
@@ -89,21 +90,31 @@ class SparseAutoencoder(ABC):
     """[d_out]"""
 
     def __init__(
-        self, d_in: int, d_out: int, latents: int, sizes: Mapping[str, Sequence[int]], dtype: torch.dtype
+        self,
+        d_in: int,
+        d_out: int,
+        latents: int,
+        sizes: Mapping[str, Sequence[int]],
+        dtype: torch.dtype = torch.float32,
+        *,
+        state: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.d_in, self.d_out, self.latents = d_in, d_out, latents
         self._sizes = {name: tuple(size) for name, size in sizes.items()}
-        self.state: dict[str, Tensor] = {}
-        """Tensors beside the parameters that training changes in place, by name; checkpoints hold them."""
-        self._allocate(dtype)
+        self._allocate(dtype, state or {})
 
-    def _allocate(self, dtype: torch.dtype) -> None:
+    def _allocate(self, dtype: torch.dtype, state: Mapping[str, Tensor]) -> None:
         # Within inference mode too these are plain tensors: autograd takes no others.
         with torch.inference_mode(mode=False):
             self.parameters = torch.zeros(sum(map(math.prod, self._sizes.values())), dtype=dtype)
             """All parameters, in the order of their declaration."""
             for name, view in self.named(self.parameters).items():
                 setattr(self, name, view)
+            self.state = {
+                name: value.to(dtype, copy=True) if value.is_floating_point() else value.clone()
+                for name, value in state.items()
+            }
+            """Tensors beside the parameters that training changes in place; checkpoints hold them."""
 
     def named(self, flat: Tensor) -> dict[str, Tensor]:
         """Return views of a vector that is laid out like the parameters, by the names of these."""
@@ -117,11 +128,7 @@ class SparseAutoencoder(ABC):
     def twin(self, dtype: torch.dtype | None = None) -> Self:
         """Return one of the same settings whose parameters are 0."""
         other = copy(self)
-        other._allocate(dtype or self.parameters.dtype)
-        other.state = {
-            name: value.to(other.parameters.dtype) if value.is_floating_point() else value.clone()
-            for name, value in self.state.items()
-        }
+        other._allocate(dtype or self.parameters.dtype, self.state)
         return other
 
     def to(self, dtype: torch.dtype) -> Self:
