@@ -10,9 +10,8 @@ from concurrent import futures
 from dataclasses import dataclass, field, replace
 
 from asysi.contract.runtime import PORTS, Container
+from asysi.contract.telemetry import RunStatus
 from asysi_operator import metrics
-from asysi_operator.answers import Answer
-from asysi_operator.asking import ask
 from asysi_operator.cluster import (
     CHILDREN,
     EXPERIMENTS,
@@ -30,6 +29,7 @@ from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.observation import Observed, leaving, rfc3339, state_of
 from asysi_operator.reconcile import Action, Apply, Plan, Settings, concurrent, plan
 from asysi_operator.status import announcements, derive, only_counted, pressing
+from asysi_operator.status_client import ask
 from asysi_operator.work import Work
 from asysi_operator.world import Key, Silence, World, key_of
 
@@ -70,7 +70,7 @@ class Memory:
     """When events were last looked at."""
     pod: str = ""
     """Identity of the pod that the rest is about."""
-    answers: dict[str, Answer] = field(default_factory=dict)
+    answers: dict[str, RunStatus] = field(default_factory=dict)
     odd: str = ""
     looks: int = 0
     """How often the events of the same oddity were looked at: ever less often."""

@@ -7,7 +7,7 @@ from enum import Enum
 
 from asysi.contract.runtime import Container
 from asysi.contract.spec import KIND
-from asysi_operator.answers import Answer, read_attempt
+from asysi.contract.telemetry import RunStatus, read_attempt
 from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.manifests.labels import EXPERIMENT, MANAGED_BY, MANAGER, SPEC
 from asysi_operator.manifests.names import ROWS
@@ -27,7 +27,7 @@ class Observed:
     """Objects that carry the experiment's label, whoever owns them; no pods."""
     pods: Sequence[Manifest] = ()
     """Pods that carry the label."""
-    answers: Mapping[str, Answer] = field(default_factory=dict)
+    answers: Mapping[str, RunStatus] = field(default_factory=dict)
     """What the current pod's containers last answered, by name."""
     events: Sequence[Manifest] = ()
     """Warnings about the current pod, or about the Job while it has none, asked for when something is odd."""

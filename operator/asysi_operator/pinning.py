@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from asysi.contract.cpus import processors
 from asysi.contract.runtime import Container
 from asysi.contract.spec import Spec
 from asysi_operator.manifests.resources import containers_of, of_container
@@ -52,17 +53,6 @@ def judge(spec: Spec, cpu_sets: Mapping[str, str]) -> Verdict:
     if missing := [name for name in asked if name not in exclusive]:
         return "False", "NotExclusive", f"{said}{', '.join(missing)} have no processors of their own"
     return "True", "Exclusive", f"pinned: {', '.join(pinned)}"
-
-
-def processors(text: str) -> frozenset[int]:
-    """Return the processors in a list like `0,2-3`; nothing for one that is too long to be true."""
-    found: set[int] = set()
-    for part in text.split(","):
-        first, _dash, last = part.partition("-")
-        if int(last or first) - int(first) > 4096:
-            return frozenset()
-        found.update(range(int(first), int(last or first) + 1))
-    return frozenset(found)
 
 
 def _exclusive(name: str, cpus: int, got: Mapping[str, frozenset[int]]) -> bool:

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from asysi.contract.telemetry import VERDICTS, Summary
 from asysi_operator import summary
-from asysi_operator.answers import VERDICTS, LastWords, read_last_words
 from asysi_operator.failures import DISRUPTIONS, Failure, disruptions, finished, last_failure, refusal
 from asysi_operator.manifests.environment import output_of
 from asysi_operator.manifests.kinds import Manifest
@@ -217,7 +217,7 @@ def _of_the_run(
     decided: Plan,
     job: Manifest | None,
     failure: Failure | None,
-    words: LastWords | None,
+    words: Summary | None,
     *,
     refused: Failure | None,
     late: bool,
@@ -279,7 +279,7 @@ def _capturing(  # noqa: PLR0911 - a case each
     return "False", "HostEnded", "The host has closed its stream."
 
 
-def _complete(end: Manifest | None, words: LastWords | None) -> Said:
+def _complete(end: Manifest | None, words: Summary | None) -> Said:
     if end is None:
         return "False", "NotEnded", "The experiment has not ended."
     if end["type"] == "Failed":
@@ -288,12 +288,12 @@ def _complete(end: Manifest | None, words: LastWords | None) -> Said:
     return "True", "Finished", f"The stream has ended and everything is written.{balanced}"
 
 
-def _verdict(observed: Observed, kind: str, end: Manifest | None, words: LastWords | None) -> Said:
+def _verdict(observed: Observed, kind: str, end: Manifest | None, words: Summary | None) -> Said:
     """Return what finish says of the books or of the data: its last words, else its last answer."""
     answer = observed.answers.get("finish")
     for source in (words, answer):
-        if source is not None and kind in source.verdicts:
-            said = source.verdicts[kind]
+        if source is not None and kind in source.conditions:
+            said = source.conditions[kind]
             return said.status, said.reason, said.message
     before = condition(observed.experiment, kind)
     if before is not None and before["reason"] not in _NO_VERDICT:
@@ -419,7 +419,7 @@ def _cpu_sets(observed: Observed) -> dict[str, str]:
     return {name: answer.cpus for name, answer in sorted(observed.answers.items()) if answer.cpus}
 
 
-def _counted(observed: Observed, words: LastWords | None) -> Manifest:
+def _counted(observed: Observed, words: Summary | None) -> Manifest:
     """Return counters, quality and ledger: finish's last words, else its last answer, else what was known."""
     before, answer = observed.status, observed.answers.get("finish")
     if words is not None:
@@ -436,9 +436,9 @@ def _counted(observed: Observed, words: LastWords | None) -> Manifest:
     return {"counters": dict(answer.counters), "sae": dict(answer.sae), "ledger": balanced}
 
 
-def _last_words(pod: Manifest) -> LastWords | None:
+def _last_words(pod: Manifest) -> Summary | None:
     kind, detail = state_of(pod, "finish")
-    return read_last_words(detail.get("message") or "") if kind == "terminated" else None
+    return Summary.read(detail.get("message") or "") if kind == "terminated" else None
 
 
 def announcements(name: str, before: Manifest, after: Manifest) -> list[tuple[str, str, str]]:

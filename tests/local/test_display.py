@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from asysi.contract.runtime import Exit
+from asysi.contract.telemetry import RunStatus
 from asysi_operator.local.attempts import Outcome
-from asysi_operator.local.display import Lines, line, panels
-from asysi_operator.local.status import Status, read_status
+from asysi_operator.local.display import Lines, line, measured, panels
 from asysi_operator.local.summary import summary
-from asysi_operator.local.view import Process, View
+from asysi_operator.local.view import STARTING, Process, View
 
 ANSWER = {
     "phase": "running",
@@ -32,7 +32,7 @@ VIEW = View(
     name="minilm",
     seconds=61,
     processes=(Process("sae", "runs", 1), Process("host", "runs", 0)),
-    status=read_status(json.dumps(ANSWER).encode()),
+    status=RunStatus.read(json.dumps(ANSWER).encode()),
     notes=("sae was killed on purpose",),
 )
 
@@ -48,7 +48,7 @@ JSON = st.recursive(
 @given(st.dictionaries(st.sampled_from(list(ANSWER)), JSON))
 def test_any_answer_can_be_shown(answer):
     """Whatever JSON object /status answers, both displays draw it."""
-    view = View("x", status=read_status(json.dumps(answer).encode()))
+    view = View("x", status=RunStatus.read(json.dumps(answer).encode()))
     assert line(view)
     Console(quiet=True).print(panels(view))
 
@@ -56,8 +56,8 @@ def test_any_answer_can_be_shown(answer):
 @given(st.binary(max_size=50))
 def test_what_is_no_answer_is_no_status(body):
     """Bytes that are no JSON object are not a status, and no error."""
-    status = read_status(body)
-    assert status is None or status == Status(phase="running")
+    status = RunStatus.read(body)
+    assert status is None or status == RunStatus()
 
 
 def test_both_displays_say_what_matters():
@@ -85,7 +85,7 @@ def test_both_displays_say_what_matters():
 
 def test_gauges_that_were_never_written_are_unknown():
     """A hook point without a trained row has no FVU, rather than a perfect one."""
-    assert VIEW.status.points[1].fvu is None
+    assert measured(VIEW.status)[1].fvu is None
 
 
 def test_plain_lines_come_at_events_and_not_at_every_look(capsys):
@@ -182,12 +182,12 @@ def test_any_verdict_can_be_summed_up(tmp_path_factory, verdict):
     """Whatever JSON stands in verdict.json, the summary is drawn."""
     folder = tmp_path_factory.mktemp("any")
     (folder / "verdict.json").write_text(json.dumps({"level": "ok", **verdict}))
-    assert summary("x", Outcome(Exit.OK, 1, {}, None), Status(), folder)
+    assert summary("x", Outcome(Exit.OK, 1, {}, None), STARTING, folder)
 
 
 def test_summary_of_a_failure(tmp_path):
     """A failed run says why, and does not name a report that is not there."""
-    text = summary("minilm", Outcome(Exit.FAILED, 3, {}, "host ended with exit code 1"), Status(), tmp_path)
+    text = summary("minilm", Outcome(Exit.FAILED, 3, {}, "host ended with exit code 1"), STARTING, tmp_path)
     assert "failed (exit 1)" in text
     assert "host ended with exit code 1" in text
     assert "attempts 3" in text

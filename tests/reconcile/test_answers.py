@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asysi.contract.status import Counters, LedgerStatus, SaeStatus
-from asysi_operator.answers import LIMIT, read_answer, read_last_words
-from asysi_operator.asking import ask
+from asysi.contract.telemetry import BODY_LIMIT, RunStatus, Summary
+from asysi_operator.status_client import ask
 
 words = st.sampled_from(
     [
@@ -44,8 +44,8 @@ anything = st.recursive(
 @given(anything)
 def test_whatever_is_said_fits_the_status(said):
     """Any JSON is read without an error, and what is taken from it fits the schema of the status."""
-    answer = read_answer(json.dumps(said).encode())
-    ended = read_last_words(json.dumps(said))
+    answer = RunStatus.read(json.dumps(said).encode())
+    ended = Summary.read(json.dumps(said))
     for found in (answer, ended):
         if found is not None:
             Counters.model_validate(dict(found.counters))
@@ -59,7 +59,7 @@ def test_whatever_is_said_fits_the_status(said):
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"\xff", b"[" * 100_000, b'"text"'])
 def test_what_is_no_object_is_no_answer(body):
     """What is no JSON object says nothing."""
-    assert read_answer(body) is None
+    assert RunStatus.read(body) is None
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_a_redirect_is_not_followed(worker):
 
 def test_an_endless_answer_is_cut_off(worker):
     """More than the limit is not read."""
-    assert ask("127.0.0.1", worker(200, b" " * (LIMIT + 1) + b"{}")) is None
+    assert ask("127.0.0.1", worker(200, b" " * (BODY_LIMIT + 1) + b"{}")) is None
 
 
 def test_nobody_there_is_no_answer(worker):

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asysi.contract.cpus import processors
 from asysi.contract.spec import Spec
-from asysi_operator.pinning import fractional, judge, processors, whole
+from asysi_operator.pinning import fractional, judge, whole
 
 BASE = {
     "model": {"uri": "file:///m"},

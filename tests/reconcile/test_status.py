@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from asysi.contract.status import Status
-from asysi_operator.answers import read_answer
+from asysi.contract.telemetry import RunStatus
 from asysi_operator.reconcile import Settings, plan
 from asysi_operator.status import (
     CONDITIONS,
@@ -61,7 +61,7 @@ def lab(cluster):
 
 
 def answered(**changes):
-    return {"finish": read_answer(json.dumps({**ANSWER, **changes}).encode())}
+    return {"finish": RunStatus.read(json.dumps({**ANSWER, **changes}).encode())}
 
 
 def test_every_status_is_of_the_contract(cluster, lab):

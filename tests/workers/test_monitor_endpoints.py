@@ -15,7 +15,8 @@ import pytest
 
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import Container
-from asysi.monitor.endpoints import STATUS_LIMIT, serve
+from asysi.contract.telemetry import BODY_LIMIT
+from asysi.monitor.endpoints import serve
 from asysi.monitor.health import Health
 from asysi.monitor.metrics import counter
 from asysi.monitor.worker import Worker
@@ -91,9 +92,7 @@ def test_status_is_the_workers_own(worker, server):
     assert answer == {"rate": 0.5}
 
 
-@pytest.mark.parametrize(
-    "status", [lambda: {"x": "y" * STATUS_LIMIT}, lambda: 1 / 0, lambda: {"x": object()}]
-)
+@pytest.mark.parametrize("status", [lambda: {"x": "y" * BODY_LIMIT}, lambda: 1 / 0, lambda: {"x": object()}])
 def test_a_status_that_is_too_large_or_fails_is_an_error_of_its_own(worker, server, status):
     """A status beyond the limit, an exception in it, and what JSON cannot hold are a short 500."""
     worker.status = status

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 
+from asysi.contract.cpus import processors
 from asysi.contract.errors import ConfigError
 
 
@@ -26,9 +27,3 @@ def bound(binding: Mapping[str, str]) -> dict[str, frozenset[int]]:
     if problems:
         raise ConfigError(*problems)
     return chosen
-
-
-def processors(listed: str) -> frozenset[int]:
-    """Return the processors in a list such as `0-3,5`."""
-    ranges = (part.partition("-") for part in listed.split(","))
-    return frozenset(cpu for first, _, last in ranges for cpu in range(int(first), int(last or first) + 1))

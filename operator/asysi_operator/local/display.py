@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from asysi_operator.local.status import Status
+from asysi.contract.telemetry import PointStatus, RunStatus
 from asysi_operator.local.view import View
 
 LINE_EVERY = 3.0
@@ -56,7 +56,7 @@ class Lines:
     def show(self, view: View) -> None:
         """Print a line when it is time."""
         now = time.monotonic()
-        telling = (view.attempt, view.status.phase, view.restarts, view.notes)
+        telling = (view.attempt, view.phase, view.restarts, view.notes)
         if telling == self._told and now - self._shown_at < LINE_EVERY:
             return
         new = [note for note in view.notes if note not in self._told[-1:] and note not in _notes(self._told)]
@@ -95,19 +95,19 @@ class Panels:
 def line(view: View) -> str:
     """Return a run as one line of text."""
     status = view.status
-    if status.phase == "starting":
+    if view.phase == "starting":
         states = ", ".join(f"{process.name} {process.state}" for process in view.processes)
         rows = f" · {view.rows}" if view.rows else ""
         return f"[{clock(view.seconds)}] {view.name}: {states}{rows}"
     parts = [
-        f"[{clock(view.seconds)}] {view.name} {status.phase}",
+        f"[{clock(view.seconds)}] {view.name} {view.phase}",
         f"{percent(status.share_done)} {progress(status)}",
-        f"{whole(status.tokens_per_second)} tok/s",
+        f"{whole(status.progress.tokens_per_second)} tok/s",
         *([f"{clock(view.remaining)} left"] if view.remaining is not None else []),
         f"rate {ratio(status.rate)}",
         f"dropped {dropped(status)}",
-        "lag " + (" ".join(f"{reader.name} {percent(reader.lag)}" for reader in status.consumers) or UNKNOWN),
-        "FVU " + (" ".join(ratio(point.fvu) for point in status.points) or UNKNOWN),
+        f"lag {_lags(status)}",
+        "FVU " + (" ".join(ratio(point.fvu) for point in measured(status)) or UNKNOWN),
         f"restarts {view.restarts}",
     ]
     return " · ".join(parts)
@@ -126,7 +126,7 @@ def panels(view: View) -> RenderableType:
 
 def _headline(view: View) -> Text:
     attempt = f" · attempt {view.attempt + 1}" if view.attempt else ""
-    return Text.assemble((view.name, "bold"), f" · {view.status.phase}{attempt} · {clock(view.seconds)}")
+    return Text.assemble((view.name, "bold"), f" · {view.phase}{attempt} · {clock(view.seconds)}")
 
 
 def _progress_bar(view: View) -> Table:
@@ -134,38 +134,42 @@ def _progress_bar(view: View) -> Table:
     left = f"{clock(view.remaining)} left" if view.remaining is not None else ""
     bar = ProgressBar(total=1.0, completed=status.share_done or 0.0, width=30)
     grid.add_row(
-        bar, percent(status.share_done), progress(status), f"{whole(status.tokens_per_second)} tok/s", left
+        bar,
+        percent(status.share_done),
+        progress(status),
+        f"{whole(status.progress.tokens_per_second)} tok/s",
+        left,
     )
     return grid
 
 
-def _flow(status: Status) -> Text:
-    kept = status.published / status.seen if status.seen else None
+def _flow(status: RunStatus) -> Text:
+    seen, published = status.capture.seen, status.capture.published
+    kept = (published or 0) / seen if seen else None
     return Text(
         f"sampling rate {ratio(status.rate)} · rows kept {percent(kept)} · "
-        f"sampled out {whole(status.sampled_out)} · dropped {dropped(status)}"
+        f"sampled out {whole(status.capture.sampled_out or 0)} · dropped {dropped(status)}"
     )
 
 
 def _processes(view: View) -> Table:
-    readers = {reader.name: reader for reader in view.status.consumers}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("process", "state", "restarts", "lag", "lapped"):
         table.add_column(heading, justify="left" if heading in {"process", "state"} else "right")
     for process in view.processes:
-        reader = readers.get(process.name)
-        seen = (percent(reader.lag), whole(reader.lapped)) if reader else ("", "")
+        reader = view.status.consumers.get(process.name)
+        seen = (percent(reader.lag), whole(reader.lapped or 0)) if reader else ("", "")
         table.add_row(process.name, process.state, str(process.restarts or ""), *seen)
     return table
 
 
-def _points(status: Status) -> Table:
+def _points(status: RunStatus) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("hook point")
     for heading in ("FVU", "L0", "dead"):
         table.add_column(heading, justify="right")
-    for point in status.points:
-        table.add_row(point.path, ratio(point.fvu), ratio(point.l0, 1), percent(point.dead))
+    for point in measured(status):
+        table.add_row(point.path or "?", ratio(point.fvu), ratio(point.l0, 1), percent(point.dead))
     return table
 
 
@@ -174,21 +178,32 @@ def _notes(told: tuple[object, ...]) -> tuple[object, ...]:
     return notes if isinstance(notes, tuple) else ()
 
 
-def progress(status: Status) -> str:
+def progress(status: RunStatus) -> str:
     """Return how far the model is: tokens of tokens, or steps of steps."""
-    if status.tokens is not None and status.tokens_total:
-        return f"{whole(status.tokens)} of {whole(status.tokens_total)} tokens"
-    if status.steps is not None and status.steps_total:
-        return f"{whole(status.steps)} of {whole(status.steps_total)} steps"
-    return f"{whole(status.tokens)} tokens"
+    at = status.progress
+    if at.tokens is not None and at.tokens_total:
+        return f"{whole(at.tokens)} of {whole(at.tokens_total)} tokens"
+    if at.steps is not None and at.steps_total:
+        return f"{whole(at.steps)} of {whole(at.steps_total)} steps"
+    return f"{whole(at.tokens)} tokens"
 
 
-def dropped(status: Status) -> str:
+def _lags(status: RunStatus) -> str:
+    return " ".join(f"{name} {percent(reader.lag)}" for name, reader in status.consumers.items()) or UNKNOWN
+
+
+def measured(status: RunStatus) -> list[PointStatus]:
+    """Return the hook points; the figures of one that nothing was trained on yet are unknown."""
+    return [PointStatus(path=point.path) if point.trained == 0 else point for point in status.points]
+
+
+def dropped(status: RunStatus) -> str:
     """Return the rows dropped at capture, with their reasons."""
-    if not status.dropped:
+    lost = {reason: rows for reason, rows in (status.capture.dropped or {}).items() if rows}
+    if not lost:
         return "0"
-    reasons = ", ".join(f"{whole(count)} {reason}" for reason, count in sorted(status.dropped.items()))
-    return f"{whole(sum(status.dropped.values()))} ({reasons})"
+    reasons = ", ".join(f"{whole(rows)} {reason}" for reason, rows in sorted(lost.items()))
+    return f"{whole(sum(lost.values()))} ({reasons})"
 
 
 def clock(seconds: float | None) -> str:

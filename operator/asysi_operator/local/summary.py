@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from asysi.contract.runtime import HOST_FOLDER, LEDGER_FILE, LOG_FOLDER, REPORT_FILE, VERDICT_FILE, Exit
+from asysi.contract.telemetry import RunStatus
 from asysi_operator.local.attempts import Outcome
-from asysi_operator.local.display import UNKNOWN, percent, ratio
-from asysi_operator.local.status import Status
+from asysi_operator.local.display import UNKNOWN, measured, percent, ratio
 from asysi_operator.local.verdict import MARKS, Verdict, read_verdict
 
 PROGRESS = HOST_FOLDER / "progress.json"
@@ -25,7 +25,7 @@ _BALANCED: dict[object, str] = {"True": "balanced", "False": "NOT balanced", "Un
 _INDENT = f"\n{' ' * 11}"
 
 
-def summary(name: str, outcome: Outcome, status: Status, output: Path) -> str:
+def summary(name: str, outcome: Outcome, status: RunStatus, output: Path) -> str:
     """Return the run in a few lines: both verdicts, code, reason, FVU, kept and lapped shares, restarts."""
     ledger, verdict = _object(output / LEDGER_FILE), read_verdict(output / VERDICT_FILE)
     mark = f"{verdict.mark} " if verdict else ""
@@ -52,10 +52,10 @@ def _indented(reason: str | None) -> list[str]:
     return [f"  {line}" for line in reason.splitlines()] if reason else []
 
 
-def _figures(verdict: Verdict | None, status: Status) -> list[str]:
+def _figures(verdict: Verdict | None, status: RunStatus) -> list[str]:
     """Return FVU and hook point of every one that a trainer names, with what must be known with it."""
     if verdict is None:
-        return [f"{ratio(point.fvu)} {point.path}" for point in status.points if point.fvu is not None]
+        return [f"{ratio(one.fvu)} {one.path}" for one in measured(status) if one.fvu is not None]
     return [
         f"{ratio(fvu)} {path}{f' ({note})' if note else ''}" if fvu is not None else f"{UNKNOWN:<5} {path}"
         + (f": {note}" if note else "")

@@ -1,8 +1,11 @@
 """What there is to see of a run at one moment."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from asysi_operator.local.status import Status
+from asysi.contract.telemetry import RunStatus
+
+STARTING = RunStatus(phase="starting")
+"""Before finish has said anything."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +26,16 @@ class View:
     seconds: float = 0.0
     """Since the run began."""
     processes: tuple[Process, ...] = ()
-    status: Status = field(default_factory=Status)
+    status: RunStatus = STARTING
     rows: str = ""
     """How far the pipeline is, while it runs."""
     notes: tuple[str, ...] = ()
     """What the user should know now."""
+
+    @property
+    def phase(self) -> str:
+        """Where the run stands, in one word."""
+        return self.status.phase or "running"
 
     @property
     def restarts(self) -> int:
@@ -37,13 +45,8 @@ class View:
     @property
     def remaining(self) -> float | None:
         """Seconds that the model still needs at its present pace, None when unknown."""
-        status = self.status
-        if (
-            status.phase != "running"
-            or not status.tokens_total
-            or status.tokens is None
-            or not status.tokens_per_second
-        ):
+        at = self.status.progress
+        if self.phase != "running" or not at.tokens_total or at.tokens is None or not at.tokens_per_second:
             return None
-        left = status.tokens_total - status.tokens
-        return left / status.tokens_per_second if left > 0 else None
+        left = at.tokens_total - at.tokens
+        return left / at.tokens_per_second if left > 0 else None

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from asysi.contract.runtime import Container
+from asysi.contract.telemetry import RunStatus
 from asysi_operator.local.asking import Asker
 from asysi_operator.local.display import Display
 from asysi_operator.local.pod import Pod
-from asysi_operator.local.status import Status, read_status
-from asysi_operator.local.view import Process, View
+from asysi_operator.local.view import STARTING, Process, View
 from asysi_operator.local.wishes import Wishes
 
 ASK_EVERY = 0.5
@@ -50,24 +50,24 @@ class Watching:
         )
         self._rows, self._rows_at, self._made = rows, 0.0, ""
         self._began = time.monotonic()
-        self._answer: Future[bytes] | None = None
+        self._answer: Future[RunStatus | None] | None = None
         self._asked_at, self._attempt = 0.0, 0
-        self.status = Status()
+        self.status = STARTING
 
     def look(self, attempt: int, pod: Pod) -> None:
         """Ask when it is time, take an answer when there is one, show the run."""
         if attempt != self._attempt:
-            self._attempt, self.status, self._answer = attempt, Status(), None
+            self._attempt, self.status, self._answer = attempt, STARTING, None
         self._ask(pod)
         self._display.show(self._view(attempt, pod))
 
     def _ask(self, pod: Pod) -> None:
         now, finish = time.monotonic(), pod.member(Container.FINISH)
         if self._answer is not None and self._answer.done():
-            self.status = read_status(self._answer.result()) or self.status
+            self.status = self._answer.result() or self.status
             self._answer = None
         if self._answer is None and finish is not None and finish.port and now - self._asked_at >= ASK_EVERY:
-            self._answer, self._asked_at = self._asker.read(finish.port, "/status", 1.0), now
+            self._answer, self._asked_at = self._asker.status(finish.port, 1.0), now
 
     def _view(self, attempt: int, pod: Pod) -> View:
         return View(

@@ -9,6 +9,7 @@ from typing import Any
 from asysi.bus.accounts import total_consumed, total_produced
 from asysi.bus.states import ProducerState
 from asysi.contract.spec import ScanExperiment
+from asysi.contract.telemetry import Captured, Quality, Summary, Verdict
 from asysi.finish import facts, history, provenance, sample, verdict
 from asysi.finish.analysis import Analysis
 from asysi.finish.attempts import Attempt, earlier_attempts, rows_known, whole, without_books
@@ -357,25 +358,29 @@ def last_words(ledger: Ledger, snapshot: Snapshot, analysis: Analysis | None, en
     l0s = [layer.l0 for layer in layers if layer.l0 is not None]
     dead = [layer.dead for layer in layers if layer.dead is not None]
     trained = [point.trained for point in snapshot.points if finite(point.trained) is not None]
-    words: dict[str, Any] = {
-        "attempt": ledger.attempt,
-        "complete": ledger.complete,
-        "interrupted": snapshot.host.interrupted,
-        "ledger": {"balanced": ledger.balanced, "unbalanced": []},
-        "tokens": ending.tokens if ending else snapshot.host.tokens,
-        "capture": produced_json(total_produced(books.capture.values())),
-        "durable": {
+    made = total_produced(books.capture.values())
+    words = Summary(
+        attempt=ledger.attempt,
+        complete=ledger.complete,
+        interrupted=snapshot.host.interrupted,
+        ledger=Verdict(balanced=ledger.balanced),
+        tokens=ending.tokens if ending else snapshot.host.tokens,
+        capture=Captured(
+            seen=made.seen,
+            published=made.published,
+            sampled_out=made.sampled_out,
+            dropped=dict(made.dropped),
+        ),
+        durable={
             name: total_consumed(rows.values()).durable for name, rows in sorted(books.consumers.items())
         },
-        "trained": int(sum(trained)),
-        "sae": {"fvu": _mean(fvus), "l0": _mean(l0s), "dead": _mean(dead)},
-        "problems": [],
-    }
-    if ending is not None:
-        words["conditions"] = {
+        trained=int(sum(trained)),
+        quality=Quality(fvu=_mean(fvus), l0=_mean(l0s), dead=_mean(dead)),
+        conditions={
             kind: {**one, "message": one["message"][:CONDITION_MESSAGE]}
-            for kind, one in conditions_json(ending).items()
-        }
+            for kind, one in (conditions_json(ending) if ending else {}).items()
+        },
+    ).as_json()
     problems = (*ledger.problems, *(analysis.problems if analysis else ()))
     for key, part, lines in (
         ("unbalanced", words["ledger"], [f"{line.point} {line.hop}" for line in ledger.unbalanced()]),

@@ -3,17 +3,15 @@
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from asysi.bus.accounts import total_consumed, total_produced
 from asysi.bus.states import ProducerState, ReaderState
+from asysi.contract.telemetry import Balance, Capture, PointStatus, Progress, ReaderStatus, RunStatus
 from asysi.finish.ledger import (
     Books,
-    consumed_json,
     finite,
     open_ledger,
     points_of,
-    produced_json,
 )
 
 PACE_SECONDS = 10.0
@@ -145,43 +143,47 @@ def shape(
         conditions: both verdicts, once they are known: status, reason and message by type.
     """
     host, books = snapshot.host, snapshot.books
-    capture = produced_json(total_produced(books.capture.values()))
-    return {
-        "phase": said or phase(snapshot),
-        "progress": {
-            "steps": host.steps_before + host.steps,
-            "stepsTotal": host.steps_total,
-            "tokens": host.tokens_before + host.tokens,
-            "tokensTotal": host.tokens_total,
-            "pass": host.passes_begun,
-            "tokensPerSecond": round(tokens_per_second, 1),
-        },
-        "rate": finite(host.rate),
-        "capture": {**capture, "stepsDropped": host.steps_dropped, "errors": host.capture_errors},
-        "consumers": {name: _consumer(name, snapshot) for name in ["hook", *snapshot.readers]},
-        "points": [_point(point) for point in snapshot.points],
-        "ledger": {
-            "balanced": open_ledger(books, attempt=0, complete=False).balanced,
-            "points": len(points_of(books)),
-        },
-        "conditions": {kind: dict(one) for kind, one in (conditions or {}).items()},
-    }
+    made = total_produced(books.capture.values())
+    return RunStatus(
+        phase=said or phase(snapshot),
+        progress=Progress(
+            steps=host.steps_before + host.steps,
+            steps_total=host.steps_total,
+            tokens=host.tokens_before + host.tokens,
+            tokens_total=host.tokens_total,
+            passes_begun=host.passes_begun,
+            tokens_per_second=round(tokens_per_second, 1),
+        ),
+        rate=host.rate,
+        capture=Capture(
+            seen=made.seen,
+            published=made.published,
+            sampled_out=made.sampled_out,
+            dropped=dict(made.dropped),
+            steps_dropped=host.steps_dropped,
+            errors=host.capture_errors,
+        ),
+        consumers={name: _consumer(name, snapshot) for name in ["hook", *snapshot.readers]},
+        points=[_point(point) for point in snapshot.points],
+        ledger=Balance(
+            balanced=open_ledger(books, attempt=0, complete=False).balanced, points=len(points_of(books))
+        ),
+        conditions={kind: dict(one) for kind, one in (conditions or {}).items()},
+    ).as_json()
 
 
-def _consumer(name: str, snapshot: Snapshot) -> dict[str, Any]:
+def _consumer(name: str, snapshot: Snapshot) -> ReaderStatus:
     rows = snapshot.books.hook if name == "hook" else snapshot.books.consumers.get(name, {})
-    return {
-        "lag": finite(round(snapshot.lag.get(name, 0.0), 4)),
-        **consumed_json(total_consumed(rows.values())),
-        "state": snapshot.hook_state if name == "hook" else snapshot.readers[name],
-    }
+    used = total_consumed(rows.values())
+    return ReaderStatus(
+        lag=round(snapshot.lag.get(name, 0.0), 4),
+        durable=used.durable,
+        lapped=used.lapped,
+        rolled_back=used.rolled_back,
+        state=snapshot.hook_state if name == "hook" else snapshot.readers[name],
+    )
 
 
-def _point(point: Point) -> dict[str, Any]:
-    return {
-        "path": point.path,
-        "fvu": finite(point.fvu),
-        "l0": finite(point.l0),
-        "dead": finite(point.dead),
-        "trained": int(point.trained) if finite(point.trained) is not None else 0,
-    }
+def _point(point: Point) -> PointStatus:
+    trained = int(point.trained) if finite(point.trained) is not None else 0
+    return PointStatus(path=point.path, fvu=point.fvu, l0=point.l0, dead=point.dead, trained=trained)

@@ -14,13 +14,13 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from asysi.contract.cpus import listed
 from asysi.contract.errors import ConfigError
+from asysi.contract.telemetry import BODY_LIMIT
 from asysi.monitor.metrics import gauge_family
 from asysi.monitor.rings import collectors
 from asysi.monitor.worker import Worker
 
-STATUS_LIMIT = 256 * 1024
-"""Bytes of `/status` at most."""
 _CONNECTIONS = 16
 _CLIENT_SECONDS = 5.0
 _BIND = "ASYSI_BIND"
@@ -126,23 +126,12 @@ def _metrics(worker: Worker, accept: str) -> Answer:
 
 def _status(worker: Worker) -> Answer:
     try:
-        body = json.dumps({"cpus": _listed(os.sched_getaffinity(0)), **worker.status()}).encode()
+        body = json.dumps({"cpus": listed(os.sched_getaffinity(0)), **worker.status()}).encode()
     except Exception as error:  # noqa: BLE001 - as above
         return _failure(f"{type(error).__name__}: {error}")
-    if len(body) > STATUS_LIMIT:
-        return _failure(f"status has {len(body)} bytes, more than {STATUS_LIMIT}")
+    if len(body) > BODY_LIMIT:
+        return _failure(f"status has {len(body)} bytes, more than {BODY_LIMIT}")
     return 200, "application/json", body
-
-
-def _listed(processors: Iterable[int]) -> str:
-    """Return processors as in `taskset -c`: `0,2-3`."""
-    runs: list[list[int]] = []
-    for number in sorted(processors):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
 def _failure(reason: str) -> Answer:
