@@ -219,7 +219,7 @@ def test_archive_trainer_and_report_hold_what_plain_hooks_see(ring, ways, skippe
             for _ in run(model, points, RingSink(writer, control), batches):
                 pass
             for packet in drained(ring, control.accounts()):
-                series.append(packet, 0)
+                series.append(packet)
                 trainer.receive(packet, names, 0, 0)
         series.close()
         archived = {}
