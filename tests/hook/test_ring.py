@@ -1,6 +1,6 @@
 """The hook worker between two real rings: the host's packets stand on the bus once, in order, exactly.
 
-Run as a script, this file is the host: `test_hook_ring.py host <shm> <packets> [die]`.
+Run as a script, this file is the host: `test_ring.py host <shm> <packets> [die]`.
 """
 
 import json
