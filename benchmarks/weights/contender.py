@@ -23,8 +23,8 @@ Work = Callable[[], Figures]
 def ours(
     folder: str, backend: str = "pread", *, spectra: bool = False, stats: Literal["full", "basic"] = "full"
 ) -> Work:
-    from asysi.weights.analysis import Identity, Settings, analyze
-    from asysi.weights.checkpoint import open_checkpoint
+    from asysi.weights.reading.checkpoint import open_checkpoint
+    from asysi.weights.statistics.analysis import Identity, Settings, analyze
 
     def work() -> Figures:
         with open_checkpoint(folder, backend=backend) as checkpoint:

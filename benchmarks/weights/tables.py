@@ -59,10 +59,10 @@ def build_llama(folder: Path) -> None:
 
 
 def analyse(folder: Path, name: str) -> tuple[list[dict], dict]:
-    from asysi.weights.analysis import Identity, Settings, analyze
-    from asysi.weights.checkpoint import open_checkpoint
-    from asysi.weights.export import write_table
-    from asysi.weights.orchestrator import meta_of
+    from asysi.weights.reading.checkpoint import open_checkpoint
+    from asysi.weights.run.orchestrator import meta_of
+    from asysi.weights.statistics.analysis import Identity, Settings, analyze
+    from asysi.weights.tables.export import write_table
 
     with open_checkpoint(folder) as checkpoint:
         done = analyze(checkpoint, Identity(str(folder), name), Settings(), journal=Path(f"{name}.journal"))

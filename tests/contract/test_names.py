@@ -17,7 +17,7 @@ from asysi.contract.available import BY_PATTERN
 from asysi.contract.fields import schema_fields
 from asysi.contract.spec import ScanExperiment
 from asysi.monitor.metrics import METRICS
-from asysi.weights.columns import COLUMNS
+from asysi.weights.tables.columns import COLUMNS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/reference/names.md").read_text()

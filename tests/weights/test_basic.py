@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from safetensors.numpy import save_file
 
-from asysi.weights.analysis import Identity, Settings, analyze
-from asysi.weights.checking import check_table
-from asysi.weights.checkpoint import open_checkpoint
-from asysi.weights.tally import tally
+from asysi.weights.reading.checkpoint import open_checkpoint
+from asysi.weights.run.export_checks import check_table
+from asysi.weights.statistics.analysis import Identity, Settings, analyze
+from asysi.weights.statistics.streaming_statistics import tally
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 TYPES = [BFLOAT16, np.dtype("f4"), np.dtype("f2"), np.dtype("f8"), np.dtype(ml_dtypes.float8_e4m3fn)]

@@ -13,15 +13,15 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from asysi.contract.errors import ConfigError
-from asysi.weights.analysis import Identity, Settings, analyze, needed_bytes
-from asysi.weights.checkpoint import open_checkpoint
-from asysi.weights.columns import COLUMNS, NAMES, ORIGINAL
 from asysi.weights.commands import app
-from asysi.weights.compare import DIFFERENCE_COLUMNS
-from asysi.weights.export import read_table, write_table
-from asysi.weights.journal import Journal
-from asysi.weights.plots import dots_by_name, plot
-from asysi.weights.report import WeightsPage, build
+from asysi.weights.comparing.compare import DIFFERENCE_COLUMNS
+from asysi.weights.reading.checkpoint import open_checkpoint
+from asysi.weights.reporting.plots import dots_by_name, plot
+from asysi.weights.reporting.report import WeightsPage, build
+from asysi.weights.statistics.analysis import Identity, Settings, analyze, needed_bytes
+from asysi.weights.statistics.finished_rows import FinishedRows
+from asysi.weights.tables.columns import COLUMNS, NAMES, ORIGINAL
+from asysi.weights.tables.export import read_table, write_table
 
 DOCUMENT = (
     "model_path,model_id,revision,param_name,layer_index,block_type,shape,rows,cols,rank,mean,std,var,sparsity,"
@@ -332,7 +332,7 @@ class TestResume:
         """Lines that are no rows of this version are nobody's rows."""
         path = tmp_path / "j.jsonl"
         path.write_text('3\n{"settings": "k"}\n{"settings": "k", "row": {"param_name": "x"}}\nrubbish\n')
-        assert not Journal(path, "k")._rows
+        assert not FinishedRows(path, "k")._rows
 
 
 class TestMemory:
@@ -464,7 +464,7 @@ class TestOrchestrator:
 
     def test_a_false_row_fails_the_check(self, model, tmp_path, monkeypatch):
         """An export that disagrees with numpy, or lacks a row, fails with the reason and exit code 1."""
-        from asysi.weights import orchestrator
+        from asysi.weights.run import orchestrator
 
         def spoilt(rows, file, form):
             return write_table([{**row, "mean": 1e3} for row in rows[1:]], file, form)

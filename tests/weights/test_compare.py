@@ -10,9 +10,9 @@ import torch
 from safetensors.numpy import save_file
 
 from asysi.contract.spec import Weights
-from asysi.weights.checkpoint import open_checkpoint
-from asysi.weights.compare import DIFFERENCE_COLUMNS, compare, totals
-from asysi.weights.experiment import analyse_weights, checkpoint_of, sources_of
+from asysi.weights.comparing.compare import DIFFERENCE_COLUMNS, compare, totals
+from asysi.weights.reading.checkpoint import open_checkpoint
+from asysi.weights.run.experiment import analyse_weights, checkpoint_of, sources_of
 
 GENERATOR = np.random.default_rng(0)
 BASE = {

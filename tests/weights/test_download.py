@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from asysi.contract.errors import ConfigError
 from asysi.weights import download_model
 from asysi.weights.commands import app
-from asysi.weights.download import RECORD_FILE, default_folder, download
+from asysi.weights.run.download import RECORD_FILE, default_folder, download
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WEIGHTS = save({"model.layers.0.mlp.up_proj.weight": np.arange(60_000, dtype="f4").reshape(300, 200)})

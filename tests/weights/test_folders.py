@@ -7,11 +7,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from asysi.contract.errors import ConfigError
-from asysi.weights.analysis import Identity, analyze
-from asysi.weights.checkpoint import open_checkpoint
 from asysi.weights.errors import LfsPointerError, MissingShardError, MissingTensorError
-from asysi.weights.orchestrator import identity_of
-from asysi.weights.places import resolve_cache
+from asysi.weights.reading.checkpoint import open_checkpoint
+from asysi.weights.reading.places import resolve_cache
+from asysi.weights.run.orchestrator import identity_of
+from asysi.weights.statistics.analysis import Identity, analyze
 
 COMMIT, OTHER = "a" * 40, "b" * 40
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 90868376\n"
@@ -191,7 +191,7 @@ def test_an_overflow_is_one_tensor_s(tmp_path, shape, value):
 def test_whatever_a_tensor_raises(tmp_path, monkeypatch):
     """An error that nobody foresaw in one tensor is listed with its name and shape; the others have rows."""
     save_file({"bad": np.ones((4, 3)), "w": np.ones((4, 3))}, tmp_path / "model.safetensors")
-    from asysi.weights import analysis
+    from asysi.weights.statistics import analysis
 
     def measured(tensor, settings, real=analysis._measured):
         if tensor.name == "bad":

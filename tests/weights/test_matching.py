@@ -8,8 +8,8 @@ import torch
 from safetensors.numpy import save_file
 
 from asysi.contract.errors import ConfigError
-from asysi.weights.checkpoint import open_checkpoint
-from asysi.weights.compare import compare, said_in_short, totals
+from asysi.weights.comparing.compare import compare, said_in_short, totals
+from asysi.weights.reading.checkpoint import open_checkpoint
 
 
 def generator(seed=0):
@@ -307,7 +307,7 @@ def test_an_adapter_of_a_real_layer(tmp_path):
     folder = TestLora().adapter(
         tmp_path / "lora", {"w.lora_A.weight": a.numpy(), "w.lora_B.weight": b.numpy()}
     )
-    from asysi.weights.adapters import merged
+    from asysi.weights.reading.adapters import merged
 
     save_file({"w.weight": base.weight.detach().numpy()}, tmp_path / "model.safetensors")
     with open_checkpoint(tmp_path / "model.safetensors") as first, open_checkpoint(folder) as second:

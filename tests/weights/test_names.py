@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asysi.weights import classify_param
-from asysi.weights.families import BLOCKS, describe_param
+from asysi.weights.statistics.parameter_families import BLOCKS, describe_param
 
 KNOWN = {
     # Llama, Mistral, Qwen, Gemma

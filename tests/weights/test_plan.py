@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 import asysi
 from asysi.weights.commands import app
-from asysi.weights.download import default_folder, download
-from asysi.weights.export import code_version, read_table, write_table
+from asysi.weights.run.download import default_folder, download
+from asysi.weights.tables.export import code_version, read_table, write_table
 
 
 def run(*arguments):
@@ -61,7 +61,7 @@ def test_plan_and_checks(model, tmp_path, command):
 
 def test_analyze_checks_what_it_exported(model, tmp_path, monkeypatch):
     """A table that numpy contradicts, or that lacks a row, is exit code 1 with the reason."""
-    from asysi.weights import orchestrator
+    from asysi.weights.run import orchestrator
 
     def spoilt(rows, file, form):
         return write_table([{**row, "mean": 1e3} for row in rows[1:]], file, form)
@@ -91,7 +91,7 @@ def test_the_check_holds_for_every_kind_of_number(tmp_path, stats):
 
 def test_errors_are_logged_with_name_and_shape(model, tmp_path, monkeypatch):
     """What could not be analysed is in errors.log, a line each; the next whole analysis removes it."""
-    from asysi.weights import analysis
+    from asysi.weights.statistics import analysis
 
     def measured(tensor, settings, real=analysis._measured):
         if tensor.name.startswith("a."):

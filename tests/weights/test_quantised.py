@@ -9,10 +9,10 @@ import torch
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
-from asysi.weights import quantised
-from asysi.weights.analysis import Identity, Settings, analyze
-from asysi.weights.checkpoint import open_checkpoint
-from asysi.weights.report import WeightsPage, build, verdict
+from asysi.weights.reading import quantised
+from asysi.weights.reading.checkpoint import open_checkpoint
+from asysi.weights.reporting.report import WeightsPage, build, verdict
+from asysi.weights.statistics.analysis import Identity, Settings, analyze
 
 E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
 

@@ -16,9 +16,6 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from asysi.contract.errors import ConfigError
-from asysi.weights.analysis import Identity, Settings, analyze, iterate_parameters
-from asysi.weights.checkpoint import open_checkpoint
-from asysi.weights.dtypes import PACKED_BITS, STORED
 from asysi.weights.errors import (
     DuplicateNameError,
     EscapingPathError,
@@ -31,7 +28,10 @@ from asysi.weights.errors import (
     PickleError,
     TruncatedShardError,
 )
-from asysi.weights.header import parse_header
+from asysi.weights.reading.checkpoint import open_checkpoint
+from asysi.weights.reading.dtypes import PACKED_BITS, STORED
+from asysi.weights.reading.safetensors_header import parse_header
+from asysi.weights.statistics.analysis import Identity, Settings, analyze, iterate_parameters
 
 GENERATOR = np.random.default_rng(0)
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from asysi.weights import families, reference, tensor_stats
-from asysi.weights.columns import COLUMNS, NAMES
-from asysi.weights.compare import DIFFERENCE_COLUMNS
-from asysi.weights.export import read_table
+from asysi.weights import reference, tensor_stats
+from asysi.weights.comparing.compare import DIFFERENCE_COLUMNS
+from asysi.weights.statistics import parameter_families as families
+from asysi.weights.tables.columns import COLUMNS, NAMES
+from asysi.weights.tables.export import read_table
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "weights.md").read_text()

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from asysi.weights import tensor_stats
-from asysi.weights.analysis import Identity, Settings, analyze
-from asysi.weights.checkpoint import open_checkpoint
-from asysi.weights.columns import COLUMNS, NAMES, QUANTILE_NAMES
-from asysi.weights.compare import subspace_angles
-from asysi.weights.spectrum import fit_power_law
-from asysi.weights.tally import QUANTILES, tally
+from asysi.weights.comparing.compare import subspace_angles
+from asysi.weights.reading.checkpoint import open_checkpoint
+from asysi.weights.statistics.analysis import Identity, Settings, analyze
+from asysi.weights.statistics.spectrum import fit_power_law
+from asysi.weights.statistics.streaming_statistics import QUANTILES, tally
+from asysi.weights.tables.columns import COLUMNS, NAMES, QUANTILE_NAMES
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 TYPES = ["<f4", "<f8", "<f2", BFLOAT16, np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2)]
@@ -79,7 +79,7 @@ def truth_of(x, epsilon):
 def test_every_statistic_is_numpy_s(dtype, native, monkeypatch):
     """Counts are equal, sums agree to 1e-12; quantiles are exact up to 16 bits, else within 0.8 %."""
     if not native:
-        monkeypatch.setattr("asysi.weights.tally._Native", None)
+        monkeypatch.setattr("asysi.weights.statistics.streaming_statistics._Native", None)
     x = values_of(dtype)
     found, truth = tensor_stats(x, zero_epsilon=1e-8, spectra=False), truth_of(x, 1e-8)
     exact = x.dtype.itemsize <= 2
@@ -218,7 +218,7 @@ def test_randomized_is_a_lower_bound_and_says_so():
 
 def test_gram_refuses_what_it_cannot_resolve():
     """A tolerance below the Gram method's resolution gives no rank rather than a wrong one."""
-    from asysi.weights.spectrum import Spectrum
+    from asysi.weights.statistics.spectrum import Spectrum
 
     spectrum = Spectrum(np.array([1.0, 1e-9, 0.0]), 400, 300, "gram", exact=True, squares=1.0)
     assert spectrum.rank(1e-16) is None

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from asysi.contract.errors import ConfigError
 from asysi.weights import Settings
-from asysi.weights.export import FORMATS, format_of
-from asysi.weights.orchestrator import Job, analyze_into
+from asysi.weights.run.orchestrator import Job, analyze_into
+from asysi.weights.tables.export import FORMATS, format_of
 
 
 def main() -> int:

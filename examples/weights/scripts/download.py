@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from asysi.contract.errors import ConfigError
-from asysi.weights.download import default_folder, download
+from asysi.weights.run.download import default_folder, download
 
 
 def main() -> int:

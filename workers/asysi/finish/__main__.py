@@ -125,7 +125,7 @@ def _judge_and_report(worker: Worker, ledger: Ledger, written: dict[str, object]
 
 def _look_at_weights(worker: Worker, analysis: "Analysis") -> None:
     from asysi.model.loading import load_model, read_resolved  # noqa: PLC0415
-    from asysi.weights.experiment import analyse_weights, sources_of  # noqa: PLC0415
+    from asysi.weights.run.experiment import analyse_weights, sources_of  # noqa: PLC0415
 
     spec = worker.experiment.spec
     resolved = read_resolved(worker.workspace / MODEL_FILE)

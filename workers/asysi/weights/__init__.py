@@ -8,24 +8,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from asysi.weights.analysis import Analysis, Identity, Settings, analyze, iterate_parameters, tensor_stats
-    from asysi.weights.checkpoint import Checkpoint, open_checkpoint
-    from asysi.weights.compare import compare
-    from asysi.weights.download import download_model
-    from asysi.weights.families import classify_param
+    from asysi.weights.comparing.compare import compare
+    from asysi.weights.reading.checkpoint import Checkpoint, open_checkpoint
+    from asysi.weights.run.download import download_model
+    from asysi.weights.statistics.analysis import (
+        Analysis,
+        Identity,
+        Settings,
+        analyze,
+        iterate_parameters,
+        tensor_stats,
+    )
+    from asysi.weights.statistics.parameter_families import classify_param
 
 _HOMES = {
-    "Analysis": "analysis",
-    "Checkpoint": "checkpoint",
-    "Identity": "analysis",
-    "Settings": "analysis",
-    "analyze": "analysis",
-    "classify_param": "families",
-    "compare": "compare",
-    "download_model": "download",
-    "iterate_parameters": "analysis",
-    "open_checkpoint": "checkpoint",
-    "tensor_stats": "analysis",
+    "Analysis": "statistics.analysis",
+    "Checkpoint": "reading.checkpoint",
+    "Identity": "statistics.analysis",
+    "Settings": "statistics.analysis",
+    "analyze": "statistics.analysis",
+    "classify_param": "statistics.parameter_families",
+    "compare": "comparing.compare",
+    "download_model": "run.download",
+    "iterate_parameters": "statistics.analysis",
+    "open_checkpoint": "reading.checkpoint",
+    "tensor_stats": "statistics.analysis",
 }
 
 __all__ = [

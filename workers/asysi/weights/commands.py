@@ -15,9 +15,9 @@ from asysi.contract.runtime import Exit
 from asysi.locations import local_folder
 
 if TYPE_CHECKING:
-    from asysi.weights.analysis import Selection, Settings
-    from asysi.weights.checkpoint import Checkpoint
-    from asysi.weights.orchestrator import Outcome
+    from asysi.weights.reading.checkpoint import Checkpoint
+    from asysi.weights.run.orchestrator import Outcome
+    from asysi.weights.statistics.analysis import Selection, Settings
 
 app = typer.Typer(help="Say what the parameters of a checkpoint say.", no_args_is_help=True)
 
@@ -142,7 +142,7 @@ def download_command(  # noqa: PLR0917 - each is an option of the command
     folder are NAME.plan.json, NAME.result.json (shards, bytes, hashes) and a log. Exit code 1: shards are
     missing.
     """
-    from asysi.weights.download import default_folder, download  # noqa: PLC0415 - not needed for the help
+    from asysi.weights.run.download import default_folder, download  # noqa: PLC0415 - not needed for the help
 
     done = download(
         model,
@@ -190,7 +190,7 @@ def analyze_command(  # noqa: PLR0917 - each is an option of the command
     not changed.
     """
     _require()
-    from asysi.weights.orchestrator import Job, analyze_into  # noqa: PLC0415
+    from asysi.weights.run.orchestrator import Job, analyze_into  # noqa: PLC0415
 
     settings = _settings(zero_epsilon, method, rank_k, exact_side, seed, spectra=spectra, stats=stats)
     with _bar("analysing") as begin:
@@ -225,9 +225,9 @@ def compare_command(  # noqa: PLR0917 - each is an option of the command
     bytes, or correlation; of a resized vocabulary the common rows are compared. Writes DIR/difference.csv
     and run_meta.json.
     """
-    from asysi.weights.compare import DIFFERENCE_COLUMNS, compare, said_in_short, totals  # noqa: PLC0415
-    from asysi.weights.export import run_meta, write_meta, write_table  # noqa: PLC0415
-    from asysi.weights.words import short_number  # noqa: PLC0415
+    from asysi.weights.comparing.compare import DIFFERENCE_COLUMNS, compare, said_in_short, totals  # noqa: PLC0415
+    from asysi.weights.reporting.formatting import short_number  # noqa: PLC0415
+    from asysi.weights.tables.export import run_meta, write_meta, write_table  # noqa: PLC0415
 
     with (
         _opened(first, backend.value) as one,
@@ -279,9 +279,9 @@ def report_command(
     import json  # noqa: PLC0415
 
     from asysi.files import write_atomic  # noqa: PLC0415
-    from asysi.weights.compare import DIFFERENCE_COLUMNS  # noqa: PLC0415
-    from asysi.weights.export import META_FILE, is_table_of, read_table  # noqa: PLC0415
-    from asysi.weights.report import WeightsPage, build  # noqa: PLC0415
+    from asysi.weights.comparing.compare import DIFFERENCE_COLUMNS  # noqa: PLC0415
+    from asysi.weights.reporting.report import WeightsPage, build  # noqa: PLC0415
+    from asysi.weights.tables.export import META_FILE, is_table_of, read_table  # noqa: PLC0415
 
     rows, differences = [], read_table(difference, DIFFERENCE_COLUMNS) if difference else []
     if difference is None and is_table_of(table, DIFFERENCE_COLUMNS):
@@ -334,7 +334,7 @@ def run_command(  # noqa: PLR0917 - each is an option of the command
     The plan, with the state of every step, is DIR/plan.json; the checks are in DIR/check.json.
     """
     _require()
-    from asysi.weights.orchestrator import Job, run  # noqa: PLC0415
+    from asysi.weights.run.orchestrator import Job, run  # noqa: PLC0415
 
     table = output / f"params.{output_format.value}"
     settings = _settings(zero_epsilon, method, rank_k, exact_side, seed, spectra=spectra, stats=stats)
@@ -350,7 +350,7 @@ def run_command(  # noqa: PLR0917 - each is an option of the command
 
 
 def _selection(include: list[str] | None, exclude: list[str] | None) -> "Selection":
-    from asysi.weights.analysis import Selection  # noqa: PLC0415
+    from asysi.weights.statistics.analysis import Selection  # noqa: PLC0415
 
     return Selection(tuple(include or ()), tuple(exclude or ()))
 
@@ -379,7 +379,7 @@ def _settings(
     spectra: bool,
     stats: _Stats,
 ) -> "Settings":
-    from asysi.weights.analysis import Settings  # noqa: PLC0415
+    from asysi.weights.statistics.analysis import Settings  # noqa: PLC0415
 
     if not 0 <= zero_epsilon < float("inf"):
         raise ConfigError(f"--zero-epsilon {zero_epsilon} is no size: take 0 or a small positive number")
@@ -397,7 +397,7 @@ def _require() -> None:
 @contextmanager
 def _opened(model: str, backend: str) -> Iterator["Checkpoint"]:
     _require()
-    from asysi.weights.checkpoint import open_checkpoint  # noqa: PLC0415
+    from asysi.weights.reading.checkpoint import open_checkpoint  # noqa: PLC0415
 
     with open_checkpoint(model, backend="mmap" if backend == "mmap" else "pread") as checkpoint:
         yield checkpoint

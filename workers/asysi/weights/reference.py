@@ -4,9 +4,9 @@ import inspect
 from collections.abc import Iterable, Sequence
 
 from asysi.weights import errors
-from asysi.weights.columns import COLUMNS, ORIGINAL, Column
-from asysi.weights.compare import DIFFERENCE_COLUMNS
-from asysi.weights.families import MEANINGS
+from asysi.weights.comparing.compare import DIFFERENCE_COLUMNS
+from asysi.weights.statistics.parameter_families import MEANINGS
+from asysi.weights.tables.columns import COLUMNS, ORIGINAL, Column
 
 _HEAD = """\
 # What `asysi weights` writes

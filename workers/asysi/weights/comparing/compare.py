@@ -15,16 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from asysi.weights.adapters import merged
-from asysi.weights.budget import Budget
-from asysi.weights.checkpoint import Checkpoint
-from asysi.weights.columns import Column, Row
-from asysi.weights.dtypes import is_float
+from asysi.weights.comparing.matching import Pair, as_transformers, gguf_names, pair_up
 from asysi.weights.errors import AnalysisError, WeightsError
-from asysi.weights.families import classify_param
-from asysi.weights.matching import Pair, as_transformers, gguf_names, pair_up
-from asysi.weights.spectrum import BLOCK_ELEMENTS, Blocks, Float64, Spectrum, blocks_of
-from asysi.weights.tensors import Array, Tensor
+from asysi.weights.reading.adapters import merged
+from asysi.weights.reading.checkpoint import Checkpoint
+from asysi.weights.reading.dtypes import is_float
+from asysi.weights.reading.tensors import Array, Tensor
+from asysi.weights.statistics.memory_budget import Budget
+from asysi.weights.statistics.parameter_families import classify_param
+from asysi.weights.statistics.spectrum import BLOCK_ELEMENTS, Blocks, Float64, Spectrum, blocks_of
+from asysi.weights.tables.columns import Column, Row
 
 DIFFERENCE_COLUMNS = (
     Column("param_name", "text", "Name of the parameter.", True),

@@ -10,10 +10,10 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from asysi.weights.checkpoint import Checkpoint
-from asysi.weights.dtypes import is_float
-from asysi.weights.storage import Bytes
-from asysi.weights.tensors import Array, Tensor
+from asysi.weights.reading.checkpoint import Checkpoint
+from asysi.weights.reading.dtypes import is_float
+from asysi.weights.reading.storage import Bytes
+from asysi.weights.reading.tensors import Array, Tensor
 
 SAMPLE = 1 << 14
 """Elements that are correlated, from the beginning of a tensor."""

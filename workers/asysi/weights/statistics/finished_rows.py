@@ -6,11 +6,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from asysi.weights.columns import NAMES, Row
-from asysi.weights.tensors import Tensor
+from asysi.weights.reading.tensors import Tensor
+from asysi.weights.tables.columns import NAMES, Row
 
 
-class Journal:
+class FinishedRows:
     """A file of rows, each under the key of the settings that it was computed with. Safe between threads.
 
     A line that was torn by a kill is skipped; the next one begins on a line of its own.

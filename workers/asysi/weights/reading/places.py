@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 
 from asysi.contract.errors import ConfigError
 from asysi.locations import reaching
-from asysi.weights.storage import remote
+from asysi.weights.reading.storage import remote
 
 _CACHED = "models--"
 _SHOWN = 8

@@ -12,12 +12,12 @@ from typing import Any
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
-from asysi.report import words as counting
-from asysi.weights import words
-from asysi.weights.columns import COLUMNS, Row
-from asysi.weights.compare import DIFFERENCE_COLUMNS, said_in_short, totals
-from asysi.weights.plots import Plot, Point, dots_by_name, plot
-from asysi.weights.tensors import STORED_FORM
+from asysi.report import words
+from asysi.weights.comparing.compare import DIFFERENCE_COLUMNS, said_in_short, totals
+from asysi.weights.reading.tensors import STORED_FORM
+from asysi.weights.reporting import formatting
+from asysi.weights.reporting.plots import Plot, Point, dots_by_name, plot
+from asysi.weights.tables.columns import COLUMNS, Row
 
 MOST_ROWS = 2_000
 """Parameters in the page's table at most: the largest; all are in the exported table."""
@@ -63,19 +63,21 @@ class WeightsPage:
 
 def build(page: WeightsPage) -> str:
     """Return the page; all text in it is escaped."""
-    style = _file("asysi.report", "static", "report.css") + _file("asysi.weights", "templates", "weights.css")
+    style = _file("asysi.report", "static", "report.css") + _file(
+        "asysi.weights.reporting", "templates", "weights.css"
+    )
     environment = Environment(
-        loader=DictLoader({"weights.html": _file("asysi.weights", "templates", "weights.html")}),
+        loader=DictLoader({"weights.html": _file("asysi.weights.reporting", "templates", "weights.html")}),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
     environment.filters.update(
-        count=counting.count,
-        percent=counting.percent,
-        short=words.short_number,
-        size=words.size,
+        count=words.count,
+        percent=words.percent,
+        short=formatting.short_number,
+        size=formatting.size,
         breakable=_breakable,
     )
     matrices = [row for row in page.rows if row["method"] in {"svd", "gram", "randomized"}]
@@ -109,15 +111,15 @@ def verdict(page: WeightsPage) -> str:
     """Return what the page says in one sentence."""
     if not page.rows and page.differences:
         said = said_in_short(totals(page.differences))
-        return f"{counting.count(len(page.differences))} tensors compared: {said}."
+        return f"{words.count(len(page.differences))} tensors compared: {said}."
     broken = sum(row["nans"] + row["infinities"] for row in page.rows)
-    parts = [f"{counting.count(len(page.rows))} parameters analysed"]
+    parts = [f"{words.count(len(page.rows))} parameters analysed"]
     if page.problems:
         parts.append(f"{len(page.problems)} problems")
     if coded := sum(row["form"] == STORED_FORM for row in page.rows):
-        parts.append(f"{counting.count(coded)} are in {STORED_FORM}")
+        parts.append(f"{words.count(coded)} are in {STORED_FORM}")
     parts.append(
-        "every element is finite" if not broken else f"{counting.count(broken)} elements are not finite"
+        "every element is finite" if not broken else f"{words.count(broken)} elements are not finite"
     )
     return ", ".join(parts) + "."
 

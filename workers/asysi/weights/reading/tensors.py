@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from asysi.weights.storage import Bytes
+from asysi.weights.reading.storage import Bytes
 
 Array = NDArray[Any]
 Read = Callable[[int, int, Bytes | None], Array]

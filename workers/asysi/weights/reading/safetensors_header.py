@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from asysi.weights.dtypes import STORED, stored_bytes
 from asysi.weights.errors import (
     DuplicateNameError,
     GapError,
@@ -23,7 +22,8 @@ from asysi.weights.errors import (
     TruncatedShardError,
     WeightsError,
 )
-from asysi.weights.storage import Storage
+from asysi.weights.reading.dtypes import STORED, stored_bytes
+from asysi.weights.reading.storage import Storage
 
 _LENGTH = 8
 MAX_HEADER = 100_000_000

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 from asysi.contract.errors import ConfigError
 from asysi.weights.errors import EscapingPathError, MissingShardError, PickleError, WeightsError
-from asysi.weights.places import Place, refuse_empty
+from asysi.weights.reading.places import Place, refuse_empty
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 INDEX = "model.safetensors.index.json"

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from asysi.weights.dtypes import is_float, is_narrow, pattern_values, smallest_normal, spacing
+from asysi.weights.reading.dtypes import is_float, is_narrow, pattern_values, smallest_normal, spacing
 
 _Native: Any
 _Sums: Any

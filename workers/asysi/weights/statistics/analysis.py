@@ -20,15 +20,14 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 import asysi
 from asysi.contract.errors import ConfigError
-from asysi.weights.budget import Budget
-from asysi.weights.checkpoint import Checkpoint
-from asysi.weights.columns import NAMES, QUANTILE_NAMES, Row
-from asysi.weights.dtypes import is_float
 from asysi.weights.errors import AnalysisError, WeightsError
-from asysi.weights.export import code_version
-from asysi.weights.families import describe_param
-from asysi.weights.journal import Journal
-from asysi.weights.spectrum import (
+from asysi.weights.reading.checkpoint import Checkpoint
+from asysi.weights.reading.dtypes import is_float
+from asysi.weights.reading.tensors import DEQUANTISED, STORED_FORM, Tensor
+from asysi.weights.statistics.finished_rows import FinishedRows
+from asysi.weights.statistics.memory_budget import Budget
+from asysi.weights.statistics.parameter_families import describe_param
+from asysi.weights.statistics.spectrum import (
     BLOCK_ELEMENTS,
     SEED_RANK_TOLERANCE,
     Found,
@@ -43,8 +42,9 @@ from asysi.weights.spectrum import (
     randomized_found,
     svd_found,
 )
-from asysi.weights.tally import CHUNK, Summary, parts_of, tally
-from asysi.weights.tensors import DEQUANTISED, STORED_FORM, Tensor
+from asysi.weights.statistics.streaming_statistics import CHUNK, Summary, parts_of, tally
+from asysi.weights.tables.columns import NAMES, QUANTILE_NAMES, Row
+from asysi.weights.tables.export import code_version
 
 Stats = Literal["full", "basic"]
 DEVICE = "cpu"
@@ -75,7 +75,7 @@ class Settings:
     """Of the randomized method."""
     stats: Stats = "full"
     """`basic`: mean, deviation, extremes, zeros, what is not finite. Without spectra, quantiles and hashes,
-    so that nothing is taken from a journal either."""
+    so that nothing is taken from finished rows either."""
 
     @property
     def basic(self) -> bool:
@@ -136,7 +136,7 @@ class Analysis:
     problems: list[WeightsError]
     seconds: float
     reused: int = 0
-    """Rows taken from the journal: their tensors have not changed."""
+    """Rows taken from the file of finished rows: their tensors have not changed."""
     settings: Settings = field(default_factory=Settings)
 
 
@@ -181,7 +181,7 @@ def analyze(
     workers = max(1, min(workers or processors, len(tensors) or 1))
     largest = max((tensor.nbytes for tensor in tensors), default=0)
     budget = Budget(memory or max(2 * largest, SMALL_BUDGET))
-    known = Journal(None if settings.basic else journal, settings.key)
+    known = FinishedRows(None if settings.basic else journal, settings.key)
     problems = list(checkpoint.problems)
     found: dict[str, Row] = {}
     reused = 0
@@ -227,7 +227,7 @@ def iterate_parameters(
         WeightsError: after the last one, when some could not be read.
         ConfigError: there is nothing to read.
     """
-    from asysi.weights.checkpoint import open_checkpoint  # noqa: PLC0415 - keeps the import small
+    from asysi.weights.reading.checkpoint import open_checkpoint  # noqa: PLC0415 - keeps the import small
 
     with open_checkpoint(model_path, backend=backend) as checkpoint:
         for name, tensor in checkpoint.tensors.items():
@@ -287,7 +287,9 @@ def _method(tensor: Tensor, settings: Settings) -> str:
     return choose_method(tensor.rows, tensor.cols, settings.method, settings.exact_side)
 
 
-def _row_or_known(tensor: Tensor, identity: Identity, settings: Settings, known: Journal) -> tuple[Row, bool]:
+def _row_or_known(
+    tensor: Tensor, identity: Identity, settings: Settings, known: FinishedRows
+) -> tuple[Row, bool]:
     if known.may_have(tensor) and (row := known.row(tensor, _hash(tensor))) is not None:
         return {**row, **asdict(identity), "file": tensor.file}, True
     began = time.monotonic()

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asysi.contract.errors import ConfigError
-from asysi.weights.checkpoint import Checkpoint
 from asysi.weights.errors import AdapterError
-from asysi.weights.storage import Bytes
-from asysi.weights.tensors import Array, Coding, Tensor
+from asysi.weights.reading.checkpoint import Checkpoint
+from asysi.weights.reading.storage import Bytes
+from asysi.weights.reading.tensors import Array, Coding, Tensor
 
 _PART = re.compile(r"^(?P<module>.*)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?:\.\w+)??(?:\.weight)?$")
 _SAVED = re.compile(r"\.(?:modules_to_save|original_module)(?:\.\w+)?(?=\.)")

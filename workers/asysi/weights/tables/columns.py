@@ -142,4 +142,4 @@ ORIGINAL = 16
 """Columns of the original design: the first so many."""
 NAMES = tuple(column.name for column in COLUMNS)
 QUANTILE_NAMES = ("q001", "q01", "q05", "q25", "median", "q75", "q95", "q99", "q999")
-"""In the order of `asysi.weights.tally.QUANTILES`."""
+"""In the order of `asysi.weights.statistics.streaming_statistics.QUANTILES`."""

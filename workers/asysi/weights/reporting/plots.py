@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from asysi.weights.words import short_number
+from asysi.weights.reporting.formatting import short_number
 
 WIDTH, HEIGHT = 520.0, 190.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 8.0, 8.0, 22.0

@@ -17,13 +17,13 @@ from asysi.contract.runtime import MODEL_FOLDER
 from asysi.contract.spec import Weights
 from asysi.files import write_atomic
 from asysi.report.words import count
-from asysi.weights.analysis import Analysis, Identity, analyze
-from asysi.weights.checkpoint import Checkpoint, open_checkpoint
-from asysi.weights.compare import DIFFERENCE_COLUMNS, Difference, compare, said_in_short, totals
-from asysi.weights.export import write_meta, write_table
-from asysi.weights.orchestrator import JOURNAL_FILE, REPORT_FILE, meta_of, page_of
-from asysi.weights.tensors import Tensor
-from asysi.weights.words import short_number
+from asysi.weights.comparing.compare import DIFFERENCE_COLUMNS, Difference, compare, said_in_short, totals
+from asysi.weights.reading.checkpoint import Checkpoint, open_checkpoint
+from asysi.weights.reading.tensors import Tensor
+from asysi.weights.reporting.formatting import short_number
+from asysi.weights.run.orchestrator import JOURNAL_FILE, REPORT_FILE, meta_of, page_of
+from asysi.weights.statistics.analysis import Analysis, Identity, analyze
+from asysi.weights.tables.export import write_meta, write_table
 
 log = logging.getLogger("asysi")
 SOURCES = ("before", "after")
@@ -123,7 +123,7 @@ def _analyse(
 
 def build_page(page: Any) -> str:
     """Return the page on the parameters."""
-    from asysi.weights.report import build  # noqa: PLC0415 - the template engine, once it is needed
+    from asysi.weights.reporting.report import build  # noqa: PLC0415 - the template engine, once it is needed
 
     return build(page)
 

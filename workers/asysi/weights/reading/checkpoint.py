@@ -11,7 +11,6 @@ from typing import Any, Self
 import numpy as np
 
 from asysi.contract.errors import ConfigError
-from asysi.weights.dtypes import PACKED_BITS, STORED, unpack
 from asysi.weights.errors import (
     DuplicateNameError,
     HeaderError,
@@ -19,13 +18,14 @@ from asysi.weights.errors import (
     MissingTensorError,
     WeightsError,
 )
-from asysi.weights.gguf_file import gguf_tensors
-from asysi.weights.header import Entry, read_header
-from asysi.weights.places import LocalPlace, Place, RemotePlace
-from asysi.weights.quantised import dequantised
-from asysi.weights.shards import FORMATS, find_shards
-from asysi.weights.storage import Backend, Bytes, Storage, is_remote, lfs_pointer_size, open_storage
-from asysi.weights.tensors import Array, Coding, Read, Tensor
+from asysi.weights.reading.dtypes import PACKED_BITS, STORED, unpack
+from asysi.weights.reading.gguf_file import gguf_tensors
+from asysi.weights.reading.places import LocalPlace, Place, RemotePlace
+from asysi.weights.reading.quantised import dequantised
+from asysi.weights.reading.safetensors_header import Entry, read_header
+from asysi.weights.reading.shard_files import FORMATS, find_shards
+from asysi.weights.reading.storage import Backend, Bytes, Storage, is_remote, lfs_pointer_size, open_storage
+from asysi.weights.reading.tensors import Array, Coding, Read, Tensor
 
 
 @dataclass

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from asysi.weights.tensors import Tensor
+from asysi.weights.reading.tensors import Tensor
 
 Method = Literal["auto", "svd", "gram", "randomized"]
 Float64 = NDArray[np.float64]

@@ -17,8 +17,8 @@ from typing import Any, Literal
 import asysi
 from asysi.contract.errors import ConfigError
 from asysi.files import write_atomic, write_atomically
-from asysi.weights.columns import COLUMNS, Column, Row
 from asysi.weights.errors import WeightsError
+from asysi.weights.tables.columns import COLUMNS, Column, Row
 
 Format = Literal["csv", "jsonl", "parquet"]
 FORMATS: tuple[Format, ...] = ("csv", "jsonl", "parquet")

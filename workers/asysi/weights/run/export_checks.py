@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asysi.files import write_atomic
-from asysi.weights.analysis import Analysis, Settings
-from asysi.weights.checkpoint import Checkpoint
-from asysi.weights.columns import COLUMNS, NAMES, ORIGINAL, Row
-from asysi.weights.export import read_table
-from asysi.weights.plan import Done
+from asysi.weights.reading.checkpoint import Checkpoint
+from asysi.weights.run.plan import Done
+from asysi.weights.statistics.analysis import Analysis, Settings
+from asysi.weights.tables.columns import COLUMNS, NAMES, ORIGINAL, Row
+from asysi.weights.tables.export import read_table
 
 CHECK_FILE = "check.json"
 SPOT_CHECKS = 5

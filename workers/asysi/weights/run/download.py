@@ -16,11 +16,11 @@ from typing import Any
 
 from asysi.contract.errors import ConfigError
 from asysi.files import write_atomic
-from asysi.weights.export import code_version
-from asysi.weights.places import LocalPlace
-from asysi.weights.plan import Done, Plan, Step
-from asysi.weights.retry import ElsewhereError, NoRevisionError, ask_again
-from asysi.weights.shards import find_shards
+from asysi.weights.reading.places import LocalPlace
+from asysi.weights.reading.shard_files import find_shards
+from asysi.weights.run.plan import Done, Plan, Step
+from asysi.weights.run.retry import ElsewhereError, NoRevisionError, ask_again
+from asysi.weights.tables.export import code_version
 
 log = logging.getLogger("asysi.weights")
 

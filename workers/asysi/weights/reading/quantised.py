@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from asysi.weights.dtypes import is_float, spacing
-from asysi.weights.storage import Bytes
-from asysi.weights.tensors import DEQUANTISED, STORED_FORM, Array, Coding, Tensor
+from asysi.weights.reading.dtypes import is_float, spacing
+from asysi.weights.reading.storage import Bytes
+from asysi.weights.reading.tensors import DEQUANTISED, STORED_FORM, Array, Coding, Tensor
 
 Config = Mapping[str, Any]
 Parts = Mapping[str, Tensor]

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from asysi.contract.errors import ConfigError
-from asysi.weights.dtypes import STORED
 from asysi.weights.errors import HeaderError
-from asysi.weights.storage import Bytes, is_remote
-from asysi.weights.tensors import DEQUANTISED, STORED_FORM, Array, Coding, Read, Tensor
+from asysi.weights.reading.dtypes import STORED
+from asysi.weights.reading.storage import Bytes, is_remote
+from asysi.weights.reading.tensors import DEQUANTISED, STORED_FORM, Array, Coding, Read, Tensor
 
 _PLAIN = {
     "F64": "F64",

@@ -9,12 +9,24 @@ from typing import Any
 
 from asysi.contract.errors import ConfigError
 from asysi.files import write_atomic
-from asysi.weights.analysis import DEVICE, Analysis, Identity, Progress, Selection, Settings, analyze
-from asysi.weights.checking import CHECK_FILE, SPOT_CHECKS, check_export
-from asysi.weights.checkpoint import Checkpoint, open_checkpoint
-from asysi.weights.columns import NAMES, Row
-from asysi.weights.download import Download, default_folder, download, read_record
-from asysi.weights.export import (
+from asysi.weights.reading.checkpoint import Checkpoint, open_checkpoint
+from asysi.weights.reading.places import cache_identity, resolve_cache
+from asysi.weights.reading.storage import Backend, is_remote
+from asysi.weights.reporting.report import WeightsPage, build
+from asysi.weights.run.download import Download, default_folder, download, read_record
+from asysi.weights.run.export_checks import CHECK_FILE, SPOT_CHECKS, check_export
+from asysi.weights.run.plan import Done, Plan, Step
+from asysi.weights.statistics.analysis import (
+    DEVICE,
+    Analysis,
+    Identity,
+    Progress,
+    Selection,
+    Settings,
+    analyze,
+)
+from asysi.weights.tables.columns import NAMES, Row
+from asysi.weights.tables.export import (
     ERRORS_FILE,
     META_FILE,
     Format,
@@ -23,10 +35,6 @@ from asysi.weights.export import (
     write_meta,
     write_table,
 )
-from asysi.weights.places import cache_identity, resolve_cache
-from asysi.weights.plan import Done, Plan, Step
-from asysi.weights.report import WeightsPage, build
-from asysi.weights.storage import Backend, is_remote
 
 log = logging.getLogger("asysi.weights")
 

@@ -1,0 +1,1 @@
+"""Comparing two checkpoints: which tensors belong together, and what changed."""

@@ -1,0 +1,1 @@
+"""Reading checkpoints: where their files lie, what is in them, and each tensor, lazily and by range."""

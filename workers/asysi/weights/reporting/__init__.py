@@ -1,0 +1,1 @@
+"""The page on parameters: its plots, and numbers as it shows them."""

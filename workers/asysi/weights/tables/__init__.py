@@ -1,0 +1,1 @@
+"""Tables of parameters: their columns, and files of them."""
