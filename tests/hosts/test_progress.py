@@ -46,6 +46,7 @@ def test_a_record_of_an_older_version_is_read(tmp_path: Path) -> None:
     """A record that names one attempt and counts nothing gives its step; tokens are then estimated."""
     found = written(tmp_path, '{"attempt": 0, "step": 9}')
     assert found == Progress(10, {"0": 9}, None, 0, 0)
+    assert written(tmp_path, '{"step": 9}').attempts == {}
     assert _tokens_before(found, Plan(context_length=8, steps=40, tokens=1000)) == 250
     assert _tokens_before(found, Plan(context_length=8)) == 0
     assert _tokens_before(Progress(10, tokens=7), Plan(context_length=8, steps=40, tokens=1000)) == 7
