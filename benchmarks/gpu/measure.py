@@ -28,8 +28,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import model as models
 from lane import LAYOUTS, Lane, Pool, build
+
+import model as models
 
 Hooked = Callable[[int], None]
 BATCH, LENGTH, LAYERS, STEPS, ROUNDS = 16, 512, 16, 12, 3
