@@ -1,5 +1,6 @@
 """The bus of HPC mode: the sharded ring in shared memory. What is handed out are views into it."""
 
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -8,7 +9,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 import asysi_ring
-from asysi.bus.packet import HEADER_DTYPE, ActivationPacket, Dtype, Quantization, parse_packet
+from asysi.bus.packet import HEADER_DTYPE, ActivationPacket, Quantization, parse_packet
 from asysi.bus.states import DropReason, StreamEnd
 from asysi.bus.stream import AheadError, BusError, shard_of
 
@@ -78,6 +79,9 @@ class RingProducer:
         self._writer = writer
         self._routes: dict[str, _Route] = {}
         self._header = np.zeros(1, HEADER_DTYPE)
+        # Views of fields: assigning through them costs a fraction of naming them.
+        fields = (self._header[name] for name in ("account", "source", "quantization", "dtype"))
+        self._account, self._source, self._quantization, self._dtype = fields
         self.packet_bytes = writer.chunk_bytes
         """Bytes of the largest packet: a chunk."""
 
@@ -92,9 +96,9 @@ class RingProducer:
         account, shard = self._route(packet.point)
         header, payload = self._header, packet.payload
         header[0] = packet.header
-        header["account"], header["source"] = account, source
+        self._account[0], self._source[0] = account, source
         if quantization is not Quantization.NONE:
-            header["quantization"] = quantization
+            self._quantization[0] = quantization
         return self._writer.publish_block(
             shard,
             header,
@@ -103,7 +107,7 @@ class RingProducer:
             payload.strides[0],
             None,
             len(packet.rows),
-            Dtype(int(packet.header["dtype"])),
+            int(self._dtype[0]),
             quantization,
             scales=packet.scales,
         )
@@ -157,7 +161,7 @@ class RingConsumer:
         self._reader, self._control = reader, control
         self._points: list[str] = []
         self._accounts: dict[str, int] = {}
-        self._held: list[asysi_ring.View] = []
+        self._held: deque[asysi_ring.View] = deque()
         self._taken = 0
         """How many of these are taken."""
         # A caller's variable still holds the last batch while it asks for the next: both must fit the pins.
@@ -173,7 +177,7 @@ class RingConsumer:
         self._release()
         views = self._reader.pull(min(limit, self._batch), timeout)
         packets = [self._packet(view) for view in views]
-        self._held = views
+        self._held.extend(views)
         return packets
 
     def take(self) -> None:
@@ -254,9 +258,9 @@ class RingConsumer:
 
     def _release(self) -> None:
         """Unpin what is taken; an array that the caller still holds keeps its pin."""
-        taken, self._held, self._taken = self._held[: self._taken], self._held[self._taken :], 0
-        for view in taken:
+        taken, self._taken = self._taken, 0
+        for _ in range(taken):
             try:
-                view.release()
+                self._held.popleft().release()
             except BufferError:
                 continue

@@ -49,7 +49,7 @@ class Relay:
             self._drop(packet, DropReason.ERROR, str(error))
 
     def _publish(self, packet: ActivationPacket) -> None:
-        dtype, width = Dtype(int(packet.header["dtype"])), int(packet.header["width"])
+        dtype, width = Dtype(int(packet.header["dtype"])), packet.payload.shape[1]
         done = conversion(dtype, self._wanted)
         size = row_bytes(width, dtype, done)
         settled, rows = self._bus.settled(packet.point), len(packet.rows)
