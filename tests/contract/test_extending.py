@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,18 @@ def test_a_metric_is_one_row_of_the_table(monkeypatch: pytest.MonkeyPatch) -> No
     metrics.counter(registry, row.name).labels("a.b").inc(3)
     assert registry.get_sample_value("asysi_example_total", {"point": "a.b"}) == 3
     assert "| `asysi_example_total` | counter | `point` | Rows that somebody looked at. |" in metrics.render()
+
+
+def test_a_bus_is_a_class_and_a_row() -> None:
+    """The row that the page shows is one of the suite's, and every file that the page names is there."""
+    section = _section("Add a bus")
+    (row,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    root = Path(__file__).parents[2]
+    suite = (root / "tests/bus/test_stream_conformance.py").read_text()
+    assert textwrap.dedent(row).strip() in textwrap.dedent(suite.split("KINDS = {\n")[1].split("\n}")[0])
+    named = re.findall(r"`((?:workers|tests)/[\w/.]+)`", section)
+    assert named
+    assert all((root / name).exists() for name in named)
 
 
 def test_an_operator_of_ones_own_runs_as_the_page_has_it(tmp_path: Path) -> None:
