@@ -6,15 +6,17 @@ it takes a model of its settings and a line in the table: what docs/extending.md
 """
 
 import json
+from itertools import pairwise
 from typing import Annotated, Literal
 
 import numpy as np
 import pytest
 import torch
 from pydantic import Field
+from tests.bus.memory import MemoryBus
 
 from asysi.bus.packet import HEADER_DTYPE, ROW_DTYPE, ActivationPacket, Dtype, RowFlag
-from asysi.bus.states import StreamEnd
+from asysi.bus.states import ReaderState, StreamEnd
 from asysi.contract import variants
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import Container, Exit
@@ -30,7 +32,7 @@ from asysi.sae.sparse import SparseLatents
 from asysi.sae.trainer import Trainer
 from asysi.sae.training import Training
 from asysi.sae.variants.base import Objective, SparseAutoencoder, spread
-from asysi.sae.worker import SAETrainerWorker
+from asysi.sae.worker import READER, SAETrainerWorker
 
 WIDTH, LATENTS, POINT = 16, 64, "layer.0"
 
@@ -154,57 +156,39 @@ def packet(step, rows=24):
     return ActivationPacket(header, POINT, records, None, values.astype(np.float32))
 
 
-class Packets:
-    """A stream of packets that lie in a list."""
-
-    def __init__(self, packets):
-        self.packets, self.handed_out, self.taken, self.durable, self.end = packets, 0, 0, 0, None
-        self.gauges = {}
-
-    def pull(self, limit=64, timeout=0.1):
-        self.taken = self.handed_out
-        self.handed_out = min(len(self.packets), self.handed_out + limit)
-        return self.packets[self.taken : self.handed_out]
-
-    def take(self):
-        self.taken += 1
-
-    def acknowledge(self):
-        self.durable = self.taken
-
-    def resume(self, durable):
-        self.taken = self.handed_out = self.durable = durable.get(POINT, 0) // 24
-
-    def ended(self):
-        return StreamEnd.COMPLETE if self.taken == len(self.packets) else None
-
-    def finish(self, end):
-        self.durable, self.end = self.taken, end
-
-    def points(self):
-        return [POINT]
-
-    def gauge(self, point, slot, value):
-        self.gauges[slot] = value
+def push(bus, steps, end=None):
+    """Publish the packets of some steps, and end the stream when told how."""
+    producer = bus.producer()
+    for step in steps:
+        assert producer.push(packet(step))
+    producer.close() if end is None else producer.end(end)
 
 
-def run(minimal, folder, stream, stop_after=None):
-    """Run the worker on a stream; return it."""
+def run(minimal, folder, bus):
+    """Run the worker until the stream ends or, as by SIGTERM, until it has read what there is."""
     experiment = ScanExperiment.model_validate(minimal())
     spec = experiment.spec.model_copy(update={"sae": Sae(train=[an_entry()])})
     experiment = experiment.model_copy(update={"spec": spec})
     frame = Worker(Container.SAE, experiment, folder / "shm", folder / "output", folder / "ws", 0, port=0)
-    with torch.inference_mode():
-        worker = SAETrainerWorker(frame, stream)
-        assert worker.run() == Exit.OK
-    return worker
+    with torch.inference_mode(), bus.consumer(READER) as stream:
+        pull = stream.pull
+
+        def pull_or_stop(limit, timeout):
+            frame.stop.terminated = not (packets := pull(limit, timeout)) and stream.ended() is None
+            return packets
+
+        stream.pull = pull_or_stop
+        assert SAETrainerWorker(frame, stream).run() == Exit.OK
 
 
 def test_it_goes_from_the_stream_to_the_reports_features(minimal, tmp_path):
     """The worker trains, exports and accounts for every row; the report finds features in what is loaded."""
-    stream = Packets([packet(step) for step in range(300)])
-    run(minimal, tmp_path, stream)
-    assert (stream.end, stream.durable) == (StreamEnd.COMPLETE, 300)
+    bus = MemoryBus([READER], depth=512)
+    push(bus, range(300), StreamEnd.COMPLETE)
+    run(minimal, tmp_path, bus)
+    [books] = bus.control().consumed(READER)
+    assert (books["durable"], books["lapped"]) == (300 * 24, 0)
+    assert bus.control().reader_state(READER) is ReaderState.FINALISED
     record = json.loads((tmp_path / "output/sae/mine/training.json").read_text())["points"][POINT]
     assert (record["received"], record["held_out"], record["trained"]) == (300 * 24, 300 * 8, 300 * 16)
     assert record["fvu"] < 0.5
@@ -236,12 +220,11 @@ def test_it_goes_from_the_stream_to_the_reports_features(minimal, tmp_path):
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_ends(minimal, tmp_path):
     """A worker that resumes from a checkpoint in the middle leaves the same bits, own tensors included."""
-    packets = [packet(step) for step in range(120)]
-    run(minimal, tmp_path / "whole", Packets(packets))
-    halfway = Packets(packets)
-    halfway.ended = lambda: StreamEnd.ATTEMPT_OVER if halfway.taken >= 64 else None
-    run(minimal, tmp_path / "cut", halfway)
-    run(minimal, tmp_path / "cut", Packets(packets))
+    for name, cuts in (("whole", [0, 120]), ("cut", [0, 7, 64, 120])):
+        bus = MemoryBus([READER], depth=512)
+        for start, stop in pairwise(cuts):
+            push(bus, range(start, stop), StreamEnd.COMPLETE if stop == 120 else None)
+            run(minimal, tmp_path / name, bus)
     one, other = (
         read_checkpoint(tmp_path / name / "output/checkpoints/mine.ckpt") for name in ("whole", "cut")
     )
@@ -276,7 +259,9 @@ def test_the_report_names_its_settings(minimal):
 
 def test_a_checkpoint_of_other_settings_is_refused(minimal, tmp_path):
     """The variant's own settings are compared like all others."""
-    run(minimal, tmp_path, Packets([packet(step) for step in range(20)]))
+    bus = MemoryBus([READER])
+    push(bus, range(20), StreamEnd.COMPLETE)
+    run(minimal, tmp_path, bus)
     other = Trainer(an_entry(own={"l1": 0.5}), tmp_path / "output/checkpoints/mine.ckpt")
     with pytest.raises(ConfigError, match="own"):
         other.load(0)
