@@ -180,6 +180,9 @@ class MemoryConsumer(_End):
             book["durable"] = book["position"] - book["lapped"] - book["rolled_back"]
 
     def resume(self, durable: Mapping[str, int]) -> None:
+        for point, rows in durable.items():
+            if rows and point not in self._bus.names:
+                raise AheadError(point, rows, "the stream has never had the hook point")
         for account, point in enumerate(self._bus.names):
             book, rows = self._reader.book(account), durable.get(point, 0)
             taken = book["position"] - book["lapped"]
