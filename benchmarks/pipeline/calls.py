@@ -13,9 +13,8 @@ from pathlib import Path
 
 def ours(at_once: int, calls: int, url: str, folder: Path) -> float:
     """The chat operator, everything durable: a thread for each ten calls, all calls on one loop."""
-    from asysi.pipeline import UnifiedPipeline
+    from asysi.pipeline import UnifiedNode, UnifiedPipeline
     from asysi.pipeline.library.chat import Chat
-    from asysi.pipeline.run.pipeline import UnifiedNode
 
     assert UnifiedNode
     source = folder / "in.jsonl"

@@ -81,8 +81,7 @@ def in_processes(part: Callable[[int], None], count: int) -> None:
 
 def pipeline_of(paths: Paths, out: Path, fsync: bool):
     """Return what makes asysi.pipeline's run as it comes: ledger, seals, digests, dead letters."""
-    from asysi.pipeline import BaseOperator, UnifiedPipeline, WriterConfig
-    from asysi.pipeline.run.pipeline import UnifiedNode
+    from asysi.pipeline import BaseOperator, UnifiedNode, UnifiedPipeline, WriterConfig
 
     class Upper(BaseOperator):
         waits = False
@@ -123,7 +122,7 @@ def ours(paths: Paths, out: Path, workers: int, fsync: bool) -> float:
 
 def shards(paths: Paths, out: Path, workers: int, fsync: bool) -> float:
     """asysi.pipeline, a shard a worker, merged: what an Indexed Job does, on one machine."""
-    from asysi.pipeline.run.shards import merge
+    from asysi.pipeline.job import merge  # a module that another version, run in turn, has as well
 
     make = pipeline_of(paths, out, fsync)
     began = time.monotonic()

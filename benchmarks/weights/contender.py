@@ -23,8 +23,7 @@ Work = Callable[[], Figures]
 def ours(
     folder: str, backend: str = "pread", *, spectra: bool = False, stats: Literal["full", "basic"] = "full"
 ) -> Work:
-    from asysi.weights.reading.checkpoint import open_checkpoint
-    from asysi.weights.statistics.analysis import Identity, Settings, analyze
+    from asysi.weights import Identity, Settings, analyze, open_checkpoint
 
     def work() -> Figures:
         with open_checkpoint(folder, backend=backend) as checkpoint:
