@@ -98,11 +98,13 @@ async def operate(chosen: argparse.Namespace) -> None:
     from asysi_operator.controller import WORKERS, WRITERS, Controller  # noqa: PLC0415
     from asysi_operator.handlers import watch  # noqa: PLC0415
     from asysi_operator.health import serve  # noqa: PLC0415
-    from asysi_operator.reconcile import Settings  # noqa: PLC0415
+    from asysi_operator.reconcile import OperatorSettings  # noqa: PLC0415
     from asysi_operator.watching import Watches  # noqa: PLC0415
 
     log.info("version %s begins, with the workers' image %s", __version__, chosen.image)
-    settings = Settings(chosen.image, chosen.image_pull_policy, chosen.allowed, chosen.metrics_readers)
+    settings = OperatorSettings(
+        chosen.image, chosen.image_pull_policy, chosen.allowed, chosen.metrics_readers
+    )
     kinds = (*CHILDREN, PODS)
     held = len(kinds) * max(1, len(chosen.namespace))  # connections: each watch keeps one
     cluster = Cluster(WORKERS + WRITERS + 2 + held)
@@ -156,7 +158,7 @@ async def _begin(
     gc.freeze()  # modules stay: to look through them again and again takes a tenth of a second each time
     controller.start()
     ready.set()
-    known = sum(controller.world.phases().values())
+    known = sum(controller.cache.phases().values())
     log.info(
         "ready: %d experiments are known in %s", known, ", ".join(controller.namespaces) or "all namespaces"
     )

@@ -36,7 +36,7 @@ _NEW = "1"
 
 
 @dataclass(frozen=True)
-class Kind:
+class ResourceKind:
     """Where objects of a kind live."""
 
     kind: str
@@ -61,13 +61,13 @@ class Kind:
         return f"/apis/{self.api_version}" if self.group else f"/api/{self.version}"
 
 
-EXPERIMENTS = Kind(KIND, GROUP, VERSION, PLURAL)
-PODS = Kind("Pod", "", "v1", "pods")
+EXPERIMENTS = ResourceKind(KIND, GROUP, VERSION, PLURAL)
+PODS = ResourceKind("Pod", "", "v1", "pods")
 CHILDREN = (
-    Kind("Job", "batch", "v1", "jobs"),
-    Kind("ConfigMap", "", "v1", "configmaps"),
-    Kind("PersistentVolumeClaim", "", "v1", "persistentvolumeclaims", everybodys=True),
-    Kind("NetworkPolicy", "networking.k8s.io", "v1", "networkpolicies"),
+    ResourceKind("Job", "batch", "v1", "jobs"),
+    ResourceKind("ConfigMap", "", "v1", "configmaps"),
+    ResourceKind("PersistentVolumeClaim", "", "v1", "persistentvolumeclaims", everybodys=True),
+    ResourceKind("NetworkPolicy", "networking.k8s.io", "v1", "networkpolicies"),
 )
 """Kinds that an experiment's objects are of; those that are nowhere rendered could not be pruned."""
 KINDS = {one.kind: one for one in (EXPERIMENTS, PODS, *CHILDREN)}
@@ -209,13 +209,13 @@ class Cluster:
         answer = self._call("GET", f"/api/v1/namespaces/{namespace}/events", "Event", query=query) or {}
         return list(answer.get("items") or ())
 
-    def versions(self, kind: Kind, namespace: str | None) -> dict[tuple[str, str], str]:
+    def versions(self, kind: ResourceKind, namespace: str | None) -> dict[tuple[str, str], str]:
         """Return the resource version of every object of a kind by namespace and name, metadata alone."""
         pages = self._listed(kind, namespace, _METADATA)
         found = (_VERSION.decode(item).metadata for items, _version in pages for item in items)
         return {(one.namespace, one.name): one.resourceVersion for one in found}
 
-    def listing(self, kind: Kind, namespace: str | None) -> Iterator[tuple[Iterator[Manifest], str]]:
+    def listing(self, kind: ResourceKind, namespace: str | None) -> Iterator[tuple[Iterator[Manifest], str]]:
         """Yield every object of a kind, page by page, each with the version at which all this was so.
 
         Of kinds that are not everybody's only those with an experiment's label.
@@ -224,7 +224,7 @@ class Cluster:
             yield (kind.named(msgspec.json.decode(item)) for item in items), version
 
     def _listed(
-        self, kind: Kind, namespace: str | None, accept: str
+        self, kind: ResourceKind, namespace: str | None, accept: str
     ) -> Iterator[tuple[Sequence[msgspec.Raw], str]]:
         """Yield pages whose items are not read yet: a hundred Jobs are 15 MiB of Python's objects."""
         path, query = _all(kind, namespace), {"limit": PAGE, **_selected(kind)}
@@ -236,7 +236,7 @@ class Cluster:
                 return
             query["continue"] = more
 
-    def changes(self, kind: Kind, namespace: str | None, version: str) -> Iterator[list[Change]]:
+    def changes(self, kind: ResourceKind, namespace: str | None, version: str) -> Iterator[list[Change]]:
         """Yield what happens to objects of a kind after a version, as it happens, until the watch ends.
 
         Raises:
@@ -274,7 +274,7 @@ class Cluster:
             return False
         return any(one["name"] == PLURAL for one in known.get("resources") or ())
 
-    def read(self, kind: Kind, namespace: str, name: str) -> Manifest | None:
+    def read(self, kind: ResourceKind, namespace: str, name: str) -> Manifest | None:
         """Return an object, None when there is none."""
         found = self._call("GET", _path(kind, namespace, name), kind.kind, fine=(404,))
         return kind.named(found) if found else None
@@ -353,15 +353,15 @@ _AS_US = {"fieldManager": MANAGER, "force": "true"}
 _METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
 
-def _path(kind: Kind, namespace: str, name: str) -> str:
+def _path(kind: ResourceKind, namespace: str, name: str) -> str:
     return f"{kind.root}/namespaces/{namespace}/{kind.plural}/{name}"
 
 
-def _all(kind: Kind, namespace: str | None) -> str:
+def _all(kind: ResourceKind, namespace: str | None) -> str:
     return f"{kind.root}/namespaces/{namespace}/{kind.plural}" if namespace else f"{kind.root}/{kind.plural}"
 
 
-def _selected(kind: Kind) -> dict[str, str]:
+def _selected(kind: ResourceKind) -> dict[str, str]:
     return {} if kind is EXPERIMENTS or kind.everybodys else {"labelSelector": EXPERIMENT}
 
 
@@ -374,7 +374,7 @@ def _lines(pieces: Iterable[bytes]) -> Iterator[list[bytes]]:
             yield lines
 
 
-def _change(kind: Kind, line: bytes) -> Change:
+def _change(kind: ResourceKind, line: bytes) -> Change:
     """Return what a line of a watch says; raises GoneError or UnavailableError where it says an error."""
     try:
         told = msgspec.json.decode(line)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from asysi.contract.runtime import PORTS, Container
 from asysi.contract.telemetry import RunStatus
 from asysi_operator import metrics
+from asysi_operator.cache import Key, ObjectCache, StaleWatchDetector, key_of
 from asysi_operator.cluster import (
     CHILDREN,
     EXPERIMENTS,
@@ -19,19 +20,18 @@ from asysi_operator.cluster import (
     PODS,
     Change,
     Cluster,
-    Kind,
     RejectedError,
+    ResourceKind,
     UnavailableError,
 )
 from asysi_operator.contention import Contests, contested
 from asysi_operator.failures import Failure, oddity
 from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.observation import Observed, leaving, rfc3339, state_of
-from asysi_operator.reconcile import Action, Apply, Plan, Settings, concurrent, plan
+from asysi_operator.reconcile import Action, Apply, OperatorSettings, Plan, concurrent, plan
 from asysi_operator.status import announcements, derive, only_counted, pressing
 from asysi_operator.status_client import ask
-from asysi_operator.work import Work
-from asysi_operator.world import Key, Silence, World, key_of
+from asysi_operator.workqueue import WorkQueue
 
 WORKERS = 8
 """Experiments that are looked at at once."""
@@ -81,7 +81,7 @@ class Memory:
 
 
 @dataclass
-class Look:
+class ReconcileResult:
     """What came of looking at an experiment."""
 
     again: float | None = None
@@ -108,12 +108,12 @@ class Controller:
     def __init__(
         self,
         cluster: Cluster,
-        settings: Settings,
+        settings: OperatorSettings,
         namespaces: Sequence[str] = (),
         audit_seconds: float = AUDIT_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.world, self.work, self.silence = World(), Work(), Silence()
+        self.cache, self.work, self.stale_watches = ObjectCache(), WorkQueue(), StaleWatchDetector()
         self._cluster, self._settings, self.namespaces = cluster, settings, namespaces
         self._audit_seconds, self._clock = audit_seconds, clock
         self._memories: dict[Key, Memory] = {}
@@ -125,23 +125,23 @@ class Controller:
     def seen(self, kind: str, item: Manifest, *, gone: bool = False) -> None:
         """Take in an event of a watch, and look at the experiment that it concerns."""
         metrics.EVENT_AGE.set_to_current_time()
-        key = self.world.drop(kind, item) if gone else self.world.put(kind, item)
+        key = self.cache.drop(kind, item) if gone else self.cache.put(kind, item)
         if key is not None and kind == EXPERIMENTS.kind:
-            self.work.add(key, urgent=not self.world.has_children(key))
+            self.work.add(key, urgent=not self.cache.has_children(key))
         elif key is not None:
             self.work.later(key, GATHER_SECONDS)
         if KINDS[kind].everybodys:
-            for user in self.world.users(key_of(item)):
+            for user in self.cache.users(key_of(item)):
                 self.work.add(user)
 
-    async def take(self, kind: Kind, changes: Sequence[Change]) -> None:
+    async def take(self, kind: ResourceKind, changes: Sequence[Change]) -> None:
         """Take in what a watch has brought."""
         for what, item in changes:
             self.seen(kind.kind, item, gone=what == "DELETED")
 
-    async def listed(self, kind: Kind, namespace: str | None, there: Mapping[Key, str]) -> None:
+    async def listed(self, kind: ResourceKind, namespace: str | None, there: Mapping[Key, str]) -> None:
         """Forget what a listing did not hold: it went while nobody watched."""
-        for key, version in self.world.unlike(kind.kind, there).items():
+        for key, version in self.cache.unlike(kind.kind, there).items():
             if version is None and namespace in {None, key[0]}:
                 self.seen(kind.kind, {"metadata": {"namespace": key[0], "name": key[1]}}, gone=True)
 
@@ -179,7 +179,7 @@ class Controller:
         """What is wrong with the operator itself, None when nothing is."""
         if self._clock() - self.beat > 30:
             return "the event loop has stood still for 30 s"
-        if self.silence.lasting >= 2:
+        if self.stale_watches.lasting >= 2:
             return "the watches are silent: two audits in a row have found changes that none has brought"
         if self._tasks and any(task.done() for task in self._tasks):
             return "a loop of the operator has ended"
@@ -207,28 +207,28 @@ class Controller:
                 self.work.done(key)
 
     async def _one(self, key: Key) -> None:
-        experiment = self.world.experiment(key)
+        experiment = self.cache.experiment(key)
         if experiment is None:
             self._memories.pop(key, None)
-            self.world.put_out(key)
+            self.cache.put_out(key)
             self.work.forget(key)
             return
         memory = self._memories.setdefault(key, Memory())
-        memory.put_out += self.world.put_out(key)
+        memory.put_out += self.cache.put_out(key)
         observed = Observed(
             experiment,
             self._cluster.now(),
-            tuple(self.world.children(key)),
-            tuple(self.world.pods(key)),
+            tuple(self.cache.children(key)),
+            tuple(self.cache.pods(key)),
             put_out=tuple(memory.put_out),
-            claims=tuple(self.world.claims(key)),
+            claims=tuple(self.cache.claims(key)),
         )
         with metrics.RECONCILES.time():
             look = await asyncio.to_thread(functools.partial(self._look, observed, memory))
         if look.recorded:
             memory.put_out.clear()
         for item in look.written:
-            self.world.put(item["kind"], item)
+            self.cache.put(item["kind"], item)
         if look.said:
             self.work.add(key)  # until there is nothing to write: an end that is recorded is one to act on
         if look.failed:
@@ -238,14 +238,14 @@ class Controller:
         if look.again is not None:
             self.work.later(key, max(0.1, look.again))
 
-    def _look(self, observed: Observed, memory: Memory) -> Look:
+    def _look(self, observed: Observed, memory: Memory) -> ReconcileResult:
         """Look at one experiment, in a thread of its own."""
         if leaving(observed.experiment):
-            return Look()
+            return ReconcileResult()
         decided = plan(observed, self._settings)
         written, trouble, patience = self._act(observed, decided, memory.contests)
         if written and trouble is None:
-            return Look(SETTLE_SECONDS, written=written)
+            return ReconcileResult(SETTLE_SECONDS, written=written)
         waits = [patience, self._ask(observed, memory), self._explain(observed.stage, memory)]
         observed = replace(
             observed,
@@ -256,7 +256,7 @@ class Controller:
         derived = derive(observed, decided, trouble=trouble, contended=memory.contests.said())
         said, wait = self._say(observed, derived.status, memory)
         known = [one for one in (*waits, wait, derived.again, decided.again) if one is not None]
-        return Look(
+        return ReconcileResult(
             min(known, default=None),
             failed=trouble is not None,
             written=[*written, *said],
@@ -374,7 +374,7 @@ class Controller:
         while True:
             self.beat = self._clock()
             metrics.EXPERIMENTS.clear()
-            for phase, count in self.world.phases().items():
+            for phase, count in self.cache.phases().items():
                 metrics.EXPERIMENTS.labels(phase).set(count)
             await asyncio.sleep(1)
 
@@ -394,8 +394,8 @@ class Controller:
             versions: dict[Key, str] = {}
             for namespace in self.namespaces or (None,):
                 versions |= await asyncio.to_thread(self._cluster.versions, kind, namespace)
-            unlike[kind.kind] = self.world.unlike(kind.kind, versions)
-        for name, key in self.silence.audited(unlike):
+            unlike[kind.kind] = self.cache.unlike(kind.kind, versions)
+        for name, key in self.stale_watches.audited(unlike):
             metrics.MISSED.labels(name).inc()
             log.warning("no watch has brought the last change of %s %s/%s", name, *key)
             item = await asyncio.to_thread(self._cluster.read, KINDS[name], *key)

@@ -62,7 +62,7 @@ _FIXED = (
 
 
 @dataclass(frozen=True)
-class Settings:
+class OperatorSettings:
     """What the operator was started with."""
 
     image: str = IMAGE
@@ -139,7 +139,7 @@ class Plan:
     """Whether the Job that is there belongs to a spec that is no more, or is being removed."""
 
 
-def plan(observed: Observed, settings: Settings) -> Plan:
+def plan(observed: Observed, settings: OperatorSettings) -> Plan:
     """Return what to do about an experiment."""
     if leaving(observed.experiment):
         return Plan()  # its objects go with it: they name it as their owner

@@ -12,17 +12,17 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 
-from asysi_operator.cluster import Change, Cluster, GoneError, Kind, RejectedError, UnavailableError
-from asysi_operator.world import Key, key_of
+from asysi_operator.cache import Key, key_of
+from asysi_operator.cluster import Change, Cluster, GoneError, RejectedError, ResourceKind, UnavailableError
 
 FIRST_WAIT, LAST_WAIT = 0.2, 10.0
 """Seconds until a watch that has failed begins anew: doubled each time that it brings nothing."""
 TOGETHER = 10
 """Objects of a listing that are handed over at once."""
 log = logging.getLogger("asysi.operator")
-Taken = Callable[[Kind, Sequence[Change]], Coroutine[object, object, None]]
+Taken = Callable[[ResourceKind, Sequence[Change]], Coroutine[object, object, None]]
 """Takes in what has happened."""
-Listed = Callable[[Kind, str | None, dict[Key, str]], Coroutine[object, object, None]]
+Listed = Callable[[ResourceKind, str | None, dict[Key, str]], Coroutine[object, object, None]]
 """Takes in that a listing is complete: what is there in a namespace, and at which version."""
 
 
@@ -39,7 +39,7 @@ class Watches:
     """
 
     cluster: Cluster
-    kinds: Sequence[Kind]
+    kinds: Sequence[ResourceKind]
     namespaces: Sequence[str]
     take: Taken
     listed: Listed
@@ -66,7 +66,11 @@ class Watches:
         await self._all_listed.wait()
 
     def _guard(
-        self, kind: Kind, namespace: str | None, loop: asyncio.AbstractEventLoop, dead: "asyncio.Future[None]"
+        self,
+        kind: ResourceKind,
+        namespace: str | None,
+        loop: asyncio.AbstractEventLoop,
+        dead: "asyncio.Future[None]",
     ) -> None:
         try:
             self._follow(kind, namespace, loop)
@@ -74,7 +78,7 @@ class Watches:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(_fail, dead, error)
 
-    def _follow(self, kind: Kind, namespace: str | None, loop: asyncio.AbstractEventLoop) -> None:
+    def _follow(self, kind: ResourceKind, namespace: str | None, loop: asyncio.AbstractEventLoop) -> None:
         version, failures = "", 0
         while True:
             try:
@@ -90,7 +94,7 @@ class Watches:
             time.sleep(min(LAST_WAIT, FIRST_WAIT * 2.0 ** min(failures, 16)))
             failures += 1
 
-    def _list(self, kind: Kind, namespace: str | None, loop: asyncio.AbstractEventLoop) -> str:
+    def _list(self, kind: ResourceKind, namespace: str | None, loop: asyncio.AbstractEventLoop) -> str:
         """Bring what is there; returns the version from which on changes are wanted."""
         there: dict[Key, str] = {}
         at = ""
@@ -102,7 +106,7 @@ class Watches:
         asyncio.run_coroutine_threadsafe(self._complete(kind, namespace, there), loop).result()
         return at
 
-    async def _complete(self, kind: Kind, namespace: str | None, there: dict[Key, str]) -> None:
+    async def _complete(self, kind: ResourceKind, namespace: str | None, there: dict[Key, str]) -> None:
         await self.listed(kind, namespace, there)
         self._unlisted.discard((kind.kind, namespace))
         if not self._unlisted:

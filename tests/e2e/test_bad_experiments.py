@@ -31,7 +31,7 @@ from asysi.contract.fields import written
 from asysi.contract.frozen import MUTABLE
 from asysi.contract.spec import ScanExperiment, Spec
 from asysi_operator.observation import Observed
-from asysi_operator.reconcile import Apply, Plan, Settings, plan
+from asysi_operator.reconcile import Apply, OperatorSettings, Plan, plan
 
 Tree = dict[str, Any]
 ROOT = Path(__file__).parents[2]
@@ -302,7 +302,7 @@ def decide(tree: Tree, children: list[Tree] | None = None, generation: int = 1) 
     """Return what the operator decides about an experiment whose host has not started."""
     identity = {"namespace": "lab", "uid": "1", "generation": generation}
     there = tree | {"metadata": {**tree["metadata"], **identity}}
-    return plan(Observed(there, datetime(2026, 1, 2, tzinfo=UTC), children or []), Settings())
+    return plan(Observed(there, datetime(2026, 1, 2, tzinfo=UTC), children or []), OperatorSettings())
 
 
 def made_by(decided: Plan) -> list[Tree]:

@@ -11,9 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asysi.contract.spec import ScanExperiment
-from asysi.finish import contexts, features, history, latents, logits, provenance, sample, sheet, spelling
+from asysi.finish import (
+    contexts,
+    features,
+    history,
+    latents,
+    logits,
+    provenance,
+    reread_tokens,
+    sample,
+    token_text,
+)
 from asysi.finish.latents import Firings
-from asysi.finish.status import Host
+from asysi.finish.status import HostCounters
 from asysi.report.data import NO_CONTEXT
 from asysi.sae.fvu import CONSTANT, fvu
 from asysi.sae.variants.topk import TopK
@@ -152,8 +162,8 @@ def test_logits_stand_beside_the_latents_they_are_of(monkeypatch):
     sae, x, _ = planted(rows=len(page.tokens), noise=0.3)
     weight = torch.from_numpy(np.random.default_rng(5).normal(size=(40, 12))).float()
     monkeypatch.setattr(logits, "MULTIPLICATIONS", weight.numel() * 12)
-    asked = features.Asked(k=4, quantization="none", seed=0, shown=100, sentence=None, unembedding=weight)
-    looked = features.look("p", sae, sheet.every_token(x), page, asked)
+    asked = features.Question(k=4, quantization="none", seed=0, shown=100, sentence=None, unembedding=weight)
+    looked = features.look("p", sae, reread_tokens.every_token(x), page, asked)
     pieces = [f" w{token}" for token in page.tokens]
     shown = features.browser([looked], page, pieces, 0, lambda found: {int(n): f"t{n}" for n in found})
     one = shown.features[0]
@@ -230,7 +240,7 @@ def make_sheet(documents=40, length=12, held=0.5, seed=0):
     tokens[:, 0] = tokens[:, -1] = 0
     flat = tokens.reshape(-1)
     held_out = np.arange(documents) < documents * held
-    return sheet.Sheet(
+    return reread_tokens.RereadTokens(
         flat,
         np.repeat(np.arange(documents), length),
         flat != 0,
@@ -243,12 +253,12 @@ def test_looking_measures_on_held_out_content_alone():
     """Training documents and special tokens do not touch FVU over content tokens, L0 or density."""
     page = make_sheet()
     sae, x, _ = planted(rows=len(page.tokens), noise=0.3)
-    asked = features.Asked(k=4, quantization="bf16", seed=0, shown=100, sentence=0)
-    clean = features.look("p", sae, sheet.every_token(x), page, asked)
+    asked = features.Question(k=4, quantization="bf16", seed=0, shown=100, sentence=0)
+    clean = features.look("p", sae, reread_tokens.every_token(x), page, asked)
     spoilt = x.copy()
     spoilt[~page.content & page.held_tokens] *= 50
     spoilt[~page.held_tokens] += 9
-    dirty = features.look("p", sae, sheet.every_token(spoilt), page, asked)
+    dirty = features.look("p", sae, reread_tokens.every_token(spoilt), page, asked)
     assert clean.layer.fvu_content == dirty.layer.fvu_content
     assert clean.layer.l0 == dirty.layer.l0 == 4
     assert clean.layer.fvu_all != dirty.layer.fvu_all
@@ -260,8 +270,8 @@ def test_constant_activations_have_no_fvu(value):
     """Rows that are all the same have no variance: FVU is None with its reason, and no figure is infinite."""
     page = make_sheet()
     sae, x, _ = planted(rows=len(page.tokens))
-    rows = sheet.every_token(np.full_like(x, value))
-    asked = features.Asked(k=4, quantization="bf16", seed=0, shown=100, sentence=0)
+    rows = reread_tokens.every_token(np.full_like(x, value))
+    asked = features.Question(k=4, quantization="bf16", seed=0, shown=100, sentence=0)
     looked = features.look("p", sae, rows, page, asked)
     assert (looked.layer.fvu_content, looked.layer.fvu_all) == (None, None)
     assert looked.layer.fvu_undefined == CONSTANT
@@ -273,9 +283,9 @@ def test_figures_of_several_calls_are_those_of_each():
     page = make_sheet()
     sae, x, _ = planted(rows=len(page.tokens), noise=0.3)
     _, y, _ = planted(rows=len(page.tokens), noise=0.9)
-    asked = features.Asked(k=4, quantization="none", seed=0, shown=100, sentence=0)
-    alone = [features.look("p", sae, sheet.every_token(rows), page, asked).layer for rows in (x, y)]
-    both = sheet.PointRows(
+    asked = features.Question(k=4, quantization="none", seed=0, shown=100, sentence=0)
+    alone = [features.look("p", sae, reread_tokens.every_token(rows), page, asked).layer for rows in (x, y)]
+    both = reread_tokens.PointRows(
         np.stack([x, y], 1).reshape(-1, x.shape[1]),
         np.repeat(np.arange(len(x)), 2),
         np.tile([0, 1], len(x)),
@@ -283,7 +293,7 @@ def test_figures_of_several_calls_are_those_of_each():
     looked = features.look("p", sae, both, page, asked)
     assert looked.layer.fvu_calls == pytest.approx([layer.fvu_content for layer in alone])
     assert alone[0].fvu_content < looked.layer.fvu_content < alone[1].fvu_content
-    second = dataclasses.replace(sheet.every_token(y), call=np.ones(len(y), np.int64))
+    second = dataclasses.replace(reread_tokens.every_token(y), call=np.ones(len(y), np.int64))
     assert features.look("p#1", sae, second, page, asked).layer.fvu_calls == ()  # one call, addressed as such
     contexts_of = looked.features.contexts
     assert contexts_of[contexts_of != NO_CONTEXT].max() < page.content.sum()
@@ -291,7 +301,7 @@ def test_figures_of_several_calls_are_those_of_each():
 
 def test_rows_beyond_the_norm_limit_are_left_out():
     """`within` keeps the rows, and their tokens and calls, whose norm is at most the limit."""
-    rows = sheet.every_token(np.diag([1.0, 5.0, 2.0]).astype(np.float32))
+    rows = reread_tokens.every_token(np.diag([1.0, 5.0, 2.0]).astype(np.float32))
     assert rows.within(2.0).token.tolist() == [0, 2]
     assert rows.within(1e-30).values.shape == (0, 3)
 
@@ -303,8 +313,8 @@ def test_the_browser_shows_what_was_measured():
     page = make_sheet()
     sae, x, _ = planted(rows=len(page.tokens), noise=0.3)
     sentence = features.sentence_of(page, 0)
-    asked = features.Asked(k=4, quantization="none", seed=0, shown=14, sentence=sentence)
-    looked = features.look("p", sae, sheet.every_token(x), page, asked)
+    asked = features.Question(k=4, quantization="none", seed=0, shown=14, sentence=sentence)
+    looked = features.look("p", sae, reread_tokens.every_token(x), page, asked)
     pieces = [f" w{token}" for token in page.tokens]
     browser = features.browser([looked], page, pieces, 0)
     one, corpus = browser.features[0], browser.corpus
@@ -329,31 +339,31 @@ def test_held_out_documents_are_read_first_but_leave_room_for_others():
     """
     lengths = np.random.default_rng(0).integers(5, 50, 1000)
     held = np.arange(1000) % 2 == 0
-    chosen = sheet.select(lengths, held, 2000, seed=0)
+    chosen = reread_tokens.select(lengths, held, 2000, seed=0)
     assert lengths[chosen].sum() <= 2000
     assert 1300 < lengths[chosen][held[chosen]].sum() <= 1500
     assert (np.diff(chosen) > 0).all()
-    assert sheet.select(lengths, ~held & held, 2000, seed=0).size
-    assert len(sheet.select(lengths, held, 10**9, seed=0)) == 1000
+    assert reread_tokens.select(lengths, ~held & held, 2000, seed=0).size
+    assert len(reread_tokens.select(lengths, held, 10**9, seed=0)) == 1000
     lengths[held] = 3000
-    assert not held[sheet.select(lengths, held, 2000, seed=0)].any()
+    assert not held[reread_tokens.select(lengths, held, 2000, seed=0)].any()
 
 
 @given(st.lists(st.integers(1, 20_000), min_size=1, max_size=80))
 def test_the_budget_bounds_memory(widths):
     """Activations of all points together stay below the bound unless 256 tokens already exceed it."""
-    tokens = sheet.budget(widths)
-    assert tokens == 256 or 4 * tokens * sum(widths) <= sheet.BYTES
-    assert tokens <= sheet.TOKENS
+    tokens = reread_tokens.budget(widths)
+    assert tokens == 256 or 4 * tokens * sum(widths) <= reread_tokens.BYTES
+    assert tokens <= reread_tokens.TOKENS
 
 
 def test_special_tokens_are_aligned_away():
     """Documents with special tokens around them, cut or whole, are found; other tokens are not."""
     plain = np.array([5, 6, 7, 8])
-    assert spelling.align(np.array([101, 5, 6, 7, 8, 102]), plain) == 1
-    assert spelling.align(np.array([101, 5, 6, 102]), plain) == 1
-    assert spelling.align(np.array([5, 6, 7, 8]), plain) == 0
-    assert spelling.align(np.array([101, 9, 9, 9, 9, 102]), plain) is None
+    assert token_text.align(np.array([101, 5, 6, 7, 8, 102]), plain) == 1
+    assert token_text.align(np.array([101, 5, 6, 102]), plain) == 1
+    assert token_text.align(np.array([5, 6, 7, 8]), plain) == 0
+    assert token_text.align(np.array([101, 9, 9, 9, 9, 102]), plain) is None
 
 
 def test_a_heading_in_the_vocabulary_is_no_wordpiece():
@@ -362,7 +372,7 @@ def test_a_heading_in_the_vocabulary_is_no_wordpiece():
     made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=words, merges=[]))
     made.decoder = tokenizers.decoders.ByteLevel()
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=made)
-    assert spelling.vocabulary(tokenizer, np.array([0, 1, 2])) == {0: "##", 1: " about", 2: "up"}
+    assert token_text.vocabulary(tokenizer, np.array([0, 1, 2])) == {0: "##", 1: " about", 2: "up"}
 
 
 @pytest.mark.parametrize(("opened", "said"), [(0, "None of 40"), (40, "All of 40"), (39, "39 of 40")])
@@ -374,10 +384,10 @@ def test_the_page_says_how_sequences_began(minimal, opened, said):
         "special_tokens_in_text": {"documents": 3, "found": {"</s>": 5}},
     }
     experiment = ScanExperiment.model_validate(minimal())
-    text = dict(provenance.limits(experiment, Host(), seen, attempt=0, tokens=0))["Tokens"]
+    text = dict(provenance.limits(experiment, HostCounters(), seen, attempt=0, tokens=0))["Tokens"]
     assert text.startswith(f"{said} sequences began")
     assert "3 documents spell special tokens (</s>), which were read as tokens." in text
-    assert "Tokens" not in dict(provenance.limits(experiment, Host(), {}, attempt=0, tokens=0))
+    assert "Tokens" not in dict(provenance.limits(experiment, HostCounters(), {}, attempt=0, tokens=0))
 
 
 def test_the_timeline_is_thinned_and_keeps_what_matters():

@@ -13,7 +13,16 @@ from asysi.finish.analysis import Analysis
 from asysi.finish.attempts import Attempt, earlier_attempts, rows_known, whole, without_books
 from asysi.finish.ending import LAST_WORDS, last_words, ledger_json, ledger_of
 from asysi.finish.ledger import Books, Equation, added, as_json, books_of, open_ledger
-from asysi.finish.status import Host, Pace, Point, Snapshot, complete, phase, settled, shape
+from asysi.finish.status import (
+    HostCounters,
+    Point,
+    Snapshot,
+    TokensPerSecond,
+    complete,
+    phase,
+    settled,
+    shape,
+)
 from asysi.finish.waiting import Outcome, wait
 
 rows = st.integers(0, 2**48)
@@ -99,7 +108,7 @@ BOOKS = Books(
 )
 ENDED = Snapshot(
     books=BOOKS,
-    host=Host(steps=9, steps_total=9, tokens=100, tokens_total=100, rate=0.8, steps_dropped=1),
+    host=HostCounters(steps=9, steps_total=9, tokens=100, tokens_total=100, rate=0.8, steps_dropped=1),
     capture_state=ProducerState.COMPLETE,
     bus_state=ProducerState.COMPLETE,
     hook_state=ReaderState.FINALISED,
@@ -136,7 +145,7 @@ def test_status_sums_over_hook_points():
                 "capture_state": ProducerState.ATTACHED,
                 "bus_state": ProducerState.ATTACHED,
                 "readers": {"sae": ReaderState.ATTACHED},
-                "host": Host(),
+                "host": HostCounters(),
             },
             "starting",
             id="no step yet",
@@ -178,9 +187,9 @@ def test_an_attempt_that_is_over_is_settled_but_not_complete():
 
 
 def test_pace_is_tokens_over_seconds_of_the_recent_past():
-    """Pace divides what came by the time it took, and forgets what is long ago."""
+    """The pace divides what came by the time it took, and forgets what is long ago."""
     now = [0.0]
-    pace = Pace(lambda: now[0])
+    pace = TokensPerSecond(lambda: now[0])
     assert pace.of(0) == 0.0
     now[0] = 4.0
     assert pace.of(400) == 100.0
@@ -320,7 +329,9 @@ def test_rows_of_books_that_were_never_closed_are_not_vouched_for():
 
 def test_progress_is_that_of_the_run():
     """What earlier attempts have done counts as done; the pace is this attempt's."""
-    host = Host(steps=3, steps_total=20, tokens=30, tokens_total=200, steps_before=7, tokens_before=70)
+    host = HostCounters(
+        steps=3, steps_total=20, tokens=30, tokens_total=200, steps_before=7, tokens_before=70
+    )
     progress = shape(Snapshot(host=host), tokens_per_second=5.0)["progress"]
     assert progress == {
         "steps": 10, "stepsTotal": 20, "tokens": 100, "tokensTotal": 200, "pass": 0, "tokensPerSecond": 5.0,

@@ -23,7 +23,7 @@ from asysi.capture.hooks import ActivationHooker
 from asysi.capture.rows import first_tensor, row_shape
 from asysi.capture.sink import RingSink
 from asysi.contract.spec import Data, Holdout, SaeTrain
-from asysi.finish.reading import join_rows, read_again
+from asysi.finish.rereading import join_rows, read_again
 from asysi.hosts.unseen import planned_width
 from asysi.model.loading import LoadedModel
 from asysi.model.points import HookPoint

@@ -6,7 +6,7 @@ import torch
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 from asysi.finish import splice
-from asysi.finish.sheet import Sheet
+from asysi.finish.reread_tokens import RereadTokens
 from asysi.finish.splice import Spliced, Target
 from asysi.sae.variants.topk import TopK
 
@@ -37,7 +37,7 @@ def sheet():
     lengths = rng.integers(3, 20, 60)
     tokens = rng.integers(1, VOCABULARY, int(lengths.sum()))
     tokens[np.cumsum(lengths) - lengths] = 0
-    return Sheet(
+    return RereadTokens(
         tokens, np.repeat(np.arange(60), lengths), tokens != 0, np.arange(60, dtype=np.uint64),
         np.arange(60) % 2 == 0,
     )  # fmt: skip

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from asysi.finish import agreement, outliers, verdict
 from asysi.finish.agreement import Held
 from asysi.finish.outliers import Outlier
-from asysi.finish.sheet import PointRows, Sheet, every_token
+from asysi.finish.reread_tokens import PointRows, RereadTokens, every_token
 from asysi.finish.survey import survey
 from asysi.finish.verdict import (
     Agreement,
@@ -176,7 +176,7 @@ def rows_with(outlier, *, documents=60, length=10, seed=0):
     rows = rng.normal(size=(documents, length, 8)).astype(np.float32)
     rows[outlier] *= 100
     tokens = rng.integers(10, 500, (documents, length))
-    sheet = Sheet(
+    sheet = RereadTokens(
         tokens.reshape(-1), np.repeat(np.arange(documents), length), np.ones(documents * length, np.bool_),
         np.arange(documents, dtype=np.uint64), np.arange(documents) % 2 == 0,
     )  # fmt: skip

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import Env
 from asysi_operator.local import backoff
-from asysi_operator.local.binding import bound, processors
 from asysi_operator.local.containers import Container
+from asysi_operator.local.cpu_binding import bound, processors
 from asysi_operator.local.environment import Setting, environment
 from asysi_operator.local.policy import Judgement, judge
 from asysi_operator.manifests.job import failure_rules

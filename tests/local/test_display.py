@@ -9,7 +9,7 @@ from rich.console import Console
 
 from asysi.contract.runtime import Exit
 from asysi.contract.telemetry import RunStatus
-from asysi_operator.local.attempts import Outcome
+from asysi_operator.local.attempts import RunOutcome
 from asysi_operator.local.display import Lines, line, measured, panels
 from asysi_operator.local.summary import summary
 from asysi_operator.local.view import STARTING, Process, View
@@ -105,7 +105,7 @@ def test_summary(tmp_path):
     totals = {"capture": {"seen": 1000, "published": 600}}
     (tmp_path / "ledger.json").write_text(json.dumps({"balanced": True, "totals": totals}))
     (tmp_path / "report.html").touch()
-    text = summary("minilm", Outcome(Exit.OK, 1, {"sae": 1}, None), VIEW.status, tmp_path)
+    text = summary("minilm", RunOutcome(Exit.OK, 1, {"sae": 1}, None), VIEW.status, tmp_path)
     for fact in [
         "finished (exit 0)",
         "0.125 encoder.layer.0.output",
@@ -142,7 +142,7 @@ def summed(tmp_path, **verdict):
     )
     if verdict:
         (tmp_path / "verdict.json").write_text(json.dumps(verdict))
-    return summary("minilm", Outcome(Exit.OK, 1, {}, None), VIEW.status, tmp_path)
+    return summary("minilm", RunOutcome(Exit.OK, 1, {}, None), VIEW.status, tmp_path)
 
 
 def test_the_summary_says_what_is_wrong_with_the_data(tmp_path):
@@ -182,12 +182,14 @@ def test_any_verdict_can_be_summed_up(tmp_path_factory, verdict):
     """Whatever JSON stands in verdict.json, the summary is drawn."""
     folder = tmp_path_factory.mktemp("any")
     (folder / "verdict.json").write_text(json.dumps({"level": "ok", **verdict}))
-    assert summary("x", Outcome(Exit.OK, 1, {}, None), STARTING, folder)
+    assert summary("x", RunOutcome(Exit.OK, 1, {}, None), STARTING, folder)
 
 
 def test_summary_of_a_failure(tmp_path):
     """A failed run says why, and does not name a report that is not there."""
-    text = summary("minilm", Outcome(Exit.FAILED, 3, {}, "host ended with exit code 1"), STARTING, tmp_path)
+    text = summary(
+        "minilm", RunOutcome(Exit.FAILED, 3, {}, "host ended with exit code 1"), STARTING, tmp_path
+    )
     assert "failed (exit 1)" in text
     assert "host ended with exit code 1" in text
     assert "attempts 3" in text

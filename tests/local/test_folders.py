@@ -13,16 +13,16 @@ from asysi.contract.spec import Output as SpecOutput
 from asysi.contract.spec import ScanExperiment
 from asysi_operator.local.events import Events
 from asysi_operator.local.output import Output, output_folder
-from asysi_operator.local.places import Places, refuse_small_memory
 from asysi_operator.local.resuming import continued
+from asysi_operator.local.run_directories import RunDirectories, refuse_small_memory
 
 
-def _places(folder: Path, name: str = "mini") -> Places:
-    return Places(name, shared=folder, scratch=folder)
+def _directories(folder: Path, name: str = "mini") -> RunDirectories:
+    return RunDirectories(name, shared=folder, scratch=folder)
 
 
 def test_every_output_is_known():
-    """Whatever the contract places at the top of an output folder is among the outputs of a run."""
+    """Whatever the contract directories at the top of an output folder is among the outputs of a run."""
     below = {
         value
         for name, value in vars(runtime).items()
@@ -47,21 +47,21 @@ def test_a_new_run_replaces_everything_but_the_rows_of_a_pipeline(tmp_path):
 
 def test_one_run_of_a_name(tmp_path):
     """While an experiment runs, another of its name is refused, but one of another name is not."""
-    with _places(tmp_path):
-        with pytest.raises(ConfigError, match="mini is running already"), _places(tmp_path):
+    with _directories(tmp_path):
+        with pytest.raises(ConfigError, match="mini is running already"), _directories(tmp_path):
             pass
-        with _places(tmp_path, "mini-lm"):
+        with _directories(tmp_path, "mini-lm"):
             pass
-    with _places(tmp_path):
+    with _directories(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
 
 
 def test_rings_are_private(tmp_path):
     """Nobody else may look into the rings."""
-    places = Places("mini", shared=tmp_path, scratch=None)
-    with places:
-        assert places.rings.stat().st_mode & 0o777 == 0o700
+    directories = RunDirectories("mini", shared=tmp_path, scratch=None)
+    with directories:
+        assert directories.rings.stat().st_mode & 0o777 == 0o700
 
 
 def test_stale_folders_of_this_name_alone_are_removed(tmp_path):
@@ -72,7 +72,7 @@ def test_stale_folders_of_this_name_alone_are_removed(tmp_path):
     for folder in (stale, other, foreign):
         folder.mkdir()
         (folder / "data").touch()
-    with _places(tmp_path):
+    with _directories(tmp_path):
         assert not stale.exists()
     assert other.exists()
     assert foreign.exists()
@@ -80,7 +80,7 @@ def test_stale_folders_of_this_name_alone_are_removed(tmp_path):
 
 def test_folders_go_after_a_failure(tmp_path):
     """Whatever is raised inside, the folders and the lock go."""
-    with pytest.raises(RuntimeError), _places(tmp_path):
+    with pytest.raises(RuntimeError), _directories(tmp_path):
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from asysi_operator.local.display import line
-from asysi_operator.local.rows import progress
+from asysi_operator.local.pipeline_progress import progress
 from asysi_operator.local.view import Process, View
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asysi_operator.plugin.diagnosis import explain
-from asysi_operator.plugin.seen import Seen
+from asysi_operator.plugin.experiment_view import ExperimentView
 
 Tree = dict[str, Any]
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -74,7 +74,7 @@ def event(uid: str, reason: str, message: str) -> Tree:
             "lastTimestamp": "2026-01-02T03:02:00Z"}  # fmt: skip
 
 
-WELL = Seen(experiment("Pending"), NOW, [JOB], [], [CLAIM], [], [], [OPERATOR])
+WELL = ExperimentView(experiment("Pending"), NOW, [JOB], [], [CLAIM], [], [], [OPERATOR])
 """Accepted, with a Job, its input and an operator; each case changes one thing."""
 QUOTA = (
     'Error creating: pods "minilm-0-x" is forbidden: exceeded quota: team, requested: requests.cpu=4, '
@@ -86,7 +86,7 @@ QUOTA = (
 class Case:
     """What is observed, and what the first sentence must say."""
 
-    seen: Seen
+    seen: ExperimentView
     says: tuple[str, ...]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from asysi_operator.manifests.labels import EXPERIMENT
 from asysi_operator.observation import Observed
-from asysi_operator.reconcile import Action, Apply, Plan, Settings, plan
+from asysi_operator.reconcile import Action, Apply, OperatorSettings, Plan, plan
 from asysi_operator.status import derive
 
 Tree = dict[str, Any]
@@ -93,7 +93,7 @@ class FakeCluster:
     def step(self, writes: int | None = None, observed: Observed | None = None) -> Plan:
         """Plan once and carry out at most so many writes; then the operator is gone, or writes the status."""
         observed = observed or self.observe()
-        decided = plan(observed, Settings())
+        decided = plan(observed, OperatorSettings())
         for action in list(decided.actions)[:writes]:
             self.do(action)
         if writes is None or writes > len(decided.actions):

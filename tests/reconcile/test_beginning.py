@@ -14,7 +14,7 @@ from asysi_operator import watching as room
 from asysi_operator.cluster import CHILDREN, EXPERIMENTS, PODS, GoneError, UnavailableError
 from asysi_operator.controller import Controller
 from asysi_operator.manifests.labels import EXPERIMENT
-from asysi_operator.reconcile import Settings
+from asysi_operator.reconcile import OperatorSettings
 from asysi_operator.watching import Watches
 
 KINDS = (*CHILDREN, PODS, EXPERIMENTS)
@@ -72,7 +72,7 @@ def following(server, namespaces, story):
     """Run a story with a controller that follows a server, then end its watches."""
 
     async def run():
-        controller = Controller(server, Settings(), namespaces)
+        controller = Controller(server, OperatorSettings(), namespaces)
         watches = Watches(server, KINDS, namespaces, controller.take, controller.listed)
         dead = watches.start()
         async with asyncio.timeout(10):
@@ -92,8 +92,8 @@ def test_everything_is_known_before_anything_is_looked_at(impatient, failures):
 
     async def story(controller, _dead):
         for namespace in ("lab", "shop"):
-            assert controller.world.experiment((namespace, "minilm")) is not None
-            assert [one["kind"] for one in controller.world.children((namespace, "minilm"))] == ["Job"]
+            assert controller.cache.experiment((namespace, "minilm")) is not None
+            assert [one["kind"] for one in controller.cache.children((namespace, "minilm"))] == ["Job"]
         assert controller.work.depth == 2
 
     following(server, ("lab", "shop"), story)
@@ -113,7 +113,7 @@ def test_a_watch_goes_on_where_it_was(impatient):
         jobs.put([("DELETED", item(JOBS, name="other", version=14))])
         jobs.put(None)
         await holds(lambda: ("Job", "14") in server.since)
-        assert len(controller.world.children(("lab", "minilm"))) == 1
+        assert len(controller.cache.children(("lab", "minilm"))) == 1
 
     following(server, ("lab",), story)
     assert [version for kind, version in server.since if kind == "Job"] == ["5", "12", "14"]
@@ -126,7 +126,7 @@ def test_a_version_that_is_too_old_is_followed_by_a_listing(impatient):
     async def story(controller, _dead):
         server.there.discard(JOBS.kind)
         server.news[JOBS.kind].put(GoneError())
-        await holds(lambda: not controller.world.children(("lab", "minilm")))
+        await holds(lambda: not controller.cache.children(("lab", "minilm")))
         assert server.asked.count(("Job", "lab")) == 2
 
     following(server, ("lab",), story)
@@ -185,7 +185,7 @@ def looked_at(spec):
 
     async def run():
         cluster = Recorder()
-        controller = Controller(cluster, Settings())
+        controller = Controller(cluster, OperatorSettings())
         tree = {
             "apiVersion": "asysi.dev/v1alpha1",
             "kind": EXPERIMENTS.kind,
@@ -234,11 +234,11 @@ def test_experiments_are_learned_however_long_it_takes(monkeypatch):
     """An API server that is away at first is asked again; then every namespace's experiments are known."""
     monkeypatch.setattr(controlling, "BEGIN_SECONDS", 0.001)
     server = Server(failures=3)
-    controller = Controller(server, Settings(), ("lab", "other"))
+    controller = Controller(server, OperatorSettings(), ("lab", "other"))
     asyncio.run(controller.learn())
     assert server.asked == [("ScanExperiment", "lab"), ("ScanExperiment", "other")]
-    assert controller.world.experiment(("lab", "minilm"))["metadata"]["uid"] == "ScanExperiment"
-    assert controller.world.experiment(("other", "minilm")) is not None
+    assert controller.cache.experiment(("lab", "minilm"))["metadata"]["uid"] == "ScanExperiment"
+    assert controller.cache.experiment(("other", "minilm")) is not None
 
 
 def test_kopfs_events_end_in_the_controller():
@@ -247,14 +247,14 @@ def test_kopfs_events_end_in_the_controller():
 
     from asysi_operator.handlers import registry_of
 
-    controller = Controller(Server(), Settings())
+    controller = Controller(Server(), OperatorSettings())
     (handler,) = registry_of(controller)._watching.get_all_handlers()
     body = item(EXPERIMENTS, version=7)
     del body["kind"]
 
     def bring(what):
         asyncio.run(handler.fn(event=kopf.RawEvent(type=what, object=body)))
-        return controller.world.experiment(("lab", "minilm"))
+        return controller.cache.experiment(("lab", "minilm"))
 
     assert bring(None)["kind"] == "ScanExperiment"
     body = item(EXPERIMENTS, version=8)
@@ -281,13 +281,13 @@ def test_a_pod_that_was_put_out_is_said_even_if_the_status_may_not_be_written_ye
 
     async def run():
         now = 100.0
-        controller = Controller(Recorder(), Settings(), clock=lambda: now)
+        controller = Controller(Recorder(), OperatorSettings(), clock=lambda: now)
         controller.seen(EXPERIMENTS.kind, tree)
         key = ("lab", "minilm")
         for _look in range(3):
             await controller._one(key)
-        assert "lastFailure" not in controller.world.experiment(key)["status"]
-        job = next(one for one in controller.world.children(key) if one["kind"] == "Job")
+        assert "lastFailure" not in controller.cache.experiment(key)["status"]
+        job = next(one for one in controller.cache.children(key) if one["kind"] == "Job")
         pod = item(PODS, name="minilm-0", version=90)
         pod["metadata"]["ownerReferences"] = [{"uid": job["metadata"]["uid"]}]
         pod |= {"spec": {}, "status": {"conditions": [put_out]}}
@@ -295,6 +295,6 @@ def test_a_pod_that_was_put_out_is_said_even_if_the_status_may_not_be_written_ye
         await controller._one(key)
         now += controlling.SAY_SECONDS
         await controller._one(key)
-        return controller.world.experiment(key)["status"]
+        return controller.cache.experiment(key)["status"]
 
     assert asyncio.run(run())["lastFailure"]["reason"] == "EvictionByEvictionAPI"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asysi_operator.reconcile import Remove, Settings, plan
+from asysi_operator.reconcile import OperatorSettings, Remove, plan
 
 ROWS, OWN = ("Job", "minilm-rows"), ("Job", "minilm")
 TEXT = {"uri": "jsonl:///data/text.jsonl"}
@@ -144,7 +144,7 @@ def test_a_crash_between_any_two_writes_converges(cluster, edits, cuts):
                 end(lab)
             lab.settle()
     assert shape(broken) == shape(whole)
-    assert plan(whole.observe(), Settings()).actions == []
+    assert plan(whole.observe(), OperatorSettings()).actions == []
 
 
 @settings(max_examples=60, deadline=None)
@@ -161,7 +161,7 @@ def test_a_stale_observation_starts_nothing_twice(cluster, edits, which):
                 end(one)
             one.settle()
         seen.append(lab.observe())
-    for action in plan(which.draw(st.sampled_from(seen)), Settings()).actions:
+    for action in plan(which.draw(st.sampled_from(seen)), OperatorSettings()).actions:
         lab.do(action)
     gone = {uid for _kind, _name, uid in lab.removed}
     assert not gone & {item["metadata"]["uid"] for item in lab.objects.values()}
@@ -176,7 +176,7 @@ def test_an_edit_of_the_pipeline_begins_it_anew(lab):
     """Another pipeline before the host's start: its Job goes by its identity, and another one comes."""
     old = lab.objects[ROWS]["metadata"]["uid"]
     lab.edit(data(shards=3))
-    assert plan(lab.observe(), Settings()).actions == [Remove(*ROWS, old)]
+    assert plan(lab.observe(), OperatorSettings()).actions == [Remove(*ROWS, old)]
     lab.settle()
     assert lab.objects[ROWS]["spec"]["completions"] == 3
 

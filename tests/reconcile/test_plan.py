@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from asysi_operator.allowed import Allowed
 from asysi_operator.manifests.labels import EXPERIMENT
-from asysi_operator.reconcile import APPLIED, Apply, Remove, Settings, concurrent, plan
+from asysi_operator.reconcile import APPLIED, Apply, OperatorSettings, Remove, concurrent, plan
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 SPECS = st.sampled_from(
@@ -38,7 +38,7 @@ def shape(cluster):
 
 def test_a_new_experiment_gets_its_objects_the_job_last(cluster):
     """The plan for a new experiment applies ConfigMap, claim and NetworkPolicy, and last the Job."""
-    decided = plan(cluster().observe(), Settings())
+    decided = plan(cluster().observe(), OperatorSettings())
     kinds = [action.manifest["kind"] for action in decided.actions]
     assert kinds == ["ConfigMap", "PersistentVolumeClaim", "NetworkPolicy", "Job"]
     assert not any(action.exists for action in decided.actions)
@@ -49,8 +49,8 @@ def test_what_is_there_is_not_written_again(cluster):
     lab = cluster()
     lab.settle()
     assert lab.writes == 4
-    assert plan(lab.observe(), Settings()) == plan(lab.observe(), Settings())
-    assert plan(lab.observe(), Settings()).actions == []
+    assert plan(lab.observe(), OperatorSettings()) == plan(lab.observe(), OperatorSettings())
+    assert plan(lab.observe(), OperatorSettings()).actions == []
 
 
 def test_the_plan_does_not_change_what_it_is_given(cluster):
@@ -60,7 +60,7 @@ def test_the_plan_does_not_change_what_it_is_given(cluster):
     lab.edit({"archive": {"enabled": False}})
     observed = lab.observe()
     before = copy.deepcopy(observed)
-    plan(observed, Settings())
+    plan(observed, OperatorSettings())
     assert observed == before
 
 
@@ -87,7 +87,7 @@ def test_a_crash_among_concurrent_writes_converges(cluster, specs, data):
     for spec in specs:
         for lab in (broken, whole):
             lab.edit(spec)
-        groups = concurrent(plan(broken.observe(), Settings()).actions)
+        groups = concurrent(plan(broken.observe(), OperatorSettings()).actions)
         cut = data.draw(st.integers(0, max(0, len(groups) - 1)))
         for action in (one for group in groups[:cut] for one in group):
             broken.do(action)
@@ -103,7 +103,7 @@ def test_a_crash_among_concurrent_writes_converges(cluster, specs, data):
 def test_the_job_is_written_after_everything_that_its_pod_needs(cluster):
     """Other objects are written at the same time; removals and the Job happen one by one, in their order."""
     lab = cluster()
-    groups = concurrent(plan(lab.observe(), Settings()).actions)
+    groups = concurrent(plan(lab.observe(), OperatorSettings()).actions)
     assert [[action.manifest["kind"] for action in group] for group in groups] == [
         ["ConfigMap", "PersistentVolumeClaim", "NetworkPolicy"],
         ["Job"],
@@ -125,7 +125,7 @@ def test_a_stale_observation_neither_doubles_nor_deletes(cluster, specs, data):
         whole.settle()
         seen.append(lab.observe())
     before = {key: item["metadata"]["uid"] for key, item in lab.objects.items()}
-    for action in plan(data.draw(st.sampled_from(seen)), Settings()).actions:
+    for action in plan(data.draw(st.sampled_from(seen)), OperatorSettings()).actions:
         lab.do(action)
     current = {key for key in before if key in lab.objects}
     gone = {uid for _kind, _name, uid in lab.removed}
@@ -141,7 +141,7 @@ def test_an_edit_before_the_start_replaces_the_job(cluster):
     lab.settle()
     old = lab.objects["Job", "minilm"]["metadata"]["uid"]
     lab.edit({"capture": {"hookPoints": ["encoder.*"]}})
-    assert plan(lab.observe(), Settings()).actions == [Remove("Job", "minilm", old)]
+    assert plan(lab.observe(), OperatorSettings()).actions == [Remove("Job", "minilm", old)]
     lab.settle()
     assert lab.objects["Job", "minilm"]["metadata"]["uid"] != old
 
@@ -265,10 +265,10 @@ def test_what_an_earlier_experiment_left_is_the_garbage_collectors(cluster):
     """An object of an earlier experiment of the name is waited for; one that nobody collects is adopted."""
     lab = cluster(creationTimestamp="2026-01-02T03:04:00Z")
     _config(lab, owners=[EARLIER])
-    decided = plan(lab.observe(), Settings())
+    decided = plan(lab.observe(), OperatorSettings())
     assert decided.actions == []
     assert decided.again is not None
-    later = plan(lab.observe(now=NOW + timedelta(seconds=60)), Settings())
+    later = plan(lab.observe(now=NOW + timedelta(seconds=60)), OperatorSettings())
     assert next(one.manifest["kind"] for one in later.actions) == "ConfigMap"
 
 
@@ -284,7 +284,7 @@ def test_nobody_elses_object_is_taken(cluster, labels, owners):
     """What is not ours by its labels, or has another owner, is neither adopted nor removed: it is said."""
     lab = cluster()
     _config(lab, labels, owners)
-    decided = plan(lab.observe(), Settings())
+    decided = plan(lab.observe(), OperatorSettings())
     assert decided.actions == []
     assert "ConfigMap minilm-config" in decided.blocked
 
@@ -359,13 +359,13 @@ def test_whether_the_claim_is_retained_may_change_at_any_time(cluster, end):
         lab.write_status(status)
     for wish, owners in (("Retain", 0), ("Delete", 1), ("Retain", 0)):
         lab.edit({"output": {"whenDeleted": wish}})
-        actions = plan(lab.observe(), Settings()).actions
+        actions = plan(lab.observe(), OperatorSettings()).actions
         assert [one.manifest["kind"] for one in actions if one.manifest["kind"] != "ConfigMap"] == [CLAIM[0]]
         for action in actions:
             lab.do(action)
         assert len(lab.objects[CLAIM]["metadata"].get("ownerReferences", ())) == owners
         assert lab.objects[CLAIM]["metadata"]["uid"] == uid
-        assert not plan(lab.observe(), Settings()).actions
+        assert not plan(lab.observe(), OperatorSettings()).actions
 
 
 def test_a_retained_claim_that_nobody_has_used_goes_with_the_wish_for_it(cluster):
@@ -389,7 +389,7 @@ def test_what_others_add_is_theirs(cluster):
         item["metadata"]["annotations"]["theirs"] = "yes"
         item["metadata"]["finalizers"] = ["example.org/theirs"]
         item["metadata"]["ownerReferences"].append({"kind": "Backup", "uid": "theirs"})
-    assert plan(lab.observe(), Settings()).actions == []
+    assert plan(lab.observe(), OperatorSettings()).actions == []
 
 
 def test_who_changes_an_object_is_named(cluster):
@@ -397,11 +397,11 @@ def test_who_changes_an_object_is_named(cluster):
     lab = _settled(cluster)
     job = lab.objects["Job", "minilm"]
     job["spec"]["suspend"] = True
-    (action,) = plan(lab.observe(), Settings()).actions
+    (action,) = plan(lab.observe(), OperatorSettings()).actions
     assert action.undoes == "spec.suspend is changed by an admission policy or webhook"
     fields = {"f:spec": {"f:suspend": {}}}
     job["metadata"]["managedFields"] = [{"manager": "flipper", "operation": "Update", "fieldsV1": fields}]
-    (action,) = plan(lab.observe(), Settings()).actions
+    (action,) = plan(lab.observe(), OperatorSettings()).actions
     assert action.undoes == "spec.suspend is changed by flipper"
     assert action.manifest["spec"]["suspend"] is False
 
@@ -418,11 +418,11 @@ def test_results_are_never_pruned(cluster):
 def test_another_operator_goes_on_with_what_runs(cluster):
     """An upgrade that renders otherwise changes no Job that is there, but for what may change."""
     lab = _settled(cluster)
-    assert plan(lab.observe(), Settings(image="asysi-worker:next")).actions == []
+    assert plan(lab.observe(), OperatorSettings(image="asysi-worker:next")).actions == []
     lab.edit({"lifecycle": {"suspend": True}})
     (action,) = [
         one
-        for one in plan(lab.observe(), Settings(image="asysi-worker:next")).actions
+        for one in plan(lab.observe(), OperatorSettings(image="asysi-worker:next")).actions
         if one.manifest["kind"] == "Job"
     ]
     assert action.manifest["spec"]["suspend"] is True
@@ -492,10 +492,10 @@ def test_the_job_goes_when_its_time_is_over(cluster):
         "conditions": [{"type": "Complete", "status": "True", "lastTransitionTime": "2026-01-02T03:04:00Z"}]
     }
     lab.step()
-    early = plan(lab.observe(now=NOW + timedelta(seconds=50)), Settings())
+    early = plan(lab.observe(now=NOW + timedelta(seconds=50)), OperatorSettings())
     assert early.actions == ()
     assert early.again == pytest.approx(5)
-    late = plan(lab.observe(now=NOW + timedelta(seconds=56)), Settings()).actions
+    late = plan(lab.observe(now=NOW + timedelta(seconds=56)), OperatorSettings()).actions
     assert all(isinstance(one, Remove) for one in late)
     assert {one.kind for one in late} == {"Job", "ConfigMap", "NetworkPolicy"}
 
@@ -503,12 +503,12 @@ def test_the_job_goes_when_its_time_is_over(cluster):
 def test_an_experiment_that_goes_is_left_alone(cluster):
     """Nothing is made for an experiment that is being deleted: the garbage collector takes what it owns."""
     lab = cluster(deletionTimestamp="2026-01-02T03:04:00Z")
-    assert plan(lab.observe(), Settings()).actions == ()
+    assert plan(lab.observe(), OperatorSettings()).actions == ()
 
 
 def test_applied_objects_say_so(cluster):
     """Every object carries the digest of what was applied, and plain data only."""
-    for action in plan(cluster().observe(), Settings()).actions:
+    for action in plan(cluster().observe(), OperatorSettings()).actions:
         assert isinstance(action, Apply)
         assert action.manifest["metadata"]["annotations"][APPLIED]
         assert json.loads(json.dumps(action.manifest)) == action.manifest
@@ -522,7 +522,7 @@ def _settled(cluster):
 
 def test_what_is_not_allowed_is_not_made_and_what_runs_goes_on(cluster):
     """No object for an experiment that chooses too much; one whose Job is there is left alone."""
-    strict, lax = Settings(), Settings(allowed=Allowed(service_accounts=("robot",)))
+    strict, lax = OperatorSettings(), OperatorSettings(allowed=Allowed(service_accounts=("robot",)))
     lab = cluster({"scheduling": {"serviceAccountName": "robot"}})
     refused = plan(lab.observe(), strict)
     assert (refused.refusal.reason, list(refused.actions)) == ("NotAllowed", [])

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from asysi_operator.manifests.labels import QUEUE
-from asysi_operator.reconcile import Settings, plan
+from asysi_operator.reconcile import OperatorSettings, plan
 
 JOB = ("Job", "minilm")
 BY_LABEL: dict[str, Any] = {"labels": {QUEUE: "team"}}
@@ -31,7 +31,7 @@ def test_a_queue_is_named_by_the_spec_or_by_kueues_label(cluster, where):
 def test_two_queues_are_refused(cluster):
     """A label and a spec that name different queues: nobody can tell which is meant."""
     lab = cluster({"scheduling": {"queueName": "team"}}, labels={QUEUE: "other"})
-    decided = plan(lab.observe(), Settings())
+    decided = plan(lab.observe(), OperatorSettings())
     assert decided.refusal.reason == "Invalid"
     assert "spec.scheduling.queueName is team" in decided.refusal.message
 
@@ -42,7 +42,7 @@ def test_what_kueue_writes_is_left_alone(cluster):
     lab.settle()
     for suspend in (True, False, True):
         _kueue(lab, suspend=suspend)
-        assert not plan(lab.observe(), Settings()).actions
+        assert not plan(lab.observe(), OperatorSettings()).actions
 
 
 def test_a_write_to_an_admitted_job_keeps_its_place(cluster):
@@ -51,11 +51,15 @@ def test_a_write_to_an_admitted_job_keeps_its_place(cluster):
     lab.settle()
     _kueue(lab, suspend=False)
     lab.edit({"lifecycle": {"ttlSecondsAfterFinished": 7}})
-    (action,) = [one for one in plan(lab.observe(), Settings()).actions if one.manifest["kind"] == "Job"]
+    (action,) = [
+        one for one in plan(lab.observe(), OperatorSettings()).actions if one.manifest["kind"] == "Job"
+    ]
     assert action.manifest["spec"]["template"]["spec"]["nodeSelector"] == {"pool": "gpus"}
     assert "suspend" not in action.manifest["spec"]
     lab.do(action)
-    assert not [one for one in plan(lab.observe(), Settings()).actions if one.manifest["kind"] == "Job"]
+    assert not [
+        one for one in plan(lab.observe(), OperatorSettings()).actions if one.manifest["kind"] == "Job"
+    ]
 
 
 def test_a_job_in_a_default_queue_is_kueues_too(cluster):
@@ -66,9 +70,11 @@ def test_a_job_in_a_default_queue_is_kueues_too(cluster):
     assert job["spec"]["suspend"] is False
     job["metadata"]["labels"][QUEUE] = "default"
     job["spec"]["suspend"] = True
-    assert not plan(lab.observe(), Settings()).actions
+    assert not plan(lab.observe(), OperatorSettings()).actions
     lab.edit({"lifecycle": {"ttlSecondsAfterFinished": 7}})
-    (action,) = [one for one in plan(lab.observe(), Settings()).actions if one.manifest["kind"] == "Job"]
+    (action,) = [
+        one for one in plan(lab.observe(), OperatorSettings()).actions if one.manifest["kind"] == "Job"
+    ]
     assert action.manifest["spec"]["suspend"] is True
 
 

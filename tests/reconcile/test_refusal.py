@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from asysi_operator.reconcile import Remove, Settings, plan
+from asysi_operator.reconcile import OperatorSettings, Remove, plan
 
 REFUSED = {
     "exitCode": 2,
@@ -48,7 +48,7 @@ def test_it_fails_the_experiment_and_its_job_goes(cluster: Any, name: str, state
     assert (failure["container"], failure["reason"], failure["exitCode"]) == (name, "BadConfiguration", 2)
     assert lab.experiment["status"]["completionTime"]
     assert ("Job", "minilm") not in lab.objects
-    assert not plan(lab.observe(), Settings()).actions
+    assert not plan(lab.observe(), OperatorSettings()).actions
 
 
 def test_a_crash_is_no_refusal(cluster: Any) -> None:
@@ -65,7 +65,7 @@ def test_an_operator_killed_before_the_removal_goes_on_with_it(cluster: Any) -> 
     lab = refused(cluster, BACKING_OFF)
     lab.step()
     assert ("Job", "minilm") in lab.objects
-    assert plan(lab.observe(), Settings()).actions == [
+    assert plan(lab.observe(), OperatorSettings()).actions == [
         Remove("Job", "minilm", lab.objects["Job", "minilm"]["metadata"]["uid"])
     ]
 

@@ -7,7 +7,7 @@ import pytest
 
 from asysi.contract.status import Status
 from asysi.contract.telemetry import RunStatus
-from asysi_operator.reconcile import Settings, plan
+from asysi_operator.reconcile import OperatorSettings, plan
 from asysi_operator.status import (
     CONDITIONS,
     EVENT_REASONS,
@@ -45,7 +45,7 @@ ANSWER = {
 
 def said(lab, **more):
     observed = lab.observe(**more)
-    return derive(observed, plan(observed, Settings())).status
+    return derive(observed, plan(observed, OperatorSettings())).status
 
 
 def conditions(status):
@@ -220,7 +220,7 @@ def test_the_start_deadline(cluster):
     lab.settle()
     lab.objects["Job", "minilm"]["status"] = {"startTime": "2026-01-02T03:03:35Z"}
     observed = lab.observe()
-    early = derive(observed, plan(observed, Settings()))
+    early = derive(observed, plan(observed, OperatorSettings()))
     assert early.again == pytest.approx(30)
     late = said(lab, now=NOW + timedelta(seconds=31))
     assert (late["phase"], conditions(late)["Failed"]) == ("Failed", ("True", "StartDeadlineExceeded"))

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asysi_operator.observation import parse_time, rfc3339
-from asysi_operator.reconcile import Settings, plan
+from asysi_operator.reconcile import OperatorSettings, plan
 from asysi_operator.status import announcements, derive
 from asysi_operator.summary import HISTORY, duration, failures
 
@@ -22,7 +22,7 @@ def lab(cluster):
 
 def said(lab, **more):
     observed = lab.observe(**more)
-    return derive(observed, plan(observed, Settings())).status
+    return derive(observed, plan(observed, OperatorSettings())).status
 
 
 def kstatus(status):

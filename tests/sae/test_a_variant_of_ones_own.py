@@ -23,7 +23,7 @@ from asysi.contract.runtime import Container, Exit
 from asysi.contract.spec import Part, Sae, SaeTrain, ScanExperiment
 from asysi.finish import features, provenance
 from asysi.finish.analysis import find_exports
-from asysi.finish.sheet import Sheet, every_token
+from asysi.finish.reread_tokens import Sheet, every_token
 from asysi.monitor.worker import Worker
 from asysi.sae.checkpoint import read_checkpoint
 from asysi.sae.export import load

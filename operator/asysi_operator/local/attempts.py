@@ -11,22 +11,22 @@ from asysi.contract import runtime
 from asysi.contract.errors import NO_ROOM
 from asysi.contract.identity import ended_early
 from asysi.contract.runtime import Exit
-from asysi_operator.local.asking import Asker
 from asysi_operator.local.containers import Container, PodSpec, read_pod
 from asysi_operator.local.environment import Setting, environment
 from asysi_operator.local.events import Event, Events
-from asysi_operator.local.places import Places
-from asysi_operator.local.pod import Deadline, Leave, Pod, Strike
+from asysi_operator.local.pod import Deadline, FaultInjection, Pod, PodTerminated
 from asysi_operator.local.policy import Judgement, judge
+from asysi_operator.local.probing import Asker
 from asysi_operator.local.process import Process, free_port
+from asysi_operator.local.run_directories import RunDirectories
+from asysi_operator.local.signals import UserSignals
 from asysi_operator.local.verdict import read_verdict
-from asysi_operator.local.wishes import Wishes
 from asysi_operator.manifests.job import START_DEADLINE
 from asysi_operator.manifests.kinds import Manifest
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """How the Job ended.
 
     Attributes:
@@ -47,14 +47,14 @@ class Attempts:
 
     Args:
         job: the rendered Job.
-        places: folders of the run.
+        directories: folders of the run.
         output: folder of the results.
         events: where to note what happens.
-        wishes: what the user asks for meanwhile.
+        signals: what the user asks for meanwhile.
         look: called at every tick with the attempt's number and its pod.
         asker: asks the probes.
         cpus: processors of each container, by name; of those not named, all.
-        strike: whom to kill once, if anybody.
+        fault: whom to kill once, if anybody.
         first: number of the first attempt.
         when_full: what becomes of the model when there is no room for results: `stop` or `continue`.
     """
@@ -63,25 +63,25 @@ class Attempts:
         self,
         job: Manifest,
         *,
-        places: Places,
+        directories: RunDirectories,
         output: Path,
         events: Events,
-        wishes: Wishes,
+        signals: UserSignals,
         look: Callable[[int, Pod], None],
         asker: Asker,
         cpus: Mapping[str, frozenset[int]],
-        strike: Strike | None = None,
+        fault: FaultInjection | None = None,
         first: int = 0,
         when_full: str = "stop",
     ) -> None:
         self._job, self._spec = job, read_pod(job["spec"]["template"])
-        self._places, self._output, self._events, self._wishes = places, output, events, wishes
-        self._look, self._asker, self._cpus, self._strike = look, asker, cpus, strike
+        self._directories, self._output, self._events, self._signals = directories, output, events, signals
+        self._look, self._asker, self._cpus, self._fault = look, asker, cpus, fault
         self._first = first
         self._when_full = when_full
         self._restarts: dict[str, int] = {}
 
-    def run(self) -> Outcome:
+    def run(self) -> RunOutcome:
         """Start pods until one completes the Job, or no other would."""
         limit, began = int(self._job["spec"]["backoffLimit"]), time.monotonic()
         attempt = 0
@@ -93,15 +93,15 @@ class Attempts:
             again = (
                 own
                 and not any(self._full(name) for name in pod.codes)
-                and not self._wishes.clean_end
+                and not self._signals.clean_end
                 and self._judge(pod) is Judgement.RETRY
             )
             if not again or attempt >= limit:
                 return self._outcome(pod, leave, attempt + 1)
             if pod.struck:
-                self._strike = None
+                self._fault = None
             attempt += 1
-            self._places.fresh()
+            self._directories.fresh()
 
     def _pod(self, attempt: int, began: float) -> Pod:
         def launch(container: Container) -> Process:
@@ -113,12 +113,12 @@ class Attempts:
         return Pod(
             self._spec,
             launch,
-            wishes=self._wishes,
+            signals=self._signals,
             tell=tell,
             look=lambda pod: self._look(self._first + attempt, pod),
             asker=self._asker,
             deadlines=self._deadlines(began),
-            strike=self._strike,
+            fault=self._fault,
             full=self._full,
             when_full=self._when_full,
         )
@@ -126,10 +126,10 @@ class Attempts:
     def _launch(self, container: Container, attempt: int) -> Process:
         port = free_port() if container.serves else 0
         setting = Setting(
-            self._places.mounts(self._output),
+            self._directories.mounts(self._output),
             self._first + attempt,
             port,
-            self._places.termination(container.name),
+            self._directories.termination(container.name),
         )
         return Process(
             container.command,
@@ -137,7 +137,7 @@ class Attempts:
             self._output / runtime.LOG_FOLDER / f"{container.name}.log",
             port=port,
             cpus=self._cpus.get(container.name, frozenset()),
-            inherited=[self._places.lock],
+            inherited=[self._directories.lock],
         )
 
     def _deadlines(self, began: float) -> list[Deadline]:
@@ -159,18 +159,18 @@ class Attempts:
             if member.restarts:
                 self._restarts[member.name] = self._restarts.get(member.name, 0) + member.restarts
 
-    def _outcome(self, pod: Pod, leave: Leave | None, attempts: int) -> Outcome:
+    def _outcome(self, pod: Pod, leave: PodTerminated | None, attempts: int) -> RunOutcome:
         code, reason = verdict(self._spec, pod.codes, leave, interrupted=pod.interrupted)
         if code == Exit.INTERRUPTED and leave is None and not ended_early(self._output):
             reason = "all text had been read when you asked for an early end: the run is complete"
         if code == Exit.FAILED and (full := next(filter(None, map(self._full, pod.codes)), None)):
-            return Outcome(code, attempts, dict(self._restarts), f"{full} with --resume")
+            return RunOutcome(code, attempts, dict(self._restarts), f"{full} with --resume")
         if leave is None and (unsound := self._unsound(pod.codes)):
-            return Outcome(code, attempts, dict(self._restarts), unsound)
+            return RunOutcome(code, attempts, dict(self._restarts), unsound)
         words = self._last_words(pod.codes, code) if code in {Exit.FAILED, Exit.CONFIG} else []
         if reason and not (code == Exit.CONFIG and words):  # who refuses says why
             words = [reason, *words]
-        return Outcome(code, attempts, dict(self._restarts), "\n".join(words) or None)
+        return RunOutcome(code, attempts, dict(self._restarts), "\n".join(words) or None)
 
     def _unsound(self, codes: Mapping[str, int]) -> str | None:
         """Return the verdict in a sentence, when a bad one is all that failed; the summary has the rest."""
@@ -195,7 +195,7 @@ class Attempts:
         return words if words.startswith(NO_ROOM) else None
 
     def _termination(self, name: str) -> str:
-        path = self._places.termination(name)
+        path = self._directories.termination(name)
         return in_sentences(path.read_text(errors="replace")[:4096].strip()) if path.is_file() else ""
 
     def _log_end(self, name: str) -> str:
@@ -219,7 +219,7 @@ def in_sentences(message: str) -> str:
 
 
 def verdict(
-    spec: PodSpec, codes: Mapping[str, int], leave: Leave | None, *, interrupted: bool
+    spec: PodSpec, codes: Mapping[str, int], leave: PodTerminated | None, *, interrupted: bool
 ) -> tuple[Exit, str | None]:
     """Return the exit code of a run whose last pod ended with `codes`, and why unless all went well."""
     if leave is not None and leave.code is not None:

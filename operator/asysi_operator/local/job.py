@@ -13,18 +13,18 @@ from asysi.contract import runtime
 from asysi.contract.errors import ConfigError
 from asysi.contract.quantity import parse_bytes
 from asysi.contract.runtime import INPUTS, Env, Exit
-from asysi_operator.local.asking import Asker
-from asysi_operator.local.attempts import Attempts, Outcome
-from asysi_operator.local.binding import bound
+from asysi_operator.local.attempts import Attempts, RunOutcome
+from asysi_operator.local.cpu_binding import bound
 from asysi_operator.local.display import display
 from asysi_operator.local.events import Events
 from asysi_operator.local.output import Output
-from asysi_operator.local.places import SHARED_MEMORY, Places, refuse_small_memory
-from asysi_operator.local.pod import Pod, Strike
-from asysi_operator.local.rows import progress
+from asysi_operator.local.pipeline_progress import progress
+from asysi_operator.local.pod import FaultInjection, Pod
+from asysi_operator.local.probing import Asker
+from asysi_operator.local.run_directories import SHARED_MEMORY, RunDirectories, refuse_small_memory
+from asysi_operator.local.signals import UserSignals
 from asysi_operator.local.summary import summary
 from asysi_operator.local.watching import Watching
-from asysi_operator.local.wishes import Wishes
 from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.manifests.volumes import RINGS
 
@@ -76,16 +76,16 @@ def run_objects(
     cpus = bound(binding or {})
     refuse_small_memory(shared, _rings(pod))
     with (
-        Wishes() as wishes,
-        Places(name, shared=shared, scratch=scratch) as places,
+        UserSignals() as signals,
+        RunDirectories(name, shared=shared, scratch=scratch) as directories,
         closing(Asker()) as asker,
     ):
         config = _one(objects, "ConfigMap")["data"]
-        places.write_config(config)
+        directories.write_config(config)
         results = Output(output)
         results.open(overwrite=overwrite, resume=resume)
         shown = display(plain=plain)
-        watching = Watching(name, shown, asker, wishes, kill_once, rows=lambda: progress(output))
+        watching = Watching(name, shown, asker, signals, kill_once, rows=lambda: progress(output))
 
         def look(attempt: int, pod: Pod) -> None:
             watching.look(attempt, pod)
@@ -99,20 +99,20 @@ def run_objects(
                 for one in jobs:
                     outcome = Attempts(
                         one,
-                        places=places,
+                        directories=directories,
                         output=output,
                         events=events,
-                        wishes=wishes,
+                        signals=signals,
                         look=look,
                         asker=asker,
                         cpus=cpus,
-                        strike=_strike(kill_once, output) if one is job else None,
+                        fault=_fault(kill_once, output) if one is job else None,
                         first=first_attempt,
                         when_full=when_full,
                     ).run()
                     if one is not job:
-                        outcome = _before(outcome, wishes)
-                        places.fresh()
+                        outcome = _before(outcome, signals)
+                        directories.fresh()
                     if outcome.code != Exit.OK:
                         break
         finally:
@@ -123,9 +123,9 @@ def run_objects(
     return int(outcome.code)
 
 
-def _before(outcome: Outcome, wishes: Wishes) -> Outcome:
+def _before(outcome: RunOutcome, signals: UserSignals) -> RunOutcome:
     """Return the pipeline's outcome: whoever ends it early wants no model to run."""
-    if not wishes.clean_end or outcome.code not in {Exit.OK, Exit.FAILED}:
+    if not signals.clean_end or outcome.code not in {Exit.OK, Exit.FAILED}:
         return outcome
     return replace(outcome, code=Exit.INTERRUPTED, reason="ended early at your wish: run it again to go on")
 
@@ -171,15 +171,15 @@ def _refuse_missing_inputs(pod: Manifest) -> None:
         )
 
 
-def _strike(name: str | None, output: Path) -> Strike | None:
+def _fault(name: str | None, output: Path) -> FaultInjection | None:
     """Strike when the first checkpoint is there, so that there is something to go on from."""
     folder = output / runtime.CHECKPOINT_FOLDER
     if name is None:
         return None
-    return Strike(name, lambda lived: lived > STRIKE_AT_LATEST or any(folder.glob("*.ckpt")))
+    return FaultInjection(name, lambda lived: lived > STRIKE_AT_LATEST or any(folder.glob("*.ckpt")))
 
 
-def _settle(results: Output, outcome: Outcome | None) -> None:
+def _settle(results: Output, outcome: RunOutcome | None) -> None:
     """Keep what a run has made; of one that came to nothing keep at most the logs of its failure."""
     failed = outcome is None or outcome.code == Exit.FAILED
     if results.worth_keeping or (failed and not results.replaces) or (outcome and outcome.code == Exit.OK):

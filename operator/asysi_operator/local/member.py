@@ -7,10 +7,10 @@ from concurrent.futures import Future
 
 from asysi.contract.runtime import Exit
 from asysi_operator.local import backoff
-from asysi_operator.local.asking import Asker
 from asysi_operator.local.containers import Container
 from asysi_operator.local.events import Event
 from asysi_operator.local.probes import Verdict, watch
+from asysi_operator.local.probing import Asker
 from asysi_operator.local.process import Process
 
 Launch = Callable[[Container], Process]

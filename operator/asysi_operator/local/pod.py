@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from asysi.contract import runtime
 from asysi.contract.runtime import Exit
 from asysi_operator.local import backoff
-from asysi_operator.local.asking import Asker
 from asysi_operator.local.containers import PodSpec
 from asysi_operator.local.member import Launch, Member, Tell
-from asysi_operator.local.wishes import Wishes
+from asysi_operator.local.probing import Asker
+from asysi_operator.local.signals import UserSignals
 
 TICK = 0.05
 """Seconds between two looks at everything."""
@@ -22,7 +22,7 @@ PATIENCE_AFTER_BAD_CONFIG = 10.0
 left before there was a stream that could end."""
 
 
-class Leave(Exception):  # noqa: N818 - no error: the pod is to be deleted
+class PodTerminated(Exception):  # noqa: N818 - no error: the pod is to be deleted
     """The pod ends before its main containers do.
 
     Attributes:
@@ -49,7 +49,7 @@ class Deadline:
 
 
 @dataclass(frozen=True)
-class Strike:
+class FaultInjection:
     """A container that is killed once, to show that it recovers.
 
     Attributes:
@@ -67,18 +67,18 @@ class Pod:
     Args:
         spec: the pod.
         launch: starts a container's process.
-        wishes: what the user has asked for meanwhile.
+        signals: what the user has asked for meanwhile.
         tell: takes note of events.
         look: called at every tick, for display and watching.
         asker: asks the probes.
         deadlines: when the pod is deleted at the latest.
-        strike: whom to kill once, if anybody.
+        fault: whom to kill once, if anybody.
         full: returns the last words of a container that found no room for its results, None of others.
         when_full: `stop` deletes the pod then, `continue` lets the model read on.
 
     Attributes:
         members: the containers in the order in which they start.
-        struck: whether the strike has fallen.
+        struck: whether the fault has fallen.
     """
 
     def __init__(
@@ -86,18 +86,18 @@ class Pod:
         spec: PodSpec,
         launch: Launch,
         *,
-        wishes: Wishes,
+        signals: UserSignals,
         tell: Tell,
         look: Callable[["Pod"], None],
         asker: Asker,
         deadlines: Sequence[Deadline] = (),
-        strike: Strike | None = None,
+        fault: FaultInjection | None = None,
         full: Callable[[str], str | None] = lambda _name: None,
         when_full: str = "stop",
     ) -> None:
         self._full, self._when_full = full, when_full
-        self._grace, self._wishes, self._look = spec.grace, wishes, look
-        self._deadlines, self._strike, self.struck = list(deadlines), strike, False
+        self._grace, self._signals, self._look = spec.grace, signals, look
+        self._deadlines, self._fault, self.struck = list(deadlines), fault, False
         self.members = [Member(container, launch, asker, tell, spec.grace) for container in spec.containers]
         self._inits = self.members[: len(spec.inits)]
         self._mains = self.members[len(spec.inits) :]
@@ -124,7 +124,7 @@ class Pod:
         """Return the container of that name."""
         return next((member for member in self.members if member.name == name), None)
 
-    def run(self) -> Leave | None:
+    def run(self) -> PodTerminated | None:
         """Run to the end and leave no process behind; return why, when the pod had to be deleted."""
         try:
             return self._lived()
@@ -133,7 +133,7 @@ class Pod:
                 member.kill("the run is over")
                 member.tick(restarting=False)
 
-    def _lived(self) -> Leave | None:
+    def _lived(self) -> PodTerminated | None:
         try:
             if self._initialise():
                 self._began = time.monotonic()
@@ -141,8 +141,8 @@ class Pod:
                     member.start()
                 self._until(lambda: all(member.ended for member in self._mains))
             self._stop(self._grace)
-        except Leave as leave:
-            if not self._wishes.kill:
+        except PodTerminated as leave:
+            if not self._signals.kill:
                 self._delete()
             return leave
         return None
@@ -168,7 +168,7 @@ class Pod:
         """Look at everything again and again until `done`.
 
         Raises:
-            Leave: the user, a deadline or a hopeless sidecar ends the pod.
+            PodTerminated: the user, a deadline or a hopeless sidecar ends the pod.
         """
         while True:
             self._tick()
@@ -185,22 +185,22 @@ class Pod:
 
     def _heed(self) -> None:
         now = time.monotonic()
-        if self._wishes.kill:
-            raise Leave(Exit.INTERRUPTED, "killed at your wish")
-        if self._wishes.terminated:
-            raise Leave(Exit.TERMINATED, "terminated: the workers write their checkpoints")
-        if self._wishes.clean_end:
+        if self._signals.kill:
+            raise PodTerminated(Exit.INTERRUPTED, "killed at your wish")
+        if self._signals.terminated:
+            raise PodTerminated(Exit.TERMINATED, "terminated: the workers write their checkpoints")
+        if self._signals.clean_end:
             self._interrupt(now)
         for member in self._inits:
             self._despair_of(member)
         self._give_up_after_host(now)
         for deadline in self._deadlines:
             if now >= deadline.at and not (deadline.while_starting and self._began is not None):
-                raise Leave(deadline.code, deadline.reason)
+                raise PodTerminated(deadline.code, deadline.reason)
 
     def _interrupt(self, now: float) -> None:
         if self._began is None:
-            raise Leave(Exit.INTERRUPTED, "interrupted before the model ran")
+            raise PodTerminated(Exit.INTERRUPTED, "interrupted before the model ran")
         if now - self._interrupted_at >= INTERRUPT_EVERY:
             self._interrupted_at = now
             host = self.member(runtime.Container.HOST)
@@ -213,15 +213,15 @@ class Pod:
         if not member.container.sidecar:
             return
         if member.code == Exit.CONFIG:
-            raise Leave(Exit.CONFIG, f"{member.name} refuses its configuration")
+            raise PodTerminated(Exit.CONFIG, f"{member.name} refuses its configuration")
         if member.crashes and (words := self._full(member.name)):
             if self._when_full == "stop" or self._began is None:
-                raise Leave(Exit.FAILED, words)
+                raise PodTerminated(Exit.FAILED, words)
             if self._model_is_through and not member.running:
-                raise Leave(Exit.FAILED, words)  # finish would wait for it in vain
+                raise PodTerminated(Exit.FAILED, words)  # finish would wait for it in vain
             return
         if member.crashes >= backoff.PATIENCE:
-            raise Leave(
+            raise PodTerminated(
                 Exit.FAILED, f"{member.name} has crashed {member.crashes} times in a row (exit {member.code})"
             )
 
@@ -239,11 +239,11 @@ class Pod:
         self._deadlines.append(Deadline(now + patience, _AFTER_HOST, code=None))
 
     def _strike_once(self) -> None:
-        strike = self._strike
-        if strike is None or self.struck or self._began is None or not self._restarting:
+        fault = self._fault
+        if fault is None or self.struck or self._began is None or not self._restarting:
             return
-        member = self.member(strike.name)
-        if member is not None and member.running and strike.due(time.monotonic() - self._began):
+        member = self.member(fault.name)
+        if member is not None and member.running and fault.due(time.monotonic() - self._began):
             self.struck = True
             member.kill("on purpose, once, to show that it recovers")
 
@@ -266,7 +266,7 @@ class Pod:
             self._drain([member])
 
     def _drain(self, members: Sequence[Member]) -> None:
-        while any(member.running for member in members) and not self._wishes.kill:
+        while any(member.running for member in members) and not self._signals.kill:
             self._tick()
             time.sleep(TICK)
 

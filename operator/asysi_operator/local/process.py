@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-_ENTER = Path(__file__).with_name("enter.py")
+_ENTRY = Path(__file__).with_name("container_entry.py")
 
 
 class Process:
@@ -41,7 +41,7 @@ class Process:
         rotate(log)
         program = sys.executable if command[0] in {"python", "python3"} else command[0]
         bound = ",".join(str(cpu) for cpu in sorted(cpus))
-        enter = [sys.executable, "-I", "-S", str(_ENTER), str(os.getpid()), bound]
+        enter = [sys.executable, "-I", "-S", str(_ENTRY), str(os.getpid()), bound]
         with _opened(log) as output:
             self._child = subprocess.Popen(  # noqa: S603 - the rendered command
                 [*enter, program, *command[1:]],

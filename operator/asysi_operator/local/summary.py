@@ -7,7 +7,7 @@ from typing import Any
 
 from asysi.contract.runtime import HOST_FOLDER, LEDGER_FILE, LOG_FOLDER, REPORT_FILE, VERDICT_FILE, Exit
 from asysi.contract.telemetry import RunStatus
-from asysi_operator.local.attempts import Outcome
+from asysi_operator.local.attempts import RunOutcome
 from asysi_operator.local.display import UNKNOWN, measured, percent, ratio
 from asysi_operator.local.verdict import MARKS, Verdict, read_verdict
 
@@ -25,7 +25,7 @@ _BALANCED: dict[object, str] = {"True": "balanced", "False": "NOT balanced", "Un
 _INDENT = f"\n{' ' * 11}"
 
 
-def summary(name: str, outcome: Outcome, status: RunStatus, output: Path) -> str:
+def summary(name: str, outcome: RunOutcome, status: RunStatus, output: Path) -> str:
     """Return the run in a few lines: both verdicts, code, reason, FVU, kept and lapped shares, restarts."""
     ledger, verdict = _object(output / LEDGER_FILE), read_verdict(output / VERDICT_FILE)
     mark = f"{verdict.mark} " if verdict else ""

@@ -6,11 +6,11 @@ from concurrent.futures import Future
 
 from asysi.contract.runtime import Container
 from asysi.contract.telemetry import RunStatus
-from asysi_operator.local.asking import Asker
 from asysi_operator.local.display import Display
 from asysi_operator.local.pod import Pod
+from asysi_operator.local.probing import Asker
+from asysi_operator.local.signals import UserSignals
 from asysi_operator.local.view import STARTING, Process, View
-from asysi_operator.local.wishes import Wishes
 
 ASK_EVERY = 0.5
 """Seconds between questions to finish."""
@@ -23,8 +23,8 @@ class Watching:
         name: name of the experiment.
         display: where it is shown.
         asker: asks finish.
-        wishes: what the user wishes.
-        strike: container that is killed once, if any.
+        signals: what the user signals.
+        fault: container that is killed once, if any.
         rows: tells how far the pipeline is.
 
     Attributes:
@@ -36,17 +36,17 @@ class Watching:
         name: str,
         display: Display,
         asker: Asker,
-        wishes: Wishes,
-        strike: str | None,
+        signals: UserSignals,
+        fault: str | None,
         *,
         rows: Callable[[], str] = str,
     ) -> None:
-        self._name, self._display, self._asker, self._wishes, self._strike = (
+        self._name, self._display, self._asker, self._signals, self._fault = (
             name,
             display,
             asker,
-            wishes,
-            strike,
+            signals,
+            fault,
         )
         self._rows, self._rows_at, self._made = rows, 0.0, ""
         self._began = time.monotonic()
@@ -90,13 +90,13 @@ class Watching:
 
     def _notes(self, pod: Pod) -> list[str]:
         notes = []
-        if self._strike is not None:
+        if self._fault is not None:
             done = "was killed on purpose, to show that it recovers"
             notes.append(
-                f"{self._strike} {done if pod.struck else 'will be killed once, to show that it recovers'}"
+                f"{self._fault} {done if pod.struck else 'will be killed once, to show that it recovers'}"
             )
-        if self._wishes.clean_end:
+        if self._signals.clean_end:
             notes.append("ending early and cleanly: the model stops, files are written; Ctrl-C again to kill")
-        elif self._wishes.terminated:
+        elif self._signals.terminated:
             notes.append("terminating: the workers write their checkpoints")
         return notes

@@ -16,9 +16,9 @@ from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.observation import containers
 from asysi_operator.plugin.access import ClusterError
 from asysi_operator.plugin.diagnosis import explain
+from asysi_operator.plugin.experiment_view import ExperimentView
 from asysi_operator.plugin.kubectl import Kubectl
 from asysi_operator.plugin.observe import OPERATOR
-from asysi_operator.plugin.seen import Seen
 
 LINES = 20_000
 """Lines of a log at most, the last ones."""
@@ -35,7 +35,7 @@ _APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 Part = tuple[str, Callable[[], str]]
 
 
-def write_bundle(kubectl: Kubectl, seen: Seen, target: Path) -> list[str]:
+def write_bundle(kubectl: Kubectl, seen: ExperimentView, target: Path) -> list[str]:
     """Write the archive, atomically; return a sentence for each part that could not be had.
 
     Raises:
@@ -60,7 +60,7 @@ def write_bundle(kubectl: Kubectl, seen: Seen, target: Path) -> list[str]:
     return missing
 
 
-def _parts(kubectl: Kubectl, seen: Seen) -> Iterator[Part]:
+def _parts(kubectl: Kubectl, seen: ExperimentView) -> Iterator[Part]:
     """Yield the name of each file and how its text is had."""
     yield "why.txt", lambda: "".join(f"{line}\n" for line in explain(seen))
     yield "versions.txt", lambda: f"asysi {__version__}\n{kubectl.run('version')}"

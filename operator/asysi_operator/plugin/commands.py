@@ -315,7 +315,7 @@ def put(  # noqa: PLR0917 - each is an option of the command
         reach.make_claim(kubectl, target, create)
     claim, experiment = reach.input_claim(kubectl, target)
     with reach.mounted(kubectl, claim, experiment, image=image, seconds=pod_seconds, read_only=False) as pod:
-        place = transfer.Place(pod, CONTAINER, f"{FOLDER}/{inside}")
+        place = transfer.ClaimFolder(pod, CONTAINER, f"{FOLDER}/{inside}")
         moved = transfer.put(kubectl, place, sources, overwrite=overwrite)
     typer.echo(f"{claim}: {moved.files} files, {_size(moved.size)}")
 

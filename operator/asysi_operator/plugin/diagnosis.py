@@ -8,7 +8,7 @@ from asysi_operator.failures import Failure, finished, last_failure
 from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.manifests.labels import QUEUE
 from asysi_operator.observation import condition, containers, holds, leaving, owned, state_of, unheard
-from asysi_operator.plugin.seen import Seen
+from asysi_operator.plugin.experiment_view import ExperimentView
 
 ADVICE = {
     "ImagePullBackOff": "compare it with `workerImage` of the chart; a private registry needs a pull secret",
@@ -35,17 +35,17 @@ _POD_SECURITY = re.compile(r"violates PodSecurity \"(?P<level>[^\"]+)\": (?P<wha
 _WELL = {"Running", "Finishing"}
 
 
-def explain(seen: Seen) -> list[str]:
+def explain(seen: ExperimentView) -> list[str]:
     """Return what holds the experiment up, the most telling sentence first; never nothing."""
     said = [*_of_experiment(seen), *_of_age(seen), *_of_operator(seen)]
     return said or [f"{seen.name} is {_phase(seen)}, and nothing that can be seen holds it up."]
 
 
-def _phase(seen: Seen) -> str:
+def _phase(seen: ExperimentView) -> str:
     return str(seen.status.get("phase") or "without a status")
 
 
-def _of_experiment(seen: Seen) -> Iterator[str]:
+def _of_experiment(seen: ExperimentView) -> Iterator[str]:
     phase = _phase(seen)
     if leaving(seen.experiment):
         yield from _of_deletion(seen)
@@ -66,7 +66,7 @@ def _of_experiment(seen: Seen) -> Iterator[str]:
         yield from _of_run(seen, phase)
 
 
-def _of_age(seen: Seen) -> Iterator[str]:
+def _of_age(seen: ExperimentView) -> Iterator[str]:
     generation, observed = (
         seen.experiment["metadata"].get("generation"),
         seen.status.get("observedGeneration"),
@@ -75,7 +75,7 @@ def _of_age(seen: Seen) -> Iterator[str]:
         yield f"That is about the spec before its last edit: generation {generation} is not looked at yet."
 
 
-def _of_deletion(seen: Seen) -> Iterator[str]:
+def _of_deletion(seen: ExperimentView) -> Iterator[str]:
     about = seen.experiment["metadata"]
     pods = ", ".join(sorted(one["metadata"]["name"] for one in seen.pods))
     waits = f" Its pods are still ending: {pods}." if pods else ""
@@ -84,7 +84,7 @@ def _of_deletion(seen: Seen) -> Iterator[str]:
     yield f"{seen.name} is being deleted, since {about['deletionTimestamp']}.{waits}{held}"
 
 
-def _of_success(seen: Seen) -> Iterator[str]:
+def _of_success(seen: ExperimentView) -> Iterator[str]:
     took = f" after {seen.status['duration']}" if seen.status.get("duration") else ""
     yield f"{seen.name} has succeeded{took}: `asysi cluster report {seen.name}` opens its report."
     sound = condition(seen.experiment, "DataSound")
@@ -92,7 +92,7 @@ def _of_success(seen: Seen) -> Iterator[str]:
         yield f"Its data has a warning, {sound['reason']}: {sound.get('message', '')}"
 
 
-def _of_end(seen: Seen) -> Iterator[str]:
+def _of_end(seen: ExperimentView) -> Iterator[str]:
     failed = condition(seen.experiment, "Failed") or {}
     last = seen.status.get("lastFailure")
     if last:
@@ -104,7 +104,7 @@ def _of_end(seen: Seen) -> Iterator[str]:
         yield f"{seen.name} has failed, by {failed.get('reason', 'Failed')}: {failed.get('message', '')}"
 
 
-def _of_suspension(seen: Seen) -> Iterator[str]:
+def _of_suspension(seen: ExperimentView) -> Iterator[str]:
     spec = seen.experiment.get("spec") or {}
     if (spec.get("lifecycle") or {}).get("suspend"):
         patch = '{"spec":{"lifecycle":{"suspend":false}}}'
@@ -121,7 +121,7 @@ def _of_suspension(seen: Seen) -> Iterator[str]:
     yield f"{seen.name} waits for its queue {queue}: {_of_workload(seen)}"
 
 
-def _queue(seen: Seen) -> str | None:
+def _queue(seen: ExperimentView) -> str | None:
     named = ((seen.experiment.get("spec") or {}).get("scheduling") or {}).get("queueName")
     job = seen.job or {"metadata": {}}
     for labels in (seen.experiment["metadata"].get("labels"), job["metadata"].get("labels")):
@@ -129,7 +129,7 @@ def _queue(seen: Seen) -> str | None:
     return named
 
 
-def _of_workload(seen: Seen) -> str:
+def _of_workload(seen: ExperimentView) -> str:
     job = seen.job
     own = [one for one in seen.workloads if job and owned(one, job["metadata"]["uid"])]
     for workload in own:
@@ -144,7 +144,7 @@ def _of_workload(seen: Seen) -> str:
     return "Kueue has made no Workload for its Job: does it run, and is the LocalQueue in this namespace?"
 
 
-def _of_run(seen: Seen, phase: str) -> Iterator[str]:
+def _of_run(seen: ExperimentView, phase: str) -> Iterator[str]:
     found = [*_of_claims(seen), *_of_events(seen)]
     pod = seen.pod
     failure = last_failure(seen.observed) if seen.job else None
@@ -167,7 +167,7 @@ def _of_run(seen: Seen, phase: str) -> Iterator[str]:
         yield f"Somebody else changes its objects again and again: {contended.get('message', '')}"
 
 
-def _without_pod(seen: Seen) -> str:
+def _without_pod(seen: ExperimentView) -> str:
     job = seen.job
     if job is None:
         return f"{seen.name} is accepted, and its Job is not there yet."
@@ -179,7 +179,7 @@ def _without_pod(seen: Seen) -> str:
     return f"The Job {name} has no pod yet: Kubernetes makes another after a failure with growing delay."
 
 
-def _of_claims(seen: Seen) -> Iterator[str]:
+def _of_claims(seen: ExperimentView) -> Iterator[str]:
     """Yield what is wrong with the claims that the experiment names."""
     if "persistentvolumeclaims" in seen.hidden:
         return
@@ -201,13 +201,13 @@ def _of_claims(seen: Seen) -> Iterator[str]:
             yield f"The claim {name} gets no volume (storage class {kind}): {event['message'].strip()}"
 
 
-def _of_provisioning(seen: Seen, claim: Manifest) -> Manifest | None:
+def _of_provisioning(seen: ExperimentView, claim: Manifest) -> Manifest | None:
     """Return the event that says why a claim waits; to wait for its pod is no trouble."""
     telling = {"ProvisioningFailed", "FailedBinding"}
     return next((one for one in seen.events_of(claim) if one.get("reason") in telling), None)
 
 
-def _of_events(seen: Seen) -> Iterator[str]:
+def _of_events(seen: ExperimentView) -> Iterator[str]:
     """Yield why the Job could not make its pod, in words that are not the controller's."""
     job = seen.job
     if job is None or seen.pod is not None:
@@ -228,7 +228,7 @@ def _of_events(seen: Seen) -> Iterator[str]:
         yield f"The Job may not make its pod: {message}"
 
 
-def _sentence(seen: Seen, failure: Failure) -> str:
+def _sentence(seen: ExperimentView, failure: Failure) -> str:
     """Return a failure as a sentence with what to do."""
     who = f"{failure.container}: " if failure.container else ""
     message = failure.message.strip().rstrip(".")
@@ -238,7 +238,7 @@ def _sentence(seen: Seen, failure: Failure) -> str:
     return f"{told} What to do: {what}." if what else told
 
 
-def _of_progress(seen: Seen, pod: Manifest, phase: str) -> str:
+def _of_progress(seen: ExperimentView, pod: Manifest, phase: str) -> str:
     name = pod["metadata"]["name"]
     if phase in _WELL:
         counted = seen.status.get("counters") or {}
@@ -260,7 +260,7 @@ def _of_progress(seen: Seen, pod: Manifest, phase: str) -> str:
     return f"{name} has a node, and {first} is being started: its image is fetched and its volumes mounted."
 
 
-def _operator_runs(seen: Seen) -> bool:
+def _operator_runs(seen: ExperimentView) -> bool:
     """Whether an operator that looks after the namespace runs; True too where that cannot be seen."""
     return "deployments" in seen.hidden or any(
         (one.get("status") or {}).get("readyReplicas") and watches(one, seen.namespace)
@@ -268,7 +268,7 @@ def _operator_runs(seen: Seen) -> bool:
     )
 
 
-def _of_operator(seen: Seen) -> Iterator[str]:
+def _of_operator(seen: ExperimentView) -> Iterator[str]:
     if _operator_runs(seen):
         return
     stale = " What its status says may be old." if seen.status else ""

@@ -10,9 +10,9 @@ from asysi.contract.runtime import Container
 from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.manifests.labels import EXPERIMENT
 from asysi_operator.observation import containers, leaving, state_of
+from asysi_operator.plugin.experiment_view import ExperimentView
 from asysi_operator.plugin.kubectl import Kubectl
 from asysi_operator.plugin.observe import find_experiment
-from asysi_operator.plugin.seen import Seen
 
 PAUSE = 1.0
 """Seconds between two looks at which containers have begun."""
@@ -49,7 +49,7 @@ def show(
 def newest(kubectl: Kubectl, experiment: Manifest) -> Manifest | None:
     """Return the pod that matters now, None when there is none."""
     name = experiment["metadata"]["name"]
-    return Seen(experiment, pods=kubectl.items("pods", f"--selector={EXPERIMENT}={name}")).pod
+    return ExperimentView(experiment, pods=kubectl.items("pods", f"--selector={EXPERIMENT}={name}")).pod
 
 
 def _containers_of(pod: Manifest) -> list[Manifest]:

@@ -1,4 +1,4 @@
-"""Reads what `Seen` holds, kind by kind; what may not be read is noted, and does not stop the rest."""
+"""Reads what an `ExperimentView` holds, by kind; what may not be read is noted, and the rest goes on."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,8 +9,8 @@ from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.manifests.labels import EXPERIMENT
 from asysi_operator.plugin.access import ClusterError
 from asysi_operator.plugin.diagnosis import no_such
+from asysi_operator.plugin.experiment_view import ExperimentView
 from asysi_operator.plugin.kubectl import Kubectl
-from asysi_operator.plugin.seen import Seen
 
 OPERATOR = "app.kubernetes.io/component=operator,app.kubernetes.io/part-of=asysi"
 """Selects the operator's Deployments and their pods; the chart sets these labels."""
@@ -36,7 +36,7 @@ def unknown(kubectl: Kubectl, name: str) -> ConfigError:
     return ConfigError(no_such(name, kubectl.current_namespace(), known))
 
 
-def observe(kubectl: Kubectl, name: str) -> Seen:
+def observe(kubectl: Kubectl, name: str) -> ExperimentView:
     """Return an experiment with everything around it that may be read.
 
     Raises:
@@ -57,7 +57,7 @@ def observe(kubectl: Kubectl, name: str) -> Seen:
     with ThreadPoolExecutor(len(asked)) as threads:
         answers = {kind: threads.submit(_items, kubectl, kind, what, hidden) for kind, what in asked.items()}
         found = {kind: answer.result() for kind, answer in answers.items()}
-    return Seen(
+    return ExperimentView(
         experiment,
         jobs=found["jobs"],
         pods=found["pods"],

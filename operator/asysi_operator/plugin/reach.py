@@ -21,7 +21,7 @@ from asysi_operator.plugin.diagnosis import watches
 from asysi_operator.plugin.files_pod import CONTAINER, FOLDER, Origin, files_pod, origin_of
 from asysi_operator.plugin.kubectl import Kubectl
 from asysi_operator.plugin.observe import KIND, OPERATOR, attempt, unknown
-from asysi_operator.plugin.transfer import Place
+from asysi_operator.plugin.transfer import ClaimFolder
 
 READY_SECONDS = 180.0
 """Longest wait for the pod: its image is on the node as a rule, because the experiment ran there."""
@@ -53,7 +53,7 @@ def results_of(experiment: Manifest) -> tuple[str, str]:
 
 
 @contextmanager
-def results(kubectl: Kubectl, name: str, *, image: str | None, seconds: int) -> Iterator[Place]:
+def results(kubectl: Kubectl, name: str, *, image: str | None, seconds: int) -> Iterator[ClaimFolder]:
     """Yield the place of an experiment's results.
 
     Of one that was deleted they are on the claim that it had of its own, where that was to be kept.
@@ -68,7 +68,7 @@ def results(kubectl: Kubectl, name: str, *, image: str | None, seconds: int) -> 
     kept = f"{name}{OUTPUT}"
     if experiment is None and kubectl.find("persistentvolumeclaim", kept) is not None:
         with mounted(kubectl, kept, None, image=image, seconds=seconds, read_only=True) as pod_name:
-            yield Place(pod_name, CONTAINER, FOLDER)
+            yield ClaimFolder(pod_name, CONTAINER, FOLDER)
         return
     if experiment is None:
         raise unknown(kubectl, name)
@@ -76,10 +76,10 @@ def results(kubectl: Kubectl, name: str, *, image: str | None, seconds: int) -> 
     pods = attempt(lambda: kubectl.items("pods", f"--selector={EXPERIMENT}={name}"))
     for pod in pods:
         if state_of(pod, Container.FINISH)[0] == "running" and not leaving(pod):
-            yield Place(pod["metadata"]["name"], Container.FINISH, str(_OUTPUT / folder))
+            yield ClaimFolder(pod["metadata"]["name"], Container.FINISH, str(_OUTPUT / folder))
             return
     with mounted(kubectl, claim, experiment, image=image, seconds=seconds, read_only=True) as pod_name:
-        yield Place(pod_name, CONTAINER, str(PurePosixPath(FOLDER) / folder))
+        yield ClaimFolder(pod_name, CONTAINER, str(PurePosixPath(FOLDER) / folder))
 
 
 @contextmanager

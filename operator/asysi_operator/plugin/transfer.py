@@ -20,7 +20,7 @@ _SAYS = "asysi: "
 
 
 @dataclass(frozen=True)
-class Place:
+class ClaimFolder:
     """A folder in a container that runs."""
 
     pod: str
@@ -37,7 +37,9 @@ class Moved:
     """Bytes."""
 
 
-def fetch(kubectl: Kubectl, place: Place, paths: Sequence[str], target: Path, *, overwrite: bool) -> Moved:
+def fetch(
+    kubectl: Kubectl, place: ClaimFolder, paths: Sequence[str], target: Path, *, overwrite: bool
+) -> Moved:
     """Copy a folder of a container, or paths in it, to `target`, which is there whole or not at all.
 
     Raises:
@@ -55,7 +57,7 @@ def fetch(kubectl: Kubectl, place: Place, paths: Sequence[str], target: Path, *,
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def fetch_file(kubectl: Kubectl, place: Place, path: str, target: Path) -> Moved:
+def fetch_file(kubectl: Kubectl, place: ClaimFolder, path: str, target: Path) -> Moved:
     """Copy one file of a container to `target`, atomically; one that is there is replaced."""
     target.parent.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -79,7 +81,7 @@ def refuse_existing(target: Path, *, overwrite: bool) -> None:
         )
 
 
-def put(kubectl: Kubectl, place: Place, sources: Sequence[Path], *, overwrite: bool) -> Moved:
+def put(kubectl: Kubectl, place: ClaimFolder, sources: Sequence[Path], *, overwrite: bool) -> Moved:
     """Copy files and folders of this machine into a folder of a container, each whole or not at all.
 
     Raises:
@@ -104,7 +106,7 @@ def put(kubectl: Kubectl, place: Place, sources: Sequence[Path], *, overwrite: b
         return _moved(said)
 
 
-def _unpack(kubectl: Kubectl, place: Place, paths: Sequence[str], folder: Path) -> Moved:
+def _unpack(kubectl: Kubectl, place: ClaimFolder, paths: Sequence[str], folder: Path) -> Moved:
     folder.mkdir()
     arguments = _exec(place, "send", *paths)
     with kubectl.stream(*arguments) as process:
@@ -130,7 +132,7 @@ def _swap(new: Path, target: Path, aside: Path) -> None:
     new.rename(target)
 
 
-def _exec(place: Place, verb: str, *rest: str, stdin: bool = False) -> list[str]:
+def _exec(place: ClaimFolder, verb: str, *rest: str, stdin: bool = False) -> list[str]:
     code = Path(pod_side.__file__).read_text(encoding="utf-8")
     return [
         "exec", *(["--stdin"] if stdin else []), place.pod, f"--container={place.container}",

@@ -38,11 +38,11 @@ from asysi.contract.crd import GROUP, PLURAL
 from asysi_operator.cluster import CHILDREN, EXPERIMENTS, KINDS, PODS, Kind
 from asysi_operator.manifests.labels import EXPERIMENT
 from asysi_operator.observation import Observed
-from asysi_operator.reconcile import Settings, plan
+from asysi_operator.reconcile import OperatorSettings, plan
 
 ROOT = Path(__file__).parents[3]
 IMAGE = "asysi-stub:e2e"
-SETTINGS = Settings(IMAGE, "Never")
+SETTINGS = OperatorSettings(IMAGE, "Never")
 Tree = dict[str, Any]
 
 OTHERS = {

@@ -35,7 +35,7 @@ from asysi.finish.ending import (
 )
 from asysi.finish.facts import read_records
 from asysi.finish.ledger import Ledger
-from asysi.finish.status import Pace, phase, shape
+from asysi.finish.status import TokensPerSecond, phase, shape
 from asysi.finish.verdict import Level
 from asysi.finish.waiting import Outcome, wait
 from asysi.monitor.process import run_worker
@@ -58,7 +58,7 @@ def main(worker: Worker) -> int:
         raise ConfigError(
             f"finish cannot read the rings in {worker.shm}: {error}; prepare makes them first"
         ) from error
-    pace = Pace(time.monotonic)
+    pace = TokensPerSecond(time.monotonic)
     said: str | None = None
     ending: Ending | None = None
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from asysi.finish import latents
 from asysi.finish.latents import Floats
-from asysi.finish.sheet import PointRows, Sheet
+from asysi.finish.reread_tokens import PointRows, RereadTokens
 from asysi.finish.verdict import Agreement
 from asysi.sae.fvu import fvu
 from asysi.sae.variants.base import SparseAutoencoder
@@ -31,7 +31,7 @@ class Held:
     """[m] call of the module in the forward."""
 
 
-def compare(sae: SparseAutoencoder, rows: PointRows, sheet: Sheet, held: Held) -> Agreement | None:
+def compare(sae: SparseAutoencoder, rows: PointRows, sheet: RereadTokens, held: Held) -> Agreement | None:
     """Return the FVU on the rows that both sides have, None where they share too few or these do not vary.
 
     Args:

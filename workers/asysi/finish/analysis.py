@@ -22,12 +22,12 @@ from asysi.contract.spec import ScanExperiment, Tokens
 from asysi.contract.workloads import text_of
 from asysi.finish import features, logits, sample, splice
 from asysi.finish.agreement import Held, compare
-from asysi.finish.features import Asked, Looked
-from asysi.finish.reading import Again, read_again
-from asysi.finish.sheet import PointRows
-from asysi.finish.spelling import vocabulary
+from asysi.finish.features import LayerResult, Question
+from asysi.finish.reread_tokens import PointRows
+from asysi.finish.rereading import Reread, read_again
 from asysi.finish.status import Point
-from asysi.finish.survey import Place, survey
+from asysi.finish.survey import VarianceByPlace, survey
+from asysi.finish.token_text import vocabulary
 from asysi.finish.verdict import Agreement
 from asysi.model.loading import LoadedModel, ResolvedModel, load_model, read_resolved
 from asysi.model.points import read_points
@@ -48,7 +48,7 @@ class Export:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class LatentView:
     """What finish found out about one export."""
 
     finite: bool
@@ -64,9 +64,9 @@ class Analysis:
 
     points: list[str] = field(default_factory=list)
     """Hook points that prepare matched."""
-    places: dict[str, Place] = field(default_factory=dict)
+    places: dict[str, VarianceByPlace] = field(default_factory=dict)
     """By hook point: what its activations are like."""
-    saes: dict[tuple[str, str], Look] = field(default_factory=dict)
+    saes: dict[tuple[str, str], LatentView] = field(default_factory=dict)
     """By trainer and hook point: every export."""
     layers: list[Layer] = field(default_factory=list)
     browser: Browser | None = None
@@ -161,7 +161,7 @@ def _look_without_text(result: Analysis, exports: list[Export]) -> None:
                 f"The autoencoder of {export.trainer} at {export.point} cannot be read: {error}"
             )
         else:
-            result.saes[export.trainer, export.point] = Look(finite)
+            result.saes[export.trainer, export.point] = LatentView(finite)
 
 
 def _describe(loaded: LoadedModel, resolved: ResolvedModel, dtype: str, points: int) -> str:
@@ -179,7 +179,7 @@ def _points(workspace: Path) -> list[str]:
         return []
 
 
-def _called(place: Place, again: Again) -> Place:
+def _called(place: VarianceByPlace, again: Reread) -> VarianceByPlace:
     """Return the place with a token that is its outlier called by its text."""
     outlier = place.outlier
     if outlier is None or outlier.by != "token":
@@ -190,7 +190,7 @@ def _called(place: Place, again: Again) -> Place:
     return dataclasses.replace(place, outlier=named)
 
 
-def _compare_norms(result: Analysis, again: Again, output: Path) -> None:
+def _compare_norms(result: Analysis, again: Reread, output: Path) -> None:
     try:
         if found := sample.by_norm(again, output):
             result.comparisons.append(found)
@@ -215,7 +215,7 @@ def _look(
     result: Analysis,
     experiment: ScanExperiment,
     exports: list[Export],
-    again: Again,
+    again: Reread,
     head: "_Head",
     *,
     gauges: dict[str, Point],
@@ -228,9 +228,9 @@ def _look(
             "so nothing can be measured."
         )
     several = len({export.trainer for export in exports}) > 1
-    looked: list[Looked] = []
+    looked: list[LayerResult] = []
     for export in exports:
-        asked = Asked(
+        asked = Question(
             k=_k(export.folder),
             quantization=experiment.spec.capture.quantization,
             seed=SEED,
@@ -255,7 +255,7 @@ def _look(
 def _splice(
     result: Analysis,
     exports: list[Export],
-    again: Again,
+    again: Reread,
     loaded: LoadedModel,
     *,
     budget: int,
@@ -293,7 +293,9 @@ def _splice(
         result.layers = [layer if old.name == layer.name else old for old in result.layers]
 
 
-def _look_at(result: Analysis, export: Export, again: Again, asked: Asked, *, name: str) -> Looked | None:
+def _look_at(
+    result: Analysis, export: Export, again: Reread, asked: Question, *, name: str
+) -> LayerResult | None:
     """Measure one export, and note in `result` what it is like; None where nothing can be measured."""
     from asysi.sae.export import load  # noqa: PLC0415 - not needed without autoencoders
 
@@ -301,7 +303,7 @@ def _look_at(result: Analysis, export: Export, again: Again, asked: Asked, *, na
     rows = again.activations.get(export.point)
     sae = load(export.folder)
     finite = bool(sae.parameters.isfinite().all())
-    result.saes[key] = Look(finite)
+    result.saes[key] = LatentView(finite)
     limit, place, outliers = _norm_limit(export.folder), result.places.get(export.point), 0
     if rows is not None and limit is not None:
         outliers, rows = len(rows.values), rows.within(limit)
@@ -314,7 +316,9 @@ def _look_at(result: Analysis, export: Export, again: Again, asked: Asked, *, na
     if not finite:
         return None
     held = None if again.joined else _held(export)
-    result.saes[key] = Look(finite, agreement=None if held is None else compare(sae, rows, again.sheet, held))
+    result.saes[key] = LatentView(
+        finite, agreement=None if held is None else compare(sae, rows, again.sheet, held)
+    )
     one = features.look(name, sae, rows, again.sheet, asked, place=place)
     return dataclasses.replace(one, layer=dataclasses.replace(one.layer, outliers=outliers))
 
@@ -345,7 +349,7 @@ def _held(export: Export) -> Held | None:
     return Held(rows.float().numpy(), sample, position, call)
 
 
-def _with_training(looked: Looked, gauge: Point | None) -> Looked:
+def _with_training(looked: LayerResult, gauge: Point | None) -> LayerResult:
     """Add what only the trainer knows."""
     if gauge is None or not gauge.trained > 0:
         return looked

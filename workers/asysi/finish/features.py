@@ -12,8 +12,8 @@ from torch import Tensor
 
 from asysi.finish import contexts, latents, logits
 from asysi.finish.latents import Firings, Floats, Reading
-from asysi.finish.sheet import PointRows, Sheet
-from asysi.finish.survey import Place, survey
+from asysi.finish.reread_tokens import PointRows, RereadTokens
+from asysi.finish.survey import VarianceByPlace, survey
 from asysi.report.data import NO_CONTEXT, Browser, Corpus, Features, Layer, Sentence, Step
 from asysi.sae.fvu import fvu, why_undefined
 from asysi.sae.variants.base import SparseAutoencoder
@@ -35,7 +35,7 @@ SENTENCE = (12, 26)
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Question:
     """What to look at, and how."""
 
     k: int | None
@@ -50,7 +50,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class LayerResult:
     """One autoencoder, looked at."""
 
     layer: Layer
@@ -62,11 +62,11 @@ def look(
     name: str,
     sae: SparseAutoencoder,
     rows: PointRows,
-    sheet: Sheet,
-    asked: Asked,
+    sheet: RereadTokens,
+    asked: Question,
     *,
-    place: Place | None = None,
-) -> Looked:
+    place: VarianceByPlace | None = None,
+) -> LayerResult:
     """Measure one autoencoder on a sheet's activations; metrics on held-out documents alone.
 
     `rows` holds at least one of a held-out content token: see `measurable`. `place` is what `survey` says of
@@ -92,7 +92,7 @@ def look(
     )
     subject = _Subject(name, sae, sheet, asked)
     step = None if asked.sentence is None else _step(name, made.spoken, sheet, asked.sentence)
-    return Looked(_layer(subject, rows, made), _features(subject, made), step)
+    return LayerResult(_layer(subject, rows, made), _features(subject, made), step)
 
 
 def _without(reading: Reading, values: Floats, rest: NDArray[np.bool_]) -> float | None:
@@ -100,7 +100,7 @@ def _without(reading: Reading, values: Floats, rest: NDArray[np.bool_]) -> float
     return fvu(float(reading.error[rest].sum()), latents.variance(kept), latents.energy(kept))
 
 
-def measurable(rows: PointRows, sheet: Sheet) -> bool:
+def measurable(rows: PointRows, sheet: RereadTokens) -> bool:
     """Return whether there is a finite row of a held-out content token to measure on."""
     return bool((sheet.content & sheet.held_tokens)[rows.token].any())
 
@@ -109,8 +109,8 @@ def measurable(rows: PointRows, sheet: Sheet) -> bool:
 class _Subject:
     name: str
     sae: SparseAutoencoder
-    sheet: Sheet
-    asked: Asked
+    sheet: RereadTokens
+    asked: Question
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,12 +236,12 @@ def _shown(
     return np.sort(kept[np.sort(first)][:most])
 
 
-def _step(name: str, firings: Firings, sheet: Sheet, document: int) -> Step:
+def _step(name: str, firings: Firings, sheet: RereadTokens, document: int) -> Step:
     tokens = np.flatnonzero(sheet.document[sheet.content] == document)
     return Step(name, *latents.strongest(firings, tokens, STRONGEST))
 
 
-def sentence_of(sheet: Sheet, seed: int) -> int | None:
+def sentence_of(sheet: RereadTokens, seed: int) -> int | None:
     """Choose the document to follow: held out, of a readable length where there is one, at random."""
     lengths = np.bincount(sheet.document[sheet.content], minlength=len(sheet.rows))
     held = np.flatnonzero(sheet.held_out & (lengths > 0))
@@ -253,8 +253,8 @@ def sentence_of(sheet: Sheet, seed: int) -> int | None:
 
 
 def browser(
-    looked: list[Looked],
-    sheet: Sheet,
+    looked: list[LayerResult],
+    sheet: RereadTokens,
     pieces: Sequence[str],
     seed: int,
     spell: Callable[[NDArray[np.int64]], dict[int, str]] = lambda _tokens: {},

@@ -11,7 +11,7 @@ import asysi
 from asysi.contract.runtime import EXPERIMENT_FILE
 from asysi.contract.spec import SaeTrain, ScanExperiment
 from asysi.contract.workloads import text_of
-from asysi.finish.status import Host
+from asysi.finish.status import HostCounters
 from asysi.report.words import count, percent
 from asysi.sae.variants import variant
 
@@ -21,7 +21,7 @@ PACKAGES = ("torch", "transformers", "numpy", "safetensors")
 
 
 def limits(
-    experiment: ScanExperiment, host: Host, seen: Mapping[str, Any], *, attempt: int, tokens: int
+    experiment: ScanExperiment, host: HostCounters, seen: Mapping[str, Any], *, attempt: int, tokens: int
 ) -> list[tuple[str, str]]:
     """Return label and text of each limit, as far as it is known.
 
@@ -64,7 +64,7 @@ def model_name(uri: str) -> str:
     return telling[-1] if telling else uri
 
 
-def _corpus(experiment: ScanExperiment, host: Host, seen: Mapping[str, Any], tokens: int) -> str:
+def _corpus(experiment: ScanExperiment, host: HostCounters, seen: Mapping[str, Any], tokens: int) -> str:
     data, read = experiment.spec.data, text_of(experiment.spec)
     parts = [data.uri.rpartition("/")[2] or data.uri if data else "no data"]
     if data is not None and data.pipeline is not None:
@@ -94,7 +94,7 @@ def _corpus(experiment: ScanExperiment, host: Host, seen: Mapping[str, Any], tok
     return ". ".join(part[:1].upper() + part[1:] if i else part for i, part in enumerate(parts)) + "."
 
 
-def _exclusions(experiment: ScanExperiment, host: Host, seen: Mapping[str, Any]) -> str:
+def _exclusions(experiment: ScanExperiment, host: HostCounters, seen: Mapping[str, Any]) -> str:
     data = experiment.spec.data
     named = ", ".join(data.tokens.exclude_tokens) if data else ""
     cut = f" Documents are cut at {data.tokens.context_length} tokens" if data else ""
@@ -121,7 +121,7 @@ def _tokens(experiment: ScanExperiment, seen: Mapping[str, Any]) -> str:
     return " ".join(parts)
 
 
-def _sampling(experiment: ScanExperiment, host: Host) -> str:
+def _sampling(experiment: ScanExperiment, host: HostCounters) -> str:
     capture, sampling = experiment.spec.capture, experiment.spec.capture.sampling
     return (
         f"Rate between {sampling.min_rate:g} and {sampling.rate:g}, by {sampling.unit}; "

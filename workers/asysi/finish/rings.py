@@ -7,7 +7,7 @@ from asysi.bus.mailbox import CaptureWord, Gauge, HookGauge, Mailbox
 from asysi.bus.ring import CppShardedSPMCBus
 from asysi.contract.runtime import BUS_RING, CAPTURE_RING
 from asysi.finish.ledger import Books, finite
-from asysi.finish.status import Host, Point, Snapshot
+from asysi.finish.status import HostCounters, Point, Snapshot
 
 
 class Rings:
@@ -73,9 +73,9 @@ def _points(sae: ConsumerAccounts) -> tuple[Point, ...]:
     )
 
 
-def _host(capture: Mailbox) -> Host:
+def _host(capture: Mailbox) -> HostCounters:
     word = capture.get
-    return Host(
+    return HostCounters(
         steps=word(CaptureWord.STEPS),
         steps_total=word(CaptureWord.STEPS_TOTAL),
         tokens=word(CaptureWord.TOKENS),
@@ -94,7 +94,7 @@ def _host(capture: Mailbox) -> Host:
     )
 
 
-def _motion(host: Host, capture: StreamAccounts, bus: StreamAccounts) -> tuple[int, ...]:
+def _motion(host: HostCounters, capture: StreamAccounts, bus: StreamAccounts) -> tuple[int, ...]:
     consumers = bus.consumers.values()
     cursors = [cursor for consumer in consumers for cursor in consumer.cursors]
     durable = [rows.durable for consumer in consumers for rows in consumer.consumed.values()]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from asysi.finish.reading import Again
+from asysi.finish.rereading import Reread
 from asysi.report.data import Comparison, Histogram
 from asysi.report.words import count
 
@@ -52,7 +52,7 @@ def _cut(table: Mapping[str, list[int]]) -> Histogram:
     )
 
 
-def by_norm(again: Again, archive: Path) -> Comparison | None:
+def by_norm(again: Reread, archive: Path) -> Comparison | None:
     """Compare norms of a fresh forward with those of the archive's METRICS records; None without an archive.
 
     Raises:

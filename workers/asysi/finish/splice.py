@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from asysi.capture.rows import first_tensor, row_shape
-from asysi.finish.sheet import Sheet
+from asysi.finish.reread_tokens import RereadTokens
 from asysi.sae.variants.base import SparseAutoencoder
 
 LEAST = 128
@@ -61,7 +61,7 @@ def why_not(module: torch.nn.Module) -> str | None:
 
 def measure(
     module: torch.nn.Module,
-    sheet: Sheet,
+    sheet: RereadTokens,
     targets: Sequence[Target],
     budget: int,
     *,
@@ -111,7 +111,7 @@ class _State:
     content: Tensor | None = None
 
 
-def _batches(sheet: Sheet, tokens: int, padding: int) -> Iterator[_Batch]:
+def _batches(sheet: RereadTokens, tokens: int, padding: int) -> Iterator[_Batch]:
     """Yield held-out documents of at most so many tokens in all, in the order of the sheet."""
     starts = np.searchsorted(sheet.document, np.arange(len(sheet.rows) + 1))
     lengths = np.diff(starts)
@@ -132,7 +132,7 @@ def _batches(sheet: Sheet, tokens: int, padding: int) -> Iterator[_Batch]:
         yield _batch(sheet, starts, some, padding)
 
 
-def _batch(sheet: Sheet, starts: NDArray[np.int64], documents: list[int], padding: int) -> _Batch:
+def _batch(sheet: RereadTokens, starts: NDArray[np.int64], documents: list[int], padding: int) -> _Batch:
     length = int(max(starts[one + 1] - starts[one] for one in documents))
     ids = np.full((len(documents), length), padding, np.int64)
     mask, content = np.zeros(ids.shape, np.int64), np.zeros(ids.shape, np.bool_)

@@ -18,7 +18,7 @@ PACE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Host:
+class HostCounters:
     """The capture ring's mailbox, as plain numbers."""
 
     steps: int = 0
@@ -65,7 +65,7 @@ class Snapshot:
     """Both rings at one moment."""
 
     books: Books = field(default_factory=Books)
-    host: Host = field(default_factory=Host)
+    host: HostCounters = field(default_factory=HostCounters)
     capture_state: ProducerState = ProducerState.ABSENT
     bus_state: ProducerState = ProducerState.ABSENT
     hook_state: ReaderState = ReaderState.ABSENT
@@ -105,7 +105,7 @@ def phase(snapshot: Snapshot) -> str:
     return "running" if snapshot.host.steps else "starting"
 
 
-class Pace:
+class TokensPerSecond:
     """Tokens a second over the last seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:

@@ -7,13 +7,13 @@ from numpy.typing import NDArray
 
 from asysi.finish import outliers
 from asysi.finish.outliers import Outlier
-from asysi.finish.sheet import PointRows, Sheet
+from asysi.finish.reread_tokens import PointRows, RereadTokens
 
 Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class VarianceByPlace:
     """The rows of one hook point, r of them."""
 
     outlier: Outlier | None
@@ -24,7 +24,7 @@ class Place:
     """Rows that are not finite, and left out."""
 
 
-def survey(rows: PointRows, sheet: Sheet) -> Place:
+def survey(rows: PointRows, sheet: RereadTokens) -> VarianceByPlace:
     """Look at the activations of a hook point.
 
     Outliers are sought among what metrics are measured on: the content tokens of held-out documents, of all
@@ -39,4 +39,4 @@ def survey(rows: PointRows, sheet: Sheet) -> Place:
     members = np.zeros(len(rows.values), np.bool_)
     if found is not None:
         members[np.flatnonzero(usable)[found.members]] = True
-    return Place(None if found is None else found.outlier, members, rows.not_finite)
+    return VarianceByPlace(None if found is None else found.outlier, members, rows.not_finite)

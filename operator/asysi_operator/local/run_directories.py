@@ -18,7 +18,7 @@ from asysi.contract.runtime import MOUNTS, Env
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the rings live in shared memory; the folder in it is private
 
 
-class Places:
+class RunDirectories:
     """Folders of one run, made on entering and removed on leaving, whatever happened between.
 
     While they stand, no other run of this name starts here. A runner that was killed leaves its folders;

@@ -13,7 +13,7 @@ BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Sheet:
+class RereadTokens:
     """Documents one after another, special tokens included; n tokens, d documents."""
 
     tokens: NDArray[np.int64]

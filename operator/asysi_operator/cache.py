@@ -14,7 +14,7 @@ from asysi_operator.observation import holds
 
 Key = tuple[str, str]
 """Namespace and name."""
-GRAVES = 4096
+TOMBSTONES = 4096
 """Objects that have gone and are remembered: an answer that was under way may still speak of them."""
 _EXPERIMENT = "ScanExperiment"
 _POD = "Pod"
@@ -42,7 +42,7 @@ class _Kept:
 
 
 @dataclass
-class World:
+class ObjectCache:
     """Objects by kind and key, as last seen. Whoever asks for one gets a copy."""
 
     _objects: dict[str, dict[Key, _Kept]] = field(default_factory=dict)
@@ -82,7 +82,7 @@ class World:
         key, uid = key_of(item), _uid(item)
         if uid:
             self._gone[uid] = _version(item)
-            while len(self._gone) > GRAVES:
+            while len(self._gone) > TOMBSTONES:
                 del self._gone[next(iter(self._gone))]
         known = self._objects.get(kind, {}).get(key)
         parent = parent_of(kind, item)
@@ -156,7 +156,7 @@ class World:
 
 
 @dataclass
-class Silence:
+class StaleWatchDetector:
     """Tells a watch that is a moment late from one that is silent: only the latter misses a change twice."""
 
     _missed: dict[tuple[str, Key], str | None] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What the user wishes: Ctrl-C once for a clean end, twice to kill, SIGTERM to checkpoint and leave."""
+"""What the user signals: Ctrl-C once for a clean end, twice to kill, SIGTERM to checkpoint and leave."""
 
 import signal
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any, Self
 
 
 @dataclass
-class Wishes:
+class UserSignals:
     """Counts signals; as a context it is the process's handler for them (main thread only)."""
 
     interrupts: int = 0

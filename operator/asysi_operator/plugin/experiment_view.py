@@ -11,7 +11,7 @@ from asysi_operator.observation import Observed, leaving
 
 
 @dataclass(frozen=True)
-class Seen:
+class ExperimentView:
     """An experiment and what is around it. What may not be read is named in `hidden`."""
 
     experiment: Manifest

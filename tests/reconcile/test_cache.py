@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asysi_operator.cache import ObjectCache, StaleWatchDetector
 from asysi_operator.manifests.labels import EXPERIMENT
-from asysi_operator.world import Silence, World
 
 KEY = ("lab", "minilm")
 
@@ -33,7 +33,7 @@ def known(world):
 @given(st.permutations(range(1, 6)))
 def test_the_newest_stands(versions):
     """States that come in any order leave the newest."""
-    world = World()
+    world = ObjectCache()
     for version in versions:
         world.put("Job", item(version))
     assert known(world) == [("one", "5")]
@@ -41,7 +41,7 @@ def test_the_newest_stands(versions):
 
 def test_what_has_gone_is_not_brought_back_by_a_late_answer():
     """The answer to a deletion may come after the event of its end: the object stays gone."""
-    world = World()
+    world = ObjectCache()
     world.put("Job", item(1))
     assert world.drop("Job", item(3)) == KEY
     assert world.put("Job", item(2)) is None
@@ -50,7 +50,7 @@ def test_what_has_gone_is_not_brought_back_by_a_late_answer():
 
 def test_a_late_end_does_not_take_the_next_of_its_name():
     """The end of an object that another has followed removes nothing."""
-    world = World()
+    world = ObjectCache()
     world.put("Job", item(1))
     world.put("Job", item(4, uid="two"))
     assert world.drop("Job", item(3)) == KEY
@@ -59,7 +59,7 @@ def test_a_late_end_does_not_take_the_next_of_its_name():
 
 def test_what_lost_its_label_and_got_it_back_is_known_again():
     """A watch with a selector calls an object gone that no longer matches; a newer state of it counts."""
-    world = World()
+    world = ObjectCache()
     world.put("Job", item(1))
     world.drop("Job", item(2))
     world.put("Job", item(3))
@@ -68,7 +68,7 @@ def test_what_lost_its_label_and_got_it_back_is_known_again():
 
 def test_a_name_is_enough_to_forget():
     """An audit knows no more than the name of what is not there."""
-    world = World()
+    world = ObjectCache()
     world.put("Job", item(1))
     assert world.drop("Job", {"metadata": {"namespace": "lab", "name": "minilm"}}) == KEY
     assert known(world) == []
@@ -76,8 +76,8 @@ def test_a_name_is_enough_to_forget():
 
 def test_graves_are_bounded(monkeypatch):
     """However many objects have gone, only the last are remembered."""
-    monkeypatch.setattr("asysi_operator.world.GRAVES", 3)
-    world = World()
+    monkeypatch.setattr("asysi_operator.cache.TOMBSTONES", 3)
+    world = ObjectCache()
     for number in range(10):
         world.drop("Job", item(2, uid=str(number)))
     for number in range(10):
@@ -96,14 +96,14 @@ def test_graves_are_bounded(monkeypatch):
 )
 def test_an_audit_finds_what_no_watch_brought(versions, unlike):
     """A newer version, an object that is not known, and one that is not there any more."""
-    world = World()
+    world = ObjectCache()
     world.put("Job", item(1))
     assert world.unlike("Job", versions) == unlike
 
 
 def test_late_is_not_silent():
     """Only a change that two audits miss was not brought; a watch is silent when that goes on."""
-    silence = Silence()
+    silence = StaleWatchDetector()
     late, later = {"Job": {KEY: "2"}}, {"Job": {KEY: "3"}}
     assert silence.audited(late) == []
     assert silence.audited(later) == []
@@ -115,7 +115,7 @@ def test_late_is_not_silent():
 
 def test_the_echo_of_what_is_known_concerns_nobody():
     """What comes at a version that is known, as each own write does once more, is no reason to look again."""
-    world = World()
+    world = ObjectCache()
     assert world.put("Job", item(2)) == KEY
     assert world.put("Job", item(2)) is None
     assert world.put("Job", item(2, uid="another")) == KEY
@@ -124,7 +124,7 @@ def test_the_echo_of_what_is_known_concerns_nobody():
 
 def test_claims_are_known_by_the_experiments_that_name_them():
     """A claim of somebody else's concerns those that name it; no more is kept than that it is there."""
-    world = World()
+    world = ObjectCache()
     spec = {"output": {"claim": "results"}, "inputs": [{"claim": "texts"}]}
     for name in ("minilm", "other"):
         meta = {"namespace": "lab", "name": name, "uid": name, "resourceVersion": "1"}
@@ -156,7 +156,7 @@ def test_claims_are_known_by_the_experiments_that_name_them():
 
 def test_a_pod_that_was_put_out_is_remembered_once():
     """What was marked as put out and went is told when it is next asked for, and then forgotten."""
-    world = World()
+    world = ObjectCache()
     pod = item(1) | {"kind": "Pod", "status": {}}
     marked = item(2) | {
         "kind": "Pod",

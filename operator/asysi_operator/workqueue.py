@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from asysi_operator.world import Key
+from asysi_operator.cache import Key
 
 URGENT_IN_A_ROW = 8
 """Urgent experiments that may be looked at, one after another, before one that has waited its turn."""
@@ -15,7 +15,7 @@ FIRST_BACKOFF, LAST_BACKOFF = 0.5, 60.0
 
 
 @dataclass
-class Work:
+class WorkQueue:
     """Experiments to be looked at, now or later. Its methods belong to one event loop."""
 
     clock: Callable[[], float] = time.monotonic

@@ -2,14 +2,14 @@
 
 import asyncio
 
-from asysi_operator.work import URGENT_IN_A_ROW, Work
+from asysi_operator.workqueue import URGENT_IN_A_ROW, WorkQueue
 
 
 def order(urgent, ordinary):
     """Return in which order experiments are taken that were added at once, ordinary ones first."""
 
     async def run():
-        work = Work()
+        work = WorkQueue()
         for number in range(ordinary):
             work.add(("ordinary", str(number)))
         for number in range(urgent):
@@ -36,7 +36,7 @@ def test_each_waits_once():
     """What is added again while it waits, urgent or not, is taken once."""
 
     async def run():
-        work = Work()
+        work = WorkQueue()
         work.add(("lab", "one"))
         work.add(("lab", "one"), urgent=True)
         await work.take()

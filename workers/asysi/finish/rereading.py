@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from asysi.capture.collector import Collector, Rows
 from asysi.capture.hooks import ActivationHooker
 from asysi.contract.spec import Data
-from asysi.finish.sheet import PointRows, Sheet, budget, select
-from asysi.finish.spelling import spell
+from asysi.finish.reread_tokens import PointRows, RereadTokens, budget, select
+from asysi.finish.token_text import spell
 from asysi.model.forward import ScannerEngine
 from asysi.model.loading import LoadedModel
 from asysi.model.points import HookPoint
@@ -30,10 +30,10 @@ BATCH = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Again:
+class Reread:
     """What was read again."""
 
-    sheet: Sheet
+    sheet: RereadTokens
     activations: dict[str, PointRows]
     """Rows of each hook point that was called."""
     pieces: list[str]
@@ -53,7 +53,7 @@ def read_again(
     max_samples: int | None,
     seed: int,
     beat: Callable[[], None],
-) -> Again:
+) -> Reread:
     """Run a bounded part of the data, held-out documents first, and return the activations at every hook
     point.
 
@@ -72,7 +72,7 @@ def read_again(
         by_sample = {document.sample: document.text for document in documents}
         texts = [by_sample[int(sample)] for sample in sheet.rows]
     pieces = spell(loaded.tokenizer, sheet, texts, policy.encoding)
-    return Again(sheet, activations, pieces, weight[sheet.document], joined=texts is None)
+    return Reread(sheet, activations, pieces, weight[sheet.document], joined=texts is None)
 
 
 def _sequences(documents: Iterable[Any], tokenizer: Any, policy: Policy, seed: int) -> Sequences:
@@ -104,7 +104,7 @@ def _run(
     *,
     policy: Policy,
     beat: Callable[[], None],
-) -> tuple[Sheet, dict[str, PointRows]]:
+) -> tuple[RereadTokens, dict[str, PointRows]]:
     head = int(sequences.bos is not None)
     lengths = sequences.lengths[chosen] + head
     starts = np.concatenate([[0], np.cumsum(lengths)])
@@ -129,7 +129,7 @@ def _run(
     document = np.repeat(np.arange(len(chosen)), lengths)
     samples = sequences.samples[sequences.starts[chosen]]
     rows_of = {path: joined for path, some in parts.items() if (joined := join_rows(some)) is not None}
-    return Sheet(tokens, document, content, samples, sequences.holdout[chosen]), rows_of
+    return RereadTokens(tokens, document, content, samples, sequences.holdout[chosen]), rows_of
 
 
 def _placed(batch: Batch, flat: NDArray[np.int64], place: NDArray[np.int64]) -> StepTokens:

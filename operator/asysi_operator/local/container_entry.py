@@ -1,6 +1,6 @@
 """First moments of a container's process: dies with the runner, keeps to its processors, becomes the command.
 
-Run as a script, `enter.py RUNNER_PID CPUS COMMAND…`, with nothing but the standard library.
+Run as a script, `container_entry.py RUNNER_PID CPUS COMMAND…`, with nothing but the standard library.
 """
 
 import ctypes

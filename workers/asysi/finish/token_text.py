@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from asysi.finish.sheet import Sheet
+from asysi.finish.reread_tokens import RereadTokens
 
 
 def spell(
     tokenizer: Any,
-    sheet: Sheet,
+    sheet: RereadTokens,
     texts: Sequence[str] | None,
     encoding: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[str]:
