@@ -58,6 +58,7 @@ class MemoryBus:
         self.state = ProducerState.ABSENT
         self.generation = 0
         self.consumers = {name: _Reader() for name in readers}
+        self.words: dict[int, float] = {}
 
     def producer(self) -> "MemoryProducer":
         """Attach as the producer."""
@@ -221,7 +222,6 @@ class MemoryControl(_End):
 
     def __init__(self, bus: MemoryBus) -> None:
         self._bus = bus
-        self._words: dict[int, float] = {}
 
     def accounts(self) -> list[str]:
         return list(self._bus.names)
@@ -260,3 +260,15 @@ class MemoryControl(_End):
 
     def writer_state(self) -> str:
         return self._bus.state
+
+    def get(self, word: int) -> int:
+        return int(self.get_float(word))
+
+    def set(self, word: int, value: int) -> None:
+        self._bus.words[word] = value
+
+    def get_float(self, word: int) -> float:
+        return self._bus.words.get(word, 0.0)
+
+    def set_float(self, word: int, value: float) -> None:
+        self._bus.words[word] = value

@@ -411,5 +411,18 @@ class SpoolControl(_End):
             return ProducerState.ATTACHED
         return ProducerState.GONE if log.generation else ProducerState.ABSENT
 
+    def get(self, word: int) -> int:
+        return int(self.get_float(word))
+
+    def set(self, word: int, value: int) -> None:
+        self.set_float(word, value)
+
+    def get_float(self, word: int) -> float:
+        file = self._folder / f"word-{word}"
+        return float(file.read_text()) if file.exists() else 0.0
+
+    def set_float(self, word: int, value: float) -> None:
+        write_atomic(self._folder / f"word-{word}", str(value))
+
     def close(self) -> None:
         self._log.close()

@@ -368,6 +368,21 @@ def test_gauges_outlive_their_consumer(bus: DataBus) -> None:
     assert [found.gauges[point][3] for point in POINTS] == [0.0, 0.25, 0.0]
 
 
+def test_a_word_of_the_mailbox_outlives_its_writer(bus: DataBus) -> None:
+    """Single numbers are told to whoever looks, 0 before the first; the last one written stands."""
+    first, second = bus.control(), bus.control()
+    assert (second.get(3), second.get_float(4)) == (0, 0.0)
+    for number in (7, 2**40):
+        first.set(3, number)
+        first.set_float(4, number / 8)
+        assert (second.get(3), second.get_float(4)) == (number, number / 8)
+    first.close()
+    second.close()
+    third = bus.control()
+    assert (third.get(3), third.get_float(4)) == (2**40, 2.0**37)
+    third.close()
+
+
 def test_an_unknown_consumer_is_refused(bus: DataBus) -> None:
     """A stream has the consumers that it was made for."""
     with pytest.raises(ValueError, match="nobody"):

@@ -1,4 +1,4 @@
-"""The SAE worker and the archiver stand on the stream alone: what carries it makes no difference to them."""
+"""Hook, trainer and archiver stand on the stream alone: what carries it makes no difference to them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +12,21 @@ from asysi.archive.dataset import MScanDataset
 from asysi.archive.worker import ArchiverWorker
 from asysi.bus.accounts import read_accounts
 from asysi.bus.mailbox import Gauge
-from asysi.bus.packet import HEADER_DTYPE, ROW_DTYPE, ActivationPacket, Dtype, RowFlag
-from asysi.bus.states import ReaderState, StreamEnd
+from asysi.bus.packet import HEADER_DTYPE, ROW_DTYPE, ActivationPacket, Dtype, Quantization, RowFlag
+from asysi.bus.states import ProducerState, ReaderState, StreamEnd
 from asysi.bus.stream import DataBus
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import Container, Exit
 from asysi.contract.spec import ScanExperiment
-from asysi.monitor.worker import Worker
+from asysi.hook.loop import Hook
+from asysi.hook.pacer import Pacer
+from asysi.hook.rate import Limits
+from asysi.hook.relay import Relay
+from asysi.hook.statistics import Statistics
+from asysi.hook.timeline import Timeline
+from asysi.hook.totals import HOOK, read_totals
+from asysi.monitor.health import Health
+from asysi.monitor.worker import Stop, Worker
 from asysi.sae.worker import SAETrainerWorker
 
 POINTS = ("layer.0", "layer.1")
@@ -110,6 +118,46 @@ def test_an_archive_of_another_run_is_refused(kind: str, tmp_path: Path) -> None
     bus.producer().push(packet_of("layer.1", 0))
     with bus.consumer("archiver") as stream, pytest.raises(ConfigError, match=r"200 rows of layer\.[01]"):
         ArchiverWorker.resumed(frame(Container.ARCHIVER, tmp_path / kind), stream)
+
+
+def test_hook_carries_everything_and_ends_both_streams(kind: str, tmp_path: Path) -> None:
+    """Between two streams of a kind every row arrives once, quantised, and the books of both balance."""
+    for name in ("capture", "bus"):
+        (tmp_path / name).mkdir()
+    captured = KINDS[kind].make(tmp_path / "capture", [HOOK])
+    published = KINDS[kind].make(tmp_path / "bus", ["sae"])
+    fill(captured)
+    capture, bus = captured.control(), published.control()
+    totals = read_totals(capture, bus)
+    hook = Hook(
+        captured=captured.consumer(HOOK),
+        published=(producer := published.producer()),
+        capture=capture,
+        bus=bus,
+        relay=Relay(producer, Quantization.BF16, (), lambda _: None),
+        pacer=Pacer(capture, bus, Limits(most=1.0, least=0.1), totals),
+        statistics=Statistics(tmp_path / "statistics.json"),
+        timeline=Timeline(tmp_path / "timeline.jsonl", attempt=0),
+        totals=totals,
+    )
+    assert hook.run(Health(), Stop()) is StreamEnd.COMPLETE
+    hook.finish(StreamEnd.COMPLETE)
+    found = dict.fromkeys(POINTS, 0)
+    with published.consumer("sae") as stream:
+        while batch := stream.pull(16, 0.1):
+            for packet in batch:
+                made = packet_of(packet.point, found[packet.point])
+                assert packet.rows.tobytes() == made.rows.tobytes()
+                assert np.abs(packet.to_float32() - made.payload).max() < 0.02
+                assert int(packet.header["quantization"]) == Quantization.BF16
+                found[packet.point] += 1
+    assert found == dict.fromkeys(POINTS, STEPS)
+    before, behind = read_accounts(capture), read_accounts(bus)
+    assert before.consumers[HOOK].state is ReaderState.FINALISED
+    assert behind.state is ProducerState.COMPLETE
+    for point in POINTS:
+        rows = STEPS * ROWS
+        assert before.consumers[HOOK].consumed[point].durable == behind.produced[point].published == rows
 
 
 def _train(kind: str, folder: Path, end: StreamEnd = StreamEnd.COMPLETE) -> DataBus:
