@@ -267,7 +267,7 @@ def test_what_is_no_ledger_is_refused() -> None:
     Path("tmp/p/ledger.sqlite").write_bytes(b"no database at all, but long enough to be taken for one" * 99)
     for suffix in ("-wal", "-shm"):
         Path(f"tmp/p/ledger.sqlite{suffix}").unlink(missing_ok=True)
-    with pytest.raises(ConfigError, match=r"ledger\.sqlite is no ledger"):
+    with pytest.raises(ConfigError, match=r"ledger\.sqlite is not a ledger"):
         make().resume("p").run()
 
 

@@ -299,5 +299,5 @@ def test_ids_tell_their_ancestors(number: int, places: list[int]) -> None:
         identity = child(identity, place)
     assert lineage(identity) == (number, *places)
     assert root(identity) == number
-    with pytest.raises(ValueError, match="is no id"):
+    with pytest.raises(ValueError, match="is not a row id"):
         lineage(f"{identity}x")

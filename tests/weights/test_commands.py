@@ -393,8 +393,8 @@ class TestCommands:
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [
-            (["--zero-epsilon", "-1"], "--zero-epsilon -1.0 is no size"),
-            (["--zero-epsilon", "nan"], "--zero-epsilon nan is no size"),
+            (["--zero-epsilon", "-1"], "--zero-epsilon -1.0 is not a valid size"),
+            (["--zero-epsilon", "nan"], "--zero-epsilon nan is not a valid size"),
             (["--rank-k", "0"], "--rank-k 0"),
         ],
     )
@@ -430,7 +430,7 @@ class TestCommands:
 
     @pytest.mark.parametrize("text", ["", "a,b\n1,2\n"])
     def test_report_of_no_table(self, tmp_path, text):
-        """A file that is no table is refused."""
+        """A file that is not a table is refused."""
         (tmp_path / "params.csv").write_text(text)
         done = run("report", tmp_path / "params.csv")
         assert isinstance(done.exception, ConfigError)

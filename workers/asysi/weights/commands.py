@@ -382,7 +382,9 @@ def _settings(
     from asysi.weights.statistics.analysis import Settings  # noqa: PLC0415
 
     if not 0 <= zero_epsilon < float("inf"):
-        raise ConfigError(f"--zero-epsilon {zero_epsilon} is no size: take 0 or a small positive number")
+        raise ConfigError(
+            f"--zero-epsilon {zero_epsilon} is not a valid size: take 0 or a small positive number"
+        )
     if rank_k < 1 or exact_side < 1:
         raise ConfigError(f"--rank-k {rank_k} and --exact-side {exact_side} must be at least 1")
     return Settings(zero_epsilon, spectra, method.value, rank_k, exact_side, seed, stats.value)

@@ -146,7 +146,7 @@ class Ledger:
             self._base.execute(f"PRAGMA synchronous={'FULL' if fsync else 'NORMAL'}")
             self._base.executescript(_SCHEMA)
         except sqlite3.DatabaseError as error:
-            raise ConfigError(f"{file} is no ledger ({error}): restore it, or {START_OVER}") from error
+            raise ConfigError(f"{file} is not a ledger ({error}): restore it, or {START_OVER}") from error
         found = self.about("format")
         if found is None:
             self.note("format", _FORMAT)

@@ -30,12 +30,14 @@ class BlockExecutor:
         given, operator = self._settings, self._settings.operator
         if given.processes > 1:
             self._pool = fork_pool(given, self._context)
-            self._worker = Worker(operator, given.batch_size, letters=given.letters)
+            self._worker = Worker(operator, given.batch_size, dead_letters=given.sets_aside)
             return
         if given.batch_size > 1 and not is_async(operator):
             threads = min(given.parallel_size * given.batch_size, MAX_THREADS)
             self._threads = ThreadPoolExecutor(threads, thread_name_prefix=f"{given.node_id}-rows")
-        self._worker = Worker(operator, given.batch_size, letters=given.letters, threads=self._threads)
+        self._worker = Worker(
+            operator, given.batch_size, dead_letters=given.sets_aside, threads=self._threads
+        )
         if given.parallel_size > 1:
             self._pool = ThreadPoolExecutor(given.parallel_size, thread_name_prefix=given.node_id)
         call_method(operator, "open", self._node_context())

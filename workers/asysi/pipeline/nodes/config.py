@@ -123,7 +123,7 @@ class NodeSettings:
     max_dead_letters: int
 
     @property
-    def letters(self) -> bool:
+    def sets_aside(self) -> bool:
         """Whether rows that cannot be processed become dead letters."""
         return self.on_error == "dead_letter"
 

@@ -32,7 +32,7 @@ class _Task:
     operator: Any
     node_id: str
     batch_size: int
-    letters: bool
+    dead_letters: bool
     pipeline_id: str
     folder: Path
     processes: int
@@ -50,7 +50,7 @@ def fork_pool(settings: NodeSettings, run: RunContext) -> "ProcessPoolExecutor":
         settings.operator,
         settings.node_id,
         settings.batch_size,
-        settings.letters,
+        settings.sets_aside,
         run.pipeline_id,
         run.folder,
         settings.processes,
@@ -89,7 +89,10 @@ def _begin_child(task: _Task, stopped: Callable[[], bool]) -> None:
 
     threads = ThreadPoolExecutor(min(task.batch_size, MAX_THREADS)) if task.batch_size > 1 else None
     call_method(task.operator, "open", context())
-    _child = (Worker(task.operator, task.batch_size, letters=task.letters, threads=threads), context)
+    _child = (
+        Worker(task.operator, task.batch_size, dead_letters=task.dead_letters, threads=threads),
+        context,
+    )
 
 
 def _die_with(parent: int) -> None:

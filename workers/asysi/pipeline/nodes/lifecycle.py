@@ -60,7 +60,7 @@ class OpenNode:
     ) -> None:
         self._settings, self._context, self._counters = settings, context, counters
         self._bus, self._out = source, out
-        self._letters = counters.dead
+        self._failed_rows = counters.dead
         self._executor = BlockExecutor(settings, context)
         self._window = FlightWindow(settings, context, self._executor, self._deliver)
         self._columns: ParquetColumns | None = None
@@ -231,11 +231,11 @@ class OpenNode:
 
     def _too_many(self, result: Result) -> TooManyDeadLettersError | None:
         """Count the dead letters of a result, and return an error where they are too many."""
-        self._letters += len(result.dead)
-        if not result.dead or self._letters <= self._settings.max_dead_letters:
+        self._failed_rows += len(result.dead)
+        if not result.dead or self._failed_rows <= self._settings.max_dead_letters:
             return None
         return TooManyDeadLettersError(
-            f"node {self._settings.node_id}: {self._letters} rows failed, more than max_dead_letters="
+            f"node {self._settings.node_id}: {self._failed_rows} rows failed, more than max_dead_letters="
             f"{self._settings.max_dead_letters}; the last one: {result.dead[-1].reason}:"
             f" {result.dead[-1].error}"
         )

@@ -43,15 +43,15 @@ class Worker:
     Args:
         operator: what to do.
         batch_size: source rows in a batch.
-        letters: whether a row that cannot be processed becomes a dead letter; else it fails the block.
+        dead_letters: whether a row that cannot be processed becomes a dead letter; else it fails the block.
         threads: for a batch's rows together, when the operator waits.
     """
 
     def __init__(
-        self, operator: Any, batch_size: int, *, letters: bool, threads: ThreadPoolExecutor | None = None
+        self, operator: Any, batch_size: int, *, dead_letters: bool, threads: ThreadPoolExecutor | None = None
     ) -> None:
         self.batches = takes_batches(operator, batch_size)
-        self._size, self._letters = batch_size, letters
+        self._size, self._dead_letters = batch_size, dead_letters
         self._always_watch = self._watch = True
         self._unwatched = 0
         """Rows made without a null so far."""
@@ -135,7 +135,7 @@ class Worker:
             try:
                 made = future.result()
             except Exception as error:
-                if self._buries(error):
+                if self._sets_aside(error):
                     context.take(its)
                 raise
             context.take(its)
@@ -177,7 +177,7 @@ class Worker:
             except Exception as error:  # noqa: BLE001 - an operator may raise anything
                 if not line.strip():
                     job.result.blank += 1
-                elif not self._bury(error, line, number, job):
+                elif not self._set_aside(error, line, number, job):
                     break
         job.result.made, job.result.dropped = len(out), dropped
 
@@ -191,7 +191,7 @@ class Worker:
                     made = _checked(many(rows, job.context), rows)
                     lists = [_lines_of(new, place[2]) for new, place in zip(made, places, strict=True)]
                 except Exception as error:  # noqa: BLE001 - an operator may raise anything
-                    if self._buries(error):
+                    if self._sets_aside(error):
                         lists = self._one_by_one(many, places, job)
                     else:
                         self._end_at(error, places[0][2], batch[0][0], job)
@@ -212,7 +212,7 @@ class Worker:
                 row = _parsed(line, number, job.block.stored)
                 lists.append(_lines_of(_checked(many([row], job.context), [row])[0], identity))
             except Exception as error:  # noqa: BLE001 - an operator may raise anything
-                if not self._bury(error, line, number, job):
+                if not self._set_aside(error, line, number, job):
                     job.result.last = places[0][0]
                     break
         return lists
@@ -227,27 +227,27 @@ class Worker:
             except Exception as error:  # noqa: BLE001 - said of the row
                 if not line.strip():
                     job.result.blank += 1
-                elif not self._bury(error, line, number, job):
+                elif not self._set_aside(error, line, number, job):
                     return [], []
                 continue
             rows.append(row)
             places.append((number, line, row[FIELD]))
         return rows, places
 
-    def _bury(self, error: Exception, line: bytes, number: int, job: "_Job") -> bool:
+    def _set_aside(self, error: Exception, line: bytes, number: int, job: "_Job") -> bool:
         """Make a row a dead letter and return True, or end the block in front of it and return False."""
         identity = _identity(line, number, job.block.stored)
         error, line = _explained(error, line, job.block.stored)
-        if not self._buries(error):
+        if not self._sets_aside(error):
             self._end_at(error, identity, number, job)
             return False
         failure = _failure(error, identity, job.context)
         job.result.dead.append(DeadLetter(failure.identity, number, failure.reason, failure.message, line))
         return True
 
-    def _buries(self, error: Exception) -> bool:
+    def _sets_aside(self, error: Exception) -> bool:
         """Return whether an error makes its row a dead letter; else it ends the block."""
-        return self._letters and not isinstance(error, ConfigError | CanceledError)
+        return self._dead_letters and not isinstance(error, ConfigError | CanceledError)
 
     def _end_at(self, error: Exception, identity: Any, number: int, job: "_Job") -> None:
         """Let the block end in front of a row: it failed, or the run is ending."""

@@ -224,7 +224,9 @@ def as_operator(value: Any, *, single: bool | None = None) -> Any:
         return value
     if callable(value):
         return FunctionOperator(value, single=single)
-    raise TypeError(f"{value!r} is no operator: it has no process_item or process_batch and cannot be called")
+    raise TypeError(
+        f"{value!r} is not an operator: it has no process_item or process_batch and cannot be called"
+    )
 
 
 def takes_batches(operator: Any, batch_size: int) -> bool:

@@ -23,7 +23,7 @@ def lineage(identity: Any) -> tuple[int, ...]:
     """
     parts = str(identity).split("_")
     if not all(part.isdecimal() for part in parts):
-        raise ValueError(f"{identity!r} is no id: ids are 10, 10_0, 10_0_2")
+        raise ValueError(f"{identity!r} is not a row id: ids are 10, 10_0, 10_0_2")
     return tuple(map(int, parts))
 
 

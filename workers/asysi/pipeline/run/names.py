@@ -18,7 +18,9 @@ def pipeline_name(given: str | None) -> str:
     if given is None:
         return f"pipeline-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", given):
-        raise ConfigError(f"{given!r} is no pipeline_id: take up to 128 letters, digits, dots, _ and -")
+        raise ConfigError(
+            f"{given!r} is not a valid pipeline_id: take up to 128 letters, digits, dots, _ and -"
+        )
     return given
 
 

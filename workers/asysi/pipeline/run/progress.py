@@ -128,6 +128,6 @@ def _total(node: Mapping[str, Any]) -> str:
 
 
 def _rate(node: Mapping[str, Any]) -> float:
-    """Return the rows a second of this run alone."""
+    """Return the rows per second of this run alone."""
     done = node["durable"] - node.get("resumed_at", 0)
     return float(done / node["seconds"]) if node["seconds"] > 0 else 0.0

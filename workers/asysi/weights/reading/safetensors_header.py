@@ -74,7 +74,7 @@ def read_header(storage: Storage) -> Header:
     if length > MAX_HEADER or _LENGTH + length > storage.size:
         raise HeaderSizeError(
             f"{storage.name}: its header claims {length:,} bytes, the file has {storage.size:,} and a header "
-            f"may have {MAX_HEADER:,}: this is no safetensors file, or it was cut; fetch it again"
+            f"may have {MAX_HEADER:,}: this is not a safetensors file, or it was cut; fetch it again"
         )
     return parse_header(storage.read(_LENGTH, _LENGTH + length).tobytes(), storage.name, storage.size)
 

@@ -52,7 +52,7 @@ def write_table(rows: Sequence[Row], file: Path, form: Format, columns: Sequence
     elif form == "parquet":
         write_atomically(file, lambda temporary: _write_parquet(rows, temporary, columns))
     else:
-        raise ConfigError(f"{form} is no format of a table: take {', '.join(FORMATS)}")
+        raise ConfigError(f"{form} is not a table format: take {', '.join(FORMATS)}")
     return file
 
 
@@ -75,7 +75,7 @@ def read_table(file: Path, columns: Sequence[Column] = COLUMNS) -> list[Row]:
                 return _parquet().read_table(file).to_pylist()  # type: ignore[no-any-return]
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
-            f"{file} is no table of `asysi weights analyze` ({type(error).__name__}: {error})"
+            f"{file} is not a table of `asysi weights analyze` ({type(error).__name__}: {error})"
         ) from error
     raise ConfigError(f"{file} ends in none of .csv, .jsonl, .parquet")
 
