@@ -9,7 +9,7 @@ from tests.bus.wire import converted, encode
 
 from asysi.bus.packet import ActivationPacket, Quantization, parse_packet
 from asysi.bus.states import DropReason, ProducerState, ReaderState, StreamEnd
-from asysi.bus.stream import AheadError, BusError
+from asysi.bus.stream import AheadError, StreamError
 
 PACKET_BYTES = 1 << 20
 
@@ -63,7 +63,7 @@ class MemoryBus:
     def producer(self) -> "MemoryProducer":
         """Attach as the producer."""
         if self.state is ProducerState.ATTACHED:
-            raise BusError("another producer is attached")
+            raise StreamError("another producer is attached")
         self.state, self.generation = ProducerState.ATTACHED, self.generation + 1
         return MemoryProducer(self)
 
@@ -71,6 +71,8 @@ class MemoryBus:
         """Attach as the consumer `name`."""
         if name not in self.consumers:
             raise ValueError(f"there is no consumer {name}")
+        if self.consumers[name].state is ReaderState.ATTACHED:
+            raise StreamError(f"another {name} is attached")
         return MemoryConsumer(self, self.consumers[name])
 
     def control(self) -> "MemoryControl":

@@ -21,7 +21,7 @@ from tests.bus.wire import converted, encode
 
 from asysi.bus.packet import HEADER_DTYPE, ActivationPacket, Quantization, parse_packet
 from asysi.bus.states import DropReason, ProducerState, ReaderState, StreamEnd
-from asysi.bus.stream import AheadError, BusError
+from asysi.bus.stream import AheadError, StreamError
 from asysi.files import write_atomic
 
 PACKET_BYTES = 1 << 20
@@ -53,12 +53,12 @@ class SpoolBus:
         """Names of the consumers, and the depth.
 
         Raises:
-            BusError: there is no stream.
+            StreamError: there is no stream.
         """
         try:
             found: dict[str, Any] = json.loads((self.folder / "shape.json").read_text())
         except OSError as error:
-            raise BusError(f"{self.folder} holds no spool: {error}") from error
+            raise StreamError(f"{self.folder} holds no spool: {error}") from error
         return found
 
     def producer(self) -> "SpoolProducer":
@@ -182,7 +182,7 @@ class SpoolProducer(_End):
         self._folder, self._shape = folder, shape
         self._lock = _lock(folder / "producer.lock")
         if self._lock is None:
-            raise BusError("another producer is attached")
+            raise StreamError("another producer is attached")
         self._log = _Log(folder).read()
         os.truncate(folder / "log", self._log.offset)
         self._file = os.open(folder / "log", os.O_WRONLY | os.O_APPEND)
@@ -259,7 +259,7 @@ class SpoolConsumer(_End):
         self._folder, self._shape, self._name = folder, shape, name
         self._lock = _lock(folder / f"{name}.lock")
         if self._lock is None:
-            raise BusError(f"another {name} is attached")
+            raise StreamError(f"another {name} is attached")
         self._place = _place(folder, name)
         self._place["state"] = ReaderState.ATTACHED
         self._write()

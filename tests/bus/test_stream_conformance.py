@@ -22,7 +22,7 @@ from asysi.bus.accounts import StreamAccounts, read_accounts
 from asysi.bus.packet import HEADER_DTYPE, ROW_DTYPE, ActivationPacket, Dtype, Quantization
 from asysi.bus.ring import CppShardedSPMCBus
 from asysi.bus.states import DropReason, ProducerState, ReaderState, StreamEnd
-from asysi.bus.stream import AheadError, BusError, DataBus
+from asysi.bus.stream import AheadError, DataBus, StreamError
 from asysi_ring import create
 
 ROOT = Path(__file__).parents[2]
@@ -389,6 +389,14 @@ def test_an_unknown_consumer_is_refused(bus: DataBus) -> None:
         bus.consumer("nobody")
 
 
+def test_a_place_has_one_owner(bus: DataBus) -> None:
+    """While a producer, or a consumer of a name, is there, nobody else takes its place."""
+    for attach in (bus.producer, lambda: bus.consumer("one")):
+        with attach(), pytest.raises(StreamError):
+            attach()
+        attach().close()
+
+
 @pytest.mark.parametrize("kind", SHARED)
 def test_a_missing_stream_is_named(kind: str, folder: Path) -> None:
     """Attaching where nothing is raises one kind of error, which names the place."""
@@ -396,7 +404,7 @@ def test_a_missing_stream_is_named(kind: str, folder: Path) -> None:
     assert find is not None
     missing = find(folder / "nowhere")
     for attach in (missing.producer, lambda: missing.consumer("one"), missing.control):
-        with pytest.raises(BusError, match="nowhere"):
+        with pytest.raises(StreamError, match="nowhere"):
             attach()
 
 

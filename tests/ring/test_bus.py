@@ -8,7 +8,7 @@ import pytest
 
 from asysi.bus.packet import HEADER_DTYPE, ROW_DTYPE, ActivationPacket, Dtype
 from asysi.bus.ring import CppShardedSPMCBus
-from asysi.bus.stream import BusError, shard_of
+from asysi.bus.stream import StreamError, shard_of
 from asysi_ring import Control
 
 
@@ -164,5 +164,5 @@ def test_a_folder_without_a_ring_is_named(tmp_path):
     """Whoever attaches where no ring is gets one kind of error, and it names the folder."""
     bus = CppShardedSPMCBus(tmp_path / "nothing")
     for attach in (bus.producer, lambda: bus.consumer("r"), bus.control):
-        with pytest.raises(BusError, match="nothing"):
+        with pytest.raises(StreamError, match="nothing"):
             attach()

@@ -11,7 +11,7 @@ import numpy as np
 import asysi_ring
 from asysi.bus.packet import HEADER_DTYPE, ActivationPacket, Quantization, parse_packet
 from asysi.bus.states import DropReason, StreamEnd
-from asysi.bus.stream import AheadError, BusError, shard_of
+from asysi.bus.stream import AheadError, StreamError, shard_of
 
 
 class CppShardedSPMCBus:
@@ -28,37 +28,37 @@ class CppShardedSPMCBus:
         """Attach as the producer.
 
         Raises:
-            BusError: no ring of this version stands there.
-            BusyError: another producer is alive.
+            StreamError: no ring of this version stands there, or another producer is alive.
         """
-        self.control().close()
-        return RingProducer(asysi_ring.Writer(self._folder))
+        try:
+            return RingProducer(asysi_ring.Writer(self._folder))
+        except (asysi_ring.RingError, OSError) as error:
+            raise StreamError(str(error)) from error
 
     def consumer(self, name: str) -> "RingConsumer":
         """Attach as the reader `name`.
 
         Raises:
-            BusError: no ring of this version stands there.
-            BusyError: a reader of this name is alive.
+            StreamError: no ring of this version stands there, or a reader of this name is alive.
             ValueError: the ring was created without a reader of this name.
         """
         control = self.control()
         try:
             return RingConsumer(asysi_ring.Reader(self._folder, name), control)
-        except BaseException:
+        except (asysi_ring.RingError, OSError) as error:
             control.close()
-            raise
+            raise StreamError(str(error)) from error
 
     def control(self) -> asysi_ring.Control:
         """Look at the ring without taking part.
 
         Raises:
-            BusError: no ring of this version stands there.
+            StreamError: no ring of this version stands there.
         """
         try:
             return asysi_ring.Control(self._folder)
         except (asysi_ring.RingError, OSError) as error:
-            raise BusError(str(error)) from error
+            raise StreamError(str(error)) from error
 
 
 class _Route(NamedTuple):

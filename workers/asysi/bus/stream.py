@@ -15,8 +15,8 @@ from asysi.bus.packet import ActivationPacket, Quantization
 from asysi.bus.states import DropReason, StreamEnd
 
 
-class BusError(Exception):
-    """What carries the stream is missing, or cannot be read; the message names it."""
+class StreamError(Exception):
+    """A stream is missing, cannot be read, or has the asked-for place taken; the message names it."""
 
 
 class AheadError(ValueError):
@@ -145,7 +145,7 @@ class DataBus(Protocol):
         """Attach as the producer.
 
         Raises:
-            BusError: there is no stream.
+            StreamError: there is no stream, or another producer is alive.
         """
         ...
 
@@ -153,7 +153,7 @@ class DataBus(Protocol):
         """Attach as the consumer `name`; a predecessor's progress is kept.
 
         Raises:
-            BusError: there is no stream.
+            StreamError: there is no stream, or another consumer of this name is alive.
             ValueError: the stream has no consumer of this name.
         """
         ...
@@ -162,7 +162,7 @@ class DataBus(Protocol):
         """Look on.
 
         Raises:
-            BusError: there is no stream.
+            StreamError: there is no stream.
         """
         ...
 

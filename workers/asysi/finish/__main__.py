@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asysi.bus.states import ProducerState
-from asysi.bus.stream import BusError
+from asysi.bus.stream import StreamError
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import (
     ATTEMPTS_FOLDER,
@@ -54,7 +54,7 @@ def main(worker: Worker) -> int:
 
     try:
         rings = Rings(worker.shm)
-    except BusError as error:
+    except StreamError as error:
         raise ConfigError(
             f"finish cannot read the rings in {worker.shm}: {error}; prepare makes them first"
         ) from error

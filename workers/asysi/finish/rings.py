@@ -17,7 +17,7 @@ class Rings:
         shm: folder of the rings.
 
     Raises:
-        BusError: a ring is missing or of another version.
+        StreamError: a ring is missing or of another version.
     """
 
     def __init__(self, shm: Path) -> None:

@@ -11,7 +11,7 @@ import time
 from pathlib import PurePosixPath
 
 from asysi.bus.states import ReaderState
-from asysi.bus.stream import BusError
+from asysi.bus.stream import StreamError
 from asysi.contract.runtime import BUS_RING, CAPTURE_RING, Container, Exit
 from asysi.monitor.worker import Worker
 
@@ -34,7 +34,7 @@ def has_ended(worker: Worker) -> bool:
     try:
         with CppShardedSPMCBus(worker.shm / RINGS[worker.container]).control() as control:
             return ReaderState(control.reader_state(str(worker.container))).final
-    except (BusError, ValueError):
+    except (StreamError, ValueError):
         return False
 
 

@@ -9,7 +9,7 @@ from prometheus_client.registry import Collector
 from asysi.bus.accounts import read_accounts, total_consumed, total_produced
 from asysi.bus.mailbox import CaptureWord, Gauge
 from asysi.bus.states import DropReason, ReaderState
-from asysi.bus.stream import BusError, StreamControl
+from asysi.bus.stream import StreamControl, StreamError
 from asysi.contract.runtime import BUS_RING, CAPTURE_RING, Container
 from asysi.monitor.metrics import counter_family, gauge_family, summary_family
 
@@ -58,7 +58,7 @@ class _Look(Collector):
             if name not in self._controls:
                 try:
                     self._controls[name] = CppShardedSPMCBus(folder).control()
-                except BusError:
+                except StreamError:
                     continue
             yield name, self._controls[name]
 

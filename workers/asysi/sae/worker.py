@@ -12,7 +12,7 @@ import torch
 from asysi.bus.mailbox import CaptureWord, Gauge
 from asysi.bus.ring import CppShardedSPMCBus
 from asysi.bus.states import StreamEnd
-from asysi.bus.stream import BusError, Consumer
+from asysi.bus.stream import Consumer, StreamError
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import (
     BUS_RING,
@@ -291,7 +291,7 @@ def _steps_total(folder: Path) -> int:
     try:
         with CppShardedSPMCBus(folder).control() as control:
             return control.get(CaptureWord.STEPS_TOTAL)
-    except BusError:
+    except StreamError:
         return 0
 
 
@@ -304,6 +304,6 @@ def _began_with_bos(folder: Path) -> bool | None:
             sequences, opened = (
                 control.get(word) for word in (CaptureWord.SEQUENCES, CaptureWord.SEQUENCES_OPENED)
             )
-    except BusError:
+    except StreamError:
         return None
     return {0: False, sequences: True}.get(opened) if sequences else None
