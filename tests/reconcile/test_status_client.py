@@ -2,6 +2,8 @@
 
 import json
 import threading
+import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -74,7 +76,9 @@ def worker():
                 for name, value in headers:
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(body)
+                with suppress(OSError):  # who asked has had enough
+                    for piece in [body] if isinstance(body, bytes) else body:
+                        self.wfile.write(piece)
 
             def log_message(self, *_args):
                 """Say nothing."""
@@ -104,6 +108,18 @@ def test_a_redirect_is_not_followed(worker):
 def test_an_endless_answer_is_cut_off(worker):
     """More than the limit is not read."""
     assert ask("127.0.0.1", worker(200, b" " * (BODY_LIMIT + 1) + b"{}")) is None
+
+
+def test_a_dripping_answer_is_cut_off(worker):
+    """An answer that comes byte by byte is given up in time, although no single byte is late."""
+
+    class Drip:
+        def __iter__(self):
+            for piece in (b"{", *[b" "] * 40, b"}"):
+                time.sleep(0.05)
+                yield piece
+
+    assert ask("127.0.0.1", worker(200, Drip()), seconds=0.3) is None
 
 
 def test_nobody_there_is_no_answer(worker):
