@@ -76,7 +76,7 @@ def load(folder: Path) -> SparseAutoencoder:
             )
         return known[config["architecture"]].from_export(config, load_file(folder / WEIGHTS_FILE))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ConfigError(f"{folder} holds no SAE in SAELens' layout ({error})") from error
+        raise ConfigError(f"{folder} does not hold an SAE in SAELens' layout ({error})") from error
 
 
 def metadata_of(
