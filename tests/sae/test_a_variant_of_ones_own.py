@@ -23,7 +23,7 @@ from asysi.contract.runtime import Container, Exit
 from asysi.contract.spec import Part, Sae, SaeTrain, ScanExperiment
 from asysi.finish import features, provenance
 from asysi.finish.analysis import find_exports
-from asysi.finish.reread_tokens import Sheet, every_token
+from asysi.finish.reread_tokens import RereadTokens, every_token
 from asysi.monitor.worker import Worker
 from asysi.sae.checkpoint import read_checkpoint
 from asysi.sae.export import load
@@ -202,13 +202,13 @@ def test_it_goes_from_the_stream_to_the_reports_features(minimal, tmp_path):
     assert isinstance(sae, ReLU)
     x = np.concatenate([packet(step).payload for step in range(900, 950)])
     tokens = np.arange(len(x))
-    sheet = Sheet(
+    text = RereadTokens(
         tokens % 7 + 1, tokens // 24, np.ones(len(x), np.bool_), np.arange(50, dtype=np.uint64),
         np.arange(50) % 2 == 0,
     )  # fmt: skip
-    asked = features.Asked(k=None, quantization="none", seed=0, shown=LATENTS, sentence=0)
-    looked = features.look(POINT, sae, every_token(x), sheet, asked)
-    held = x[sheet.held_tokens]
+    question = features.Question(k=None, quantization="none", seed=0, shown=LATENTS, sentence=0)
+    looked = features.look(POINT, sae, every_token(x), text, question)
+    held = x[text.held_tokens]
     fires = sae.encode(torch.from_numpy(held)).numpy() > 0
     assert (fires.sum(1).min(), fires.sum(1).max()) != (looked.layer.l0, looked.layer.l0)  # there is no k
     assert looked.layer.l0 == pytest.approx(fires.sum(1).mean())
