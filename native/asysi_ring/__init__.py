@@ -84,7 +84,7 @@ except ImportError as _error:
         def __call__(self, *_: object, **__: object) -> NoReturn:
             raise NativeMissingError(
                 f"asysi_ring.{self.name} needs the native ring, which is not installed ({_why}): "
-                "install with a C++20 compiler and without ASYSI_NATIVE=0, or run in CONSUMER mode"
+                "install the package again where there is a C++20 compiler, without ASYSI_NATIVE=0"
             )
 
         def __getattr__(self, attribute: str) -> NoReturn:

@@ -130,8 +130,13 @@ class Claim:
     """A claimed chunk that its owner fills in place: a writable buffer over the packet's payload.
 
     As a context manager it commits at the end of the block, and aborts when the block raises. What is
-    aborted, or forgotten, is booked as dropped with reason 5, 'error'. While it is open its shard takes no
-    other packet (BusyError).
+    aborted, or forgotten, is booked as dropped with reason 5, 'error', and leaves no gap.
+
+    Any number of claims of a shard may be open at once, as long as there are chunks, and the shard takes
+    other packets meanwhile. Any thread may commit or abort one. Packets come in the order of the commits;
+    with `source` marks, commit in the order of the marks: a claim that is open when a higher mark is settled
+    is lost, and counted, if the process is killed. Closing the writer aborts what is open; its buffers must
+    not be written to afterwards.
 
         with writer.claim(0, header, rows, Dtype.FLOAT32) as claim:
             np.copyto(np.frombuffer(claim, np.float32).reshape(rows, -1), values)
@@ -140,6 +145,10 @@ class Claim:
     @property
     def open(self) -> bool:
         """Whether it was neither committed nor aborted."""
+
+    @property
+    def chunk(self) -> int:
+        """Its place among the chunks of its shard: neighbours lie `Writer.chunk_bytes` apart in memory."""
 
     def set_rows(self, rows: NDArray[np.void]) -> None:
         """Write the row records, [count] of ROW_DTYPE.
@@ -157,7 +166,8 @@ class Claim:
 
         Raises:
             BufferError: an array over the claim is alive and could change what readers see.
-            ClosedError: the claim is over.
+            ClosedError: the claim is over, or its writer closed.
+            BusyError: another thread has been at work in the shard for a second; the claim is still open.
         """
 
     def abort(self) -> None:
@@ -297,9 +307,40 @@ class Writer:
 
         Raises:
             FullError: there is no chunk; the rows are booked as dropped.
-            BusyError: another claim of this shard is open.
             ValueError, ClosedError: as `publish_block`; 0 rows are refused.
         """
+
+    def claim_many(
+        self,
+        shard: int,
+        headers: NDArray[np.void],
+        counts: Sequence[int],
+        dtype: int,
+        quantization: int = 0,
+        *,
+        book_seen: bool = True,
+    ) -> list[Claim]:
+        """Claim a chunk for each of several packets: neighbouring chunks, if that many are free.
+
+        Then the packets lie `chunk_bytes` apart, so that one copy with a stride fills them all. Where no
+        neighbours are to be had it takes any chunks, and counts that in `scattered`: compare `Claim.chunk`.
+
+        Args:
+            shard: of all of them.
+            headers: [packets] of HEADER_DTYPE.
+            counts: [packets], rows of each.
+            dtype, quantization, book_seen: as `claim`.
+
+        Returns:
+            The claims, in the order of the headers. When there are fewer chunks than packets, the rows of
+            the last packets are booked as dropped and the list is shorter.
+
+        Raises:
+            ValueError, ClosedError: as `claim`, before anything is claimed.
+        """
+
+    def scattered(self, shard: int = 0) -> int:
+        """Return how often `claim_many` found no neighbouring chunks, since the ring was created."""
 
     def topology(self) -> dict[str, Any]:
         """Return what this process obtained for the ring's data.
@@ -536,6 +577,9 @@ class Control:
 
     def heads(self) -> list[int]:
         """Return the sequence of the newest packet of each shard, 0 when none."""
+
+    def scattered(self) -> list[int]:
+        """Return for each shard how often `Writer.claim_many` found no neighbouring chunks."""
 
     def produced(self) -> list[dict[str, object]]:
         """Return for each account seen, published, sampled_out, dropped (8 numbers, by reason) and

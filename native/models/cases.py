@@ -77,6 +77,31 @@ CASES = (
         ),
     ),
     Case(
+        "claims.pml",
+        "claims of a live producer, killed twice",
+        "-DITEMS=3",
+        "-DITEMS=5",
+        (
+            Mutant("-DMUTANT_VERSION_AT_CLAIM", "seen==announced"),
+            Mutant("-DMUTANT_SEQUENCE_AT_CLAIM", "head==committed"),
+            Mutant("-DMUTANT_CLAIM_CLOSED_AFTER_INTENT", "seen==announced"),
+            Mutant("-DMUTANT_CRASH_WITHOUT_INTENT", "seen==announced"),
+            Mutant("-DMUTANT_OPEN_CLAIMS_FORGOTTEN", "seen==announced"),
+            Mutant("-DMUTANT_OWED_BEFORE_CLAIMS", "seen==(published+dropped)"),
+            Mutant("-DMUTANT_CLAIM_IGNORES_WRITING", "!(mine[c])"),
+        ),
+    ),
+    Case(
+        "claims.pml",
+        "claims that are repeated, killed twice",
+        "-DSOURCE=1 -DITEMS=4",
+        "-DSOURCE=1 -DITEMS=5",
+        (
+            Mutant("-DMUTANT_ANY_MARK_REPEATS", "seen==source"),
+            Mutant("-DMUTANT_OPEN_CLAIMS_FORGOTTEN", "claim_open[c]"),
+        ),
+    ),
+    Case(
         "pins.pml",
         "one reader, killed",
         "-DREADERS=1 -DCHUNKS=3 -DPACKETS=5 -DKILLS=1",
@@ -174,9 +199,10 @@ CASES = (
         "random:2000000 bound:3",
         (
             Mutant("GATE_LEAVE=relaxed", "DATA RACE"),
-            Mutant("GATE_SUSPEND=relaxed", "DATA RACE"),
-            Mutant("looks_once", "DATA RACE"),
-            Mutant("close_passes_an_open_claim_by", "DATA RACE"),
+            Mutant("GATE_ENTER=relaxed GATE_QUEUE=relaxed", "DATA RACE"),
+            Mutant("looks_once", "USER ASSERT"),
+            Mutant("close_waits_for_nobody", "DATA RACE"),
+            Mutant("close_leaves_claims_open", "USER ASSERT"),
         ),
     ),
     Case(

@@ -1,38 +1,64 @@
-// Gate: one thread of a process at a time in a shard, and a claim that stays open between two turns; Seat: who closes waits
-// for whoever is inside, and nobody comes in afterwards.
+// Gate: one thread of a process at a time in a shard, where a claim that was opened in one turn ends in another, of another
+// thread perhaps; Seat: who closes waits for whoever is inside, ends what is open, and nobody comes in afterwards.
 #include "model.hpp"
 
 namespace {
 
 using model::Word;
 
-constexpr Word free_ = 0, taken = 1, suspended = 2;
+constexpr Word free_ = 0, taken = 1;
 
 struct Turns : rl::test_suite<Turns, 3> {
     rl::atomic<Word> gate;
     rl::atomic<Word> closed;
+    rl::atomic<Word> handed;  // from the thread that claims to the one that commits: the application's own
     rl::var<Word> lane;
+    rl::var<Word> open;
     rl::var<Word> left;
 
     void before() {
         gate($).store(free_, rl::mo_relaxed);
         closed($).store(0, rl::mo_relaxed);
+        handed($).store(0, rl::mo_relaxed);
         VAR(lane) = 0;
+        VAR(open) = 0;
         VAR(left) = 0;
     }
 
     void thread(unsigned index) {
         if (index == 0) return close();
-        for (int i = 0; i < 2; ++i) {
-            if (!enter()) return;
+        index == 1 ? claim() : commit();
+    }
+    void after() { RL_ASSERT(VAR(open) == 0); }
+
+    // Two claims; the second is opened while the first is, or is not, yet open.
+    void claim() {
+        for (Word i = 1; i <= 2; ++i) {
+            if (!enter()) break;
             work();
-            if (index == 1) {
-                // A claim; it is aborted by its destructor, which asks for nothing but the gate.
-                leave(ORDER_GATE_SUSPEND, suspended);
-                if (!resume()) return;
-                work();
+            VAR(open) = VAR(open) + 1;
+            leave(ORDER_GATE_LEAVE);
+            handed($).store(i, rl::mo_relaxed);
+        }
+        handed($).fetch_add(8, rl::mo_relaxed);  // no more come
+    }
+
+    void commit() {
+        for (Word done = 0;;) {
+            const Word there = handed($).load(rl::mo_relaxed);
+            if ((there & 7) == done) {
+                if (there >= 8) return;
+                rl::yield(1, $);
+                continue;
             }
-            leave(ORDER_GATE_LEAVE, free_);
+            if (!enter()) return;
+            // Closed in between, it would be over.
+            if (VAR(open) > 0) {
+                work();
+                VAR(open) = VAR(open) - 1;
+            }
+            ++done;
+            leave(ORDER_GATE_LEAVE);
         }
     }
 
@@ -44,42 +70,32 @@ struct Turns : rl::test_suite<Turns, 3> {
 
     bool enter() {
         if (closed($).load(ORDER_SEAT_LOAD) != 0) return false;
+        pass();
+        static const bool once = model::mutant("looks_once");
+        if (!once && closed($).load(ORDER_SEAT_LOAD) != 0) return leave(ORDER_GATE_LEAVE), false;
+        return true;
+    }
+    void pass() {
         Word there = free_;
         while (!gate($).compare_exchange_strong(there, taken, ORDER_GATE_ENTER, ORDER_GATE_FAILED)) {
-            if (there == suspended) return false;
             there = free_;
             rl::yield(1, $);
         }
-        static const bool once = model::mutant("looks_once");
-        if (!once && closed($).load(ORDER_SEAT_LOAD) != 0) return leave(ORDER_GATE_LEAVE, free_), false;
-        return true;
     }
-    bool resume() {
-        Word there = suspended;
-        return gate($).compare_exchange_strong(there, taken, ORDER_GATE_RESUME, ORDER_GATE_FAILED);
-    }
-    void leave(rl::memory_order order, Word word) { gate($).store(word, order); }
+    void leave(rl::memory_order order) { gate($).store(free_, order); }
 
+    // Whoever is inside ends; what is open then is aborted.
     void close() {
         closed($).exchange(1, ORDER_SEAT_CLOSE);
-        while (!quiet()) rl::yield(1, $);
-        VAR(left) = 1;
-    }
-
-    // Whether nobody is inside: an open claim is aborted on the way.
-    bool quiet() {
-        if (resume()) {
+        static const bool waits = !model::mutant("close_waits_for_nobody");
+        static const bool aborts = !model::mutant("close_leaves_claims_open");
+        if (waits) pass();
+        if (aborts && VAR(open) > 0) {
             work();
-            leave(ORDER_GATE_LEAVE, free_);
+            VAR(open) = 0;
         }
-        Word there = free_;
-        if (gate($).compare_exchange_strong(there, taken, ORDER_GATE_ENTER, ORDER_GATE_FAILED)) {
-            leave(ORDER_GATE_LEAVE, free_);
-            return true;
-        }
-        // enter() raises BusyError when it meets a claim, and the code goes on to the next shard.
-        static const bool gives_up = model::mutant("close_passes_an_open_claim_by");
-        return gives_up && there == suspended;
+        VAR(left) = 1;
+        if (waits) leave(ORDER_GATE_LEAVE);
     }
 };
 

@@ -69,8 +69,6 @@ ORDERS: dict[str, tuple[str, str, str, int, int | None]] = {
     "GATE_ENTER": ("enter", "state_", "compare_exchange_strong", 0, None),
     "GATE_QUEUE": ("queue", "state_", "compare_exchange_weak", 0, None),
     "GATE_FAILED": ("queue", "state_", "compare_exchange_weak", 1, None),
-    "GATE_RESUME": ("resume", "state_", "compare_exchange_strong", 0, None),
-    "GATE_SUSPEND": ("suspend", "state_", "store", 0, None),
     "GATE_LEAVE": ("Turn", "state_", "store", 0, None),
     "SEAT_CLOSE": ("close", "closed_", "exchange", 0, None),
     "SEAT_CLOSED": ("closed", "closed_", "load", 0, None),

@@ -2,6 +2,7 @@
 #include <cstring>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "bindings.hpp"
 
@@ -105,24 +106,51 @@ int get_claim_buffer(PyObject* self, Py_buffer* out, int flags) {
 
 void release_claim_buffer(PyObject* self, Py_buffer*) { --py::handle(self).cast<Filling&>().exports; }
 
+/// A block whose payload the caller fills in place.
+Block unfilled(i64 shard, const PacketHeader& header, std::size_t count, i64 dtype, i64 quantization, bool book_seen) {
+    Block block{};
+    block.shard = small(shard, "shard");
+    block.header = header;
+    block.rows = {.base = nullptr, .stride = 0, .index = nullptr, .count = count, .width = header.width,
+                  .dtype = static_cast<Dtype>(small(dtype, "dtype") & 0xFFFF)};
+    block.quantization = quantization_of(quantization);
+    block.book_seen = book_seen;
+    return block;
+}
+
+[[noreturn]] void refuse_full(const Writer& writer, i64 shard, u64 rows) {
+    throw FullError("shard " + std::to_string(shard) + " of the ring in " + writer.ring().folder() + " has no chunk for " +
+                    std::to_string(rows) + " rows: they are booked as dropped");
+}
+
 std::unique_ptr<Filling> claim(const std::shared_ptr<Writer>& writer, i64 shard, const py::object& header, i64 count, i64 dtype,
                                i64 quantization, const py::object& rows, bool book_seen) {
     const auto n = static_cast<std::size_t>(small(count, "count"));
     const Bytes header_view(header, "header", header_bytes, 1);
     std::optional<Bytes> rows_view;
     if (!rows.is_none()) rows_view.emplace(rows, "rows", row_bytes, n);
-    Block block{};
-    block.shard = small(shard, "shard");
-    std::memcpy(&block.header, header_view.as<PacketHeader>(), sizeof block.header);
+    Block block = unfilled(shard, *header_view.as<PacketHeader>(), n, dtype, quantization, book_seen);
     block.records = rows_view ? rows_view->as<RowRecord>() : nullptr;
-    block.rows = {.base = nullptr, .stride = 0, .index = nullptr, .count = n, .width = block.header.width,
-                  .dtype = static_cast<Dtype>(small(dtype, "dtype") & 0xFFFF)};
-    block.quantization = quantization_of(quantization);
-    block.book_seen = book_seen;
     auto claimed = writer->claim(block);
     if (claimed) return std::make_unique<Filling>(writer, std::move(*claimed));
-    throw FullError("shard " + std::to_string(shard) + " of the ring in " + writer->ring().folder() + " has no chunk for " +
-                    std::to_string(n) + " rows: they are booked as dropped");
+    refuse_full(*writer, shard, n);
+}
+
+std::vector<std::unique_ptr<Filling>> claim_many(const std::shared_ptr<Writer>& writer, i64 shard, const py::object& headers,
+                                                 const std::vector<i64>& counts, i64 dtype, i64 quantization, bool book_seen) {
+    const Bytes headers_view(headers, "headers", header_bytes, counts.size());
+    std::vector<Block> blocks;
+    for (std::size_t i = 0; i < counts.size(); ++i) {
+        const auto n = static_cast<std::size_t>(small(counts[i], "count"));
+        PacketHeader header;
+        std::memcpy(&header, headers_view.as<PacketHeader>() + i, sizeof header);
+        blocks.push_back(unfilled(shard, header, n, dtype, quantization, book_seen));
+    }
+    std::vector<Claim> claims;
+    writer->claim(blocks, claims);
+    std::vector<std::unique_ptr<Filling>> all;
+    for (Claim& claim : claims) all.push_back(std::make_unique<Filling>(writer, std::move(claim)));
+    return all;
 }
 
 }  // namespace
@@ -135,6 +163,7 @@ void define_writer(py::module_& m) {
     });
     py::class_<Filling> filling(m, "Claim", py::is_final(), buffers);
     filling.def_property_readonly("open", [](Filling& f) { return f.claim().open(); });
+    filling.def_property_readonly("chunk", [](Filling& f) { return f.claim().chunk(); });
     filling.def("set_rows", &Filling::set_rows, py::arg("rows"));
     filling.def("set_scales", &Filling::set_scales, py::arg("scales"));
     filling.def("commit", &Filling::commit);
@@ -159,6 +188,9 @@ void define_writer(py::module_& m) {
              py::arg("folder"), py::kw_only(), py::arg("timeout") = 0.0);
     type.def("claim", &claim, py::arg("shard"), py::arg("header"), py::arg("count"), py::arg("dtype"), py::arg("quantization") = 0,
              py::kw_only(), py::arg("rows") = py::none(), py::arg("book_seen") = true);
+    type.def("claim_many", &claim_many, py::arg("shard"), py::arg("headers"), py::arg("counts"), py::arg("dtype"),
+             py::arg("quantization") = 0, py::kw_only(), py::arg("book_seen") = true);
+    type.def("scattered", [](const Writer& w, i64 shard) { return w.scattered(small(shard, "shard")); }, py::arg("shard") = 0);
     type.def("topology", [](const Writer& w) { return topology_of(w.ring(), w.ring().live().writer.registered.load() == 1); });
     type.def("pool", [](const Writer& w) {
         return py::make_tuple(reinterpret_cast<std::uintptr_t>(w.ring().data().base()), w.ring().data().bytes());

@@ -230,6 +230,11 @@ void define_control(py::module_& m) {
         for (u32 s = 0; s < c.ring().geometry().shards; ++s) heads.push_back(c.ring().shard(s).head.load());
         return heads;
     });
+    type.def("scattered", [](const Control& c) {
+        std::vector<u64> scattered;
+        for (u32 s = 0; s < c.ring().geometry().shards; ++s) scattered.push_back(c.ring().shard(s).scattered.load());
+        return scattered;
+    });
     type.def("produced", &produced_books);
     type.def("consumed", &consumed_books, py::arg("reader"));
     type.def("gauges", &gauges, py::arg("reader"));

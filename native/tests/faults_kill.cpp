@@ -26,12 +26,13 @@ constexpr u32 most_shards = 2;
 constexpr u32 most_accounts = 4;
 constexpr u32 most_readers = 2;
 constexpr u32 rounds_of_a_ring = 12;
+constexpr u32 most_open = 3;  // claims at once
 
 // --- what should have happened ------------------------------------------------------------------------------------
 
 using Made = Versioned<produced::words>::Values;
 
-enum class Op : u32 { none, publish, claim, abort, book };
+enum class Op : u32 { none, publish, claim, commit, abort, book };
 
 /// One account's numbers after calls that returned.
 struct Account {
@@ -63,9 +64,13 @@ struct Witness {
     std::array<Account, most_accounts> accounts;
     std::array<u64, most_shards> head, source;
     Call call;
+    // Claims that were opened by a call that returned, and not ended by one that began.
+    std::array<Parcel, most_open> open;
+    u32 claims;
     std::array<Taken, most_readers> readers;
     // What the calls that a kill cut short turned out to have done.
     u64 undone, published, crashed, refused, repeated;
+    u64 left_open;  // claims that a kill left open
 };
 
 Witness* witness = nullptr;
@@ -114,11 +119,16 @@ std::vector<Outcome> outcomes(const Call& call, Policy policy) {
         return {{before, 0, false, &witness->undone}, {owed, 0, true, &witness->crashed}, {made, 0, true, &witness->published}};
     }
     // What was seen before it was published is owed: such a call cannot have done nothing, nor can a live one be undone
-    // once its intent is open.
-    if (call.packet.book_seen) all.push_back({before, 0, false, &witness->undone});
-    if (call.packet.source == 0) all.push_back({dropped_for(reason::crash), 0, false, &witness->crashed});
-    if (policy == Policy::drop_new) all.push_back({dropped_for(reason::ring_full), 0, true, &witness->refused});
-    if (policy == Policy::overwrite) all.push_back({dropped_for(reason::no_chunk), 1, true, &witness->refused, true});
+    // once its intent, or its claim, is open.
+    const bool repeated = call.packet.source > witness->source[call.packet.shard];
+    const bool ends_a_claim = call.op == Op::commit || call.op == Op::abort;
+    if (ends_a_claim ? repeated : call.packet.book_seen) all.push_back({before, 0, false, &witness->undone});
+    if (!repeated) all.push_back({dropped_for(reason::crash), 0, false, &witness->crashed});
+    if (!ends_a_claim && policy == Policy::drop_new) all.push_back({dropped_for(reason::ring_full), 0, true, &witness->refused});
+    if (!ends_a_claim && policy == Policy::overwrite) {
+        all.push_back({dropped_for(reason::no_chunk), 1, true, &witness->refused, true});
+    }
+    if (call.op == Op::claim) return all;
     if (call.op == Op::abort) {
         all.push_back({dropped_for(reason::error), 0, true, &witness->refused});
         return all;
@@ -141,6 +151,31 @@ void note(const Call& call, const Outcome& outcome) {
     witness->call.op = Op::none;
 }
 
+/// What a crash makes of `account`'s books when the shard's mark stands at `mark`: the rows of its open claims are lost, but
+/// for those that are repeated.
+Made without_claims(Made made, u32 account, u64 mark) {
+    for (u32 i = 0; i < witness->claims; ++i) {
+        const Parcel& packet = witness->open[i];
+        if (packet.account != account || packet.source > mark) continue;
+        if (packet.book_seen) made[produced::seen] += packet.rows;
+        made[produced::dropped + reason::crash] += packet.rows;
+    }
+    return made;
+}
+
+/// Notes that whoever had claims open is gone.
+void note_lost_claims() {
+    std::array<Made, most_accounts> made;
+    for (u32 i = 0; i < most_accounts; ++i) made[i] = witness->accounts[i].made;
+    for (u32 i = 0; i < witness->claims; ++i) {
+        const Parcel& packet = witness->open[i];
+        made[packet.account] = without_claims(witness->accounts[packet.account].made, packet.account, witness->source[packet.shard]);
+    }
+    for (u32 i = 0; i < most_accounts; ++i) witness->accounts[i].made = made[i];
+    witness->left_open += witness->claims;
+    witness->claims = 0;
+}
+
 /// Holds the ring against the notes, after a producer took over.
 void expect_exact(const Ring& ring) {
     const Call call = witness->call;
@@ -148,7 +183,8 @@ void expect_exact(const Ring& ring) {
         const Made made = ring.account(call.packet.account).counters.load();
         const auto all = outcomes(call, ring.geometry().policy);
         const auto found = std::find_if(all.begin(), all.end(), [&](const Outcome& one) {
-            return one.made == made && ring.shard(call.packet.shard).head == witness->head[call.packet.shard] + one.heads;
+            const u64 mark = std::max(witness->source[call.packet.shard], one.settled ? call.packet.source : 0);
+            return without_claims(one.made, call.packet.account, mark) == made && ring.shard(call.packet.shard).head == witness->head[call.packet.shard] + one.heads;
         });
         if (found == all.end()) {
             complain("a call that was cut short did what it may not", "now " + words(made) + "before " +
@@ -160,12 +196,13 @@ void expect_exact(const Ring& ring) {
         ++*found->count;
         note(call, *found);
     }
+    note_lost_claims();
     for (u32 shard = 0; shard < ring.geometry().shards; ++shard) {
         EXPECT(ring.shard(shard).head == witness->head[shard]);
         EXPECT(ring.shard(shard).source == witness->source[shard]);
         EXPECT(ring.shard(shard).intent.open == 0);
         for (u32 chunk = 0; chunk < ring.geometry().chunks; ++chunk) {
-            EXPECT((ring.state(shard, chunk).load() & word::writing) == 0);
+            EXPECT((ring.state(shard, chunk).load() & word::writing) == 0 && ring.claim(shard, chunk).open == 0);
         }
     }
     for (u32 i = 0; i < ring.accounts(); ++i) {
@@ -175,75 +212,119 @@ void expect_exact(const Ring& ring) {
     }
 }
 
-/// Does what `call` says, with its note before and behind.
-void perform(Writer& writer, const Call& call) {
-    const bool repeats = call.packet.source != 0 && call.packet.source <= witness->source[call.packet.shard];
-    EXPECT(!repeats);
-    witness->call = call;
+/// Claims that are open: `claims[i]` is `witness->open[i]`.
+using Claims = std::vector<Claim>;
+
+/// Does what `call` says, with its note before and behind. `ended`: the claim that a commit or an abort is about.
+void perform(Writer& writer, Claims& claims, const Call& call, std::size_t ended = 0) {
+    const Policy policy = writer.geometry().policy;
     const Parcel& packet = call.packet;
+    if (call.op == Op::commit || call.op == Op::abort) {
+        const auto all = outcomes(call, policy);
+        for (u32 i = static_cast<u32>(ended); i + 1 < witness->claims; ++i) witness->open[i] = witness->open[i + 1];
+        --witness->claims;
+        witness->call = call;
+        Claim claim = std::move(claims[ended]);
+        Claims rest;
+        for (std::size_t i = 0; i < claims.size(); ++i) {
+            if (i != ended) rest.push_back(std::move(claims[i]));
+        }
+        claims.swap(rest);
+        call.op == Op::commit ? claim.commit() : claim.abort();
+        return note(call, all.back());
+    }
+    EXPECT(packet.source == 0 || packet.source > witness->source[packet.shard]);
+    witness->call = call;
     if (call.op == Op::book) {
         writer.book(packet.account, call.entry, packet.shard, packet.source);
-        note(call, outcomes(call, writer.geometry().policy).back());
-        return;
+        return note(call, outcomes(call, policy).back());
     }
+    const auto all = outcomes(call, policy);
     bool went = false;
     if (call.op == Op::publish) {
         went = publish(writer, packet);
-    } else {
-        auto claim = test::claim(writer, packet);
-        went = claim.has_value();
-        if (went && call.op == Op::claim) claim->commit();
-        if (went && call.op == Op::abort) claim->abort();
+        if (went) return note(call, all.back());
+    } else if (auto claim = test::claim(writer, packet)) {
+        claims.push_back(std::move(*claim));
+        witness->open[witness->claims++] = packet;
+        witness->call.op = Op::none;
+        return;
     }
-    const auto all = outcomes(call, writer.geometry().policy);
-    const bool gap = !went;
-    const auto done = std::find_if(all.begin(), all.end(), [&](const Outcome& one) {
-        return gap ? one.count == &witness->refused && one.made[produced::dropped + reason::error] ==
-                                                           witness->accounts[packet.account].made[produced::dropped + reason::error]
-                   : &one == &all.back();
-    });
-    EXPECT(done != all.end());
-    note(call, *done);
+    note(call, *std::find_if(all.begin(), all.end(), [](const Outcome& one) { return one.count == &witness->refused; }));
+}
+
+/// Ends the claim at `index`: aborted; or committed, which goes in the order of their packets' numbers.
+void end_claim(Writer& writer, Claims& claims, std::size_t index, bool commit) {
+    const u32 account = witness->open[index].account;
+    if (commit) {
+        for (index = 0; witness->open[index].account != account;) ++index;
+    }
+    perform(writer, claims, {commit ? Op::commit : Op::abort, witness->open[index], {}}, index);
+}
+
+/// A mark above all that are settled or under way in a shard.
+u64 next_source(u32 shard) {
+    u64 highest = witness->source[shard];
+    for (u32 i = 0; i < witness->claims; ++i) {
+        if (witness->open[i].shard == shard) highest = std::max(highest, witness->open[i].source);
+    }
+    return highest + 1;
 }
 
 void produce(const std::string& folder, u64 seed, u64 turns) {
     Dice dice(seed);
     std::optional<Writer> writer(std::in_place, folder);
+    Claims claims;
     const Ring& ring = writer->ring();
     const Geometry& g = writer->geometry();
     expect_exact(ring);
+    const auto end_all = [&] {
+        while (!claims.empty()) end_claim(*writer, claims, dice.below(claims.size()), dice.below(2) == 0);
+    };
     for (u64 turn = 0; turns == 0 ? !witness->stop : turn < turns; ++turn) {
         ++witness->turns;
         const u32 index = static_cast<u32>(dice.below(g.accounts));
         // Registered in order, the last ones late.
         const u32 account = writer->account("account " + std::to_string(std::min(index, ring.accounts())));
+        const u64 kind = dice.below(16);
+        if (kind > 11 && !claims.empty()) {
+            end_claim(*writer, claims, dice.below(claims.size()), dice.below(3) != 0);
+            continue;
+        }
         Call call{.op = Op::publish, .packet = {.shard = account % g.shards, .account = account, .number = 0,
                                                 .rows = 1 + static_cast<u32>(dice.below(most_rows))}, .entry = {}};
-        call.packet.number = ++witness->accounts[account].number;
-        const u64 kind = dice.below(16);
-        const u64 next = witness->source[call.packet.shard] + 1;
-        if (kind < 3) call.packet.source = next;
-        if (kind == 3) call.op = Op::claim;
-        if (kind == 4) call.op = Op::abort;
+        const u64 next = next_source(call.packet.shard);
+        if (kind < 3 || kind == 9) call.packet.source = next;
+        if (kind >= 8 && kind < 11) call.op = Op::claim;
         if (kind == 5) call = {Op::book, call.packet, {.seen = 5, .sampled_out = 5}};
         if (kind == 6) {
             call = {Op::book, call.packet, {.seen = 2, .dropped = 2, .reason = 6}};
             call.packet.source = next;
         }
-        if (kind == 7) {
-            perform(*writer, {Op::book, call.packet, {.seen = call.packet.rows + 3U, .sampled_out = 3}});
+        if (kind == 3) static_cast<void>(writer->free(call.packet.shard));
+        if (call.op == Op::claim && claims.size() == most_open) end_claim(*writer, claims, dice.below(most_open), true);
+        if (call.op == Op::publish) {
+            // Numbers of an account's packets only grow: its claims go first.
+            for (std::size_t i = claims.size(); i-- > 0;) {
+                if (witness->open[i].account == account) end_claim(*writer, claims, i, true);
+            }
+        }
+        if (kind == 7 || kind == 10) {
+            perform(*writer, claims, {Op::book, call.packet, {.seen = call.packet.rows + 3U, .sampled_out = 3}});
             call.packet.book_seen = false;
         }
-        if (kind == 8) static_cast<void>(writer->free(call.packet.shard));
-        perform(*writer, call);
+        if (call.op != Op::book) call.packet.number = ++witness->accounts[account].number;
+        perform(*writer, claims, call);
         if (dice.below(8) == 0) usleep(30);
         if (dice.below(64) == 0) {
+            end_all();
             writer->close(dice.below(2) == 0 ? WriterState::complete : WriterState::attempt_over);
             writer.reset();
             writer.emplace(folder);
             expect_exact(writer->ring());
         }
     }
+    end_all();
     expect_exact(writer->ring());
 }
 
@@ -503,6 +584,7 @@ void begin(const std::string& folder, const Geometry& g, std::string_view label)
 std::string_view before(std::string_view label, bool writes, Dice& dice) {
     if (label == "takeover.owed.booked") return "writer.books.stored";
     if (label == "takeover.claim.freed") return "writer.header.written";
+    if (label == "takeover.claim.booked") return "writer.claim.opened";
     if (label == "takeover.source.raised") return "writer.head.stored";
     for (;;) {
         const auto one = testpoint::labels[dice.below(testpoint::labels.size())];
@@ -550,7 +632,7 @@ void round_of(const std::string& folder, const Geometry& g, std::string_view lab
 }
 
 struct Sums {
-    u64 rings = 0, rounds = 0, undone = 0, published = 0, crashed = 0, refused = 0, turns = 0;
+    u64 rings = 0, rounds = 0, undone = 0, published = 0, crashed = 0, refused = 0, left_open = 0, turns = 0;
 };
 
 /// The end of a ring: everybody is done, and nothing is left open.
@@ -572,6 +654,7 @@ void finish(const std::string& folder, const Geometry& g, Sums& sums) {
     sums.published += witness->published;
     sums.crashed += witness->crashed;
     sums.refused += witness->refused;
+    sums.left_open += witness->left_open;
     sums.turns += witness->turns;
     ++sums.rings;
 }
@@ -596,8 +679,9 @@ void print(const Sums& sums) {
     const auto number = [](u64 value) { return static_cast<unsigned long long>(value); };
     std::printf("{\"kills\": %llu, \"rings\": %llu, \"rounds\": %llu, \"turns\": %llu,\n", number(kills), number(sums.rings),
                 number(sums.rounds), number(sums.turns));
-    std::printf(" \"cut_short\": {\"undone\": %llu, \"done\": %llu, \"lost in the crash\": %llu, \"refused\": %llu},\n \"labels\": {",
-                number(sums.undone), number(sums.published), number(sums.crashed), number(sums.refused));
+    std::printf(" \"cut_short\": {\"undone\": %llu, \"done\": %llu, \"lost in the crash\": %llu, \"refused\": %llu, \"claims left open\": %llu},\n \"labels\": {",
+                number(sums.undone), number(sums.published), number(sums.crashed), number(sums.refused),
+                number(sums.left_open));
     bool first = true;
     for (const auto label : testpoint::labels) {
         std::printf("%s\n  \"%s\": %llu", first ? "" : ",", std::string(label).c_str(), number(tally[label].kills));

@@ -2,6 +2,7 @@
 //
 // Compiled with -DASYSI_TESTPOINTS. Whoever hangs is killed by the alarm.
 #include <functional>
+#include <optional>
 #include <thread>
 
 #include "fixture.hpp"
@@ -135,12 +136,42 @@ void a_claim_that_opens_while_its_writer_closes_is_aborted_first() {
     });
     await(phase, 1);
     writer.close(WriterState::complete);
+    await(phase, 2);
     const Ring look(folder.path, Ring::Role::look);
-    EXPECT(phase == 2 && look.shard(0).intent.open == 0 && leaked(look) == 0);
+    EXPECT(look.shard(0).head == 0 && look.shard(0).intent.open == 0 && leaked(look) == 0);
     const auto made = look.account(0).counters.load();
     EXPECT(made[produced::dropped + reason::error] == 3 && balances(made));
     phase = 3;
     claims.join();
+}
+
+void claims_that_are_open_when_their_writer_closes_are_over() {
+    Folder folder;
+    create(folder.path, shape(1, 8, 1, {"r"}));
+    std::optional<Writer> writer(std::in_place, folder.path);
+    writer->account("a");
+    auto first = claim(*writer, {.number = 1, .rows = 3});
+    auto second = claim(*writer, {.number = 2, .rows = 2});
+    EXPECT(first && second && publish(*writer, {.number = 3}));
+    writer->close(WriterState::complete);
+    const Ring look(folder.path, Ring::Role::look);
+    const auto made = look.account(0).counters.load();
+    EXPECT(made[produced::dropped + reason::error] == 5 && balances(made) && leaked(look) == 0 && look.shard(0).head == 1);
+    // The next producer has the same chunks: what is left of the old claims must not touch them.
+    Writer successor(folder.path);
+    auto again = claim(successor, {.number = 4});
+    bool refused = false;
+    try {
+        first->commit();
+    } catch (const ClosedError&) {
+        refused = true;
+    }
+    second->abort();
+    EXPECT(refused && again && again->open());
+    again->commit();
+    EXPECT(look.shard(0).head == 2 && balances(look.account(0).counters.load()) && leaked(look) == 0);
+    first.reset();
+    second.reset();
 }
 
 void a_reader_that_is_closed_while_it_pulls_keeps_its_place() {
@@ -180,6 +211,7 @@ int main() {
     HOLDS(a_reader_within_its_rights_is_not_evicted);
     HOLDS(pins_in_other_shards_are_cleared_after_an_eviction);
     HOLDS(a_claim_that_opens_while_its_writer_closes_is_aborted_first);
+    HOLDS(claims_that_are_open_when_their_writer_closes_are_over);
     HOLDS(a_reader_that_is_closed_while_it_pulls_keeps_its_place);
     return 0;
 }

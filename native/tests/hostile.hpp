@@ -79,14 +79,18 @@ inline u64 visit_as_producer(const std::string& folder, u64 seed, u64 turns) {
         guarded_by_types([&] { accounts.push_back(writer.account("account " + std::to_string(i))); });
     }
     if (accounts.empty()) accounts.push_back(0);
+    std::vector<Claim> open;
     for (u64 turn = 1; turn <= turns; ++turn) {
         guarded_by_types([&] {
             const u32 account = accounts[dice.below(accounts.size())];
             const Parcel packet{.shard = static_cast<u32>(dice.below(g.shards)), .account = account, .number = turn,
                                 .rows = 1 + static_cast<u32>(dice.below(2)), .source = dice.below(4) == 0 ? turn : 0};
             if (dice.below(4) == 0) {
-                auto claimed = claim(writer, packet);
-                if (claimed && dice.below(2) == 0) claimed->commit();
+                if (auto claimed = claim(writer, packet)) open.push_back(std::move(*claimed));
+                if (open.size() > dice.below(4)) {
+                    if (dice.below(2) == 0) open.back().commit();
+                    open.pop_back();
+                }
             } else {
                 published += publish(writer, packet);
             }

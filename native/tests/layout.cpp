@@ -61,10 +61,10 @@ int main(int argc, char** argv) {
     FIELD(Live, doorbell), FIELD(Live, unused), FIELD(Live, waiters), FIELD(Live, writer_state), FIELD(Live, generation),
         FIELD(Live, accounts), FIELD(Live, unused_too), FIELD(Live, writer), FIELD(Live, mailbox);
     STRUCTURE(ShardEntry);
-    FIELD(ShardEntry, head), FIELD(ShardEntry, source), FIELD(ShardEntry, intent);
+    FIELD(ShardEntry, head), FIELD(ShardEntry, source), FIELD(ShardEntry, scattered), FIELD(ShardEntry, intent);
     STRUCTURE(Intent);
-    FIELD(Intent, open), FIELD(Intent, sequence), FIELD(Intent, account), FIELD(Intent, version), FIELD(Intent, rows),
-        FIELD(Intent, book_seen), FIELD(Intent, source), FIELD(Intent, tombstone);
+    FIELD(Intent, open), FIELD(Intent, sequence), FIELD(Intent, account), FIELD(Intent, claim), FIELD(Intent, version),
+        FIELD(Intent, rows), FIELD(Intent, book_seen), FIELD(Intent, source), FIELD(Intent, tombstone);
     STRUCTURE(ReaderEntry);
     FIELD(ReaderEntry, state), FIELD(ReaderEntry, epoch), FIELD(ReaderEntry, mapping);
     STRUCTURE(Attached);
@@ -74,7 +74,10 @@ int main(int argc, char** argv) {
     STRUCTURE(BookEntry);
     FIELD(BookEntry, counters), FIELD(BookEntry, gauges);
     STRUCTURE(ChunkState);
-    FIELD(ChunkState, word);
+    FIELD(ChunkState, word), FIELD(ChunkState, claim);
+    STRUCTURE(ClaimRecord);
+    FIELD(ClaimRecord, open), FIELD(ClaimRecord, account), FIELD(ClaimRecord, rows), FIELD(ClaimRecord, source),
+        FIELD(ClaimRecord, book_seen), FIELD(ClaimRecord, unused);
     STRUCTURE(Versioned<produced::words>);
     FIELD(Versioned<produced::words>, version), FIELD(Versioned<produced::words>, copies);
     STRUCTURE(Versioned<consumed::words>);

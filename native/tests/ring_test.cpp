@@ -303,6 +303,266 @@ void a_claim_is_booked_at_every_instruction() {
     }
 }
 
+/// A claim of `count` rows, filled with `value`.
+std::optional<Claim> open_claim(Writer& writer, float value, u32 count, u64 source = 0, bool book_seen = true) {
+    Block block{};
+    block.header.width = width;
+    block.header.source = source;
+    block.rows = {nullptr, 0, nullptr, count, width, Dtype::float32};
+    block.book_seen = book_seen;
+    auto claim = writer.claim(block);
+    if (claim) std::fill_n(reinterpret_cast<float*>(claim->payload().data()), count * width, value);
+    return claim;
+}
+
+/// Nothing is open in what a takeover left, and the packets are `wanted` up to the head, without a gap.
+void expect_packets(const std::string& folder, std::vector<float> wanted) {
+    const Books books(folder);
+    EXPECT(books.producer_balances());
+    EXPECT(books.made[produced::packets] == books.head && books.head <= wanted.size());
+    const Ring ring(folder, Ring::Role::look);
+    EXPECT(ring.shard(0).intent.open == 0);
+    for (u32 chunk = 0; chunk < ring.geometry().chunks; ++chunk) {
+        EXPECT(ring.claim(0, chunk).open == 0 && (ring.state(0, chunk).load() & word::writing) == 0);
+    }
+    wanted.resize(books.head);
+    {
+        Writer successor(folder);
+        EXPECT(publish(successor, 70));
+    }
+    wanted.push_back(70);
+    EXPECT(read_all(folder) == wanted);
+}
+
+/// Three claims on one account, the middle one aborted, a packet in between, committed in another order.
+void several_claims_are_booked_at_every_instruction() {
+    for (const Policy policy : {Policy::drop_new, Policy::overwrite}) {
+        Folder folder;
+        create(folder.path, small(policy, 10));
+        { Writer(folder.path).account("a"); }
+        const auto act = [](Writer& writer) {
+            writer.book(0, {.seen = 4});  // of the first claim, which is owed until it ends
+            auto first = open_claim(writer, 1, 4, 0, false);
+            auto middle = open_claim(writer, 2, 2);
+            auto last = open_claim(writer, 3, 1);
+            EXPECT(first && middle && last);
+            last->commit();
+            middle->abort();
+            EXPECT(publish(writer, 9));
+            first->commit();
+        };
+        std::map<u64, int> heads;
+        std::map<u64, int> lost;
+        const int states = steps_of_writer(folder.path, act, [&](const std::string& left) {
+            { const Writer successor(left); }
+            const Books books(left);
+            const std::array<u64, 4> rows = {0, 1, 3, 7};
+            ++heads[books.head];
+            EXPECT(books.made[produced::published] == rows[books.head]);
+            // What was claimed and is not published is lost in the crash, but for what was aborted: each row once.
+            const u64 error = books.made[produced::dropped + reason::error];
+            ++lost[books.made[produced::dropped + reason::crash]];
+            EXPECT(error == 0 || error == 2);
+            EXPECT(books.dropped() <= 4 + 2 + 2 + 1 - rows[books.head]);
+            expect_packets(left, {3, 9, 1});
+        });
+        EXPECT(states > 60 && heads.size() == 4);
+        // Nothing, the first, the first two, all three; the middle and the first again, the first alone.
+        for (const u64 rows : {0, 4, 6, 7}) EXPECT(lost[rows] > 3);
+    }
+}
+
+/// Each item is published, lost, or to be repeated: what has a mark at or below the shard's own is in the books.
+void claims_that_can_be_repeated_are_settled_once_in_any_order() {
+    for (const bool in_order : {true, false}) {
+        Folder folder;
+        create(folder.path, small(Policy::drop_new, 10));
+        { Writer(folder.path).account("a"); }
+        const auto act = [&](Writer& writer) {
+            auto first = open_claim(writer, 1, 1, 1);
+            auto second = open_claim(writer, 2, 2, 2);
+            auto third = open_claim(writer, 3, 4, 3);
+            if (!in_order) third->commit();
+            first->commit();
+            second->commit();
+            if (in_order) third->commit();
+        };
+        std::map<u64, int> marks;
+        bool some_lost = false;
+        steps_of_writer(folder.path, act, [&](const std::string& left) {
+            const Writer successor(left);
+            const Books books(left);
+            const std::array<u64, 4> rows = {0, 1, 3, 7};
+            ++marks[successor.source(0)];
+            EXPECT(books.producer_balances() && books.made[produced::seen] == rows[successor.source(0)]);
+            some_lost |= books.dropped() > 0;
+        });
+        EXPECT(marks.size() == (in_order ? 4U : 2U) && marks[3] > 1);
+        EXPECT(some_lost != in_order);
+    }
+}
+
+void taking_over_open_claims_may_itself_be_killed() {
+    Folder folder;
+    create(folder.path, small(Policy::drop_new, 6));
+    {
+        Writer writer(folder.path);
+        writer.account("a");
+        publish(writer, 5, 2, 8);
+    }
+    std::vector<Snapshot> left_behind;
+    const auto act = [](Writer& writer) {
+        auto repeated = open_claim(writer, 4, 4, 9);
+        auto first = open_claim(writer, 1, 1);
+        auto second = open_claim(writer, 2, 2);
+        first->commit();
+        second->abort();
+        repeated->commit();
+    };
+    steps_of_writer(folder.path, act, [&](const std::string& left) { left_behind.emplace_back(left); });
+    std::map<u64, int> lost;
+    for (std::size_t i = 0; i < left_behind.size(); i += 10) {
+        left_behind[i].restore(folder.path);
+        std::optional<Versioned<produced::words>::Values> settled;
+        const auto check = [&](const std::string& left) {
+            const Writer successor(left);
+            const Books books(left);
+            EXPECT(books.producer_balances());
+            // Wherever the repair is killed, the next one comes to the same numbers.
+            if (!settled) settled = books.made;
+            EXPECT(books.made == *settled);
+        };
+        each_instruction<int>(folder.path, [] { return std::make_unique<int>(0); }, [&](int&) { const Writer heir(folder.path); }, check);
+        ++lost[(*settled)[produced::dropped + reason::crash]];
+    }
+    EXPECT(lost[0] > 0 && lost[1] > 0 && lost[3] > 0 && lost[2] > 0);
+}
+
+void a_claim_is_committed_by_any_thread() {
+    Folder folder;
+    create(folder.path, small(Policy::drop_new, 12));
+    Writer writer(folder.path);
+    writer.account("a");
+    constexpr u32 packets = 5'000;
+    std::mutex mutex;
+    std::vector<Claim> ahead;
+    std::thread completes([&] {
+        for (u32 done = 0; done < packets;) {
+            std::vector<Claim> taken;
+            {
+                const std::scoped_lock turn(mutex);
+                taken.swap(ahead);
+            }
+            for (Claim& claim : taken) {
+                const float value = static_cast<float>(++done);
+                std::fill_n(reinterpret_cast<float*>(claim.payload().data()), 2 * width, value);
+                claim.commit();
+            }
+            if (taken.empty()) std::this_thread::yield();
+        }
+    });
+    std::thread claims([&] {
+        for (u32 i = 0; i < packets;) {
+            if (writer.free(0) == 0) {
+                std::this_thread::yield();
+                continue;
+            }
+            auto claim = open_claim(writer, 0, 2);
+            EXPECT(claim.has_value());
+            const std::scoped_lock turn(mutex);
+            ahead.push_back(std::move(*claim));
+            ++i;
+        }
+    });
+    Reader reader(folder.path, "r");
+    for (u32 taken = 0; taken < packets;) {
+        for (auto& packet : pull(reader, 4, std::chrono::seconds(10))) {
+            EXPECT(packet.pin().sequence == ++taken && packet.pin().lapped_rows == 0);
+            EXPECT(value_of(packet.pin()) == static_cast<float>(taken));
+            packet.consume();
+        }
+    }
+    claims.join();
+    completes.join();
+    const Books books(folder.path);
+    EXPECT(books.made[produced::published] == 2 * packets && books.producer_balances());
+}
+
+void claims_at_once_are_neighbours_or_counted() {
+    for (const Policy policy : {Policy::drop_new, Policy::overwrite}) {
+        Folder folder;
+        create(folder.path, small(policy, 8));
+        Writer writer(folder.path);
+        writer.account("a");
+        std::array<Block, 3> blocks{};
+        for (u32 i = 0; i < 3; ++i) {
+            blocks[i].header.width = width;
+            blocks[i].rows = {nullptr, 0, nullptr, i + 1, width, Dtype::float32};
+            blocks[i].book_seen = true;
+        }
+        const auto expect_neighbours = [](const std::vector<Claim>& claims, bool wanted) {
+            bool all = true;
+            for (std::size_t i = 1; i < claims.size(); ++i) {
+                const auto distance = claims[i].payload().data() - claims[i - 1].payload().data();
+                all &= claims[i].chunk() == claims[i - 1].chunk() + 1 && distance > 0 && distance < 1024;
+            }
+            EXPECT(all == wanted);
+        };
+        std::vector<Claim> claims;
+        std::vector<Claim> later;
+        EXPECT(writer.claim(blocks, claims) == 3 && writer.claim(blocks, later) == 3);
+        EXPECT(later[2].payload().size() == 3 * width * 4 && writer.scattered(0) == 0);
+        expect_neighbours(claims, true);
+        expect_neighbours(later, true);
+        // One free here, two there: three are to be had, but not side by side.
+        claims[1].abort();
+        std::vector<Claim> single;
+        EXPECT(writer.claim(blocks, single) == 3 && writer.scattered(0) == 1);
+        expect_neighbours(single, false);
+        // None is free: all that was asked for is dropped, a row for a row.
+        std::vector<Claim> none;
+        EXPECT(writer.claim(blocks, none) == 0 && none.empty() && writer.scattered(0) == 1);
+        const Books full(folder.path);
+        EXPECT(full.made[produced::dropped + (policy == Policy::drop_new ? reason::ring_full : reason::no_chunk)] == 6);
+        EXPECT(full.head == (policy == Policy::drop_new ? 0U : 3U));
+        // A block that does not fit is refused before anything is claimed.
+        single.clear();
+        blocks[2].rows.count = 1000;
+        bool refused = false;
+        try {
+            writer.claim(blocks, none);
+        } catch (const std::invalid_argument&) {
+            refused = true;
+        }
+        EXPECT(refused && none.empty());
+        later.clear();
+        claims.clear();
+        const Books books(folder.path);
+        EXPECT(books.producer_balances() && books.made[produced::dropped + reason::error] == 2 * 6 + 6);
+        EXPECT(writer.free(0) == (policy == Policy::drop_new ? 8U : 6U));
+    }
+}
+
+void neighbours_are_found_behind_what_is_claimed() {
+    for (const Policy policy : {Policy::drop_new, Policy::overwrite}) {
+        Folder folder;
+        create(folder.path, small(policy, 8));
+        Writer writer(folder.path);
+        writer.account("a");
+        std::array<Block, 3> blocks{};
+        for (Block& block : blocks) {
+            block.header.width = width;
+            block.rows = {nullptr, 0, nullptr, 1, width, Dtype::float32};
+        }
+        std::vector<Claim> first, second, third;
+        EXPECT(writer.claim(blocks, first) == 3 && writer.claim(blocks, second) == 3);
+        first.clear();
+        // Two are free at the end, three at the beginning.
+        EXPECT(writer.claim(blocks, third) == 3 && writer.scattered(0) == 0);
+        for (u32 i = 0; i < 3; ++i) EXPECT(third[i].chunk() == i && second[i].chunk() == 3 + i);
+    }
+}
+
 void drop_new_overwrites_nothing_unread_whenever_the_producer_is_killed() {
     Folder folder;
     create(folder.path, small(Policy::drop_new));
@@ -647,6 +907,12 @@ const std::vector<Claimed> claims = {
     STEPPED(rows_dropped_by_source_are_booked_once),
     STEPPED(a_full_ring_books_the_drop_at_every_instruction),
     STEPPED(a_claim_is_booked_at_every_instruction),
+    STEPPED(several_claims_are_booked_at_every_instruction),
+    STEPPED(claims_that_can_be_repeated_are_settled_once_in_any_order),
+    STEPPED(taking_over_open_claims_may_itself_be_killed),
+    CLAIM(a_claim_is_committed_by_any_thread),
+    CLAIM(claims_at_once_are_neighbours_or_counted),
+    CLAIM(neighbours_are_found_behind_what_is_claimed),
     STEPPED(drop_new_overwrites_nothing_unread_whenever_the_producer_is_killed),
     CLAIM(shards_are_pushed_by_threads_of_their_own),
     STEPPED(a_gap_is_booked_at_every_instruction),

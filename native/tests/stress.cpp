@@ -3,6 +3,9 @@
 //
 // stress [PACKETS] [race|overflow|undefined]: the second argument plants a mistake that the sanitizer must report.
 #include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <mutex>
 #include <thread>
 
 #include <sys/mman.h>
@@ -16,7 +19,6 @@ using namespace asysi::test;
 // ThreadSanitizer knows memory by its address and sees no race between two mappings of one file. Linked with
 // --wrap=mmap,--wrap=munmap, all participants of a ring share one mapping.
 #include <map>
-#include <mutex>
 
 namespace {
 struct Shared {
@@ -77,16 +79,64 @@ struct Witness {
     std::array<std::atomic<u64>, shards> seen, published, dropped;
 };
 
+/// Fills and commits claims in a thread of its own, in the order in which they were opened; two wait at most.
+class Completer {
+public:
+    bool fill(Writer& writer, const Parcel& parcel) {
+        const Content content(parcel);
+        auto claim = writer.claim(content.block);
+        if (!claim) return false;
+        std::unique_lock turn(mutex_);
+        changed_.wait(turn, [&] { return waiting_.size() < 2; });
+        waiting_.emplace_back(std::move(*claim), parcel);
+        changed_.notify_all();
+        return true;
+    }
+    void finish() {
+        {
+            const std::scoped_lock turn(mutex_);
+            over_ = true;
+        }
+        changed_.notify_all();
+        thread_.join();
+    }
+
+private:
+    void complete() {
+        for (;;) {
+            std::unique_lock turn(mutex_);
+            changed_.wait(turn, [&] { return over_ || !waiting_.empty(); });
+            if (waiting_.empty()) return;
+            auto [claim, parcel] = std::move(waiting_.front());
+            waiting_.pop_front();
+            turn.unlock();
+            changed_.notify_all();
+            const Content content(parcel);
+            std::memcpy(claim.payload().data(), content.payload.data(), claim.payload().size());
+            claim.commit();
+        }
+    }
+
+    std::mutex mutex_;
+    std::condition_variable changed_;
+    std::deque<std::pair<Claim, Parcel>> waiting_;
+    bool over_ = false;
+    std::thread thread_{[this] { complete(); }};
+};
+
 void produce(const std::string& folder, u64 packets, Witness& witness) {
     for (u32 life = 0; life < lives; ++life) {
         Writer writer(folder);
         EXPECT(writer.generation() == life + 1);
         for (u32 shard = 0; shard < shards; ++shard) EXPECT(writer.account("account " + std::to_string(shard)) == shard);
+        std::array<Completer, shards> completers;
         const auto work = [&](u32 shard) {
+            Completer& completer = completers[shard];
             Dice dice(life * 7 + shard);
             for (u64 number = 1; number <= packets / lives; ++number) {
                 const u32 rows = 1 + static_cast<u32>(dice.below(most_rows));
-                const bool went = publish(writer, {.shard = shard, .account = shard, .number = number, .rows = rows});
+                const Parcel parcel{.shard = shard, .account = shard, .number = number, .rows = rows};
+                const bool went = number % 8 == 0 ? completer.fill(writer, parcel) : publish(writer, parcel);
                 (went ? witness.published : witness.dropped)[shard] += rows;
                 witness.seen[shard] += rows;
                 if (number % 16 != 0) continue;
@@ -97,6 +147,7 @@ void produce(const std::string& folder, u64 packets, Witness& witness) {
         std::thread first(work, 0);
         work(1);
         first.join();
+        for (Completer& completer : completers) completer.finish();
         if (life + 1 == lives) writer.close(WriterState::complete);
     }
 }

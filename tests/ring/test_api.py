@@ -100,18 +100,73 @@ class TestClaim:
             assert (ring.produced()["published"], ring.produced()["dropped"][5]) == (3, 3)
             del kept
 
-    def test_one_claim_a_shard(self, make_ring):
-        """While it is open the shard takes nothing, other shards do; closing the writer aborts it."""
+    def test_a_shard_has_several_claims(self, make_ring):
+        """While they are open their shard takes packets, others too; closing the writer aborts them."""
         ring = make_ring(shards=2)
         with Writer(ring.folder) as writer:
-            open_claim = claim(writer)
-            for call in (lambda: ring.publish(writer, 1), lambda: claim(writer), writer.free):
-                with pytest.raises(BusyError, match="claim"):
-                    call()
+            claims = [claim(writer), claim(writer, 2)]
+            assert claims[0].chunk != claims[1].chunk
+            assert ring.publish(writer, 1)
+            assert writer.head() == 1
+            assert writer.free() > 0
             assert ring.publish(writer, 2, point="other", shard=1)
-        with pytest.raises(ClosedError):
-            open_claim.commit()
-        assert ring.produced()["dropped"][5] == 3
+        for one in claims:
+            with pytest.raises(ClosedError):
+                one.commit()
+        assert ring.produced()["dropped"][5] == 5
+        ring.balance()
+
+    def test_packets_come_in_the_order_of_their_commits(self, make_ring):
+        """Claimed 1, 2, 3, committed 3, 1 by another thread, 2 aborted: 3, 1, without a gap."""
+        ring = make_ring()
+        with Writer(ring.folder) as writer, Reader(ring.folder, "r") as reader:
+            claims = [claim(writer) for _ in range(3)]
+            rows = np.zeros(3, ROW_DTYPE)
+            for value, one in enumerate(claims, 1):
+                np.frombuffer(one, np.float32)[:] = rows["token"] = value
+                one.set_rows(rows)
+
+            def end() -> None:
+                claims[2].commit()
+                claims[1].abort()
+                claims[0].commit()
+
+            thread = threading.Thread(target=end)
+            thread.start()
+            thread.join()
+            views = reader.pull()
+            assert [ring.value(view) for view in views] == [3, 1]
+            assert [view.sequence for view in views] == [1, 2]
+            assert [int(ring.packet(view).header["rows_before"]) for view in views] == [0, 3]
+            assert [view.lapped_rows for view in views] == [0, 0]
+            assert (ring.produced()["published"], ring.produced()["dropped"][5]) == (6, 3)
+            ring.balance()
+
+    def test_several_are_claimed_at_once(self, make_ring):
+        """They lie one chunk apart; without neighbours they are others, counted; without room fewer."""
+        ring = make_ring(policy="drop_new", chunks=8)
+        headers = np.zeros(3, HEADER_DTYPE)
+        with Writer(ring.folder) as writer, Control(ring.folder) as control:
+            headers["account"], headers["width"] = writer.account("layer.0"), WIDTH
+            claims = [writer.claim_many(0, headers, [1, 2, 3], Dtype.FLOAT32) for _ in range(2)]
+            for three in claims:
+                assert [len(one) for one in three] == [64, 128, 192]
+                assert np.diff([one.chunk for one in three]).tolist() == [1, 1]
+            assert control.scattered() == [0]
+            claims[0][1].abort()
+            scattered = writer.claim_many(0, headers, [1, 1, 1], Dtype.FLOAT32)
+            assert np.diff([one.chunk for one in scattered]).tolist() != [1, 1]
+            assert (writer.scattered(), control.scattered()) == (1, [1])
+            scattered[0].abort()
+            (last,) = writer.claim_many(0, headers, [1, 5, 6], Dtype.FLOAT32)
+            assert ring.produced()["dropped"][1] == 11
+            with pytest.raises(ValueError, match="headers"):
+                writer.claim_many(0, headers, [1, 2], Dtype.FLOAT32)
+            with pytest.raises(ValueError, match="one row"):
+                writer.claim_many(0, headers, [1, 2, 0], Dtype.FLOAT32)
+            assert writer.claim_many(0, headers[:0], [], Dtype.FLOAT32) == []
+            last.commit()
+            assert writer.head() == 1
         ring.balance()
 
     def test_no_chunk_is_an_error_and_is_counted(self, make_ring):

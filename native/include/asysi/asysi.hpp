@@ -16,6 +16,8 @@
 //         fill(claim->payload());
 //         claim->commit();                            // without it the claim is aborted, and booked as such
 //     }
+//     std::vector<asysi::Claim> claims;               // or several ahead, neighbours if there are; any thread commits them
+//     std::size_t claimed = writer.claim(blocks, claims);
 //     writer.close(asysi::WriterState::complete);
 //
 //     asysi::Reader reader(folder, "viewer");         // one process for each name

@@ -32,6 +32,7 @@ struct Plot {
     u64 rows;
     bool book_seen;
     u64 source;
+    u32 claim = 0;  // chunk + 1 of the open claim that ends with this
 };
 
 /// The books of the ring's one producer.
@@ -111,17 +112,36 @@ public:
         Intent& intent = ring_.shard(plot.shard).intent;
         // The compiler must not move these before the last intent was closed; a kill sees program order.
         std::atomic_signal_fence(std::memory_order_seq_cst);
-        const auto note = [](std::atomic<u64>& field, u64 value) { field.store(value, std::memory_order_relaxed); };
+        const auto note = [](auto& field, auto value) { field.store(value, std::memory_order_relaxed); };
         note(intent.sequence, plot.sequence);
         note(intent.account, plot.account);
+        note(intent.claim, plot.claim);
         note(intent.version, ring_.account(plot.account).counters.version.load(std::memory_order_relaxed));
         note(intent.rows, plot.rows);
-        note(intent.book_seen, plot.book_seen ? 1 : 0);
+        note(intent.book_seen, u64{plot.book_seen});
         note(intent.source, plot.source);
-        note(intent.tombstone, 0);
+        note(intent.tombstone, u64{0});
         ASYSI_TESTPOINT("writer.intent.noted");
         intent.open.store(1, std::memory_order_release);
         ASYSI_TESTPOINT("writer.intent.opened");
+    }
+
+    /// Writes down that a chunk is claimed for these rows, which nothing has booked yet.
+    void open_claim(u32 shard, u32 chunk, u32 account, u64 rows, bool book_seen, u64 source) {
+        ClaimRecord& claim = ring_.claim(shard, chunk);
+        std::atomic_signal_fence(std::memory_order_seq_cst);  // as in open_intent
+        const auto note = [](auto& field, auto value) { field.store(value, std::memory_order_relaxed); };
+        note(claim.account, account);
+        note(claim.rows, rows);
+        note(claim.source, source);
+        note(claim.book_seen, u32{book_seen});
+        ASYSI_TESTPOINT("writer.claim.noted");
+        claim.open.store(1, std::memory_order_release);
+        ASYSI_TESTPOINT("writer.claim.opened");
+    }
+    void close_claim(u32 shard, u32 chunk) {
+        ring_.claim(shard, chunk).open.store(0, std::memory_order_release);
+        ASYSI_TESTPOINT("writer.claim.closed");
     }
 
     /// Books all numbers in one step.
@@ -142,10 +162,12 @@ public:
         ASYSI_TESTPOINT("writer.source.raised");
     }
 
-    /// What the shard's intent says is done.
-    void settle(u32 shard, u64 source) {
+    /// What the shard's intent says is done. The claim that ends with it is closed first: killed between the two, the
+    /// intent still says what became of the claim.
+    void settle(u32 shard, u64 source, u32 claim = 0) {
         ASYSI_TESTPOINT("writer.books.stored");
         raise_source(shard, source);
+        if (claim != 0) close_claim(shard, claim - 1);
         ring_.shard(shard).intent.open.store(0, std::memory_order_release);
         ASYSI_TESTPOINT("writer.intent.closed");
     }

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -56,6 +57,7 @@ struct PendingPacket {
     bool book_seen;
     u64 source;
     Plan plan;
+    bool claimed = false;  // an open claim, which ends when the packet does
 };
 
 /// The chunks of a shard, as its producer sees them.
@@ -69,9 +71,8 @@ public:
     [[nodiscard]] u32 after(u32 chunk) const { return chunk + 1 < count() ? chunk + 1 : 0; }
     /// Pins that all readers together may hold.
     [[nodiscard]] u64 allowed_pins() const { return u64{geometry().reader_count()} * geometry().pins; }
-    [[nodiscard]] bool pinned(u32 chunk) const {
-        return (ring_->state(shard_, chunk).load(std::memory_order_relaxed) & word::pin_mask) != 0;
-    }
+    [[nodiscard]] bool pinned(u32 chunk) const { return (look(chunk) & word::pin_mask) != 0; }
+    [[nodiscard]] bool claimed(u32 chunk) const { return (look(chunk) & word::writing) != 0; }
     /// Chunk of the packet with this sequence, as its slot tells. It is not trusted: always a chunk of this ring.
     [[nodiscard]] u32 holding(u64 sequence) const {
         return word::slot_chunk(ring_->slot(shard_, sequence).load(std::memory_order_acquire)) % count();
@@ -86,7 +87,7 @@ public:
         auto& state = ring_->state(shard_, chunk);
         u64 there = state.load(std::memory_order_relaxed);
         const u64 generation = (word::generation(there) + 1) & word::generation_mask;
-        if ((there & word::pin_mask) != 0 ||
+        if ((there & (word::pin_mask | word::writing)) != 0 ||
             !state.compare_exchange_strong(there, word::state(generation) | word::writing, std::memory_order_acquire,
                                            std::memory_order_relaxed)) {
             return false;
@@ -105,10 +106,10 @@ public:
         // Two looks: a pin that stands in both stood between them, and a reader pins a packet once an epoch. One look would
         // count a pin that moves from a chunk seen to a chunk to be seen twice, and evict a reader within its rights.
         for (u32 r = 0; r < readers; ++r) era[r] = ring_->reader(r).epoch.load(std::memory_order_seq_cst);
-        const auto look = [&](u32 chunk) { return ring_->state(shard_, chunk).load(std::memory_order_seq_cst); };
-        for (u32 chunk = 0; chunk < count(); ++chunk) seen_[chunk] = look(chunk);
+        const auto observe = [&](u32 chunk) { return ring_->state(shard_, chunk).load(std::memory_order_seq_cst); };
+        for (u32 chunk = 0; chunk < count(); ++chunk) seen_[chunk] = observe(chunk);
         for (u32 chunk = 0; chunk < count(); ++chunk) {
-            const u64 there = look(chunk);
+            const u64 there = observe(chunk);
             const u64 stood = word::generation(there) == word::generation(seen_[chunk]) ? there & seen_[chunk] : 0;
             for (u32 r = 0; r < max_readers; ++r) held[r] += (stood >> r) & 1;
         }
@@ -124,6 +125,8 @@ public:
     }
 
 private:
+    [[nodiscard]] u64 look(u32 chunk) const { return ring_->state(shard_, chunk).load(std::memory_order_relaxed); }
+
     const Ring* ring_ = nullptr;
     u32 shard_ = 0;
     std::vector<u64> seen_;  // states of all chunks, at an eviction's first look
@@ -132,9 +135,14 @@ private:
 class Writer;
 
 /// A chunk that its owner fills in place. Goes out of scope without `commit`: aborted, its rows booked as dropped.
+///
+/// Any number of a shard's claims may be open, and any thread may end one. Packets come in the order in which their claims
+/// are committed.
 class Claim {
 public:
-    Claim(Claim&& other) noexcept : writer_(std::exchange(other.writer_, nullptr)), shard_(other.shard_), bytes_(other.bytes_), plan_(other.plan_), count_(other.count_) {}
+    Claim(Claim&& other) noexcept
+        : writer_(std::exchange(other.writer_, nullptr)), shard_(other.shard_), chunk_(other.chunk_), bytes_(other.bytes_),
+          plan_(other.plan_), count_(other.count_) {}
     Claim& operator=(Claim&&) = delete;
     ~Claim() { abort(); }
 
@@ -143,21 +151,28 @@ public:
     /// A record a row; zeros, or what the block had.
     [[nodiscard]] std::span<RowRecord> records() const { return {reinterpret_cast<RowRecord*>(bytes_ + header_bytes), count_}; }
     /// A scale a row of int8; empty for other types.
-    [[nodiscard]] std::span<float> scales() const { return {reinterpret_cast<float*>(bytes_ + plan_.scales_at), plan_.scale_bytes / sizeof(float)}; }
+    [[nodiscard]] std::span<float> scales() const {
+        return {reinterpret_cast<float*>(bytes_ + plan_.scales_at), plan_.scale_bytes / sizeof(float)};
+    }
     [[nodiscard]] bool open() const { return writer_ != nullptr; }
+    /// Its place among the shard's chunks: neighbours lie one behind the other, `chunk_bytes` apart.
+    [[nodiscard]] u32 chunk() const { return chunk_; }
 
-    /// Publishes the packet. Throws ClosedError when it was committed, aborted, or its writer closed.
+    /// Publishes the packet. Throws ClosedError when it was committed, aborted, or its writer closed; BusyError, the claim
+    /// still open, when another thread has been at work in the shard for a second.
     void commit();
-    /// Gives the chunk back and books its rows as dropped; again does nothing.
+    /// Gives the chunk back and books its rows as dropped; again does nothing. Where another thread has been at work in the
+    /// shard for a second it is left to the writer's end.
     void abort() noexcept;
 
 private:
     friend class Writer;
-    Claim(Writer& writer, u32 shard, std::byte* bytes, const Plan& plan, u64 count)
-        : writer_(&writer), shard_(shard), bytes_(bytes), plan_(plan), count_(count) {}
+    Claim(Writer& writer, const PendingPacket& packet, std::byte* bytes)
+        : writer_(&writer), shard_(packet.shard), chunk_(packet.chunk), bytes_(bytes), plan_(packet.plan), count_(packet.rows) {}
 
     Writer* writer_;
     u32 shard_;
+    u32 chunk_;
     std::byte* bytes_;
     Plan plan_;
     u64 count_;

@@ -18,6 +18,7 @@ public:
         unread_.assign(count, 0);
         cursor_ = std::max(chunks.cursor(head), head > count ? head - count : 0);
         listed_.assign(count, false);
+        wanted_.assign(count, false);
         std::vector<bool> kept(count);
         // Not `<= head`: a head that somebody scribbled over may be the largest number there is.
         for (u64 at = cursor_; at != head; ++at) {
@@ -31,6 +32,20 @@ public:
         collect(chunks, head);
     }
 
+    /// Has the next `count` claims take neighbours, if as many are free.
+    void line_up(const Chunks& chunks, u64 head, u32 count) {
+        collect(chunks, head);
+        std::fill(wanted_.begin(), wanted_.end(), false);
+        for (const u32 chunk : free_) wanted_[chunk] = true;
+        u32 length = 0;
+        u32 end = 0;
+        while (end < chunks.count() && length < count) length = wanted_[end++] ? length + 1 : 0;
+        if (length < count) return;
+        const u32 first = end - count;
+        std::erase_if(free_, [&](u32 chunk) { return chunk >= first && chunk < end; });
+        for (u32 chunk = end; chunk-- > first;) free_.push_back(chunk);
+    }
+
     /// Claims what the reader has done with; nothing it has not.
     bool claim(Chunks& chunks, PendingPacket& packet, u64 head) {
         if (take_free(chunks, packet, head)) return true;
@@ -42,7 +57,7 @@ public:
     void published(const Chunks& chunks, const PendingPacket& packet) {
         unread_[(packet.sequence - 1) % chunks.count()] = packet.chunk;
     }
-    void aborted(u32 chunk) { linger(chunk); }
+    void aborted(const Chunks&, u32 chunk) { linger(chunk); }
 
     /// Packets taken before any is dropped.
     [[nodiscard]] u64 free(const Chunks& chunks, u64 head) {
@@ -86,6 +101,7 @@ private:
     std::vector<u32> lingering_;  // consumed, but pinned when last looked at
     std::vector<u32> unread_;     // chunk of each packet after `cursor_`, at (sequence - 1) % chunks
     std::vector<bool> listed_;    // whether a chunk is in `free_` or `lingering_`
+    std::vector<bool> wanted_;    // `line_up`'s own: whether a chunk is in `free_`
     u64 cursor_ = 0;              // where the reader was when last looked at
 };
 

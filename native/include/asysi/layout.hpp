@@ -31,7 +31,7 @@ static_assert(std::atomic<u64>::is_always_lock_free && std::atomic<u32>::is_alwa
 static_assert(sizeof(std::atomic<u64>) == 8 && sizeof(std::atomic<u32>) == 4);
 
 inline constexpr u64 control_magic = 0x474E495249535341;  // "ASSIRING" in memory
-inline constexpr u16 abi_major = 2;
+inline constexpr u16 abi_major = 3;
 inline constexpr u16 abi_minor = 0;
 inline constexpr u32 endian_tag = 0x01020304;
 
@@ -123,7 +123,8 @@ struct Versioned {
 struct Intent {
     alignas(64) std::atomic<u64> open;  // 1 while the rest counts
     std::atomic<u64> sequence;          // committed once the shard's head has reached it
-    std::atomic<u64> account;
+    std::atomic<u32> account;
+    std::atomic<u32> claim;    // chunk + 1 of the open claim that ends with this; 0: none does
     std::atomic<u64> version;  // of the account's counters before: equal means not booked yet
     std::atomic<u64> rows;
     std::atomic<u64> book_seen;
@@ -153,6 +154,7 @@ struct Live {
 struct ShardEntry {
     alignas(64) std::atomic<u64> head;    // sequence of the newest packet, 0 when none
     alignas(64) std::atomic<u64> source;  // highest mark that is settled
+    std::atomic<u64> scattered;           // claims of several chunks that were not neighbours
     Intent intent;
 };
 
@@ -181,8 +183,19 @@ struct BookEntry {
     std::array<std::atomic<u64>, gauge_slots> gauges;
 };
 
+/// A claim that is neither committed nor aborted, for whoever takes over. It is closed within the intent that books it.
+struct ClaimRecord {
+    std::atomic<u32> open;  // 1 while the rest counts
+    std::atomic<u32> account;
+    std::atomic<u64> rows;
+    std::atomic<u64> source;
+    std::atomic<u32> book_seen;
+    u32 unused;
+};
+
 struct ChunkState {
     alignas(64) std::atomic<u64> word;  // generation 47 | W 1 | pins 16
+    ClaimRecord claim;
 };
 
 static_assert(sizeof(Live) == 64 * 10 && sizeof(Intent) == 64 && sizeof(ShardEntry) == 192 && sizeof(ReaderEntry) == 64);
@@ -219,7 +232,8 @@ struct Geometry {
     [[nodiscard]] u32 reader_count() const { return static_cast<u32>(readers.size()); }
     /// Packets of a shard that can be unread at once and still stand there.
     ///
-    /// overwrite: the claim passes pinned chunks by, at most readers x pins of them, and one more is being written.
+    /// overwrite: the claim passes pinned chunks by, at most readers x pins of them, and one more is being written. Each
+    /// further claim that is open takes another one.
     /// drop_new: all of them. A chunk is claimed only when the reader's cursor has passed its packet and no pin is left on
     /// it, so no unread packet is ever overwritten, whatever is pinned; a packet that was consumed but is still pinned
     /// takes a chunk from the room, which `Writer::free` counts, and nothing else.

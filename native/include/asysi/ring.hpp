@@ -148,6 +148,9 @@ public:
     [[nodiscard]] std::atomic<u64>& state(u32 shard, u32 chunk) const {
         return at<ChunkState>(at_.states)[u64{shard} * geometry_.chunks + chunk].word;
     }
+    [[nodiscard]] ClaimRecord& claim(u32 shard, u32 chunk) const {
+        return at<ChunkState>(at_.states)[u64{shard} * geometry_.chunks + chunk].claim;
+    }
     [[nodiscard]] std::byte* chunk(u32 shard, u32 chunk) const {
         return data_.base() + (u64{shard} * geometry_.chunks + chunk) * geometry_.chunk_bytes;
     }

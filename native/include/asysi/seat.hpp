@@ -26,8 +26,6 @@ public:
         ~Turn() {
             if (gate_ != nullptr) gate_->state_.store(free, std::memory_order_release);
         }
-        /// The turn ends, the gate stays shut: until `resume`.
-        void suspend() { std::exchange(gate_, nullptr)->state_.store(suspended, std::memory_order_release); }
 
     private:
         Gate* gate_;
@@ -39,23 +37,15 @@ public:
         if (!state_.compare_exchange_strong(there, taken, std::memory_order_acquire, std::memory_order_relaxed)) queue();
         return Turn(*this);
     }
-    /// Goes on with a suspended turn. False when there is none.
-    [[nodiscard]] bool resume() {
-        std::uint32_t there = suspended;
-        return state_.compare_exchange_strong(there, taken, std::memory_order_acquire, std::memory_order_relaxed);
-    }
-    /// For whoever resumed.
-    [[nodiscard]] Turn turn() { return Turn(*this); }
 
 private:
-    static constexpr std::uint32_t free = 0, taken = 1, suspended = 2;
+    static constexpr std::uint32_t free = 0, taken = 1;
 
     void queue() {
         const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(1);
         for (;;) {
             std::uint32_t there = free;
             if (state_.compare_exchange_weak(there, taken, std::memory_order_acquire, std::memory_order_relaxed)) return;
-            if (there == suspended) throw BusyError("a claim of this shard is open: commit or abort it first");
             if (std::chrono::steady_clock::now() > deadline) {
                 throw BusyError("another thread has been at work here for a second: give each shard one thread");
             }

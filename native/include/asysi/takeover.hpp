@@ -16,6 +16,10 @@ public:
         const Live& live = ring_.live();
         for (u32 s = 0; s < ring_.geometry().shards; ++s) {
             if (ring_.shard(s).intent.open.load(std::memory_order_acquire) == 1) resolve(s);
+            // After the intent, which may say what became of a claim.
+            for (u32 chunk = 0; chunk < ring_.geometry().chunks; ++chunk) {
+                if (ring_.claim(s, chunk).open.load(std::memory_order_acquire) == 1) resolve_claim(s, chunk);
+            }
         }
         if (live.writer_state.load(std::memory_order_acquire) == static_cast<u32>(WriterState::attached)) book_owed();
         for (u32 s = 0; s < ring_.geometry().shards; ++s) free_open_claims(s);
@@ -41,10 +45,9 @@ private:
     /// source, undoes it.
     void resolve(u32 shard) {
         Intent& intent = ring_.shard(shard).intent;
-        const auto read = [](const std::atomic<u64>& value) { return value.load(std::memory_order_relaxed); };
-        const u64 named = read(intent.account);
-        if (named < books_.registered()) {
-            const u32 account = static_cast<u32>(named);
+        const auto read = [](const auto& value) { return value.load(std::memory_order_relaxed); };
+        const u32 account = read(intent.account);
+        if (account < books_.registered()) {
             const u64 source = read(intent.source);
             const u64 rows = read(intent.rows);
             const u64 seen = read(intent.book_seen) != 0 ? rows : 0;
@@ -54,15 +57,40 @@ private:
                 books_.add(account, {.seen = seen, .dropped = rows, .reason = reason::no_chunk});
             } else if (!booked && committed) {
                 books_.add(account, {.seen = seen, .published = rows, .packets = 1});
-            } else if (!booked && source == 0) {
+            } else if (!booked && !repeats(shard, source)) {
                 books_.add(account, {.seen = seen, .dropped = rows, .reason = reason::crash});
             }
             ASYSI_TESTPOINT("takeover.books.stored");
             if (booked || committed) books_.raise_source(shard, source);
             ASYSI_TESTPOINT("takeover.source.raised");
         }
+        const u32 claim = read(intent.claim);
+        if (claim != 0 && claim <= ring_.geometry().chunks) books_.close_claim(shard, claim - 1);
         intent.open.store(0, std::memory_order_release);
         ASYSI_TESTPOINT("takeover.intent.closed");
+    }
+
+    /// The rows of a claim that was neither committed nor aborted are lost in the crash, or repeated. They are booked as
+    /// everything is, within an intent: killed in between, the next takeover sees whether they are.
+    void resolve_claim(u32 shard, u32 chunk) {
+        const ClaimRecord& claim = ring_.claim(shard, chunk);
+        const auto read = [](const auto& value) { return value.load(std::memory_order_relaxed); };
+        const u32 account = read(claim.account);
+        const u64 source = read(claim.source);
+        if (account >= books_.registered() || repeats(shard, source)) return books_.close_claim(shard, chunk);
+        const u64 rows = read(claim.rows);
+        const bool book_seen = read(claim.book_seen) != 0;
+        books_.open_intent({.shard = shard, .sequence = ProducerBooks::never, .account = account, .rows = rows,
+                            .book_seen = book_seen, .source = source, .claim = chunk + 1});
+        books_.add(account, {.seen = book_seen ? rows : 0, .dropped = rows, .reason = reason::crash});
+        ASYSI_TESTPOINT("takeover.claim.booked");
+        books_.settle(shard, source, chunk + 1);
+    }
+
+    /// Whether the producer repeats what has this mark: not what lies at or below the shard's own mark, which a later
+    /// packet raised while this one was open.
+    [[nodiscard]] bool repeats(u32 shard, u64 source) const {
+        return source > ring_.shard(shard).source.load(std::memory_order_relaxed);
     }
 
     /// Rows seen by the dead producer that it had not booked further were under way.

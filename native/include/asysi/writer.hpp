@@ -1,7 +1,11 @@
 // The one producer of a ring: one thread a shard, at most.
 //
-// Order of a packet: intent, claim (CAS, acquire), bytes, state (release), slot (release), head (seq_cst: the packet
+// Order of a packet: intent, chunk taken (CAS, acquire), bytes, state (release), slot (release), head (seq_cst: the packet
 // exists), account (one step), source, intent closed. Killed anywhere, the next one's `Takeover` finishes or undoes it.
+//
+// A claim splits this in two turns. Claimed: chunk taken, record opened, header. Committed: intent, which names the record;
+// sequence and rows_before; then as above, the record closed before the intent. Between the two any number of others may be
+// claimed and committed, by any thread. Aborted, it takes no sequence, so that it leaves no gap.
 //
 // Shards share nothing but the doorbell: each has its own intent, chunks, slots and accounts (books.hpp).
 #pragma once
@@ -10,6 +14,7 @@
 #include <cstring>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <variant>
@@ -38,14 +43,15 @@ class Writer {
         void begin(const Ring& ring, u32 shard) {
             head = ring.shard(shard).head.load(std::memory_order_acquire);
             chunks = Chunks(ring, shard);
+            claims.resize(ring.geometry().chunks);
             if (ring.geometry().policy == Policy::drop_new) policy.emplace<DropNew>();
             chosen([&](auto& one) { one.begin(chunks, head); });
         }
 
         Gate gate;
         u64 head = 0;  // sequence of the newest packet
-        PendingPacket packet{};
         Chunks chunks;
+        std::vector<PendingPacket> claims;  // by chunk; those that are `claimed` are open
         std::variant<Overwrite, DropNew> policy;
     };
 
@@ -103,7 +109,7 @@ public:
     /// Publishes `block`; false, the rows booked as dropped, when it had to go. An empty block is no packet.
     ///
     /// Throws std::invalid_argument, before anything is booked, when the block cannot be a packet of this ring.
-    /// Threads on one shard take turns; throws BusyError while a claim of the shard is open.
+    /// Threads on one shard take turns; throws BusyError when another has been at work there for a second.
     bool publish(const Block& block) {
         expect_shard(block.shard);
         Lane& lane = lanes_[block.shard];
@@ -111,10 +117,12 @@ public:
         const Plan plan(block);
         expect_fit(block, plan);
         if (block.rows.count == 0) return true;
-        if (!begin(lane, block, plan)) return false;
-        write_head(lane, block);
-        write_payload(lane, block);
-        finish(lane);
+        PendingPacket packet = pending(lane, block, plan);
+        open_intent(packet);
+        if (!take_chunk(lane, packet)) return refuse(lane, packet), false;
+        write_head(packet, block);
+        write_payload(packet, block);
+        finish(lane, packet);
         return true;
     }
 
@@ -123,15 +131,47 @@ public:
     [[nodiscard]] std::optional<Claim> claim(const Block& block) {
         expect_shard(block.shard);
         Lane& lane = lanes_[block.shard];
-        auto turn = seat_.enter(lane.gate);
-        const Plan plan(block);
-        expect_fit(block, plan);
-        if (block.rows.count == 0) throw std::invalid_argument("a claim is for one row at least");
-        if (!begin(lane, block, plan)) return std::nullopt;
-        write_head(lane, block);
-        std::byte* const bytes = ring_.chunk(block.shard, lane.packet.chunk);
-        turn.suspend();
-        return Claim(*this, block.shard, bytes, plan, block.rows.count);
+        const auto turn = seat_.enter(lane.gate);
+        expect_claimable(block, block.shard);
+        return claim_chunk(lane, block);
+    }
+
+    /// Claims a chunk for each of `blocks`, all of one shard, neighbours if that many are free: then their bytes lie
+    /// `chunk_bytes` apart, and one copy with a stride fills them all. Where neighbours are not to be had it takes others,
+    /// and counts that in `scattered`. Adds the claims to `claims`, in the order of the blocks, and returns how many there
+    /// are; the rows of the blocks behind those are booked as dropped.
+    ///
+    /// Throws like `publish`, before anything is claimed.
+    std::size_t claim(std::span<const Block> blocks, std::vector<Claim>& claims) {
+        if (blocks.empty()) return 0;
+        const u32 shard = blocks.front().shard;
+        expect_shard(shard);
+        Lane& lane = lanes_[shard];
+        const auto turn = seat_.enter(lane.gate);
+        for (const Block& block : blocks) expect_claimable(block, shard);
+        claims.reserve(claims.size() + blocks.size());  // before a chunk is claimed: it may throw
+        const std::size_t first = claims.size();
+        if (blocks.size() <= geometry().chunks) {
+            lane.chosen([&](auto& policy) { policy.line_up(lane.chunks, lane.head, static_cast<u32>(blocks.size())); });
+        }
+        for (std::size_t i = 0; i < blocks.size(); ++i) {
+            if (claims.size() < first + i) {
+                PendingPacket packet = pending(lane, blocks[i], Plan(blocks[i]));
+                open_intent(packet);
+                refuse(lane, packet);
+            } else if (auto claim = claim_chunk(lane, blocks[i])) {
+                claims.push_back(std::move(*claim));
+            }
+        }
+        if (!neighbours(std::span(claims).subspan(first))) ring_.shard(shard).scattered.fetch_add(1, std::memory_order_relaxed);
+        return claims.size() - first;
+    }
+
+    /// How often several chunks were claimed at once and were not neighbours, since the ring was made.
+    [[nodiscard]] u64 scattered(u32 shard) const {
+        seat_.expect_open();
+        expect_shard(shard);
+        return ring_.shard(shard).scattered.load(std::memory_order_relaxed);
     }
 
     /// Books rows that are no packet: all numbers in one step. With a source, only if it is above the shard's mark, which
@@ -157,18 +197,14 @@ public:
     void close(std::optional<WriterState> state) {
         if (seat_.orphaned() || !seat_.close()) return;
         for (Lane& lane : lanes_) {
-            // What is under way ends; a claim that it opens meanwhile is aborted like the others.
-            for (int attempt = 0; attempt < 2; ++attempt) {
-                if (lane.gate.resume()) {
-                    const auto turn = lane.gate.turn();
-                    give_up(lane);
+            try {
+                // What is under way ends; a claim that it opens meanwhile is aborted like the others.
+                const auto turn = lane.gate.enter();
+                for (PendingPacket& packet : lane.claims) {
+                    if (packet.claimed) give_up(lane, packet);
                 }
-                try {
-                    const auto turn = lane.gate.enter();
-                    break;
-                } catch (const BusyError&) {
-                    continue;  // a claim; or stuck in there for a second: the next producer will find its intent open
-                }
+            } catch (const BusyError&) {
+                continue;  // stuck in there for a second: the next producer will find open what it left open
             }
         }
         const std::scoped_lock names(books_.registrar());  // what is booked without a shard is booked before the lock is free
@@ -190,6 +226,11 @@ private:
         if (shard < geometry().shards) return;
         throw std::invalid_argument("shard " + std::to_string(shard) + " is not one of " + std::to_string(geometry().shards));
     }
+    void expect_claimable(const Block& block, u32 shard) const {
+        if (block.shard != shard) throw std::invalid_argument("what is claimed at once is of one shard");
+        expect_fit(block, Plan(block));
+        if (block.rows.count == 0) throw std::invalid_argument("a claim is for one row at least");
+    }
     void expect_fit(const Block& block, const Plan& plan) const {
         books_.expect_account(block.header.account);
         if (item_bytes(block.rows.dtype) == 0) throw std::invalid_argument("the source has an unknown dtype");
@@ -206,22 +247,43 @@ private:
 
     // --- one packet ----------------------------------------------------------------------------------------------
 
-    /// Intent and claim; false when there was no chunk, and that is booked.
-    bool begin(Lane& lane, const Block& block, const Plan& plan) {
+    [[nodiscard]] PendingPacket pending(const Lane& lane, const Block& block, const Plan& plan) {
         const u32 account = block.header.account;
         books_.keep_home(account, block.shard);
-        lane.packet = {.shard = block.shard, .chunk = 0, .generation = 0, .sequence = lane.head + 1, .account = account,
-                       .rows = block.rows.count, .book_seen = block.book_seen, .source = block.header.source, .plan = plan};
-        books_.open_intent({.shard = block.shard, .sequence = lane.head + 1, .account = account, .rows = block.rows.count,
-                            .book_seen = block.book_seen, .source = block.header.source});
-        if (lane.chosen([&](auto& policy) { return policy.claim(lane.chunks, lane.packet, lane.head); })) return true;
-        refuse(lane);
-        return false;
+        return {.shard = block.shard, .chunk = 0, .generation = 0, .sequence = lane.head + 1, .account = account,
+                .rows = block.rows.count, .book_seen = block.book_seen, .source = block.header.source, .plan = plan};
+    }
+
+    void open_intent(const PendingPacket& packet, u64 sequence) {
+        books_.open_intent({.shard = packet.shard, .sequence = sequence, .account = packet.account, .rows = packet.rows,
+                            .book_seen = packet.book_seen, .source = packet.source, .claim = ended_claim(packet)});
+    }
+    void open_intent(const PendingPacket& packet) { open_intent(packet, packet.sequence); }
+
+    /// As an intent names it: chunk + 1, 0 for a packet that was never claimed.
+    [[nodiscard]] static u32 ended_claim(const PendingPacket& packet) { return packet.claimed ? packet.chunk + 1 : 0; }
+
+    static bool take_chunk(Lane& lane, PendingPacket& packet) {
+        return lane.chosen([&](auto& policy) { return policy.claim(lane.chunks, packet, lane.head); });
+    }
+
+    /// Nothing, which is booked, when there is no chunk.
+    [[nodiscard]] std::optional<Claim> claim_chunk(Lane& lane, const Block& block) {
+        PendingPacket packet = pending(lane, block, Plan(block));
+        if (!take_chunk(lane, packet)) {
+            open_intent(packet);
+            refuse(lane, packet);
+            return std::nullopt;
+        }
+        books_.open_claim(packet.shard, packet.chunk, packet.account, packet.rows, packet.book_seen, packet.source);
+        packet.claimed = true;
+        lane.claims[packet.chunk] = packet;
+        write_head(packet, block);
+        return Claim(*this, packet, ring_.chunk(packet.shard, packet.chunk));
     }
 
     /// Header and records; the padding before the payload is zeros, so that a packet's bytes are its own.
-    void write_head(Lane& lane, const Block& block) {
-        const PendingPacket& packet = lane.packet;
+    void write_head(const PendingPacket& packet, const Block& block) {
         const Plan& plan = packet.plan;
         std::byte* const chunk = ring_.chunk(packet.shard, packet.chunk);
         PacketHeader header = block.header;
@@ -250,37 +312,36 @@ private:
         ASYSI_TESTPOINT("writer.records.written");
     }
 
-    void write_payload(Lane& lane, const Block& block) {
-        const Plan& plan = lane.packet.plan;
-        std::byte* const chunk = ring_.chunk(lane.packet.shard, lane.packet.chunk);
+    void write_payload(const PendingPacket& packet, const Block& block) {
+        const Plan& plan = packet.plan;
+        std::byte* const chunk = ring_.chunk(packet.shard, packet.chunk);
         convert(chunk + plan.payload_at, reinterpret_cast<float*>(chunk + plan.scales_at), block.rows, block.quantization, streams_);
         ASYSI_TESTPOINT("writer.payload.written");
     }
 
     /// The packet comes to be, and is booked.
-    void finish(Lane& lane) {
-        const PendingPacket& packet = lane.packet;
+    void finish(Lane& lane, const PendingPacket& packet) {
         ring_.state(packet.shard, packet.chunk).store(word::state(packet.generation), std::memory_order_release);
         ASYSI_TESTPOINT("writer.state.published");
         lane.chosen([&](auto& policy) { policy.published(lane.chunks, packet); });
-        append(lane, word::slot(packet.generation, packet.chunk));
+        append(lane, packet, word::slot(packet.generation, packet.chunk));
         books_.add(packet.account, {.seen = packet.book_seen ? packet.rows : 0, .published = packet.rows, .packets = 1});
-        books_.settle(packet.shard, packet.source);
+        books_.settle(packet.shard, packet.source, ended_claim(packet));
     }
 
     /// An open claim ends without a packet. No slot names its generation, so no reader ever pins it.
-    void give_up(Lane& lane) {
-        const PendingPacket& packet = lane.packet;
+    void give_up(Lane& lane, PendingPacket& packet) {
+        open_intent(packet, ProducerBooks::never);
         ring_.state(packet.shard, packet.chunk).store(word::state(packet.generation), std::memory_order_release);
         ASYSI_TESTPOINT("writer.abort.freed");
-        lane.chosen([&](auto& policy) { policy.aborted(packet.chunk); });
+        lane.chosen([&](auto& policy) { policy.aborted(lane.chunks, packet.chunk); });
         books_.add(packet.account, {.seen = packet.book_seen ? packet.rows : 0, .dropped = packet.rows, .reason = reason::error});
-        books_.settle(packet.shard, packet.source);
+        books_.settle(packet.shard, packet.source, ended_claim(packet));
+        packet.claimed = false;
     }
 
     /// The next packet of the shard, or the gap in its place, comes to be.
-    void append(Lane& lane, u64 slot) {
-        const PendingPacket& packet = lane.packet;
+    void append(Lane& lane, const PendingPacket& packet, u64 slot) {
         ring_.slot(packet.shard, packet.sequence).store(slot, std::memory_order_release);
         ASYSI_TESTPOINT("writer.slot.stored");
         lane.head = packet.sequence;
@@ -289,8 +350,7 @@ private:
         if (ring_.live().waiters.load(std::memory_order_seq_cst) != 0) ring_bell();
     }
 
-    void refuse(Lane& lane) {
-        const PendingPacket& packet = lane.packet;
+    void refuse(Lane& lane, const PendingPacket& packet) {
         const u64 seen = packet.book_seen ? packet.rows : 0;
         const auto* const overwrite = std::get_if<Overwrite>(&lane.policy);
         if (overwrite == nullptr) {
@@ -299,7 +359,7 @@ private:
             // The sequence advances, so that readers see by the gap what is missing.
             ring_.shard(packet.shard).intent.tombstone.store(1, std::memory_order_release);
             ASYSI_TESTPOINT("writer.tombstone.noted");
-            append(lane, word::tombstone | word::slot(packet.sequence, overwrite->newest(lane.chunks)));
+            append(lane, packet, word::tombstone | word::slot(packet.sequence, overwrite->newest()));
             books_.add(packet.account, {.seen = seen, .dropped = packet.rows, .reason = reason::no_chunk});
         }
         books_.settle(packet.shard, packet.source);
@@ -332,19 +392,41 @@ private:
         ASYSI_TESTPOINT("writer.bell.woken");
     }
 
-    void commit_claim(u32 shard) {
-        Lane& lane = lanes_[shard];
-        seat_.expect_open();
-        if (!lane.gate.resume()) throw ClosedError("the claim of shard " + std::to_string(shard) + " is over");
-        const auto turn = lane.gate.turn();
+    void commit_claim(const Claim& claim) {
+        Lane& lane = lanes_[claim.shard_];
+        const auto turn = seat_.enter(lane.gate);
+        PendingPacket* const packet = pending(lane, claim);
+        if (packet == nullptr) throw ClosedError("the claim of shard " + std::to_string(claim.shard_) + " is over");
         ASYSI_TESTPOINT("writer.payload.written");
-        finish(lane);
+        packet->sequence = lane.head + 1;
+        open_intent(*packet);
+        write_number(*packet);
+        finish(lane, *packet);
+        packet->claimed = false;
     }
-    void abort_claim(u32 shard) {
-        Lane& lane = lanes_[shard];
-        if (seat_.orphaned() || !lane.gate.resume()) return;
-        const auto turn = lane.gate.turn();
-        give_up(lane);
+    void abort_claim(const Claim& claim) {
+        Lane& lane = lanes_[claim.shard_];
+        const auto turn = seat_.enter(lane.gate);
+        if (PendingPacket* const packet = pending(lane, claim)) give_up(lane, *packet);
+    }
+    [[nodiscard]] static bool neighbours(std::span<const Claim> claims) {
+        const auto apart = [](const Claim& one, const Claim& next) { return next.chunk() != one.chunk() + 1; };
+        return std::adjacent_find(claims.begin(), claims.end(), apart) == claims.end();
+    }
+
+    /// What an open claim is to become; null when it is over.
+    [[nodiscard]] static PendingPacket* pending(Lane& lane, const Claim& claim) {
+        PendingPacket& packet = lane.claims[claim.chunk_];
+        return packet.claimed ? &packet : nullptr;
+    }
+
+    /// What is known of a claimed packet only when it is committed.
+    void write_number(const PendingPacket& packet) {
+        std::byte* const chunk = ring_.chunk(packet.shard, packet.chunk);
+        const u64 rows_before = books_.of(packet.account)[produced::published];
+        std::memcpy(chunk + offsetof(PacketHeader, sequence), &packet.sequence, sizeof packet.sequence);
+        std::memcpy(chunk + offsetof(PacketHeader, rows_before), &rows_before, sizeof rows_before);
+        ASYSI_TESTPOINT("writer.claim.numbered");
     }
 
     /// Whether a chunk that is claimed anew has left the caches, as far as the system tells their size.
@@ -363,11 +445,17 @@ private:
 
 inline void Claim::commit() {
     if (writer_ == nullptr) throw ClosedError("the claim is over");
-    std::exchange(writer_, nullptr)->commit_claim(shard_);
+    writer_->commit_claim(*this);
+    writer_ = nullptr;
 }
 
 inline void Claim::abort() noexcept {
-    if (writer_ != nullptr) std::exchange(writer_, nullptr)->abort_claim(shard_);
+    if (writer_ == nullptr) return;
+    try {
+        std::exchange(writer_, nullptr)->abort_claim(*this);
+    } catch (const RingError&) {
+        return;  // busy: left to the writer's end; closed, which has aborted it; or a forked child, where it is its parent's
+    }
 }
 
 }  // namespace asysi
