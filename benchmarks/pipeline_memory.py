@@ -39,7 +39,7 @@ class Fan(BaseOperator):
 
 
 def write(file: Path, rows: int) -> None:
-    """Write the input: about 60 bytes a row."""
+    """Write the input: about 60 bytes per row."""
     with file.open("wb", buffering=1 << 20) as out:
         for n in range(rows):
             out.write(b'{"n":%d,"text":"%s"}\n' % (n, b"some words of a row " * (n % 3 + 1)))

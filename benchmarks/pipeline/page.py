@@ -49,7 +49,7 @@ def picture(result: Record) -> str:
                 ]
                 y += bar + 5
             y += 26
-    title = _word(16, 22, "Rows a second, 306 bytes a row: upper case, nine in ten kept", weight="bold")
+    title = _word(16, 22, "Rows a second, 306 bytes per row: upper case, nine in ten kept", weight="bold")
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{y}" font-family="sans-serif" '
         f'font-size="12"><rect width="100%" height="100%" fill="#fff"/>{title}{"".join(body)}</svg>\n'

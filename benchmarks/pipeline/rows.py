@@ -8,7 +8,7 @@ import orjson
 import xxhash
 
 WORDS = 28
-"""In a text: about 306 bytes a row."""
+"""In a text: about 306 bytes per row."""
 MALFORMED = 10
 _WHOLE = 1 << 64
 

@@ -2,7 +2,7 @@
 
     python task.py WHO [--workers N] [--no-fsync] OUT IN...
 
-The work: texts in upper case, of nine in ten rows (by CRC-32 of the text); lines that are no JSON are left
+The work: texts in upper case, of nine in ten rows (by CRC-32 of the text); lines that are not JSON are left
 out. It prints, as JSON, the seconds from the call to the finished output, and those before it.
 """
 
@@ -187,7 +187,7 @@ def ray(paths: Paths, out: Path, workers: int, fsync: bool) -> float:
     lines.map_batches(work, batch_size=4096).write_json(str(out / "data"))
     seconds = time.monotonic()
     engine.shutdown()
-    return began + time.monotonic() - seconds  # the shutdown is no part of it
+    return began + time.monotonic() - seconds  # the shutdown is not part of it
 
 
 CONTESTANTS = {"plain": plain, "ours": ours, "shards": shards, "datatrove": datatrove, "ray": ray}

@@ -29,7 +29,7 @@ class Stub:
         seed: of the refusals.
         key: key that callers must bring, None for any.
         idempotent: charge once for requests with the same Idempotency-Key.
-        log: where charges are written, a JSON object a line.
+        log: where charges are written, one JSON object per line.
     """
 
     def __init__(

@@ -80,7 +80,7 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
         "--audit-seconds",
         type=float,
         default=_variable("AUDIT_SECONDS", "30"),
-        help="seconds between two comparisons of what the watches have brought with what is there;"
+        help="seconds between two comparisons of the watches' state with a listing;"
         " should watches fall silent, /livez fails after three of them (ASYSI_OPERATOR_AUDIT_SECONDS)",
     )
     parser.add_argument(

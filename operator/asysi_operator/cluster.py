@@ -1,4 +1,4 @@
-"""The effects: every request to the API server is made here, one verb a method, each with a deadline."""
+"""The effects: every request to the API server is made here, one verb per method, each with a deadline."""
 
 import random
 import time

@@ -180,7 +180,7 @@ class Controller:
         if self._clock() - self.beat > 30:
             return "the event loop has stood still for 30 s"
         if self.stale_watches.lasting >= 2:
-            return "the watches are silent: two audits in a row have found changes that none has brought"
+            return "the watches are silent: two audits in a row have found changes that no watch reported"
         if self._tasks and any(task.done() for task in self._tasks):
             return "a loop of the operator has ended"
         return None

@@ -103,7 +103,7 @@ def _of_claims(observed: Observed) -> Failure | None:
     for claim in observed.claims:
         if leaving(claim):
             name, since = claim["metadata"]["name"], claim["metadata"]["deletionTimestamp"]
-            said = f"the claim {name} has been deleted: what is on it goes as soon as no pod uses it"
+            said = f"the claim {name} is being deleted: its data is removed as soon as no pod uses it"
             return Failure("ClaimTerminating", said, time=since)
     return None
 
@@ -200,7 +200,7 @@ def _of_pod(pod: Manifest, observed: Observed) -> Iterator[Failure]:
     attempt = attempt_of(pod)
     if unheard(pod):
         node = pod["spec"].get("nodeName", "?")
-        said = f"nothing has been heard of the node {node}, and so of {pod['metadata']['name']} on it"
+        said = f"the node {node} is unreachable, and so is {pod['metadata']['name']} on it"
         yield Failure("NodeUnreachable", said, attempt=attempt)
     scheduled = condition(pod, "PodScheduled")
     if scheduled and scheduled["status"] == "False" and scheduled.get("reason") != "SchedulingGated":

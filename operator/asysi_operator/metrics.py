@@ -8,7 +8,7 @@ ProcessCollector(registry=REGISTRY)
 
 RECONCILES = Histogram(
     "asysi_operator_reconcile_seconds",
-    "Seconds that one look at one experiment took, its writes included.",
+    "Seconds that one reconcile of one experiment took, its writes included.",
     registry=REGISTRY,
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60),
 )
@@ -27,7 +27,7 @@ WAITED = Histogram(
 )
 REQUESTS = Counter(
     "asysi_operator_api_requests",
-    "Requests to the API server, by verb, kind and status; `none` is no answer.",
+    "Requests to the API server, by verb, kind and status; `none` means no response.",
     ["verb", "kind", "code"],
     registry=REGISTRY,
 )
@@ -45,7 +45,7 @@ EVENT_AGE = Gauge(
 )
 AUDIT = Gauge(
     "asysi_operator_last_audit_timestamp_seconds",
-    "When what the watches have brought was last compared with what is there.",
+    "Time of the last comparison of the watches' state with a listing.",
     registry=REGISTRY,
 )
 MISSED = Counter(

@@ -49,7 +49,7 @@ def judge(spec: Spec, cpu_sets: Mapping[str, str]) -> Verdict:
     if shared:
         return "False", "FractionalCPU", f"{said}{', '.join(shared)} share: give each whole CPUs to pin it"
     if unknown:
-        return "Unknown", "NotKnownYet", f"{said}{', '.join(unknown)} have not said yet what they got"
+        return "Unknown", "NotKnownYet", f"{said}{', '.join(unknown)} have not reported their processors yet"
     if missing := [name for name in asked if name not in exclusive]:
         return "False", "NotExclusive", f"{said}{', '.join(missing)} have no processors of their own"
     return "True", "Exclusive", f"pinned: {', '.join(pinned)}"

@@ -539,5 +539,5 @@ def _frozen(observed: Observed, experiment: ScanExperiment) -> str:
     changed = changes(before, frozen_part(experiment)) if before else []
     return (
         f"{', '.join(changed) or 'spec'} was changed after the host of {observed.name} had started, and its "
-        "results would be of two specs: undo the change, or delete the experiment and create it anew"
+        "results of two specs would be mixed: undo the change, or delete the experiment and recreate it"
     )

@@ -20,7 +20,7 @@ class ServerTime:
         """Seconds since 1970 at the monotonic clock's zero."""
 
     def heard(self, date: str | None, at: float) -> None:
-        """Take in the header `Date` of an answer that came at a moment; one that is no date says nothing."""
+        """Take in the header `Date` of an answer that came at a moment; what is not a date is ignored."""
         try:
             told = (parsedate_to_datetime(date or "") - _EPOCH).total_seconds()
         except (ValueError, TypeError):

@@ -129,7 +129,7 @@ def derive(
 
 
 def phase(conditions: Sequence[Manifest]) -> str:
-    """Return the summary of the conditions in one word; nothing is decided by it."""
+    """Return the summary of the conditions in one word; informational only."""
     true = {one["type"] for one in conditions if one["status"] == "True"}
     reasons = {one["type"]: one["reason"] for one in conditions}
     for kind, word in (("Complete", "Succeeded"), ("Failed", "Failed"), ("Suspended", "Suspended")):
@@ -187,9 +187,9 @@ def _of_the_pipeline(observed: Observed, decided: Plan, failure: Failure | None)
 def _pipeline(observed: Observed, decided: Plan, failure: Failure | None, shards: int) -> Said:
     job = observed.rows.job
     if observed.job is not None or started(observed) or (job and holds(job, "Complete")):
-        return "True", "RowsReady", "The pipeline has run; the model reads what it has made."
+        return "True", "RowsReady", "The pipeline has completed; the model reads its output."
     if job is None or decided.stale:
-        return "False", "NotStarted", "The pipeline's Job is not there yet."
+        return "False", "NotStarted", "The pipeline's Job does not exist yet."
     if end := finished(job):
         why = failure.message if failure else end.get("message", "")
         return "False", end.get("reason") or "Failed", why
@@ -261,7 +261,7 @@ def _capturing(  # noqa: PLR0911 - a case each
         return "False", "NotStarted", "There is no pod yet."
     name = pod["metadata"]["name"]
     if unheard(pod):
-        return "Unknown", "NodeUnreachable", f"The node of {name} is not heard of: nothing is known of it."
+        return "Unknown", "NodeUnreachable", f"The node of {name} is unreachable: the pod's state is unknown."
     if leaving(pod):
         return "False", "PodTerminating", f"{name} is being deleted; what it has written stays."
     kind, detail = state_of(pod, "host")
@@ -284,7 +284,7 @@ def _complete(end: Manifest | None, words: Summary | None) -> Said:
         return "False", "NotEnded", "The experiment has not ended."
     if end["type"] == "Failed":
         return "False", "Failed", "The experiment has failed."
-    balanced = " Its books balance." if words and words.balanced else ""
+    balanced = " Its ledger balances." if words and words.balanced else ""
     return "True", "Finished", f"The stream has ended and everything is written.{balanced}"
 
 
@@ -349,7 +349,7 @@ def _suspended(observed: Observed, decided: Plan, job: Manifest | None) -> Said:
         asked = "lifecycle.suspend is true." if wished else "Its queue has not admitted it."
         return "True", "Suspended", asked
     if job is None and wished and queue and not ending:
-        return "True", "Suspended", f"lifecycle.suspend is true: {queue} has no Job of it until it is false."
+        return "True", "Suspended", f"lifecycle.suspend is true: {queue} has no Job for it until then."
     if wished:
         return "False", "Suspending", "lifecycle.suspend is true; the pod is ending."
     return "False", "Active", "Nothing holds it back."
@@ -357,8 +357,8 @@ def _suspended(observed: Observed, decided: Plan, job: Manifest | None) -> Said:
 
 def _contended(by: str | None) -> Said:
     if by is None:
-        return "False", "Settled", "Nobody changes the experiment's objects any more."
-    return "True", "ChangedByOthers", f"{by}; each time it is put back, after an ever longer while."
+        return "False", "Settled", "No other client changes the experiment's objects any more."
+    return "True", "ChangedByOthers", f"{by}; it is reverted each time, after a growing delay."
 
 
 def _condition(observed: Observed, kind: str, said: Said, now: str) -> Manifest:
@@ -462,7 +462,7 @@ def announcements(name: str, before: Manifest, after: Manifest) -> list[tuple[st
         reason = "ContainerFailed" if who else "PodFailed"
         level = "Warning"
         if failure["reason"] in DISRUPTIONS:
-            level, reason, who = "Normal", "Disrupted", f"Attempt {failure.get('attempt', '?')} was put out: "
+            level, reason, who = "Normal", "Disrupted", f"Attempt {failure.get('attempt', '?')} was evicted: "
         told.append((level, reason, f"{who}{failure['reason']}: {failure.get('message', '')}"))
     if before.get("attempt") is not None and after.get("attempt", 0) > before["attempt"]:
         told.append(("Normal", "NextAttempt", f"Attempt {after['attempt']} of {name} has begun."))
@@ -470,7 +470,7 @@ def announcements(name: str, before: Manifest, after: Manifest) -> list[tuple[st
 
 
 _INITIAL = {"Accepted": "True"}
-"""What a condition is taken to have been before it was recorded; a pause from the start is no news."""
+"""What a condition is taken to have been before it was recorded; a pause from the start is not news."""
 _TOLD = (
     ("Accepted", "False", "Warning", "Refused"),
     (_PIPELINE, "True", "Normal", "PipelineComplete"),

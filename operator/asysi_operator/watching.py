@@ -90,7 +90,7 @@ class Watches:
             except GoneError:
                 version = ""
             except (UnavailableError, RejectedError) as error:
-                log.warning("a watch begins anew: %s", error)
+                log.warning("a watch restarts: %s", error)
             time.sleep(min(LAST_WAIT, FIRST_WAIT * 2.0 ** min(failures, 16)))
             failures += 1
 

@@ -190,8 +190,8 @@ class TestCommands:
         ("arguments", "sentence"),
         [
             (["info", "{tmp}/missing"], "holds no .mscan segment"),
-            (["export", "{out}", "-o", "{tmp}/x", "--steps", "5"], "--steps 5 is no range"),
-            (["export", "{out}", "-o", "{tmp}/x", "--steps", "9:3"], "--steps 9:3 is no range"),
+            (["export", "{out}", "-o", "{tmp}/x", "--steps", "5"], "--steps 5 is not a range"),
+            (["export", "{out}", "-o", "{tmp}/x", "--steps", "9:3"], "--steps 9:3 is not a range"),
             (["export", "{out}", "-o", "{tmp}/x", "--points", "*.mlp"], "no hook point matches '*.mlp'"),
         ],
     )

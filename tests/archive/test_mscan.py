@@ -322,7 +322,7 @@ class TestMeasure:
         assert np.isnan(records["max"][1])
 
     def test_very_large(self):
-        """Squares beyond float32 are no infinities of the row."""
+        """Squares beyond float32 are not infinities of the row."""
         records = np.zeros(1, METRICS_DTYPE)
         measure_rows(np.full((1, 4), 3e37, np.float32), records)
         assert records["inf_count"][0] == 0
@@ -436,7 +436,7 @@ class TestDamage:
         assert [int(p.header["sequence"]) for p in MScanDataset(path).packets()] == [0, 1, 3, 4]
 
     def test_another_files_chunk(self, tmp_path):
-        """A chunk of another segment, or of another place, is no chunk of this one."""
+        """A chunk of another segment, or of another place, is not a chunk of this one."""
         first = write(tmp_path / "a.mscan", [make_packet(1)]).read_bytes()
         second = write(tmp_path / "b.mscan", [make_packet(2)]).read_bytes()
         assert len(first) == len(second)

@@ -88,7 +88,7 @@ class _Log:
         self.end: StreamEnd | None = None
 
     def frames(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield what was appended since the last call, and keep the books of it."""
+        """Yield what was appended since the last call, and keep the ledger of it."""
         while True:
             head = os.pread(self._file, _FRAME.size, self.offset)
             if len(head) < _FRAME.size:

@@ -121,7 +121,7 @@ def test_an_archive_of_another_run_is_refused(kind: str, tmp_path: Path) -> None
 
 
 def test_hook_carries_everything_and_ends_both_streams(kind: str, tmp_path: Path) -> None:
-    """Between two streams of a kind every row arrives once, quantised, and the books of both balance."""
+    """Between two streams of a kind every row arrives once, quantised, and the ledgers of both balance."""
     for name in ("capture", "bus"):
         (tmp_path / name).mkdir()
     captured = KINDS[kind].make(tmp_path / "capture", [HOOK])

@@ -92,7 +92,7 @@ def packets(folder, drain=False):
 
 
 def books(folder):
-    """The books of each point, once the equation of capture is checked."""
+    """The ledger of each point, once the equation of capture is checked."""
     with Control(folder) as control:
         found = dict(zip(control.accounts(), control.produced(), strict=True))
     for point in found.values():
@@ -455,7 +455,7 @@ def test_recomputation_is_flagged(ring):
 
 
 def test_tokens_default_to_the_models_input(ring):
-    """Without a host that knows more, a sequence is a sample, and what the mask leaves out is no data."""
+    """Without a host that knows more, a sequence is a sample, and what the mask leaves out is not data."""
     model = Model()
     mask = torch.ones(BATCH, LENGTH, dtype=torch.long)
     mask[1, 2:] = 0

@@ -47,7 +47,7 @@ UNAVAILABLE: list[tuple[Tree, str]] = [
 
 @pytest.mark.parametrize("pattern", [pattern for pattern, field in FIELDS.items() if field.part is None])
 def test_every_field_is_settled(pattern: str) -> None:
-    """Each field, or the part it lies in, stands in the table of readers or among the refusals."""
+    """Each field, or the part it lies in, is in the table of readers or among the refusals."""
     steps = pattern.split(".")
     above = {".".join(steps[: n + 1]) for n in range(len(steps))}
     assert (above | {part.removesuffix("[]") for part in above}) & SETTLED

@@ -83,7 +83,7 @@ def test_bad_configuration_ends_in_sentences_and_exit_code_2(tmp_path: Path, fil
     done = asysi("run", "-f", file, "-f", over)
     assert (done.returncode, done.stdout) == (2, "")
     lines = done.stderr.splitlines()
-    assert lines[0] == f"{over}:2: spec.buss is no known key: did you mean bus?"
+    assert lines[0] == f"{over}:2: spec.buss is not a known key: did you mean bus?"
     assert lines[1].startswith(f"{over}:3: spec.mode CONSUMER is not available yet")
     assert len(lines) == 2
 
@@ -138,7 +138,7 @@ def test_run_passes_on_what_it_was_told(tmp_path: Path, file: Path, behind: dict
 
 
 def test_ctrl_c_ends_in_130(file: Path, behind: dict[str, Any]) -> None:
-    """An interrupt that nobody below has dealt with is no traceback."""
+    """An interrupt that nobody below has dealt with is not a traceback."""
 
     def run(*_: Any, **__: Any) -> int:
         raise KeyboardInterrupt
@@ -305,7 +305,7 @@ def test_what_is_no_ring_is_refused_in_a_sentence(tmp_path: Path, ring: Path) ->
     for path, why in {
         tmp_path / "nothing": "does not exist",
         pickle: "is a file: name the folder",
-        tmp_path / "pickled": "is no control file of a ring",
+        tmp_path / "pickled": "is not a control file of a ring",
         ring.parent / "bus" / "..": "there are some below it",
     }.items():
         for command in ("inspect", "reset"):

@@ -78,7 +78,7 @@ def test_a_restored_experiment_resumes(identity: Make) -> None:
 
 
 def test_without_a_uid_the_user_has_to_say_so(identity: Make) -> None:
-    """A pod that no operator made knows nothing about the owner: only output.resume lets it go on."""
+    """A pod that no operator made knows nothing about the owner: only output.resume resumes it."""
     for own, before in ((None, "a"), ("b", None), (None, None)):
         case = identity(uid=own), _found(identity(uid=before))
         assert "may still run" in (refusal(*case, kept=False, resume=False) or "")

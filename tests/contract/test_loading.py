@@ -49,7 +49,7 @@ def test_merging_is_associative(a: Tree, b: Tree, c: Tree) -> None:
 
 @given(trees, trees)
 def test_the_later_file_wins(base: Tree, overlay: Tree) -> None:
-    """Every value of the overlay stands in the merged tree, and what it does not name stays."""
+    """Every value of the overlay is in the merged tree, and what it does not name stays."""
     merged = merge(base, overlay)
     for key in base.keys() | overlay.keys():
         if isinstance(base.get(key), dict) and isinstance(overlay.get(key), dict):
@@ -147,13 +147,13 @@ def test_an_object_of_the_api_server_is_accepted(minimal: Callable[..., Tree]) -
         ("just text", "scan.yaml holds no mapping"),
         ("spec:\n  mode: HPC\n  mode: HPC\n", "scan.yaml:3: spec.mode is given twice, first in line 2"),
         ("spec: {model: {uri: a, uri: b}}\n", "scan.yaml:1: spec.model.uri is given twice"),
-        ("spec:\n  a: [1, 2\n", "scan.yaml:3:1: this is no YAML"),
-        ("spec:\n\ta: 1\n", "scan.yaml:2:1: this is no YAML"),
-        ("a: 1\n---\nb: 2\n", "scan.yaml:2:1: this is no YAML: expected a single document"),
-        ("a: !!python/object:os.system {}\n", "this is no YAML"),
-        ("a: *nobody\n", "scan.yaml:1:4: this is no YAML"),
-        ("spec: {1: a}\n", "scan.yaml:1: spec has a key that is no text"),
-        ("a: \x07\n", "scan.yaml: this is no YAML"),
+        ("spec:\n  a: [1, 2\n", "scan.yaml:3:1: this is not YAML"),
+        ("spec:\n\ta: 1\n", "scan.yaml:2:1: this is not YAML"),
+        ("a: 1\n---\nb: 2\n", "scan.yaml:2:1: this is not YAML: expected a single document"),
+        ("a: !!python/object:os.system {}\n", "this is not YAML"),
+        ("a: *nobody\n", "scan.yaml:1:4: this is not YAML"),
+        ("spec: {1: a}\n", "scan.yaml:1: spec has a key that is not text"),
+        ("a: \x07\n", "scan.yaml: this is not YAML"),
         ("a: &a [*a]\n", "scan.yaml nests deeper than 64 levels"),
         ("a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
             f"{new}: &{new} [*{old},*{old},*{old},*{old},*{old},*{old},*{old},*{old},*{old}]\n"
@@ -169,7 +169,7 @@ def test_files_that_are_no_experiment(write: Write, text: str, said: str) -> Non
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    """A missing file, a folder, and bytes that are no text are named."""
+    """A missing file, a folder, and bytes that are not text are named."""
     with pytest.raises(ConfigError, match=r"nowhere\.yaml cannot be read: No such file"):
         load([tmp_path / "nowhere.yaml"])
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
@@ -184,7 +184,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("setting", ["spec.bus.shards", "=3", "spec..bus=1", "spec.bus.shards=[1"])
 def test_settings_that_say_nothing(setting: str) -> None:
-    """A --set that is no path=value is refused by name."""
+    """A --set that is not a path=value is refused by name."""
     with pytest.raises(ConfigError, match="--set"):
         set_value(setting)
 

@@ -24,20 +24,20 @@ def problems(tree: Tree) -> list[str]:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"captrue": {}}, "spec.captrue is no known key: did you mean capture?"),
+        ({"captrue": {}}, "spec.captrue is not a known key: did you mean capture?"),
         (
             {"capture": {"hook_points": []}},
-            "spec.capture.hook_points is no known key: did you mean hookPoints?",
+            "spec.capture.hook_points is not a known key: did you mean hookPoints?",
         ),
         (
             {"sae": {"train": [{"Latents": 8}]}},
-            "spec.sae.train[0].Latents is no known key: did you mean latents?",
+            "spec.sae.train[0].Latents is not a known key: did you mean latents?",
         ),
-        ({"latents": 8}, "spec.latents is no key here: it belongs to spec.sae.train[].latents"),
-        ({"bus": {"qqq": 1}}, "spec.bus.qqq is no known key: the keys here are shards, size, redis"),
+        ({"latents": 8}, "spec.latents is not a key here: it belongs to spec.sae.train[].latents"),
+        ({"bus": {"qqq": 1}}, "spec.bus.qqq is not a known key: the keys here are shards, size, redis"),
         (
             {"resources": {"binding": {"cpus": {"hots": "0"}}}},
-            "spec.resources.binding.cpus.hots is no known key: did you mean host?",
+            "spec.resources.binding.cpus.hots is not a known key: did you mean host?",
         ),
         ({"mode": "hpc"}, "spec.mode must be HPC or CONSUMER, not the text 'hpc'; did you mean HPC?"),
         (
@@ -116,7 +116,7 @@ def test_metadata_is_checked(minimal: Minimal) -> None:
     tree["metadata"] = {"name": "Mini_LM", "label": {}}
     said = problems(tree)
     assert any(sentence.startswith("metadata.name must be at most 52 of a-z") for sentence in said)
-    assert "metadata.label is no known key: did you mean labels?" in said
+    assert "metadata.label is not a known key: did you mean labels?" in said
 
 
 def test_all_mistakes_are_told_at_once_each_with_its_file_and_line(tmp_path: Path, minimal: Minimal) -> None:
@@ -132,7 +132,7 @@ def test_all_mistakes_are_told_at_once_each_with_its_file_and_line(tmp_path: Pat
         text.strip().partition(":")[0]: number for number, text in enumerate(base.read_text().splitlines(), 1)
     }
     assert error.value.problems == [
-        f"{base}:{lines['shard']}: spec.bus.shard is no known key: did you mean shards?",
+        f"{base}:{lines['shard']}: spec.bus.shard is not a known key: did you mean shards?",
         f"{base}:{lines['- k']}: spec.sae.train[0].k is 9, but the trainer has only 8 latents:"
         " lower k or raise latents",
         f"{over}:3: spec.capture.quantization fp8 is not available yet: take none, bf16 or int8",

@@ -48,7 +48,7 @@ def test_a_scan_is_described_by_its_row() -> None:
 
 
 def test_a_custom_workload_names_its_own_program() -> None:
-    """The host of a custom workload is no module of ours, and nothing is known of its text."""
+    """The host of a custom workload is not a module of ours, and nothing is known of its text."""
     one = spec({"custom": {"image": "mine", "command": ["x"]}}, data=None)
     assert module_of(Container.HOST, one) is None
     assert text_of(one) is None

@@ -1,7 +1,7 @@
 """Bad and hostile experiments: refused with the name of what is wrong, nothing made of them, no harm left.
 
 The mutations are made by walking the schema: at every place values of other types, out of range, too long, of
-hostile content, keys that nobody knows or that a pod would, features that do not exist yet; and by hand what
+hostile content, unknown keys and keys of a pod, features that do not exist yet; and by hand what
 breaks the rules between fields. They go to a real API server, those that it admits to the operator's
 decision, and some to a real operator from their creation to their recovery.
 """
@@ -107,7 +107,7 @@ BY_HAND: dict[str, tuple[Tree, str]] = {
     "a revision of a folder": ({"model": {"revision": "main"}}, "revision"),
     "a count without random": ({"capture": {"positions": {"count": 3}}}, "count"),
     "a separator without concat": ({"data": {"tokens": {"separatorToken": "x"}}}, "separatorToken"),
-    "a selector that is no label": ({"scheduling": {"nodeSelector": {"../..": "x"}}}, "nodeSelector"),
+    "a selector that is not a label": ({"scheduling": {"nodeSelector": {"../..": "x"}}}, "nodeSelector"),
     "a toleration of nothing": ({"scheduling": {"tolerations": [{"operator": "Equal"}]}}, "operator"),
     "a value of anything": (
         {"scheduling": {"tolerations": [{"key": "a", "operator": "Exists", "value": "b"}]}},

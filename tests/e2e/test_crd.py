@@ -90,7 +90,7 @@ def test_nothing_is_pruned(create: Create, everything: Tree) -> None:
 
 @pytest.mark.parametrize("workload", ["train", "ppo", "custom"])
 def test_every_workload_is_stored(create: Create, minimal: Callable[..., Tree], workload: str) -> None:
-    """The workloads that come later are stored too, with whatever stands in them."""
+    """The workloads that come later are stored too, with whatever is in them."""
     content = {"image": "i", "command": ["c"]} if workload == "custom" else {"epochs": 3, "deep": {"er": [1]}}
     stored = create(minimal({"workload": {"scan": None, workload: content}}))
     assert stored["spec"]["workload"] == {workload: content}

@@ -61,7 +61,7 @@ def _open_in_notebook(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the notebook's client
 def test_whole(scan: Callable, start: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run leaves an SAE a hook point, every row in its archive, a balanced ledger and a report."""
+    """A run leaves one SAE per hook point, every row in its archive, a balanced ledger and a report."""
     from asysi.archive.dataset import MScanDataset
 
     run = start(scan("whole"))

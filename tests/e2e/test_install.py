@@ -401,7 +401,7 @@ def results(shell: Shell, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_results_are_in_the_claim(results):
-    """The claim holds a verified archive, an SAE a hook point, and the report."""
+    """The claim holds a verified archive, one SAE per hook point, and the report."""
     from asysi.archive.dataset import MScanDataset
 
     dataset = MScanDataset(results)

@@ -28,7 +28,7 @@ GATE = Path(__file__).with_name("gate")
 
 
 class Gated(torch.nn.Module):
-    """Waits before the step whose number stands in the gate, as long as it stands there."""
+    """Waits before the step whose number is in the gate, as long as it stands there."""
 
     def __init__(self):
         super().__init__()
@@ -199,7 +199,7 @@ def test_prepare_and_the_host_are_killed_at_each_phase(gate: Callable[..., Gate]
 
 @pytest.mark.parametrize("phase", ["starting", "running", "finishing"])
 def test_finish_is_killed_at_each_phase(phase: str, gate: Callable[..., Gate]) -> None:
-    """The model reads on; --resume ends the run. What the books of the first attempt were is known if finish
+    """The model reads on; --resume ends the run. What the ledger of the first attempt was is known if finish
     had closed them, and said to be unknown else.
     """
     it = gate(f"finish-{phase}", maxRestarts=0)

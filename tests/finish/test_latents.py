@@ -187,7 +187,7 @@ def test_a_model_without_an_unembedding_has_no_logits():
 
 
 def one_latent(values):
-    """Return the firings of latent 0 with these activations, one a row, and a document for each row."""
+    """Return the firings of latent 0 with these activations, one per row, and a document for each row."""
     n = len(values)
     return Firings(np.arange(n), np.zeros(n, np.int64), np.asarray(values, np.float32)), np.arange(n)
 
@@ -223,7 +223,7 @@ def test_no_document_is_shown_twice_for_a_latent(fires):
 
 
 def test_shades_are_the_activations_around_the_peak_within_the_document():
-    """255 is the maximum, what fires faintly is 1, what stands in another document is 0."""
+    """255 is the maximum, what fires faintly is 1, what is in another document is 0."""
     firings = Firings(np.array([1, 2, 3, 4]), np.zeros(4, np.int64), np.array([8, 4, 0.001, 8], np.float32))
     document = np.array([0, 0, 0, 0, 1, 1])
     peaks = np.array([[1, NO_CONTEXT]], np.uint32)
@@ -420,7 +420,7 @@ def test_the_timeline_is_thinned_and_keeps_what_matters():
 
 
 def test_training_curves_are_read_without_trust():
-    """A curve of whole rows becomes series; rows that are torn are left out, a single one is no curve."""
+    """A curve of whole rows becomes series; rows that are torn are left out, a single one is not a curve."""
     good = [[0, 2.0, None, 4.0, 0.0], [10, 1.0, 0.5, 4.0, 0.1]]
     records = {"a": {"curve": [*good, [1, 2], "x", [None] * 5]}, "b": {"curve": good[:1]}, "c": {}, "d": None}
     (curve,) = history.curves({"topk": records})
@@ -430,7 +430,7 @@ def test_training_curves_are_read_without_trust():
 
 
 def test_a_torn_timeline_is_read_up_to_the_tear(tmp_path):
-    """Lines that are no JSON objects are passed over."""
+    """Lines that are not JSON objects are passed over."""
     file = tmp_path / "timeline.jsonl"
     file.write_text('{"t": 1}\nnull\n[]\n{"t": 2}\n{"t": 3, "ra')
     assert [line["t"] for line in history.read_lines(file)] == [1, 2]

@@ -391,7 +391,7 @@ def test_finish_killed_while_it_analyses(tmp_path):
 
 
 def test_finish_killed_while_the_stream_runs(tmp_path):
-    """The books of that attempt are gone with its rings: what it saw is not known, nobody says balanced."""
+    """The ledger of that attempt is gone with its rings: what it saw is not known, nobody says balanced."""
     pod = Pod(tmp_path, WITHOUT_SAE)
     process = pod.waiting()
     process.send_signal(signal.SIGKILL)

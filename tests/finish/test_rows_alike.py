@@ -88,7 +88,7 @@ class Model(torch.nn.Module):
 
 
 def tokens_of(step, ids):
-    """The step's tokens; those whose number is a multiple of 7 are no data, the last sequence is held out."""
+    """The step's tokens; multiples of 7 are not data, the last sequence is held out."""
     grid = BATCH * LENGTH
     rows = np.zeros(grid, ROW_DTYPE)
     rows["sample"] = step * grid + np.arange(grid)

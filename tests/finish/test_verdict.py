@@ -162,7 +162,7 @@ def test_the_sentence_fits_both_verdicts():
     """The headline never says sound where it is not."""
     good = Condition("True", "Balanced", "All 9 rows seen are accounted for.")
     assert sentence(good, judge(RUN), interrupted=False) == (
-        "The run is complete and its books balance (all 9 rows seen are accounted for), "
+        "The run is complete and its ledger balances (all 9 rows seen are accounted for), "
         "and its data is sound."
     )
     assert "needs a look" in sentence(good, judge(point(not_finite=1)), interrupted=False)
@@ -236,7 +236,7 @@ def test_the_share_is_what_numpy_says(seed, count, scale):
 
 
 def test_rows_that_were_left_out_are_counted():
-    """What finish could not read as a number is in no share, and known; no row at all is no variance."""
+    """What finish could not read as a number is in no share, and known; no row at all is not a variance."""
     rows, sheet = rows_with(np.zeros((60, 10), np.bool_))
     most = np.arange(5, 600)
     part = PointRows(rows[most], most, np.zeros(len(most), np.int64), not_finite=5)

@@ -124,7 +124,7 @@ class FakePod:
         return [(line["event"], line["code"]) for line in lines if line["container"] == container]
 
     def leftovers(self) -> list[str]:
-        """Return what stands in the run's folders."""
+        """Return what is in the run's folders."""
         return sorted(path.name for folder in (self.shared, self.scratch) for path in folder.iterdir())
 
     def processes(self) -> list[int]:

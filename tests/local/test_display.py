@@ -55,7 +55,7 @@ def test_any_answer_can_be_shown(answer):
 
 @given(st.binary(max_size=50))
 def test_what_is_no_answer_is_no_status(body):
-    """Bytes that are no JSON object are not a status, and no error."""
+    """Bytes that are not JSON object are not a status, and no error."""
     status = RunStatus.read(body)
     assert status is None or status == RunStatus()
 
@@ -146,7 +146,7 @@ def summed(tmp_path, **verdict):
 
 
 def test_the_summary_says_what_is_wrong_with_the_data(tmp_path):
-    """A warning stands in place of the check mark; FVU comes with what it hides, a missing one with
+    """A warning is in place of the check mark; FVU comes with what it hides, a missing one with
     its reason; rows of all attempts are summed, lapped shares told.
     """
     text = summed(tmp_path, **VERDICT)
@@ -179,7 +179,7 @@ def test_what_is_not_known_is_said(tmp_path):
 
 @given(st.dictionaries(st.sampled_from(list(VERDICT)), JSON))
 def test_any_verdict_can_be_summed_up(tmp_path_factory, verdict):
-    """Whatever JSON stands in verdict.json, the summary is drawn."""
+    """Whatever JSON is in verdict.json, the summary is drawn."""
     folder = tmp_path_factory.mktemp("any")
     (folder / "verdict.json").write_text(json.dumps({"level": "ok", **verdict}))
     assert summary("x", RunOutcome(Exit.OK, 1, {}, None), STARTING, folder)

@@ -173,7 +173,7 @@ def test_discarding_removes_the_folders_that_were_made(tmp_path):
 
 
 def test_where_results_go(tmp_path, monkeypatch):
-    """The option wins over the spec, the spec over runs/<name>; what is no local folder is refused."""
+    """The option wins over the spec, the spec over runs/<name>; what is not a local folder is refused."""
     monkeypatch.chdir(tmp_path)
     there = SpecOutput(uri="file:///there/x%20y", path="z")
     assert output_folder("mini", Path("here"), there) == tmp_path / "here"

@@ -194,7 +194,7 @@ def test_a_bad_verdict_is_told_in_a_sentence(pod, capsys):
 def test_a_refusing_host_releases_those_who_wait(pod, monkeypatch):
     """When the host refuses before there is a stream, finish is not waited for longer than its patience."""
     monkeypatch.setattr("asysi_operator.local.pod.PATIENCE_AFTER_BAD_CONFIG", 0.3)
-    pod.plans["host"] = {"seconds": 0.1, "code": 2, "says": "line 7 of data.jsonl is no JSON"}
+    pod.plans["host"] = {"seconds": 0.1, "code": 2, "says": "line 7 of data.jsonl is not JSON"}
     assert pod.run() == 2
     assert "finish ended 143" in pod.journal()
     assert not pod.output.exists()

@@ -1,4 +1,4 @@
-"""The pipeline's Job: an index a shard, on the volume of the results."""
+"""The pipeline's Job: one index per shard, on the volume of the results."""
 
 import pytest
 

@@ -93,7 +93,7 @@ def test_aliases_are_matched_where_no_path_is():
 
 
 def test_names_that_no_module_returns_are_answered_with_near_ones():
-    """A name of TransformerLens that is no module's output lists the near names that are."""
+    """A name of TransformerLens that is not a module's output lists the near names that are."""
     names = [f"h.{n}" for n in range(3)]
     aliases = {name: str(alias_of("gpt2", name)) for name in names}
     with pytest.raises(

@@ -532,7 +532,7 @@ def test_tool_calls_are_an_answer(server: Server) -> None:
 
 
 def test_rejected_answers_are_booked_before_the_one_that_counts(server: Server) -> None:
-    """A 200 that is no completion is paid all the same: its usage counts, also against the budget."""
+    """A 200 that is not a completion is paid all the same: its usage counts, also against the budget."""
     broken = (200, json.dumps({"choices": [], "usage": {"prompt_tokens": 40, "completion_tokens": 0}}))
     server.script = [broken, broken, 200]
     report = pipeline(chat(server, prices=PRICES), 3, budget={"cost": 50}).create("p").run()

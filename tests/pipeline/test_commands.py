@@ -150,14 +150,14 @@ def test_a_terminal_shows_a_table() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"batchSizes": 3}, r"p\.yaml:\d+: batchSizes is no known key: did you mean batchSize\?"),
+        ({"batchSizes": 3}, r"p\.yaml:\d+: batchSizes is not a known key: did you mean batchSize\?"),
         ({"parallelSize": "many"}, r"p\.yaml:\d+: parallelSize must be a whole number, not the text 'many'"),
         ({"onError": "ignore"}, r"onError must be fail or dead_letter, not the text 'ignore'"),
         ({"pipelineId": "a/b"}, r"pipelineId must be text that matches"),
         ({"operators": [{"operator": "splitter"}]}, r"operators\[0\]: there is no operator splitter"),
         ({"operators": [{"operator": "splitting:Splt"}]}, r"splitting has no Splt"),
         ({"operators": [{"operator": "splitting:Split", "params": {"bath": 1}}]}, r"keyword argument 'bath'"),
-        ({"inputUri": "nowhere://x"}, r"nobody knows nowhere://"),
+        ({"inputUri": "nowhere://x"}, r"unknown protocol nowhere://"),
         ({"operators": [{"name": "x"}]}, r"p\.yaml:\d+: operators\[0\]\.operator is missing: Name of the op"),
     ],
 )

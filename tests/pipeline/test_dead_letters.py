@@ -100,7 +100,7 @@ def test_bad_rows_are_set_aside_with_reason_and_line() -> None:
 
 
 def test_lines_that_are_no_rows_are_dead_letters_too() -> None:
-    """§14.1: broken JSON, and JSON that is no object, are set aside with their very bytes."""
+    """§14.1: broken JSON, and JSON that is not an object, are set aside with their very bytes."""
     Path("in.jsonl").write_bytes(b'{"n": 1}\n{"n": 2\n[3]\n\xff\n{"n": 4}\n')
     report = make().create("p").run()
     assert [(row["_i"], row["reason"]) for row in letters("1_Split")] == [
@@ -167,7 +167,7 @@ def test_a_redrive_of_nothing_changes_nothing() -> None:
 
 
 def test_lines_that_are_no_rows_stay_dead() -> None:
-    """A redrive cannot mend a line that is no row: it stays a dead letter, tried once more."""
+    """A redrive cannot mend a line that is not a row: it stays a dead letter, tried once more."""
     Path("in.jsonl").write_text('{"n": 1}\n{"n": 2\n')
     make((1,)).create("p").run()
     assert make().redrive("p", accept_changes=True).dead == 1

@@ -133,7 +133,7 @@ def test_a_change_that_no_row_depends_on_is_none(file: str, text: str) -> None:
 
 
 def test_installed_packages_are_not_looked_at() -> None:
-    """An upgrade of a package, or of this one, is no edit of the project."""
+    """An upgrade of a package, or of this one, is not an edit of the project."""
     edit("marking.py", "LIMIT = 3", "import orjson, json, yaml\nLIMIT = 3")
     assert set(marked()["modules"]) == {
         ".",

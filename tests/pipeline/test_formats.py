@@ -117,7 +117,7 @@ def test_no_csv_line_vanishes(tmp_path_factory, parts: list[bytes]) -> None:
 
 
 def test_a_redrive_leaves_bad_lines_dead() -> None:
-    """A line that is no row stays a dead letter, even if its bytes happen to be JSON."""
+    """A line that is not a row stays a dead letter, even if its bytes happen to be JSON."""
     Path("in.csv").write_bytes(b"a,b\n1,2\n{}\n3,4\n")
     through("csv://in.csv", on_error="dead_letter")
     report = UnifiedPipeline([keep], "csv://in.csv", "jsonl://out.jsonl").redrive("p")

@@ -177,7 +177,7 @@ def test_a_changed_operator_says_what_leads_out_of_an_experiment(volume, monkeyp
     said = volume.words.read_text()
     folder = volume.output / pipeline_folder(experiment.spec.data)
     assert "its module marking was changed" in said
-    assert f"delete {folder} to begin anew" in said
+    assert f"delete {folder} to start over" in said
     shutil.rmtree(folder)
     assert volume.run(experiment, 0) == Exit.OK
     assert volume.rows(experiment)[0]["word"] == "b"

@@ -350,7 +350,7 @@ def test_a_protocol_of_ones_own() -> None:
     write(texts(4), "bucket/a.jsonl")
     UnifiedPipeline([Upper()], "oss://a.jsonl", "oss://b.jsonl").create("p").run()
     assert len(read("bucket/b.jsonl")) == 4
-    with pytest.raises(ConfigError, match="nobody knows osss://"):
+    with pytest.raises(ConfigError, match="unknown protocol osss://"):
         StreamFactory.create("osss://x")
 
 

@@ -61,7 +61,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def store() -> Any:
-    """A store that is no local disk."""
+    """A store that is not a local disk."""
     files = fsspec.filesystem("memory")
     files.store.clear()
     yield files

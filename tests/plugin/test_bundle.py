@@ -64,7 +64,7 @@ def test_a_bundle_holds_no_secret(bundle, fake):
 
 
 def test_what_may_not_be_read_is_named(bundle):
-    """The rest is there, and the missing part stands in missing.txt with the permission."""
+    """The rest is there, and the missing part is in missing.txt with the permission."""
     assert "you may not list nodes in all namespaces" in bundle["asysi-lab-minilm/missing.txt"]
     assert "asysi-lab-minilm/objects/nodes.txt" not in bundle
 
@@ -88,7 +88,7 @@ def test_secrets_in_text_are_removed(text):
 
 
 def test_ordinary_text_stays():
-    """Tokens of text, which this is all about, are no secrets."""
+    """Tokens of text, which this is all about, are not secrets."""
     for text in (
         "serviceAccountToken:\n  expirationSeconds: 3607",
         "automountServiceAccountToken: false",

@@ -113,7 +113,7 @@ CASES = {
                 )
             ],
         ),
-        ('CreateContainerConfigError: secret "hub" not found', "make what the message names"),
+        ('CreateContainerConfigError: secret "hub" not found', "create the object that the message names"),
     ),
     "quota": Case(
         replace(WELL, events=[event("j1", "FailedCreate", QUOTA)]),
@@ -158,7 +158,7 @@ CASES = {
         replace(WELL, claims=[{**CLAIM, "status": {"phase": "Lost"}}]),
         ("texts has lost its volume",),
     ),
-    "a claim that waits for its pod is no trouble": Case(
+    "a claim that waits for its pod is not trouble": Case(
         replace(
             WELL,
             claims=[{**CLAIM, "status": {"phase": "Pending"}}],
@@ -279,11 +279,11 @@ CASES = {
                 }
             ],
         ),
-        ("No operator looks after namespace lab: they watch a, b",),
+        ("No operator watches namespace lab: they watch a, b",),
     ),
     "not looked at yet": Case(
         replace(WELL, experiment={**experiment(""), "status": {}}),
-        ("No operator has looked at minilm yet",),
+        ("No operator has processed minilm yet",),
     ),
     "being deleted": Case(
         replace(

@@ -25,7 +25,7 @@ SPEC: Tree = {
 
 
 class FakeCluster:
-    """What an API server and its garbage collector keep. It is no fake of their timing: nothing waits."""
+    """What an API server and its garbage collector keep. It is not a fake of their timing: nothing waits."""
 
     def __init__(self, spec: Tree | None = None, **metadata: Any) -> None:
         self._ids = itertools.count(1)

@@ -135,12 +135,12 @@ HARMLESS = {
 
 @pytest.mark.parametrize("case", HARMLESS)
 def test_what_is_meant_is_no_failure(pod, case):
-    """Waiting, ending well and being stopped at the end are no failures."""
+    """Waiting, ending well and being stopped at the end are not failures."""
     assert last_failure(pod(HARMLESS[case])) is None
 
 
 def test_being_deleted_is_no_failure(pod):
-    """A pod that is being deleted, as at a suspension, ends by signals: that is no failure."""
+    """A pod that is being deleted, as at a suspension, ends by signals: that is not a failure."""
     status = {"containerStatuses": [sidecar("host", {"terminated": ended(143)})]}
     assert last_failure(pod(status, deletionTimestamp=END)) is None
     assert last_failure(pod(status)) is not None
@@ -166,7 +166,7 @@ def test_a_probes_kill_is_told_from_others(pod, probe, reason):
 
 
 def test_a_job_without_a_pod_is_odd(cluster):
-    """What keeps a Job from having a pod stands in its events alone."""
+    """What keeps a Job from having a pod is in its events alone."""
     lab = cluster()
     lab.settle()
     assert oddity(lab.observe()).uid == lab.objects["Job", "minilm"]["metadata"]["uid"]

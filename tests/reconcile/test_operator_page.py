@@ -79,7 +79,7 @@ def said_by(function: object) -> set[tuple[str, str]]:
 
 @pytest.mark.parametrize("condition", SAYS)
 def test_every_reason_of_a_condition_is_on_the_page(condition):
-    """What a condition can say stands in the table, and the table says no other fixed reason."""
+    """What a condition can say is in the table, and the table says no other fixed reason."""
     told = {
         (row[1], reason)
         for row in rows("Conditions")
@@ -96,19 +96,19 @@ def test_every_reason_of_a_condition_is_on_the_page(condition):
 
 
 def test_the_conditions_are_those_of_the_code():
-    """Each condition stands in the table."""
+    """Each condition is in the table."""
     assert {word for row in rows("Conditions") for word in words(row[0])} == set(status.CONDITIONS)
 
 
 def test_the_phases_are_those_of_the_schema():
-    """Each phase stands in the table."""
+    """Each phase is in the table."""
     (phases,) = [get_args(one) for one in get_args(Status.model_fields["phase"].annotation) if get_args(one)]
     told = [word for row in rows("The life of an experiment") for word in words(row[0])]
     assert told == list(phases)
 
 
 def test_every_failure_that_the_code_names_is_on_the_page():
-    """Each reason that stands in the code of failures is explained, with something to do about it."""
+    """Each reason that is in the code of failures is explained, with something to do about it."""
     table = [row for row in rows("Failures") if len(row) == 3]
     told = {word for row in table for word in words(row[0])}
     code = ast.parse(inspect.getsource(failures))
@@ -124,13 +124,13 @@ def test_every_failure_that_the_code_names_is_on_the_page():
 
 
 def test_the_events_are_those_of_the_code():
-    """Each reason of an event stands in the table, and no other."""
+    """Each reason of an event is in the table, and no other."""
     table = [row for row in rows("Failures") if len(row) == 2]
     assert {word for row in table for word in words(row[0])} == set(status.EVENT_REASONS)
 
 
 def test_the_metrics_are_those_of_the_operator():
-    """Each metric stands in the table under the name that is scraped, with its type."""
+    """Each metric is in the table under the name that is scraped, with its type."""
     ours = {
         f"{family.name}{'_total' if family.type == 'counter' else ''}": family.type
         for family in REGISTRY.collect()
@@ -141,7 +141,7 @@ def test_the_metrics_are_those_of_the_operator():
 
 
 def test_the_objects_are_those_of_the_planner():
-    """Each kind that an experiment owns stands in the table."""
+    """Each kind that an experiment owns is in the table."""
     part = PAGE.split("\n## What is made\n")[1].split("\n## ")[0]
     told = [line.split("|")[1].strip() for line in part.splitlines() if line.startswith("| ")][1:]
     assert set(told) == {kind.kind for kind in CHILDREN}

@@ -60,7 +60,7 @@ def test_whatever_is_said_fits_the_status(said):
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"\xff", b"[" * 100_000, b'"text"'])
 def test_what_is_no_object_is_no_answer(body):
-    """What is no JSON object says nothing."""
+    """What is not a JSON object says nothing."""
     assert RunStatus.read(body) is None
 
 

@@ -111,7 +111,7 @@ def test_a_claim_that_is_deleted_under_a_run(lab):
 
 
 def test_success_leaves_failures_to_history(lab):
-    """A run that succeeded has no last failure; what went wrong on the way stands in its history, once."""
+    """A run that succeeded has no last failure; what went wrong on the way is in its history, once."""
     pod = lab.run_pod(host=RUNNING)
     dead = {"exitCode": 1, "reason": "Error", "message": "disk", "finishedAt": "2026-01-02T03:02:00Z"}
     hook = {"name": "hook", "state": RUNNING, "lastState": {"terminated": dead}}

@@ -1,4 +1,4 @@
-"""The report: a pure function from data to one page that asks nobody for anything."""
+"""The report: a pure function from data to one page that is self-contained and works offline."""
 
 import base64
 import dataclasses
@@ -209,7 +209,7 @@ def test_the_policy_names_exactly_the_pages_own_script_and_style():
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_text_stays_text(text):
-    """Whatever stands in names, tokens, reasons or commands: no new element, and the data arrives
+    """Whatever is in names, tokens, reasons or commands: no new element, and the data arrives
     unchanged.
     """
     plain, hostile = Page(build(report())), Page(build(report(text, (" a", text, text * 2))))
@@ -263,10 +263,10 @@ def test_a_page_without_a_part_is_still_a_page(without):
 
 def test_a_failed_experiment_says_so_at_the_top():
     """The verdict of a failure, its problems and what is missing come before everything else."""
-    data = ReportData("x", "fail", "The books do not balance.", Figures("m"), problems=("sae is gone",))
+    data = ReportData("x", "fail", "The books does not balance.", Figures("m"), problems=("sae is gone",))
     text = build(data)
     assert 'class="verdict fail"' in text
-    assert text.index("The books do not balance.") < text.index("sae is gone") < text.index('id="sample"')
+    assert text.index("The books does not balance.") < text.index("sae is gone") < text.index('id="sample"')
 
 
 def test_every_metric_links_to_a_definition_that_is_there():

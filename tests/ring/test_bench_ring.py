@@ -89,7 +89,7 @@ def test_the_share_of_the_ceiling_is_taken_repeat_by_repeat(bench):
 
 @pytest.mark.parametrize(("theirs", "met"), [(1.0, True), (3.0, False)])
 def test_a_peer_that_is_better_takes_the_row(bench, theirs, met):
-    """First means more throughput than every peer at the same guarantee; what is bare is no peer."""
+    """First means more throughput than every peer at the same guarantee; what is bare is not a peer."""
     plan, results, table = bench["plan"], bench["results"], bench["table"]
     rows = {
         plan.Contestant("Python", name): results.Row(gigabytes=[value])

@@ -195,7 +195,7 @@ def test_a_killed_reader_goes_on_where_it_was(make_ring, tmp_path):
 
 
 def test_both_sides_may_die(make_ring):
-    """Producer and reader killed in turn, over and over: the books of both still close."""
+    """Producer and reader killed in turn, over and over: the ledger of both still close."""
     ring = make_ring(shards=2, chunks=24)
     dice = random.Random(4)
     for _ in range(KILLS // 2):

@@ -90,12 +90,12 @@ def test_several_files_and_compression(tmp_path):
         (b'{"text": "b"', "no JSON"),
         (b'"text"', "no JSON object"),
         (b'{"body": "b"}', "no text in the field 'text'"),
-        (b'{"text": 3}', "text is no text"),
+        (b'{"text": 3}', "text is not text"),
         (b'{"text": "\xff"}', "no JSON"),
     ],
 )
 def test_malformed_line_is_named(tmp_path, line, said):
-    """A line that is no row of text is refused with its file, its number and how it begins."""
+    """A line that is not a row of text is refused with its file, its number and how it begins."""
     with pytest.raises(ConfigError) as refused:
         list(source(tmp_path, b'{"text": "a"}\n\n' + line + b"\n"))
     message = str(refused.value)
@@ -465,7 +465,7 @@ def test_text_that_spells_a_special_token_follows_the_policy(make, spelled, pack
 
 
 def test_spelled_special_tokens_are_counted():
-    """By document and by token, each as often as it stands in the text; longer names win."""
+    """By document and by token, each as often as it is in the text; longer names win."""
     spelled = SpelledTokens(smollm2())
     texts = ["a <|im_end|> b <|im_end|>", "a", "<|im_start|>"]
     assert [document.text for document in spelled.watch(documents(*texts))] == texts

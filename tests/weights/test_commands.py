@@ -329,7 +329,7 @@ class TestResume:
         assert len(done.rows) == 13
 
     def test_foreign_lines_are_passed_over(self, tmp_path):
-        """Lines that are no rows of this version are nobody's rows."""
+        """Lines that are not rows of this version are nobody's rows."""
         path = tmp_path / "j.jsonl"
         path.write_text('3\n{"settings": "k"}\n{"settings": "k", "row": {"param_name": "x"}}\nrubbish\n')
         assert not FinishedRows(path, "k")._rows

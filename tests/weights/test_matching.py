@@ -126,7 +126,7 @@ class TestPairs:
             assert 0 < row["delta_relative"] < 0.02
 
     def test_by_hash(self, tmp_path):
-        """Equal bytes under any name are one tensor; of two equal ones nobody knows which."""
+        """Equal bytes under any name are one tensor; of two equal ones unknown protocol which."""
         x = generator().standard_normal((5, 6))
         before = {"one.x": x, "u": np.ones(7), "v": np.ones(7)}
         rows, _ = compared(tmp_path, before, {"other": x, "y": np.ones(7)})
@@ -163,7 +163,7 @@ class TestPairs:
         assert "1 resized" in said_in_short(totals(done.rows))
 
     def test_other_shapes_are_reshaped(self, tmp_path):
-        """Rows of a matrix that is no table mean nothing to each other."""
+        """Rows of a matrix that is not a table mean nothing to each other."""
         rows, _ = compared(tmp_path, {"q_proj.weight": np.ones((4, 4))}, {"q_proj.weight": np.ones((6, 4))})
         assert (rows["q_proj.weight"]["status"], rows["q_proj.weight"]["delta_norm"]) == ("reshaped", None)
 

@@ -111,7 +111,7 @@ KNOWN = {
     "classifier.out_proj.weight": ("output", None),
     "classification_head.out_proj.bias": ("output", None),
     "model.decoder.layers.2.self_attn.out_proj.weight": ("o_proj", 2),
-    # what nobody knows
+    # what unknown protocol
     "something.else": ("other", None),
     "": ("other", None),
 }

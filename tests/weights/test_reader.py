@@ -270,7 +270,7 @@ class TestDefects:
         assert names == ["b"]
 
     def test_duplicate_in_two_files(self, tmp_path):
-        """A name that stands in two files is refused."""
+        """A name that is in two files is refused."""
         save_file({"a": np.ones(2, "f4"), "b": np.ones(1, "f4")}, tmp_path / "1.safetensors")
         save_file({"a": np.zeros(2, "f4")}, tmp_path / "2.safetensors")
         problems, names = problems_of(tmp_path)
@@ -327,7 +327,7 @@ class TestDefects:
 
     @pytest.mark.parametrize("text", [b"{", b"[]", b"\xff\xfe", b"null", b"[" * 5000])
     def test_header_that_is_no_json_object(self, tmp_path, text):
-        """A header that is no JSON object is an error of its file."""
+        """A header that is not a JSON object is an error of its file."""
         raw_file(tmp_path / "m.safetensors", text)
         problems, names = problems_of(tmp_path)
         assert [type(one) for one in problems] == [HeaderError]
@@ -335,7 +335,7 @@ class TestDefects:
 
     @pytest.mark.parametrize("text", ["{", "{}", '{"weight_map": 3}', "[]"])
     def test_index_that_is_none(self, tmp_path, text):
-        """An index that cannot be read is bad input: without it nobody knows what is wanted."""
+        """An index that cannot be read is bad input: without it unknown protocol what is wanted."""
         (tmp_path / "model.safetensors.index.json").write_text(text)
         with pytest.raises(ConfigError, match="is not an index of safetensors"):
             open_checkpoint(tmp_path)
@@ -364,7 +364,7 @@ class TestDefects:
 @given(st.binary(max_size=300))
 @settings(max_examples=200)
 def test_no_header_breaks_the_parser(text):
-    """Whatever stands in a header, the answer is a header or a HeaderError."""
+    """Whatever is in a header, the answer is a header or a HeaderError."""
     with contextlib.suppress(HeaderError):
         parse_header(text, "file", 1000)
 

@@ -1,4 +1,4 @@
-"""faster-fifo: a queue a reader, bytes without pickle. Lossless puts wait; drop gives up at once."""
+"""faster-fifo: one queue per reader, bytes without pickle. Lossless puts wait; drop gives up at once."""
 
 from queue import Empty, Full
 

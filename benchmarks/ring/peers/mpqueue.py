@@ -1,4 +1,4 @@
-"""multiprocessing.Queue: a queue a reader, bounded; a feeder thread pickles behind the producer's back."""
+"""multiprocessing.Queue: one queue per reader, bounded; pickled by a feeder thread."""
 
 from queue import Empty, Full
 

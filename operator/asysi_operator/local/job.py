@@ -127,7 +127,7 @@ def _before(outcome: RunOutcome, signals: UserSignals) -> RunOutcome:
     """Return the pipeline's outcome: whoever ends it early wants no model to run."""
     if not signals.clean_end or outcome.code not in {Exit.OK, Exit.FAILED}:
         return outcome
-    return replace(outcome, code=Exit.INTERRUPTED, reason="ended early at your wish: run it again to go on")
+    return replace(outcome, code=Exit.INTERRUPTED, reason="stopped by the user: run it again to continue")
 
 
 def _one(objects: Sequence[Manifest], kind: str) -> Manifest:
@@ -166,7 +166,7 @@ def _refuse_missing_inputs(pod: Manifest) -> None:
     )
     if missing:
         raise ConfigError(
-            f"spec.inputs names volumes of a cluster, and {', '.join(missing)} is no folder here: "
+            f"spec.inputs names volumes of a cluster, and {', '.join(missing)} is not a folder here: "
             "drop the inputs and name files of this machine, or make the folder"
         )
 

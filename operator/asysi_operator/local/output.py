@@ -22,7 +22,7 @@ def output_folder(name: str, chosen: Path | None, output: spec.Output) -> Path:
     """Return the output folder of a local run: the one chosen, the spec's, or `runs/<name>`.
 
     Raises:
-        ConfigError: the spec's output is no local folder.
+        ConfigError: the spec's output is not a local folder.
     """
     if chosen is not None:
         return chosen.absolute()
@@ -31,7 +31,7 @@ def output_folder(name: str, chosen: Path | None, output: spec.Output) -> Path:
     parts = urlsplit(output.uri)
     if parts.scheme not in {"", "file"} or (parts.scheme and parts.netloc not in {"", "localhost", "."}):
         raise ConfigError(
-            f"spec.output.uri {output.uri} is no folder of this machine: write file:///folder, or use "
+            f"spec.output.uri {output.uri} is not a folder on this machine: write file:///folder, or use "
             "--output"
         )
     folder = Path(unquote(parts.path) if parts.scheme else output.uri).absolute()

@@ -186,7 +186,7 @@ class Pod:
     def _heed(self) -> None:
         now = time.monotonic()
         if self._signals.kill:
-            raise PodTerminated(Exit.INTERRUPTED, "killed at your wish")
+            raise PodTerminated(Exit.INTERRUPTED, "killed at your request")
         if self._signals.terminated:
             raise PodTerminated(Exit.TERMINATED, "terminated: the workers write their checkpoints")
         if self._signals.clean_end:

@@ -50,7 +50,7 @@ def _compared(folder: Path, before: Identity, own: Identity) -> str:
     if content:
         raise ConfigError(
             f"the run in {folder} had another {', '.join(content)}, and its results would be of two specs: "
-            "undo the change, or begin anew with --overwrite"
+            "undo the change, or start over with --overwrite"
         )
     return f"; changed since: {', '.join(others)}" if others else ""
 

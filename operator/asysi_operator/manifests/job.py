@@ -46,7 +46,7 @@ def job(experiment: ScanExperiment, settings: PodSettings) -> Manifest:
 
 
 def pipeline_job(experiment: ScanExperiment, settings: PodSettings) -> Manifest:
-    """Return the Job that runs before: an index a shard, and a dead one goes on where its ledger ends.
+    """Return the Job that runs before: one index per shard, and a dead one goes on where its ledger ends.
 
     All shards together may fail as often as one attempt of the experiment may; see `job` for why not each.
     """

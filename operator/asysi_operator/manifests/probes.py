@@ -1,4 +1,4 @@
-"""Startup and liveness of the sidecars. The host has neither: a slow step of a model is no fault."""
+"""Startup and liveness of the sidecars. The host has neither: a slow step of a model is not a fault."""
 
 from asysi_operator.manifests.kinds import Manifest
 

@@ -42,7 +42,7 @@ def refused(said: str, arguments: Sequence[str]) -> ClusterError:
     if missing := _CANNOT.search(said):
         return ClusterError(permission(**missing.groupdict()), said=said, forbidden=True)
     if "Unauthorized" in said or "must be logged in" in said:
-        return ClusterError(f"the cluster does not accept these credentials: log in anew. {_last(said)}")
+        return ClusterError(f"the cluster does not accept these credentials: log in again. {_last(said)}")
     if _NO_CRD.search(said):
         return ClusterError(NOT_INSTALLED)
     if _UNREACHABLE.search(said):

@@ -193,9 +193,9 @@ def logs(  # noqa: PLR0917 - each is an option of the command
             help="prepare, host, hook, sae, archiver, finish or pipeline; default all that have begun.",
         ),
     ] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the pod has ended.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow until the pod ends.")] = False,
     previous: Annotated[
-        bool, typer.Option("--previous", "-p", help="Of the container as it was before its last restart.")
+        bool, typer.Option("--previous", "-p", help="Logs of the container before its last restart.")
     ] = False,
     tail: Annotated[
         int | None, typer.Option("--tail", metavar="LINES", min=0, help="The last lines.")
@@ -227,7 +227,7 @@ def why(
         typer.Option(
             "--bundle",
             metavar="FILE.tgz",
-            help="Also collect everything that a report of a problem needs; Secrets are never read.",
+            help="Also collect the data for a bug report into this file; Secrets are never read.",
         ),
     ] = None,
     context: Context = None,
@@ -275,7 +275,7 @@ def put(  # noqa: PLR0917 - each is an option of the command
     folder: Annotated[
         str,
         typer.Option(
-            "--to", metavar="FOLDER", help="Folder on the claim, made if need be; default its root."
+            "--to", metavar="FOLDER", help="Folder on the claim, created if missing; default: its root."
         ),
     ] = ".",
     create: Annotated[
@@ -285,7 +285,7 @@ def put(  # noqa: PLR0917 - each is an option of the command
         ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what is there under these names.")
+        bool, typer.Option("--overwrite", help="Replace existing files with these names.")
     ] = False,
     image: Image = None,
     pod_seconds: Timeout = POD_SECONDS,

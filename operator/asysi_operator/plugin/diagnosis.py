@@ -13,19 +13,19 @@ from asysi_operator.plugin.experiment_view import ExperimentView
 ADVICE = {
     "ImagePullBackOff": "compare it with `workerImage` of the chart; a private registry needs a pull secret",
     "InvalidImageName": "correct the image's name",
-    "BadConfiguration": "correct the spec and apply it again: it is not tried again as it is",
-    "CrashLoopBackOff": "`asysi cluster logs {name} -c {container} --previous` shows its last words",
+    "BadConfiguration": "correct the spec and apply it again: the same spec is not retried",
+    "CrashLoopBackOff": "`asysi cluster logs {name} -c {container} --previous` shows the end of its log",
     "OOMKilled": "raise the memory of {container} in the spec",
-    "CreateContainerConfigError": "make what the message names",
+    "CreateContainerConfigError": "create the object that the message names",
     "FailedMount": "see whether the claims in spec.inputs and spec.output exist and are on no other node",
     "FailedAttachVolume": "see whether another pod has the claim on another node",
     "FailedCreatePodSandBox": "look at the node's network plugin and runtime class",
     "Unschedulable": "ask for less in the spec, free the node, or add one",
-    "NodeUnreachable": "look at the node; if it stays away, Kubernetes makes another pod after some minutes",
+    "NodeUnreachable": "check the node; if it stays away, Kubernetes replaces the pod after some minutes",
     "ClaimTerminating": "copy what is on it with `asysi cluster fetch {name}` while the pod runs",
     "NameTaken": "delete or rename one of the two",
     "DeadlineExceeded": "raise spec.lifecycle.activeDeadlineSeconds",
-    "LivenessProbeFailed": "look at the node's load and disk; it goes on where its checkpoint is",
+    "LivenessProbeFailed": "check the node's load and disk; it continues from its checkpoint",
     "StartupProbeFailed": "`asysi cluster logs {name} -c {container} --previous` shows how far it came",
     "Error": "`asysi cluster logs {name} -c {container}` shows the rest",
 }
@@ -38,7 +38,7 @@ _WELL = {"Running", "Finishing"}
 def explain(seen: ExperimentView) -> list[str]:
     """Return what holds the experiment up, the most telling sentence first; never nothing."""
     said = [*_of_experiment(seen), *_of_age(seen), *_of_operator(seen)]
-    return said or [f"{seen.name} is {_phase(seen)}, and nothing that can be seen holds it up."]
+    return said or [f"{seen.name} is {_phase(seen)}, and no cause is visible that blocks it."]
 
 
 def _phase(seen: ExperimentView) -> str:
@@ -51,7 +51,7 @@ def _of_experiment(seen: ExperimentView) -> Iterator[str]:
         yield from _of_deletion(seen)
     elif not seen.status:
         if _operator_runs(seen):
-            yield f"No operator has looked at {seen.name} yet."
+            yield f"No operator has processed {seen.name} yet."
     elif phase == "Refused":
         accepted = condition(seen.experiment, "Accepted") or {}
         said = str(accepted.get("message", "")).rstrip(".")
@@ -72,7 +72,7 @@ def _of_age(seen: ExperimentView) -> Iterator[str]:
         seen.status.get("observedGeneration"),
     )
     if generation and observed and observed < generation:
-        yield f"That is about the spec before its last edit: generation {generation} is not looked at yet."
+        yield f"This refers to the spec before its last edit: generation {generation} is not processed yet."
 
 
 def _of_deletion(seen: ExperimentView) -> Iterator[str]:
@@ -99,7 +99,7 @@ def _of_end(seen: ExperimentView) -> Iterator[str]:
         failure = Failure(last["reason"], last.get("message", ""), last.get("container"))
         yield f"{seen.name} has failed. {_sentence(seen, failure)}"
         if failed.get("reason") not in {None, last["reason"]}:
-            yield f"That ended it by {failed['reason']}: {failed.get('message', '')}"
+            yield f"Reason for its end: {failed['reason']}: {failed.get('message', '')}"
     else:
         yield f"{seen.name} has failed, by {failed.get('reason', 'Failed')}: {failed.get('message', '')}"
 
@@ -110,7 +110,7 @@ def _of_suspension(seen: ExperimentView) -> Iterator[str]:
         patch = '{"spec":{"lifecycle":{"suspend":false}}}'
         yield (
             f"{seen.name} is suspended by its own spec (lifecycle.suspend): "
-            f"`kubectl patch scanx {seen.name} --type merge -p '{patch}'` lets it go on."
+            f"`kubectl patch scanx {seen.name} --type merge -p '{patch}'` resumes it."
         )
         return
     queue = _queue(seen)
@@ -140,7 +140,7 @@ def _of_workload(seen: ExperimentView) -> str:
     if own:
         return "Kueue has not decided about it yet."
     if "workloads" in seen.hidden:
-        return f"Kueue has not admitted it, and why cannot be seen: {seen.hidden['workloads']}."
+        return f"Kueue has not admitted it, and the cause cannot be read: {seen.hidden['workloads']}."
     return "Kueue has made no Workload for its Job: does it run, and is the LocalQueue in this namespace?"
 
 
@@ -160,11 +160,11 @@ def _of_run(seen: ExperimentView, phase: str) -> Iterator[str]:
     elif leaving(pod):
         yield f"The pod {pod['metadata']['name']} is ending and writes its checkpoints; another follows."
     elif unheard(pod):
-        yield f"Nothing is heard of the node of {pod['metadata']['name']}."
+        yield f"The node of {pod['metadata']['name']} is unreachable."
     else:
         yield _of_progress(seen, pod, phase)
     if contended := holds(seen.experiment, "Contended"):
-        yield f"Somebody else changes its objects again and again: {contended.get('message', '')}"
+        yield f"Another client repeatedly changes its objects: {contended.get('message', '')}"
 
 
 def _without_pod(seen: ExperimentView) -> str:
@@ -195,14 +195,14 @@ def _of_claims(seen: ExperimentView) -> Iterator[str]:
             continue
         phase = (claim.get("status") or {}).get("phase")
         if phase == "Lost":
-            yield f"The claim {name} has lost its volume: restore it, or make the claim anew."
+            yield f"The claim {name} has lost its volume: restore it, or create the claim again."
         elif phase == "Pending" and (event := _of_provisioning(seen, claim)):
             kind = (claim["spec"] or {}).get("storageClassName") or "none"
             yield f"The claim {name} gets no volume (storage class {kind}): {event['message'].strip()}"
 
 
 def _of_provisioning(seen: ExperimentView, claim: Manifest) -> Manifest | None:
-    """Return the event that says why a claim waits; to wait for its pod is no trouble."""
+    """Return the event that says why a claim waits; to wait for its pod is not trouble."""
     telling = {"ProvisioningFailed", "FailedBinding"}
     return next((one for one in seen.events_of(claim) if one.get("reason") in telling), None)
 
@@ -271,23 +271,23 @@ def _operator_runs(seen: ExperimentView) -> bool:
 def _of_operator(seen: ExperimentView) -> Iterator[str]:
     if _operator_runs(seen):
         return
-    stale = " What its status says may be old." if seen.status else ""
+    stale = " Its status may be out of date." if seen.status else ""
     ours = [one for one in seen.operators if watches(one, seen.namespace)]
     if not seen.operators:
         yield (
-            f"No operator is installed in this cluster, so nothing looks after {seen.name}: "
+            f"No operator is installed in this cluster, so {seen.name} is not managed: "
             f"`helm install asysi charts/asysi --namespace asysi --create-namespace`.{stale}"
         )
     elif not ours:
         known = ", ".join(sorted({name for one in seen.operators for name in watched(one)}))
         yield (
-            f"No operator looks after namespace {seen.namespace}: they watch {known}. Add it to "
+            f"No operator watches namespace {seen.namespace}: they watch {known}. Add it to "
             f"`namespaces` of a release.{stale}"
         )
     else:
         about = ours[0]["metadata"]
         yield (
-            f"The operator is not ready, so nothing looks after {seen.name}: `kubectl --namespace "
+            f"The operator is not ready, so {seen.name} is not managed: `kubectl --namespace "
             f"{about['namespace']} describe deployment {about['name']}` says why.{stale}"
         )
 

@@ -137,7 +137,7 @@ def receive(folder: Path, stream: IO[bytes], *, replace: bool) -> tuple[int, int
         files, size = unpack(stream, new)
         there = sorted(path.name for path in new.iterdir() if (folder / path.name).exists())
         if there and not replace:
-            raise WrongError(f"{', '.join(there)} is there already: --overwrite replaces it")
+            raise WrongError(f"{', '.join(there)} already exists: --overwrite replaces it")
         for path in sorted(new.iterdir()):
             target = folder / path.name
             if target.exists():

@@ -240,11 +240,11 @@ def make_claim(kubectl: Kubectl, name: str, size: str) -> None:
     """Make a claim of the cluster's default class, unless there is one of that name.
 
     Raises:
-        ConfigError: `size` is no quantity.
+        ConfigError: `size` is not a quantity.
         ClusterError: it may not be made.
     """
     if not _QUANTITY.fullmatch(size):
-        raise ConfigError(f"--create is {size}, which is no size: write 10Gi or 500Mi")
+        raise ConfigError(f"--create is {size}, which is not a size: write 10Gi or 500Mi")
     if kubectl.find("persistentvolumeclaim", name) is not None:
         return
     spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": size}}}

@@ -12,7 +12,7 @@ from asysi.contract.errors import ConfigError
 if TYPE_CHECKING:
     from asysi.archive.dataset import MScanDataset, Range
 
-app = typer.Typer(help="Look at .mscan archives, check, mend and export them.", no_args_is_help=True)
+app = typer.Typer(help="Inspect, verify, repair and export .mscan archives.", no_args_is_help=True)
 
 _Path = Annotated[
     Path,
@@ -41,7 +41,7 @@ class _Dtype(StrEnum):
 
 @app.command()
 def info(path: _Path) -> None:
-    """Show segments and hook points: rows, steps, samples, time, size, bytes a row."""
+    """Show segments and hook points: rows, steps, samples, time, size, bytes per row."""
     from rich.console import Console  # noqa: PLC0415 - not needed to show the help
 
     from asysi.archive.summary import points_table, segments_table  # noqa: PLC0415
@@ -100,7 +100,7 @@ def recover(path: _Path) -> None:
 @app.command()
 def export(  # noqa: PLR0917 - each is an option of the command
     path: _Path,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the files, one a hook point.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the files, one per hook point.")],
     output_format: Annotated[
         _Format, typer.Option("--format", help="Format of the files.")
     ] = _Format.PARQUET,
@@ -111,7 +111,7 @@ def export(  # noqa: PLR0917 - each is an option of the command
         str, typer.Option(help="Glob on hook points: * stops at a dot, ** crosses dots.")
     ] = "**",
     steps: Annotated[
-        str, typer.Option(help="Steps a:b, from a up to but without b; either may be empty.")
+        str, typer.Option(help="Steps a:b, from a (included) to b (excluded); either may be empty.")
     ] = ":",
     samples: Annotated[str, typer.Option(help="Samples a:b, likewise.")] = ":",
     dtype: Annotated[_Dtype, typer.Option(help="Type of exported activations.")] = _Dtype.FLOAT32,
@@ -194,5 +194,5 @@ def _range(name: str, text: str) -> "Range | None":
     except ValueError:
         bounds = (-1, -1)
     if not colon or not 0 <= bounds[0] <= bounds[1]:
-        raise ConfigError(f"--{name} {text} is no range: write a:b, like 0:100, 100: or :50")
+        raise ConfigError(f"--{name} {text} is not a range: write a:b, like 0:100, 100: or :50")
     return bounds if text != ":" else None

@@ -173,7 +173,7 @@ def replay(dataset: MScanDataset, log: Iterable[tuple[int, int, int]]) -> Iterat
 
 
 _HELD_CHUNKS = 64
-"""Decompressed chunks that `replay` keeps: at least one a hook point of a usual experiment."""
+"""Decompressed chunks that `replay` keeps: at least one per hook point of a usual experiment."""
 
 
 def _whereabouts(dataset: MScanDataset) -> dict[Address, tuple[int, int]]:

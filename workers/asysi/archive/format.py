@@ -2,7 +2,7 @@
 
     file header (256) | metadata JSON | chunk | chunk | … | footer | trailer (32)
     chunk = chunk header (192) | payload | zeros to a multiple of 64
-    footer = footer header (64) | final counts (128) | a chunk header a chunk | hook points JSON
+    footer = footer header (64) | final counts (128) | one chunk header per chunk | hook points JSON
 
 Pure functions pack and check; nothing here touches a file.
 """
@@ -45,7 +45,7 @@ class ChunkKind(IntEnum):
     """What a chunk holds."""
 
     METRICS = 1
-    """Records of METRICS_DTYPE, one a row."""
+    """Records of METRICS_DTYPE, one per row."""
     TENSOR = 2
     """Packets in their wire form, each padded to 8 bytes; `account` is the segment's index of the point."""
     POINTS = 3
@@ -276,7 +276,7 @@ def unpack_json(data: Bytes) -> object:
     """Return the value of padded JSON.
 
     Raises:
-        ValueError: the bytes are no JSON, or nested too deeply.
+        ValueError: the bytes are not JSON, or nested too deeply.
     """
     try:
         return json.loads(bytes(data))
@@ -296,7 +296,7 @@ def parse_points(value: object) -> list[Point]:
         ValueError: the value is no such table.
     """
     if not isinstance(value, list) or len(value) > MAX_POINTS:
-        raise ValueError("the table of hook points is no list, or too long")
+        raise ValueError("the table of hook points is not a list, or too long")
     return [_parse_point(item) for item in value]
 
 
@@ -309,7 +309,7 @@ def _parse_point(item: object) -> Point:
             "width": int(width),
         } if 0 <= index < MAX_POINTS and 0 <= width < 2**32 and not isinstance(index, bool):
             return Point(index, path, alias, width)
-    raise ValueError(f"{item!r:.80} is no hook point")
+    raise ValueError(f"{item!r:.80} is not a hook point")
 
 
 def parse_header(data: Bytes) -> tuple[np.void, dict[str, Any]]:
@@ -340,7 +340,7 @@ def parse_header(data: Bytes) -> tuple[np.void, dict[str, Any]]:
     except ValueError as error:
         raise CorruptError(f"the metadata cannot be read: {error}", offset=HEADER_BYTES) from None
     if not isinstance(metadata, dict):
-        raise CorruptError("the metadata is no JSON object", offset=HEADER_BYTES)
+        raise CorruptError("the metadata is not a JSON object", offset=HEADER_BYTES)
     return header[0], metadata
 
 

@@ -38,7 +38,7 @@ def segments_table(dataset: MScanDataset) -> Table:
 
 
 def points_table(dataset: MScanDataset) -> Table:
-    """Return a row a hook point: rows, steps, samples, stored bytes."""
+    """Return one row per hook point: rows, steps, samples, stored bytes."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("hook point", overflow="fold")
     for name in ("rows", "width", "steps", "samples", "size", "bytes/row"):

@@ -22,7 +22,7 @@ class Failures:
             self._untold.append((where, error))
 
     def note(self, where: str, error: Exception) -> None:
-        """Have `tell` log what was no exception, once for each `where`."""
+        """Have `tell` log what was not an exception, once for each `where`."""
         if where not in self._told:
             self._told.add(where)
             self._untold.append((where, error))

@@ -1,4 +1,4 @@
-"""A histogram of durations that costs one list increment a value."""
+"""A histogram of durations that costs one list increment per value."""
 
 from collections.abc import Sequence
 

@@ -14,7 +14,7 @@ def derive_tokens(args: Sequence[Any], kwargs: Mapping[str, Any], step: int, fir
     """Return the tokens of a forward call whose host said nothing about them.
 
     Tokens are `input_ids`, or the first tensor among the arguments; a sequence is a sample, numbered on from
-    `first_sample`; what `attention_mask` leaves out is no data.
+    `first_sample`; what `attention_mask` leaves out is not data.
 
     Raises:
         ValueError: no argument is a tensor.

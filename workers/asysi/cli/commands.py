@@ -22,7 +22,7 @@ _STYLE: dict[str, Any] = {
 app = typer.Typer(cls=Commands, **_STYLE)
 profile = typer.Typer(**_STYLE)
 ring = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(ring, name="ring", help="Look into the rings of a run, or empty one.")
+app.add_typer(ring, name="ring", help="Inspect the rings of a run, or reset one.")
 app.add_typer(
     typer.Typer(cls=deferred("asysi.archive.commands", "app"), no_args_is_help=True, rich_markup_mode=None),
     name="mscan",
@@ -31,7 +31,7 @@ app.add_typer(
 app.add_typer(
     typer.Typer(cls=deferred("asysi.weights.commands", "app"), no_args_is_help=True, rich_markup_mode=None),
     name="weights",
-    help="Say what the parameters of a checkpoint say.",
+    help="Analyse the parameters of a checkpoint.",
 )
 app.add_typer(
     typer.Typer(cls=deferred("asysi.pipeline.commands", "app"), no_args_is_help=True, rich_markup_mode=None),
@@ -59,7 +59,7 @@ Layers = Annotated[
 Settings = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="PATH=VALUE", help="Set one field, over every file: spec.workload.scan.passes=2."
+        "--set", metavar="PATH=VALUE", help="Override one field of the files: spec.workload.scan.passes=2."
     ),
 ]
 OutputFolder = Annotated[
@@ -89,7 +89,7 @@ KillOnce = Annotated[
 
 @app.callback(invoke_without_command=True)
 def asysi(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     """A microscope for PyTorch models in motion.
 
@@ -187,7 +187,7 @@ def render(
     layers: Layers = None,
     settings: Settings = None,
     form: Annotated[
-        str, typer.Option("--format", "-o", metavar="yaml|json", help="Form of the objects.")
+        str, typer.Option("--format", "-o", metavar="yaml|json", help="Output format of the objects.")
     ] = "yaml",
 ) -> None:
     """Print an experiment as Kubernetes objects, as the operator makes them.
@@ -199,7 +199,7 @@ def render(
       asysi render scan.yaml -o json
     """
     if form not in {"yaml", "json"}:
-        raise typer.BadParameter(f"{form} is no form: take yaml or json", param_hint="'--format'")
+        raise typer.BadParameter(f"{form} is not a format: use yaml or json", param_hint="'--format'")
     objects: list[Any] = door("asysi_operator.manifests", "build")(_load(files, layers, settings))
     sys.stdout.write(door("asysi.cli.objects", f"as_{form}")(objects))
 
@@ -214,7 +214,7 @@ def inspect(folder: RingFolder) -> None:
     """Print what a ring holds, while it is in use or afterwards.
 
     Geometry and memory; the producer's generation; each reader's epoch, lag and pins; each shard's head and
-    cursors; the books of every hook point, with what was dropped and why. Looking changes nothing.
+    cursors; the books of every hook point, with what was dropped and why. Read-only.
 
     \b
     Examples:
@@ -279,7 +279,7 @@ def _run(
     resume: bool,
 ) -> None:
     if overwrite and resume:
-        raise typer.BadParameter("--overwrite begins anew and --resume continues: give one of them")
+        raise typer.BadParameter("--overwrite starts over and --resume continues: give only one of them")
     code = door("asysi_operator.local", "run")(
         experiment, output=output, overwrite=overwrite, resume=resume, plain=plain, kill_once=kill_once
     )

@@ -53,10 +53,8 @@ def reset_ring(folder: Path, sure: bool) -> None:
     lost = f"{rows:,} published rows at {points} hook points"
     if rows and not sure:
         if not sys.stdin.isatty():
-            raise ConfigError(
-                f"the books of {folder} would be forgotten: {lost}. Say --yes to empty it all the same"
-            )
-        typer.confirm(f"The books of {folder} will be forgotten: {lost}. Empty it?", abort=True)
+            raise ConfigError(f"the ledger of {folder} would be lost: {lost}. Use --yes to reset it anyway")
+        typer.confirm(f"The ledger of {folder} will be lost: {lost}. Reset it?", abort=True)
     try:
         reset(str(folder), timeout=1)
     except BusyError as error:

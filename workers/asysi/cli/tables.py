@@ -46,7 +46,7 @@ def print_check(report: "CheckReport") -> None:
 
 
 def stdout_console() -> Console:
-    """Return the console; what is no terminal has room for a hook point's whole name."""
+    """Return the console; what is not a terminal has room for a hook point's whole name."""
     return Console() if sys.stdout.isatty() else Console(width=140)
 
 

@@ -105,7 +105,7 @@ REFUSALS = (
     Refusal(
         "spec.data.uri",
         _schemes("jsonl"),
-        "data is read from jsonl://path; convert it to a JSON object a line",
+        "data is read from jsonl://path; convert it to one JSON object per line",
     ),
     Refusal(
         "spec.data.tokens.chatTemplate",

@@ -14,7 +14,7 @@ def no_room(folder: Path) -> str:
         size = f" ({state.f_blocks * state.f_frsize / 2**20:,.0f} MiB in all)"
     except OSError:
         size = ""
-    return f"{NO_ROOM} {folder}{size}: make room there; what is checkpointed stands and can be resumed"
+    return f"{NO_ROOM} {folder}{size}: free space there; the checkpoints are intact and can be resumed"
 
 
 class ConfigError(Exception):

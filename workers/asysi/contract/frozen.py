@@ -24,7 +24,7 @@ QUANTITIES = frozenset(field.pattern for field in schema_fields(ScanExperiment) 
 """Paths of the fields that hold amounts of memory, list items as `[]`."""
 MESSAGE = (
     f"is frozen once the host has started, as all of the spec but {', '.join(MUTABLE)}: "
-    "delete the experiment and create it anew"
+    "delete the experiment and recreate it"
 )
 
 

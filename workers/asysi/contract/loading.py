@@ -171,7 +171,7 @@ def read(file: File) -> Layer:
     """Return the tree of a YAML file.
 
     Raises:
-        ConfigError: the file cannot be read, is no YAML (with line and column), or is no single mapping.
+        ConfigError: the file cannot be read, is not YAML (with line and column), or is not a single mapping.
     """
     try:
         text = file.read_text(encoding="utf-8")
@@ -200,16 +200,16 @@ def parse(text: str, name: str) -> Layer:
         mark = error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
         what = ", ".join(part for part in (error.context, error.problem) if part)
-        raise ConfigError(f"{where}: this is no YAML: {what}") from error
+        raise ConfigError(f"{where}: this is not YAML: {what}") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{name}: this is no YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{name}: this is not YAML: {' '.join(str(error).split())}") from error
 
 
 def set_value(setting: str) -> Layer:
     """Return the layer of one `path=value`; the value is YAML.
 
     Raises:
-        ConfigError: there is no `=`, or the value is no YAML.
+        ConfigError: there is no `=`, or the value is not YAML.
     """
     key, separator, text = setting.partition("=")
     if not separator or not re.fullmatch(r"\w+(\.\w+)*", key):
@@ -217,7 +217,7 @@ def set_value(setting: str) -> Layer:
     try:
         value = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {setting}: the value is no YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"--set {setting}: not valid YAML: {' '.join(str(error).split())}") from error
     path = tuple(key.split("."))
     mark = Mark(f"--set {setting}", 0)
     return Layer(_nested(path, value), {path[: length + 1]: mark for length in range(len(path))})
@@ -252,7 +252,7 @@ class _Walk:
                 continue
             if key_node.tag != "tag:yaml.org,2002:str":
                 self._problem(
-                    key_node, f"{written(path) or 'the document'} has a key that is no text: quote it"
+                    key_node, f"{written(path) or 'the document'} has a key that is not a string: quote it"
                 )
                 continue
             key = key_node.value

@@ -61,7 +61,7 @@ def unknown_key(path: Path, root: type[BaseModel] = ScanExperiment) -> Problem:
     siblings = [info.alias or name for name, info in part.model_fields.items()] if part else []
     elsewhere = [field.pattern for field in schema_fields(root) if field.key == key]
     if elsewhere and not _nearest(key, siblings):
-        return Problem(path, f"is no key here: it belongs to {' or '.join(elsewhere)}")
+        return Problem(path, f"is not a key here: it belongs to {' or '.join(elsewhere)}")
     return Problem(path, _unknown_of(key, siblings))
 
 
@@ -81,8 +81,8 @@ def shown(value: Any) -> str:
 
 def _unknown_of(key: str, known: list[str]) -> str:
     if near := _nearest(key, known):
-        return f"is no known key: did you mean {near}?"
-    return f"is no known key: the keys here are {', '.join(known)}" if known else "is no known key"
+        return f"is not a known key: did you mean {near}?"
+    return f"is not a known key: the keys here are {', '.join(known)}" if known else "is not a known key"
 
 
 def _words(expected: str) -> list[str]:

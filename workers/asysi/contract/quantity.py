@@ -16,12 +16,12 @@ PATTERN = r"^([0-9]*[1-9][0-9]*(\.[0-9]+)?|0+\.[0-9]*[1-9][0-9]*)(k|M|G|T|Ki|Mi|
 def parse_bytes(quantity: str) -> int:
     """Return the number of bytes that a memory quantity names.
 
-    Raises ValueError when the text is no quantity.
+    Raises ValueError when the text is not a quantity.
     """
     match = re.fullmatch(PATTERN, quantity)
     if match is None:
         raise ValueError(
-            f"{quantity!r} is no memory quantity: write a number above 0 with Ki, Mi, Gi or Ti, like 64Mi"
+            f"{quantity!r} is not a memory quantity: write a number above 0 with Ki, Mi, Gi or Ti, like 64Mi"
         )
     suffix = match.group(3) or ""
     number = quantity[: len(quantity) - len(suffix)] if suffix else quantity

@@ -38,7 +38,7 @@ spec:
 - **Relative paths** in `model.uri`, `model.tokenizer`, `data.uri` and `output.uri` begin at the current
   folder; those that begin with `./` or `../` (`file://./model`) are relative to the folder of the file that
   states them.
-- **Types are strict**, as the API server's are: `"8"` is no number.
+- **Types are strict**, as the API server's are: `"8"` is not a number.
 - **Unknown keys are errors** that name the nearest known key. What is marked *not available yet* is
   refused by name, never ignored.
 - A **memory quantity** is a number with `Ki`, `Mi`, `Gi` or `Ti` (or `k`, `M`, `G`, `T`).

@@ -107,7 +107,7 @@ def _trainers_have_names(spec: Spec) -> Iterator[Problem]:
 def _somebody_consumes(spec: Spec) -> Iterator[Problem]:
     if spec.sae is None and not spec.archive.enabled:
         yield Problem(
-            ("spec", "archive", "enabled"), "is false and sae is off, so nobody reads the stream: turn one on"
+            ("spec", "archive", "enabled"), "is false and sae is off, so nothing reads the stream: enable one"
         )
 
 
@@ -315,7 +315,7 @@ RULES = (
     Rule(
         "spec",
         "(has(self.sae) && self.sae.enabled) || self.archive.enabled",
-        "sae and archive are both off: nobody reads the stream",
+        "sae and archive are both off: the stream has no reader",
         _somebody_consumes,
     ),
     Rule(

@@ -41,7 +41,7 @@ OutputPath = Annotated[
 class Part(BaseModel):
     """A part of the spec: camelCase in files, snake_case in Python, unknown keys refused, never changed.
 
-    Strict, because the API server is: the text "8" is no number, `yes` is no count.
+    Strict, because the API server is: the text "8" is not a number, `yes` is not a count.
     """
 
     model_config = ConfigDict(
@@ -225,7 +225,7 @@ class Data(Part):
     """What the model reads."""
 
     uri: Uri
-    """Where the rows are: `jsonl://path`, a JSON object a line; the path may be a glob, or any fsspec URL."""
+    """Where the rows are: `jsonl://path`, one JSON object per line; a path, a glob, or any fsspec URL."""
     tokens: Tokens = Tokens()
     """How text becomes tokens, and which tokens are data."""
     holdout: Holdout = Holdout()
@@ -308,7 +308,7 @@ class Capture(Part):
     hook_points: Annotated[list[Glob], Field(min_length=1, max_length=256)]
     """Globs on the paths of `named_modules()`: `*` stops at a dot, `**` crosses dots, `?` is one
     character. TransformerLens' names, like `blocks.*.hook_resid_post`, mean the same modules where `asysi
-    check` shows them as an alias. A module that a forward calls several times gives a row a token and
+    check` shows them as an alias. A module that a forward calls several times gives one row per token and
     call; `#n` behind a glob takes the n-th call alone, from 0, as a hook point of its own."""
     parameters: Annotated[list[Glob], Field(max_length=256)] = []
     """Globs on parameters whose gradients are taken."""
@@ -321,7 +321,7 @@ class Capture(Part):
     sampling: Sampling = Sampling()
     """How much is kept when consumers are slower than the model."""
     quantization: Literal["none", "bf16", "fp8", "int8"] = "bf16"
-    """How activations travel on the bus and into the archive; int8 has a scale a row."""
+    """How activations travel on the bus and into the archive; int8 has one scale per row."""
     size: Memory = "64Mi"
     """Memory of the capture ring of a rank; it must hold at least one whole step."""
 

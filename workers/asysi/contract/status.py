@@ -115,7 +115,7 @@ class Status(Part):
         ]
         | None
     ) = None
-    """Summary of the conditions; nothing is decided by it."""
+    """Summary of the conditions; informational only."""
     reason: Word | None = None
     """Why it is not where it should be, in one CamelCase word."""
     conditions: Annotated[list[Condition], Field(max_length=32)] = Field(default_factory=list)

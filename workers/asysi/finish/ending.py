@@ -128,8 +128,8 @@ def _failing(ledger: Ledger, attempts: list[int]) -> str:
     unbalanced = len(ledger.unbalanced())
     if unbalanced:
         lines = len(ledger.equations)
-        return f"The books do not balance: {count(unbalanced)} of {count(lines)} equations fail."
-    return f"The books of attempt {', '.join(map(str, attempts))} do not balance."
+        return f"The ledger does not balance: {count(unbalanced)} of {count(lines)} equations fail."
+    return f"The ledger of attempt {', '.join(map(str, attempts))} does not balance."
 
 
 def ledger_json(ledger: Ledger, snapshot: Snapshot, output: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ SHOWN = 10_000
 NEIGHBOURS = 6
 PICKED = 10
 DENSE = 0.05
-"""Share of tokens above which a latent is more of a bias than a feature: it is no candidate for the ten
+"""Share of tokens above which a latent is more of a bias than a feature: it is not a candidate for the ten
 best.
 """
 STRONGEST = 3

@@ -102,6 +102,6 @@ def _largest(away: NDArray[np.float64], total: float) -> Found:
     members = np.zeros(len(away), np.bool_)
     members[np.argpartition(away, -most)[-most:]] = True
     share, rows = float(away[members].sum()) / total, most / len(away)
-    if share < TIMES * rows:  # of a handful of rows one is no outlier
+    if share < TIMES * rows:  # of a handful of rows one is not an outlier
         share = 0.0
     return Found(Outlier("size", "the largest 1% of the rows", share, rows), members)

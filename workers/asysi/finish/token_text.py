@@ -21,7 +21,7 @@ def spell(
     Args:
         tokenizer: a transformers tokenizer.
         sheet: the documents' tokens.
-        texts: the documents' texts in the order of the sheet, None where sequences are no single documents.
+        texts: the documents' texts in the order of the sheet, None where sequences are not single documents.
         encoding: arguments that the run gave the tokenizer.
     """
     named = vocabulary(tokenizer, sheet.tokens)

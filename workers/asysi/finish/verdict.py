@@ -229,7 +229,7 @@ def _no_result(facts: Facts) -> Iterator[Finding]:
     for why, group in _grouped(lacking, lambda pair: pair[1].why).items():
         paths = [point.path for point, _ in group]
         trainers = ", ".join(dict.fromkeys(sae.trainer for _, sae in group))
-        text = f"Trainer {trainers} has no result at {_named(paths)}: {why or 'nobody knows why'}."
+        text = f"Trainer {trainers} has no result at {_named(paths)}: {why or 'the cause is unknown'}."
         if facts.interrupted and not any(point.seen for point, _ in group):
             yield Finding(Level.UNKNOWN, NOT_MEASURED.reason, text, tuple(paths))
         else:
@@ -239,7 +239,7 @@ def _no_result(facts: Facts) -> Iterator[Finding]:
 def _exports(facts: Facts) -> Iterator[Finding]:
     broken = [point.path for point in facts.points if any(s.exported and not s.finite for s in point.saes)]
     if broken:
-        text = f"The exported SAE of {_named(broken)} holds numbers that are not finite: it is of no use."
+        text = f"The exported SAE of {_named(broken)} holds numbers that are not finite: it is unusable."
         yield Finding(EXPORT.level, EXPORT.reason, text, tuple(broken))
 
 
@@ -253,7 +253,7 @@ def _disagreement(facts: Facts) -> Iterator[Finding]:
     if pairs:
         path, worst = max(pairs, key=lambda pair: abs(pair[1].report - pair[1].trainer))
         text = (
-            f"At {_named([one for one, _ in pairs])} the report does not read what the trainer was given: "
+            f"At {_named([one for one, _ in pairs])} the report and the trainer do not see the same rows: "
             f"on the same {count(worst.rows)} held-out rows of {path} FVU is {percent(worst.trainer)} for "
             f"the trainer and {percent(worst.report)} for the report."
         )
@@ -275,7 +275,7 @@ def _outliers(facts: Facts) -> Iterator[Finding]:
     point, worst = max(found, key=lambda pair: pair[1].share)
     sae = next((one for one in point.saes if one.fvu is not None and one.fvu_without is not None), None)
     instead = (
-        "; data.tokens.prependBos puts a token that is no data in that place"
+        "; data.tokens.prependBos puts a token that is not data in that position"
         if worst.name == "position 0"
         else ""
     )
@@ -350,8 +350,8 @@ def _truncated(facts: Facts) -> Iterator[Finding]:
     if facts.documents and facts.truncated and facts.truncated / facts.documents > TRUNCATED.limit:
         text = (
             f"{count(facts.truncated)} of {count(facts.documents)} documents "
-            f"({percent(facts.truncated / facts.documents)}) were cut at data.tokens.contextLength: nobody "
-            "saw what stands behind it."
+            f"({percent(facts.truncated / facts.documents)}) were cut at data.tokens.contextLength: nothing "
+            "was captured after it."
         )
         yield Finding(TRUNCATED.level, TRUNCATED.reason, text)
 
@@ -423,7 +423,7 @@ def books(
         word = "attempt" if len(without) == 1 else "attempts"
         return Condition(
             "Unknown", NO_BOOKS,
-            f"What {word} {named} saw is not known in full: the books were not closed before the end. "
+            f"What {word} {named} saw is not known in full: the ledger was not closed before the end. "
             f"The {count(rows)} rows seen otherwise are accounted for.",
         )  # fmt: skip
     of = f" of {attempts} attempts" if attempts > 1 else ""
@@ -440,7 +440,7 @@ def overall(ledger: Condition, data: DataVerdict) -> Level:
 _WORDS = {
     Level.OK: ", and its data is sound",
     Level.UNKNOWN: "; not everything about its data is known",
-    Level.WARNING: ", but its data needs a look",
+    Level.WARNING: ", but its data needs attention",
     Level.FAIL: ", but its results are not sound",
 }
 
@@ -450,7 +450,7 @@ def sentence(ledger: Condition, data: DataVerdict, *, interrupted: bool) -> str:
     ended = "The run was ended early" if interrupted else "The run is complete"
     if ledger.reason == BALANCED:
         rows = ledger.message[:1].lower() + ledger.message[1:].rstrip(".")
-        return f"{ended} and its books balance ({rows}){_WORDS[data.level]}."
+        return f"{ended} and its ledger balances ({rows}){_WORDS[data.level]}."
     if ledger.reason == NO_BOOKS:
         return f"{ended}{_WORDS[data.level]}. {ledger.message}"
     return ledger.message

@@ -48,7 +48,7 @@ class Pacer:
             )
             for name, now in totals.bus.consumers.items()
         }
-        # The hook itself may be the slowest. Its ring need not hold more than one step: a peak is no warning.
+        # The hook itself may be the slowest. Its ring may hold no more than one step: a peak means nothing.
         consumers[HOOK] = _consumer(before.capture, totals.capture, HOOK)
         self.pace = decide(self.pace, self._limits, totals.at - before.at, offered, consumers)
         self._capture.set_float(CaptureWord.RATE, self.pace.rate)

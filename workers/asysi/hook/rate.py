@@ -40,7 +40,7 @@ class Queue:
     rows: float
     """Rows consumed."""
     unread: float
-    """Rows left of those that lay there when it began: what a burst adds for a moment is no queue."""
+    """Rows left of those that lay there when it began: what a burst adds for a moment is not a queue."""
     turnover: float
     """How often the shard was written from end to end: packets published over depth."""
 

@@ -185,7 +185,7 @@ def _check_trainers(spec: Spec, report: CheckReport) -> None:
         if unseen:
             report.warnings.append(
                 f"{where}: {trainer.name} trains on {', '.join(unseen[:_FEW])}, which the trial forward does "
-                "not call: the run fails if there is no row in the end"
+                "not call: the run fails if it gets no row by the end"
             )
 
 
@@ -388,7 +388,7 @@ def _check_rings(spec: Spec, report: CheckReport, shm: Path) -> None:
 def _check_output(output: Path, report: CheckReport) -> None:
     standing = _standing(output)
     if not standing.is_dir():
-        report.problems.append(f"spec.output.uri: {output} cannot be made: {standing} is no folder")
+        report.problems.append(f"spec.output.uri: {output} cannot be created: {standing} is not a folder")
     elif not os.access(standing, os.W_OK | os.X_OK):
         report.problems.append(f"spec.output.uri: {output} cannot be written: no permission in {standing}")
 

@@ -313,7 +313,7 @@ class HostRun:
             if not is_full(error) or self._worker.experiment.spec.output.when_full == "stop":
                 raise
             if not self._full:
-                log.warning("%s; spec.output.whenFull lets the model go on", no_room(self._worker.output))
+                log.warning("%s; spec.output.whenFull lets the model continue", no_room(self._worker.output))
             self._full = True
 
 

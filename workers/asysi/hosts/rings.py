@@ -17,7 +17,7 @@ CAPTURE_CHUNK = 1 << 20
 BUS_CHUNK = 1 << 18
 PINS = 16
 """Chunks of a shard that one reader can hold at once; the bus keeps them apart from what can be unread."""
-_SCALE_BYTES = 4  # int8 has a scale a row
+_SCALE_BYTES = 4  # int8 has one scale per row
 _ACCOUNTS = 256
 
 

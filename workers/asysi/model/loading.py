@@ -101,7 +101,7 @@ def resolve_model(model: Model, workspace: Path | None = None) -> ResolvedModel:
     elif scheme == "hf":
         folder, revision = _fetch(rest, model.revision, workspace)
     else:
-        raise ConfigError(f"spec.model.uri: {model.uri!r} begins with none of hf://, file://, python://")
+        raise ConfigError(f"spec.model.uri: {model.uri!r} must begin with hf://, file:// or python://")
     weights = weight_files(folder, model.uri)
     found = hash_files(weights)
     if model.sha256 is not None and found != model.sha256:
@@ -131,7 +131,7 @@ def weight_files(folder: Path, uri: str) -> list[Path]:
             "the folder with config.json and the safetensors"
         )
     if not folder.is_dir():
-        raise ConfigError(f"spec.model.uri: {uri!r} leads to {folder}, and there is no such folder")
+        raise ConfigError(f"spec.model.uri: {uri!r} resolves to {folder}, which does not exist")
     files = sorted(file.name for file in folder.glob("*.gguf"))
     if files and not any(folder.glob("*.safetensors")):
         raise ConfigError(
@@ -140,7 +140,7 @@ def weight_files(folder: Path, uri: str) -> list[Path]:
         )
     if not (folder / "config.json").is_file():
         raise ConfigError(
-            f"spec.model.uri: {folder} has no config.json, so it is no Hugging Face model folder"
+            f"spec.model.uri: {folder} has no config.json, so it is not a Hugging Face model folder"
         )
     weights = sorted(folder.glob("*.safetensors"))
     if weights:
@@ -378,7 +378,7 @@ def _tokenizer_folder(model: Model, own: Path | None, workspace: Path | None) ->
         return str(_fetch(model.tokenizer.removeprefix("hf://"), None, workspace)[0])
     folder = Path(model.tokenizer.removeprefix("file://")).expanduser()
     if not folder.is_dir() and not (gguf.is_gguf(folder) and folder.is_file()):
-        raise ConfigError(f"spec.model.tokenizer: there is no folder {folder}, nor is it a GGUF file")
+        raise ConfigError(f"spec.model.tokenizer: {folder} is neither a folder nor a GGUF file")
     return str(folder)
 
 
@@ -386,7 +386,7 @@ def _class_name(folder: Path) -> str | None:
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text())
     except ValueError as error:
-        raise ConfigError(f"spec.model.uri: {folder / 'config.json'} is no JSON: {error}") from error
+        raise ConfigError(f"spec.model.uri: {folder / 'config.json'} is not valid JSON: {error}") from error
     return next(iter(config.get("architectures") or []), None)
 
 
@@ -399,7 +399,7 @@ def _sha256(file: Path) -> str:
 
 
 def _spare_the_cache(module: "torch.nn.Module") -> None:
-    """Turn off the cache of keys and values: one forward a batch never reads it."""
+    """Turn off the cache of keys and values: one forward per batch never reads it."""
     config = getattr(module, "config", None)
     if config is not None and hasattr(config, "use_cache"):
         config.use_cache = False

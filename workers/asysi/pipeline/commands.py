@@ -26,7 +26,7 @@ _Target = Annotated[
 ]
 _Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="PATH=VALUE", help="Set one field over the file: batchSize=10."),
+    typer.Option("--set", metavar="PATH=VALUE", help="Set one field, overriding the file: batchSize=10."),
 ]
 _Shard = Annotated[
     str | None,
@@ -37,9 +37,7 @@ _Shard = Annotated[
     ),
 ]
 _Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of the live table.")]
-_Accept = Annotated[
-    bool, typer.Option("--accept-changes", help="Go on although operators are not what they were.")
-]
+_Accept = Annotated[bool, typer.Option("--accept-changes", help="Continue even if operators have changed.")]
 
 
 @app.command("run")
@@ -48,10 +46,10 @@ def run_command(  # noqa: PLR0917 - each is an option of the command
     settings: _Settings = None,
     shard: _Shard = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on if it has begun before: for commands that are repeated.")
+        bool, typer.Option("--resume", help="Continue an earlier run if there is one, for repeated commands.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Delete what an earlier run left, and its output.")
+        bool, typer.Option("--overwrite", help="Delete the state and output of an earlier run.")
     ] = False,
     dry_run: Annotated[
         bool,
@@ -152,7 +150,7 @@ def merge_command(target: _Target, settings: _Settings = None) -> None:
 def status_command(
     target: _Target,
     settings: _Settings = None,
-    form: Annotated[bool, typer.Option("--json", help="The whole picture as JSON.")] = False,
+    form: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Say how far a pipeline is, while it runs or afterwards.
 

@@ -1,4 +1,4 @@
-"""The pipeline of an experiment, before its own pod: a shard a pod of an Indexed Job, or all of them here.
+"""The pipeline of an experiment, before its own pod: one shard per pod of an Indexed Job, or all here.
 
 What a shard has committed stands in its ledger on the volume of the results, so whoever is started again goes
 on there, and one that is done is done. The rows of all shards are put together by prepare, once.
@@ -66,14 +66,14 @@ def run(spec: PipelineFile, index: int) -> int:
         try:
             pipeline.resume(spec.pipeline_id)
         except ConfigError as error:  # no flag can be given to a Job
-            advice = f"in an experiment: undo the change, or delete {pipeline.results_dir} to begin anew"
+            advice = f"in an experiment: undo the change, or delete {pipeline.results_dir} to start over"
             raise ConfigError(*error.problems, advice) from error
     else:
         pipeline.create(spec.pipeline_id)
     report = pipeline.run()
     if report.status == "budget_exhausted":
         spent = ", ".join(f"{name} {report.usage.get(name, 0):g}" for name in spec.budget)
-        raise ConfigError(f"spec.data.pipeline.budget is spent ({spent}): raise it to go on")
+        raise ConfigError(f"spec.data.pipeline.budget is spent ({spent}): raise it to continue")
     return Exit.OK if report.status == "completed" else Exit.INTERRUPTED
 
 
@@ -98,7 +98,7 @@ def refuse_changed_input(spec: PipelineFile) -> None:
     if changed := sorted(path for path in {*before, *found} if before.get(path) != found.get(path)):
         raise ConfigError(
             f"spec.data.uri: {', '.join(changed[:3])} was changed after the pipeline over it had begun, and"
-            f" its rows would be of two inputs: undo the change, or delete {note.parent} to begin anew"
+            f" rows of two inputs would be mixed: undo the change, or delete {note.parent} to start over"
         )
 
 
@@ -129,7 +129,7 @@ def settle(experiment: ScanExperiment, output: Path) -> Seal:
         return merge(folder)
     seal = StreamFactory.create(spec.output_uri, folder / "spool").verify()
     if seal is None:
-        raise ConfigError(f"spec.data.pipeline: {spec.output_uri} has no seal: the pipeline is not done")
+        raise ConfigError(f"spec.data.pipeline: {spec.output_uri} has no seal: the pipeline has not finished")
     return seal
 
 

@@ -37,7 +37,7 @@ def read_checkpoint(file: Path) -> Checkpoint | None:
     """Return the checkpoint, None when there is none.
 
     Raises:
-        ConfigError: the file is no checkpoint of this format.
+        ConfigError: the file is not a checkpoint of this format.
     """
     if not file.exists():
         return None
@@ -46,7 +46,7 @@ def read_checkpoint(file: Path) -> Checkpoint | None:
             metadata = content.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise ConfigError(
-                    f"{file} is no checkpoint of format {FORMAT}: remove it, or take another output folder"
+                    f"{file} is not a checkpoint of format {FORMAT}: remove it, or use another output folder"
                 )
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - no mapping
             return Checkpoint(tensors, json.loads(metadata["words"]))
@@ -62,7 +62,7 @@ def read_held(file: Path, point: str) -> tuple[Tensor, Tensor] | None:
     Nothing else of the file is read.
 
     Raises:
-        ConfigError: the file is no checkpoint of this format.
+        ConfigError: the file is not a checkpoint of this format.
     """
     try:
         with safe_open(file, framework="pt") as content:

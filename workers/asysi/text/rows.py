@@ -53,7 +53,7 @@ class TextSource:
         limit: distinct documents at most, None for all.
 
     Raises:
-        ConfigError: when iterated: the source is missing, a line is no JSON object, or a row has no text.
+        ConfigError: when iterated: the source is missing, a line is not a JSON object, or a row has no text.
     """
 
     def __init__(self, data: Data, limit: int | None = None) -> None:
@@ -144,7 +144,7 @@ def _parse(line: _Line) -> dict[str, Any]:
 def _text(line: _Line, row: dict[str, Any], field: str) -> str:
     text = row.get(field)
     if not isinstance(text, str):
-        has = f"has the fields {', '.join(sorted(row))}" if field not in row else f"{field} is no text"
+        has = f"has the fields {', '.join(sorted(row))}" if field not in row else f"{field} is not text"
         raise line.wrong(f"no text in the field {field!r}, which data.tokens.textField names; the row {has}")
     return text
 

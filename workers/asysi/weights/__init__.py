@@ -1,4 +1,4 @@
-"""What the parameters of a checkpoint say: statistics, ranks and spectra, without building the model.
+"""Analysis of a checkpoint's parameters: statistics, ranks and spectra, without building the model.
 
 The names of the original design are here: `download_model`, `iterate_parameters`, `tensor_stats`,
 `classify_param`.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from asysi.weights.run.orchestrator import Outcome
     from asysi.weights.statistics.analysis import Selection, Settings
 
-app = typer.Typer(help="Say what the parameters of a checkpoint say.", no_args_is_help=True)
+app = typer.Typer(help="Analyse the parameters of a checkpoint.", no_args_is_help=True)
 
 
 class _Form(StrEnum):
@@ -65,9 +65,7 @@ _Methods = Annotated[
     _Method, typer.Option("--method", help="How singular values are found; auto chooses by size.")
 ]
 _Backends = Annotated[_Backend, typer.Option("--backend", help="How local files are read.")]
-_Epsilon = Annotated[
-    float, typer.Option("--zero-epsilon", help="Size up to which an element counts for sparsity.")
-]
+_Epsilon = Annotated[float, typer.Option("--zero-epsilon", help="Elements up to this size count as zero.")]
 _RankK = Annotated[
     int, typer.Option("--rank-k", help="Singular values that the randomized method looks for.")
 ]
@@ -97,19 +95,15 @@ _Mirrors = Annotated[
         "--mirror",
         metavar="URL",
         envvar="ASYSI_HUB_MIRRORS",
-        help="Address to go on with when the endpoint fails or sends other bytes than promised; repeatable.",
+        help="Fallback address when the endpoint fails or sends unexpected bytes; repeatable.",
     ),
 ]
 _Revisions = Annotated[
     list[str] | None,
-    typer.Option(
-        "--fallback-revision", metavar="REV", help="Taken where --revision does not exist; repeatable."
-    ),
+    typer.Option("--fallback-revision", metavar="REV", help="Used if --revision does not exist; repeatable."),
 ]
 _Offline = Annotated[bool, typer.Option("--offline", help="Fetch nothing; verify what is there.")]
-_Exact = Annotated[
-    int, typer.Option("--exact-side", help="Longest shorter side of matrices with an exact spectrum.")
-]
+_Exact = Annotated[int, typer.Option("--exact-side", help="Maximum shorter side for an exact spectrum.")]
 _Include = Annotated[
     list[str] | None,
     typer.Option("--include", metavar="GLOB", help="Only parameters whose names match; repeatable."),

@@ -40,7 +40,7 @@ class HeaderSizeError(WeightsError):
 
 
 class HeaderError(WeightsError):
-    """The header is no JSON of the form that safetensors has, or a tensor's entry contradicts itself."""
+    """The header is not JSON of the form that safetensors has, or a tensor's entry contradicts itself."""
 
 
 class OverlapError(WeightsError):

@@ -157,7 +157,7 @@ class _Lines:
                 yield decoder.decode(b"", final=True).encode()
             except UnicodeError as error:
                 raise ConfigError(
-                    f"{self._name} is not {encoding} at byte {at:,} or behind it: {error}"
+                    f"{self._name} is not {encoding} at byte {at:,} or after it: {error}"
                 ) from error
 
         for line in lines_of(piece for piece in decoded() if piece):
@@ -313,5 +313,5 @@ def _cell(value: Any, special: re.Pattern[str], dialect: Dialect, name: str) -> 
         return text
     if dialect.quote is None:
         what = "the empty text" if not text else repr(text[:40])
-        raise ConfigError(f"{name}: {what} cannot be written without quotes: leave quote=none away")
+        raise ConfigError(f"{name}: {what} cannot be written without quotes: remove quote=none")
     return f"{dialect.quote}{text.replace(dialect.quote, dialect.quote * 2)}{dialect.quote}"

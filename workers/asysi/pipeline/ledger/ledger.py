@@ -127,7 +127,7 @@ class Ledger:
         fsync: whether a commit is on the disk when it returns.
 
     Raises:
-        ConfigError: the file is no ledger of this version.
+        ConfigError: the file is not a ledger of this version.
     """
 
     def __init__(self, file: Path | None, *, fsync: bool = True) -> None:

@@ -3,7 +3,7 @@
 A request is noted before it is sent, and what arrives is on the disk, as it arrived, before anybody reads it.
 A process that is killed in between leaves a note without an answer: that call may have been paid for, and
 nobody here can know. It is sent again, under the same idempotency key, and counted as unsure. What arrived
-and is no answer, and calls that brought nothing, are set aside with what they cost.
+and is not an answer, and calls that brought nothing, are set aside with what they cost.
 """
 
 import asyncio
@@ -112,7 +112,7 @@ class Answers:
         self._commit((_UNDO, (key,)), (f"{_FORGET} AND times = 0", (key,)))
 
     def reject(self, key: bytes, spent: Mapping[str, float]) -> None:
-        """Set what arrived aside, as it is no answer, with what it cost: the request will be sent again."""
+        """Set aside what arrived and is not an answer, with its cost: the request will be sent again."""
         keep = "INSERT INTO failed SELECT key, owner, ?, body FROM bodies WHERE key = ?"
         self._commit(
             (keep, (orjson.dumps(spent).decode(), key)),

@@ -170,7 +170,7 @@ class Chat(BaseOperator):
         """
         ctx = ctx if ctx is not None else NodeContext("chat")
         body = self.request(item)
-        # In a redrive a row pays anew: what it had spent before is booked already.
+        # In one redrive per row pays anew: what it had spent before is booked already.
         again = f"#{ctx.round}" if ctx.round else ""
         owner = f"{ctx.pipeline_id}/{ctx.node_id}/{item.get(FIELD)}{again}"
         key = _key(self._server.url, body, None if self._answers.share else owner)
@@ -271,7 +271,7 @@ class Chat(BaseOperator):
         """Return an answer, read.
 
         Raises:
-            ChatBusyError: it is no completion: the server is broken.
+            ChatBusyError: it is not a completion: the server is broken.
             ChatAnswerError: it is empty, cut off or withheld, and that is not accepted.
         """
         if not isinstance(answer.body, bytes):  # of an earlier version

@@ -20,7 +20,7 @@ class Filter(BaseOperator):
         where: a Jinja expression over the row's fields, like `score > 3 and lang == "en"`.
 
     Raises:
-        ConfigError: it is no expression.
+        ConfigError: it is not an expression.
     """
 
     harmless = True

@@ -40,7 +40,7 @@ def usage_in(body: bytes) -> dict[str, Any]:
 
 
 def complaint(tree: Mapping[str, Any], n: int, accept: Collection[str]) -> str | None:
-    """Return why a completion is no answer, None where it is one.
+    """Return why a completion is not an answer, None where it is one.
 
     Args:
         tree: the completion.

@@ -37,7 +37,7 @@ class Response:
 
     @property
     def text(self) -> str:
-        """The body as text; what is no UTF-8 in it is replaced."""
+        """The body as text; what is not UTF-8 in it is replaced."""
         return self.content.decode(errors="replace")
 
 

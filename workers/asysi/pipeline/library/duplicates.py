@@ -113,7 +113,7 @@ class NearDeduplicate(BaseOperator):
     estimated from `permutations` hashes with a standard error of about 1/√permutations. Candidates that share
     a band are compared; a row is dropped when the estimate reaches the threshold.
 
-    Memory: some 3 KB a row that is kept at 128 permutations.
+    Memory: some 3 KB per row that is kept at 128 permutations.
 
     Args:
         field: field of the text.

@@ -26,7 +26,7 @@ _RESETS = (
 _EPOCH = 1e9
 """From here on a number is a time, not a duration (2001 in seconds)."""
 _LONGEST = 86_400.0
-"""Seconds: what asks for more than a day is no wait."""
+"""Seconds: what asks for more than a day is not a wait."""
 
 
 def retry_after(

@@ -116,7 +116,7 @@ def rebuild(image: Mapping[str, Any]) -> Any:
         why: Any = f"{', '.join(lost)} cannot be written down"
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         why = error
-    raise ConfigError(f"the operator {image['target']} cannot be made anew from its image ({why}): {advice}")
+    raise ConfigError(f"the operator {image['target']} cannot be recreated from its image ({why}): {advice}")
 
 
 _MISSING = object()

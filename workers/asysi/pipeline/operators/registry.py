@@ -49,7 +49,7 @@ def make_operator(name: str, params: Mapping[str, Any] | None = None) -> Any:
     try:
         made = as_operator(found(**arguments))
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"the operator {name} cannot be made of its params: {error}") from error
+        raise ConfigError(f"the operator {name} cannot be created with its params: {error}") from error
     note_given(made, (), arguments)
     return made
 

@@ -62,7 +62,7 @@ class Result:
     Attributes:
         first, last, end: the source rows that it covers (`last` is behind the last one) and the offset behind
         them.
-        data: rows made, a JSON object a line.
+        data: rows made, one JSON object per line.
         made: how many.
         dropped: source rows that became no row.
         blank: source lines without anything on them.

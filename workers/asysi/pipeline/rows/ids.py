@@ -19,7 +19,7 @@ def lineage(identity: Any) -> tuple[int, ...]:
     """Return an id as numbers, the source line first: ids sort by it as their rows lie in a file.
 
     Raises:
-        ValueError: it is no id.
+        ValueError: it is not an id.
     """
     parts = str(identity).split("_")
     if not all(part.isdecimal() for part in parts):
@@ -31,6 +31,6 @@ def root(identity: Any) -> int:
     """Return the number of the source line that a row comes from.
 
     Raises:
-        ValueError: it is no id.
+        ValueError: it is not an id.
     """
     return lineage(identity)[0]

@@ -66,7 +66,7 @@ class _Chain:
 
     Attributes:
         sent: number and letter of each row of its input, in that order.
-        broken: those that are no rows, and can only fail again.
+        broken: those that are not rows, and can only fail again.
         nodes: from the failed one on.
         folder: of everything that it writes.
     """
@@ -201,7 +201,7 @@ def _chain(run: CompletedRun, ledger: Ledger, index: int, folder: Path) -> _Chai
 
 
 def _row(letter: DeadLetter) -> dict[str, Any] | None:
-    """Return the row of a letter with its id, or None where its line is no row."""
+    """Return the row of a letter with its id, or None where its line is not a row."""
     if letter.reason == BadLineError.__name__:
         return None
     try:

@@ -69,7 +69,7 @@ def make_room(
         _refuse_other(folder, pipeline_id, before, image if used.exists() and not overwrite else None)
     if taken and not overwrite:
         raise ConfigError(
-            *(f"{bus.uri} is there already: delete it, name another output, or {START_OVER}" for bus in taken)
+            *(f"{bus.uri} already exists: delete it, name another output, or {START_OVER}" for bus in taken)
         )
     for bus in taken:
         bus.remove()
@@ -104,6 +104,6 @@ def _refuse_other(
         differs = f"This blueprint differs: {'; '.join(found)}. " if found else ""
         raise ConfigError(
             f"the pipeline {pipeline_id} has run before (it is {before['status']}). {differs}"
-            f"`resume` (in Python resume({pipeline_id!r})) goes on with it; else give this one"
+            f"`resume` (in Python resume({pipeline_id!r})) continues it; otherwise give this one"
             f" another pipelineId, or {START_OVER}"
         )

@@ -55,7 +55,7 @@ def run_all(count: int, one: Callable[[int], int], folder: Path, *, live: bool) 
     codes = [process.exitcode or 0 for process in crew]
     for index, code in enumerate(codes):
         if code < 0:
-            sys.stderr.write(f"shard {index}/{count} was killed by signal {-code}: resume goes on there\n")
+            sys.stderr.write(f"shard {index}/{count} was killed by signal {-code}: resume continues there\n")
     return _worst(codes)
 
 

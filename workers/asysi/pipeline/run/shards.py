@@ -52,7 +52,7 @@ def refuse_foreign(output: IDataStream, pipeline_id: str, *, overwrite: bool) ->
     if not output.exists() or (seal is not None and seal.pipeline_id == pipeline_id):
         return
     if not overwrite:
-        raise ConfigError(f"{output.uri} is there already: delete it, name another output, or {START_OVER}")
+        raise ConfigError(f"{output.uri} already exists: delete it, name another output, or {START_OVER}")
     with suppress(FileNotFoundError):  # another shard was quicker
         output.remove()
 
@@ -75,7 +75,7 @@ def merge(folder: Path) -> Seal:
     name = images[0]["pipeline_id"]
     before = output.read_seal() if output.exists() else None
     if before is not None and before.pipeline_id != name:
-        raise ConfigError(f"{output.uri} is there already, and not of {name}: delete it, then merge again")
+        raise ConfigError(f"{output.uri} exists and is not of {name}: delete it, then merge again")
     if before is not None and before.parent == parent:
         try:
             output.verify()
@@ -150,7 +150,7 @@ def _seal(folder: Path, node: dict[str, Any]) -> Seal:
     seal = ledger.finished(node["node_id"])
     ledger.close()
     if seal is None:
-        raise ConfigError(f"{folder}: its ledger does not know that it is done: resume it")
+        raise ConfigError(f"{folder}: its ledger does not record that it is done: resume it")
     return Seal.of(seal, str(folder))
 
 

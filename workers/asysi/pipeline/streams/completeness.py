@@ -43,7 +43,7 @@ def is_complete(bus: IDataStream) -> bool:
             paths.append(Path(path))
     if not all(path.is_file() for path in paths) or is_written(paths) or _is_growing(paths):
         return False
-    _log.info("[EOF Retry] %s has no seal, and nobody writes it: it is read to its end", bus.uri)
+    _log.info("[EOF Retry] %s has no seal and no writer: it is read to its end", bus.uri)
     return True
 
 

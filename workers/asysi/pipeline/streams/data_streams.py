@@ -285,7 +285,7 @@ class FileStream(IDataStream):
         return LineSource(feed, stored=brings_ids(feed))
 
     def _any_compressed(self, urls: list[str]) -> bool:
-        """Return whether a file is compressed, by its first bytes; refuse files that are no JSON lines."""
+        """Return whether a file is compressed, by its first bytes; refuse files that are not JSON lines."""
         kinds = []
         for url in urls:
             head = _head(url, format_detection.HEAD if self.static else 8)
@@ -405,7 +405,7 @@ class FileStream(IDataStream):
 
 
 class JsonlStream(FileStream):
-    """`jsonl://`: a JSON object a line."""
+    """`jsonl://`: one JSON object per line."""
 
 
 class CsvStream(FileStream):
@@ -582,7 +582,7 @@ class StreamFactory:
         if protocol not in cls._kinds:
             known = ", ".join(f"{name}://" for name in (*cls._kinds, "memory"))
             raise ConfigError(
-                f"{uri}: nobody knows {protocol}://; there are {known} and the stores of fsspec, like s3://."
+                f"{uri}: unknown protocol {protocol}://; use {known} or a file system of fsspec, like s3://."
                 " For a protocol of your own call StreamFactory.register"
             )
         return cls._kinds[protocol](uri, spool=spool)

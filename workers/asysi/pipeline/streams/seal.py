@@ -67,7 +67,7 @@ class Seal:
         """Return the seal in a file's text.
 
         Raises:
-            SealError: it is no seal.
+            SealError: it is not a seal.
         """
         try:
             return cls(**json.loads(text))

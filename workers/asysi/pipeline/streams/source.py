@@ -468,7 +468,7 @@ class FollowFeed:
                     self._sealed = self._at  # a regular file that its writer has closed
                     return
                 raise ConfigError(
-                    f"{self._path} has no {seal_path(self._path.name)} and nobody writes to it: call seal() "
+                    f"{self._path} has no {seal_path(self._path.name)} and no writer: call seal() "
                     "on it if"
                     " it is complete, or resume what writes it"
                 )

@@ -116,9 +116,7 @@ def _unique(found: Mapping[str, list[Tensor]], problems: list[WeightsError]) -> 
     for name, several in found.items():
         if len(several) > 1:
             files = " and in ".join(tensor.file for tensor in several)
-            problems.append(
-                DuplicateNameError(f"{name} stands in {files}, so nobody knows which is meant", (name,))
-            )
+            problems.append(DuplicateNameError(f"{name} is in {files}, so it is ambiguous", (name,)))
     return {name: several[0] for name, several in found.items() if len(several) == 1}
 
 

@@ -64,7 +64,7 @@ def read_header(storage: Storage) -> Header:
     Raises:
         TruncatedShardError: the file has not even a header's length.
         HeaderSizeError: the header is larger than the file, or than it may be.
-        HeaderError: it is no JSON object.
+        HeaderError: it is not a JSON object.
     """
     if storage.size < _LENGTH:
         raise TruncatedShardError(
@@ -83,7 +83,7 @@ def parse_header(text: bytes, name: str, size: int) -> Header:
     """Return what the JSON `text` of the file `name` of `size` bytes says.
 
     Raises:
-        HeaderError: it is no JSON object.
+        HeaderError: it is not a JSON object.
     """
     twice: list[str] = []
 
@@ -94,7 +94,7 @@ def parse_header(text: bytes, name: str, size: int) -> Header:
     try:
         content = json.loads(text, object_pairs_hook=pairs)
     except (ValueError, RecursionError) as error:
-        raise HeaderError(f"{name}: its header is no JSON ({error}); fetch it again") from None
+        raise HeaderError(f"{name}: its header is not valid JSON ({error}); fetch it again") from None
     if not isinstance(content, dict):
         raise HeaderError(f"{name}: its header is {type(content).__name__}, no object; fetch it again")
     metadata = content.pop("__metadata__", None) or {}
@@ -104,9 +104,7 @@ def parse_header(text: bytes, name: str, size: int) -> Header:
     for tensor, value in content.items():
         if tensor in twice:
             problems.append(
-                DuplicateNameError(
-                    f"{name}: {tensor} stands twice in the header, so nobody knows which is meant", (tensor,)
-                )
+                DuplicateNameError(f"{name}: {tensor} is in the header twice, so it is ambiguous", (tensor,))
             )
             continue
         try:
@@ -178,7 +176,7 @@ def _truncated(entries: Mapping[str, Entry], size: int, name: str) -> list[Weigh
     end = max(entry.stop for entry in entries.values())
     return [
         TruncatedShardError(
-            f"{name}: it has {size:,} of {end:,} bytes, what lies behind its end is lost; fetch it again",
+            f"{name}: it has {size:,} of {end:,} bytes, the rest is missing; fetch it again",
             lost,
         )
     ]

@@ -93,7 +93,7 @@ def plot(
 def dots_by_name(
     title: str, note: str, values: Mapping[str, float], *, shades: Mapping[str, int], log_x: bool = False
 ) -> Plot | None:
-    """Return a plot of one value a name, the names below each other; None when none can be drawn.
+    """Return a plot of one value per name, the names below each other; None when none can be drawn.
 
     Args:
         title: what is shown.

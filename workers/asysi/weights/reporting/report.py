@@ -215,7 +215,7 @@ def _by_layer(
 
 
 def _means(series: Mapping[str, Sequence[Point]]) -> dict[str, list[Point]]:
-    """Return one point a layer: the mean where a layer has several matrices of a type, as experts."""
+    """Return one point per layer: the mean where a layer has several matrices of a type, as experts."""
     found: dict[str, list[Point]] = {}
     for name, points in series.items():
         layers: dict[float, list[float]] = {}

@@ -41,7 +41,7 @@ log = logging.getLogger("asysi.weights")
 PLAN_FILE = "plan.json"
 JOURNAL_FILE = ".params.journal.jsonl"
 REPORT_FILE = "report.html"
-FETCHING = "a failed download is tried again and goes on where it ended, then at the next --mirror"
+FETCHING = "a failed download is resumed, then tried at the next --mirror"
 Begin = Callable[[int], Progress]
 """Told the bytes that will be analysed; returns what is told each tensor that is done."""
 
@@ -189,7 +189,7 @@ def _planned(
         "fallbacks": [
             *([FETCHING] if DOWNLOAD_STEP in steps else []),
             f"a tensor that cannot be read is listed, also in {ERRORS_FILE}; the others are analysed",
-            "an analysis that was stopped goes on behind the rows in " + JOURNAL_FILE,
+            "an analysis that was stopped continues after the rows in " + JOURNAL_FILE,
         ],
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
