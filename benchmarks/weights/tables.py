@@ -75,7 +75,8 @@ def analyse(folder: Path, name: str) -> tuple[list[dict], dict]:
 INTRODUCTION = """# Two full tables
 
 The tables have every column of every parameter, as [`asysi weights analyze`](weights.md) writes
-them; this page summarises them by block type. `python benchmarks/weights/tables.py FOLDER` writes the tables and this page.
+them; this page summarises them by block type. `python benchmarks/weights/tables.py FOLDER`
+writes the tables and this page.
 
 What to look for: trained matrices have a stable rank far below that of random ones of their shape, and
 mostly an `alpha` of 2 to 6; a random matrix follows no power law, so its `alpha` scatters.
