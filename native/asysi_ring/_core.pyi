@@ -303,7 +303,7 @@ class Writer:
         """Claim a chunk for `count` rows of the header's width, to be filled in place.
 
         The payload is what `publish_block` would have made of a source of `dtype` under `quantization`:
-        float32 with int8 is int8 with a scale a row.
+        float32 with int8 is int8 with one scale per row.
 
         Raises:
             FullError: there is no chunk; the rows are booked as dropped.

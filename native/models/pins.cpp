@@ -1,4 +1,4 @@
-// Claim, publish, pin, unpin, and taking a dead reader's pins away: the orders, with bytes that are no atomics.
+// Claim, publish, pin, unpin, and taking a dead reader's pins away: the orders, with bytes that are not atomics.
 //
 // One writer, two readers, as many slots as chunks. The second reader dies at a random place; its successor takes the lock,
 // sweeps its pins and reads on. Relacy reports any byte that is read while it may be written.

@@ -28,7 +28,7 @@ public:
     Bytes(const py::handle& object, const char* name, std::size_t item, std::optional<std::size_t> count) {
         if (PyObject_GetBuffer(object.ptr(), &view_, PyBUF_C_CONTIGUOUS) != 0) {
             PyErr_Clear();
-            throw std::invalid_argument(std::string(name) + " is no contiguous array");
+            throw std::invalid_argument(std::string(name) + " is not a contiguous array");
         }
         const auto bytes = static_cast<std::size_t>(view_.len);
         if ((!count || bytes == item * *count) && bytes % item == 0) return;

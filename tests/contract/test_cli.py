@@ -286,7 +286,7 @@ def test_ring_reset_empties_a_ring_that_nobody_uses(tmp_path: Path) -> None:
         publish(writer, 7)
     refused = asysi("ring", "reset", str(folder))
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert "56 published rows at 1 hook points. Say --yes" in refused.stderr
+    assert "56 published rows at 1 hook points. Use --yes" in refused.stderr
     done = asysi("ring", "reset", str(folder), "--yes")
     assert (done.returncode, done.stderr) == (0, "")
     assert "is empty; forgotten: 56 published rows" in done.stdout

@@ -152,7 +152,7 @@ def test_an_object_of_the_api_server_is_accepted(minimal: Callable[..., Tree]) -
         ("a: 1\n---\nb: 2\n", "scan.yaml:2:1: this is not YAML: expected a single document"),
         ("a: !!python/object:os.system {}\n", "this is not YAML"),
         ("a: *nobody\n", "scan.yaml:1:4: this is not YAML"),
-        ("spec: {1: a}\n", "scan.yaml:1: spec has a key that is not text"),
+        ("spec: {1: a}\n", "scan.yaml:1: spec has a key that is not a string"),
         ("a: \x07\n", "scan.yaml: this is not YAML"),
         ("a: &a [*a]\n", "scan.yaml nests deeper than 64 levels"),
         ("a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(

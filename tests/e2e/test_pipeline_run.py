@@ -56,7 +56,7 @@ def test_ended_early_a_pipeline_goes_on_in_the_next_run(scan, start):
         time.sleep(0.01)
     run.process.send_signal(signal.SIGINT)
     assert run.finish(30) == 130, run.text()
-    assert "run it again to go on" in run.text()
+    assert "run it again to continue" in run.text()
     assert {entry.name for entry in run.output.iterdir()} == {"pipeline"}
     again = start(file)
     again.worker("asysi.hosts.prepare")

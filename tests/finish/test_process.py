@@ -192,7 +192,7 @@ def test_books_that_do_not_balance_fail_the_experiment(tmp_path):
     assert code == 1, log
     ledger = json.loads((pod.output / "ledger.json").read_text())
     assert [line["difference"] for line in ledger["points"][0]["equations"]] == [0, 0, 0, 7, 0]
-    assert "do not balance" in (pod.output / "report.html").read_text()
+    assert "does not balance" in (pod.output / "report.html").read_text()
     assert json.loads(pod.last.read_text())["ledger"]["unbalanced"] == [f"{POINTS[0]} bus"]
 
 
@@ -408,11 +408,11 @@ def test_finish_killed_while_the_stream_runs(tmp_path):
     page = (pod.output / "report.html").read_text()
     assert 'class="verdict unknown"' in page
     assert "What attempt 0 saw is not known" in page
-    assert "books balance" not in page.split("</section>")[0]
+    assert "ledger balances" not in page.split("</section>")[0]
 
 
 def test_a_consumer_that_stood_still_is_told_of(tmp_path):
-    """Most rows overwritten before the trainer read them: the books balance, and the data has a warning."""
+    """Most rows overwritten before the trainer read them: the ledger balances, and the data has a warning."""
     pod = Pod(tmp_path, WITHOUT_SAE)
     pod.left_by_the_host(0)
     pod.run(steps=80, stopped=True)

@@ -165,7 +165,7 @@ def test_the_sentence_fits_both_verdicts():
         "The run is complete and its ledger balances (all 9 rows seen are accounted for), "
         "and its data is sound."
     )
-    assert "needs a look" in sentence(good, judge(point(not_finite=1)), interrupted=False)
+    assert "needs attention" in sentence(good, judge(point(not_finite=1)), interrupted=False)
     assert "not sound" in sentence(good, judge(sae(finite=False)), interrupted=True)
     assert sentence(good, judge(RUN), interrupted=True).startswith("The run was ended early")
 

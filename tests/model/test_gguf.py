@@ -189,5 +189,5 @@ def test_what_a_person_may_write_instead(tiny, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"does not end with .gguf"):
         resolve_model(Model(uri=f"file://{tmp_path}/model.safetensors"))
-    with pytest.raises(ConfigError, match="no such"):
+    with pytest.raises(ConfigError, match="does not exist"):
         resolve_model(Model(uri=f"file://{tmp_path}/none.gguf"))

@@ -146,7 +146,7 @@ def test_pickles_are_refused_unopened(own, name):
 
 def test_what_is_missing_is_named(own, tmp_path):
     """No folder, no configuration, no weights: each has its own sentence."""
-    with pytest.raises(ConfigError, match="there is no such folder"):
+    with pytest.raises(ConfigError, match="which does not exist"):
         resolve_model(Model(uri=f"file://{tmp_path}/nowhere"))
     (own / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match=r"holds no \*.safetensors"):

@@ -229,7 +229,7 @@ def test_two_pipelines_do_not_write_one_output() -> None:
         deadline = time.monotonic() + 20
         while not Path("out.jsonl").exists() and time.monotonic() < deadline:
             time.sleep(0.01)
-        with pytest.raises(ConfigError, match=r"out\.jsonl is there already"):
+        with pytest.raises(ConfigError, match=r"out\.jsonl already exists"):
             make().create("two")
     finally:
         os.kill(child, signal.SIGKILL)

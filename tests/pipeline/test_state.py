@@ -252,7 +252,7 @@ def test_a_merged_output_that_is_deleted_is_merged_again() -> None:
 def test_shards_do_not_run_for_an_output_that_is_there() -> None:
     """What lies where the merged output belongs is refused before the work, or overwritten as told."""
     Path("out.jsonl").write_text("{}\n")
-    with pytest.raises(ConfigError, match=r"out\.jsonl is there already"):
+    with pytest.raises(ConfigError, match=r"out\.jsonl already exists"):
         make(Fail(), shard=(0, 2)).create("p")
     for index in range(2):
         make(Fail(), shard=(index, 2)).create("p", overwrite=True).run()

@@ -224,7 +224,7 @@ def test_put_fills_a_claim(finished, capsys, tmp_path):
     assert "2 files" in capsys.readouterr().out
     (tmp_path / "text.jsonl").write_text("two\n")
     assert asysi("put", "minilm-output", "text.jsonl", "--to", "data") == 2
-    assert "text.jsonl is there already" in capsys.readouterr().err
+    assert "text.jsonl already exists" in capsys.readouterr().err
     assert (finished.claim / "data/text.jsonl").read_text() == "one\n"
     assert asysi("put", "minilm-output", "text.jsonl", "--to", "data", "--overwrite") == 0
     assert (finished.claim / "data/text.jsonl").read_text() == "two\n"

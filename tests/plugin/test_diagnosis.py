@@ -256,7 +256,7 @@ CASES = {
             experiment=experiment("Suspended", spec={"scheduling": {"queueName": "gpus"}}),
             hidden={"workloads": "you may not list workloads"},
         ),
-        ("why cannot be seen: you may not list workloads",),
+        ("the cause cannot be read: you may not list workloads",),
     ),
     "no operator": Case(
         replace(WELL, experiment={**experiment(""), "status": {}}, operators=[]),
@@ -348,7 +348,7 @@ def test_a_dead_operator_makes_the_rest_old():
     """Beside what holds it up stands that nobody looks after it, so that an old status does not look new."""
     said = explain(replace(CASES["runs"].seen, operators=[]))
     assert "No operator is installed" in said[1]
-    assert "may be old" in said[1]
+    assert "may be out of date" in said[1]
 
 
 def test_an_answer_about_an_older_spec_says_so():

@@ -92,7 +92,7 @@ def truncated_shard(model):
     header, _ = header_of(file)
     last = max(header, key=lambda name: header[name]["data_offsets"][1] if name != "__metadata__" else 0)
     file.write_bytes(file.read_bytes()[:-1])
-    return "what lies behind its end is lost", [last]
+    return "the rest is missing", [last]
 
 
 def header_larger_than_the_file(model):
@@ -116,7 +116,7 @@ def duplicate_names(model):
     header, data = header_of(file)
     text = json.dumps(header)
     with_header(file, f'{text[:-1]}, "{names[0]}": {json.dumps(header[names[0]])}}}', data)
-    return "stands twice in the header", [names[0]]
+    return "is in the header twice", [names[0]]
 
 
 def missing_shard(model):

@@ -5,7 +5,7 @@
 //     asysi::create(folder, {.shards = 1, .chunks = 64, .chunk_bytes = 1 << 20, .accounts = 16, .pins = 4,
 //                            .policy = asysi::Policy::overwrite, .readers = {"viewer"}});
 //
-//     asysi::Writer writer(folder);                   // one process; a thread a shard
+//     asysi::Writer writer(folder);                   // one process; one thread per shard
 //     asysi::Block block{};
 //     block.header.account = writer.account("layer.0");
 //     block.header.width = 384;

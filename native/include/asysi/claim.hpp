@@ -22,7 +22,7 @@ struct Block {
     const RowRecord* records;  // null: zeros
     Rows rows;
     Quantization quantization;
-    const float* scales;  // of rows that are int8 already, one a row; null: none
+    const float* scales;  // of rows that are int8 already, one per row; null: none
     bool book_seen;
 };
 

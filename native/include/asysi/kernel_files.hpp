@@ -70,7 +70,7 @@ inline MemoryLimit memory_limit(const std::string& root = {}) {
     MemoryLimit least;
     for (;;) {
         const auto folder = root + "/sys/fs/cgroup" + group;
-        const auto limit = number_of(folder + "/memory.max");  // "max" is no number
+        const auto limit = number_of(folder + "/memory.max");  // "max" is not a number
         if (limit && *limit < least.bytes && *limit >= number_of(folder + "/memory.current").value_or(0)) {
             least = {*limit, folder + "/memory.max"};
         }

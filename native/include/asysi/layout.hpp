@@ -289,7 +289,7 @@ inline void check(const Geometry& g) {
     between("pins", g.pins, 1, 1024);
     between("readers", g.readers.size(), 1, max_readers);
     if (g.chunk_bytes % 64 != 0) {
-        refuse("chunk_bytes = " + std::to_string(g.chunk_bytes) + " is no multiple of 64");
+        refuse("chunk_bytes = " + std::to_string(g.chunk_bytes) + " is not a multiple of 64");
     }
     if (g.policy == Policy::drop_new && g.readers.size() != 1) {
         refuse("drop_new serves one reader, " + std::to_string(g.readers.size()) + " are named");

@@ -77,7 +77,7 @@ inline Geometry read_geometry(const File& control, const std::string& path) {
     };
     const bool swapped = h.magic == __builtin_bswap64(control_magic);
     if (h.magic != control_magic && !swapped) {
-        throw VersionError(path + " is no control file of a ring: it begins with the magic " + hex(h.magic) + ", not with " +
+        throw VersionError(path + " is not a control file of a ring: it begins with the magic " + hex(h.magic) + ", not with " +
                            hex(control_magic));
     }
     if (swapped || h.endian != endian_tag) {

@@ -105,7 +105,7 @@ private:
         }
     }
 
-    /// And the pins that are no reader's: nobody would ever clear them.
+    /// And the pins that no reader holds: nobody would ever clear them.
     void free_open_claims(u32 shard) {
         const u64 strays = word::pin_mask & ~((u64{1} << ring_.geometry().reader_count()) - 1);
         for (u32 chunk = 0; chunk < ring_.geometry().chunks; ++chunk) {

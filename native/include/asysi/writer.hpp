@@ -106,7 +106,7 @@ public:
         return ring_.shard(shard).head.load(std::memory_order_relaxed);
     }
 
-    /// Publishes `block`; false, the rows booked as dropped, when it had to go. An empty block is no packet.
+    /// Publishes `block`; false, the rows booked as dropped, when it had to go. An empty block is not a packet.
     ///
     /// Throws std::invalid_argument, before anything is booked, when the block cannot be a packet of this ring.
     /// Threads on one shard take turns; throws BusyError when another has been at work there for a second.

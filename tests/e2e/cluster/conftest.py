@@ -35,7 +35,7 @@ import pytest
 import yaml
 
 from asysi.contract.crd import GROUP, PLURAL
-from asysi_operator.cluster import CHILDREN, EXPERIMENTS, KINDS, PODS, Kind
+from asysi_operator.cluster import CHILDREN, EXPERIMENTS, KINDS, PODS, ResourceKind
 from asysi_operator.manifests.labels import EXPERIMENT
 from asysi_operator.observation import Observed
 from asysi_operator.reconcile import OperatorSettings, plan
@@ -48,11 +48,11 @@ Tree = dict[str, Any]
 OTHERS = {
     one.kind: one
     for one in (
-        Kind("Event", "", "v1", "events"),
-        Kind("Role", "rbac.authorization.k8s.io", "v1", "roles"),
-        Kind("RoleBinding", "rbac.authorization.k8s.io", "v1", "rolebindings"),
-        Kind("ServiceAccount", "", "v1", "serviceaccounts"),
-        Kind("CustomResourceDefinition", "apiextensions.k8s.io", "v1", "customresourcedefinitions"),
+        ResourceKind("Event", "", "v1", "events"),
+        ResourceKind("Role", "rbac.authorization.k8s.io", "v1", "roles"),
+        ResourceKind("RoleBinding", "rbac.authorization.k8s.io", "v1", "rolebindings"),
+        ResourceKind("ServiceAccount", "", "v1", "serviceaccounts"),
+        ResourceKind("CustomResourceDefinition", "apiextensions.k8s.io", "v1", "customresourcedefinitions"),
     )
 }
 CLUSTERWIDE = {"Namespace": "/api/v1/namespaces"}
