@@ -275,7 +275,9 @@ class Controller:
         written: list[Manifest] = []
         waits = [contests.settle(contested(decided.actions), self._clock())]
         trouble = Failure("NameTaken", decided.blocked) if decided.blocked else None
-        for group in concurrent(decided.actions):
+        # While others wait, the API server has enough to do: concurrent writes would only delay theirs.
+        busy = self.work.depth > 0
+        for group in [[one] for one in decided.actions] if busy else concurrent(decided.actions):
             due = []
             for action in group:
                 if isinstance(action, Apply):
