@@ -426,18 +426,21 @@ def produce(bus: DataBus, patient: bool) -> None:
 
 
 def store(bus: DataBus, file: Path) -> None:
-    """Keep every packet in a file, as the archiver does: taken, then stored, acknowledged now and then."""
+    """Keep every packet in a file, as the archiver does: taken, stored, acknowledged now and then and when idle."""
     stored = lines_of(file)
     with bus.consumer("one") as consumer, file.open("ab", buffering=0) as out:
         consumer.resume({point: sum(point == one for one, _ in stored) * ROWS for point in POINTS})
         number = 0
         while (end := consumer.ended()) is None:
-            for packet in consumer.pull(16, 0.1):
+            packets = consumer.pull(16, 0.1)
+            for packet in packets:
                 consumer.take()
                 out.write(json.dumps([packet.point, int(packet.header["step"])]).encode() + b"\n")
                 number += 1
                 if number % 20 == 0:
                     consumer.acknowledge()
+            if not packets:  # else a bus that waits for room and this one would wait for each other
+                consumer.acknowledge()
         consumer.finish(end)
 
 

@@ -79,7 +79,7 @@ def test_geometry_is_what_was_asked_for(folder):
     [
         ({"chunks": 33}, "leave no depth"),
         ({"shards": 0}, "shards = 0"),
-        ({"chunk_bytes": 1000}, "no multiple of 64"),
+        ({"chunk_bytes": 1000}, "not a multiple of 64"),
         ({"readers": []}, "readers = 0"),
         ({"readers": ["a", "a"]}, "two readers are named a"),
         ({"readers": ["a", "b"], "policy": "drop_new"}, "drop_new serves one reader"),
