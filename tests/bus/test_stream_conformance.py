@@ -426,7 +426,7 @@ def produce(bus: DataBus, patient: bool) -> None:
 
 
 def store(bus: DataBus, file: Path) -> None:
-    """Keep every packet in a file, as the archiver does: taken, stored, acknowledged at times and when idle."""
+    """Keep every packet in a file, as the archiver does: taken, stored, acknowledged now and then."""
     stored = lines_of(file)
     with bus.consumer("one") as consumer, file.open("ab", buffering=0) as out:
         consumer.resume({point: sum(point == one for one, _ in stored) * ROWS for point in POINTS})
