@@ -103,7 +103,7 @@ def test_null_means_absent(create: Create, minimal: Callable[..., Tree]) -> None
     tree["spec"]["model"]["revision"] = None
     assert create(tree)["spec"]["sae"] is None
     tree["spec"]["archive"] = {"enabled": False}
-    assert "nobody reads the stream" in _refusal(create, tree)
+    assert "the stream has no reader" in _refusal(create, tree)
 
 
 def test_each_rule_is_kept_by_both_sides(create: Create, broken: tuple[str, Tree]) -> None:

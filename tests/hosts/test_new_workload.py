@@ -114,8 +114,9 @@ def test_a_new_workload_runs_end_to_end(tmp_path: Path, model: Path, added: dict
     assert {point["path"]: point["capture"]["seen"] for point in ledger["points"]} == {
         f"encoder.layer.{layer}.output": 4 * LENGTH * STEPS for layer in (0, 1)
     }
-    rows = MScanDataset(output).metrics("encoder.layer.1.output")
-    assert len(rows) == next(p["consumers"]["archiver"]["durable"] for p in ledger["points"])
+    archived = MScanDataset(output)
+    durable = {one["path"]: one["consumers"]["archiver"]["durable"] for one in ledger["points"]}
+    assert {point: len(archived.metrics(point)) for point in durable} == durable
     assert (output / "sae" / "topk" / "encoder.layer.1.output" / "sae_weights.safetensors").is_file()
     seen = json.loads((output / "host" / "seen.json").read_text())
     assert (seen["steps"], seen["tokens"], seen["interrupted"]) == (STEPS, 4 * LENGTH * STEPS, False)
