@@ -9,7 +9,10 @@ import random
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
+
+from forking import attempt
 
 from asysi.pipeline import BaseOperator, UnifiedPipeline, WriterConfig
 from asysi.pipeline.ledger.ledger import Ledger
@@ -92,24 +95,6 @@ def run(folder: Path, mode: str) -> None:
     pipeline.run()
 
 
-def attempt(folder: Path, mode: str, delay: float | None) -> int:
-    """Run in a forked process, kill it after `delay` seconds, and return how it ended."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            run(folder, mode)
-            code = 0
-        except BaseException as error:  # noqa: BLE001 - a process of its own
-            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        finally:
-            os._exit(code)
-    if delay is not None:
-        time.sleep(delay)
-        os.kill(child, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 def fresh(folder: Path) -> Path:
     folder.mkdir(parents=True)
     with (folder / "in.jsonl").open("w") as file:
@@ -122,7 +107,7 @@ def main(base: Path, mode: str, kills: int, seed: int) -> None:
     chance = random.Random(seed)
     whole = fresh(base / "whole")
     began = time.monotonic()
-    assert attempt(whole, mode, None) == 0
+    assert attempt(partial(run, whole, mode), None) == 0
     took = time.monotonic() - began
     expected = (whole / "out.jsonl").read_bytes()
     landed, lives, wrong, failed = 0, 0, 0, 0
@@ -134,7 +119,7 @@ def main(base: Path, mode: str, kills: int, seed: int) -> None:
             delay = chance.choice(
                 [chance.uniform(0, took / 3), chance.uniform(0, took / 20), chance.uniform(0, took)]
             )
-            code = attempt(folder, mode, delay if landed < kills else None)
+            code = attempt(partial(run, folder, mode), delay if landed < kills else None)
             landed += code == -signal.SIGKILL
             failed += code not in {0, -signal.SIGKILL}
             if code != -signal.SIGKILL:

@@ -5,15 +5,17 @@ killed is read from its file of answers: only those calls may be charged twice.
 """
 
 import json
-import os
 import random
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
+
+from forking import attempt
 
 import asysi.pipeline.nodes.node
 from asysi.pipeline import UnifiedPipeline, WriterConfig
@@ -66,22 +68,9 @@ def run(folder: Path, url: str) -> dict[str, float]:
     return pipeline.run().usage
 
 
-def attempt(folder: Path, url: str, delay: float | None) -> int:
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            usage = run(folder, url)
-            (folder / "usage.json").write_text(json.dumps(usage))
-            code = 0
-        except BaseException as error:  # noqa: BLE001 - a process of its own
-            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        finally:
-            os._exit(code)
-    if delay is not None:
-        time.sleep(delay)
-        os.kill(child, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def run_and_note(folder: Path, url: str) -> None:
+    usage = run(folder, url)
+    (folder / "usage.json").write_text(json.dumps(usage))
 
 
 def fresh(folder: Path) -> Path:
@@ -111,7 +100,7 @@ def main(base: Path, server_kind: str, kills: int, seed: int) -> None:
     server = Server(base / "whole.jsonl", *flags)
     whole = fresh(base / "whole")
     began = time.monotonic()
-    assert attempt(whole, server.url, None) == 0
+    assert attempt(partial(run_and_note, whole, server.url), None) == 0
     took = time.monotonic() - began
     server.end()
     expected = (whole / "out.jsonl").read_bytes()
@@ -123,7 +112,7 @@ def main(base: Path, server_kind: str, kills: int, seed: int) -> None:
         allowed: Counter[str] = Counter()
         while True:
             delay = chance.choice([chance.uniform(0, took / 2), chance.uniform(0, took)])
-            code = attempt(folder, server.url, delay if landed < kills else None)
+            code = attempt(partial(run_and_note, folder, server.url), delay if landed < kills else None)
             landed += code == -signal.SIGKILL
             failed += code not in {0, -signal.SIGKILL}
             if code != -signal.SIGKILL:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from asysi.cli.groups import exit_codes
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import REPORT_FILE, Exit
 from asysi_operator.plugin.access import ClusterError
@@ -24,16 +25,11 @@ class Verb(TyperCommand):
         """Run the verb; SIGTERM ends it as Ctrl-C does, so that nothing is left behind."""
         before = signal.signal(signal.SIGTERM, _terminated)
         try:
-            return super().invoke(ctx)
-        except ConfigError as error:
-            for problem in error.problems:
-                sys.stderr.write(f"{problem}\n")
-            raise typer.Exit(Exit.CONFIG) from error
+            with exit_codes():
+                return super().invoke(ctx)
         except (ClusterError, OSError) as error:
             sys.stderr.write(f"{error}\n")
             raise typer.Exit(Exit.FAILED) from error
-        except KeyboardInterrupt as error:
-            raise typer.Exit(Exit.INTERRUPTED) from error
         finally:
             signal.signal(signal.SIGTERM, before)
 

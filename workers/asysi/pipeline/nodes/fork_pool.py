@@ -1,6 +1,5 @@
 """Processes that compute a node's blocks. They are forked, so operators need not be picklable."""
 
-import contextlib
 import os
 import signal
 import threading
@@ -82,7 +81,7 @@ def _begin_child(task: _Task, stopped: Callable[[], bool]) -> None:
     global _child  # noqa: PLW0603 - a process of its own
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_die_with, args=(task.parent,), daemon=True).start()
+    die_with(task.parent)
 
     def context() -> NodeContext:
         return NodeContext(task.node_id, task.pipeline_id, task.folder, stopped, task.processes)
@@ -95,8 +94,12 @@ def _begin_child(task: _Task, stopped: Callable[[], bool]) -> None:
     )
 
 
-def _die_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    with contextlib.suppress(Exception):
-        os._exit(1)
+def die_with(parent: int) -> None:
+    """Let this process end, from a thread of its own, once its parent has."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -14,6 +14,7 @@ from typing import Any
 
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import Exit
+from asysi.pipeline.nodes.fork_pool import die_with
 from asysi.pipeline.run.progress import line, table
 from asysi.pipeline.run.run_state import read_image
 from asysi.pipeline.run.signals import cancel_on_signal
@@ -105,7 +106,7 @@ def _worst(codes: list[int]) -> int:
 
 def _shard(one: Callable[[int], int], index: int, parent: int) -> None:
     os.setpgid(0, 0)  # the terminal's Ctrl-C goes to the parent alone, which passes it on
-    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    die_with(parent)
     try:
         code = one(index)
     except ConfigError as error:
@@ -118,9 +119,3 @@ def _shard(one: Callable[[int], int], index: int, parent: int) -> None:
         code = Exit.FAILED
     sys.stderr.flush()
     os._exit(code)
-
-
-def _die_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os.kill(os.getpid(), signal.SIGKILL)
