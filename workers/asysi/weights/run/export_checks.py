@@ -93,10 +93,12 @@ def spot_checks(
     spots, wrong = [], []
     for row in chosen:
         whole = _numbers(checkpoint.tensors[row["param_name"]].array())
-        values = whole[np.isfinite(whole)]
+        finite = np.isfinite(whole)
+        values = whole if finite.all() else whole[finite]
         if not values.size:
             continue
-        truth = {"mean": values.mean(), "std": values.std(), "var": values.var(),
+        variance = values.var()
+        truth = {"mean": values.mean(), "std": np.sqrt(variance), "var": variance,
                  "min": values.min(), "max": values.max()}  # fmt: skip
         if whole.size == row["elements"]:
             truth["sparsity"] = float((np.abs(whole) <= settings.zero_epsilon).mean())
