@@ -7,7 +7,7 @@ consumed.
 from collections.abc import Sequence
 from os import PathLike
 from types import TracebackType
-from typing import Any, Literal, Self, final
+from typing import Any, Literal, Never, Self, final, type_check_only
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,10 @@ MAX_PINS: int
 """16: packets that a reader may pin in a shard, K, unless `create` was told otherwise."""
 MAILBOX_WORDS: int
 """64."""
+
+@type_check_only
+class pybind11_type(type):  # noqa: N801 - its name at runtime
+    """Metaclass of what pybind11 makes."""
 
 class RingError(Exception):
     """Something is wrong with a ring; the message names it."""
@@ -126,7 +130,7 @@ def reset(folder: str | PathLike[str], *, timeout: float = 30.0) -> None:
     """
 
 @final
-class Claim:
+class Claim(metaclass=pybind11_type):
     """A claimed chunk that its owner fills in place: a writable buffer over the packet's payload.
 
     As a context manager it commits at the end of the block, and aborts when the block raises. What is
@@ -141,6 +145,9 @@ class Claim:
         with writer.claim(0, header, rows, Dtype.FLOAT32) as claim:
             np.copyto(np.frombuffer(claim, np.float32).reshape(rows, -1), values)
     """
+
+    def __init__(self, *args: Never, **kwargs: Never) -> None:
+        """Raise TypeError: claims come from a writer."""
 
     @property
     def open(self) -> bool:
@@ -188,7 +195,7 @@ class Claim:
         """
 
 @final
-class Writer:
+class Writer(metaclass=pybind11_type):
     """The one producer: it never waits for a reader. Threads on one shard take turns; on different shards
     they do not meet, so that each shard can have a thread of its own.
 
@@ -386,11 +393,14 @@ class Writer:
     ) -> None: ...
 
 @final
-class View:
+class View(metaclass=pybind11_type):
     """A published packet, pinned: a read-only buffer of header, row records, scales, padding and payload.
 
     Released when closed or when its last export dies; explicit release with live exports raises BufferError.
     """
+
+    def __init__(self, *args: Never, **kwargs: Never) -> None:
+        """Raise TypeError: views come from a reader."""
 
     @property
     def shard(self) -> int: ...
@@ -434,12 +444,15 @@ class View:
     ) -> None: ...
 
 @final
-class Packets:
+class Packets(metaclass=pybind11_type):
     """The packets of a reader, one by one: each is consumed and released when the next is asked for.
 
     Copy what is kept longer; an array that is kept keeps its pin. The last one is not consumed when the loop
     is left early.
     """
+
+    def __init__(self, *args: Never, **kwargs: Never) -> None:
+        """Raise TypeError: they come from a reader."""
 
     def __iter__(self) -> Self: ...
     def __next__(self) -> View:
@@ -450,7 +463,7 @@ class Packets:
         """
 
 @final
-class Reader:
+class Reader(metaclass=pybind11_type):
     """One of the readers named at creation. A restarted reader goes on from its cursor in the control file.
 
     Attaching takes the reader's lock and gives back what a killed one had pinned. A packet that it had booked
@@ -544,7 +557,7 @@ class Reader:
     ) -> None: ...
 
 @final
-class Control:
+class Control(metaclass=pybind11_type):
     """Looks at a ring without taking part.
 
     Raises:
@@ -580,6 +593,10 @@ class Control:
 
     def scattered(self) -> list[int]:
         """Return for each shard how often `Writer.claim_many` found no neighbouring chunks."""
+
+    def open_claims(self) -> list[int]:
+        """Return for each shard how many claims are neither committed nor aborted, a killed producer's
+        included until the next one attaches."""
 
     def produced(self) -> list[dict[str, object]]:
         """Return for each account seen, published, sampled_out, dropped (8 numbers, by reason) and

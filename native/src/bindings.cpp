@@ -97,6 +97,18 @@ std::vector<u32> pins_of(const Control& control, const std::string& reader) {
     return pins;
 }
 
+/// Claims that are neither committed nor aborted, a shard.
+std::vector<u32> open_claims(const Control& control) {
+    const Ring& ring = control.ring();
+    std::vector<u32> claims;
+    for (u32 s = 0; s < ring.geometry().shards; ++s) {
+        u32 open = 0;
+        for (u32 c = 0; c < ring.geometry().chunks; ++c) open += ring.claim(s, c).open.load(std::memory_order_relaxed) == 1 ? 1U : 0U;
+        claims.push_back(open);
+    }
+    return claims;
+}
+
 py::list produced_books(const Control& control) {
     py::list accounts;
     for (u32 i = 0; i < control.ring().accounts(); ++i) {
@@ -235,6 +247,7 @@ void define_control(py::module_& m) {
         for (u32 s = 0; s < c.ring().geometry().shards; ++s) scattered.push_back(c.ring().shard(s).scattered.load());
         return scattered;
     });
+    type.def("open_claims", &open_claims);
     type.def("produced", &produced_books);
     type.def("consumed", &consumed_books, py::arg("reader"));
     type.def("gauges", &gauges, py::arg("reader"));

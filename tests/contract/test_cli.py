@@ -260,11 +260,34 @@ def test_ring_inspect_shows_a_live_ring(ring: Path) -> None:
     assert re.search(r"writer +attached, generation 1; 8Mi mapped, populated", said)
     assert re.search(r"dropped +ring_full 2 rows", said)
     assert re.search(r"sae +attached +1 +4\.3% +1 of 32 +8Mi mapped, populated", said)
-    assert re.search(r"^ +0 +3 +sae +1 +2 +1 +$", said, re.MULTILINE)
+    assert re.search(r"^ +0 +3 +0 +0 +sae +1 +2 +1 +$", said, re.MULTILINE)
     assert "1 shard has had no packet yet" in said
     assert re.search(r"layer\.0 +26 +24 +0 +ring_full 2 +even", said)
     assert re.search(r"layer\.0 +8 +0 +0 +0", said)
     assert asysi("ring", "inspect", str(ring / "control")).stdout.startswith("ring ")
+
+
+def test_ring_inspect_shows_open_claims(tmp_path: Path) -> None:
+    """Claims under way and how often several found no neighbouring chunks, by shard; no quiet shard."""
+    import numpy as np
+
+    import asysi_ring
+    from asysi.bus.packet import HEADER_DTYPE
+
+    folder = tmp_path / "capture"
+    asysi_ring.create(str(folder), shards=3, chunks=8, chunk_bytes=4096, readers=["hook"], policy="drop_new")
+    with asysi_ring.Writer(str(folder)) as writer:
+        headers = np.zeros(3, HEADER_DTYPE)
+        headers["account"], headers["width"] = writer.account("layer.0"), 16
+        claims = [writer.claim_many(1, headers, [1, 1, 1], 0) for _ in range(2)]
+        claims[0][1].abort()  # three chunks are left, and they are not neighbours
+        claims.append(writer.claim_many(1, headers, [1, 1, 1], 0))
+        said = asysi("ring", "inspect", str(folder)).stdout
+        assert re.search(r"claims +8 open; 1 time scattered", said)
+        assert re.search(r"^ +1 +0 +8 +1 +hook +0 +0 +0 +$", said, re.MULTILINE)
+        assert "2 shards have had no packet yet" in said
+        del claims
+    assert re.search(r"claims +0 open; 1 time scattered", asysi("ring", "inspect", str(folder)).stdout)
 
 
 def test_a_ring_in_use_is_not_reset(ring: Path) -> None:

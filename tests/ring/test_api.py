@@ -152,8 +152,9 @@ class TestClaim:
             for three in claims:
                 assert [len(one) for one in three] == [64, 128, 192]
                 assert np.diff([one.chunk for one in three]).tolist() == [1, 1]
-            assert control.scattered() == [0]
+            assert (control.scattered(), control.open_claims()) == ([0], [6])
             claims[0][1].abort()
+            assert control.open_claims() == [5]
             scattered = writer.claim_many(0, headers, [1, 1, 1], Dtype.FLOAT32)
             assert np.diff([one.chunk for one in scattered]).tolist() != [1, 1]
             assert (writer.scattered(), control.scattered()) == (1, [1])

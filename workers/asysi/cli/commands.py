@@ -213,8 +213,9 @@ RingFolder = Annotated[
 def inspect(folder: RingFolder) -> None:
     """Print what a ring holds, while it is in use or afterwards.
 
-    Geometry and memory; the producer's generation; each reader's epoch, lag and pins; each shard's head and
-    cursors; the books of every hook point, with what was dropped and why. Read-only.
+    Geometry and memory; the producer's generation; each reader's epoch, lag and pins; each shard's head,
+    open claims and cursors, and how often several claims had no neighbouring chunks (scattered); the books of
+    every hook point, with what was dropped and why. Read-only.
 
     \b
     Examples:

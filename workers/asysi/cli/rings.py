@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def print_ring(folder: Path) -> None:
-    """Print geometry, memory, cursors, lag, pins and books of the ring in `folder`.
+    """Print geometry, memory, claims, cursors, lag, pins and books of the ring in `folder`.
 
     Raises:
         ConfigError: there is no ring of this version.
@@ -100,8 +100,15 @@ def _facts(control: "Control") -> Table:
     )
     facts.add_row("memory", _memory(memory))
     facts.add_row("writer", writer)
+    facts.add_row("claims", _claims(control))
     facts.add_row("dropped", f"{_reasons(dropped)} rows")
     return facts
+
+
+def _claims(control: "Control") -> str:
+    scattered = sum(control.scattered())
+    times = "1 time" if scattered == 1 else f"{scattered:,} times"
+    return f"{sum(control.open_claims()):,} open; {times} scattered (no neighbouring chunks)"
 
 
 def _memory(memory: dict[str, Any]) -> str:
@@ -144,21 +151,27 @@ def _readers(control: "Control") -> Table:
 
 
 def _shards(control: "Control") -> Table:
-    shown = new_table("shards, in packets", "shard", "head", "reader", "cursor", "unread", "pins")
+    shown = new_table(
+        "shards, in packets", "shard", "head", "claims", "scattered", "reader", "cursor", "unread", "pins"
+    )
     readers = control.readers()
     cursors = {reader: control.cursors(reader) for reader in readers}
     pins = {reader: control.pins(reader) for reader in readers}
+    claims, scattered = control.open_claims(), control.scattered()
     heads = control.heads()  # after the cursors: nobody is ahead of the producer then
+    idle = 0
     for shard, head in enumerate(heads):
-        if not head:
+        if not head and not claims[shard] and not scattered[shard]:
+            idle += 1
             continue
+        produced = (f"{shard}", f"{head:,}", f"{claims[shard]:,}", f"{scattered[shard]:,}")
         for first, reader in zip([True] + [False] * len(readers), readers, strict=False):
             cursor = cursors[reader][shard]
-            numbers = (f"{cursor:,}", f"{max(0, head - cursor):,}", f"{pins[reader][shard]}")
-            shown.add_row(*((f"{shard}", f"{head:,}") if first else ("", "")), reader, *numbers)
-    shown.columns[2].justify = "left"
-    if empty := heads.count(0):
-        shards = "1 shard has" if empty == 1 else f"{empty} shards have"
+            consumed = (f"{cursor:,}", f"{max(0, head - cursor):,}", f"{pins[reader][shard]}")
+            shown.add_row(*(produced if first else ("",) * len(produced)), reader, *consumed)
+    shown.columns[4].justify = "left"
+    if idle:
+        shards = "1 shard has" if idle == 1 else f"{idle} shards have"
         shown.caption, shown.caption_justify = f"{shards} had no packet yet", "left"
     return shown
 

@@ -1,12 +1,16 @@
 """The compiled counter of the statistics pass (`native/src/weights.cpp`)."""
 
-from typing import final
+from typing import final, type_check_only
 
 import numpy as np
 from numpy.typing import NDArray
 
+@type_check_only
+class pybind11_type(type):  # noqa: N801 - its name at runtime
+    """Metaclass of what pybind11 makes."""
+
 @final
-class Counter:
+class Counter(metaclass=pybind11_type):
     """Counts the elements of one tensor. Lets other threads run meanwhile; itself belongs to one thread."""
 
     def halves(self, array: NDArray[np.uint16]) -> None:
@@ -24,7 +28,7 @@ class Counter:
         """
 
 @final
-class Sums:
+class Sums(metaclass=pybind11_type):
     """Sums the moments of one tensor of bfloat16 (as 16-bit patterns) or float32, and counts nothing else."""
 
     def add(self, array: NDArray[np.uint16] | NDArray[np.float32], epsilon: float) -> None:
