@@ -76,8 +76,9 @@ class Model(Part):
     uri: Uri
     """Where the model comes from: `hf://owner/name`, `file://folder` (a Hugging Face folder with
     safetensors), `file://model.gguf` (one GGUF file of an architecture that transformers reads; dequantised
-    when it is loaded) or `python://package.module:factory` (a function without arguments that returns the
-    module, or the module and its tokenizer)."""
+    when it is loaded) or `python://package.module:factory` (a function that returns the module, or the module
+    and its tokenizer). The function is called without arguments, or with `device=` where it has that
+    parameter: `meta` for the model's structure alone, else the device that the model runs on."""
     revision: Short | None = None
     """Git revision of a `hf://` model: a branch, a tag or a commit."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"

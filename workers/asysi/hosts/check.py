@@ -94,6 +94,8 @@ def _check_model(spec: Spec, report: CheckReport, workspace: Path | None) -> Any
         report.model = resolve_model(spec.model, workspace)
         loaded = build_structure(report.model, spec.model.dtype)
         tokenizer = loaded.tokenizer
+        if loaded.warning:
+            report.warnings.append(loaded.warning)
         if report.model.class_name is None:
             report.model = replace(report.model, class_name=type(loaded.module).__name__)
         _check_points(spec, loaded, report)
@@ -123,7 +125,7 @@ def _check_points(spec: Spec, loaded: LoadedModel, report: CheckReport) -> None:
             padding_token(tokenizer),
             f"spec.workload.{name_of(spec)}.batchSize",
         ),
-        (lambda: load_model(resolved, spec.model.dtype).module) if resolved.path else None,
+        None if loaded.warning else lambda: load_model(resolved, spec.model.dtype).module,
     )
     unseen: list[str] = []
     for path in paths:

@@ -136,7 +136,7 @@ class Host:
             ConfigError: it cannot be loaded.
         """
         resolved = read_resolved(self._worker.workspace / MODEL_FILE)
-        return load_model(resolved, self._spec.model.dtype)
+        return load_model(resolved, self._spec.model.dtype, self.device)
 
     def watch(self, module: torch.nn.Module, plan: Plan, root: torch.nn.Module | None = None) -> "HostRun":
         """Hook the model and report ready: what comes next are steps.

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +66,8 @@ class LoadedModel:
     """A transformers tokenizer."""
     model_type: str | None
     """`config.model_type`, None without a configuration."""
+    warning: str | None = None
+    """What the user should know of how it was built."""
 
 
 def read_resolved(file: Path) -> ResolvedModel:
@@ -162,12 +164,14 @@ def hash_files(files: list[Path]) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def load_model(resolved: ResolvedModel, dtype: str) -> LoadedModel:
+def load_model(resolved: ResolvedModel, dtype: str, device: str = "cpu") -> LoadedModel:
     """Build the model with its weights, in evaluation mode, and its tokenizer.
 
     Args:
         resolved: where it is.
         dtype: name of a torch type that the weights are loaded in.
+        device: where the model will run. A python:// factory that takes `device` builds it there; every other
+            model is built on the CPU.
 
     Raises:
         ConfigError: the factory or the folder gives no model, or there is no tokenizer.
@@ -175,7 +179,10 @@ def load_model(resolved: ResolvedModel, dtype: str) -> LoadedModel:
     import torch  # noqa: PLC0415 - resolving needs none
 
     if resolved.path is None:
-        return _from_factory(resolved, getattr(torch, dtype))
+        from asysi.model.factory import make  # noqa: PLC0415 - imports torch
+
+        factory = load_callable(resolved.uri.partition("://")[2], "spec.model.uri")
+        return _finished(resolved, *make(factory, resolved.uri, device), dtype=getattr(torch, dtype))
     config, model_class = _architecture(resolved)
     with _quiet():
         if resolved.gguf:
@@ -228,8 +235,8 @@ def refuse_missing(module: "torch.nn.Module", missing: Collection[str], source: 
 def build_structure(resolved: ResolvedModel, dtype: str) -> LoadedModel:
     """Return the model with its tokenizer and without its weights, which are on the meta device.
 
-    The tables that it computes itself have their values. A python:// factory is called, and its model has
-    weights.
+    The tables that it computes itself have their values. A python:// factory is called on the meta device as
+    well; where it cannot do without values its model has weights, and a warning says so.
 
     Raises:
         ConfigError: the folder's configuration cannot be used, the factory gives no model, or there is no
@@ -240,7 +247,7 @@ def build_structure(resolved: ResolvedModel, dtype: str) -> LoadedModel:
     from asysi.model.hollow import Structure  # noqa: PLC0415 - imports torch
 
     if resolved.path is None:
-        return _from_factory(resolved, getattr(torch, dtype))
+        return _factory_structure(resolved, getattr(torch, dtype))
     config, model_class = _architecture(resolved)
     with _quiet(), Structure():
         build = model_class.from_config if model_class.__name__ == "AutoModel" else model_class._from_config
@@ -289,21 +296,26 @@ def _architecture(resolved: ResolvedModel) -> tuple[Any, Any]:
         return config, next((cls for cls in known if cls is not None), transformers.AutoModel)
 
 
-def _from_factory(resolved: ResolvedModel, dtype: "torch.dtype") -> LoadedModel:
-    import torch  # noqa: PLC0415
-
-    from asysi.model.faults import said  # noqa: PLC0415 - imports torch
+def _factory_structure(resolved: ResolvedModel, dtype: "torch.dtype") -> LoadedModel:
+    from asysi.model.factory import make_structure  # noqa: PLC0415 - imports torch
 
     factory = load_callable(resolved.uri.partition("://")[2], "spec.model.uri")
-    try:
-        made = factory()
-    except Exception as error:  # a factory may do anything
-        raise ConfigError(f"spec.model.uri: {resolved.uri} fails: {said(error)}") from error
-    module, tokenizer = made if isinstance(made, tuple) else (made, None)
-    if not isinstance(module, torch.nn.Module):
-        raise ConfigError(
-            f"spec.model.uri: {resolved.uri} returns {type(module).__name__}, no torch.nn.Module"
-        )
+    made, why = make_structure(factory, resolved.uri)
+    found = _finished(resolved, *made, dtype=dtype)
+    if why is None:
+        return found
+    return replace(
+        found,
+        warning=f"spec.model.uri: {resolved.uri} cannot be called on the meta device ({why}), so the check "
+        "builds the model with all its weights, for its structure alone. A factory with a parameter `device` "
+        "that makes every tensor there is built once, where it runs",
+    )
+
+
+def _finished(
+    resolved: ResolvedModel, module: "torch.nn.Module", tokenizer: Any, *, dtype: "torch.dtype"
+) -> LoadedModel:
+    """Return a factory's model in `dtype`, with the spec's tokenizer or else the factory's."""
     if resolved.tokenizer is not None:
         tokenizer = load_tokenizer(resolved)
     if tokenizer is None:
