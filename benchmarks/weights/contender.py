@@ -23,13 +23,13 @@ Work = Callable[[], Figures]
 def ours(
     folder: str, backend: str = "pread", *, spectra: bool = False, stats: Literal["full", "basic"] = "full"
 ) -> Work:
-    from asysi.weights import Identity, Settings, analyze, open_checkpoint
+    from asysi.weights import CheckpointOrigin, Settings, analyze, open_checkpoint
 
     def work() -> Figures:
         with open_checkpoint(folder, backend=backend) as checkpoint:
             # The version that this one is compared with may not know all settings.
             settings = Settings(spectra=spectra, **({"stats": stats} if stats != "full" else {}))
-            done = analyze(checkpoint, Identity(folder, "benchmark"), settings)
+            done = analyze(checkpoint, CheckpointOrigin(folder, "benchmark"), settings)
         return {
             row["param_name"]: {key: one for key, one in row.items() if one is not None} for row in done.rows
         }

@@ -61,11 +61,13 @@ def build_llama(folder: Path) -> None:
 def analyse(folder: Path, name: str) -> tuple[list[dict], dict]:
     from asysi.weights.reading.checkpoint import open_checkpoint
     from asysi.weights.run.orchestrator import meta_of
-    from asysi.weights.statistics.analysis import Identity, Settings, analyze
+    from asysi.weights.statistics.analysis import CheckpointOrigin, Settings, analyze
     from asysi.weights.tables.export import write_table
 
     with open_checkpoint(folder) as checkpoint:
-        done = analyze(checkpoint, Identity(str(folder), name), Settings(), journal=Path(f"{name}.journal"))
+        done = analyze(
+            checkpoint, CheckpointOrigin(str(folder), name), Settings(), journal=Path(f"{name}.journal")
+        )
     if done.problems:
         sys.exit("\n".join(problem.problem for problem in done.problems))
     write_table(done.rows, ASSETS / f"{name}.csv", "csv")

@@ -114,7 +114,7 @@ def _alone(action: Action) -> bool:
 
 
 @dataclass(frozen=True)
-class Refusal:
+class SpecRefusal:
     """Why a spec is not acted on."""
 
     reason: str
@@ -128,7 +128,7 @@ class Plan:
     actions: Sequence[Action] = ()
     experiment: ScanExperiment | None = None
     """The experiment, when its spec is accepted."""
-    refusal: Refusal | None = None
+    refusal: SpecRefusal | None = None
     notes: Sequence[str] = ()
     """What is accepted without effect."""
     blocked: str | None = None
@@ -153,19 +153,19 @@ def plan(observed: Observed, settings: OperatorSettings) -> Plan:
             readers=settings.readers,
         )
     except ConfigError as error:
-        return Plan(refusal=Refusal("Invalid", str(error)))
+        return Plan(refusal=SpecRefusal("Invalid", str(error)))
     decided = Plan(experiment=experiment, notes=notes(experiment))
     job = observed.job
     changed = job is not None and spec_of(job) != spec_digest(experiment)
     if changed and started(observed):
-        decided = replace(decided, refusal=Refusal("SpecIsFrozen", _frozen(observed, experiment)))
+        decided = replace(decided, refusal=SpecRefusal("SpecIsFrozen", _frozen(observed, experiment)))
         return _after_the_end(observed, decided, objects) if ended(observed) else decided
     if ended(observed, changed=changed):
         return _after_the_end(observed, decided, objects)
     # What runs goes on though less is allowed by now: its Job is not asked for again.
     beyond = trespasses(experiment, settings.allowed) if job is None or changed else []
     if beyond:
-        return replace(decided, refusal=Refusal("NotAllowed", "; ".join(beyond)))
+        return replace(decided, refusal=SpecRefusal("NotAllowed", "; ".join(beyond)))
     return _go_on(observed, decided, objects, job if changed else None)
 
 

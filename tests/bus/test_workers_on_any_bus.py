@@ -26,7 +26,7 @@ from asysi.hook.statistics import Statistics
 from asysi.hook.timeline import Timeline
 from asysi.hook.totals import HOOK, read_totals
 from asysi.monitor.health import Health
-from asysi.monitor.worker import Stop, Worker
+from asysi.monitor.worker import StopSignal, Worker
 from asysi.sae.worker import SAETrainerWorker
 
 POINTS = ("layer.0", "layer.1")
@@ -140,7 +140,7 @@ def test_hook_carries_everything_and_ends_both_streams(kind: str, tmp_path: Path
         timeline=Timeline(tmp_path / "timeline.jsonl", attempt=0),
         totals=totals,
     )
-    assert hook.run(Health(), Stop()) is StreamEnd.COMPLETE
+    assert hook.run(Health(), StopSignal()) is StreamEnd.COMPLETE
     hook.finish(StreamEnd.COMPLETE)
     found = dict.fromkeys(POINTS, 0)
     with published.consumer("sae") as stream:

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from asysi.contract.errors import ConfigError
-from asysi.contract.identity import Found, Identity, identity_of, look, output_path, refusal, spec_changes
+from asysi.contract.identity import (
+    FolderContent,
+    Identity,
+    identity_of,
+    look,
+    output_path,
+    refusal,
+    spec_changes,
+)
 from asysi.contract.spec import ScanExperiment
 
 Make = Callable[..., Identity]
@@ -61,8 +69,8 @@ def test_another_content_is_another_identity(identity: Make, content: Any) -> No
     assert others == []
 
 
-def _found(recorded: Identity | None, *, begun: bool = True, finished: bool = False) -> Found:
-    return Found(recorded, begun, finished, 1)
+def _found(recorded: Identity | None, *, begun: bool = True, finished: bool = False) -> FolderContent:
+    return FolderContent(recorded, begun, finished, 1)
 
 
 def test_the_same_uid_resumes(identity: Make) -> None:
@@ -136,7 +144,7 @@ def test_what_a_folder_holds(tmp_path: Path, file: str, begun: bool, finished: b
     """Whether the model has run there, whether the run was finished, and the number of the next attempt."""
     (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / file).touch()
-    assert look(tmp_path) == Found(None, begun, finished, attempts)
+    assert look(tmp_path) == FolderContent(None, begun, finished, attempts)
 
 
 def test_a_run_that_was_ended_early_is_not_finished(tmp_path: Path) -> None:
@@ -155,7 +163,7 @@ def test_the_hosts_progress_counts_as_an_attempt(tmp_path: Path) -> None:
     """Where nothing is archived, the host's own file says which attempt was the last."""
     (tmp_path / "host").mkdir()
     (tmp_path / "host" / "progress.json").write_text('{"attempt": 2, "step": 7}')
-    assert look(tmp_path) == Found(None, True, False, 3)
+    assert look(tmp_path) == FolderContent(None, True, False, 3)
 
 
 def test_an_identity_that_cannot_be_read_is_nobodys(tmp_path: Path) -> None:

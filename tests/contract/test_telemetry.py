@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from asysi.contract.cpus import listed, processors
 from asysi.contract.telemetry import (
     BODY_LIMIT,
-    Capture,
+    CaptureCounts,
     Captured,
+    ModelProgress,
     PointStatus,
-    Progress,
     ReaderStatus,
     RunStatus,
     Summary,
@@ -87,8 +87,8 @@ def test_a_later_release_may_say_more():
 @pytest.mark.parametrize(
     ("part", "value", "unknown"),
     [
-        ("progress", [1], Progress()),
-        ("capture", "many", Capture()),
+        ("progress", [1], ModelProgress()),
+        ("capture", "many", CaptureCounts()),
         ("consumers", {"sae": 3}, {"sae": ReaderStatus()}),
         ("points", {"a": 1}, []),
         ("points", [1, {"path": "a", "fvu": "low", "trained": -1}], [PointStatus(path="a")]),

@@ -9,21 +9,21 @@ from hypothesis import strategies as st
 
 from asysi.bus.accounts import Consumed, Produced
 from asysi.bus.states import ProducerState, ReaderState
-from asysi.finish.analysis import Analysis
+from asysi.finish.analysis import RunAnalysis
 from asysi.finish.attempts import Attempt, earlier_attempts, rows_known, whole, without_books
 from asysi.finish.ending import LAST_WORDS, last_words, ledger_json, ledger_of
 from asysi.finish.ledger import Books, Equation, added, as_json, books_of, open_ledger
 from asysi.finish.status import (
     HostCounters,
-    Point,
     Snapshot,
     TokensPerSecond,
+    TrainerGauges,
     complete,
     phase,
     settled,
     shape,
 )
-from asysi.finish.waiting import Outcome, wait
+from asysi.finish.waiting import WaitResult, wait
 
 rows = st.integers(0, 2**48)
 names = st.text(min_size=1, max_size=40)
@@ -114,7 +114,7 @@ ENDED = Snapshot(
     hook_state=ReaderState.FINALISED,
     readers={"sae": ReaderState.FINALISED},
     lag={"hook": 0.0, "sae": 0.25},
-    points=(Point("a", 0.2, 32.0, float("nan"), 1.0, 60.0),),
+    points=(TrainerGauges("a", 0.2, 32.0, float("nan"), 1.0, 60.0),),
 )
 
 
@@ -183,7 +183,7 @@ def test_an_attempt_that_is_over_is_settled_but_not_complete():
     assert settled(over)
     assert not complete(over)
     assert not settled(dataclasses.replace(over, readers={"sae": ReaderState.ATTACHED}))
-    assert any("host died" in problem for problem in ledger_of(Outcome(over), 0).problems)
+    assert any("host died" in problem for problem in ledger_of(WaitResult(over), 0).problems)
 
 
 def test_pace_is_tokens_over_seconds_of_the_recent_past():
@@ -267,7 +267,7 @@ def test_last_words_are_json_of_at_most_a_page(problems, books):
     """
     snapshot = dataclasses.replace(ENDED, books=books)
     ledger = open_ledger(books, attempt=1, complete=True, problems=problems)
-    words = last_words(ledger, snapshot, Analysis(problems=["the analysis failed"] * 3), None)
+    words = last_words(ledger, snapshot, RunAnalysis(problems=["the analysis failed"] * 3), None)
     assert len(words.encode()) <= LAST_WORDS
     read = json.loads(words)
     assert read["ledger"]["balanced"]

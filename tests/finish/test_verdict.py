@@ -16,11 +16,11 @@ from asysi.finish.reread_tokens import PointRows, RereadTokens, every_token
 from asysi.finish.survey import survey
 from asysi.finish.verdict import (
     Agreement,
-    Condition,
     Facts,
     Level,
     PointFacts,
     SaeFacts,
+    VerdictCondition,
     books,
     judge,
     overall,
@@ -160,7 +160,7 @@ def test_the_books_have_their_own_verdict():
 
 def test_the_sentence_fits_both_verdicts():
     """The headline never says sound where it is not."""
-    good = Condition("True", "Balanced", "All 9 rows seen are accounted for.")
+    good = VerdictCondition("True", "Balanced", "All 9 rows seen are accounted for.")
     assert sentence(good, judge(RUN), interrupted=False) == (
         "The run is complete and its ledger balances (all 9 rows seen are accounted for), "
         "and its data is sound."

@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asysi.hook.rate import GRACE_SECONDS, Consumer, Flow, Limits, Pace, Queue, decide, lag_of, push
+from asysi.hook.rate import (
+    GRACE_SECONDS,
+    ConsumerInterval,
+    Flow,
+    Limits,
+    Queue,
+    RateState,
+    decide,
+    lag_of,
+    push,
+)
 
 LIMITS = Limits(most=1.0, least=0.01)
 ROWS = st.floats(0, 1e9)
@@ -18,19 +28,19 @@ QUEUES = st.builds(Queue, rows=ROWS, unread=ROWS, turnover=st.floats(0, 100))
 AWAY = st.sampled_from([0.0, 0.5, GRACE_SECONDS + 1, math.inf])
 CONSUMERS = st.dictionaries(
     st.sampled_from(["sae", "archiver", "hook"]),
-    st.builds(Consumer, queues=st.lists(QUEUES, min_size=2, max_size=2), peak=SHARE, away=AWAY),
+    st.builds(ConsumerInterval, queues=st.lists(QUEUES, min_size=2, max_size=2), peak=SHARE, away=AWAY),
 )
 
 
 def busy(rows, lag=0.4, away=0.0):
     """Return a consumer that did `rows` in a second, in two shards that turn over once a second."""
     half = Queue(rows=rows / 2, unread=rows / 2 * lag, turnover=1.0)
-    return Consumer([half, half], away=away)
+    return ConsumerInterval([half, half], away=away)
 
 
 def alone(rows, unread, peak, turnover=0.05):
     """Return a consumer of a ring with one shard."""
-    return Consumer([Queue(rows, unread, turnover)], peak)
+    return ConsumerInterval([Queue(rows, unread, turnover)], peak)
 
 
 @given(
@@ -41,7 +51,7 @@ def alone(rows, unread, peak, turnover=0.05):
 )
 def test_the_rate_stays_within_the_specs_bounds(seconds, offered, consumers, limits):
     """Whatever consumers do, the rate lies between minRate and rate."""
-    pace = Pace(rate=limits.most)
+    pace = RateState(rate=limits.most)
     for _ in range(5):
         pace = decide(pace, limits, seconds, offered, consumers)
         assert limits.least <= pace.rate <= limits.most
@@ -54,7 +64,9 @@ PAIR_OF_ROWS, PAIR_OF_SHARES = st.tuples(ROWS, ROWS), st.tuples(SHARE, SHARE)
 def test_more_lag_never_means_a_higher_rate(rows, offered, unread, peak):
     """With all else equal the consumer that has more before it is given no more."""
     less, more = (
-        decide(Pace(rate=1.0), LIMITS, 0.25, offered, {"sae": alone(rows, pick(unread), pick(peak))}).rate
+        decide(
+            RateState(rate=1.0), LIMITS, 0.25, offered, {"sae": alone(rows, pick(unread), pick(peak))}
+        ).rate
         for pick in (min, max)
     )
     assert less >= more
@@ -62,21 +74,23 @@ def test_more_lag_never_means_a_higher_rate(rows, offered, unread, peak):
 
 def test_the_slowest_consumer_counts():
     """A fast consumer beside a slow one changes nothing."""
-    slow = decide(Pace(rate=1.0), LIMITS, 1.0, 1000, {"sae": busy(100)})
-    both = decide(Pace(rate=1.0), LIMITS, 1.0, 1000, {"sae": busy(100), "archiver": busy(900, lag=0.0)})
+    slow = decide(RateState(rate=1.0), LIMITS, 1.0, 1000, {"sae": busy(100)})
+    both = decide(RateState(rate=1.0), LIMITS, 1.0, 1000, {"sae": busy(100), "archiver": busy(900, lag=0.0)})
     assert both.rate == slow.rate == pytest.approx(0.1)
 
 
 def test_the_fullest_shard_counts():
     """A shard that runs full beside an empty one is lag all the same."""
     full, empty = Queue(rows=50, unread=40, turnover=1.0), Queue(rows=50, unread=0, turnover=1.0)
-    assert decide(Pace(rate=1.0), LIMITS, 1.0, 1000, {"sae": Consumer([full, empty])}).rate < 0.05
+    assert (
+        decide(RateState(rate=1.0), LIMITS, 1.0, 1000, {"sae": ConsumerInterval([full, empty])}).rate < 0.05
+    )
 
 
 def test_a_consumer_that_is_gone_is_waited_for_a_while_and_its_pace_is_remembered():
     """Within the grace the rate stays bearable for it; then the others go on; back, its pace is known."""
     both = {"sae": busy(100), "archiver": busy(500)}
-    before = decide(Pace(rate=1.0), LIMITS, 1.0, 1000, both)
+    before = decide(RateState(rate=1.0), LIMITS, 1.0, 1000, both)
     soon = decide(before, LIMITS, 1.0, 1000, both | {"sae": busy(0, away=1.0)})
     late = decide(soon, LIMITS, 1.0, 1000, both | {"sae": busy(0, away=GRACE_SECONDS + 1)})
     back = decide(late, LIMITS, 1.0, 1000, both)
@@ -86,25 +100,25 @@ def test_a_consumer_that_is_gone_is_waited_for_a_while_and_its_pace_is_remembere
 def test_the_rate_holds_when_nobody_is_there():
     """Without a consumer to follow there is no reason to change the rate."""
     for consumers in ({}, {"sae": busy(0, away=math.inf)}):
-        assert decide(Pace(rate=0.3), LIMITS, 1.0, 1000, consumers).rate == 0.3
+        assert decide(RateState(rate=0.3), LIMITS, 1.0, 1000, consumers).rate == 0.3
 
 
 def test_a_consumer_that_has_not_begun_has_no_pace_yet():
     """While there is room the rate stands; when the ring fills up and still nothing is read, it falls."""
-    assert decide(Pace(rate=0.7), LIMITS, 1.0, 1000, {"sae": alone(0, 50, 0.2)}).rate == 0.7
-    assert decide(Pace(rate=0.7), LIMITS, 1.0, 1000, {"sae": alone(0, 500, 0.5)}).rate == LIMITS.least
+    assert decide(RateState(rate=0.7), LIMITS, 1.0, 1000, {"sae": alone(0, 50, 0.2)}).rate == 0.7
+    assert decide(RateState(rate=0.7), LIMITS, 1.0, 1000, {"sae": alone(0, 500, 0.5)}).rate == LIMITS.least
 
 
 def test_a_pause_is_no_pace():
     """A consumer that stops for a second with room in its ring changes nothing; without it does."""
-    pace = decide(Pace(rate=1.0), LIMITS, 1.0, 1000, {"sae": alone(1000, 0, 0.0)})
+    pace = decide(RateState(rate=1.0), LIMITS, 1.0, 1000, {"sae": alone(1000, 0, 0.0)})
     assert decide(pace, LIMITS, 1.0, 1000, {"sae": alone(0, 800, 0.3)}).rate == 1.0
     assert decide(pace, LIMITS, 1.0, 1000, {"sae": alone(0, 800, 0.6)}).rate < 1.0
 
 
 def test_a_floor_at_which_nothing_is_kept_is_left_again():
     """A consumer that is given nothing is no reason to stay low: the rate doubles every two seconds."""
-    pace = Pace(rate=0.01, offered=1000.0, flows={"sae": [Flow(0.0, 0.0)]})
+    pace = RateState(rate=0.01, offered=1000.0, flows={"sae": [Flow(0.0, 0.0)]})
     for _ in range(8):
         pace = decide(pace, LIMITS, 0.25, 250, {"sae": alone(0, 0, 0.0)})
     assert pace.rate == pytest.approx(0.02)
@@ -181,7 +195,7 @@ def simulate(
 ) -> Outcome:
     """Run host → ring → consumer: six hook points, `offered` rows a second in steps of `step` seconds."""
     tick, points, chunk_rows = 0.01, 6, 330
-    pace, ring = Pace(rate=1.0), Ring(depth)
+    pace, ring = RateState(rate=1.0), Ring(depth)
     budget = work = arrived = decided = peak = unread = 0.0
     published, kept, consumed, lapped = 0, 0.0, 0.0, 0.0
     rates = []
@@ -203,7 +217,7 @@ def simulate(
         if now - decided >= 0.25 and arrived:
             turnover = (ring.published - published) / depth
             queue = Queue(work, max(0.0, unread - work), turnover)
-            consumer = Consumer([queue], peak, away(now))
+            consumer = ConsumerInterval([queue], peak, away(now))
             pace = decide(pace, LIMITS, now - decided, arrived, {"sae": consumer})
             work, arrived, decided, published, peak = 0.0, 0.0, now, ring.published, ring.lag
             unread = ring.rows

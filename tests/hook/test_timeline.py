@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from asysi.bus.states import ReaderState
 from asysi.hook.timeline import Restarts, Timeline, describe
-from asysi.hook.totals import ConsumerTotals, RingTotals, Totals
+from asysi.hook.totals import ConsumerTotals, RingTotals, StreamTotals
 
 IDLE = ConsumerTotals(
     consumed=[0], position=[0], durable=0, lapped=0, rolled_back=0, lag=0.0, state=ReaderState.ATTACHED
@@ -21,7 +21,7 @@ CAPTURE = RingTotals(
     consumers={"hook": IDLE},
 )
 BUS = replace(CAPTURE, consumers={"sae": IDLE})
-START = Totals(at=10.0, steps=0, capture=CAPTURE, bus=BUS)
+START = StreamTotals(at=10.0, steps=0, capture=CAPTURE, bus=BUS)
 
 
 def lines(path):
@@ -41,7 +41,7 @@ def test_a_line_tells_rates_per_second_and_losses():
         consumers={"hook": hook},
     )
     bus = replace(BUS, published=[300, 180], dropped={"no_chunk": 20}, consumers={"sae": sae})
-    after = Totals(at=12.0, steps=4, capture=capture, bus=bus)
+    after = StreamTotals(at=12.0, steps=4, capture=capture, bus=bus)
     assert describe(START, after, 0.25) == {
         "rate": 0.25,
         "steps": 4,

@@ -15,7 +15,7 @@ from asysi.bus.packet import ROW_DTYPE
 from asysi.contract.runtime import CAPTURE_RING, POINTS_FILE, Container
 from asysi.contract.spec import ScanExperiment
 from asysi.contract.workloads import WORKLOADS
-from asysi.hosts.frame import SEEN_FILE, Plan, Step, open_host
+from asysi.hosts.frame import SEEN_FILE, HostPlan, Step, open_host
 from asysi.hosts.progress import PROGRESS_FILE
 from asysi.model.points import HookPoint, points_to_json
 from asysi.monitor.worker import Worker
@@ -23,7 +23,7 @@ from asysi.text.grid import StepTokens
 from asysi_ring import Control, create
 
 POINT = HookPoint("0", None, (2, 3, 4))
-PLAN = Plan(context_length=3, steps=20, tokens=120)
+PLAN = HostPlan(context_length=3, steps=20, tokens=120)
 
 
 @pytest.fixture
@@ -106,10 +106,10 @@ def test_another_begins_anew_and_keeps_the_record_of_attempts(worker, monkeypatc
 def test_steps_may_be_unknown_where_the_row_says_so(worker, monkeypatch):
     """A plan without a number of steps is a defect of the host, unless the workload cannot know it."""
     with pytest.raises(ValueError, match="the plan has no steps"):
-        run(worker, Plan(context_length=3))
+        run(worker, HostPlan(context_length=3))
     assert words(worker) == ["gone"]
     monkeypatch.setitem(WORKLOADS, "scan", dataclasses.replace(WORKLOADS["scan"], steps_known=False))
-    assert run(worker, Plan(context_length=3), last=8)["steps"] == 3
+    assert run(worker, HostPlan(context_length=3), last=8)["steps"] == 3
     assert words(worker, CaptureWord.STEPS_TOTAL) == ["complete", 0]
 
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asysi.contract.runtime import HOST_FOLDER
-from asysi.hosts.frame import Plan, _tokens_before
-from asysi.hosts.progress import PROGRESS_FILE, Progress, read_progress
+from asysi.hosts.frame import HostPlan, _tokens_before
+from asysi.hosts.progress import PROGRESS_FILE, HostProgress, read_progress
 
 WHOLE = {
     "attempt": 1,
@@ -22,7 +22,7 @@ WHOLE = {
 }
 
 
-def written(folder: Path, content: str) -> Progress:
+def written(folder: Path, content: str) -> HostProgress:
     (folder / HOST_FOLDER).mkdir(exist_ok=True)
     (folder / PROGRESS_FILE).write_text(content)
     return read_progress(folder)
@@ -30,7 +30,7 @@ def written(folder: Path, content: str) -> Progress:
 
 def test_the_next_attempt_begins_behind_the_last_step(tmp_path: Path) -> None:
     """Step, attempts and counts are those that were written down."""
-    assert written(tmp_path, json.dumps(WHOLE)) == Progress(42, {"0": 9, "1": 41}, 700, 84, 80)
+    assert written(tmp_path, json.dumps(WHOLE)) == HostProgress(42, {"0": 9, "1": 41}, 700, 84, 80)
 
 
 @pytest.mark.parametrize(
@@ -38,24 +38,24 @@ def test_the_next_attempt_begins_behind_the_last_step(tmp_path: Path) -> None:
 )
 def test_a_damaged_record_counts_as_nothing_done(tmp_path: Path, content: str) -> None:
     """Without a step that can be read the run begins anew."""
-    assert written(tmp_path, content) == Progress()
-    assert read_progress(tmp_path / "nowhere") == Progress()
+    assert written(tmp_path, content) == HostProgress()
+    assert read_progress(tmp_path / "nowhere") == HostProgress()
 
 
 def test_a_record_of_an_older_version_is_read(tmp_path: Path) -> None:
     """A record that names one attempt and counts nothing gives its step; tokens are then estimated."""
     found = written(tmp_path, '{"attempt": 0, "step": 9}')
-    assert found == Progress(10, {"0": 9}, None, 0, 0)
+    assert found == HostProgress(10, {"0": 9}, None, 0, 0)
     assert written(tmp_path, '{"step": 9}').attempts == {}
-    assert _tokens_before(found, Plan(context_length=8, steps=40, tokens=1000)) == 250
-    assert _tokens_before(found, Plan(context_length=8)) == 0
-    assert _tokens_before(Progress(10, tokens=7), Plan(context_length=8, steps=40, tokens=1000)) == 7
+    assert _tokens_before(found, HostPlan(context_length=8, steps=40, tokens=1000)) == 250
+    assert _tokens_before(found, HostPlan(context_length=8)) == 0
+    assert _tokens_before(HostProgress(10, tokens=7), HostPlan(context_length=8, steps=40, tokens=1000)) == 7
 
 
 def test_sequences_count_together(tmp_path: Path) -> None:
     """How many sequences began with BOS means nothing without how many there were: both or none."""
     half = {key: value for key, value in WHOLE.items() if key != "opened"}
-    assert written(tmp_path, json.dumps(half)) == Progress(42, {"0": 9, "1": 41}, 700, 0, 0)
+    assert written(tmp_path, json.dumps(half)) == HostProgress(42, {"0": 9, "1": 41}, 700, 0, 0)
 
 
 JSON: st.SearchStrategy[Any] = st.recursive(

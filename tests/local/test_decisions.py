@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import Env
 from asysi_operator.local import backoff
-from asysi_operator.local.containers import Container
+from asysi_operator.local.containers import LocalContainer
 from asysi_operator.local.cpu_binding import bound, processors
 from asysi_operator.local.environment import Setting, environment
 from asysi_operator.local.policy import Judgement, judge
@@ -67,7 +67,7 @@ def test_binding_to_absent_processors_is_refused():
 
 def test_environment_is_translated():
     """Mounts become the run's folders, the pod's home does not hide the user's, secrets are inherited."""
-    container = Container(
+    container = LocalContainer(
         name="host",
         command=("python",),
         env=(

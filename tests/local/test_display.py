@@ -10,9 +10,9 @@ from rich.console import Console
 from asysi.contract.runtime import Exit
 from asysi.contract.telemetry import RunStatus
 from asysi_operator.local.attempts import RunOutcome
-from asysi_operator.local.display import Lines, line, measured, panels
+from asysi_operator.local.display import PlainDisplay, line, measured, panels
 from asysi_operator.local.summary import summary
-from asysi_operator.local.view import STARTING, Process, View
+from asysi_operator.local.view import STARTING, ProcessView, View
 
 ANSWER = {
     "phase": "running",
@@ -31,7 +31,7 @@ ANSWER = {
 VIEW = View(
     name="minilm",
     seconds=61,
-    processes=(Process("sae", "runs", 1), Process("host", "runs", 0)),
+    processes=(ProcessView("sae", "runs", 1), ProcessView("host", "runs", 0)),
     status=RunStatus.read(json.dumps(ANSWER).encode()),
     notes=("sae was killed on purpose",),
 )
@@ -90,10 +90,10 @@ def test_gauges_that_were_never_written_are_unknown():
 
 def test_plain_lines_come_at_events_and_not_at_every_look(capsys):
     """Looking a hundred times prints one line; a restart prints another; a note is said once."""
-    lines = Lines(Console(width=300))
+    lines = PlainDisplay(Console(width=300))
     for _ in range(100):
         lines.show(VIEW)
-    changed = View("minilm", processes=(Process("sae", "runs", 2),), status=VIEW.status, notes=VIEW.notes)
+    changed = View("minilm", processes=(ProcessView("sae", "runs", 2),), status=VIEW.status, notes=VIEW.notes)
     lines.show(changed)
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 3

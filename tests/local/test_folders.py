@@ -9,10 +9,9 @@ import yaml
 from asysi.contract import runtime
 from asysi.contract.errors import ConfigError
 from asysi.contract.identity import identity_of
-from asysi.contract.spec import Output as SpecOutput
-from asysi.contract.spec import ScanExperiment
+from asysi.contract.spec import Output, ScanExperiment
 from asysi_operator.local.events import Events
-from asysi_operator.local.output import Output, output_folder
+from asysi_operator.local.output import OutputFolder, output_folder
 from asysi_operator.local.resuming import continued
 from asysi_operator.local.run_directories import RunDirectories, refuse_small_memory
 
@@ -39,7 +38,7 @@ def test_a_new_run_replaces_everything_but_the_rows_of_a_pipeline(tmp_path):
             (tmp_path / path).touch()
         else:
             (tmp_path / path).mkdir()
-    output = Output(tmp_path)
+    output = OutputFolder(tmp_path)
     output.open(overwrite=True)
     output.keep()
     assert {path.name for path in tmp_path.iterdir()} == {"events.jsonl", "logs", "pipeline"}
@@ -103,7 +102,7 @@ def test_a_finished_run_is_not_replaced_unasked(tmp_path):
     """A folder that holds a run is refused, with the option that would replace it, and is left as it was."""
     _old_run(tmp_path)
     with pytest.raises(ConfigError, match=r"holds a finished run.*--overwrite"):
-        Output(tmp_path).open(overwrite=False)
+        OutputFolder(tmp_path).open(overwrite=False)
     assert (tmp_path / "sae" / "weights").read_text() == "old"
 
 
@@ -111,7 +110,7 @@ def test_overwriting_removes_a_run_and_nothing_else(tmp_path):
     """Only what a run makes is replaced; the user's own files in the folder stay."""
     _old_run(tmp_path)
     (tmp_path / "thesis.tex").write_text("mine")
-    output = Output(tmp_path)
+    output = OutputFolder(tmp_path)
     output.open(overwrite=True)
     output.keep()
     assert {path.name for path in tmp_path.iterdir()} == {"thesis.tex", "events.jsonl", "logs"}
@@ -121,14 +120,14 @@ def test_folders_that_no_run_made_are_never_replaced(tmp_path):
     """A folder with a `sae` or an experiment.yaml of the user's own is refused even with --overwrite."""
     (tmp_path / "experiment.yaml").write_text("mine")
     with pytest.raises(ConfigError, match=r"holds experiment\.yaml, but no events\.jsonl"):
-        Output(tmp_path).open(overwrite=True)
+        OutputFolder(tmp_path).open(overwrite=True)
     assert (tmp_path / "experiment.yaml").read_text() == "mine"
 
 
 def test_a_run_that_came_to_nothing_brings_the_old_one_back(tmp_path):
     """When the new run is discarded, the one that it would have replaced is there again."""
     _old_run(tmp_path)
-    output = Output(tmp_path)
+    output = OutputFolder(tmp_path)
     output.open(overwrite=True)
     (tmp_path / "logs" / "prepare.log").touch()
     output.discard()
@@ -145,7 +144,7 @@ def test_a_runner_killed_while_it_moved_the_old_run(tmp_path, moved):
     for name in ["events.jsonl", "report.html", "sae"][:moved]:
         (tmp_path / name).rename(aside / name)
     with pytest.raises(ConfigError, match="holds a finished run"):
-        Output(tmp_path).open(overwrite=False)
+        OutputFolder(tmp_path).open(overwrite=False)
     assert {path.name for path in tmp_path.iterdir()} == {"events.jsonl", "report.html", "sae"}
 
 
@@ -153,20 +152,20 @@ def test_a_folder_in_use_is_not_replaced(tmp_path):
     """A folder that a run of another name is writing is refused even with --overwrite."""
     _old_run(tmp_path)
     with Events(tmp_path / "events.jsonl"), pytest.raises(ConfigError, match="a run is writing to"):
-        Output(tmp_path).open(overwrite=True)
+        OutputFolder(tmp_path).open(overwrite=True)
 
 
 def test_an_output_that_cannot_be_written_is_refused(tmp_path):
     """A folder that cannot be made is refused by name, and no part of its path is left behind."""
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="cannot be written"):
-        Output(tmp_path / "file" / "deeper" / "still").open(overwrite=False)
+        OutputFolder(tmp_path / "file" / "deeper" / "still").open(overwrite=False)
     assert (tmp_path / "file").is_file()
 
 
 def test_discarding_removes_the_folders_that_were_made(tmp_path):
     """Parents that the run made go with it; those that were there stay."""
-    output = Output(tmp_path / "runs" / "mini")
+    output = OutputFolder(tmp_path / "runs" / "mini")
     output.open(overwrite=False)
     output.discard()
     assert list(tmp_path.iterdir()) == []
@@ -175,14 +174,14 @@ def test_discarding_removes_the_folders_that_were_made(tmp_path):
 def test_where_results_go(tmp_path, monkeypatch):
     """The option wins over the spec, the spec over runs/<name>; what is not a local folder is refused."""
     monkeypatch.chdir(tmp_path)
-    there = SpecOutput(uri="file:///there/x%20y", path="z")
+    there = Output(uri="file:///there/x%20y", path="z")
     assert output_folder("mini", Path("here"), there) == tmp_path / "here"
     assert output_folder("mini", None, there) == Path("/there/x y/z")
-    assert output_folder("mini", None, SpecOutput(uri="there")) == tmp_path / "there"
-    assert output_folder("mini", None, SpecOutput()) == tmp_path / "runs" / "mini"
-    assert output_folder("mini", None, SpecOutput(path="a/b")) == tmp_path / "runs" / "a" / "b"
+    assert output_folder("mini", None, Output(uri="there")) == tmp_path / "there"
+    assert output_folder("mini", None, Output()) == tmp_path / "runs" / "mini"
+    assert output_folder("mini", None, Output(path="a/b")) == tmp_path / "runs" / "a" / "b"
     with pytest.raises(ConfigError, match="s3://bucket"):
-        output_folder("mini", None, SpecOutput(uri="s3://bucket/x"))
+        output_folder("mini", None, Output(uri="s3://bucket/x"))
 
 
 def _experiment(**spec):
@@ -218,7 +217,7 @@ def test_a_killed_run_is_continued_from_its_next_attempt(tmp_path, capsys, befor
     said = capsys.readouterr().err
     assert "with attempt 2" in said
     assert "changed since: spec.sae.memory, spec.lifecycle.maxRestarts" in said
-    output = Output(tmp_path)
+    output = OutputFolder(tmp_path)
     output.open(overwrite=False, resume=True)
     output.discard()
     assert (tmp_path / "checkpoints" / "topk.ckpt").read_text() == "old"
@@ -261,4 +260,4 @@ def test_a_killed_run_is_not_replaced_unasked(tmp_path):
     with pytest.raises(
         ConfigError, match=r"did not finish: continue it with --resume, replace it with --over"
     ):
-        Output(tmp_path).open(overwrite=False)
+        OutputFolder(tmp_path).open(overwrite=False)

@@ -9,7 +9,7 @@ import pytest
 from asysi.contract.errors import ConfigError, no_room
 from asysi.files import is_full, write_atomic, write_atomically
 from asysi_operator.local.events import Events
-from asysi_operator.local.output import Output
+from asysi_operator.local.output import OutputFolder
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_events_that_cannot_be_written_end_nothing(disk):
 
 def test_a_disk_that_is_full_already_is_refused(disk):
     """A run that cannot even state its experiment is refused in one sentence, and leaves nothing."""
-    output = Output(disk / "run")
+    output = OutputFolder(disk / "run")
     output.open(overwrite=False)
     fill(disk)
     with pytest.raises(ConfigError, match=r"no room is left in .*/disk/run \(1 MiB in all\)"):

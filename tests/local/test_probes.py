@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asysi_operator.local.containers import Probe
-from asysi_operator.local.probes import QUICK, Verdict, hastened, watch
+from asysi_operator.local.probes import QUICK, ProbeVerdict, hastened, watch
 
 PROBE = Probe(path="/livez", period=10.0, timeout=5.0, threshold=3)
 
@@ -17,7 +17,7 @@ def _play(answers, startup, liveness):
     for good in answers:
         state, verdict = state.answered(good, state.due)
         verdicts.append(verdict)
-        if verdict is Verdict.FAILED:
+        if verdict is ProbeVerdict.FAILED:
             break
     return state, verdicts
 
@@ -27,7 +27,7 @@ def test_liveness_fails_exactly_after_threshold_bad_answers_in_a_row(answers, th
     """A container fails at the first run of `threshold` bad answers, and never without one."""
     _, verdicts = _play(answers, None, replace(PROBE, threshold=threshold))
     longest = max((len(run) for run in "".join("b" if not a else "g" for a in answers).split("g")), default=0)
-    assert (Verdict.FAILED in verdicts) == (longest >= threshold)
+    assert (ProbeVerdict.FAILED in verdicts) == (longest >= threshold)
 
 
 @given(st.integers(0, 30))
@@ -35,15 +35,15 @@ def test_a_slow_start_is_startups_business(bad):
     """Bad answers before the first good one count towards the startup probe's threshold alone."""
     startup = replace(PROBE, period=QUICK, threshold=31)
     state, verdicts = _play([False] * bad + [True, False, False], startup, PROBE)
-    assert verdicts[bad] is Verdict.STARTED
+    assert verdicts[bad] is ProbeVerdict.STARTED
     assert state.failures == 2
-    assert Verdict.FAILED not in verdicts
+    assert ProbeVerdict.FAILED not in verdicts
 
 
 def test_startup_that_never_passes_fails():
     """The startup probe fails after its threshold, and the container has never started."""
     state, verdicts = _play([False] * 5, replace(PROBE, period=QUICK, threshold=5), None)
-    assert verdicts == [Verdict.NOTHING] * 4 + [Verdict.FAILED]
+    assert verdicts == [ProbeVerdict.NOTHING] * 4 + [ProbeVerdict.FAILED]
     assert not state.started
 
 

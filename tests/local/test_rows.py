@@ -6,7 +6,7 @@ import pytest
 
 from asysi_operator.local.display import line
 from asysi_operator.local.pipeline_progress import progress
-from asysi_operator.local.view import Process, View
+from asysi_operator.local.view import ProcessView, View
 
 
 def write(output, shard, *nodes):
@@ -42,5 +42,5 @@ def test_whatever_stands_there_is_no_failure(tmp_path, text):
 
 def test_the_line_tells_it():
     """While the pipeline runs, its rows stand behind the container's state."""
-    view = View("tiny", processes=(Process("pipeline", "runs", 0),), rows="1_Template 5 of 10 rows")
+    view = View("tiny", processes=(ProcessView("pipeline", "runs", 0),), rows="1_Template 5 of 10 rows")
     assert line(view).endswith("tiny: pipeline runs · 1_Template 5 of 10 rows")

@@ -17,7 +17,7 @@ import pytest
 from asysi.contract.runtime import Env, Exit
 from asysi.monitor import process
 from asysi.monitor.rest import rest
-from asysi.monitor.worker import Stop
+from asysi.monitor.worker import StopSignal
 from asysi_ring import Control, Reader, RingError, Writer, create
 
 pytestmark = pytest.mark.timeout(120)
@@ -34,7 +34,7 @@ class Holder:
 def test_what_the_worker_held_is_freed_and_its_last_answer_stays():
     """Resting holds the answer, not the one who gave it."""
     holder, health = Holder(), SimpleNamespace(ready=lambda: None, beat=lambda: None)
-    worker = SimpleNamespace(status=holder.status, attempt=0, health=health, stop=Stop(terminated=True))
+    worker = SimpleNamespace(status=holder.status, attempt=0, health=health, stop=StopSignal(terminated=True))
     freed = weakref.ref(holder)
     del holder
     assert rest(worker) == Exit.OK
@@ -47,7 +47,7 @@ def test_only_what_is_cut_short_ends_with_143(monkeypatch, ended, code):
     """SIGTERM during the work is 143; after the stream's end, even in the same moment, it is 0."""
     answers = iter([False, ended])
     monkeypatch.setattr(process, "has_ended", lambda _worker: next(answers))
-    worker = SimpleNamespace(stop=Stop(terminated=True))
+    worker = SimpleNamespace(stop=StopSignal(terminated=True))
     assert process._work(worker, lambda _worker: Exit.OK) == code
 
 

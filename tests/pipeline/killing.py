@@ -15,7 +15,7 @@ from pathlib import Path
 from forking import attempt
 
 from asysi.pipeline import BaseOperator, UnifiedPipeline, WriterConfig
-from asysi.pipeline.ledger.ledger import Ledger
+from asysi.pipeline.ledger.ledger import RowLedger
 from asysi.pipeline.streams.row_log import FileLog
 
 ROWS = 1200
@@ -65,7 +65,7 @@ def make(folder: Path, mode: str) -> UnifiedPipeline:
 
 def let_the_ledger_run_ahead() -> None:
     """Break, on purpose, what all rests on: rows reach the file only after the ledger has them."""
-    commit = Ledger.commit
+    commit = RowLedger.commit
     late: list[tuple[FileLog, bytes]] = []
 
     def append(log, data):
@@ -80,7 +80,7 @@ def let_the_ledger_run_ahead() -> None:
             os.write(log._out, data)
         late.clear()
 
-    FileLog.append, Ledger.commit = append, commit_first
+    FileLog.append, RowLedger.commit = append, commit_first
 
 
 def run(folder: Path, mode: str) -> None:
@@ -126,7 +126,7 @@ def main(base: Path, mode: str, kills: int, seed: int) -> None:
                 break
         out = folder / "out.jsonl"
         got = out.read_bytes() if out.exists() else b""
-        ledger = Ledger(folder / "tmp" / "killed" / "ledger.sqlite")
+        ledger = RowLedger(folder / "tmp" / "killed" / "ledger.sqlite")
         wrong += got != expected or ledger.settled(["1_Drop", "2_Fan", "3_Batch"]) != ROWS
         ledger.close()
     print(

@@ -19,7 +19,7 @@ from asysi.cli import main
 from asysi.contract.errors import ConfigError
 from asysi.pipeline import BaseOperator, RowError, StreamFactory, UnifiedPipeline
 from asysi.pipeline.library.chat import Chat
-from asysi.pipeline.library.pace import MINUTE, Pace
+from asysi.pipeline.library.pace import MINUTE, RateLimit
 from asysi.pipeline.library.waiting import retry_after
 
 KEY = "sk-very-secret-1234"
@@ -439,7 +439,7 @@ def test_the_pace_is_kept(server: Server) -> None:
 def test_no_minute_has_more_than_its_rate(rate: float, calls: list[tuple[float, float]]) -> None:
     """Whenever calls come, no minute that begins with one has more units than allowed, but for it."""
     now = 0.0
-    pace = Pace(rate, lambda: now)
+    pace = RateLimit(rate, lambda: now)
     sent = []
     for gap, units in calls:
         now += gap
@@ -451,7 +451,7 @@ def test_no_minute_has_more_than_its_rate(rate: float, calls: list[tuple[float, 
 
 def test_tokens_that_were_not_taken_are_given_back() -> None:
     """The pace in tokens follows what calls took, not what they were guessed to take."""
-    pace = Pace(6100, lambda: 0.0)
+    pace = RateLimit(6100, lambda: 0.0)
     pace.reserve(1000)
     pace.correct(-900)
     assert pace.reserve(1) == pytest.approx(1.0)

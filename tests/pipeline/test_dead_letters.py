@@ -11,7 +11,7 @@ import pytest
 
 from asysi.contract.errors import ConfigError
 from asysi.pipeline import BaseOperator, RowError, TooManyDeadLettersError, UnifiedPipeline, WriterConfig
-from asysi.pipeline.ledger.ledger import Ledger
+from asysi.pipeline.ledger.ledger import RowLedger
 from asysi.pipeline.run import redrive as redriving
 
 ROWS = 120
@@ -253,7 +253,7 @@ def _die_at(place: int) -> None:
     elif place == 3:
         redriving._merged = dying(redriving._merged, after=True)
     elif place == 4:
-        Ledger.redriven = dying(Ledger.redriven, after=True)
+        RowLedger.redriven = dying(RowLedger.redriven, after=True)
     elif place == 5:
         Path.replace = _dying_replace(Path.replace)
     else:

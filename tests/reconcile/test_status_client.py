@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asysi.contract.status import Counters, LedgerStatus, SaeStatus
+from asysi.contract.status import LedgerStatus, RowCounts, SaeStatus
 from asysi.contract.telemetry import BODY_LIMIT, RunStatus, Summary
 from asysi_operator.status_client import ask
 
@@ -50,7 +50,7 @@ def test_whatever_is_said_fits_the_status(said):
     ended = Summary.read(json.dumps(said))
     for found in (answer, ended):
         if found is not None:
-            Counters.model_validate(dict(found.counters))
+            RowCounts.model_validate(dict(found.counters))
     if ended is not None:
         LedgerStatus.model_validate({"unbalanced": list(ended.unbalanced)})
     if answer is not None:

@@ -23,19 +23,19 @@ from asysi.report.data import (
     NO_CONTEXT,
     Browser,
     Comparison,
-    Corpus,
+    ContextText,
     Curve,
     Event,
     Features,
     Figures,
     Finding,
     Histogram,
-    HookPoint,
-    Layer,
+    HookPointRow,
+    LayerRow,
     ReportData,
     Sentence,
-    Step,
-    Timeline,
+    TimelineSection,
+    TimelineStep,
 )
 from asysi.report.definitions import DEFINITIONS
 from asysi.report.packing import embed, pack
@@ -80,12 +80,12 @@ def browser(layers, vocabulary):
         )
         for name in layers
     )
-    corpus = Corpus(
+    corpus = ContextText(
         tuple(vocabulary), tokens, np.array([0, n, 2 * n, 3 * n], np.uint32),
         (11, 22, 2**64 - 1), np.array([1, 0, 1], np.uint8),
     )  # fmt: skip
     step = [
-        Step(name, np.ones((n, 3), np.uint32), np.full((n, 3), [2.0, 1.0, 0.0], np.float32))
+        TimelineStep(name, np.ones((n, 3), np.uint32), np.full((n, 3), [2.0, 1.0, 0.0], np.float32))
         for name in layers
     ]
     return Browser(
@@ -101,7 +101,7 @@ def report(text="plain", vocabulary=(" a", "b", " c")):
         {name: Produced(8, 8) for name in names}, {text: {name: Consumed(8) for name in names}},
     )  # fmt: skip
     layers = tuple(
-        Layer(
+        LayerRow(
             name,
             384,
             1024,
@@ -128,11 +128,13 @@ def report(text="plain", vocabulary=(" a", "b", " c")):
         problems=(text,),
         findings=(Finding("warning", text),),
         points=(
-            HookPoint(names[0], 10, 8, ((text, 0.5),), 3, text, 0.9, 0.01, text, (64, 0.1, 0.2), ("lapped",)),
-            HookPoint(names[1], 0, 0, flags=("seen",)),
+            HookPointRow(
+                names[0], 10, 8, ((text, 0.5),), 3, text, 0.9, 0.01, text, (64, 0.1, 0.2), ("lapped",)
+            ),
+            HookPointRow(names[1], 0, 0, flags=("seen",)),
         ),
         layers=layers,
-        timeline=Timeline(
+        timeline=TimelineSection(
             (0.0, 1.0),
             (1.0, 0.5),
             {text: (0.0, 0.2)},

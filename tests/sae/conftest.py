@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from asysi.bus.packet import ROW_DTYPE, RowFlag
-from asysi.sae.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from asysi.sae.checkpoint import TrainerCheckpoint, read_checkpoint, write_checkpoint
 from asysi.sae.evaluation import evaluate
 from asysi.sae.export import export, load
 from asysi.sae.sparse import SparseLatents
@@ -157,7 +157,7 @@ def a_resumed_training_ends_on_the_same_bits(config, folder):
             feed(whole, range(STEPS))
             finish(whole)
             feed(first, range(cut))
-            write_checkpoint(folder / "x.ckpt", Checkpoint(*first.state()))
+            write_checkpoint(folder / "x.ckpt", TrainerCheckpoint(*first.state()))
             checkpoint = read_checkpoint(folder / "x.ckpt")
             second.restore(checkpoint.tensors, checkpoint.words)
             feed(second, range(cut, STEPS))

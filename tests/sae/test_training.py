@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from asysi.bus.packet import HEADER_DTYPE, ROW_DTYPE, ActivationPacket, Dtype, RowFlag
 from asysi.contract.errors import ConfigError
 from asysi.contract.spec import SaeTrain
-from asysi.sae.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from asysi.sae.checkpoint import TrainerCheckpoint, read_checkpoint, write_checkpoint
 from asysi.sae.fvu import CONSTANT, NOT_TRAINED
 from asysi.sae.norms import RunningMedian
 from asysi.sae.trainer import Trainer, kept_rows
@@ -347,13 +347,13 @@ write_checkpoint(file, Checkpoint({"a": torch.ones(50_000)}, {"n": 2}))
 def test_a_kill_while_writing_leaves_the_old_checkpoint(tmp_path, moment):
     """Until the new checkpoint is whole and on the disk the old one stands; leftovers are harmless."""
     file = tmp_path / "x.ckpt"
-    write_checkpoint(file, Checkpoint({"a": torch.zeros(10)}, {"n": 1}))
+    write_checkpoint(file, TrainerCheckpoint({"a": torch.zeros(10)}, {"n": 1}))
     killed = subprocess.run([sys.executable, "-c", _KILLED, file, moment], env=os.environ, check=False)
     assert killed.returncode == -signal.SIGKILL
     old = read_checkpoint(file)
     assert old.words == {"n": 1}
     assert torch.equal(old.tensors["a"], torch.zeros(10))
-    write_checkpoint(file, Checkpoint({"a": torch.ones(3)}, {"n": 3}))
+    write_checkpoint(file, TrainerCheckpoint({"a": torch.ones(3)}, {"n": 3}))
     assert read_checkpoint(file).words == {"n": 3}
     assert [path.name for path in tmp_path.iterdir()] == ["x.ckpt"]
 

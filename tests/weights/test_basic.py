@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from asysi.weights.reading.checkpoint import open_checkpoint
 from asysi.weights.run.export_checks import check_table
-from asysi.weights.statistics.analysis import Identity, Settings, analyze
+from asysi.weights.statistics.analysis import CheckpointOrigin, Settings, analyze
 from asysi.weights.statistics.streaming_statistics import tally
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -85,7 +85,9 @@ def test_the_table(tmp_path):
     tensors = {"a": x.astype("f4"), "b": x.astype(BFLOAT16), "c": np.arange(9)}
     save_file(tensors, tmp_path / "model.safetensors")
     with open_checkpoint(tmp_path) as checkpoint:
-        done = analyze(checkpoint, Identity("x", "y"), Settings(stats="basic"), journal=tmp_path / "journal")
+        done = analyze(
+            checkpoint, CheckpointOrigin("x", "y"), Settings(stats="basic"), journal=tmp_path / "journal"
+        )
         assert check_table(done.rows, checkpoint.tensors, done) == []
     for row in done.rows:
         assert row["tensor_hash"] is row["rank"] is row["note"] is None

@@ -18,7 +18,7 @@ from asysi.weights.comparing.compare import DIFFERENCE_COLUMNS
 from asysi.weights.reading.checkpoint import open_checkpoint
 from asysi.weights.reporting.plots import dots_by_name, plot
 from asysi.weights.reporting.report import WeightsPage, build
-from asysi.weights.statistics.analysis import Identity, Settings, analyze, needed_bytes
+from asysi.weights.statistics.analysis import CheckpointOrigin, Settings, analyze, needed_bytes
 from asysi.weights.statistics.finished_rows import FinishedRows
 from asysi.weights.tables.columns import COLUMNS, NAMES, ORIGINAL
 from asysi.weights.tables.export import read_table, write_table
@@ -146,7 +146,7 @@ SPOILED = (
 
 def analysed(model, **options):
     with open_checkpoint(model) as checkpoint:
-        return analyze(checkpoint, Identity(str(model), "owner/tiny", "local"), **options)
+        return analyze(checkpoint, CheckpointOrigin(str(model), "owner/tiny", "local"), **options)
 
 
 class TestTable:
@@ -260,7 +260,7 @@ def test_a_page_of_a_difference_alone(model, tmp_path):
 def test_the_page_lists_what_only_one_has(model):
     """Added, removed, reshaped and resized tensors are listed; what was zero before leads what changed."""
     with open_checkpoint(model) as checkpoint:
-        rows = analyze(checkpoint, Identity("x", "y")).rows
+        rows = analyze(checkpoint, CheckpointOrigin("x", "y")).rows
     empty = dict.fromkeys(column.name for column in DIFFERENCE_COLUMNS)
     differences = [
         {**empty, "param_name": f"the.{status}", "status": status, "block_type": "other", "note": status}
@@ -310,14 +310,15 @@ class TestResume:
         """After kill -9 in the middle the rows that were done are there, and the rest is computed."""
         code = (
             "import os, sys\n"
-            "from asysi.weights import analyze, open_checkpoint, Identity\n"
+            "from asysi.weights import analyze, open_checkpoint, CheckpointOrigin\n"
             "from pathlib import Path\n"
             "done = []\n"
             "def progress(name, size):\n"
             "    done.append(name)\n"
             "    if len(done) == 5: os.kill(os.getpid(), 9)\n"
             "with open_checkpoint(sys.argv[1]) as c:\n"
-            "    analyze(c, Identity('p', 'm'), workers=1, journal=Path(sys.argv[2]), progress=progress)\n"
+            "    origin = CheckpointOrigin('p', 'm')\n"
+            "    analyze(c, origin, workers=1, journal=Path(sys.argv[2]), progress=progress)\n"
         )
         journal = tmp_path / "j.jsonl"
         killed = subprocess.run(
@@ -357,7 +358,7 @@ class TestMemory:
                             now -= 1
 
                 object.__setattr__(tensor, "_read", read)
-            done = analyze(checkpoint, Identity("p", "m"), workers=4, memory=int(1.5 * need))
+            done = analyze(checkpoint, CheckpointOrigin("p", "m"), workers=4, memory=int(1.5 * need))
         assert len(done.rows) == 4
         assert most == 1
 
@@ -510,7 +511,9 @@ def test_a_page_of_one_layer(model):
     """Of one layer the block types stand below each other, each with its value, rather than on one spot."""
     with open_checkpoint(model) as checkpoint:
         rows = [
-            row for row in analyze(checkpoint, Identity("x", "y")).rows if row["layer_index"] in {None, 1}
+            row
+            for row in analyze(checkpoint, CheckpointOrigin("x", "y")).rows
+            if row["layer_index"] in {None, 1}
         ]
     page = build(WeightsPage("m", rows))
     assert "The layer" in page

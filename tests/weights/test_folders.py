@@ -11,7 +11,7 @@ from asysi.weights.errors import LfsPointerError, MissingShardError, MissingTens
 from asysi.weights.reading.checkpoint import open_checkpoint
 from asysi.weights.reading.places import resolve_cache
 from asysi.weights.run.orchestrator import identity_of
-from asysi.weights.statistics.analysis import Identity, analyze
+from asysi.weights.statistics.analysis import CheckpointOrigin, analyze
 
 COMMIT, OTHER = "a" * 40, "b" * 40
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 90868376\n"
@@ -178,7 +178,7 @@ def test_an_overflow_is_one_tensor_s(tmp_path, shape, value):
     x = np.asarray(np.minimum(x, 1.7e308))
     save_file({"big": x, "w": np.ones((4, 3))}, tmp_path / "model.safetensors")
     with open_checkpoint(tmp_path) as checkpoint:
-        done = analyze(checkpoint, Identity("", ""))
+        done = analyze(checkpoint, CheckpointOrigin("", ""))
     assert not done.problems
     rows = {row["param_name"]: row for row in done.rows}
     assert rows["w"]["std"] == 0
@@ -200,6 +200,6 @@ def test_whatever_a_tensor_raises(tmp_path, monkeypatch):
 
     monkeypatch.setattr(analysis, "_measured", measured)
     with open_checkpoint(tmp_path) as checkpoint:
-        done = analyze(checkpoint, Identity("", ""))
+        done = analyze(checkpoint, CheckpointOrigin("", ""))
     assert [row["param_name"] for row in done.rows] == ["w"]
     assert "bad (4, 3): OverflowError" in done.problems[0].listed

@@ -12,7 +12,7 @@ from safetensors.torch import save_file as save_torch
 from asysi.weights.reading import quantised
 from asysi.weights.reading.checkpoint import open_checkpoint
 from asysi.weights.reporting.report import WeightsPage, build, verdict
-from asysi.weights.statistics.analysis import Identity, Settings, analyze
+from asysi.weights.statistics.analysis import CheckpointOrigin, Settings, analyze
 
 E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
 
@@ -24,7 +24,7 @@ def generator():
 def rows_of(source, **options):
     """Return the rows by name, and the checkpoint's arrays."""
     with open_checkpoint(source) as checkpoint:
-        done = analyze(checkpoint, Identity(str(source), "m"), Settings(**options))
+        done = analyze(checkpoint, CheckpointOrigin(str(source), "m"), Settings(**options))
         assert not done.problems
         arrays = {name: one.array() for name, one in checkpoint.tensors.items()}
     return {row["param_name"]: row for row in done.rows}, arrays
@@ -86,7 +86,9 @@ class TestGguf:
         with open_checkpoint(smollm2) as checkpoint:
             tensors = checkpoint.tensors
             done = analyze(
-                checkpoint, Identity(str(smollm2), "m"), names=["blk.3.ffn_down.weight", "output_norm.weight"]
+                checkpoint,
+                CheckpointOrigin(str(smollm2), "m"),
+                names=["blk.3.ffn_down.weight", "output_norm.weight"],
             )
             assert {one.stored for one in tensors.values()} <= {"Q4_1", "Q8_0", "Q6_K", "float32"}
             stored = sum(one.stored_bytes for one in tensors.values())

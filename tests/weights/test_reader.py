@@ -31,7 +31,7 @@ from asysi.weights.errors import (
 from asysi.weights.reading.checkpoint import open_checkpoint
 from asysi.weights.reading.dtypes import PACKED_BITS, STORED
 from asysi.weights.reading.safetensors_header import parse_header
-from asysi.weights.statistics.analysis import Identity, Settings, analyze, iterate_parameters
+from asysi.weights.statistics.analysis import CheckpointOrigin, Settings, analyze, iterate_parameters
 
 GENERATOR = np.random.default_rng(0)
 
@@ -345,7 +345,7 @@ class TestDefects:
         two_shards(tmp_path)
         (tmp_path / "model-00001-of-00002.safetensors").unlink()
         with open_checkpoint(tmp_path) as checkpoint:
-            done = analyze(checkpoint, Identity("p", "m"), Settings())
+            done = analyze(checkpoint, CheckpointOrigin("p", "m"), Settings())
         assert [row["param_name"] for row in done.rows] == ["c", "d"]
         assert [type(one) for one in done.problems] == [MissingShardError]
 
@@ -356,7 +356,7 @@ class TestDefects:
             file = tmp_path / "m.safetensors"
             with file.open("r+b") as stream:
                 stream.truncate(file.stat().st_size - 8)
-            done = analyze(checkpoint, Identity("p", "m"), Settings())
+            done = analyze(checkpoint, CheckpointOrigin("p", "m"), Settings())
         assert [row["param_name"] for row in done.rows] == ["a"]
         assert "m.safetensors: b (10,)" in done.problems[0].problem
 

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from asysi.weights import tensor_stats
 from asysi.weights.comparing.compare import subspace_angles
 from asysi.weights.reading.checkpoint import open_checkpoint
-from asysi.weights.statistics.analysis import Identity, Settings, analyze
+from asysi.weights.statistics.analysis import CheckpointOrigin, Settings, analyze
 from asysi.weights.statistics.spectrum import fit_power_law
 from asysi.weights.statistics.streaming_statistics import QUANTILES, tally
 from asysi.weights.tables.columns import COLUMNS, NAMES, QUANTILE_NAMES
@@ -316,7 +316,9 @@ def test_a_checkpoint_end_to_end(tmp_path):
     save_file(tensors, tmp_path / "m.safetensors", metadata={"format": "pt"})
     with open_checkpoint(tmp_path) as checkpoint:
         order = list(checkpoint.tensors)
-        done = analyze(checkpoint, Identity(str(tmp_path), "owner/name", "abc"), Settings(method="gram"))
+        done = analyze(
+            checkpoint, CheckpointOrigin(str(tmp_path), "owner/name", "abc"), Settings(method="gram")
+        )
     assert [row["param_name"] for row in done.rows] == order
     rows = {row["param_name"]: row for row in done.rows}
     assert all(tuple(row) == NAMES for row in done.rows)

@@ -11,7 +11,7 @@ from asysi.contract import runtime
 from asysi.contract.errors import NO_ROOM
 from asysi.contract.identity import ended_early
 from asysi.contract.runtime import Exit
-from asysi_operator.local.containers import Container, PodSpec, read_pod
+from asysi_operator.local.containers import LocalContainer, PodSpec, read_pod
 from asysi_operator.local.environment import Setting, environment
 from asysi_operator.local.events import Event, Events
 from asysi_operator.local.pod import Deadline, FaultInjection, Pod, PodTerminated
@@ -104,7 +104,7 @@ class Attempts:
             self._directories.fresh()
 
     def _pod(self, attempt: int, began: float) -> Pod:
-        def launch(container: Container) -> Process:
+        def launch(container: LocalContainer) -> Process:
             return self._launch(container, attempt)
 
         def tell(container: str, event: Event, code: int | None, reason: str | None) -> None:
@@ -123,7 +123,7 @@ class Attempts:
             when_full=self._when_full,
         )
 
-    def _launch(self, container: Container, attempt: int) -> Process:
+    def _launch(self, container: LocalContainer, attempt: int) -> Process:
         port = free_port() if container.serves else 0
         setting = Setting(
             self._directories.mounts(self._output),

@@ -20,7 +20,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Container:
+class LocalContainer:
     """One container of the pod."""
 
     name: str
@@ -39,12 +39,12 @@ class Container:
 class PodSpec:
     """The pod: init containers and sidecars in their order, main containers, grace in seconds."""
 
-    inits: tuple[Container, ...]
-    mains: tuple[Container, ...]
+    inits: tuple[LocalContainer, ...]
+    mains: tuple[LocalContainer, ...]
     grace: float
 
     @property
-    def containers(self) -> tuple[Container, ...]:
+    def containers(self) -> tuple[LocalContainer, ...]:
         """Every container in the order in which it starts."""
         return self.inits + self.mains
 
@@ -59,8 +59,8 @@ def read_pod(template: Manifest) -> PodSpec:
     )
 
 
-def _container(item: Manifest) -> Container:
-    return Container(
+def _container(item: Manifest) -> LocalContainer:
+    return LocalContainer(
         name=item["name"],
         command=tuple(item.get("command") or item["args"]),
         env=tuple(item["env"]),

@@ -34,10 +34,10 @@ class Display(Protocol):
 def display(*, plain: bool) -> Display:
     """Return the display for stderr: live on a terminal, lines when `plain` or anywhere else."""
     console = Console(stderr=True)
-    return Lines(console) if plain or not console.is_terminal else Panels(console)
+    return PlainDisplay(console) if plain or not console.is_terminal else Panels(console)
 
 
-class Lines:
+class PlainDisplay:
     """Plain lines: every few seconds, and at once when something worth a note has happened."""
 
     def __init__(self, console: Console) -> None:

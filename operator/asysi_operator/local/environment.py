@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from asysi.contract.runtime import MOUNTS, Env
-from asysi_operator.local.containers import Container
+from asysi_operator.local.containers import LocalContainer
 
 _OF_THE_IMAGE = {"HOME", "HF_HOME"}
 """Variables that only make sense in the pod: here the user's own home and model cache serve."""
@@ -22,7 +22,7 @@ class Setting:
     termination: Path
 
 
-def environment(container: Container, setting: Setting, inherited: Mapping[str, str]) -> dict[str, str]:
+def environment(container: LocalContainer, setting: Setting, inherited: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of a container's process.
 
     Secrets are not looked up: their variables come from the user's own environment, `inherited`.

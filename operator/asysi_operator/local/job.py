@@ -17,7 +17,7 @@ from asysi_operator.local.attempts import Attempts, RunOutcome
 from asysi_operator.local.cpu_binding import bound
 from asysi_operator.local.display import display
 from asysi_operator.local.events import Events
-from asysi_operator.local.output import Output
+from asysi_operator.local.output import OutputFolder
 from asysi_operator.local.pipeline_progress import progress
 from asysi_operator.local.pod import FaultInjection, Pod
 from asysi_operator.local.probing import Asker
@@ -82,7 +82,7 @@ def run_objects(
     ):
         config = _one(objects, "ConfigMap")["data"]
         directories.write_config(config)
-        results = Output(output)
+        results = OutputFolder(output)
         results.open(overwrite=overwrite, resume=resume)
         shown = display(plain=plain)
         watching = Watching(name, shown, asker, signals, kill_once, rows=lambda: progress(output))
@@ -179,7 +179,7 @@ def _fault(name: str | None, output: Path) -> FaultInjection | None:
     return FaultInjection(name, lambda lived: lived > STRIKE_AT_LATEST or any(folder.glob("*.ckpt")))
 
 
-def _settle(results: Output, outcome: RunOutcome | None) -> None:
+def _settle(results: OutputFolder, outcome: RunOutcome | None) -> None:
     """Keep what a run has made; of one that came to nothing keep at most the logs of its failure."""
     failed = outcome is None or outcome.code == Exit.FAILED
     if results.worth_keeping or (failed and not results.replaces) or (outcome and outcome.code == Exit.OK):

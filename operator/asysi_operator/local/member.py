@@ -7,13 +7,13 @@ from concurrent.futures import Future
 
 from asysi.contract.runtime import Exit
 from asysi_operator.local import backoff
-from asysi_operator.local.containers import Container
+from asysi_operator.local.containers import LocalContainer
 from asysi_operator.local.events import Event
-from asysi_operator.local.probes import Verdict, watch
+from asysi_operator.local.probes import ProbeVerdict, watch
 from asysi_operator.local.probing import Asker
 from asysi_operator.local.process import Process
 
-Launch = Callable[[Container], Process]
+Launch = Callable[[LocalContainer], Process]
 Tell = Callable[[str, Event, int | None, str | None], None]
 """Container, event, exit code, reason."""
 
@@ -35,7 +35,9 @@ class Member:
         has_started: whether the startup probe has passed, in any life.
     """
 
-    def __init__(self, container: Container, launch: Launch, asker: Asker, tell: Tell, grace: float) -> None:
+    def __init__(
+        self, container: LocalContainer, launch: Launch, asker: Asker, tell: Tell, grace: float
+    ) -> None:
         self.container, self.name = container, container.name
         self._launch, self._asker, self._tell, self._grace = launch, asker, tell, grace
         self._process: Process | None = None
@@ -139,8 +141,8 @@ class Member:
         probe, good = self._watch.probe, self._question.result()
         self._question = None
         self._watch, verdict = self._watch.answered(good, now)
-        self.has_started |= verdict is Verdict.STARTED
-        if verdict is Verdict.FAILED and probe is not None:
+        self.has_started |= verdict is ProbeVerdict.STARTED
+        if verdict is ProbeVerdict.FAILED and probe is not None:
             self.stop(
                 self._grace if probe.grace is None else probe.grace,
                 f"{probe.path} failed {probe.threshold} times",

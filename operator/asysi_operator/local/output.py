@@ -38,7 +38,7 @@ def output_folder(name: str, chosen: Path | None, output: spec.Output) -> Path:
     return folder / (output.path or ".")
 
 
-class Output:
+class OutputFolder:
     """The output folder of a run.
 
     Args:

@@ -10,7 +10,7 @@ QUICK = 0.1
 """Seconds between questions at start-up: on one machine nobody need wait a whole period."""
 
 
-class Verdict(Enum):
+class ProbeVerdict(Enum):
     """What an answer led to."""
 
     NOTHING = "nothing"
@@ -39,16 +39,16 @@ class Watch:
         """Return the probe to ask at `now`, or None."""
         return self.probe if now >= self.due else None
 
-    def answered(self, good: bool, now: float) -> tuple["Watch", Verdict]:
+    def answered(self, good: bool, now: float) -> tuple["Watch", ProbeVerdict]:
         """Take an answer; after `threshold` bad ones in a row the container has failed."""
         probe = self.probe
         if probe is None:
-            return self, Verdict.NOTHING
+            return self, ProbeVerdict.NOTHING
         if good and not self.started:
             first = now + (self.liveness.period if self.liveness else 0.0)
-            return replace(self, started=True, failures=0, due=first), Verdict.STARTED
+            return replace(self, started=True, failures=0, due=first), ProbeVerdict.STARTED
         failures = 0 if good else self.failures + 1
-        verdict = Verdict.FAILED if failures >= probe.threshold else Verdict.NOTHING
+        verdict = ProbeVerdict.FAILED if failures >= probe.threshold else ProbeVerdict.NOTHING
         return replace(self, failures=failures, due=now + probe.period), verdict
 
 

@@ -7,7 +7,7 @@ import yaml
 from pydantic import ValidationError
 
 from asysi.contract.errors import ConfigError
-from asysi.contract.identity import Found, Identity, identity_of, look, spec_changes
+from asysi.contract.identity import FolderContent, Identity, identity_of, look, spec_changes
 from asysi.contract.runtime import EXPERIMENT_FILE
 from asysi.contract.spec import ScanExperiment
 
@@ -55,7 +55,7 @@ def _compared(folder: Path, before: Identity, own: Identity) -> str:
     return f"; changed since: {', '.join(others)}" if others else ""
 
 
-def _next(found: Found) -> int:
+def _next(found: FolderContent) -> int:
     """Return the number of the next attempt: above 0 wherever there is anything to go on from."""
     return max(found.attempts, int(found.begun))
 

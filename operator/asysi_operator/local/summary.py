@@ -9,7 +9,7 @@ from asysi.contract.runtime import HOST_FOLDER, LEDGER_FILE, LOG_FOLDER, REPORT_
 from asysi.contract.telemetry import RunStatus
 from asysi_operator.local.attempts import RunOutcome
 from asysi_operator.local.display import UNKNOWN, measured, percent, ratio
-from asysi_operator.local.verdict import MARKS, Verdict, read_verdict
+from asysi_operator.local.verdict import MARKS, RunVerdict, read_verdict
 
 PROGRESS = HOST_FOLDER / "progress.json"
 
@@ -52,7 +52,7 @@ def _indented(reason: str | None) -> list[str]:
     return [f"  {line}" for line in reason.splitlines()] if reason else []
 
 
-def _figures(verdict: Verdict | None, status: RunStatus) -> list[str]:
+def _figures(verdict: RunVerdict | None, status: RunStatus) -> list[str]:
     """Return FVU and hook point of every one that a trainer names, with what must be known with it."""
     if verdict is None:
         return [f"{ratio(one.fvu)} {one.path}" for one in measured(status) if one.fvu is not None]
@@ -63,14 +63,14 @@ def _figures(verdict: Verdict | None, status: RunStatus) -> list[str]:
     ]  # fmt: skip
 
 
-def _books(verdict: Verdict | None, ledger: Mapping[str, Any]) -> str:
+def _books(verdict: RunVerdict | None, ledger: Mapping[str, Any]) -> str:
     if verdict is None:  # of an attempt that never came to its verdict
         return {True: "balanced", False: "NOT balanced"}.get(ledger.get("balanced", ""), "")
     said, message = verdict.ledger
     return _BALANCED.get(said, "not known") + (f": {message}" if said != "True" and message else "")
 
 
-def _data(verdict: Verdict | None, *, ran: bool) -> str:
+def _data(verdict: RunVerdict | None, *, ran: bool) -> str:
     if verdict is None:
         return "not known: finish left no verdict" if ran else ""
     if not verdict.findings:

@@ -11,7 +11,7 @@ MARKS = {"ok": "✓", "unknown": "?", "warning": "!", "fail": "✕"}
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RunVerdict:
     """What `verdict.json` says."""
 
     level: str
@@ -30,7 +30,7 @@ class Verdict:
         return MARKS.get(self.level, "?")
 
 
-def read_verdict(file: Path) -> Verdict | None:
+def read_verdict(file: Path) -> RunVerdict | None:
     """Return the verdict in `file`; None when there is none."""
     try:
         record = json.loads(file.read_bytes())
@@ -39,7 +39,7 @@ def read_verdict(file: Path) -> Verdict | None:
     if not isinstance(record, dict) or _text(record, "level") not in MARKS:
         return None
     ledger = _part(_part(record, "conditions"), "LedgerBalanced")
-    return Verdict(
+    return RunVerdict(
         record["level"],
         _text(record, "sentence"),
         (_text(ledger, "status"), _text(ledger, "message")),

@@ -9,7 +9,7 @@ STARTING = RunStatus(phase="starting")
 
 
 @dataclass(frozen=True)
-class Process:
+class ProcessView:
     """A container, for people."""
 
     name: str
@@ -25,7 +25,7 @@ class View:
     attempt: int = 0
     seconds: float = 0.0
     """Since the run began."""
-    processes: tuple[Process, ...] = ()
+    processes: tuple[ProcessView, ...] = ()
     status: RunStatus = STARTING
     rows: str = ""
     """How far the pipeline is, while it runs."""

@@ -10,7 +10,7 @@ from asysi_operator.local.display import Display
 from asysi_operator.local.pod import Pod
 from asysi_operator.local.probing import Asker
 from asysi_operator.local.signals import UserSignals
-from asysi_operator.local.view import STARTING, Process, View
+from asysi_operator.local.view import STARTING, ProcessView, View
 
 ASK_EVERY = 0.5
 """Seconds between questions to finish."""
@@ -74,7 +74,9 @@ class Watching:
             name=self._name,
             attempt=attempt,
             seconds=time.monotonic() - self._began,
-            processes=tuple(Process(member.name, member.state, member.restarts) for member in pod.members),
+            processes=tuple(
+                ProcessView(member.name, member.state, member.restarts) for member in pod.members
+            ),
             status=self.status,
             rows=self._pipeline(pod),
             notes=tuple(self._notes(pod)),

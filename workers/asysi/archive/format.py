@@ -215,7 +215,7 @@ def parse_metrics(raw: Bytes, count: int) -> NDArray[np.void]:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class SegmentPoint:
     """A hook point of a segment."""
 
     index: int
@@ -284,12 +284,12 @@ def unpack_json(data: Bytes) -> object:
         raise ValueError("JSON is nested too deeply") from None
 
 
-def points_json(points: list[Point]) -> list[dict[str, object]]:
+def points_json(points: list[SegmentPoint]) -> list[dict[str, object]]:
     """Return the table of hook points as it stands in metadata, POINTS chunks and footer."""
     return [{"index": p.index, "path": p.path, "alias": p.alias, "width": p.width} for p in points]
 
 
-def parse_points(value: object) -> list[Point]:
+def parse_points(value: object) -> list[SegmentPoint]:
     """Return the hook points of a JSON table.
 
     Raises:
@@ -300,7 +300,7 @@ def parse_points(value: object) -> list[Point]:
     return [_parse_point(item) for item in value]
 
 
-def _parse_point(item: object) -> Point:
+def _parse_point(item: object) -> SegmentPoint:
     match item:
         case {
             "index": int(index),
@@ -308,7 +308,7 @@ def _parse_point(item: object) -> Point:
             "alias": (None | str()) as alias,
             "width": int(width),
         } if 0 <= index < MAX_POINTS and 0 <= width < 2**32 and not isinstance(index, bool):
-            return Point(index, path, alias, width)
+            return SegmentPoint(index, path, alias, width)
     raise ValueError(f"{item!r:.80} is not a hook point")
 
 
@@ -410,7 +410,7 @@ class Footer:
     """[1] of COUNTS_DTYPE."""
     entries: NDArray[np.void]
     """[chunks] of CHUNK_DTYPE: copies of the chunk headers."""
-    points: list[Point]
+    points: list[SegmentPoint]
     metadata_checksum: int
     key: int
 
@@ -421,7 +421,7 @@ def pack_footer(
     metadata_checksum: int,
     counts: NDArray[np.void],
     entries: NDArray[np.void],
-    points: list[Point],
+    points: list[SegmentPoint],
     offset: int,
 ) -> bytes:
     """Return footer and trailer for a segment whose chunks end at `offset`."""

@@ -25,7 +25,7 @@ from asysi.archive.format import (
     Bytes,
     ChunkKind,
     Codec,
-    Point,
+    SegmentPoint,
     checksum,
     chunk_size,
     padding,
@@ -53,7 +53,7 @@ class Segment:
     attempt: int
     number: int
     key: int
-    points: dict[int, Point]
+    points: dict[int, SegmentPoint]
     entries: NDArray[np.void]
     """[chunks] of CHUNK_DTYPE, in the order of the file."""
     counts: NDArray[np.void] | None
@@ -248,9 +248,9 @@ def _lost_rows(entries: list[NDArray[np.void]], spoilt: list[NDArray[np.void]]) 
     return min(max(0, sum(said.values()) - held), 2**63)
 
 
-def _known_points(segment: Segment) -> dict[int, Point]:
+def _known_points(segment: Segment) -> dict[int, SegmentPoint]:
     """Return the hook points that metadata, footer and chunks name, and placeholders for others in use."""
-    points: list[Point] = []
+    points: list[SegmentPoint] = []
     with contextlib.suppress(ValueError):
         points += parse_points(segment.metadata.get("hook_points"))
     with contextlib.suppress(MScanError):
@@ -260,10 +260,10 @@ def _known_points(segment: Segment) -> dict[int, Point]:
             points += read_points(segment, int(chunk))
     known = {point.index: point for point in points}
     used = set(segment.entries["point"][segment.entries["kind"] != ChunkKind.POINTS].tolist())
-    return known | {index: Point(index, f"unknown-{index}", None, 0) for index in used - set(known)}
+    return known | {index: SegmentPoint(index, f"unknown-{index}", None, 0) for index in used - set(known)}
 
 
-def read_points(segment: Segment, chunk: int) -> list[Point]:
+def read_points(segment: Segment, chunk: int) -> list[SegmentPoint]:
     """Return the hook points of a POINTS chunk."""
     try:
         return parse_points(unpack_json(segment.read(chunk)))

@@ -23,7 +23,7 @@ Columns = dict[str, NDArray[Any]]
 """Column name → [n] or [n, width]; every batch of a file has the same columns, types and width."""
 
 
-class Sink(Protocol):
+class RowSink(Protocol):
     """A file in the making."""
 
     def write(self, columns: Columns) -> None:
@@ -50,7 +50,7 @@ def atomic_sink(
 ) -> Iterator[Callable[[Columns], None]]:
     """Give a function that appends batches; the file appears, whole, at the end, if there was a batch."""
     fresh = path.with_name(f".{path.name}.part")
-    sinks: list[Sink] = []
+    sinks: list[RowSink] = []
 
     def write(columns: Columns) -> None:
         if not sinks:
@@ -184,15 +184,15 @@ class _Safetensors(_Spooled):
                 self.pour(name, file)
 
 
-def _parquet(path: Path, columns: Columns, metadata: dict[str, str]) -> Sink:
+def _parquet(path: Path, columns: Columns, metadata: dict[str, str]) -> RowSink:
     return _Arrow(path, columns, metadata, parquet=True)
 
 
-def _ipc(path: Path, columns: Columns, metadata: dict[str, str]) -> Sink:
+def _ipc(path: Path, columns: Columns, metadata: dict[str, str]) -> RowSink:
     return _Arrow(path, columns, metadata, parquet=False)
 
 
-_SINKS: dict[Format, Callable[[Path, Columns, dict[str, str]], Sink]] = {
+_SINKS: dict[Format, Callable[[Path, Columns, dict[str, str]], RowSink]] = {
     "parquet": _parquet,
     "arrow": _ipc,
     "safetensors": _Safetensors,

@@ -31,7 +31,7 @@ from asysi.archive.format import (
     Bytes,
     ChunkKind,
     Codec,
-    Point,
+    SegmentPoint,
     checksum,
     final_counts,
     pack_footer,
@@ -64,7 +64,7 @@ class SeqInfo(NamedTuple):
 
 
 @dataclass
-class _Open:
+class _OpenSegment:
     """The chunk of one kind and hook point that is being filled."""
 
     kind: ChunkKind
@@ -130,14 +130,14 @@ class MScanWriter:
         self.path = Path(filepath)
         self._chunk_bytes = chunk_bytes
         self._zstd = zstandard.ZstdCompressor(level=_ZSTD_LEVEL) if compression == "zstd" else None
-        self._points: dict[str, Point] = {}
-        self._open: dict[tuple[ChunkKind, int], _Open] = {}
+        self._points: dict[str, SegmentPoint] = {}
+        self._open: dict[tuple[ChunkKind, int], _OpenSegment] = {}
         self._entries: list[NDArray[np.void]] = []
         self._spare: list[memoryview] = []
         self._totals: dict[tuple[ChunkKind, int], int] = {}
         self._failed = self._closed = False
         self._key = secrets.randbits(64)
-        known = [Point(number, *point) for number, point in enumerate(points)]
+        known = [SegmentPoint(number, *point) for number, point in enumerate(points)]
         created = time.time_ns()
         text = pack_json(
             {
@@ -293,18 +293,18 @@ class MScanWriter:
         if point is None:
             if len(self._points) >= MAX_POINTS:
                 raise ValueError(f"more than {MAX_POINTS} hook points in a segment")
-            point = Point(len(self._points), path, None, width)
+            point = SegmentPoint(len(self._points), path, None, width)
             self._define([point])
         return point.index
 
-    def _define(self, points: list[Point]) -> None:
+    def _define(self, points: list[SegmentPoint]) -> None:
         """Name hook points in the file before any chunk refers to them."""
         self._points |= {point.path: point for point in points}
-        chunk = _Open(ChunkKind.POINTS, 0, 0, memoryview(bytearray()), records=len(points))
+        chunk = _OpenSegment(ChunkKind.POINTS, 0, 0, memoryview(bytearray()), records=len(points))
         chunk.add(pack_json(points_json(points)))
         self._spill(chunk)
 
-    def _chunk(self, kind: ChunkKind, point: int, shard: int, room: int) -> _Open:
+    def _chunk(self, kind: ChunkKind, point: int, shard: int, room: int) -> _OpenSegment:
         """Return the chunk to append to, with room for `room` bytes unless it is empty."""
         self._usable()
         chunk = self._open.get((kind, point))
@@ -313,10 +313,10 @@ class MScanWriter:
             chunk = None
         if chunk is None:
             buffer = self._spare.pop() if self._spare else memoryview(bytearray(self._chunk_bytes))
-            chunk = self._open[kind, point] = _Open(kind, point, shard, buffer)
+            chunk = self._open[kind, point] = _OpenSegment(kind, point, shard, buffer)
         return chunk
 
-    def _spill(self, chunk: _Open) -> None:
+    def _spill(self, chunk: _OpenSegment) -> None:
         stored: Bytes = chunk.payload
         codec = Codec.NONE
         if self._zstd is not None and chunk.kind is not ChunkKind.POINTS:
@@ -417,7 +417,7 @@ def _contiguous(array: NDArray[np.generic]) -> memoryview:
 
 
 def _extend(
-    chunk: _Open, steps: NDArray[np.generic], samples: NDArray[np.generic], rows: int, info: SeqInfo
+    chunk: _OpenSegment, steps: NDArray[np.generic], samples: NDArray[np.generic], rows: int, info: SeqInfo
 ) -> None:
     chunk.rows += rows
     chunk.sequences = (min(chunk.sequences[0], info.first), max(chunk.sequences[1], info.last))

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from asysi.bus.states import DropReason, ProducerState, ReaderState
 
 
-class Counters(Protocol):
+class StreamCounters(Protocol):
     """The counters as whatever carries the stream keeps them; each list is by account."""
 
     def accounts(self) -> list[str]: ...
@@ -81,7 +81,7 @@ class StreamAccounts:
     consumers: Mapping[str, ConsumerAccounts]
 
 
-def read_accounts(counters: Counters) -> StreamAccounts:
+def read_accounts(counters: StreamCounters) -> StreamAccounts:
     """Read all counters. They are a moment apart; no reader is ahead of the producer.
 
     While the stream moves, its equations may be a packet out of balance.
@@ -103,7 +103,7 @@ def read_accounts(counters: Counters) -> StreamAccounts:
     )
 
 
-def _consumer(counters: Counters, name: str, points: Sequence[str]) -> ConsumerAccounts:
+def _consumer(counters: StreamCounters, name: str, points: Sequence[str]) -> ConsumerAccounts:
     rows = dict(zip(points, counters.consumed(name), strict=False))  # a hook point may join in between
     return ConsumerAccounts(
         state=ReaderState(counters.reader_state(name)),

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Protocol
 
-from asysi.bus.accounts import Counters
+from asysi.bus.accounts import StreamCounters
 from asysi.bus.mailbox import Mailbox
 from asysi.bus.packet import ActivationPacket, Quantization
 from asysi.bus.states import DropReason, StreamEnd
@@ -130,7 +130,7 @@ class Consumer(Protocol):
         ...
 
 
-class StreamControl(Counters, Mailbox, Protocol):
+class StreamControl(StreamCounters, Mailbox, Protocol):
     """Looks at a stream without taking part: its counters, and its mailbox."""
 
     def close(self) -> None:

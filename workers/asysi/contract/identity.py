@@ -98,7 +98,7 @@ def spec_changes(before: Identity, now: Identity) -> tuple[list[str], list[str]]
 
 
 @dataclass(frozen=True)
-class Found:
+class FolderContent:
     """What is in an output folder."""
 
     identity: Identity | None
@@ -110,7 +110,7 @@ class Found:
     """Number of the next attempt: above all that were taken, or that left something."""
 
 
-def look(folder: Path) -> Found:
+def look(folder: Path) -> FolderContent:
     """Return what is in an output folder.
 
     Raises:
@@ -120,7 +120,7 @@ def look(folder: Path) -> Found:
     known = (runtime.LEDGER_FILE, runtime.REPORT_FILE, runtime.HOST_FOLDER / "progress.json")
     files = (runtime.CHECKPOINT_FOLDER / "*.ckpt", runtime.SAE_FOLDER / "*")
     begun = bool(numbers) or any((folder / one).exists() for one in known)
-    return Found(
+    return FolderContent(
         identity=read_identity(folder),
         begun=begun or any(any(folder.glob(str(pattern))) for pattern in files),
         finished=(folder / runtime.REPORT_FILE).exists() and not ended_early(folder),
@@ -175,7 +175,7 @@ def _attempts(folder: Path) -> Iterator[int]:
         return
 
 
-def refusal(own: Identity, found: Found, *, kept: bool, resume: bool) -> str | None:
+def refusal(own: Identity, found: FolderContent, *, kept: bool, resume: bool) -> str | None:
     """Return why an experiment may not write into a folder, as the rest of a sentence; None when it may.
 
     Names are unique in a namespace. So where the API server has given this experiment, or its Job, its uid,

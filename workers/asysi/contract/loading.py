@@ -65,7 +65,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Layer:
+class MarkedTree:
     """One file's tree, and where each of its values stands."""
 
     tree: Any
@@ -92,7 +92,7 @@ def load(files: Sequence[File], settings: Sequence[str] = ()) -> ScanExperiment:
     return assemble(layers)
 
 
-def assemble(layers: Sequence[Layer]) -> ScanExperiment:
+def assemble(layers: Sequence[MarkedTree]) -> ScanExperiment:
     """Return the experiment that `layers` make, the last one winning.
 
     Raises:
@@ -167,7 +167,7 @@ def resolve_path(value: Any, folder: File, here: File) -> Any:
     return f"{local['scheme']}{absolute}"
 
 
-def read(file: File) -> Layer:
+def read(file: File) -> MarkedTree:
     """Return the tree of a YAML file.
 
     Raises:
@@ -184,7 +184,7 @@ def read(file: File) -> Layer:
     return parse(text, str(file))
 
 
-def parse(text: str, name: str) -> Layer:
+def parse(text: str, name: str) -> MarkedTree:
     """Return the tree of a YAML text; `name` is what errors call it. Raises ConfigError as `read` does."""
     try:
         loader = _Loader(text)
@@ -195,7 +195,9 @@ def parse(text: str, name: str) -> Layer:
         walk = _Walk(name)
         walk.marks[()] = Mark(name, 1)
         walk.mapping(node, ())
-        return Layer(loader.construct_document(node) if not walk.problems else {}, walk.marks, walk.problems)
+        return MarkedTree(
+            loader.construct_document(node) if not walk.problems else {}, walk.marks, walk.problems
+        )
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
@@ -205,7 +207,7 @@ def parse(text: str, name: str) -> Layer:
         raise ConfigError(f"{name}: this is not YAML: {' '.join(str(error).split())}") from error
 
 
-def set_value(setting: str) -> Layer:
+def set_value(setting: str) -> MarkedTree:
     """Return the layer of one `path=value`; the value is YAML.
 
     Raises:
@@ -220,7 +222,7 @@ def set_value(setting: str) -> Layer:
         raise ConfigError(f"--set {setting}: not valid YAML: {' '.join(str(error).split())}") from error
     path = tuple(key.split("."))
     mark = Mark(f"--set {setting}", 0)
-    return Layer(_nested(path, value), {path[: length + 1]: mark for length in range(len(path))})
+    return MarkedTree(_nested(path, value), {path[: length + 1]: mark for length in range(len(path))})
 
 
 class _Loader(yaml.SafeLoader):

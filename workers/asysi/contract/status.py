@@ -28,7 +28,7 @@ class Condition(Part):
     """Why, in a sentence."""
 
 
-class Counters(Part):
+class RowCounts(Part):
     """Rows at all hook points together: a row is one token at one hook point."""
 
     seen: Count | None = None
@@ -140,7 +140,7 @@ class Status(Part):
     """Processors that each container really got, as in `taskset -c`."""
     pipeline: PipelineStatus | None = None
     """How far the pipeline before the experiment is."""
-    counters: Counters | None = None
+    counters: RowCounts | None = None
     """Rows at all hook points together."""
     sae: SaeStatus | None = None
     """Held-out quality of the SAEs, means over hook points."""

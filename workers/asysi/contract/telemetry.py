@@ -112,7 +112,7 @@ class _Part(BaseModel):
         return self.model_dump(mode="json", by_alias=True)
 
 
-class Progress(_Part):
+class ModelProgress(_Part):
     """How far the model is."""
 
     steps: Count = None
@@ -138,7 +138,7 @@ class Captured(_Part):
         return None if self.dropped is None else min(sum(self.dropped.values()), _COUNT_LIMIT)
 
 
-class Capture(Captured):
+class CaptureCounts(Captured):
     """Rows and steps at capture."""
 
     steps_dropped: Count = None
@@ -179,7 +179,7 @@ class Balance(_Part):
     """Hook points."""
 
 
-class Condition(_Part):
+class SummaryCondition(_Part):
     """What finish says of the books, or of the data."""
 
     status: str
@@ -188,7 +188,7 @@ class Condition(_Part):
     message: str = ""
 
 
-Conditions = Annotated[dict[str, Condition], BeforeValidator(_conditions)]
+Conditions = Annotated[dict[str, SummaryCondition], BeforeValidator(_conditions)]
 """Verdicts by condition: on the books `LedgerBalanced`, on the data `DataSound`."""
 
 
@@ -199,10 +199,10 @@ class RunStatus(_Part):
     """Processors that the container may use, as in `taskset -c`. Every worker says it, in its frame."""
     phase: Text = None
     """starting | running | draining | finishing | analysing | complete | failed."""
-    progress: Annotated[Progress, BeforeValidator(_part)] = Progress()
+    progress: Annotated[ModelProgress, BeforeValidator(_part)] = ModelProgress()
     rate: Number = None
     """Sampling rate in force, 0..1."""
-    capture: Annotated[Capture, BeforeValidator(_part)] = Capture()
+    capture: Annotated[CaptureCounts, BeforeValidator(_part)] = CaptureCounts()
     consumers: Annotated[dict[str, ReaderStatus], BeforeValidator(_parts_by_name)] = {}
     points: Annotated[list[PointStatus], BeforeValidator(_parts)] = []
     ledger: Annotated[Balance, BeforeValidator(_part)] = Balance()

@@ -37,12 +37,12 @@ from asysi.finish.facts import read_records
 from asysi.finish.ledger import Ledger
 from asysi.finish.status import TokensPerSecond, phase, shape
 from asysi.finish.verdict import Level
-from asysi.finish.waiting import Outcome, wait
+from asysi.finish.waiting import WaitResult, wait
 from asysi.monitor.process import run_worker
 from asysi.monitor.worker import Worker
 
 if TYPE_CHECKING:
-    from asysi.finish.analysis import Analysis
+    from asysi.finish.analysis import RunAnalysis
     from asysi.model.loading import ResolvedModel
 
 log = logging.getLogger("asysi")
@@ -50,10 +50,10 @@ log = logging.getLogger("asysi")
 
 def main(worker: Worker) -> int:
     """Wait, balance the books, look at the latents, write the report; returns the verdict as exit code."""
-    from asysi.finish.rings import Rings  # noqa: PLC0415
+    from asysi.finish.rings import FinishedRings  # noqa: PLC0415
 
     try:
-        rings = Rings(worker.shm)
+        rings = FinishedRings(worker.shm)
     except StreamError as error:
         raise ConfigError(
             f"finish cannot read the rings in {worker.shm}: {error}; prepare makes them first"
@@ -95,7 +95,9 @@ def main(worker: Worker) -> int:
     return Exit.OK if passed else Exit.FAILED
 
 
-def _judge_and_report(worker: Worker, ledger: Ledger, written: dict[str, object], outcome: Outcome) -> Ending:
+def _judge_and_report(
+    worker: Worker, ledger: Ledger, written: dict[str, object], outcome: WaitResult
+) -> Ending:
     from asysi.finish.analysis import analyse  # noqa: PLC0415 - torch, once it is needed
     from asysi.report.page import build  # noqa: PLC0415
 
@@ -123,7 +125,7 @@ def _judge_and_report(worker: Worker, ledger: Ledger, written: dict[str, object]
     return ending
 
 
-def _look_at_weights(worker: Worker, analysis: "Analysis") -> None:
+def _look_at_weights(worker: Worker, analysis: "RunAnalysis") -> None:
     from asysi.model.loading import load_model, read_resolved  # noqa: PLC0415
     from asysi.weights.run.experiment import analyse_weights, sources_of  # noqa: PLC0415
 

@@ -25,13 +25,13 @@ from asysi.finish.agreement import Held, compare
 from asysi.finish.features import LayerResult, Question
 from asysi.finish.reread_tokens import PointRows
 from asysi.finish.rereading import Reread, read_again
-from asysi.finish.status import Point
+from asysi.finish.status import TrainerGauges
 from asysi.finish.survey import VarianceByPlace, survey
 from asysi.finish.token_text import vocabulary
 from asysi.finish.verdict import Agreement
 from asysi.model.loading import LoadedModel, ResolvedModel, load_model, read_resolved
 from asysi.model.points import read_points
-from asysi.report.data import Browser, Comparison, Layer
+from asysi.report.data import Browser, Comparison, LayerRow
 from asysi.text.tokens import make_policy
 
 SEED = 0
@@ -53,13 +53,13 @@ class LatentView:
 
     finite: bool
     """Whether every number in it is finite; others are not looked at."""
-    layer: Layer | None = None
+    layer: LayerRow | None = None
     agreement: Agreement | None = None
     """None where the report and the trainer share too few rows."""
 
 
 @dataclass
-class Analysis:
+class RunAnalysis:
     """What came of it, as far as it came."""
 
     points: list[str] = field(default_factory=list)
@@ -68,7 +68,7 @@ class Analysis:
     """By hook point: what its activations are like."""
     saes: dict[tuple[str, str], LatentView] = field(default_factory=dict)
     """By trainer and hook point: every export."""
-    layers: list[Layer] = field(default_factory=list)
+    layers: list[LayerRow] = field(default_factory=list)
     browser: Browser | None = None
     comparisons: list[Comparison] = field(default_factory=list)
     model: str = ""
@@ -98,13 +98,13 @@ def analyse(
     experiment: ScanExperiment,
     output: Path,
     workspace: Path,
-    gauges: tuple[Point, ...],
+    gauges: tuple[TrainerGauges, ...],
     beat: Callable[[], None],
-) -> Analysis:
+) -> RunAnalysis:
     """Read text again and look at every exported autoencoder; what fails is said in the result, never
     raised.
     """
-    result = Analysis()
+    result = RunAnalysis()
     spec = experiment.spec
     result.points = _points(workspace)
     exports = find_exports(output)
@@ -148,7 +148,7 @@ def analyse(
     return result
 
 
-def _look_without_text(result: Analysis, exports: list[Export]) -> None:
+def _look_without_text(result: RunAnalysis, exports: list[Export]) -> None:
     """Note what can be said of autoencoders without a row: whether every number in them is finite."""
     from asysi.sae.export import load  # noqa: PLC0415 - not needed without autoencoders
 
@@ -190,7 +190,7 @@ def _called(place: VarianceByPlace, again: Reread) -> VarianceByPlace:
     return dataclasses.replace(place, outlier=named)
 
 
-def _compare_norms(result: Analysis, again: Reread, output: Path) -> None:
+def _compare_norms(result: RunAnalysis, again: Reread, output: Path) -> None:
     try:
         if found := sample.by_norm(again, output):
             result.comparisons.append(found)
@@ -212,13 +212,13 @@ class _Head:
 
 
 def _look(
-    result: Analysis,
+    result: RunAnalysis,
     experiment: ScanExperiment,
     exports: list[Export],
     again: Reread,
     head: "_Head",
     *,
-    gauges: dict[str, Point],
+    gauges: dict[str, TrainerGauges],
     beat: Callable[[], None],
 ) -> None:
     sheet = again.sheet
@@ -253,7 +253,7 @@ def _look(
 
 
 def _splice(
-    result: Analysis,
+    result: RunAnalysis,
     exports: list[Export],
     again: Reread,
     loaded: LoadedModel,
@@ -294,7 +294,7 @@ def _splice(
 
 
 def _look_at(
-    result: Analysis, export: Export, again: Reread, asked: Question, *, name: str
+    result: RunAnalysis, export: Export, again: Reread, asked: Question, *, name: str
 ) -> LayerResult | None:
     """Measure one export, and note in `result` what it is like; None where nothing can be measured."""
     from asysi.sae.export import load  # noqa: PLC0415 - not needed without autoencoders
@@ -323,7 +323,7 @@ def _look_at(
     return dataclasses.replace(one, layer=dataclasses.replace(one.layer, outliers=outliers))
 
 
-def _say_why(result: Analysis, export: Export, rows: PointRows | None) -> None:
+def _say_why(result: RunAnalysis, export: Export, rows: PointRows | None) -> None:
     """Say why an exported autoencoder is not on the page."""
     where = f"The features of {export.trainer}/{export.point}"
     if rows is None:
@@ -349,7 +349,7 @@ def _held(export: Export) -> Held | None:
     return Held(rows.float().numpy(), sample, position, call)
 
 
-def _with_training(looked: LayerResult, gauge: Point | None) -> LayerResult:
+def _with_training(looked: LayerResult, gauge: TrainerGauges | None) -> LayerResult:
     """Add what only the trainer knows."""
     if gauge is None or not gauge.trained > 0:
         return looked

@@ -11,7 +11,7 @@ from asysi.bus.states import ProducerState
 from asysi.contract.spec import ScanExperiment
 from asysi.contract.telemetry import Captured, Quality, Summary, Verdict
 from asysi.finish import facts, history, provenance, sample, verdict
-from asysi.finish.analysis import Analysis
+from asysi.finish.analysis import RunAnalysis
 from asysi.finish.attempts import Attempt, earlier_attempts, rows_known, whole, without_books
 from asysi.finish.facts import Records
 from asysi.finish.ledger import (
@@ -24,9 +24,9 @@ from asysi.finish.ledger import (
     produced_json,
 )
 from asysi.finish.status import Snapshot, complete, settled
-from asysi.finish.verdict import Condition, DataVerdict, Facts, Level
-from asysi.finish.waiting import Outcome
-from asysi.report.data import Figures, Finding, HookPoint, ReportData
+from asysi.finish.verdict import DataVerdict, Facts, Level, VerdictCondition
+from asysi.finish.waiting import WaitResult
+from asysi.report.data import Figures, Finding, HookPointRow, ReportData
 from asysi.report.words import count, percent
 
 LAST_WORDS = 1536
@@ -35,7 +35,7 @@ CONDITION_MESSAGE = 360
 """Characters of a condition's message in it at most; the whole is in `verdict.json`."""
 
 
-def ledger_of(outcome: Outcome, attempt: int) -> Ledger:
+def ledger_of(outcome: WaitResult, attempt: int) -> Ledger:
     """Balance the books of an attempt, and say in sentences what is wrong with them."""
     snapshot = outcome.snapshot
     ended = complete(snapshot)
@@ -64,7 +64,7 @@ class Ending:
     attempts: tuple[Attempt, ...]
     """Every attempt in which the model ran, the last one among them."""
     facts: Facts
-    balanced: Condition
+    balanced: VerdictCondition
     """LedgerBalanced."""
     data: DataVerdict
     interrupted: bool
@@ -93,9 +93,9 @@ class Ending:
 def end_of(
     experiment: ScanExperiment,
     ledger: Ledger,
-    outcome: Outcome,
+    outcome: WaitResult,
     *,
-    analysis: Analysis,
+    analysis: RunAnalysis,
     records: Records,
     output: Path,
 ) -> Ending:
@@ -234,8 +234,8 @@ def report_of(
     ending: Ending,
     *,
     written: Mapping[str, Any],
-    outcome: Outcome,
-    analysis: Analysis,
+    outcome: WaitResult,
+    analysis: RunAnalysis,
     records: Records,
     output: Path,
 ) -> ReportData:
@@ -308,10 +308,10 @@ def _fvu_note(found: Facts) -> str:
     return f"{percent(sum(without for _, without in pairs) / len(pairs))} without {name}{where}"
 
 
-def _hook_point(point: verdict.PointFacts) -> HookPoint:
+def _hook_point(point: verdict.PointFacts) -> HookPointRow:
     sae = next((one for one in point.saes if one.agreement is not None), None)
     agreement = None if sae is None else sae.agreement
-    return HookPoint(
+    return HookPointRow(
         path=point.path,
         seen=point.seen,
         kept=point.kept,
@@ -350,7 +350,9 @@ def _flags(point: verdict.PointFacts) -> set[str]:
     return {name for name, out in checks.items() if out}
 
 
-def last_words(ledger: Ledger, snapshot: Snapshot, analysis: Analysis | None, ending: Ending | None) -> str:
+def last_words(
+    ledger: Ledger, snapshot: Snapshot, analysis: RunAnalysis | None, ending: Ending | None
+) -> str:
     """Return the termination message: totals as JSON, at most LAST_WORDS bytes."""
     books = ending.books if ending else ledger.books
     layers = analysis.layers if analysis else []

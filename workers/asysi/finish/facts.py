@@ -8,7 +8,7 @@ from typing import Any
 from asysi.bus.accounts import Consumed, Produced
 from asysi.contract.runtime import SAE_FOLDER, TRAINING_FILE
 from asysi.contract.spec import ScanExperiment
-from asysi.finish.analysis import Analysis
+from asysi.finish.analysis import RunAnalysis
 from asysi.finish.ledger import Books, points_of
 from asysi.finish.sample import read_json
 from asysi.finish.verdict import Facts, PointFacts, SaeFacts
@@ -40,7 +40,7 @@ def gather(
     experiment: ScanExperiment,
     books: Books,
     records: Records,
-    analysis: Analysis,
+    analysis: RunAnalysis,
     *,
     steps: int,
     interrupted: bool,
@@ -70,7 +70,7 @@ def gather(
 
 
 def _point(
-    path: str, experiment: ScanExperiment, books: Books, records: Records, analysis: Analysis
+    path: str, experiment: ScanExperiment, books: Books, records: Records, analysis: RunAnalysis
 ) -> PointFacts:
     captured, bus = books.capture.get(path, Produced()), books.bus.get(path, Produced())
     lapped = {"hook": _share(books.hook.get(path, Consumed()).lapped, captured.published)}
@@ -92,7 +92,7 @@ def _point(
     )
 
 
-def _sae(trainer: str, path: str, seen: int, records: Records, analysis: Analysis) -> SaeFacts:
+def _sae(trainer: str, path: str, seen: int, records: Records, analysis: RunAnalysis) -> SaeFacts:
     record = records.training.get(trainer, {}).get(path) or {}
     look = analysis.saes.get((trainer, path))
     if look is None:
@@ -122,7 +122,7 @@ def _sae(trainer: str, path: str, seen: int, records: Records, analysis: Analysi
     )
 
 
-def _unknown(points: Sequence[PointFacts], analysis: Analysis, truncated: int | None) -> Iterator[str]:
+def _unknown(points: Sequence[PointFacts], analysis: RunAnalysis, truncated: int | None) -> Iterator[str]:
     unmeasured = [
         point.path
         for point in points

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from asysi.finish import contexts, latents, logits
-from asysi.finish.latents import Firings, Floats, Reading
+from asysi.finish.latents import Encoding, Firings, Floats
 from asysi.finish.reread_tokens import PointRows, RereadTokens
 from asysi.finish.survey import VarianceByPlace, survey
-from asysi.report.data import NO_CONTEXT, Browser, Corpus, Features, Layer, Sentence, Step
+from asysi.report.data import NO_CONTEXT, Browser, ContextText, Features, LayerRow, Sentence, TimelineStep
 from asysi.sae.fvu import fvu, why_undefined
 from asysi.sae.variants.base import SparseAutoencoder
 
@@ -53,9 +53,9 @@ class Question:
 class LayerResult:
     """One autoencoder, looked at."""
 
-    layer: Layer
+    layer: LayerRow
     features: Features
-    step: Step | None
+    step: TimelineStep | None
 
 
 def look(
@@ -95,7 +95,7 @@ def look(
     return LayerResult(_layer(subject, rows, made), _features(subject, made), step)
 
 
-def _without(reading: Reading, values: Floats, rest: NDArray[np.bool_]) -> float | None:
+def _without(reading: Encoding, values: Floats, rest: NDArray[np.bool_]) -> float | None:
     kept = values[rest]
     return fvu(float(reading.error[rest].sum()), latents.variance(kept), latents.energy(kept))
 
@@ -117,7 +117,7 @@ class _Subject:
 class _Measured:
     """Rows here are those of content tokens, n of them; m of those are of held-out documents."""
 
-    reading: Reading
+    reading: Encoding
     tested: Floats
     """[m, width] activations of the held-out rows."""
     held: NDArray[np.bool_]
@@ -136,7 +136,7 @@ class _Measured:
     """Firings by content token instead of by row."""
 
 
-def _layer(subject: _Subject, rows: PointRows, made: _Measured) -> Layer:
+def _layer(subject: _Subject, rows: PointRows, made: _Measured) -> LayerRow:
     sae, sheet, asked = subject.sae, subject.sheet, subject.asked
     count, width = sae.W_dec.shape
     data, held = sheet.content[rows.token], sheet.held_tokens[rows.token]
@@ -145,7 +145,7 @@ def _layer(subject: _Subject, rows: PointRows, made: _Measured) -> Layer:
     everything = rows.values[held]
     floor = latents.squared_difference(made.tested, latents.quantised(made.tested, asked.quantization))
     density = made.fires / max(1, len(made.tested))
-    return Layer(
+    return LayerRow(
         name=subject.name,
         width=width,
         latents=count,
@@ -236,9 +236,9 @@ def _shown(
     return np.sort(kept[np.sort(first)][:most])
 
 
-def _step(name: str, firings: Firings, sheet: RereadTokens, document: int) -> Step:
+def _step(name: str, firings: Firings, sheet: RereadTokens, document: int) -> TimelineStep:
     tokens = np.flatnonzero(sheet.document[sheet.content] == document)
-    return Step(name, *latents.strongest(firings, tokens, STRONGEST))
+    return TimelineStep(name, *latents.strongest(firings, tokens, STRONGEST))
 
 
 def sentence_of(sheet: RereadTokens, seed: int) -> int | None:
@@ -272,7 +272,7 @@ def browser(
     spoken = [pieces[int(i)] for i in np.flatnonzero(content)]
     vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(spoken))}
     lengths = np.bincount(sheet.document[content], minlength=len(sheet.rows))
-    corpus = Corpus(
+    corpus = ContextText(
         vocabulary=tuple(vocabulary),
         tokens=np.array([vocabulary[piece] for piece in spoken], np.uint32),
         starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.uint32),

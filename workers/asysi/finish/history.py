@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from asysi.report.data import Curve, Event, Timeline
+from asysi.report.data import Curve, Event, TimelineSection
 
 POINTS = 1200
 """Moments that the page shows at most; longer runs are thinned."""
@@ -31,7 +31,7 @@ def _parse(line: str) -> Any:
         return None
 
 
-def timeline(lines: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]]) -> Timeline | None:
+def timeline(lines: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]]) -> TimelineSection | None:
     """Return the run by the second, thinned to at most POINTS moments; None without a line.
 
     Args:
@@ -45,7 +45,7 @@ def timeline(lines: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]]) 
     groups = [usable[first : first + step] for first in range(0, len(usable), step)]
     names = list(dict.fromkeys(name for line in usable for name in line.get("lag", {})))
     began = float(usable[0].get("time", 0)) - float(usable[0]["t"])
-    return Timeline(
+    return TimelineSection(
         at=tuple(float(group[0]["t"]) for group in groups),
         rate=tuple(_mean(group, "rate") for group in groups),
         lag={

@@ -34,7 +34,7 @@ class Firings:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class Encoding:
     """One autoencoder on one set of rows."""
 
     firings: Firings
@@ -44,7 +44,7 @@ class Reading:
     """[latents] growth of the squared error, over the counted rows, when the latent alone is removed."""
 
 
-def read(sae: SparseAutoencoder, rows: Floats, counted: Mask) -> Reading:
+def read(sae: SparseAutoencoder, rows: Floats, counted: Mask) -> Encoding:
     """Encode `rows` [n, width], and decode those that are `counted` [n], in chunks of bounded memory.
 
     Removing latent i from x̂ changes the squared error of a row by a_i² ||d_i||² + 2 a_i <d_i, x - x̂>, where
@@ -66,7 +66,7 @@ def read(sae: SparseAutoencoder, rows: Floats, counted: Mask) -> Reading:
             error[start:stop][counted[start:stop]] = residual.double().square().sum(1).numpy()
             value, aligned = kept.value.double(), kept.along(residual, sae.W_dec).double()
             removal.index_add_(0, kept.latent, value.square() * norms[kept.latent] + 2 * value * aligned)
-    return Reading(_joined(found), error, removal.numpy())
+    return Encoding(_joined(found), error, removal.numpy())
 
 
 def _firings(fires: SparseLatents, first: int) -> Firings:

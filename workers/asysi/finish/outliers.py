@@ -39,7 +39,7 @@ class Outlier:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class OutlierRows:
     """The group, and which rows belong to it [n]."""
 
     outlier: Outlier
@@ -55,7 +55,9 @@ def deviations(rows: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.concatenate(parts) if parts else np.zeros(0)
 
 
-def find(rows: NDArray[np.float32], position: NDArray[np.int64], token: NDArray[np.int64]) -> Found | None:
+def find(
+    rows: NDArray[np.float32], position: NDArray[np.int64], token: NDArray[np.int64]
+) -> OutlierRows | None:
     """Return the group of rows that holds most of the variance; None where there is no variance.
 
     A position or a token comes first when it holds more than half; else the largest 1% of the rows do, when
@@ -81,10 +83,12 @@ def find(rows: NDArray[np.float32], position: NDArray[np.int64], token: NDArray[
     largest = _largest(away, total)
     if largest.outlier.share > LIMIT:
         return largest
-    return best or Found(Outlier("none", "no position and no token", 0.0, 0.0), np.zeros(len(rows), np.bool_))
+    return best or OutlierRows(
+        Outlier("none", "no position and no token", 0.0, 0.0), np.zeros(len(rows), np.bool_)
+    )
 
 
-def _group(by: str, keys: NDArray[np.int64], away: NDArray[np.float64], total: float) -> Found | None:
+def _group(by: str, keys: NDArray[np.int64], away: NDArray[np.float64], total: float) -> OutlierRows | None:
     _, group = np.unique(keys, return_inverse=True)
     share = np.bincount(group, weights=away) / total
     rows = np.bincount(group) / len(keys)
@@ -94,14 +98,14 @@ def _group(by: str, keys: NDArray[np.int64], away: NDArray[np.float64], total: f
         return None
     members = group == best
     name = f"{by} {int(keys[members.argmax()])}"
-    return Found(Outlier(by, name, float(share[best]), float(rows[best])), members)
+    return OutlierRows(Outlier(by, name, float(share[best]), float(rows[best])), members)
 
 
-def _largest(away: NDArray[np.float64], total: float) -> Found:
+def _largest(away: NDArray[np.float64], total: float) -> OutlierRows:
     most = max(1, int(len(away) * LARGEST))
     members = np.zeros(len(away), np.bool_)
     members[np.argpartition(away, -most)[-most:]] = True
     share, rows = float(away[members].sum()) / total, most / len(away)
     if share < TIMES * rows:  # of a handful of rows one is not an outlier
         share = 0.0
-    return Found(Outlier("size", "the largest 1% of the rows", share, rows), members)
+    return OutlierRows(Outlier("size", "the largest 1% of the rows", share, rows), members)

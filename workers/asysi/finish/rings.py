@@ -7,10 +7,10 @@ from asysi.bus.mailbox import CaptureWord, Gauge, HookGauge, Mailbox
 from asysi.bus.ring import CppShardedSPMCBus
 from asysi.contract.runtime import BUS_RING, CAPTURE_RING
 from asysi.finish.ledger import Books, finite
-from asysi.finish.status import HostCounters, Point, Snapshot
+from asysi.finish.status import HostCounters, Snapshot, TrainerGauges
 
 
-class Rings:
+class FinishedRings:
     """Looks at an attempt's rings without taking part.
 
     Args:
@@ -57,9 +57,9 @@ def _whole(number: float) -> int:
     return int(finite(number) or 0)
 
 
-def _points(sae: ConsumerAccounts) -> tuple[Point, ...]:
+def _points(sae: ConsumerAccounts) -> tuple[TrainerGauges, ...]:
     return tuple(
-        Point(
+        TrainerGauges(
             name,
             row[Gauge.FVU],
             row[Gauge.L0],

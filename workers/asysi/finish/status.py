@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 
 from asysi.bus.accounts import total_consumed, total_produced
 from asysi.bus.states import ProducerState, ReaderState
-from asysi.contract.telemetry import Balance, Capture, PointStatus, Progress, ReaderStatus, RunStatus
+from asysi.contract.telemetry import (
+    Balance,
+    CaptureCounts,
+    ModelProgress,
+    PointStatus,
+    ReaderStatus,
+    RunStatus,
+)
 from asysi.finish.ledger import (
     Books,
     finite,
@@ -45,7 +52,7 @@ class HostCounters:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class TrainerGauges:
     """The SAE worker's gauges of one hook point."""
 
     path: str
@@ -73,7 +80,7 @@ class Snapshot:
     """State of each bus consumer."""
     lag: Mapping[str, float] = field(default_factory=dict)
     """Largest unread share of a shard, 0..1, of each reader, the hook among them."""
-    points: tuple[Point, ...] = ()
+    points: tuple[TrainerGauges, ...] = ()
     motion: tuple[int, ...] = ()
     """Counters that move while anything at all happens."""
 
@@ -146,7 +153,7 @@ def shape(
     made = total_produced(books.capture.values())
     return RunStatus(
         phase=said or phase(snapshot),
-        progress=Progress(
+        progress=ModelProgress(
             steps=host.steps_before + host.steps,
             steps_total=host.steps_total,
             tokens=host.tokens_before + host.tokens,
@@ -155,7 +162,7 @@ def shape(
             tokens_per_second=round(tokens_per_second, 1),
         ),
         rate=host.rate,
-        capture=Capture(
+        capture=CaptureCounts(
             seen=made.seen,
             published=made.published,
             sampled_out=made.sampled_out,
@@ -184,6 +191,6 @@ def _consumer(name: str, snapshot: Snapshot) -> ReaderStatus:
     )
 
 
-def _point(point: Point) -> PointStatus:
+def _point(point: TrainerGauges) -> PointStatus:
     trained = int(point.trained) if finite(point.trained) is not None else 0
     return PointStatus(path=point.path, fvu=point.fvu, l0=point.l0, dead=point.dead, trained=trained)

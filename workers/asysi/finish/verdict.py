@@ -168,7 +168,7 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class VerdictFinding:
     """One thing that is not as it should be."""
 
     level: Level
@@ -180,7 +180,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Condition:
+class VerdictCondition:
     """A verdict as a condition of the experiment's status."""
 
     status: str
@@ -193,7 +193,7 @@ class Condition:
 class DataVerdict:
     """The verdict on the data."""
 
-    findings: tuple[Finding, ...]
+    findings: tuple[VerdictFinding, ...]
     """The worst first."""
 
     @property
@@ -202,15 +202,15 @@ class DataVerdict:
         return max((finding.level for finding in self.findings), default=Level.OK)
 
     @property
-    def condition(self) -> Condition:
+    def condition(self) -> VerdictCondition:
         """The condition `DataSound`: False for a warning too; whether it failed the run, its phase says."""
         if not self.findings:
-            return Condition("True", SOUND, "Every check of the data has passed.")
+            return VerdictCondition("True", SOUND, "Every check of the data has passed.")
         worst = self.findings[0]
         others = len(self.findings) - 1
         more = f" ({others} more finding{'s' if others > 1 else ''} in the report)" if others else ""
         status = "Unknown" if worst.level is Level.UNKNOWN else "False"
-        return Condition(status, worst.reason, worst.text + more)
+        return VerdictCondition(status, worst.reason, worst.text + more)
 
 
 def judge(facts: Facts) -> DataVerdict:
@@ -219,7 +219,7 @@ def judge(facts: Facts) -> DataVerdict:
     return DataVerdict(tuple(sorted(found, key=lambda finding: -finding.level)))
 
 
-def _no_result(facts: Facts) -> Iterator[Finding]:
+def _no_result(facts: Facts) -> Iterator[VerdictFinding]:
     lacking = [
         (point, sae)
         for point in facts.points
@@ -231,19 +231,19 @@ def _no_result(facts: Facts) -> Iterator[Finding]:
         trainers = ", ".join(dict.fromkeys(sae.trainer for _, sae in group))
         text = f"Trainer {trainers} has no result at {_named(paths)}: {why or 'the cause is unknown'}."
         if facts.interrupted and not any(point.seen for point, _ in group):
-            yield Finding(Level.UNKNOWN, NOT_MEASURED.reason, text, tuple(paths))
+            yield VerdictFinding(Level.UNKNOWN, NOT_MEASURED.reason, text, tuple(paths))
         else:
-            yield Finding(NO_RESULT.level, NO_RESULT.reason, text, tuple(paths))
+            yield VerdictFinding(NO_RESULT.level, NO_RESULT.reason, text, tuple(paths))
 
 
-def _exports(facts: Facts) -> Iterator[Finding]:
+def _exports(facts: Facts) -> Iterator[VerdictFinding]:
     broken = [point.path for point in facts.points if any(s.exported and not s.finite for s in point.saes)]
     if broken:
         text = f"The exported SAE of {_named(broken)} holds numbers that are not finite: it is unusable."
-        yield Finding(EXPORT.level, EXPORT.reason, text, tuple(broken))
+        yield VerdictFinding(EXPORT.level, EXPORT.reason, text, tuple(broken))
 
 
-def _disagreement(facts: Facts) -> Iterator[Finding]:
+def _disagreement(facts: Facts) -> Iterator[VerdictFinding]:
     pairs = [
         (point.path, sae.agreement)
         for point in facts.points
@@ -257,14 +257,14 @@ def _disagreement(facts: Facts) -> Iterator[Finding]:
             f"on the same {count(worst.rows)} held-out rows of {path} FVU is {percent(worst.trainer)} for "
             f"the trainer and {percent(worst.report)} for the report."
         )
-        yield Finding(DISAGREE.level, DISAGREE.reason, text, tuple(one for one, _ in pairs))
+        yield VerdictFinding(DISAGREE.level, DISAGREE.reason, text, tuple(one for one, _ in pairs))
 
 
-def _problems(facts: Facts) -> Iterator[Finding]:
-    return (Finding(ANALYSIS.level, ANALYSIS.reason, problem) for problem in facts.problems)
+def _problems(facts: Facts) -> Iterator[VerdictFinding]:
+    return (VerdictFinding(ANALYSIS.level, ANALYSIS.reason, problem) for problem in facts.problems)
 
 
-def _outliers(facts: Facts) -> Iterator[Finding]:
+def _outliers(facts: Facts) -> Iterator[VerdictFinding]:
     found = [
         (point, point.outlier)
         for point in facts.points
@@ -288,10 +288,10 @@ def _outliers(facts: Facts) -> Iterator[Finding]:
         f"holds {percent(worst.share)} of the variance.{effect} data.tokens.maxNormMultiple leaves such rows "
         f"out of training{instead}."
     )
-    yield Finding(OUTLIERS.level, OUTLIERS.reason, text, tuple(one.path for one, _ in found))
+    yield VerdictFinding(OUTLIERS.level, OUTLIERS.reason, text, tuple(one.path for one, _ in found))
 
 
-def _lapped(facts: Facts) -> Iterator[Finding]:
+def _lapped(facts: Facts) -> Iterator[VerdictFinding]:
     found = [
         (share, name, point.path)
         for point in facts.points
@@ -305,10 +305,10 @@ def _lapped(facts: Facts) -> Iterator[Finding]:
             f"{_at(paths, path)} {name} lost {percent(share)} of the rows that were kept for it: they were "
             "overwritten before it had read them. It was too slow for the sampling rate, or stood still."
         )
-        yield Finding(LAPPED.level, LAPPED.reason, text, tuple(paths))
+        yield VerdictFinding(LAPPED.level, LAPPED.reason, text, tuple(paths))
 
 
-def _missed(facts: Facts) -> Iterator[Finding]:
+def _missed(facts: Facts) -> Iterator[VerdictFinding]:
     """Find rows that training has missed, unless all that is to be said is that they were lapped."""
     found = [
         (point.missed(sae), sae.trainer, point, sae.given)
@@ -324,7 +324,7 @@ def _missed(facts: Facts) -> Iterator[Finding]:
             f"{count(point.kept)} rows kept, {percent(share)} fewer: the others were overwritten, or lost "
             "with a worker that was killed or had no room for its checkpoint. The SAE knows nothing of them."
         )
-        yield Finding(MISSED.level, MISSED.reason, text, tuple(paths))
+        yield VerdictFinding(MISSED.level, MISSED.reason, text, tuple(paths))
 
 
 def _only_lapped(point: PointFacts, sae: SaeFacts) -> bool:
@@ -335,7 +335,7 @@ def _only_lapped(point: PointFacts, sae: SaeFacts) -> bool:
 _ABOUT = 0.01
 
 
-def _not_finite(facts: Facts) -> Iterator[Finding]:
+def _not_finite(facts: Facts) -> Iterator[VerdictFinding]:
     found = [point for point in facts.points if point.not_finite]
     if found:
         worst = max(found, key=lambda point: point.not_finite)
@@ -343,31 +343,31 @@ def _not_finite(facts: Facts) -> Iterator[Finding]:
             f"{_at([point.path for point in found], worst.path)} {count(worst.not_finite)} rows hold NaN or "
             f"infinity, of {count(worst.kept)} kept. They are never trained on and in no figure."
         )
-        yield Finding(NOT_FINITE.level, NOT_FINITE.reason, text, tuple(point.path for point in found))
+        yield VerdictFinding(NOT_FINITE.level, NOT_FINITE.reason, text, tuple(point.path for point in found))
 
 
-def _truncated(facts: Facts) -> Iterator[Finding]:
+def _truncated(facts: Facts) -> Iterator[VerdictFinding]:
     if facts.documents and facts.truncated and facts.truncated / facts.documents > TRUNCATED.limit:
         text = (
             f"{count(facts.truncated)} of {count(facts.documents)} documents "
             f"({percent(facts.truncated / facts.documents)}) were cut at data.tokens.contextLength: nothing "
             "was captured after it."
         )
-        yield Finding(TRUNCATED.level, TRUNCATED.reason, text)
+        yield VerdictFinding(TRUNCATED.level, TRUNCATED.reason, text)
 
 
-def _never_called(facts: Facts) -> Iterator[Finding]:
+def _never_called(facts: Facts) -> Iterator[VerdictFinding]:
     silent = [point.path for point in facts.points if not point.seen and not point.saes and facts.steps]
     if silent:
         text = f"The model never called {_named(silent)}: there is not one row of it."
-        yield Finding(NEVER_CALLED.level, NEVER_CALLED.reason, text, tuple(silent))
+        yield VerdictFinding(NEVER_CALLED.level, NEVER_CALLED.reason, text, tuple(silent))
 
 
-def _unknown(facts: Facts) -> Iterator[Finding]:
-    return (Finding(Level.UNKNOWN, NOT_MEASURED.reason, text) for text in facts.unknown)
+def _unknown(facts: Facts) -> Iterator[VerdictFinding]:
+    return (VerdictFinding(Level.UNKNOWN, NOT_MEASURED.reason, text) for text in facts.unknown)
 
 
-_LOOKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
+_LOOKS: tuple[Callable[[Facts], Iterator[VerdictFinding]], ...] = (
     _no_result, _exports, _disagreement, _problems, _outliers, _lapped, _missed, _not_finite,
     _truncated, _never_called, _unknown,
 )  # fmt: skip
@@ -401,7 +401,7 @@ def _at(paths: Sequence[str], worst: str) -> str:
 
 def books(
     *, balanced: bool, complete: bool, rows: int, attempts: int, without: Sequence[int], failing: str
-) -> Condition:
+) -> VerdictCondition:
     """Return the condition `LedgerBalanced`.
 
     Args:
@@ -413,24 +413,24 @@ def books(
         failing: equations that fail, in words.
     """
     if not balanced:
-        return Condition("False", NOT_BALANCED, failing)
+        return VerdictCondition("False", NOT_BALANCED, failing)
     if not complete:
-        return Condition(
+        return VerdictCondition(
             "Unknown", NOT_ENDED, "The stream did not end; what was seen until then is accounted for."
         )  # fmt: skip
     if without:
         named = ", ".join(map(str, without))
         word = "attempt" if len(without) == 1 else "attempts"
-        return Condition(
+        return VerdictCondition(
             "Unknown", NO_BOOKS,
             f"What {word} {named} saw is not known in full: the ledger was not closed before the end. "
             f"The {count(rows)} rows seen otherwise are accounted for.",
         )  # fmt: skip
     of = f" of {attempts} attempts" if attempts > 1 else ""
-    return Condition("True", BALANCED, f"All {count(rows)} rows seen{of} are accounted for.")
+    return VerdictCondition("True", BALANCED, f"All {count(rows)} rows seen{of} are accounted for.")
 
 
-def overall(ledger: Condition, data: DataVerdict) -> Level:
+def overall(ledger: VerdictCondition, data: DataVerdict) -> Level:
     """Return the level of the run: the worse of both verdicts."""
     if ledger.status == "False" or ledger.reason == NOT_ENDED:
         return Level.FAIL
@@ -445,7 +445,7 @@ _WORDS = {
 }
 
 
-def sentence(ledger: Condition, data: DataVerdict, *, interrupted: bool) -> str:
+def sentence(ledger: VerdictCondition, data: DataVerdict, *, interrupted: bool) -> str:
     """Return both verdicts as one sentence, or two."""
     ended = "The run was ended early" if interrupted else "The run is complete"
     if ledger.reason == BALANCED:

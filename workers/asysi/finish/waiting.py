@@ -16,7 +16,7 @@ POLL = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class WaitResult:
     """How the waiting ended."""
 
     snapshot: Snapshot
@@ -34,7 +34,7 @@ def wait(
     start_patience: float = START_PATIENCE,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
-) -> Outcome:
+) -> WaitResult:
     """Look until the bus is closed and every consumer has finished, until nothing moves any more, or until
     told; then a stream that has begun has TERMINATION_PATIENCE for its end.
 
@@ -53,17 +53,17 @@ def wait(
         snapshot = look()
         beat()
         if settled(snapshot):
-            return Outcome(snapshot, terminated=told is not None or stop())
+            return WaitResult(snapshot, terminated=told is not None or stop())
         if stop():
             told = clock() if told is None else told
             if not snapshot.host.steps or clock() - told > TERMINATION_PATIENCE:
-                return Outcome(snapshot, terminated=True)
+                return WaitResult(snapshot, terminated=True)
         signs = _signs(snapshot)
         if signs != before:
             moved, before = clock(), signs
         allowed = patience if snapshot.host.steps else start_patience
         if clock() - moved > allowed:
-            return Outcome(snapshot, gave_up=_reason(snapshot, allowed))
+            return WaitResult(snapshot, gave_up=_reason(snapshot, allowed))
         sleep(POLL)
 
 

@@ -11,9 +11,9 @@ from asysi.hook.pacer import Pacer
 from asysi.hook.relay import Relay
 from asysi.hook.statistics import Statistics
 from asysi.hook.timeline import Timeline, describe
-from asysi.hook.totals import Totals, read_totals
+from asysi.hook.totals import StreamTotals, read_totals
 from asysi.monitor.health import Health
-from asysi.monitor.worker import Stop
+from asysi.monitor.worker import StopSignal
 
 PACE_SECONDS = 0.25
 LINE_SECONDS = 1.0
@@ -52,12 +52,12 @@ class Hook:
     pacer: Pacer
     statistics: Statistics
     timeline: Timeline
-    totals: Totals
+    totals: StreamTotals
     """At the last line of the timeline."""
     mute: bool = False
     """Whether something that describes the stream could not be written, and that was said."""
 
-    def run(self, health: Health, stop: Stop) -> StreamEnd | None:
+    def run(self, health: Health, stop: StopSignal) -> StreamEnd | None:
         """Drain until the stream has ended; return how, or None when SIGTERM came first."""
         now = monotonic()
         pace, line, statistics = (Every(s, now) for s in (PACE_SECONDS, LINE_SECONDS, STATISTICS_SECONDS))
@@ -80,7 +80,7 @@ class Hook:
             host_gone = self.capture.writer_state() == ProducerState.GONE
         return None
 
-    def _drain(self, stop: Stop) -> bool:
+    def _drain(self, stop: StopSignal) -> bool:
         """Carry what is there to the bus; return whether there was anything."""
         packets = self.captured.pull(_BATCH, _WAIT_SECONDS)
         self.pacer.look()
@@ -100,7 +100,7 @@ class Hook:
         if write_line:
             self._write_line(totals)
 
-    def _write_line(self, totals: Totals) -> None:
+    def _write_line(self, totals: StreamTotals) -> None:
         line = describe(self.totals, totals, self.pacer.pace.rate)
         self._describe(lambda: self.timeline.append(line))
         self.totals = totals

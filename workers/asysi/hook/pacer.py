@@ -6,8 +6,8 @@ from dataclasses import replace
 from asysi.bus.mailbox import CaptureWord
 from asysi.bus.states import ReaderState
 from asysi.bus.stream import StreamControl
-from asysi.hook.rate import Consumer, Limits, Pace, Queue, decide
-from asysi.hook.totals import HOOK, RingTotals, Totals
+from asysi.hook.rate import ConsumerInterval, Limits, Queue, RateState, decide
+from asysi.hook.totals import HOOK, RingTotals, StreamTotals
 
 
 class Pacer:
@@ -20,10 +20,12 @@ class Pacer:
         totals: at the start.
     """
 
-    def __init__(self, capture: StreamControl, bus: StreamControl, limits: Limits, totals: Totals) -> None:
+    def __init__(
+        self, capture: StreamControl, bus: StreamControl, limits: Limits, totals: StreamTotals
+    ) -> None:
         self._capture, self._bus, self._limits = capture, bus, limits
         told = capture.get_float(CaptureWord.RATE)
-        self.pace = Pace(rate=min(limits.most, max(limits.least, told)) if told > 0 else limits.most)
+        self.pace = RateState(rate=min(limits.most, max(limits.least, told)) if told > 0 else limits.most)
         capture.set_float(CaptureWord.RATE, self.pace.rate)
         self._decided = totals
         self._peaks = dict.fromkeys(totals.bus.consumers, 0.0)
@@ -34,7 +36,7 @@ class Pacer:
         for name, peak in self._peaks.items():
             self._peaks[name] = max(peak, self._bus.lag(name))
 
-    def decide(self, totals: Totals) -> None:
+    def decide(self, totals: StreamTotals) -> None:
         """Set the rate, unless the host has offered nothing since the last decision."""
         before = self._decided
         offered = totals.offered - before.offered
@@ -66,10 +68,10 @@ class Pacer:
         return math.inf
 
 
-def _consumer(before: RingTotals, now: RingTotals, name: str) -> Consumer:
+def _consumer(before: RingTotals, now: RingTotals, name: str) -> ConsumerInterval:
     """Return what a consumer of a ring did between two totals."""
     then, since = before.consumers[name], now.consumers[name]
-    return Consumer(
+    return ConsumerInterval(
         [
             Queue(
                 rows=since.consumed[shard] - then.consumed[shard],

@@ -46,7 +46,7 @@ class Queue:
 
 
 @dataclass(frozen=True, slots=True)
-class Consumer:
+class ConsumerInterval:
     """What one consumer did in an interval."""
 
     queues: Sequence[Queue]
@@ -68,7 +68,7 @@ class Flow:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class RateState:
     """What the controller remembers."""
 
     rate: float
@@ -83,7 +83,7 @@ def push(lag: float) -> float:
     return max(0.0, 2.0 - lag / _BALANCE)
 
 
-def lag_of(consumer: Consumer, flows: Sequence[Flow]) -> float:
+def lag_of(consumer: ConsumerInterval, flows: Sequence[Flow]) -> float:
     """Return the longest wait of a newest packet over its time in the ring, >= 0.
 
     What comes near the end of its ring, for a burst or for a wrong guess, counts whatever the forecast: a
@@ -100,8 +100,8 @@ def _forecast(queue: Queue, flow: Flow) -> float:
 
 
 def decide(
-    pace: Pace, limits: Limits, seconds: float, offered: float, consumers: Mapping[str, Consumer]
-) -> Pace:
+    pace: RateState, limits: Limits, seconds: float, offered: float, consumers: Mapping[str, ConsumerInterval]
+) -> RateState:
     """Return the next state after an interval.
 
     Args:
@@ -127,13 +127,13 @@ def decide(
     return replace(pace, rate=rate, offered=offered, flows=flows)
 
 
-def _pauses(consumer: Consumer) -> bool:
+def _pauses(consumer: ConsumerInterval) -> bool:
     """Return whether it did nothing, with room enough left: a checkpoint, say. That is not its pace."""
     return consumer.peak < _BALANCE and not any(queue.rows for queue in consumer.queues)
 
 
 def _bearable(
-    rate: float, offered: float, flows: Sequence[Flow], consumer: Consumer, seconds: float
+    rate: float, offered: float, flows: Sequence[Flow], consumer: ConsumerInterval, seconds: float
 ) -> float:
     """Return the rate that a consumer can follow."""
     followed = sum(flow.pace for flow in flows) / offered
@@ -147,7 +147,7 @@ def _bearable(
 
 
 def _smooth_flows(
-    before: Sequence[Flow] | None, consumer: Consumer, seconds: float, weight: float
+    before: Sequence[Flow] | None, consumer: ConsumerInterval, seconds: float, weight: float
 ) -> list[Flow]:
     now = [Flow(queue.rows / seconds, queue.turnover / seconds) for queue in consumer.queues]
     if before is None:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from asysi.bus.states import ReaderState
-from asysi.hook.totals import ConsumerTotals, Totals
+from asysi.hook.totals import ConsumerTotals, StreamTotals
 
 
-def describe(before: Totals, after: Totals, rate: float) -> dict[str, Any]:
+def describe(before: StreamTotals, after: StreamTotals, rate: float) -> dict[str, Any]:
     """Return a line's content: what happened from `before` to `after`.
 
     `offered`, `kept` and `consumed` are rows a second; `dropped`, `drops` and `lapped` rows in the interval;
@@ -36,7 +36,7 @@ def describe(before: Totals, after: Totals, rate: float) -> dict[str, Any]:
     }
 
 
-def _pairs(before: Totals, after: Totals) -> list[tuple[str, ConsumerTotals, ConsumerTotals]]:
+def _pairs(before: StreamTotals, after: StreamTotals) -> list[tuple[str, ConsumerTotals, ConsumerTotals]]:
     rings = ((before.capture, after.capture), (before.bus, after.bus))
     return [
         (name, then.consumers[name], totals) for then, now in rings for name, totals in now.consumers.items()
@@ -54,7 +54,7 @@ class Restarts:
         self.counts = dict(counts)
         self._gone: set[str] = set()
 
-    def look(self, totals: Totals) -> None:
+    def look(self, totals: StreamTotals) -> None:
         """Compare the workers' states with those of the last look."""
         self.counts["hook"] = max(0, totals.bus.generation - 1)
         for name, consumer in totals.bus.consumers.items():

@@ -49,7 +49,7 @@ class RingTotals:
 
 
 @dataclass(frozen=True, slots=True)
-class Totals:
+class StreamTotals:
     """Rows at both rings."""
 
     at: float
@@ -65,9 +65,9 @@ class Totals:
         return self.capture.seen - sum(self.capture.dropped.values())
 
 
-def read_totals(capture: StreamControl, bus: StreamControl) -> Totals:
+def read_totals(capture: StreamControl, bus: StreamControl) -> StreamTotals:
     """Read both rings' counters. They are a moment apart: two rings may differ by a packet too many."""
-    return Totals(
+    return StreamTotals(
         at=time.monotonic(),
         steps=capture.get(CaptureWord.STEPS),
         capture=_ring(read_accounts(capture)),

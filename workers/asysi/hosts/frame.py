@@ -33,7 +33,7 @@ from asysi.contract.errors import no_room
 from asysi.contract.runtime import CAPTURE_RING, HOST_FOLDER, MODEL_FILE, POINTS_FILE
 from asysi.contract.workloads import workload_of
 from asysi.files import is_full, write_atomic
-from asysi.hosts.progress import PROGRESS_FILE, Progress, read_progress
+from asysi.hosts.progress import PROGRESS_FILE, HostProgress, read_progress
 from asysi.hosts.seen import Beginnings, Seen
 from asysi.model.loading import LoadedModel, load_model, read_resolved
 from asysi.model.points import read_points
@@ -51,7 +51,7 @@ _PROGRESS_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class HostPlan:
     """What a workload knows of its run before the first step."""
 
     context_length: int
@@ -138,7 +138,9 @@ class Host:
         resolved = read_resolved(self._worker.workspace / MODEL_FILE)
         return load_model(resolved, self._spec.model.dtype, self.device)
 
-    def watch(self, module: torch.nn.Module, plan: Plan, root: torch.nn.Module | None = None) -> "HostRun":
+    def watch(
+        self, module: torch.nn.Module, plan: HostPlan, root: torch.nn.Module | None = None
+    ) -> "HostRun":
         """Hook the model and report ready: what comes next are steps.
 
         Args:
@@ -168,12 +170,12 @@ class Host:
         self.watching.enter_context(hooker)
         return self._run
 
-    def _earlier(self) -> Progress:
+    def _earlier(self) -> HostProgress:
         """Return what earlier attempts have done, as far as this one continues behind it."""
         if not self._worker.attempt:
-            return Progress()
+            return HostProgress()
         earlier = read_progress(self._worker.output)
-        return earlier if self._workload.resumable else Progress(attempts=earlier.attempts)
+        return earlier if self._workload.resumable else HostProgress(attempts=earlier.attempts)
 
     def end(self) -> None:
         """Write what was seen; `open_host` calls it."""
@@ -197,8 +199,8 @@ class HostRun:
         worker: Worker,
         hooker: ActivationHooker,
         control: "Control",
-        plan: Plan,
-        earlier: Progress,
+        plan: HostPlan,
+        earlier: HostProgress,
     ) -> None:
         self._worker, self._hooker, self._control, self._plan = worker, hooker, control, plan
         self._earlier = earlier
@@ -317,7 +319,7 @@ class HostRun:
             self._full = True
 
 
-def _tokens_before(earlier: Progress, plan: Plan) -> int:
+def _tokens_before(earlier: HostProgress, plan: HostPlan) -> int:
     """Return the content tokens of earlier attempts, as they counted; their share of all where they did
     not.
     """

@@ -16,7 +16,7 @@ BOS or CLS.
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class HostProgress:
     """What earlier attempts have done."""
 
     next_step: int = 0
@@ -31,18 +31,20 @@ class Progress:
     """Of these, those that began with BOS or CLS."""
 
 
-def read_progress(output: Path) -> Progress:
+def read_progress(output: Path) -> HostProgress:
     """Return what earlier attempts have written down; what is missing or damaged counts as not done."""
     try:
         record = json.loads((output / PROGRESS_FILE).read_text())
     except (OSError, ValueError):
-        return Progress()
+        return HostProgress()
     step = _whole(record, "step")
     if step is None:
-        return Progress()
+        return HostProgress()
     counted = _whole(record, "sequences"), _whole(record, "opened")
     sequences, opened = (0, 0) if None in counted else counted
-    return Progress(step + 1, _attempts(record, step), _whole(record, "tokens"), sequences or 0, opened or 0)
+    return HostProgress(
+        step + 1, _attempts(record, step), _whole(record, "tokens"), sequences or 0, opened or 0
+    )
 
 
 def _attempts(record: dict[str, Any], step: int) -> dict[str, int]:

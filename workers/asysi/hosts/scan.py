@@ -5,11 +5,11 @@ import logging
 from asysi.contract.errors import ConfigError
 from asysi.contract.rows import read_rows
 from asysi.contract.runtime import Container, Exit
-from asysi.hosts.frame import Plan, open_host
+from asysi.hosts.frame import HostPlan, open_host
 from asysi.model.forward import ScannerEngine
 from asysi.monitor.process import run_worker
 from asysi.monitor.worker import Worker
-from asysi.text.reading import Reading, read_data
+from asysi.text.reading import PlannedReading, read_data
 
 log = logging.getLogger("asysi")
 
@@ -37,8 +37,8 @@ def main(worker: Worker) -> int:
     return Exit.OK
 
 
-def _plan(reading: Reading, context_length: int, seed: int) -> Plan:
-    return Plan(
+def _plan(reading: PlannedReading, context_length: int, seed: int) -> HostPlan:
+    return HostPlan(
         context_length=context_length,
         seed=seed,
         steps=reading.batches.steps,

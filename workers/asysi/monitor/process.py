@@ -14,7 +14,7 @@ from asysi.contract.runtime import Container, Exit
 from asysi.files import is_full
 from asysi.monitor.folder import enter
 from asysi.monitor.rest import has_ended, rest
-from asysi.monitor.worker import Stop, Worker, leave_last_words
+from asysi.monitor.worker import StopSignal, Worker, leave_last_words
 
 log = logging.getLogger("asysi")
 
@@ -74,7 +74,7 @@ def _work(worker: Worker, main: Callable[[Worker], int]) -> int:
     return Exit.TERMINATED if cut_short else code
 
 
-def _listen(stop: Stop) -> None:
+def _listen(stop: StopSignal) -> None:
     def on_term(_signal: int, _frame: FrameType | None) -> None:
         stop.terminated = True
 

@@ -38,7 +38,10 @@ _SAE_GAUGES = {
 def collectors(container: Container, shm: Path) -> list[Collector]:
     """Return what `container` serves: hook the rings and the host, sae its gauges, others nothing."""
     if container is Container.HOOK:
-        return [Host(shm / CAPTURE_RING), Rings({"capture": shm / CAPTURE_RING, "bus": shm / BUS_RING})]
+        return [
+            HostCollector(shm / CAPTURE_RING),
+            RingCollector({"capture": shm / CAPTURE_RING, "bus": shm / BUS_RING}),
+        ]
     if container is Container.SAE:
         return [Saes(shm / BUS_RING)]
     return []
@@ -63,7 +66,7 @@ class _Look(Collector):
             yield name, self._controls[name]
 
 
-class Host(_Look):
+class HostCollector(_Look):
     """The host's progress, from the mailbox of the capture ring."""
 
     def __init__(self, folder: Path) -> None:
@@ -89,7 +92,7 @@ class Host(_Look):
             yield latency
 
 
-class Rings(_Look):
+class RingCollector(_Look):
     """The books of rings: what was offered, published, dropped, and what each consumer made of it."""
 
     def collect(self) -> Iterable[Metric]:

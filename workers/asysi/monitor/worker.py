@@ -19,7 +19,7 @@ log = logging.getLogger("asysi")
 
 
 @dataclass
-class Stop:
+class StopSignal:
     """What signals asked for. SIGTERM: checkpoint and leave with 143. SIGINT: end early and cleanly."""
 
     terminated: bool = False
@@ -43,7 +43,7 @@ class Worker:
     attempt: int
     port: int
     health: Health = field(default_factory=Health)
-    stop: Stop = field(default_factory=Stop)
+    stop: StopSignal = field(default_factory=StopSignal)
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
     status: Callable[[], dict[str, object]] = dict
     """What /status answers; a worker may replace it."""

@@ -226,11 +226,11 @@ def _pipeline(
 ) -> "UnifiedPipeline":
     """Return the pipeline of a file, or that of a folder of results."""
     from asysi.pipeline.run.pipeline_file import build, look_beside  # noqa: PLC0415
-    from asysi.pipeline.run.progress import Lines  # noqa: PLC0415
+    from asysi.pipeline.run.progress import ProgressLines  # noqa: PLC0415
     from asysi.pipeline.run.unified_pipeline import UnifiedPipeline  # noqa: PLC0415 - not needed for the help
 
     live = sys.stderr.isatty() and not plain
-    hooks = None if live else Lines()
+    hooks = None if live else ProgressLines()
     if spec is not None:
         return build(spec, shard=part, hooks=hooks, progress=live)
     if not target.is_dir():

@@ -21,7 +21,7 @@ from asysi.monitor.process import run_worker
 from asysi.monitor.worker import Worker
 from asysi.pipeline.formats.uris import location
 from asysi.pipeline.run.pipeline_file import build
-from asysi.pipeline.run.progress import Lines
+from asysi.pipeline.run.progress import ProgressLines
 from asysi.pipeline.run.shard_processes import run_all
 from asysi.pipeline.run.shards import merge
 from asysi.pipeline.streams.data_streams import StreamFactory
@@ -59,7 +59,7 @@ def run(spec: PipelineFile, index: int) -> int:
         RowError: a row could not be processed.
     """
     shard = (index, spec.shards) if spec.shards > 1 else None
-    pipeline = build(spec, shard=shard, hooks=Lines(), progress=False)
+    pipeline = build(spec, shard=shard, hooks=ProgressLines(), progress=False)
     pipeline.pipeline_id = spec.pipeline_id
     _await_release(pipeline.results_dir / ".lock")
     if pipeline.has_begun():

@@ -43,7 +43,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class HookPoint:
+class HookPointRow:
     """A row of the table of what was measured at each hook point. Shares are 0..1."""
 
     path: str
@@ -72,7 +72,7 @@ class HookPoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class LayerRow:
     """One autoencoder: a row of the table of layers. Shares are 0..1."""
 
     name: str
@@ -123,7 +123,7 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class Timeline:
+class TimelineSection:
     """The run by the second; every series has one value per entry of `at`."""
 
     at: tuple[float, ...]
@@ -144,7 +144,7 @@ class Curve:
     """The course of training of one autoencoder; every series has one value per entry of `trained`."""
 
     name: str
-    """As the `Layer` is called."""
+    """As the `LayerRow` is called."""
     trained: tuple[float, ...]
     """Rows trained on."""
     loss: tuple[float | None, ...]
@@ -190,7 +190,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class Corpus:
+class ContextText:
     """The text that contexts are cut from: content tokens only, document after document."""
 
     vocabulary: tuple[str, ...]
@@ -210,7 +210,7 @@ class Features:
     """The latents of one layer that the browser shows, L of them."""
 
     layer: str
-    """Name of the `Layer`."""
+    """Name of the `LayerRow`."""
     latents: NDArray[np.uint32]
     """[L] numbers of the latents shown."""
     density: NDArray[np.float32]
@@ -247,7 +247,7 @@ FIRING_BINS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class TimelineStep:
     """The strongest latents of one layer on each token of the prepared sentence."""
 
     layer: str
@@ -263,14 +263,14 @@ class Sentence:
 
     document: int
     """Index of the document in the corpus."""
-    steps: tuple[Step, ...]
+    steps: tuple[TimelineStep, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Browser:
     """The feature browser's data."""
 
-    corpus: Corpus
+    corpus: ContextText
     features: tuple[Features, ...]
     sentence: Sentence | None = None
     before: int = 12
@@ -300,9 +300,9 @@ class ReportData:
     """What went wrong with the stream or its books, a sentence each."""
     findings: tuple[Finding, ...] = ()
     """What is not as it should be about the data, the worst first."""
-    points: tuple[HookPoint, ...] = ()
-    layers: tuple[Layer, ...] = ()
-    timeline: Timeline | None = None
+    points: tuple[HookPointRow, ...] = ()
+    layers: tuple[LayerRow, ...] = ()
+    timeline: TimelineSection | None = None
     curves: tuple[Curve, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     browser: Browser | None = None

@@ -10,7 +10,16 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from asysi.report import words
-from asysi.report.data import Browser, Comparison, Curve, Features, Layer, ReportData, Sentence, Timeline
+from asysi.report.data import (
+    Browser,
+    Comparison,
+    Curve,
+    Features,
+    LayerRow,
+    ReportData,
+    Sentence,
+    TimelineSection,
+)
 from asysi.report.definitions import DEFINITIONS
 from asysi.report.packing import embed, pack
 
@@ -49,7 +58,7 @@ def _file(folder: str, name: str) -> str:
     return resources.files("asysi.report").joinpath(folder, name).read_text(encoding="utf-8")
 
 
-def _shape(layer: Layer) -> str:
+def _shape(layer: LayerRow) -> str:
     """Return the size of an autoencoder, in words."""
     size = f"{words.count(layer.latents)} latents of width {layer.width}"
     fires = f", {layer.k} of which fire for a token" if layer.k else ""
@@ -57,7 +66,7 @@ def _shape(layer: Layer) -> str:
     return size + fires + (f"; {len(layer.fvu_calls)} calls a forward, FVU {calls}" if calls else "")
 
 
-def _trained(layers: tuple[Layer, ...]) -> str:
+def _trained(layers: tuple[LayerRow, ...]) -> str:
     """Return how many rows the autoencoders were trained on, "" when nobody knows."""
     rows = sorted({layer.trained for layer in layers if layer.trained is not None})
     if not rows:
@@ -79,7 +88,7 @@ def _digest(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
 
 
-def sparkline(layer: Layer) -> str:
+def sparkline(layer: LayerRow) -> str:
     """Return the SVG path of the layer's density histogram in a box of 100 × 24, "" without one."""
     highest = max(layer.density, default=0)
     if not highest:
@@ -115,7 +124,7 @@ def _curve(curve: Curve) -> dict[str, Any]:
     }
 
 
-def _timeline(timeline: Timeline) -> dict[str, Any]:
+def _timeline(timeline: TimelineSection) -> dict[str, Any]:
     return {
         "at": _rounded(timeline.at),
         "rate": _rounded(timeline.rate),

@@ -18,7 +18,7 @@ HELD, HELD_ORIGIN = "held", "held.origin"
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
+class TrainerCheckpoint:
     """A trainer at one moment."""
 
     tensors: dict[str, Tensor]
@@ -27,13 +27,13 @@ class Checkpoint:
     """What JSON can hold."""
 
 
-def write_checkpoint(file: Path, checkpoint: Checkpoint) -> None:
+def write_checkpoint(file: Path, checkpoint: TrainerCheckpoint) -> None:
     """Write atomically; the file stands for good when this returns."""
     metadata = {"format": FORMAT, "words": json.dumps(checkpoint.words)}
     write_atomically(file, lambda temporary: save_file(checkpoint.tensors, temporary, metadata))
 
 
-def read_checkpoint(file: Path) -> Checkpoint | None:
+def read_checkpoint(file: Path) -> TrainerCheckpoint | None:
     """Return the checkpoint, None when there is none.
 
     Raises:
@@ -49,7 +49,7 @@ def read_checkpoint(file: Path) -> Checkpoint | None:
                     f"{file} is not a checkpoint of format {FORMAT}: remove it, or use another output folder"
                 )
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - no mapping
-            return Checkpoint(tensors, json.loads(metadata["words"]))
+            return TrainerCheckpoint(tensors, json.loads(metadata["words"]))
     except (SafetensorError, ValueError, KeyError, OSError) as error:
         raise ConfigError(
             f"the checkpoint {file} cannot be read ({error}): remove it, or take another output folder"

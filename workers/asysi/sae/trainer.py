@@ -15,7 +15,7 @@ from asysi.contract.errors import ConfigError
 from asysi.contract.quantity import parse_bytes
 from asysi.contract.spec import SaeTrain
 from asysi.model.globs import compile_glob
-from asysi.sae.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from asysi.sae.checkpoint import TrainerCheckpoint, read_checkpoint, write_checkpoint
 from asysi.sae.sequence import SequenceLog
 from asysi.sae.training import Training
 
@@ -109,7 +109,7 @@ class Trainer:
             "log": self.log.ranges,
             "points": points,
         }
-        write_checkpoint(self.file, Checkpoint(tensors, words))
+        write_checkpoint(self.file, TrainerCheckpoint(tensors, words))
 
     def load(self, attempt: int) -> bool:
         """Go back to the checkpoint; return whether there is one.

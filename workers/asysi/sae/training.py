@@ -63,7 +63,7 @@ class Counts:
 
 
 @dataclass
-class Progress:
+class TrainerProgress:
     """What goes into a checkpoint beside tensors and counts."""
 
     scale: float | None = None
@@ -113,7 +113,7 @@ class Training:
     ) -> None:
         self.config, self.point, self.memory = config, point, memory
         self.sae = variant(config.variant).from_spec(config, width, width)
-        self.counts, self.progress = Counts(), Progress()
+        self.counts, self.progress = Counts(), TrainerProgress()
         self._rng = np.random.default_rng([config.seed, *point.encode()])
         self._buffer = MixingBuffer(width, dtype, self._rng)
         self._size = BufferSize(
@@ -413,7 +413,7 @@ class Training:
         self._rng.bit_generator.state = words["rng"]
         self.counts = Counts(**words["counts"])
         last = tuple(words["progress"]["last_sequence"])
-        self.progress = Progress(**{**words["progress"], "last_sequence": last, "ended": False})
+        self.progress = TrainerProgress(**{**words["progress"], "last_sequence": last, "ended": False})
 
 
 def _peak_rate(config: SaeTrain, total: float | None) -> float:

@@ -10,7 +10,7 @@ from asysi.text.tokens import Batches, SpelledTokens, make_policy, openers, toke
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class PlannedReading:
     """The corpus as steps, and what is known of it."""
 
     batches: Batches
@@ -27,7 +27,7 @@ class Reading:
     """The tokenizer's BOS and CLS tokens."""
 
 
-def read_data(data: Data, workload: ReadsText, tokenizer: object) -> Reading:
+def read_data(data: Data, workload: ReadsText, tokenizer: object) -> PlannedReading:
     """Read, deduplicate and tokenise the data, and lay out the steps.
 
     Raises:
@@ -42,7 +42,7 @@ def read_data(data: Data, workload: ReadsText, tokenizer: object) -> Reading:
     batches = Batches(
         corpus, policy, batch_size=workload.batch_size, passes=workload.passes, seed=workload.seed
     )
-    return Reading(
+    return PlannedReading(
         batches=batches,
         documents=corpus.documents,
         held_out=int(corpus.holdout.sum()),

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from asysi.weights.reading.checkpoint import Checkpoint, open_checkpoint
     from asysi.weights.run.download import download_model
     from asysi.weights.statistics.analysis import (
-        Analysis,
-        Identity,
+        CheckpointAnalysis,
+        CheckpointOrigin,
         Settings,
         analyze,
         iterate_parameters,
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from asysi.weights.statistics.parameter_families import classify_param
 
 _HOMES = {
-    "Analysis": "statistics.analysis",
+    "CheckpointAnalysis": "statistics.analysis",
     "Checkpoint": "reading.checkpoint",
-    "Identity": "statistics.analysis",
+    "CheckpointOrigin": "statistics.analysis",
     "Settings": "statistics.analysis",
     "analyze": "statistics.analysis",
     "classify_param": "statistics.parameter_families",
@@ -36,9 +36,9 @@ _HOMES = {
 }
 
 __all__ = [
-    "Analysis",
     "Checkpoint",
-    "Identity",
+    "CheckpointAnalysis",
+    "CheckpointOrigin",
     "Settings",
     "analyze",
     "classify_param",

@@ -16,7 +16,7 @@ from asysi.locations import local_folder
 
 if TYPE_CHECKING:
     from asysi.weights.reading.checkpoint import Checkpoint
-    from asysi.weights.run.orchestrator import Outcome
+    from asysi.weights.run.orchestrator import AnalysisOutcome
     from asysi.weights.statistics.analysis import Selection, Settings
 
 app = typer.Typer(help="Analyse the parameters of a checkpoint.", no_args_is_help=True)
@@ -349,7 +349,7 @@ def _selection(include: list[str] | None, exclude: list[str] | None) -> "Selecti
     return Selection(tuple(include or ()), tuple(exclude or ()))
 
 
-def _told(done: "Outcome", table: Path) -> None:
+def _told(done: "AnalysisOutcome", table: Path) -> None:
     """Say what came of a table; notes and what is wrong go to stderr.
 
     Raises:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asysi.files import write_atomic
-from asysi.pipeline.ledger.ledger import Ledger
+from asysi.pipeline.ledger.ledger import RowLedger
 
 
-def write_dead_letters(ledger: Ledger, names: Sequence[str], folder: Path) -> None:
+def write_dead_letters(ledger: RowLedger, names: Sequence[str], folder: Path) -> None:
     """Write the dead letters of each node to `<node>.jsonl` in a folder; a node without any has no file."""
     by_node: dict[str, list[str]] = {}
     for _, node, letter, tries in ledger.dead():

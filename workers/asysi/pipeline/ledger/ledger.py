@@ -75,7 +75,7 @@ class Range:
 
 
 @dataclass(frozen=True, slots=True)
-class Totals:
+class LedgerTotals:
     """What a node has committed.
 
     Attributes:
@@ -112,14 +112,14 @@ class Redriven:
     out_end: int
     out_digest: str
     seal: str
-    gained: Mapping[str, Totals]
+    gained: Mapping[str, LedgerTotals]
     settled: list[int]
     failed: list[tuple[int, DeadLetter]]
     moved: list[tuple[str, DeadLetter]]
     notes: Mapping[str, str]
 
 
-class Ledger:
+class RowLedger:
     """The committed ranges of a pipeline; any thread may call it.
 
     Args:
@@ -189,7 +189,7 @@ class Ledger:
             ).fetchall()
         yield from map(_range, found)
 
-    def totals(self, node: str) -> Totals:
+    def totals(self, node: str) -> LedgerTotals:
         """Return what a node has committed."""
         found = self._one(
             "SELECT max(last) - min(first), sum(made), sum(dropped), sum(blank),"
@@ -205,7 +205,7 @@ class Ledger:
             for name, value in json.loads(text).items():
                 usage[name] = usage.get(name, 0) + value
         rows, made, dropped, blank, dead = (number or 0 for number in found)
-        return Totals(rows, made, dropped, blank, dead, usage)
+        return LedgerTotals(rows, made, dropped, blank, dead, usage)
 
     def settled(self, nodes: list[str]) -> int:
         """Return how many rows of the first source have all their descendants in the last output, counted by
@@ -348,7 +348,7 @@ def _letter(letter: DeadLetter) -> tuple[Any, ...]:
     return letter.identity, letter.row, letter.reason, letter.error, letter.line
 
 
-def _and_redriven(last: Range | None, first: int, whole: Totals, gained: Totals) -> Range:
+def _and_redriven(last: Range | None, first: int, whole: LedgerTotals, gained: LedgerTotals) -> Range:
     """Return all ranges of a node as one, with what a redrive added: its output is no longer theirs."""
     last = last or Range(0, 0, 0, _NOTHING, 0, 0, _NOTHING, 0, 0, 0, 0, {})
     usage = dict(whole.usage or {})

@@ -6,7 +6,7 @@ that a node has not taken from the one before tells which source rows still have
 
 from collections.abc import Sequence
 
-from asysi.pipeline.ledger.ledger import Ledger
+from asysi.pipeline.ledger.ledger import RowLedger
 from asysi.pipeline.rows.ids import FIELD, root
 from asysi.pipeline.rows.values import loads
 from asysi.pipeline.streams.data_streams import IDataStream
@@ -17,7 +17,7 @@ OWN_IDS = "own_ids"
 """What the ledger notes: whether rows of the first source are numbered here, not named by the source."""
 
 
-def settled_rows(ledger: Ledger, names: Sequence[str], buses: Sequence[IDataStream | None]) -> int:
+def settled_rows(ledger: RowLedger, names: Sequence[str], buses: Sequence[IDataStream | None]) -> int:
     """Return how many source rows of the first node have all their descendants in the last output.
 
     Exact where rows are numbered here and lie in files; else whole committed ranges are counted, which may be

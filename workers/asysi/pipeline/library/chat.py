@@ -21,7 +21,7 @@ from asysi.pipeline.library.chat_parameters import (
     refuse_problems,
 )
 from asysi.pipeline.library.client import Call, ChatAnswerError, ChatBusyError, ChatError, Client, Patience
-from asysi.pipeline.library.pace import Pace
+from asysi.pipeline.library.pace import RateLimit
 from asysi.pipeline.library.template import template
 from asysi.pipeline.operators.operator import BaseOperator, Made, NodeContext, Row
 from asysi.pipeline.rows.ids import FIELD
@@ -147,8 +147,8 @@ class Chat(BaseOperator):
             server.url,
             headers,
             Patience(server.tries, server.timeout, server.deadline),
-            requests=Pace(server.requests_per_minute) if server.requests_per_minute else None,
-            tokens=Pace(server.tokens_per_minute) if server.tokens_per_minute else None,
+            requests=RateLimit(server.requests_per_minute) if server.requests_per_minute else None,
+            tokens=RateLimit(server.tokens_per_minute) if server.tokens_per_minute else None,
             secret=secret,
         )
         self._open = _Open(client, Answers(Path(cache) if cache else ctx.folder / CACHE), {})

@@ -12,7 +12,7 @@ import tenacity
 
 from asysi.contract.errors import ConfigError
 from asysi.pipeline.library.connections import BROKEN_OFF, CONNECT_ERRORS, Connections, Response
-from asysi.pipeline.library.pace import Pace
+from asysi.pipeline.library.pace import RateLimit
 from asysi.pipeline.library.waiting import retry_after
 from asysi.pipeline.operators.operator import CanceledError
 
@@ -113,8 +113,8 @@ class Client:
         headers: Mapping[str, str],
         patience: Patience,
         *,
-        requests: Pace | None = None,
-        tokens: Pace | None = None,
+        requests: RateLimit | None = None,
+        tokens: RateLimit | None = None,
         secret: str | None = None,
     ) -> None:
         self._url, self._patience, self._secret = url, patience, secret

@@ -8,7 +8,7 @@ _SAVED = 1.0
 """Seconds of unused allowance that are kept for later."""
 
 
-class Pace:
+class RateLimit:
     """Lets through so many units in any minute at most, evenly (generic cell rate algorithm, ITU-T I.371).
 
     Args:

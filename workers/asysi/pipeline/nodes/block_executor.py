@@ -6,9 +6,9 @@ from asysi.pipeline.nodes.config import MAX_THREADS, NodeSettings
 from asysi.pipeline.nodes.event_loop import call_method
 from asysi.pipeline.nodes.fork_pool import fork_pool, run_in_child
 from asysi.pipeline.nodes.run_context import RunContext
-from asysi.pipeline.nodes.worker import Worker
+from asysi.pipeline.nodes.worker import NodeWorker
 from asysi.pipeline.operators.operator import NodeContext, is_async
-from asysi.pipeline.rows.blocks import Block, Result
+from asysi.pipeline.rows.blocks import Result, RowBlock
 
 
 class BlockExecutor:
@@ -23,19 +23,19 @@ class BlockExecutor:
         self._settings, self._context = settings, context
         self._pool: Executor | None = None
         self._threads: ThreadPoolExecutor | None = None
-        self._worker: Worker | None = None
+        self._worker: NodeWorker | None = None
 
     def open(self) -> None:
         """Start threads or processes, and open the operator where it computes in this process."""
         given, operator = self._settings, self._settings.operator
         if given.processes > 1:
             self._pool = fork_pool(given, self._context)
-            self._worker = Worker(operator, given.batch_size, dead_letters=given.sets_aside)
+            self._worker = NodeWorker(operator, given.batch_size, dead_letters=given.sets_aside)
             return
         if given.batch_size > 1 and not is_async(operator):
             threads = min(given.parallel_size * given.batch_size, MAX_THREADS)
             self._threads = ThreadPoolExecutor(threads, thread_name_prefix=f"{given.node_id}-rows")
-        self._worker = Worker(
+        self._worker = NodeWorker(
             operator, given.batch_size, dead_letters=given.sets_aside, threads=self._threads
         )
         if given.parallel_size > 1:
@@ -64,12 +64,12 @@ class BlockExecutor:
         assert self._worker is not None
         return self._worker.waits
 
-    def run(self, block: Block) -> Result:
+    def run(self, block: RowBlock) -> Result:
         """Compute a block in this thread."""
         assert self._worker is not None
         return self._worker.run(block, self._node_context())
 
-    def submit(self, block: Block) -> "Future[Result]":
+    def submit(self, block: RowBlock) -> "Future[Result]":
         """Start to compute a block on a thread or in a process."""
         assert self._pool is not None
         assert self._worker is not None

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from asysi.pipeline.ledger.ledger import Ledger, Range
+from asysi.pipeline.ledger.ledger import Range, RowLedger
 from asysi.pipeline.nodes.config import WriterConfig
 from asysi.pipeline.rows.blocks import Result
 from asysi.pipeline.streams.row_log import Log, MemoryLog, StreamBridge
@@ -37,7 +37,7 @@ class Committer:
         self,
         node: str,
         log: Log,
-        ledger: Ledger,
+        ledger: RowLedger,
         bridge: StreamBridge,
         config: WriterConfig,
         *,

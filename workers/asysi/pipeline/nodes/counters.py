@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 
-from asysi.pipeline.ledger.ledger import Range, Totals
+from asysi.pipeline.ledger.ledger import LedgerTotals, Range
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Progress:
     waited: float
 
 
-class Counters:
+class NodeCounters:
     """Counts a node's rows: `base` were committed before this run began, `computed` are of this run."""
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Counters:
         """Forget how far an earlier run had computed, and how long it took."""
         self.computed, self._began, self._ended = 0, 0.0, 0.0
 
-    def restore(self, totals: Totals) -> None:
+    def restore(self, totals: LedgerTotals) -> None:
         """Take over what the ledger has committed."""
         self.durable = self.base = totals.rows
         self.made, self.dropped, self.blank, self.dead = (

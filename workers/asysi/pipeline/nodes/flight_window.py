@@ -10,7 +10,7 @@ from asysi.pipeline.nodes.block_executor import BlockExecutor
 from asysi.pipeline.nodes.config import NodeSettings
 from asysi.pipeline.nodes.dispatch_log import DispatchLog
 from asysi.pipeline.nodes.run_context import RunContext
-from asysi.pipeline.rows.blocks import Block, Result
+from asysi.pipeline.rows.blocks import Result, RowBlock
 
 _QUICK, _SLOW = 0.02, 0.2
 """Blocks grow while they take less than the one, and shrink when they take more than the other (seconds)."""
@@ -22,7 +22,7 @@ _AHEAD = 64
 class _Flight:
     """A block that is being computed."""
 
-    block: Block
+    block: RowBlock
     future: "Future[Result]"
     since: float
     parked: bool = False
@@ -69,7 +69,7 @@ class FlightWindow:
         settings: NodeSettings,
         context: RunContext,
         executor: BlockExecutor,
-        deliver: Callable[[Block, Result], None],
+        deliver: Callable[[RowBlock, Result], None],
     ) -> None:
         self._settings, self._context, self._executor, self._deliver = settings, context, executor, deliver
         self._size = BlockSize(settings.batch_size, settings.writer_config.queue_size)
@@ -94,7 +94,7 @@ class FlightWindow:
             return self._parked[first].last - first
         return min(self._size.rows, first - row)
 
-    def dispatch(self, block: Block) -> None:
+    def dispatch(self, block: RowBlock) -> None:
         """Let a block be computed, and deliver what is done; waits while enough is on its way."""
         self.dispatches.tell(block.first, block.last, len(self._flights))
         parked = self._parked.pop(block.first, None)
@@ -132,7 +132,7 @@ class FlightWindow:
         self._park([flight for flight in self._flights if not flight.parked])
         self._flights.clear()
 
-    def _submit(self, block: Block) -> None:
+    def _submit(self, block: RowBlock) -> None:
         future = self._executor.submit(block)
         future.add_done_callback(self._on_done)
         self._flights.append(_Flight(block, future, time.monotonic()))

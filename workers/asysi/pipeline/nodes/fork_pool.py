@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from asysi.pipeline.nodes.config import MAX_THREADS, NodeSettings
 from asysi.pipeline.nodes.event_loop import call_method
 from asysi.pipeline.nodes.run_context import RunContext
-from asysi.pipeline.nodes.worker import Worker
+from asysi.pipeline.nodes.worker import NodeWorker
 from asysi.pipeline.operators.operator import NodeContext
-from asysi.pipeline.rows.blocks import Block, Result
+from asysi.pipeline.rows.blocks import Result, RowBlock
 
 if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor
 
-_child: tuple[Worker, Callable[[], NodeContext]] | None = None
+_child: tuple[NodeWorker, Callable[[], NodeContext]] | None = None
 """In a process that computes: what runs its blocks, and what makes the context of each."""
 
 
@@ -63,7 +63,7 @@ def fork_pool(settings: NodeSettings, run: RunContext) -> "ProcessPoolExecutor":
     return pool
 
 
-def run_in_child(block: Block) -> Result:
+def run_in_child(block: RowBlock) -> Result:
     """Compute a block, in a process of the pool."""
     assert _child is not None
     worker, context = _child
@@ -89,7 +89,7 @@ def _begin_child(task: _Task, stopped: Callable[[], bool]) -> None:
     threads = ThreadPoolExecutor(min(task.batch_size, MAX_THREADS)) if task.batch_size > 1 else None
     call_method(task.operator, "open", context())
     _child = (
-        Worker(task.operator, task.batch_size, dead_letters=task.dead_letters, threads=threads),
+        NodeWorker(task.operator, task.batch_size, dead_letters=task.dead_letters, threads=threads),
         context,
     )
 

@@ -10,7 +10,7 @@ from asysi.pipeline.ledger.settled_rows import OWN_IDS
 from asysi.pipeline.nodes.block_executor import BlockExecutor
 from asysi.pipeline.nodes.committer import Committer
 from asysi.pipeline.nodes.config import NodeSettings
-from asysi.pipeline.nodes.counters import Counters
+from asysi.pipeline.nodes.counters import NodeCounters
 from asysi.pipeline.nodes.flight_window import FlightWindow
 from asysi.pipeline.nodes.run_context import RunContext
 from asysi.pipeline.nodes.verify import (
@@ -22,7 +22,7 @@ from asysi.pipeline.nodes.verify import (
     written_digest,
 )
 from asysi.pipeline.nodes.writer import Writer
-from asysi.pipeline.rows.blocks import Block, Result
+from asysi.pipeline.rows.blocks import Result, RowBlock
 from asysi.pipeline.streams.completeness import is_complete
 from asysi.pipeline.streams.data_streams import IDataStream, ParquetStream
 from asysi.pipeline.streams.row_log import FileLog, Log
@@ -56,7 +56,7 @@ class OpenNode:
         context: RunContext,
         source: IDataStream,
         out: IDataStream,
-        counters: Counters,
+        counters: NodeCounters,
     ) -> None:
         self._settings, self._context, self._counters = settings, context, counters
         self._bus, self._out = source, out
@@ -208,7 +208,7 @@ class OpenNode:
             )
         return digest
 
-    def _deliver(self, block: Block, result: Result) -> None:
+    def _deliver(self, block: RowBlock, result: Result) -> None:
         """Give a result to the writer; a failure keeps what was finished behind it, and is raised."""
         assert self._writer is not None
         if self._columns is not None:

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from asysi.contract.errors import ConfigError
-from asysi.pipeline.ledger.ledger import Totals
+from asysi.pipeline.ledger.ledger import LedgerTotals
 from asysi.pipeline.nodes.config import NodeSettings, WriterConfig
-from asysi.pipeline.nodes.counters import Counters, Progress
+from asysi.pipeline.nodes.counters import NodeCounters, Progress
 from asysi.pipeline.nodes.lifecycle import OpenNode, reopen_finished
 from asysi.pipeline.nodes.run_context import RunContext
 from asysi.pipeline.operators.operator import as_operator, is_async, name_of
@@ -66,7 +66,7 @@ class Node:
         self.output_bus: IDataStream | None = None
         self.status = "pending"
         self.failure: BaseException | None = None
-        self._counters = Counters()
+        self._counters = NodeCounters()
         self._context: RunContext | None = None
         self._opened: OpenNode | None = None
         self._finished = False
@@ -105,7 +105,7 @@ class Node:
             SealError: source or output differ from what the ledger or a seal says of them.
         """
         context, source, out = self._parts()
-        self._counters.restore(context.ledger.totals(self.node_id) if context.resume else Totals())
+        self._counters.restore(context.ledger.totals(self.node_id) if context.resume else LedgerTotals())
         if context.resume and context.ledger.finished(self.node_id) is not None:
             reopen_finished(self.node_id, context, out)
             self.status, self._finished = "completed", True
@@ -161,7 +161,7 @@ class Node:
                 *(self.node_id, self.status, self._counters.durable, self._counters.made),
             )
 
-    def recall(self, totals: Totals) -> None:
+    def recall(self, totals: LedgerTotals) -> None:
         """Take up what an earlier run has completed, without opening anything."""
         self._counters.restore(totals)
         self.status, self._finished = "completed", True

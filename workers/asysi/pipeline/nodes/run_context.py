@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from asysi.pipeline.ledger.ledger import Ledger
+from asysi.pipeline.ledger.ledger import RowLedger
 from asysi.pipeline.rows.blocks import Result
 from asysi.pipeline.streams.source import Window
 
@@ -28,7 +28,7 @@ class RunContext:
 
     pipeline_id: str
     folder: Path
-    ledger: Ledger
+    ledger: RowLedger
     stop: threading.Event = field(default_factory=threading.Event)
     spent: Callable[[str, Result], None] = lambda node, result: None
     window: Window | None = None

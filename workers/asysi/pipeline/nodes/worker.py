@@ -19,9 +19,9 @@ from asysi.pipeline.rows.blocks import (
     BAD_LINE,
     BadLineError,
     BadRowError,
-    Block,
     DeadLetter,
     Result,
+    RowBlock,
     RowError,
     lines_of,
 )
@@ -37,7 +37,7 @@ _WAIT = 0.0005
 """Seconds that a row must wait for threads to be worth their cost (about 50 µs a row)."""
 
 
-class Worker:
+class NodeWorker:
     """Runs blocks through one operator. Any number of threads may call it, unless the operator is ordered.
 
     Args:
@@ -68,7 +68,7 @@ class Worker:
         # otherwise: their rows are always looked at one by one.
         self._always_watch = self.waits is True or bool(getattr(operator, "ordered", False))
 
-    def run(self, block: Block, context: NodeContext) -> Result:
+    def run(self, block: RowBlock, context: NodeContext) -> Result:
         """Return what becomes of the block. Errors of rows are in the result; nothing is raised for them."""
         began = time.perf_counter()
         result = Result(block.first, block.last, block.end, size=len(block.data))
@@ -87,7 +87,7 @@ class Worker:
         return result
 
     def _run_watched(
-        self, one: Callable[..., Any], block: Block, context: NodeContext, job: "_Job"
+        self, one: Callable[..., Any], block: RowBlock, context: NodeContext, job: "_Job"
     ) -> tuple["_Job", Result]:
         """Run a block again, looking for NaN in each row: the first null appeared in it.
 
@@ -111,7 +111,7 @@ class Worker:
 
     def _run_items(self, one: Callable[..., Any], job: "_Job") -> None:
         if self.waits is None:
-            probe = _Probe(one)
+            probe = _FlightProbe(one)
             self._each(probe, job)
             self.waits = probe.verdict()
         elif self.waits and self._submit is not None:
@@ -259,7 +259,7 @@ class Worker:
 class _Job:
     """A block on its way: its lines, what was made of them, and where that is noted."""
 
-    def __init__(self, block: Block, context: NodeContext, result: Result) -> None:
+    def __init__(self, block: RowBlock, context: NodeContext, result: Result) -> None:
         self.block, self.context, self.result = block, context, result
         self.lines = lines_of(block.data) if block.lines is None else block.lines
         self.out: list[bytes] = []
@@ -281,7 +281,7 @@ class _Job:
             self.result.dropped += not lines
 
 
-class _Probe:
+class _FlightProbe:
     """Times the first rows: does an operator wait, or compute?"""
 
     def __init__(self, one: Callable[..., Any]) -> None:
@@ -302,7 +302,7 @@ class _Probe:
         return min(self._waited) > _WAIT if self._waited else None
 
 
-def _readable(lines: list[bytes], block: Block) -> list[dict[str, Any]]:
+def _readable(lines: list[bytes], block: RowBlock) -> list[dict[str, Any]]:
     """Return the rows that the hot loop will ask for, in its order: those that can be read."""
     rows = []
     for number, line in enumerate(lines, block.first):

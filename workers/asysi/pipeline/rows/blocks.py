@@ -11,7 +11,7 @@ BAD_LINE = "\0bad line"
 
 
 @dataclass(slots=True)
-class Block:
+class RowBlock:
     """Consecutive source rows.
 
     Attributes:

@@ -13,11 +13,11 @@ from asysi.pipeline.nodes.config import WriterConfig
 from asysi.pipeline.nodes.node import Node
 from asysi.pipeline.operators.fingerprint import fingerprint
 from asysi.pipeline.run.blueprint_checks import check_nodes, compare, link
-from asysi.pipeline.run.budget import Budget
+from asysi.pipeline.run.budget import SpendingLimit
 from asysi.pipeline.run.names import pipeline_name
 from asysi.pipeline.run.platform_log import FILE
 from asysi.pipeline.run.results_folder import locked, make_room
-from asysi.pipeline.run.run import RunStatus
+from asysi.pipeline.run.run import LifecycleState
 from asysi.pipeline.run.run_state import RUNTIME, read_image
 from asysi.pipeline.run.settings import ON_DISK, RunSettings
 from asysi.pipeline.run.telemetry import node_image, save, timestamp
@@ -51,8 +51,8 @@ class PipelineBlueprint:
         self.pipeline_id = ""
         leaves_state = any(folder is not None for folder in (results_dir, base_path, log_dir))
         self._given = RunSettings.of(results_dir, log_dir, hooks, progress, leaves_state=leaves_state)
-        self._budget = Budget(budget)
-        self._status = RunStatus()
+        self._budget = SpendingLimit(budget)
+        self._status = LifecycleState()
         self._window: Window | None = None
         self._inputs: list[InputFile] | None = None
         self._resume = False

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Mapping
 
 
-class Budget:
+class SpendingLimit:
     """Adds up what operators report, by node and name, and compares the sum with limits.
 
     Args:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from asysi.contract.errors import ConfigError
-from asysi.pipeline.ledger.ledger import Ledger
+from asysi.pipeline.ledger.ledger import RowLedger
 from asysi.pipeline.ledger.settled_rows import settled_rows
 from asysi.pipeline.run.run_state import LIVE, RUNTIME, read_image
 from asysi.pipeline.streams.data_streams import StreamFactory
@@ -36,7 +36,7 @@ def _corrected(folder: Path) -> dict[str, Any]:
                 node["status"] = "interrupted"
     if not file.exists():
         return {**image, "settled": 0, "dead": 0}
-    ledger = Ledger(file, fsync=False)
+    ledger = RowLedger(file, fsync=False)
     try:
         for node in image["nodes"]:
             totals = ledger.totals(node["node_id"])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from asysi.contract.errors import ConfigError
-from asysi.pipeline.ledger.ledger import Ledger
+from asysi.pipeline.ledger.ledger import RowLedger
 from asysi.pipeline.ledger.settled_rows import settled_rows
 from asysi.pipeline.nodes.libc import keep_freed_memory
 from asysi.pipeline.nodes.node import Node
@@ -140,7 +140,7 @@ class UnifiedNodePipeline(PipelineBlueprint):
             stack.enter_context(journal(self._given.log_dir))
             stack.enter_context(cancel_on_signal(self.cancel))
             fsync = any(node.writer_config.fsync for node in self.nodes)
-            ledger = Ledger(self.results_dir / LEDGER, fsync=fsync)
+            ledger = RowLedger(self.results_dir / LEDGER, fsync=fsync)
             stack.callback(ledger.close)
             Run(self._plan(), ledger, self._status, self._budget, self.get_runtime).execute()
             return self._report(ledger)
@@ -160,7 +160,7 @@ class UnifiedNodePipeline(PipelineBlueprint):
             self._given.progress,
         )
 
-    def _report(self, ledger: Ledger) -> Report:
+    def _report(self, ledger: RowLedger) -> Report:
         names = [node.node_id for node in self.nodes]
         return Report(
             self.pipeline_id,
@@ -174,11 +174,11 @@ class UnifiedNodePipeline(PipelineBlueprint):
         )
 
     @contextmanager
-    def _redriving(self) -> Iterator[Ledger]:
+    def _redriving(self) -> Iterator[RowLedger]:
         """Hold the pipeline for a redrive, with its ledger and what its nodes have completed."""
         with locked(self.results_dir, self.pipeline_id), journal(self._given.log_dir):
             self._status.began, self._status.name = time.monotonic(), "redriving"
-            ledger = Ledger(self.results_dir / LEDGER)
+            ledger = RowLedger(self.results_dir / LEDGER)
             try:
                 for node in self.nodes:
                     node.recall(ledger.totals(node.node_id))

@@ -88,7 +88,7 @@ def spent(images: Sequence[Image]) -> dict[str, float]:
     return total
 
 
-class Lines(DefaultPipelineHooks):
+class ProgressLines(DefaultPipelineHooks):
     """Writes a line about a node when it begins and ends, and every ten seconds between.
 
     Args:

@@ -20,7 +20,7 @@ import xxhash
 
 from asysi.contract.errors import ConfigError
 from asysi.files import sync, write_atomically
-from asysi.pipeline.ledger.ledger import Ledger, Redriven, Totals
+from asysi.pipeline.ledger.ledger import LedgerTotals, Redriven, RowLedger
 from asysi.pipeline.nodes.node import Node
 from asysi.pipeline.nodes.verify import check_log, committed_rows
 from asysi.pipeline.rows import values
@@ -94,7 +94,7 @@ def check_completed(folder: Path) -> None:
     image = read_image(folder)
     if not (folder / "ledger.sqlite").exists():
         raise ConfigError(f"the pipeline {image['pipeline_id']} has not run yet: run it first")
-    ledger = Ledger(folder / "ledger.sqlite")
+    ledger = RowLedger(folder / "ledger.sqlite")
     try:
         names = [node["node_id"] for node in image["nodes"]]
         waiting = [name for name in names if ledger.finished(name) is None]
@@ -107,7 +107,7 @@ def check_completed(folder: Path) -> None:
         )
 
 
-def redrive(run: CompletedRun, ledger: Ledger) -> str:
+def redrive(run: CompletedRun, ledger: RowLedger) -> str:
     """Put a completed pipeline's dead letters through again.
 
     Returns:
@@ -138,7 +138,7 @@ def redrive(run: CompletedRun, ledger: Ledger) -> str:
     return "completed"
 
 
-def check_output(run: CompletedRun, ledger: Ledger) -> None:
+def check_output(run: CompletedRun, ledger: RowLedger) -> None:
     """Refuse to redrive into an output that is not what it was: before anything is computed or paid.
 
     Raises:
@@ -159,7 +159,7 @@ def check_output(run: CompletedRun, ledger: Ledger) -> None:
         )
 
 
-def finish_merge(ledger: Ledger, bus: IDataStream) -> None:
+def finish_merge(ledger: RowLedger, bus: IDataStream) -> None:
     """Give a merged output its name and seal, if the ledger has it but a crash came between."""
     note = json.loads(ledger.about(_PENDING) or "null")
     if note is None:
@@ -173,7 +173,7 @@ def finish_merge(ledger: Ledger, bus: IDataStream) -> None:
     ledger.note(_PENDING, "null")
 
 
-def _chain(run: CompletedRun, ledger: Ledger, index: int, folder: Path) -> _Chain:
+def _chain(run: CompletedRun, ledger: RowLedger, index: int, folder: Path) -> _Chain:
     name = run.nodes[index].node_id
     chain = _Chain([], [], [], folder / name)
     rows = []
@@ -221,7 +221,7 @@ def _fill(file: Path, rows: list[dict[str, Any]]) -> None:
             stream.write(values.dumps(row) + b"\n")
 
 
-def _again(node: Node, ledger: Ledger) -> Node:
+def _again(node: Node, ledger: RowLedger) -> Node:
     again = Node(
         node.node_id,
         node.parallel_size,
@@ -249,7 +249,7 @@ def _file_log(node: Node) -> FileLog:
     return log
 
 
-def _left(run: CompletedRun, ledger: Ledger, chains: list[_Chain]) -> dict[str, float]:
+def _left(run: CompletedRun, ledger: RowLedger, chains: list[_Chain]) -> dict[str, float]:
     """Return what the budget leaves to spend."""
     spent = [ledger.totals(node.node_id).usage or {} for node in run.nodes]
     spent += [gained.usage or {} for chain in chains for gained in _gained(chain).values()]
@@ -260,17 +260,17 @@ def _run(run: CompletedRun, chain: _Chain, budget: Mapping[str, float]) -> str:
     return run.run_chain(chain.nodes, chain.folder / "state", budget)
 
 
-def _gained(chain: _Chain) -> dict[str, Totals]:
+def _gained(chain: _Chain) -> dict[str, LedgerTotals]:
     if not chain.sent:
         return {}
-    ledger = Ledger(chain.ledger, fsync=False)
+    ledger = RowLedger(chain.ledger, fsync=False)
     try:
         return {node.node_id: ledger.totals(node.node_id) for node in chain.nodes}
     finally:
         ledger.close()
 
 
-def _merge(run: CompletedRun, ledger: Ledger, chains: list[_Chain]) -> None:
+def _merge(run: CompletedRun, ledger: RowLedger, chains: list[_Chain]) -> None:
     """Write the new output beside the old one, and let the ledger say that it is the output."""
     final = run.nodes[-1]
     log, last = _file_log(final), ledger.last(final.node_id)
@@ -280,10 +280,10 @@ def _merge(run: CompletedRun, ledger: Ledger, chains: list[_Chain]) -> None:
     made = log.path.with_name(f".{log.path.name}.redriven")
     seal = _merged(files, made, final.node_id, run.pipeline_id)
     settled, failed, moved = _letters(chains)
-    gained: dict[str, Totals] = {final.node_id: Totals()}
+    gained: dict[str, LedgerTotals] = {final.node_id: LedgerTotals()}
     for chain in chains:
         for node, totals in _gained(chain).items():
-            gained[node] = _sum(gained.get(node, Totals()), totals)
+            gained[node] = _sum(gained.get(node, LedgerTotals()), totals)
     note = {"made": str(made), "path": str(log.path), "seal": asdict(seal)}
     ledger.redriven(
         Redriven(
@@ -347,7 +347,7 @@ def _letters(
         failed += chain.broken
         if not chain.sent:
             continue
-        ledger = Ledger(chain.ledger, fsync=False)
+        ledger = RowLedger(chain.ledger, fsync=False)
         again = {letter.row: letter for _, _, letter, _ in ledger.dead(chain.nodes[0].node_id)}
         for node in chain.nodes[1:]:
             moved += [
@@ -363,8 +363,8 @@ def _letters(
     return settled, failed, moved
 
 
-def _sum(one: Totals, other: Totals) -> Totals:
+def _sum(one: LedgerTotals, other: LedgerTotals) -> LedgerTotals:
     usage = dict(one.usage or {})
     for name, value in (other.usage or {}).items():
         usage[name] = usage.get(name, 0) + value
-    return Totals(0, one.made + other.made, one.dropped + other.dropped, 0, 0, usage)
+    return LedgerTotals(0, one.made + other.made, one.dropped + other.dropped, 0, 0, usage)

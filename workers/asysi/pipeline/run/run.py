@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from asysi.pipeline.ledger.dead_letters import write_dead_letters
-from asysi.pipeline.ledger.ledger import Ledger
+from asysi.pipeline.ledger.ledger import RowLedger
 from asysi.pipeline.nodes.node import Node
 from asysi.pipeline.nodes.run_context import RunContext
 from asysi.pipeline.rows.blocks import Result, RowError
-from asysi.pipeline.run.budget import Budget
+from asysi.pipeline.run.budget import SpendingLimit
 from asysi.pipeline.run.hooks import CompositePipelineHooks
 from asysi.pipeline.run.redrive import finish_merge
 from asysi.pipeline.run.telemetry import Ticker, node_image, save, tell_progress
@@ -57,7 +57,7 @@ class RunPlan:
 
 
 @dataclass(slots=True)
-class RunStatus:
+class LifecycleState:
     """How a pipeline's run goes: written by the run, read by everybody.
 
     Attributes:
@@ -95,9 +95,9 @@ class Run:
     def __init__(
         self,
         plan: RunPlan,
-        ledger: Ledger,
-        status: RunStatus,
-        budget: Budget,
+        ledger: RowLedger,
+        status: LifecycleState,
+        budget: SpendingLimit,
         image: Callable[[], dict[str, Any]],
     ) -> None:
         self._plan, self._ledger, self._status = plan, ledger, status

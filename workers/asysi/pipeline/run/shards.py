@@ -12,7 +12,7 @@ from typing import Any
 import xxhash
 
 from asysi.contract.errors import ConfigError
-from asysi.pipeline.ledger.ledger import Ledger
+from asysi.pipeline.ledger.ledger import RowLedger
 from asysi.pipeline.run.run_state import read_image
 from asysi.pipeline.streams.data_streams import FileStream, IDataStream, StreamFactory
 from asysi.pipeline.streams.input_files import same
@@ -146,7 +146,7 @@ def _output(images: list[dict[str, Any]]) -> str:
 
 def _seal(folder: Path, node: dict[str, Any]) -> Seal:
     """Return the seal that a shard's ledger has."""
-    ledger = Ledger(folder / "ledger.sqlite", fsync=False)
+    ledger = RowLedger(folder / "ledger.sqlite", fsync=False)
     seal = ledger.finished(node["node_id"])
     ledger.close()
     if seal is None:
@@ -156,7 +156,7 @@ def _seal(folder: Path, node: dict[str, Any]) -> Seal:
 
 def _append(log: Any, folder: Path, node: dict[str, Any]) -> None:
     """Copy a shard's rows behind those that are there, checking them on the way."""
-    ledger = Ledger(folder / "ledger.sqlite", fsync=False)
+    ledger = RowLedger(folder / "ledger.sqlite", fsync=False)
     last = ledger.last(node["node_id"])
     ledger.close()
     rows = StreamFactory.create(node["output_uri"], folder / "spool").log()

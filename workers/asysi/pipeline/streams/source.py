@@ -21,7 +21,7 @@ from asysi.contract.errors import ConfigError
 from asysi.locations import filesystem
 from asysi.pipeline.formats.compression import BrokenFileError
 from asysi.pipeline.formats.format_detection import BOM
-from asysi.pipeline.rows.blocks import Block, lines_of
+from asysi.pipeline.rows.blocks import RowBlock, lines_of
 from asysi.pipeline.rows.ids import FIELD
 from asysi.pipeline.rows.values import loads
 from asysi.pipeline.streams.open_files import is_written
@@ -101,7 +101,7 @@ class LineSource:
         """Whether every row was taken."""
         return self._broken is None and self.feed.ended and self._at == len(self._buffer)
 
-    def take(self, limit: int, align: int = 1) -> Block | None:
+    def take(self, limit: int, align: int = 1) -> RowBlock | None:
         """Return up to `limit` rows, or None when there are none (yet).
 
         Args:
@@ -142,7 +142,7 @@ class LineSource:
                 )
             return None
         data = self._buffer[self._at : end]
-        block = Block(self._row, rows, self._offset + len(data), data, self.stored, self._lines)
+        block = RowBlock(self._row, rows, self._offset + len(data), data, self.stored, self._lines)
         self._lines = None
         self._at, self._row, self._offset = end, block.last, block.end
         return block

@@ -49,7 +49,7 @@ class Objective:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class StepResult:
     """What a step showed."""
 
     loss: float
@@ -165,7 +165,7 @@ class SparseAutoencoder(ABC):
         Within it the parameters require gradients; what it changes in `state` must not.
         """
 
-    def differentiate(self, x: Tensor, y: Tensor, gradient: Self, context: StepContext) -> Outcome:
+    def differentiate(self, x: Tensor, y: Tensor, gradient: Self, context: StepContext) -> StepResult:
         """Put the loss's gradient into `gradient`, a twin that is overwritten.
 
         This is autograd's. A variant that writes its gradient out overrides it; both must agree.
@@ -187,7 +187,7 @@ class SparseAutoencoder(ABC):
             found = self.loss(rows, targets, dataclasses.replace(context, dead=context.dead.clone()))
             found.loss.backward()  # type: ignore[no-untyped-call]
         error, active = found.error.detach(), found.active.detach()
-        return Outcome(
+        return StepResult(
             float(found.loss.detach()),
             squares(error) / spread(y),
             int(active.sum()) / len(x),

@@ -22,7 +22,7 @@ from asysi.sae.initial import directions
 from asysi.sae.normalisation import geometric_median
 from asysi.sae.selection import top_k
 from asysi.sae.sparse import SparseLatents, inner_products
-from asysi.sae.variants.base import Objective, Outcome, SparseAutoencoder, StepContext, spread, squares
+from asysi.sae.variants.base import Objective, SparseAutoencoder, StepContext, StepResult, spread, squares
 
 
 class TopK(SparseAutoencoder):
@@ -169,7 +169,7 @@ class TopK(SparseAutoencoder):
             loss = loss + self._coefficient * (revived + error.detach()).square().sum() / divisor
         return Objective(loss, error, latents > 0)
 
-    def differentiate(self, x: Tensor, y: Tensor, gradient: Self, context: StepContext) -> Outcome:
+    def differentiate(self, x: Tensor, y: Tensor, gradient: Self, context: StepContext) -> StepResult:
         """Put the loss's gradient over the rows of x [rows, d_in] into `gradient`: see the base."""
         variance = spread(y)
         seen = self._look(x, y, fast=context.fast)
@@ -185,7 +185,7 @@ class TopK(SparseAutoencoder):
         fired[seen.columns[firing]] = True
         fvu = squares(seen.error) / variance
         loss = fvu + self._coefficient * auxiliary / variance
-        return Outcome(loss, fvu, int(firing.sum()) / len(x), fired)
+        return StepResult(loss, fvu, int(firing.sum()) / len(x), fired)
 
     def _look(self, x: Tensor, y: Tensor, *, fast: bool) -> "_Seen":
         centred = x - self.b_dec

@@ -21,7 +21,7 @@ from asysi.weights.reading.adapters import merged
 from asysi.weights.reading.checkpoint import Checkpoint
 from asysi.weights.reading.dtypes import is_float
 from asysi.weights.reading.tensors import Array, Tensor
-from asysi.weights.statistics.memory_budget import Budget
+from asysi.weights.statistics.memory_budget import MemoryBudget
 from asysi.weights.statistics.parameter_families import classify_param
 from asysi.weights.statistics.spectrum import BLOCK_ELEMENTS, Blocks, Float64, Spectrum, blocks_of
 from asysi.weights.tables.columns import Column, Row
@@ -142,7 +142,7 @@ def compare(
     pairs = pair_up(first.tensors, second.tensors, lost, gguf_names(first, second))
     processors = len(os.sched_getaffinity(0))
     workers = max(1, min(workers or processors, len(pairs) or 1))
-    budget = Budget(memory or MEMORY)
+    budget = MemoryBudget(memory or MEMORY)
 
     def work(pair: Pair) -> Row:
         a, b = _side(first, pair.first, pair.how), _side(second, pair.second, pair.how)

@@ -18,7 +18,7 @@ from asysi.contract.errors import ConfigError
 from asysi.files import write_atomic
 from asysi.weights.reading.places import LocalPlace
 from asysi.weights.reading.shard_files import find_shards
-from asysi.weights.run.plan import Done, Plan, Step
+from asysi.weights.run.plan import Done, WorkPlan, WorkStep
 from asysi.weights.run.retry import ElsewhereError, NoRevisionError, ask_again
 from asysi.weights.tables.export import code_version
 
@@ -28,13 +28,15 @@ PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.gguf")
 """Files that are fetched: weights and what describes them, never pickles or code."""
 RECORD_FILE = ".asysi-download.json"
 STEPS = (
-    Step("list", "asks {source} for the files, their hashes and the commit", "a commit and hashes are known"),
-    Step(
+    WorkStep(
+        "list", "asks {source} for the files, their hashes and the commit", "a commit and hashes are known"
+    ),
+    WorkStep(
         "fetch",
         "brings what is not verified yet into {folder}, {workers} files at once, and hashes it",
         "every file has the hash that its source says",
     ),
-    Step(
+    WorkStep(
         "check",
         "counts shards and bytes and writes {result}",
         "every shard that the index or the numbers in the names promise is there",
@@ -190,7 +192,7 @@ def download(
         raise
 
 
-def _planned(request: _Request, *, offline: bool) -> Plan:
+def _planned(request: _Request, *, offline: bool) -> WorkPlan:
     """Write what is going to be done; a result of an earlier time goes."""
     folder = request.folder
     result_file(folder).unlink(missing_ok=True)
@@ -222,10 +224,10 @@ def _planned(request: _Request, *, offline: bool) -> Plan:
         "workers": str(request.workers),
         "result": result_file(folder).name,
     }
-    return Plan(plan_file(folder), head, [step.worded(words) for step in STEPS])
+    return WorkPlan(plan_file(folder), head, [step.worded(words) for step in STEPS])
 
 
-def _carried_out(request: _Request, plan: Plan, *, offline: bool) -> Download:
+def _carried_out(request: _Request, plan: WorkPlan, *, offline: bool) -> Download:
     began = time.monotonic()
     local = Path(request.model_id).expanduser()
     if local.is_dir():

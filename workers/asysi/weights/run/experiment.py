@@ -22,7 +22,7 @@ from asysi.weights.reading.checkpoint import Checkpoint, open_checkpoint
 from asysi.weights.reading.tensors import Tensor
 from asysi.weights.reporting.formatting import short_number
 from asysi.weights.run.orchestrator import JOURNAL_FILE, REPORT_FILE, meta_of, page_of
-from asysi.weights.statistics.analysis import Analysis, Identity, analyze
+from asysi.weights.statistics.analysis import CheckpointAnalysis, CheckpointOrigin, analyze
 from asysi.weights.tables.export import write_meta, write_table
 
 log = logging.getLogger("asysi")
@@ -38,7 +38,7 @@ class Source:
     """A state of the model, and where its parameters are."""
 
     open: Callable[[], Checkpoint]
-    identity: Identity
+    identity: CheckpointOrigin
     said: str
     """Where they were read, for the report."""
 
@@ -87,7 +87,7 @@ def _analyse(
     result: Parameters, wanted: Weights, sources: Mapping[str, Source], folder: Path, *,
     memory: int | None, workers: int | None, beat: Callable[[], None],
 ) -> None:  # fmt: skip
-    done: dict[str, Analysis] = {}
+    done: dict[str, CheckpointAnalysis] = {}
     notes: list[str] = []
     missing = "after" in wanted.when and "after" not in sources
     for when in [one for one in SOURCES if one in sources and (one in wanted.when or missing)]:
@@ -128,7 +128,7 @@ def build_page(page: Any) -> str:
     return build(page)
 
 
-def _summary(done: Mapping[str, Analysis], difference: Difference | None, folder: str) -> str:
+def _summary(done: Mapping[str, CheckpointAnalysis], difference: Difference | None, folder: str) -> str:
     parts = [f"{count(len(analysis.rows))} parameters {when} the run" for when, analysis in done.items()]
     text = f"{' and '.join(parts)} analysed: see {folder}/{REPORT_FILE}."
     if difference is None:
@@ -148,7 +148,7 @@ def sources_of(resolved: Any, output: Path, load: Callable[[], Any]) -> dict[str
         load: returns the model as a module, for one that comes from no files.
     """
     revision = resolved.revision or "local"
-    identity = Identity(resolved.path or resolved.uri, resolved.uri, revision)
+    identity = CheckpointOrigin(resolved.path or resolved.uri, resolved.uri, revision)
     before = Source(
         (lambda: open_checkpoint(resolved.path))
         if resolved.path
@@ -161,7 +161,7 @@ def sources_of(resolved: Any, output: Path, load: Callable[[], Any]) -> dict[str
         return {"before": before}
     after = Source(
         lambda: open_checkpoint(trained),
-        Identity(str(trained), resolved.uri, "trained"),
+        CheckpointOrigin(str(trained), resolved.uri, "trained"),
         "the model that the run left",
     )
     return {"before": before, "after": after}

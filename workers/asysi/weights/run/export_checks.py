@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from asysi.files import write_atomic
 from asysi.weights.reading.checkpoint import Checkpoint
 from asysi.weights.run.plan import Done
-from asysi.weights.statistics.analysis import Analysis, Settings
+from asysi.weights.statistics.analysis import CheckpointAnalysis, Settings
 from asysi.weights.tables.columns import COLUMNS, NAMES, ORIGINAL, Row
 from asysi.weights.tables.export import read_table
 
@@ -29,7 +29,7 @@ _BASIC_TOLERANCE = 1e-5
 """The same of `--stats basic`, which sums in float32 where elements have 16 or 32 bits."""
 
 
-def check_export(table: Path, checkpoint: Checkpoint, analysis: Analysis, names: Iterable[str]
+def check_export(table: Path, checkpoint: Checkpoint, analysis: CheckpointAnalysis, names: Iterable[str]
                  ) -> Done[list[str]]:  # fmt: skip
     """Read a table back and check it; `check.json` beside it says what was found. Returns the failures."""
     rows = read_table(table)
@@ -47,7 +47,7 @@ def check_export(table: Path, checkpoint: Checkpoint, analysis: Analysis, names:
     return Done(failures, "failed" if failures else "done", note)
 
 
-def check_table(rows: Sequence[Row], names: Iterable[str], analysis: Analysis) -> list[str]:
+def check_table(rows: Sequence[Row], names: Iterable[str], analysis: CheckpointAnalysis) -> list[str]:
     """Return what is wrong with a table: rows, columns and missing values.
 
     Args:

@@ -15,11 +15,11 @@ from asysi.weights.reading.storage import Backend, is_remote
 from asysi.weights.reporting.report import WeightsPage, build
 from asysi.weights.run.download import Download, default_folder, download, read_record
 from asysi.weights.run.export_checks import CHECK_FILE, SPOT_CHECKS, check_export
-from asysi.weights.run.plan import Done, Plan, Step
+from asysi.weights.run.plan import Done, WorkPlan, WorkStep
 from asysi.weights.statistics.analysis import (
     DEVICE,
-    Analysis,
-    Identity,
+    CheckpointAnalysis,
+    CheckpointOrigin,
     Progress,
     Selection,
     Settings,
@@ -47,7 +47,7 @@ Begin = Callable[[int], Progress]
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class AnalysisOutcome:
     """What a run has come to."""
 
     passed: bool
@@ -64,18 +64,18 @@ class Outcome:
     """Of the analysis."""
 
 
-DOWNLOAD_STEP = Step(
+DOWNLOAD_STEP = WorkStep(
     "download", "fetches the checkpoint into {models}", "every file has the hash that its source says"
 )
 STEPS = (
-    Step(
+    WorkStep(
         "read",
         "opens every file of the checkpoint and reads its header",
         "every tensor has a place, none is lost",
     ),
-    Step("analyze", "computes statistics, ranks and spectra of every tensor", "every tensor has its row"),
-    Step("export", "writes {files}", "the files are there"),
-    Step(
+    WorkStep("analyze", "computes statistics, ranks and spectra of every tensor", "every tensor has its row"),
+    WorkStep("export", "writes {files}", "the files are there"),
+    WorkStep(
         "check",
         "reads the table back",
         "rows, columns, missing values and {spots} spot checks against numpy hold",
@@ -118,7 +118,7 @@ def run(
     fallback_revisions: Sequence[str] = (),
     say: Callable[[str], None] = lambda _line: None,
     begin: Begin = lambda _bytes: lambda _name, _size: None,
-) -> Outcome:
+) -> AnalysisOutcome:
     """Download, analyse, export and check a model; run again, it does only what is not verified yet.
 
     Args:
@@ -153,7 +153,7 @@ def analyze_into(
     *,
     say: Callable[[str], None] = lambda _line: None,
     begin: Begin = lambda _bytes: lambda _name, _size: None,
-) -> Outcome:
+) -> AnalysisOutcome:
     """Analyse, export and check what is on this machine or behind an address.
 
     Raises:
@@ -163,9 +163,9 @@ def analyze_into(
 
 
 def _planned(
-    model: str, job: Job, steps: Sequence[Step], say: Callable[[str], None], *,
+    model: str, job: Job, steps: Sequence[WorkStep], say: Callable[[str], None], *,
     models: str = "", **inputs: Any,
-) -> Plan:  # fmt: skip
+) -> WorkPlan:  # fmt: skip
     """Write the plan of a job, beside its table."""
     table = job.table
     words = {
@@ -194,12 +194,14 @@ def _planned(
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     table.parent.mkdir(parents=True, exist_ok=True)
-    plan = Plan(table.with_name(PLAN_FILE), head, [step.worded(words) for step in steps], say)
+    plan = WorkPlan(table.with_name(PLAN_FILE), head, [step.worded(words) for step in steps], say)
     say(f"plan in {plan.file}")
     return plan
 
 
-def _table_made(source: str, job: Job, plan: Plan, begin: Begin, found: Download | None = None) -> Outcome:
+def _table_made(
+    source: str, job: Job, plan: WorkPlan, begin: Begin, found: Download | None = None
+) -> AnalysisOutcome:
     """Take the steps from reading to checking."""
     checkpoint, names = plan.carry_out("read", lambda: _read(source, job))
     with checkpoint:
@@ -209,23 +211,23 @@ def _table_made(source: str, job: Job, plan: Plan, begin: Begin, found: Download
         plan.carry_out("export", lambda: _exported(analysis, checkpoint, job))
         failures = plan.carry_out("check", lambda: check_export(job.table, checkpoint, analysis, names))
     problems = [problem.listed for problem in analysis.problems]
-    return Outcome(
+    return AnalysisOutcome(
         not problems and not failures, len(analysis.rows), problems, failures, job.table.parent,
         list(checkpoint.notes), analysis.reused, analysis.seconds,
     )  # fmt: skip
 
 
 def identity_of(source: str | Path, found: Download | None = None, *, model_id: str | None = None,
-                revision: str | None = None) -> Identity:  # fmt: skip
+                revision: str | None = None) -> CheckpointOrigin:  # fmt: skip
     """Return where a checkpoint comes from: as told, as its download recorded, or its folder's name."""
     if is_remote(str(source)):
         name = str(source).rstrip("/").rpartition("/")[2]
-        return Identity(str(source), model_id or name, revision or "local")
+        return CheckpointOrigin(str(source), model_id or name, revision or "local")
     folder = resolve_cache(Path(source).expanduser(), revision)
     record = read_record(folder) if folder.is_dir() else {}
     named = default_folder(Path(), str(folder)).name if folder.is_dir() else folder.stem
     cached = cache_identity(folder) or (named, revision or "local")
-    return Identity(
+    return CheckpointOrigin(
         str(folder),
         model_id or (found.model_id if found else None) or str(record.get("model_id") or cached[0]),
         (found.revision if found else None) or str(record.get("revision") or "") or cached[1],
@@ -262,8 +264,8 @@ def _downloaded(model: str, models: Path, job: Job, **options: Any) -> Done[Down
 
 
 def _analysed(
-    checkpoint: Checkpoint, identity: Identity, job: Job, names: Sequence[str], begin: Begin
-) -> Done[Analysis]:
+    checkpoint: Checkpoint, identity: CheckpointOrigin, job: Job, names: Sequence[str], begin: Begin
+) -> Done[CheckpointAnalysis]:
     progress = begin(sum(checkpoint.tensors[name].nbytes for name in names))
     analysis = analyze(
         checkpoint,
@@ -288,7 +290,7 @@ def _analysed(
     )
 
 
-def _exported(analysis: Analysis, checkpoint: Checkpoint, job: Job) -> Done[Path]:
+def _exported(analysis: CheckpointAnalysis, checkpoint: Checkpoint, job: Job) -> Done[Path]:
     write_table(analysis.rows, job.table, job.form)
     meta = meta_of(
         analysis, requested=job.revision, selection=job.selection, of=len(checkpoint.tensors),
@@ -301,7 +303,7 @@ def _exported(analysis: Analysis, checkpoint: Checkpoint, job: Job) -> Done[Path
 
 
 def meta_of(
-    analysis: Analysis,
+    analysis: CheckpointAnalysis,
     *,
     requested: str | None = None,
     selection: Selection | None = None,
@@ -341,7 +343,7 @@ def precision_of(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
     return found
 
 
-def page_of(analysis: Analysis, meta: Mapping[str, Any], **more: Any) -> WeightsPage:
+def page_of(analysis: CheckpointAnalysis, meta: Mapping[str, Any], **more: Any) -> WeightsPage:
     """Return what the page on an analysis shows."""
     problems = [problem.listed for problem in analysis.problems]
     return WeightsPage(analysis.identity.model_id, analysis.rows, problems, meta, **more)

@@ -15,7 +15,7 @@ log = logging.getLogger("asysi.weights")
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class WorkStep:
     """A step of a plan, as it stands."""
 
     name: str
@@ -28,7 +28,7 @@ class Step:
     seconds: float = 0.0
     note: str = ""
 
-    def worded(self, words: Mapping[str, str]) -> "Step":
+    def worded(self, words: Mapping[str, str]) -> "WorkStep":
         """Return the step with the names in its text filled in."""
         return replace(self, does=self.does.format(**words), done_when=self.done_when.format(**words))
 
@@ -42,14 +42,14 @@ class Done(Generic[T]):
     note: str = ""
 
 
-class Plan:
+class WorkPlan:
     """A plan in a file of JSON."""
 
     def __init__(
         self,
         file: Path,
         head: Mapping[str, Any],
-        steps: Sequence[Step],
+        steps: Sequence[WorkStep],
         say: Callable[[str], None] = lambda _line: None,
     ) -> None:
         self.file, self._head, self.steps, self._say = file, dict(head), list(steps), say

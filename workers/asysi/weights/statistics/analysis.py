@@ -25,14 +25,14 @@ from asysi.weights.reading.checkpoint import Checkpoint
 from asysi.weights.reading.dtypes import is_float
 from asysi.weights.reading.tensors import DEQUANTISED, STORED_FORM, Tensor
 from asysi.weights.statistics.finished_rows import FinishedRows
-from asysi.weights.statistics.memory_budget import Budget
+from asysi.weights.statistics.memory_budget import MemoryBudget
 from asysi.weights.statistics.parameter_families import describe_param
 from asysi.weights.statistics.spectrum import (
     BLOCK_ELEMENTS,
     SEED_RANK_TOLERANCE,
-    Found,
     Gram,
     Method,
+    SingularValues,
     Spectrum,
     blocks_of,
     blocks_of_array,
@@ -42,7 +42,7 @@ from asysi.weights.statistics.spectrum import (
     randomized_found,
     svd_found,
 )
-from asysi.weights.statistics.streaming_statistics import CHUNK, Summary, parts_of, tally
+from asysi.weights.statistics.streaming_statistics import CHUNK, TensorSummary, parts_of, tally
 from asysi.weights.tables.columns import NAMES, QUANTILE_NAMES, Row
 from asysi.weights.tables.export import code_version
 
@@ -89,7 +89,7 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class CheckpointOrigin:
     """Where a checkpoint comes from."""
 
     model_path: str
@@ -127,10 +127,10 @@ class Selection:
 
 
 @dataclass(frozen=True, slots=True)
-class Analysis:
+class CheckpointAnalysis:
     """Rows of the tensors that could be analysed, and what is wrong with the others."""
 
-    identity: Identity
+    identity: CheckpointOrigin
     rows: list[Row]
     """In the order of the checkpoint."""
     problems: list[WeightsError]
@@ -146,7 +146,7 @@ Progress = Callable[[str, int], None]
 
 def analyze(
     checkpoint: Checkpoint,
-    identity: Identity,
+    identity: CheckpointOrigin,
     settings: Settings | None = None,
     *,
     workers: int | None = None,
@@ -155,7 +155,7 @@ def analyze(
     progress: Progress = lambda _name, _bytes: None,
     beat: Callable[[], None] = lambda: None,
     names: Sequence[str] | None = None,
-) -> Analysis:
+) -> CheckpointAnalysis:
     """Analyse every tensor, or those in `names`.
 
     A tensor that cannot be read or analysed is among the problems, beside those of the checkpoint; the others
@@ -180,7 +180,7 @@ def analyze(
     processors = len(os.sched_getaffinity(0))
     workers = max(1, min(workers or processors, len(tensors) or 1))
     largest = max((tensor.nbytes for tensor in tensors), default=0)
-    budget = Budget(memory or max(2 * largest, SMALL_BUDGET))
+    budget = MemoryBudget(memory or max(2 * largest, SMALL_BUDGET))
     known = FinishedRows(None if settings.basic else journal, settings.key)
     problems = list(checkpoint.problems)
     found: dict[str, Row] = {}
@@ -213,7 +213,7 @@ def analyze(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     rows = [found[tensor.name] for tensor in tensors if tensor.name in found]
-    return Analysis(identity, rows, problems, time.monotonic() - began, reused, settings)
+    return CheckpointAnalysis(identity, rows, problems, time.monotonic() - began, reused, settings)
 
 
 def iterate_parameters(
@@ -288,7 +288,7 @@ def _method(tensor: Tensor, settings: Settings) -> str:
 
 
 def _row_or_known(
-    tensor: Tensor, identity: Identity, settings: Settings, known: FinishedRows
+    tensor: Tensor, identity: CheckpointOrigin, settings: Settings, known: FinishedRows
 ) -> tuple[Row, bool]:
     if known.may_have(tensor) and (row := known.row(tensor, _hash(tensor))) is not None:
         return {**row, **asdict(identity), "file": tensor.file}, True
@@ -383,9 +383,9 @@ def _columns_of(tensor: Tensor, settings: Settings, method: str, figures: "_Figu
 class _Figures:
     """What one read of a tensor gives."""
 
-    summary: Summary
+    summary: TensorSummary
     digest: str
-    found: Found | None
+    found: SingularValues | None
     noise: float | None
 
 
@@ -434,14 +434,14 @@ def _found(
     method: str,
     gram: Gram | None,
     held: NDArray[Any] | None,
-    summary: Summary,
-) -> Found | None:
+    summary: TensorSummary,
+) -> SingularValues | None:
     side = min(tensor.rows, tensor.cols)
     try:
         if gram is not None:
             return gram.found()
         if method == "vector":
-            return Found(np.array([summary.rms * math.sqrt(summary.finite)]))
+            return SingularValues(np.array([summary.rms * math.sqrt(summary.finite)]))
         if method == "randomized":
             again = blocks_of(tensor) if held is None else blocks_of_array(held.reshape(tensor.rows, -1))
             return randomized_found(again, side, min(settings.rank_k, side), settings.seed)
@@ -449,11 +449,11 @@ def _found(
             blocks = blocks_of_array(held.reshape(tensor.rows, tensor.cols))
             return svd_found(blocks) if method == "svd" else gram_found(blocks, side)
     except np.linalg.LinAlgError:
-        return Found(np.array([math.inf]))
+        return SingularValues(np.array([math.inf]))
     return None
 
 
-def _summary_columns(summary: Summary) -> Row:
+def _summary_columns(summary: TensorSummary) -> Row:
     return {
         "mean": summary.mean,
         "std": summary.std,

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator
 
 
-class Budget:
+class MemoryBudget:
     """Lets work begin while what is held stays within a limit; what alone is larger runs alone."""
 
     def __init__(self, limit: int) -> None:

@@ -41,7 +41,7 @@ _FLOAT64 = float(np.finfo(np.float64).eps)
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SingularValues:
     """Singular values, and how unequal the matrix is."""
 
     values: Float64
@@ -258,23 +258,23 @@ class Gram:
         self._sum += self._product
         self._long.append(np.einsum("ij,ij->i", block, block))
 
-    def found(self) -> Found:
+    def found(self) -> SingularValues:
         """Return the singular values. The sums are used up."""
         del self._product
         long, short = spread(np.concatenate(self._long)), spread(np.diagonal(self._sum))
         values = np.sqrt(np.maximum(np.linalg.eigvalsh(self._sum)[::-1], 0))
-        return Found(values, long, short)
+        return SingularValues(values, long, short)
 
 
-def svd_found(blocks: Blocks) -> Found:
+def svd_found(blocks: Blocks) -> SingularValues:
     """Return all singular values by decomposition."""
     whole = np.concatenate(list(blocks()))
     squares = np.square(whole)
     long, short = spread(squares.sum(axis=1)), spread(squares.sum(axis=0))
-    return Found(np.linalg.svd(whole, compute_uv=False), long, short)
+    return SingularValues(np.linalg.svd(whole, compute_uv=False), long, short)
 
 
-def gram_found(blocks: Blocks, side: int) -> Found:
+def gram_found(blocks: Blocks, side: int) -> SingularValues:
     """Return all singular values by the Gram matrix."""
     gram = Gram(side)
     for block in blocks():
@@ -282,7 +282,7 @@ def gram_found(blocks: Blocks, side: int) -> Found:
     return gram.found()
 
 
-def randomized_found(blocks: Blocks, side: int, k: int, seed: int) -> Found:
+def randomized_found(blocks: Blocks, side: int, k: int, seed: int) -> SingularValues:
     """Return lower bounds of the `k` largest singular values; the matrix is read ITERATIONS + 1 times."""
     width = min(side, k + OVERSAMPLING)
     basis: Float64 = np.linalg.qr(np.random.default_rng(seed).standard_normal((side, width)))[0]
@@ -296,4 +296,4 @@ def randomized_found(blocks: Blocks, side: int, k: int, seed: int) -> Found:
         part = block @ basis
         projected += part.T @ part
     found = np.linalg.eigvalsh(projected)[::-1]
-    return Found(np.sqrt(np.maximum(found[:k], 0)))
+    return SingularValues(np.sqrt(np.maximum(found[:k], 0)))

@@ -39,7 +39,7 @@ _FLOAT32_MAX = 3.4e38
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class TensorSummary:
     """Statistics of the finite elements, and counts of all. NaN where there is no finite element."""
 
     elements: int
@@ -84,7 +84,7 @@ class Tally(Protocol):
     def add(self, values: NDArray[Any]) -> None:
         """Count elements, [n] of the tensor's type."""
 
-    def summary(self) -> Summary:
+    def summary(self) -> TensorSummary:
         """Return the statistics of everything added."""
 
 
@@ -125,7 +125,7 @@ class _Narrow:
             for part in parts_of(patterns, CHUNK // 2):
                 self._counts += np.bincount(part, minlength=len(self._counts)).astype(np.uint64)
 
-    def summary(self) -> Summary:
+    def summary(self) -> TensorSummary:
         counts = self._counts if self._counter is None else self._counter.counts()
         return _exact(counts, self._dtype, self._epsilon)
 
@@ -139,7 +139,7 @@ def _patterns(dtype: np.dtype[np.generic]) -> tuple[Float64, NDArray[np.uint16],
     return values, places, spacing(np.where(np.isfinite(values), values, 0.0), dtype)
 
 
-def _exact(counts: Counts, dtype: np.dtype[np.generic], epsilon: float) -> Summary:
+def _exact(counts: Counts, dtype: np.dtype[np.generic], epsilon: float) -> TensorSummary:
     """Return what the counts of every pattern say."""
     every, places, steps = _patterns(dtype)
     seen = np.flatnonzero(counts != 0)
@@ -161,7 +161,7 @@ def _exact(counts: Counts, dtype: np.dtype[np.generic], epsilon: float) -> Summa
     def at_most(limit: float) -> int:
         return int(counts[size <= limit].sum())
 
-    return Summary(
+    return TensorSummary(
         elements=elements, finite=n, nans=nans, infinities=infinities,
         zeros=at_most(0.0), near_zeros=at_most(epsilon), near_zeros_rms=at_most(RELATIVE_ZERO * rms),
         subnormals=int(counts[(size > 0) & (size < smallest_normal(dtype))].sum()),
@@ -216,13 +216,13 @@ class _Basic:
         self._elements += part.size
         self._sums.add(part.view("<u2") if part.itemsize == 2 else part, self._epsilon)
 
-    def summary(self) -> Summary:
+    def summary(self) -> TensorSummary:
         finite, mean, m2, least, most, zeros, near_zeros, infinities = self._sums.moments()
         nans = self._elements - finite - infinities
         if finite == 0:
             return replace(_empty(self._elements, nans, infinities), **_UNKNOWN)
         var = m2 / finite
-        return Summary(
+        return TensorSummary(
             elements=self._elements, finite=finite, nans=nans, infinities=infinities,
             zeros=zeros, near_zeros=near_zeros, mean=mean, var=var, rms=math.hypot(math.sqrt(var), mean),
             minimum=least, maximum=most, quantiles=(math.nan,) * len(QUANTILES), noise=math.nan, **_UNKNOWN,
@@ -243,7 +243,7 @@ class _NativeFloats:
         self._elements += values.size
         self._counter.floats(np.ascontiguousarray(values), self._epsilon)
 
-    def summary(self) -> Summary:
+    def summary(self) -> TensorSummary:
         moments = _Moments(*self._counter.moments())
         return _approximate(self._elements, moments, self._counter.counts(), np.dtype(np.float32))
 
@@ -270,11 +270,13 @@ class _Wide:
         upper = finite.astype("<f4").view("<u2")[1::2]
         self._counts += np.bincount(upper, minlength=1 << 16).astype(np.uint64)
 
-    def summary(self) -> Summary:
+    def summary(self) -> TensorSummary:
         return _approximate(self._elements, self._moments, self._counts, self._dtype)
 
 
-def _approximate(elements: int, moments: _Moments, counts: Counts, dtype: np.dtype[np.generic]) -> Summary:
+def _approximate(
+    elements: int, moments: _Moments, counts: Counts, dtype: np.dtype[np.generic]
+) -> TensorSummary:
     """Return what exact moments and a histogram by upper halves say."""
     n, nans = moments.finite, elements - moments.finite - moments.infinities
     if n == 0:
@@ -311,7 +313,7 @@ def _approximate(elements: int, moments: _Moments, counts: Counts, dtype: np.dty
         subnormals = int(counts[np.maximum(np.abs(low), np.abs(high)) <= smallest_normal(dtype)].sum())
         subnormals -= moments.zeros
     noise = spacing(np.minimum(np.abs(low), np.abs(high)), dtype) if floating else np.zeros(1)
-    return Summary(
+    return TensorSummary(
         elements=elements, finite=n, nans=nans, infinities=moments.infinities,
         zeros=moments.zeros, near_zeros=moments.near_zeros, near_zeros_rms=max(near, moments.zeros),
         subnormals=subnormals,
@@ -338,9 +340,9 @@ def _quantiles(at: Any, n: int) -> tuple[float, ...]:
     return tuple(found)
 
 
-def _empty(elements: int, nans: int, infinities: int) -> Summary:
+def _empty(elements: int, nans: int, infinities: int) -> TensorSummary:
     none = float("nan")
-    return Summary(
+    return TensorSummary(
         elements=elements, finite=0, nans=nans, infinities=infinities, zeros=0, near_zeros=0,
         near_zeros_rms=0,
         subnormals=0, mean=none, var=none, rms=none, minimum=none, maximum=none,
