@@ -1,4 +1,4 @@
-"""Bytes of an `.mscan` segment, version 1.1: little-endian, every part with its checksum (xxh3-64).
+"""Bytes of an `.mscan` segment, version 1.2: little-endian, every part with its checksum (xxh3-64).
 
     file header (256) | metadata JSON | chunk | chunk | … | footer | trailer (32)
     chunk = chunk header (192) | payload | zeros to a multiple of 64
@@ -11,24 +11,23 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from asysi.archive.codec import Bytes, Codec
 from asysi.archive.errors import CorruptError, TornError, VersionError
 
 VERSION = 1
-MINOR = 1
-"""A minor version adds fields at the end of METRICS records and nothing else: readers since 1.1 read all."""
+MINOR = 2
+"""1.1 added fields at the end of METRICS records; 1.2 codecs, in chunks that earlier readers refuse."""
 ALIGNMENT = 64
 MAX_CHUNK_BYTES = 64 << 20
 """Payload bytes of a chunk at most, stored and raw: what a reader may have to hold at once."""
 MAX_JSON_BYTES = 16 << 20
 MAX_POINTS = 65_535
-
-Bytes: TypeAlias = bytes | bytearray | memoryview
 
 
 def _magic(text: bytes) -> int:
@@ -50,13 +49,6 @@ class ChunkKind(IntEnum):
     """Packets in their wire form, each padded to 8 bytes; `account` is the segment's index of the point."""
     POINTS = 3
     """JSON: hook points that the chunks from here on may name."""
-
-
-class Codec(IntEnum):
-    """How a payload is stored."""
-
-    NONE = 0
-    ZSTD = 1
 
 
 class CountsFlag(IntFlag):
@@ -126,7 +118,8 @@ CHUNK_DTYPE = np.dtype(
         ("sample_last", "<u8"),
         ("sequence_first", "<u8"),  # of the shard
         ("sequence_last", "<u8"),
-        ("reserved", "V40"),
+        ("element", "<u2"),  # bytes of an element where the codec shuffles, otherwise 0
+        ("reserved", "V38"),
         ("payload_checksum", "<u8"),  # of the stored bytes and their padding
         ("checksum", "<u8"),  # of this header without this field
     ]

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zstandard
 from numpy.typing import NDArray
 
+from asysi.archive.codec import Bytes, Codec, Packed, unpack
 from asysi.archive.errors import CorruptError, MScanError, TornError, VersionError
 from asysi.archive.format import (
     ALIGNMENT,
@@ -21,10 +21,7 @@ from asysi.archive.format import (
     FOOTER_MAGIC,
     HEADER_BYTES,
     HEADER_DTYPE,
-    MAX_CHUNK_BYTES,
-    Bytes,
     ChunkKind,
-    Codec,
     SegmentPoint,
     checksum,
     chunk_size,
@@ -134,23 +131,11 @@ def payload(data: memoryview, head: np.void) -> memoryview:
     if checksum(data[first : offset + chunk_size(head)]) != head["payload_checksum"]:
         raise CorruptError("the payload does not have its checksum", offset=first)
     block = data[first : first + stored]
-    if head["codec"] == Codec.NONE:
-        if stored != raw:
-            raise CorruptError(f"{stored} bytes are stored, {raw} announced", offset=first)
-        return block
+    packed = Packed(Codec(int(head["codec"])), block, int(head["element"]))
     try:
-        return memoryview(_decompress(block, raw))
-    except (zstandard.ZstdError, ValueError) as error:
+        return memoryview(unpack(packed, raw))
+    except ValueError as error:
         raise CorruptError(f"the payload does not decompress: {error}", offset=first) from None
-
-
-def _decompress(block: Bytes, raw: int) -> bytes:
-    """Decompress without ever holding more than the announced size, which is bounded."""
-    announced = zstandard.frame_content_size(block)
-    if announced != raw:
-        raise ValueError(f"the frame announces {announced} bytes, the chunk {raw}")
-    decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_CHUNK_BYTES)
-    return decompressor.decompress(block, max_output_size=raw, allow_extra_data=False)
 
 
 def map_file(path: Path) -> memoryview:

@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
+from asysi.archive.codec import Compression
 from asysi.archive.errors import MScanError
 from asysi.archive.format import ChunkKind
 from asysi.archive.measure import measure
@@ -35,7 +35,7 @@ class Series:
     """Hook points known beforehand: path, alias, width."""
     tensors: bool = True
     """Whether payloads are kept beside the metrics of their rows."""
-    compression: Literal["none", "zstd"] = "none"
+    compression: Compression = "none"
     rotate: int = 1 << 30
     """Bytes at which a segment is closed and the next begun."""
     number: int = 0

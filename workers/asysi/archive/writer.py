@@ -1,5 +1,6 @@
 """Writes a segment: append, flush, close. What was flushed survives a kill and a loss of power."""
 
+import ctypes
 import errno
 import os
 import secrets
@@ -9,12 +10,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
-import zstandard
 from numpy.typing import NDArray
 
+from asysi.archive.background import JobQueue
+from asysi.archive.codec import Bytes, Compression, pack
 from asysi.archive.errors import MScanError
 from asysi.archive.format import (
     CHUNK_BYTES,
@@ -28,9 +30,7 @@ from asysi.archive.format import (
     METRICS_DTYPE,
     MINOR,
     VERSION,
-    Bytes,
     ChunkKind,
-    Codec,
     SegmentPoint,
     checksum,
     final_counts,
@@ -40,12 +40,14 @@ from asysi.archive.format import (
     points_json,
     record,
 )
-from asysi.bus.packet import ActivationPacket, payload_at
+from asysi.bus.packet import ActivationPacket, Kind, account_name, payload_at
 from asysi.files import sync
 
-_ZSTD_LEVEL = 1
-"""Activations hardly shrink further at higher levels, and the archiver shares a core."""
 _SPARE_BUFFERS = 16
+_WAITING_BYTES = 32 << 20
+"""Payload bytes that may wait for the storage; beyond it `append` waits with them."""
+_WRITEBACK_BYTES = 8 << 20
+"""Bytes after which the kernel is asked to begin writing, so that `flush` finds little left to wait for."""
 _NOT_REWRITABLE = {errno.ESPIPE, errno.EPERM, errno.EOPNOTSUPP, errno.EROFS}
 
 
@@ -72,6 +74,8 @@ class _OpenSegment:
     shard: int
     buffer: memoryview
     """Room for the payload, writable."""
+    element: int = 0
+    """Bytes of an element, by which compression shuffles."""
     size: int = 0
     """Bytes of it that are filled."""
     records: int = 0
@@ -97,13 +101,17 @@ class _OpenSegment:
 
 
 class MScanWriter:
-    """Writes one `.mscan` segment.
+    """Writes one `.mscan` segment: bytes are copied at once; compressed, sealed and written by a thread.
+
+    At most 32 MiB of filled chunks wait for the storage, beside one chunk that is being filled for each hook
+    point and kind. An error of the storage is raised by the next call.
 
     Args:
         filepath: the new file; its folder exists.
         metadata: JSON object for the header; `created` and `hook_points` are added.
         points: hook points known beforehand, as (path, alias, width); others join when they first appear.
-        compression: of chunks; a chunk that does not shrink is stored as it is.
+        compression: `none`, `zstd` or `lz4`, of chunks; bytes of 16 and 32-bit elements are shuffled first. A
+            chunk that does not shrink is stored as it is.
         chunk_bytes: payload bytes at which a chunk is written.
         attempt: number of the attempt.
         segment: number of the segment in its attempt.
@@ -120,7 +128,7 @@ class MScanWriter:
         metadata: Mapping[str, object],
         *,
         points: Iterable[tuple[str, str | None, int]] = (),
-        compression: Literal["none", "zstd"] = "none",
+        compression: Compression = "none",
         chunk_bytes: int = 1 << 20,
         attempt: int = 0,
         segment: int = 0,
@@ -129,7 +137,8 @@ class MScanWriter:
             raise ValueError(f"chunk_bytes is {chunk_bytes}, allowed are 1 to {MAX_CHUNK_BYTES}")
         self.path = Path(filepath)
         self._chunk_bytes = chunk_bytes
-        self._zstd = zstandard.ZstdCompressor(level=_ZSTD_LEVEL) if compression == "zstd" else None
+        self._compression: Compression = compression
+        self._queue = JobQueue(_WAITING_BYTES)
         self._points: dict[str, SegmentPoint] = {}
         self._open: dict[tuple[ChunkKind, int], _OpenSegment] = {}
         self._entries: list[NDArray[np.void]] = []
@@ -163,7 +172,7 @@ class MScanWriter:
         )
         start = header.tobytes() + bytes(HEADER_BYTES - HEADER_DTYPE.itemsize) + text
         self._fd = _create(self.path, start)
-        self._size = len(start)
+        self._size = self._written_back = len(start)
         if known:
             self._define(known)
 
@@ -174,8 +183,8 @@ class MScanWriter:
 
     @property
     def buffered(self) -> int:
-        """Payload bytes that wait for their chunk to fill."""
-        return sum(chunk.size for chunk in tuple(self._open.values()))
+        """Payload bytes that wait for their chunk to fill, or for the storage."""
+        return sum(chunk.size for chunk in tuple(self._open.values())) + self._queue.waiting
 
     @property
     def rows(self) -> dict[str, int]:
@@ -190,17 +199,21 @@ class MScanWriter:
             seq_info: the hook point and the packets that they were made from.
 
         Raises:
-            ValueError: the records have another type or shape.
+            ValueError: the records have another type or shape, or are of several kinds.
         """
         if records.dtype != METRICS_DTYPE or records.ndim != 1:
             raise ValueError(f"records are {records.dtype} {records.shape}, expected METRICS_DTYPE [n]")
-        point = self._point(seq_info.point, seq_info.width)
+        kinds = np.unique(records["kind"])
+        if len(kinds) > 1:
+            raise ValueError(f"records of the kinds {kinds.tolist()}: a hook point holds one kind")
+        kind = Kind(int(kinds[0])) if len(kinds) else Kind.ACTIVATION
+        point = self._point(name_of(seq_info.point, kind), seq_info.width)
         records = records.copy()
         records["hook_point"] = point
         step = max(1, self._chunk_bytes // METRICS_DTYPE.itemsize)
         for first in range(0, len(records), step):
             part = records[first : first + step]
-            chunk = self._chunk(ChunkKind.METRICS, point, seq_info.shard, part.nbytes)
+            chunk = self._chunk(ChunkKind.METRICS, point, seq_info.shard, part.nbytes, METRICS_DTYPE.itemsize)
             chunk.add(part.tobytes())
             chunk.records += len(part)
             _extend(chunk, part["step"], part["sample"], len(part), seq_info)
@@ -216,7 +229,8 @@ class MScanWriter:
             ValueError: the packet is larger than any chunk may be.
         """
         header = packet.header.copy()
-        header["account"] = point = self._point(packet.point, int(header["width"]))
+        name = name_of(packet.point, Kind(int(header["kind"])))
+        header["account"] = point = self._point(name, int(header["width"]))
         scales = packet.scales if packet.scales is not None else b""
         front: list[Bytes] = [
             header.tobytes(),
@@ -230,7 +244,7 @@ class MScanWriter:
             raise ValueError(
                 f"a packet of {size} bytes, {MAX_CHUNK_BYTES} are allowed: cut it into row blocks"
             )
-        chunk = self._chunk(ChunkKind.TENSOR, point, shard, size + 8)
+        chunk = self._chunk(ChunkKind.TENSOR, point, shard, size + 8, packet.payload.itemsize)
         for part in parts:
             chunk.add(part)
         chunk.add(bytes(padding(size, 8)))
@@ -247,10 +261,14 @@ class MScanWriter:
 
     def flush(self) -> None:
         """Write every begun chunk and wait until the storage holds it: what was appended is durable."""
+        self._drain()
+        self._guard(os.fsync)
+
+    def _drain(self) -> None:
         self._usable()
         for chunk in list(self._open.values()):
             self._spill(chunk)
-        self._guard(os.fsync)
+        self._queue.drain()
 
     def close(self) -> None:
         """Flush, write the footer, fill in the header's final counts. A second call does nothing."""
@@ -259,8 +277,9 @@ class MScanWriter:
         if self._failed:
             self._closed = True
             os.close(self._fd)
+            self._queue.drain()  # raises what the storage said, unless a call has already
             return
-        self.flush()
+        self._drain()  # one fsync for chunks and footer: a chunk that did not arrive lacks its checksum
         entries = np.concatenate(self._entries) if self._entries else np.zeros(0, CHUNK_DTYPE)
         points = list(self._points.values())
         counts = final_counts(entries, len(points), self._size, time.time_ns())
@@ -304,7 +323,7 @@ class MScanWriter:
         chunk.add(pack_json(points_json(points)))
         self._spill(chunk)
 
-    def _chunk(self, kind: ChunkKind, point: int, shard: int, room: int) -> _OpenSegment:
+    def _chunk(self, kind: ChunkKind, point: int, shard: int, room: int, element: int) -> _OpenSegment:
         """Return the chunk to append to, with room for `room` bytes unless it is empty."""
         self._usable()
         chunk = self._open.get((kind, point))
@@ -313,16 +332,17 @@ class MScanWriter:
             chunk = None
         if chunk is None:
             buffer = self._spare.pop() if self._spare else memoryview(bytearray(self._chunk_bytes))
-            chunk = self._open[kind, point] = _OpenSegment(kind, point, shard, buffer)
+            chunk = self._open[kind, point] = _OpenSegment(kind, point, shard, buffer, element)
         return chunk
 
     def _spill(self, chunk: _OpenSegment) -> None:
-        stored: Bytes = chunk.payload
-        codec = Codec.NONE
-        if self._zstd is not None and chunk.kind is not ChunkKind.POINTS:
-            packed = self._zstd.compress(chunk.payload)
-            if len(packed) < chunk.size:
-                stored, codec = packed, Codec.ZSTD
+        """Hand a chunk to the thread that writes; from here on it is the thread's alone."""
+        self._open.pop((chunk.kind, chunk.point), None)
+        self._queue.put(lambda: self._put(chunk), chunk.size)
+
+    def _put(self, chunk: _OpenSegment) -> None:
+        compression: Compression = "none" if chunk.kind is ChunkKind.POINTS else self._compression
+        codec, stored, element = pack(compression, chunk.payload, chunk.element)
         place = (chunk.kind, chunk.point)
         total = self._totals.get(place, 0) + chunk.rows
         zeros = bytes(padding(len(stored)))
@@ -342,6 +362,7 @@ class MScanWriter:
             records=chunk.records,
             rows=chunk.rows,
             rows_total=total,
+            element=element,
             payload_checksum=checksum(stored, zeros),
             **_range("step", chunk.steps),
             **_range("sample", chunk.samples),
@@ -350,19 +371,22 @@ class MScanWriter:
         self._write(head.tobytes(), stored, zeros)
         self._entries.append(head)
         self._totals[place] = total
-        self._open.pop(place, None)
+        if self._size - self._written_back >= _WRITEBACK_BYTES:
+            begin_writeback(self._fd, self._written_back, self._size)
+            self._written_back = self._size
         if len(chunk.buffer) == self._chunk_bytes and len(self._spare) < _SPARE_BUFFERS:
             self._spare.append(chunk.buffer)  # its pages are there already; new ones would have to be zeroed
 
     def _write(self, *parts: Bytes) -> None:
-        self._usable()
         self._guard(lambda fd: write_all(fd, *parts))
         self._size += sum(len(part) for part in parts)
 
     def _usable(self) -> None:
         if self._closed:
             raise MScanError("the segment is closed", self.path)
+        self._queue.check()
         if self._failed:
+            self._queue.drain()
             raise MScanError("writing failed before; the segment is left torn", self.path)
 
     def _guard(self, act: Callable[[int], object]) -> None:
@@ -375,6 +399,11 @@ class MScanWriter:
             raise
 
 
+def name_of(point: str, kind: Kind) -> str:
+    """Return the name under which a kind of a hook point is archived; gradients never join activations."""
+    return point if point.endswith(account_name("", kind)) else account_name(point, kind)
+
+
 def write_all(fd: int, *parts: Bytes) -> None:
     """Write all parts at the file's position, however often the kernel stops short."""
     total = sum(len(part) for part in parts)
@@ -383,6 +412,16 @@ def write_all(fd: int, *parts: Bytes) -> None:
         rest = memoryview(b"".join(parts))
         while done < total:
             done += os.write(fd, rest[done:])
+
+
+def begin_writeback(fd: int, first: int, end: int) -> None:
+    """Ask the kernel to begin writing bytes of a file, without waiting; where it cannot, nothing happens."""
+    if _sync_file_range is not None:
+        _sync_file_range(fd, ctypes.c_int64(first), ctypes.c_int64(end - first), _SYNC_FILE_RANGE_WRITE)
+
+
+_SYNC_FILE_RANGE_WRITE = 2
+_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)
 
 
 def rewrite_counts(fd: int, counts: NDArray[np.void]) -> None:

@@ -434,7 +434,7 @@ class Archive(Part):
     """Whether the stream is archived."""
     tensors: bool = True
     """Whether payloads are archived beside the metrics of every row."""
-    compression: Literal["none", "zstd"] = "none"
+    compression: Literal["none", "zstd", "lz4"] = "none"
     """Compression of chunks."""
     rotate: Memory = "1Gi"
     """Size at which a segment is closed and the next begun."""

@@ -1,0 +1,88 @@
+"""One thread that runs jobs in order, with a bound on the bytes that wait for it."""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+_IDLE_SECONDS = 1.0
+"""After so long without a job the thread ends; the next job starts another."""
+
+
+class JobQueue:
+    """Runs jobs in the order in which they were put, on a thread of its own.
+
+    The first job that raises ends everything: the jobs behind it are discarded, and its error is raised once,
+    by the next `put`, `check` or `drain`.
+
+    Args:
+        limit: bytes that may wait; a single larger job waits alone.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._jobs: deque[tuple[Callable[[], None], int]] = deque()
+        self._changed = threading.Condition()
+        self._waiting = 0
+        self._alive = False
+        self._error: BaseException | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Bytes of the jobs that are not done."""
+        return self._waiting
+
+    def put(self, job: Callable[[], None], size: int) -> None:
+        """Add a job that holds `size` bytes; wait while there is no room for it."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._error or not self._waiting or self._waiting + size <= self._limit
+            )
+            self._raise()
+            self._jobs.append((job, size))
+            self._waiting += size
+            if not self._alive:
+                self._alive = True
+                threading.Thread(target=self._run, name="mscan-writer", daemon=True).start()
+            self._changed.notify_all()
+
+    def check(self) -> None:
+        """Raise what a job has raised, once."""
+        if self._error is not None:
+            with self._changed:
+                self._raise()
+
+    def drain(self) -> None:
+        """Wait until every job is done."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._error or not self._jobs)
+            self._raise()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _run(self) -> None:
+        while job := self._next():
+            try:
+                job()
+            except BaseException as error:  # noqa: BLE001 - raised where the writer is used
+                self._done(error)
+            else:
+                self._done(None)
+
+    def _next(self) -> Callable[[], None] | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._jobs, _IDLE_SECONDS)
+            self._alive = bool(self._jobs)
+            return self._jobs[0][0] if self._jobs else None
+
+    def _done(self, error: BaseException | None) -> None:
+        with self._changed:
+            _, size = self._jobs.popleft()
+            self._waiting -= size
+            if error is not None:
+                self._error = error
+                self._jobs.clear()
+                self._waiting = 0
+            self._changed.notify_all()
