@@ -38,8 +38,8 @@ import numpy as np
 import torch
 
 from asysi.bus.packet import ROW_DTYPE
+from asysi.bus.ring import RingProducer
 from asysi.capture.hooks import ActivationHooker
-from asysi.capture.sink import RingSink
 from asysi.contract.loading import load
 from asysi.contract.runtime import CAPTURE_RING, MODEL_FILE, POINTS_FILE, Env
 from asysi.contract.spec import ScanExperiment, Spec
@@ -177,7 +177,7 @@ def measure_slowdown(
     batches = list(read_data(spec.data, spec.workload.scan, loaded.tokenizer).batches.from_step(0))
     ring, rng = str(shm / CAPTURE_RING), np.random.default_rng(options.seed)
     with Writer(ring) as writer, Control(ring) as control:
-        hooker = ActivationHooker(engine.module, points, RingSink(writer, control), root=engine.root)
+        hooker = ActivationHooker(engine.module, points, RingProducer(writer), control, root=engine.root)
         host = Host(engine, hooker, batches, rng)
         host.run(batches[:5], hooked=True)
         steps = pairs_of_steps(host, options.seconds)
@@ -263,7 +263,7 @@ def measure_latency(folder: Path, rng: np.random.Generator) -> dict[str, object]
         Writer(str(folder)) as writer,
         Control(str(folder)) as control,
         Reader(str(folder), "hook") as reader,
-        TimedHooker(module, [point], RingSink(writer, control)) as hooker,
+        TimedHooker(module, [point], RingProducer(writer), control) as hooker,
     ):
         for step in range(LATENCY_CALLS):
             for hooked in rng.permutation([True, False]):

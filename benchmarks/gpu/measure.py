@@ -366,15 +366,15 @@ def ring() -> Iterator[tuple[Any, Any]]:
 @contextmanager
 def watched(model: torch.nn.Module, rate: float) -> Iterator[Any]:
     from asysi.bus.pinning import Pinning, cuda_hook
+    from asysi.bus.ring import RingProducer
     from asysi.capture.hooks import ActivationHooker
-    from asysi.capture.sink import RingSink
     from asysi.contract.spec import Sampling
     from asysi.model.points import HookPoint
 
     points = [HookPoint(f"layers.{i}", None, (BATCH, LENGTH, models.WIDTH)) for i in range(LAYERS)]
     step = [0]
     with ring() as (writer, control):
-        hooker = ActivationHooker(model, points, RingSink(writer, control), sampling=Sampling(rate=rate))
+        hooker = ActivationHooker(model, points, RingProducer(writer), control, sampling=Sampling(rate=rate))
         with Pinning(writer, cuda_hook()), hooker:
 
             def before(_: int) -> None:
@@ -416,8 +416,8 @@ class InPlace(torch.nn.Module):
 def values() -> dict[str, Any]:
     """Largest difference between our rows and those of plain hooks."""
     from asysi.bus.packet import parse_packet
+    from asysi.bus.ring import RingProducer
     from asysi.capture.hooks import ActivationHooker
-    from asysi.capture.sink import RingSink
     from asysi.model.points import HookPoint
     from asysi_ring import Control, Reader, Writer, create
 
@@ -443,7 +443,7 @@ def values() -> dict[str, Any]:
                 control = stack.enter_context(Control(folder))
                 hooker = stack.enter_context(
                     ActivationHooker(
-                        model, [HookPoint(path, None, (4, 64, width))], RingSink(writer, control)
+                        model, [HookPoint(path, None, (4, 64, width))], RingProducer(writer), control
                     )
                 )
                 with torch.inference_mode():

@@ -222,6 +222,10 @@ class Writer(metaclass=pybind11_type):
     @property
     def chunk_bytes(self) -> int: ...
     @property
+    def depth(self) -> int:
+        """Chunks of a shard that can be unread at once."""
+
+    @property
     def shards(self) -> int: ...
     def account(self, name: str) -> int:
         """Return the index of the hook point `name`, at most 191 bytes of UTF-8; registers it when new.

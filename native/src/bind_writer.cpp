@@ -198,6 +198,7 @@ void define_writer(py::module_& m) {
     type.def("note_registered", &Writer::note_registered, py::arg("registered"));
     type.def_property_readonly("generation", &Writer::generation);
     type.def_property_readonly("chunk_bytes", [](const Writer& w) { return w.geometry().chunk_bytes; });
+    type.def_property_readonly("depth", [](const Writer& w) { return w.geometry().depth(); });
     type.def_property_readonly("shards", [](const Writer& w) { return w.geometry().shards; });
     type.def("account", &Writer::account, py::arg("name"));
     type.def("free", [](Writer& w, i64 shard) { return w.free(small(shard, "shard")); }, py::arg("shard") = 0);

@@ -7,6 +7,7 @@ from typing import Self
 
 from tests.bus.wire import converted, encode
 
+from asysi.bus.blocks import PacketChannel
 from asysi.bus.packet import ActivationPacket, Quantization, parse_packet
 from asysi.bus.states import DropReason, ProducerState, ReaderState, StreamEnd
 from asysi.bus.stream import AheadError, StreamError
@@ -20,6 +21,7 @@ class _Account:
 
     seen: int = 0
     published: int = 0
+    sampled_out: int = 0
     packets: int = 0
     settled: int = 0
     dropped: list[int] = field(default_factory=lambda: [0] * len(DropReason))
@@ -104,9 +106,23 @@ class MemoryProducer(_End):
     """The producer's end."""
 
     packet_bytes = PACKET_BYTES
+    memory = None
 
     def __init__(self, bus: MemoryBus) -> None:
         self._bus = bus
+        self.depth = bus.depth
+
+    def channel(self, point: str, /) -> PacketChannel:
+        return PacketChannel(self, point, self._bus.account(point), self._book)
+
+    def free(self) -> int:
+        return self._bus.depth
+
+    def _book(self, point: str, seen: int, sampled_out: int, dropped: int, reason: int, /) -> None:
+        books = self._bus.table[self._bus.account(point)]
+        books.seen += seen
+        books.sampled_out += sampled_out
+        books.dropped[reason] += dropped
 
     def push(
         self, packet: ActivationPacket, *, source: int = 0, quantization: Quantization = Quantization.NONE
@@ -239,7 +255,8 @@ class MemoryControl(_End):
 
     def produced(self) -> list[dict[str, object]]:
         return [
-            {"seen": one.seen, "published": one.published, "sampled_out": 0, "dropped": list(one.dropped),
+            {"seen": one.seen, "published": one.published, "sampled_out": one.sampled_out,
+             "dropped": list(one.dropped),
              "packets": one.packets}
             for one in self._bus.table
         ]  # fmt: skip

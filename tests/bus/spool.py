@@ -19,6 +19,7 @@ from typing import Any, Self
 import numpy as np
 from tests.bus.wire import converted, encode
 
+from asysi.bus.blocks import PacketChannel
 from asysi.bus.packet import HEADER_DTYPE, ActivationPacket, Quantization, parse_packet
 from asysi.bus.states import DropReason, ProducerState, ReaderState, StreamEnd
 from asysi.bus.stream import AheadError, StreamError
@@ -27,7 +28,7 @@ from asysi.files import write_atomic
 PACKET_BYTES = 1 << 20
 _FRAME = struct.Struct("<4sII")
 """Kind, bytes and CRC-32 of what follows."""
-PACKET, NAME, DROP, END, PRODUCER = b"pack", b"name", b"drop", b"end ", b"prod"
+PACKET, NAME, DROP, BOOK, END, PRODUCER = b"pack", b"name", b"drop", b"book", b"end ", b"prod"
 
 
 class SpoolBus:
@@ -131,6 +132,11 @@ class _Log:
             self.produced[account]["seen"] += rows
             self.produced[account]["dropped"][reason] += rows
             self.settled[account] = max(self.settled[account], source)
+        elif kind == BOOK:
+            account, seen, sampled_out, dropped, reason = json.loads(content)
+            self.produced[account]["seen"] += seen
+            self.produced[account]["sampled_out"] += sampled_out
+            self.produced[account]["dropped"][reason] += dropped
         elif kind == END:
             self.end = StreamEnd(content.decode())
         elif kind == PRODUCER:
@@ -177,9 +183,11 @@ class SpoolProducer(_End):
     """The producer's end; what a killed one left half written is cut off."""
 
     packet_bytes = PACKET_BYTES
+    memory = None
 
     def __init__(self, folder: Path, shape: dict[str, Any]) -> None:
         self._folder, self._shape = folder, shape
+        self.depth = int(shape["depth"])
         self._lock = _lock(folder / "producer.lock")
         if self._lock is None:
             raise StreamError("another producer is attached")
@@ -205,6 +213,12 @@ class SpoolProducer(_End):
         self._append(PACKET, content)
         return True
 
+    def channel(self, point: str, /) -> PacketChannel:
+        return PacketChannel(self, point, self._account(point), self._book)
+
+    def free(self) -> int:
+        return self._room()
+
     def room(self, point: str) -> int:
         return self._room()
 
@@ -225,6 +239,9 @@ class SpoolProducer(_End):
             os.close(self._file)
             self._log.close()
         super().close()
+
+    def _book(self, point: str, seen: int, sampled_out: int, dropped: int, reason: int, /) -> None:
+        self._append(BOOK, json.dumps([self._account(point), seen, sampled_out, dropped, reason]).encode())
 
     def _room(self) -> int:
         depth = self._shape["depth"]

@@ -303,6 +303,92 @@ def test_room_is_what_can_be_pushed(bus: DataBus) -> None:
     assert not accounts_of(bus).produced["layer.0"].dropped
 
 
+# -- rows that lie in memory, as capture publishes them
+
+
+def block_of(step: int) -> tuple[Any, Any, Any]:
+    """Return header, records and the whole grid of rows, of which a packet takes some."""
+    grid = np.random.default_rng(step).normal(size=(4 * ROWS, WIDTH)).astype(np.float32)
+    header = np.zeros(1, HEADER_DTYPE)
+    header["width"], header["step"], header["captured_ns"] = WIDTH, step, 1
+    records = np.zeros(ROWS, ROW_DTYPE)
+    records["sample"], records["token"] = step, np.arange(ROWS)
+    return header, records, grid
+
+
+@pytest.mark.parametrize("quantization", [Quantization.NONE, Quantization.BF16])
+@pytest.mark.parametrize("indexed", [True, False], ids=["some", "first"])
+def test_rows_are_gathered_out_of_memory(bus: DataBus, indexed: bool, quantization: Quantization) -> None:
+    """The chosen rows of a tensor arrive with their records, whatever becomes of the tensor afterwards."""
+    index = np.array([9, 0, 4]) if indexed else None
+    with bus.producer() as producer, bus.consumer("one") as consumer:
+        channels = {point: producer.channel(point) for point in POINTS}
+        for step, (point, channel) in enumerate(channels.items()):
+            header, records, grid = block_of(step)
+            header["account"] = channel.account
+            before = header.copy()
+            address, stride = grid.__array_interface__["data"][0], WIDTH * 4
+            assert channel.put(
+                header, records, address, stride, index, ROWS, int(Dtype.FLOAT32), int(quantization)
+            )
+            assert header == before, "put changed its argument"
+            grid[:] = np.nan
+            (packet,) = consumer.pull(1, 1.0)
+            expected = block_of(step)[2][[9, 0, 4] if indexed else slice(ROWS)]
+            assert (packet.point, packet.rows.tobytes()) == (point, records.tobytes())
+            assert int(packet.header["quantization"]) == quantization
+            error = np.abs(packet.to_float32() - expected).max()
+            assert error == 0 if quantization is Quantization.NONE else error < 0.02
+    made = accounts_of(bus).produced
+    assert [(made[point].seen, made[point].published) for point in POINTS] == [(ROWS, ROWS)] * len(POINTS)
+
+
+def test_rows_that_are_not_published_have_a_fate(bus: DataBus) -> None:
+    """Sampled out or dropped with a reason, in one step with what was seen."""
+    with bus.producer() as producer:
+        channel = producer.channel("layer.0")
+        channel.book(seen=9, sampled_out=9)
+        channel.book(seen=4, dropped=4, reason=int(DropReason.RING_FULL))
+    made = accounts_of(bus).produced["layer.0"]
+    assert (made.seen, made.published, made.sampled_out) == (13, 0, 9)
+    assert made.dropped == {"ring_full": 4}
+
+
+def test_free_is_what_is_published_whatever_the_hook_points(bus: DataBus) -> None:
+    """As many packets as are free are published without a drop."""
+    with bus.producer() as producer, bus.consumer("one"):
+        channels = [producer.channel(point) for point in POINTS]
+        free = producer.free()
+        assert free > 0
+        for step in range(free):
+            header, records, grid = block_of(step)
+            channel = channels[step % len(channels)]
+            header["account"] = channel.account
+            assert channel.put(
+                header,
+                records,
+                grid.__array_interface__["data"][0],
+                WIDTH * 4,
+                None,
+                ROWS,
+                int(Dtype.FLOAT32),
+                0,
+            )
+    assert not any(made.dropped for made in accounts_of(bus).produced.values())
+
+
+def test_a_block_larger_than_the_bus_carries_is_refused(bus: DataBus) -> None:
+    """It is an error of its caller, and nothing of it is counted."""
+    with bus.producer() as producer:
+        channel = producer.channel("layer.0")
+        rows = producer.packet_bytes // (WIDTH * 4) + 1
+        header, records, grid = np.zeros(1, HEADER_DTYPE), np.zeros(rows, ROW_DTYPE), np.zeros((rows, WIDTH))
+        header["width"], header["account"] = WIDTH, channel.account
+        with pytest.raises(ValueError, match=r"bytes"):
+            channel.put(header, records, grid.__array_interface__["data"][0], WIDTH * 4, None, rows, 0, 0)
+    assert sum(made.seen for made in accounts_of(bus).produced.values()) == 0
+
+
 # -- the end, and what others see
 
 

@@ -10,10 +10,10 @@ from torch.utils.checkpoint import checkpoint
 
 from asysi.bus.mailbox import CaptureWord
 from asysi.bus.packet import ROW_DTYPE, Dtype, Kind, PacketFlag, parse_packet
+from asysi.bus.ring import RingProducer
 from asysi.bus.states import DropReason
 from asysi.capture.hooks import ActivationHooker
 from asysi.capture.sampling import keep_mask
-from asysi.capture.sink import RingSink
 from asysi.contract.spec import Sampling
 from asysi.model.points import HookPoint
 from asysi.text.grid import StepTokens
@@ -118,7 +118,7 @@ def test_ring_holds_what_the_module_returned(ring, wrap):
     """Whatever form a module's output has, its content rows arrive bit for bit, with their lineage."""
     model = Model(wrap)
     with torch.no_grad(), Writer(ring) as writer, Control(ring) as control:
-        with ActivationHooker(model, POINTS, RingSink(writer, control), attempt=2) as hooker:
+        with ActivationHooker(model, POINTS, RingProducer(writer), control, attempt=2) as hooker:
             hooker.step(tokens(step=7, holdout=True))
             model(IDS)
         expected = model.first.linear(model.embed(IDS)).reshape(GRID, WIDTH)
@@ -149,7 +149,7 @@ def test_one_mask_holds_for_the_whole_step(ring):
     with torch.no_grad(), Writer(ring) as writer, Control(ring) as control:
         control.set_float(CaptureWord.RATE, 0.5)
         model = Model(between=lambda: control.set_float(CaptureWord.RATE, 0.01))
-        with ActivationHooker(model, POINTS, RingSink(writer, control), seed=5) as hooker:
+        with ActivationHooker(model, POINTS, RingProducer(writer), control, seed=5) as hooker:
             for step in range(2):
                 hooker.step(tokens(step))
                 model(IDS)
@@ -168,7 +168,7 @@ def test_rate_stays_within_the_spec(ring):
     with torch.no_grad(), Writer(ring) as writer, Control(ring) as control:
         model = Model()
         sampling = Sampling(rate=0.5, min_rate=0.25)
-        with ActivationHooker(model, POINTS, RingSink(writer, control), sampling=sampling) as hooker:
+        with ActivationHooker(model, POINTS, RingProducer(writer), control, sampling=sampling) as hooker:
             for asked, used in ((0.0, 0.5), (0.001, 0.25), (0.3, 0.3), (7.0, 0.5), (float("nan"), 0.5)):
                 control.set_float(CaptureWord.RATE, asked)
                 model(IDS)
@@ -180,7 +180,7 @@ def test_whole_steps_are_kept_or_left_out(ring):
     with torch.no_grad(), Writer(ring) as writer, Control(ring) as control:
         model = Model()
         sampling = Sampling(rate=0.5, unit="step")
-        with ActivationHooker(model, POINTS, RingSink(writer, control), sampling=sampling) as hooker:
+        with ActivationHooker(model, POINTS, RingProducer(writer), control, sampling=sampling) as hooker:
             kept = []
             for step in range(6):
                 hooker.step(tokens(step))
@@ -194,7 +194,7 @@ def test_full_ring_drops_whole_new_steps(ring):
     """Steps that do not fit are dropped whole and counted, and capture goes on when there is room again."""
     with torch.no_grad(), Writer(ring) as writer, Control(ring) as control:
         model = Model()
-        with ActivationHooker(model, POINTS, RingSink(writer, control)) as hooker:
+        with ActivationHooker(model, POINTS, RingProducer(writer), control) as hooker:
             for step in range(7):  # two chunks each, eight fit
                 hooker.step(tokens(step))
                 model(IDS)
@@ -218,12 +218,12 @@ def test_rest_of_a_step_that_runs_out_is_mid_step(ring):
     wide = Model(lambda x: x.repeat(1, 1, 512))  # 16 KiB a row and more: no row fits a chunk
     unknown = [HookPoint("first"), HookPoint("second")]
     with torch.no_grad(), Writer(ring) as writer, Control(ring) as control:
-        with ActivationHooker(wide, unknown, RingSink(writer, control)) as hooker:
+        with ActivationHooker(wide, unknown, RingProducer(writer), control) as hooker:
             wide(IDS)
         assert books(ring)["first"]["dropped"][4] == GRID
         assert books(ring)["second"]["published"] == GRID
         halves = Model(lambda x: x.repeat(1, 1, 250))  # two rows a chunk: 8 chunks, 7 are left
-        with ActivationHooker(halves, unknown, RingSink(writer, control)) as hooker:
+        with ActivationHooker(halves, unknown, RingProducer(writer), control) as hooker:
             halves(IDS)
             assert hooker.errors == 0
     first = books(ring)["first"]
@@ -239,7 +239,7 @@ def test_a_point_that_outgrew_its_plan_does_not_cost_the_others_their_rows(ring,
     broad = Model(lambda x: x.repeat(1, 1, 400))  # a row to a chunk: 12 chunks for a step, and there are 8
     points = [HookPoint("first", shape=(BATCH, LENGTH, WIDTH), calls=0), HookPoint("second")]
     with torch.no_grad(), Writer(ring) as writer, Control(ring) as control:
-        with ActivationHooker(broad, points, RingSink(writer, control)) as hooker:
+        with ActivationHooker(broad, points, RingProducer(writer), control) as hooker:
             for step in range(4):
                 hooker.step(tokens(step))
                 broad(IDS)
@@ -279,7 +279,7 @@ def test_no_exception_reaches_the_model(ring, fails_at, caplog):
         expected = model(IDS)
         with (
             caplog.at_level(logging.WARNING),
-            ActivationHooker(model, POINTS, RingSink(FailingWriter(writer, fails_at), control)) as hooker,
+            ActivationHooker(model, POINTS, RingProducer(FailingWriter(writer, fails_at)), control) as hooker,
         ):
             for step in range(3):
                 hooker.step(tokens(step))
@@ -299,7 +299,7 @@ def test_output_without_activations_is_an_error_and_no_more(ring, wrap):
         torch.no_grad(),
         Writer(ring) as writer,
         Control(ring) as control,
-        ActivationHooker(model, POINTS, RingSink(writer, control)) as hooker,
+        ActivationHooker(model, POINTS, RingProducer(writer), control) as hooker,
     ):
         hooker.step(tokens())
         model(IDS)
@@ -320,7 +320,7 @@ def test_rows_of_no_token_are_dropped_by_name(ring, wrap, rows, caplog):
         torch.no_grad(),
         Writer(ring) as writer,
         Control(ring) as control,
-        ActivationHooker(model, POINTS, RingSink(writer, control)) as hooker,
+        ActivationHooker(model, POINTS, RingProducer(writer), control) as hooker,
     ):
         for step in range(2):
             hooker.step(tokens(step))
@@ -341,7 +341,7 @@ def test_nothing_is_logged_between_two_layers(ring, caplog):
         torch.no_grad(),
         Writer(ring) as writer,
         Control(ring) as control,
-        ActivationHooker(model, POINTS, RingSink(writer, control)),
+        ActivationHooker(model, POINTS, RingProducer(writer), control),
     ):
         model(IDS)
     assert (told, len(caplog.records)) == ([0], 1)
@@ -354,7 +354,7 @@ def test_step_that_cannot_begin_is_not_captured(ring):
         torch.no_grad(),
         Writer(ring) as writer,
         Control(ring) as control,
-        ActivationHooker(model, [HookPoint("0")], RingSink(writer, control)) as hooker,
+        ActivationHooker(model, [HookPoint("0")], RingProducer(writer), control) as hooker,
     ):
         hooker.step(StepTokens(0, 1, 1, np.zeros(1, ROW_DTYPE), None))
         assert model(torch.ones(4, WIDTH)).shape == (4, WIDTH)
@@ -366,7 +366,7 @@ def test_hooks_leave_with_the_context(ring):
     """After the context nothing is captured any more, and no hook is left in any module."""
     model = Model()
     with torch.no_grad(), Writer(ring) as writer, Control(ring) as control:
-        with ActivationHooker(model, POINTS, RingSink(writer, control)) as hooker:
+        with ActivationHooker(model, POINTS, RingProducer(writer), control) as hooker:
             pass
         model(IDS)
     assert hooker.steps == 0
@@ -377,7 +377,7 @@ def test_failed_forward_ends_the_step(ring):
     """A forward that raises, raises as ever; the next step is captured."""
     model = Model()
     with torch.no_grad(), Writer(ring) as writer, Control(ring) as control:
-        with ActivationHooker(model, POINTS, RingSink(writer, control)) as hooker:
+        with ActivationHooker(model, POINTS, RingProducer(writer), control) as hooker:
             with pytest.raises(IndexError):
                 model(IDS + 1000)
             hooker.step(tokens(1))
@@ -404,7 +404,7 @@ def test_calls_are_numbered(ring):
         torch.no_grad(),
         Writer(ring) as writer,
         Control(ring) as control,
-        ActivationHooker(model, [HookPoint("layer")], RingSink(writer, control)) as hooker,
+        ActivationHooker(model, [HookPoint("layer")], RingProducer(writer), control) as hooker,
     ):
         for _ in range(4):  # from the second on it is known to take three chunks of eight
             model(torch.ones(BATCH, LENGTH, WIDTH))
@@ -421,7 +421,7 @@ def test_one_call_can_be_addressed(ring):
     with torch.no_grad(), Writer(ring) as writer, Control(ring) as control:
         second = model.layer(model.layer(x)).reshape(GRID, WIDTH).numpy()
         with ActivationHooker(
-            model, [HookPoint(name) for name in names], RingSink(writer, control)
+            model, [HookPoint(name) for name in names], RingProducer(writer), control
         ) as hooker:
             model(x)
     found = packets(ring)
@@ -447,7 +447,7 @@ def test_recomputation_is_flagged(ring):
     with (
         Writer(ring) as writer,
         Control(ring) as control,
-        ActivationHooker(model, [HookPoint("layer")], RingSink(writer, control)),
+        ActivationHooker(model, [HookPoint("layer")], RingProducer(writer), control),
     ):
         model(torch.ones(BATCH, LENGTH, WIDTH, requires_grad=True)).sum().backward()
     flags = [PacketFlag(int(header["flags"])) for _, header, _, _ in packets(ring)]
@@ -463,7 +463,7 @@ def test_tokens_default_to_the_models_input(ring):
         torch.no_grad(),
         Writer(ring) as writer,
         Control(ring) as control,
-        ActivationHooker(model, POINTS, RingSink(writer, control)),
+        ActivationHooker(model, POINTS, RingProducer(writer), control),
     ):
         for _ in range(2):
             model(input_ids=IDS, attention_mask=mask)
@@ -480,7 +480,7 @@ def test_large_outputs_travel_in_parts(ring):
     model = Model(lambda x: x.repeat(1, 1, 64))  # 2 KiB a row: seven to a chunk
     with torch.no_grad(), Writer(ring) as writer, Control(ring) as control:
         with ActivationHooker(
-            model, [HookPoint("first", None, (BATCH, LENGTH, 64 * WIDTH))], RingSink(writer, control)
+            model, [HookPoint("first", None, (BATCH, LENGTH, 64 * WIDTH))], RingProducer(writer), control
         ) as hooker:
             hooker.step(tokens())
             model(IDS)
@@ -499,7 +499,7 @@ def test_parts_are_numbered_anew(ring):
         torch.no_grad(),
         Writer(ring) as writer,
         Control(ring) as control,
-        ActivationHooker(model, POINTS[:1], RingSink(writer, control)),
+        ActivationHooker(model, POINTS[:1], RingProducer(writer), control),
     ):
         model(IDS)
         model(IDS)
@@ -516,8 +516,8 @@ def test_gradients_have_an_account_of_their_own(ring):
     """What is taken of a hook point is booked by kind: activations under its name, gradients beside it."""
     model, weight = Model(), torch.arange(GRID * WIDTH, dtype=torch.float32).reshape(BATCH, LENGTH, WIDTH)
     with Writer(ring) as writer, Control(ring) as control:
-        sink = RingSink(writer, control)
-        with ActivationHooker(model, POINTS[1:], sink, kinds=BOTH) as hooker:
+        producer = RingProducer(writer)
+        with ActivationHooker(model, POINTS[1:], producer, control, kinds=BOTH) as hooker:
             hooker.step(tokens(step=3))
             (model(IDS) * weight).sum().backward()
         assert hooker.errors == 0
@@ -549,8 +549,8 @@ def test_only_rows_that_are_seen_again_are_flagged(ring, reentrant):
 
     model, x = Body(), torch.ones(BATCH, LENGTH, WIDTH, requires_grad=True)
     with Writer(ring) as writer, Control(ring) as control:
-        sink = RingSink(writer, control)
-        with ActivationHooker(model, [HookPoint("layer")], sink, kinds=BOTH) as hooker:
+        producer = RingProducer(writer)
+        with ActivationHooker(model, [HookPoint("layer")], producer, control, kinds=BOTH) as hooker:
             model(x).sum().backward()
         assert hooker.errors == 0
     found = [(Kind(int(h["kind"])), PacketFlag(int(h["flags"]))) for _, h, _, _ in packets(ring)]
@@ -565,8 +565,8 @@ def test_gradients_carry_the_number_of_their_call(ring):
     """A backward pass goes through calls in reverse: each gradient names the call of its output."""
     model, x = Looped(), torch.ones(BATCH, LENGTH, WIDTH)
     with Writer(ring) as writer, Control(ring) as control:
-        sink = RingSink(writer, control)
-        with ActivationHooker(model, [HookPoint("layer#1")], sink, kinds=BOTH):
+        producer = RingProducer(writer)
+        with ActivationHooker(model, [HookPoint("layer#1")], producer, control, kinds=BOTH):
             model(x).sum().backward()
     (_, output, _, _), (name, header, _, values) = packets(ring)
     assert (int(output["call_index"]), name, int(header["call_index"])) == (1, "layer#1:gradient", 1)
@@ -577,8 +577,8 @@ def test_gradients_of_an_earlier_step_are_an_error(ring):
     """A backward pass that comes after the next forward is counted: its tokens are not known any more."""
     model = Model()
     with Writer(ring) as writer, Control(ring) as control:
-        sink = RingSink(writer, control)
-        with ActivationHooker(model, POINTS[1:], sink, kinds=BOTH[1:]) as hooker:
+        producer = RingProducer(writer)
+        with ActivationHooker(model, POINTS[1:], producer, control, kinds=BOTH[1:]) as hooker:
             late = model(IDS)
             model(IDS).sum().backward()
             late.sum().backward()
@@ -591,7 +591,7 @@ def test_nothing_is_captured_after_the_context(ring):
     """A backward pass that outlives the hooks leaves no row: nobody watches any more."""
     model = Model()
     with Writer(ring) as writer, Control(ring) as control:
-        with ActivationHooker(model, POINTS[1:], RingSink(writer, control), kinds=BOTH[1:]) as hooker:
+        with ActivationHooker(model, POINTS[1:], RingProducer(writer), control, kinds=BOTH[1:]) as hooker:
             out = model(IDS)
         out.sum().backward()
     assert hooker.errors == 0
@@ -602,7 +602,7 @@ def test_a_kind_without_hooks_is_refused(ring):
     """Gradients of parameters have no hook: asking for them fails at once, and leaves the model as it was."""
     model = Model()
     with Writer(ring) as writer, Control(ring) as control:
-        sink = RingSink(writer, control)
+        producer = RingProducer(writer)
         with pytest.raises(KeyError):
-            ActivationHooker(model, POINTS, sink, kinds=[Kind.PARAMETER_GRADIENT])
+            ActivationHooker(model, POINTS, producer, control, kinds=[Kind.PARAMETER_GRADIENT])
     assert not any(module._forward_hooks for module in model.modules())

@@ -18,10 +18,10 @@ from transformers import PreTrainedTokenizerFast
 from asysi.archive.dataset import MScanDataset
 from asysi.archive.series import Series
 from asysi.bus.packet import ROW_DTYPE, RowFlag, parse_packet
+from asysi.bus.ring import RingProducer
 from asysi.capture.collector import Collector
 from asysi.capture.hooks import ActivationHooker
 from asysi.capture.rows import first_tensor, row_shape
-from asysi.capture.sink import RingSink
 from asysi.contract.spec import Data, Holdout, SaeTrain
 from asysi.finish.rereading import join_rows, read_again
 from asysi.hosts.unseen import planned_width
@@ -127,9 +127,9 @@ def by_plain_hooks(model, paths, batches):
     return found
 
 
-def run(model, points, sink, batches):
+def run(model, points, producer, batches):
     """Run the batches under capture."""
-    with ActivationHooker(model, points, sink) as hooker:
+    with ActivationHooker(model, points, producer) as hooker:
         for step, ids in enumerate(batches):
             hooker.step(tokens_of(step, ids))
             model(input_ids=ids)
@@ -216,7 +216,7 @@ def test_archive_trainer_and_report_hold_what_plain_hooks_see(ring, ways, skippe
         trainer = Trainer(config, Path(folder) / "trainer")
         series = Series(Path(folder), attempt=0, metadata={})
         with Writer(ring) as writer, Control(ring) as control:
-            for _ in run(model, points, RingSink(writer, control), batches):
+            for _ in run(model, points, RingProducer(writer), batches):
                 pass
             for packet in drained(ring, control.accounts()):
                 series.append(packet)

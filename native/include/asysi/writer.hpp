@@ -78,6 +78,7 @@ public:
 
     /// Tells those who look on whether an accelerator's driver knows the data.
     void note_registered(bool registered) {
+        if (!registered && seat_.closed()) return;  // whoever comes next says what it has itself
         seat_.expect_open();
         ring_.live().writer.registered.store(registered ? 1 : 0, std::memory_order_relaxed);
     }

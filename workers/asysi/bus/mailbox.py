@@ -16,6 +16,29 @@ class Mailbox(Protocol):
     def set_float(self, word: int, value: float, /) -> None: ...
 
 
+class LocalMailbox:
+    """Words that no other process reads."""
+
+    def __init__(self) -> None:
+        self._words: dict[int, float] = {}
+
+    def get(self, word: int, /) -> int:
+        """Return a word, 0 before the first."""
+        return int(self._words.get(word, 0))
+
+    def set(self, word: int, value: int, /) -> None:
+        """Keep a word."""
+        self._words[word] = value
+
+    def get_float(self, word: int, /) -> float:
+        """Return a word, 0 before the first."""
+        return float(self._words.get(word, 0.0))
+
+    def set_float(self, word: int, value: float, /) -> None:
+        """Keep a word."""
+        self._words[word] = value
+
+
 class CaptureWord(IntEnum):
     """Mailbox of the capture ring."""
 

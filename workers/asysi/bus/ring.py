@@ -1,7 +1,8 @@
 """The bus of HPC mode: the sharded ring in shared memory. What is handed out are views into it."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -68,6 +69,14 @@ class _Route(NamedTuple):
     shard: int
 
 
+class RingChannel(NamedTuple):
+    """The way of one account into its shard: the writer's own functions, bound once."""
+
+    account: int
+    put: Callable[..., bool]
+    book: Callable[..., None]
+
+
 class RingProducer:
     """The ring's producer. Packets of a hook point go to the shard that its name decides.
 
@@ -84,6 +93,12 @@ class RingProducer:
         self._account, self._source, self._quantization, self._dtype = fields
         self.packet_bytes = writer.chunk_bytes
         """Bytes of the largest packet: a chunk."""
+        self.depth = writer.depth
+        """Chunks of a shard that can be unread at once."""
+        self.memory = writer
+        """Its pool can be registered with an accelerator's driver."""
+        self.free: Callable[[], int] = partial(writer.free, 0) if writer.shards == 1 else self._least_free
+        """Return the free chunks of the shard that has the fewest."""
 
     def push(
         self, packet: ActivationPacket, *, source: int = 0, quantization: Quantization = Quantization.NONE
@@ -111,6 +126,12 @@ class RingProducer:
             quantization,
             scales=packet.scales,
         )
+
+    def channel(self, point: str, /) -> RingChannel:
+        """Return the functions that copy rows of a hook point into chunks of its shard."""
+        account, shard = self._route(point)
+        writer = self._writer
+        return RingChannel(account, partial(writer.publish_block, shard), partial(writer.book, account))
 
     def room(self, point: str) -> int:
         """Return the free chunks of the point's shard; all of them where the oldest is overwritten."""
@@ -140,6 +161,9 @@ class RingProducer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _least_free(self) -> int:
+        return min(self._writer.free(shard) for shard in range(self._writer.shards))
 
     def _route(self, point: str) -> _Route:
         route = self._routes.get(point)

@@ -9,9 +9,13 @@ import zlib
 from collections.abc import Mapping
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from asysi.bus.accounts import StreamCounters
 from asysi.bus.mailbox import Mailbox
 from asysi.bus.packet import ActivationPacket, Quantization
+from asysi.bus.pinning import Participant
 from asysi.bus.states import DropReason, StreamEnd
 
 
@@ -27,12 +31,83 @@ class AheadError(ValueError):
         self.point, self.rows = point, rows
 
 
-class Producer(Protocol):
-    """The one that publishes. It never waits for a consumer."""
+class BlockChannel(Protocol):
+    """One account's way into a stream, for rows that lie in this process's memory.
+
+    `put` and `book` are called between two layers of a model: they neither wait nor, where the stream is a
+    ring, allocate. An implementation may make them attributes rather than methods, so that none costs a
+    frame.
+    """
+
+    @property
+    def account(self) -> int:
+        """Number of the account, as the header of a packet names it."""
+        ...
+
+    def put(  # noqa: PLR0917 - the ring's producer takes them by position, which is the fastest
+        self,
+        header: NDArray[np.void],
+        rows: NDArray[np.void],
+        address: int,
+        row_stride: int,
+        index: NDArray[np.int64] | None,
+        count: int,
+        source_dtype: int,
+        quantization: int,
+        /,
+    ) -> bool:
+        """Copy rows out of memory and publish them as one packet; False when there was no room: they are then
+        counted as dropped.
+
+        Args:
+            header: one record of HEADER_DTYPE with account, width and what describes the rows; it is read,
+                not changed.
+            rows: [count] of ROW_DTYPE.
+            address: of the first row of the source.
+            row_stride: bytes from row to row of the source.
+            index: [count] rows of the source to take; None takes the first `count`.
+            count: rows of the packet.
+            source_dtype: Dtype of the source's elements.
+            quantization: of the copy; 0 keeps the elements as they are.
+
+        Raises:
+            ValueError: the packet is larger than `packet_bytes`, or there is no such conversion.
+        """
+        ...
+
+    def book(self, *, seen: int = 0, sampled_out: int = 0, dropped: int = 0, reason: int = 0) -> None:
+        """Count rows that were seen and not published."""
+        ...
+
+
+class BlockProducer(Protocol):
+    """What capture needs of a stream: it publishes rows of tensors, hook point by hook point."""
 
     @property
     def packet_bytes(self) -> int:
         """Bytes of the largest packet."""
+        ...
+
+    @property
+    def depth(self) -> int:
+        """Packets of a hook point that can be unread at once."""
+        ...
+
+    def free(self) -> int:
+        """Return how many packets, of whatever hook points, are published before one is dropped."""
+        ...
+
+    def channel(self, point: str, /) -> BlockChannel:
+        """Return the way into the stream for a hook point; its account is registered when it is new."""
+        ...
+
+
+class Producer(BlockProducer, Protocol):
+    """The one that publishes. It never waits for a consumer."""
+
+    @property
+    def memory(self) -> Participant | None:
+        """What an accelerator's driver can register; None where packets do not lie in shared memory."""
         ...
 
     def push(

@@ -1,4 +1,4 @@
-"""Hooks that copy what modules return, and the gradients of it, into a sink.
+"""Hooks that copy what modules return, and the gradients of it, into a stream.
 
 The model must not notice: nothing here blocks, waits or raises into it, and a step costs a few numpy calls
 and one copy per hook point.
@@ -15,14 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.hooks import RemovableHandle
 
-from asysi.bus.mailbox import CaptureWord
+from asysi.bus.mailbox import CaptureWord, LocalMailbox, Mailbox
 from asysi.bus.packet import HEADER_BYTES, HEADER_DTYPE, MAGIC, VERSION, Kind, account_name
 from asysi.bus.states import DropReason
+from asysi.bus.stream import BlockProducer
 from asysi.capture.device import Devices
 from asysi.capture.failures import Failures
 from asysi.capture.latency import LatencyHistogram
 from asysi.capture.rows import first_tensor, leading_rows
-from asysi.capture.sink import Sink
 from asysi.capture.state import HookState
 from asysi.capture.step import DTYPES, CaptureStep, Layout
 from asysi.capture.tokens import derive_tokens
@@ -45,7 +45,9 @@ class ActivationHooker:
     Args:
         module: the model whose modules the hook points name.
         points: exact hook points, as check() matched them.
-        sink: where rows go.
+        producer: of the stream that rows go into.
+        mailbox: tells the rate that was asked for last, and gets the counters; None where no other process
+            has a part in it.
         kinds: what is taken at each hook point; each has an account of its own.
         sampling: bounds of the rate, and whether tokens or whole steps are kept.
         seed: of the token sampling.
@@ -61,7 +63,8 @@ class ActivationHooker:
         self,
         module: torch.nn.Module,
         points: Sequence[HookPoint],
-        sink: Sink,
+        producer: BlockProducer,
+        mailbox: Mailbox | None = None,
         *,
         kinds: Sequence[Kind] = (Kind.ACTIVATION,),
         sampling: Sampling | None = None,
@@ -72,19 +75,19 @@ class ActivationHooker:
     ) -> None:
         modules = dict(module.named_modules(remove_duplicate=False))
         self._root = module if root is None else root
-        self._sink = sink
+        self._mailbox = LocalMailbox() if mailbox is None else mailbox
         self._headers = _headers(len(points) * len(kinds), attempt, rank)
         self._hooked: list[tuple[torch.nn.Module, Kind, HookState]] = []
         for point in points:
             for kind in kinds:
-                account = sink.account(account_name(point.path, kind))
-                state = HookState(point, kind, account, self._headers, len(self._hooked))
+                channel = producer.channel(account_name(point.path, kind))
+                state = HookState(point, kind, channel, self._headers, len(self._hooked))
                 self._hooked.append((modules[point.module], kind, state))
         self._states = [state for _, _, state in self._hooked]
         self._handles: list[RemovableHandle] = []
         self._failures = Failures()
         self._devices = Devices()
-        self._step = CaptureStep(sink, sampling or Sampling(), seed, self._failures)
+        self._step = CaptureStep(producer, self._mailbox, sampling or Sampling(), seed, self._failures)
         self._handed: StepTokens | None = None
         self._inside = False
         self._begun_ns = 0
@@ -250,7 +253,7 @@ class ActivationHooker:
         headers["batch"], headers["length"] = tokens.batch, tokens.length
 
     def _report(self) -> None:
-        tell, step = self._sink.tell, self._step
+        tell, step = self._mailbox.set, self._step
         if step.number == 1:
             tell(CaptureWord.STARTED_NS, self._begun_ns)
         tell(CaptureWord.STEPS, step.number)
@@ -279,7 +282,7 @@ class ActivationHooker:
             self._drop(state, _NO_TOKEN, leading_rows(shape))
             return
         if left_out := step.content - kept:
-            self._sink.book(state.account, seen=left_out, sampled_out=left_out)
+            state.book(seen=left_out, sampled_out=left_out)
         if not kept:
             return
         if not step.fits or state.left_out:
@@ -301,7 +304,7 @@ class ActivationHooker:
             self._drop(state, _MID_STEP if layout.parts else _TOO_LARGE, state.unbooked)
 
     def _publish(self, state: HookState, source: torch.Tensor, layout: Layout, *, gathered: bool) -> None:
-        """Copy the kept rows into the sink, a chunk at a time, while there is room.
+        """Copy the kept rows into the stream, a chunk at a time, while there is room.
 
         `source` is the whole grid of rows, or, gathered, the kept ones alone.
         """
@@ -311,13 +314,13 @@ class ActivationHooker:
                 return
             state.part[0] = number
             chosen = None if gathered else index
-            self._sink.put(state.header, rows, address, layout.stride, chosen, count, layout.dtype, 0)
+            state.put(state.header, rows, address, layout.stride, chosen, count, layout.dtype, 0)
             state.unbooked -= count
             if gathered:
                 address += count * layout.stride
 
     def _drop(self, state: HookState, reason: int, rows: int) -> None:
-        self._sink.book(state.account, seen=rows, dropped=rows, reason=reason)
+        state.book(seen=rows, dropped=rows, reason=reason)
         state.unbooked = 0
 
     def _give_up(self, state: HookState, error: Exception) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asysi.bus.packet import Kind, PacketFlag, account_name
+from asysi.bus.stream import BlockChannel
 from asysi.model.points import HookPoint
 
 _OUTSIDE = {Kind.ACTIVATION: int(PacketFlag.RECOMPUTED), Kind.GRADIENT: 0}
@@ -12,12 +13,12 @@ activation checkpointing runs its module once more; a gradient is seen then for 
 
 
 class HookState:
-    """A hook point and kind: its account, its packet header, and what is known of its size.
+    """A hook point and kind: its way into the stream, its packet header, and what is known of its size.
 
     Args:
         point: the hook point.
         kind: what is taken there.
-        account: number of its account.
+        channel: its way into the stream.
         headers: a record for each state, filled with what a step's packets share.
         at: place of this state's record.
     """
@@ -25,7 +26,7 @@ class HookState:
     __slots__ = (
         "_fields",
         "_shown",
-        "account",
+        "book",
         "call",
         "calls",
         "calls_expected",
@@ -37,16 +38,17 @@ class HookState:
         "name",
         "part",
         "planned",
+        "put",
         "row_bytes",
         "unbooked",
     )
 
     def __init__(
-        self, point: HookPoint, kind: Kind, account: int, headers: NDArray[np.void], at: int
+        self, point: HookPoint, kind: Kind, channel: BlockChannel, headers: NDArray[np.void], at: int
     ) -> None:
         self.name = account_name(point.path, kind)
         self.call = point.call
-        self.account = account
+        self.put, self.book = channel.put, channel.book
         self.flags_outside = _OUTSIDE[kind]
         self.row_bytes = point.width * point.itemsize
         self.calls = 0
@@ -56,7 +58,7 @@ class HookState:
         self.calls_in_all = 0
         self.unbooked = 0
         self.header = headers[at : at + 1]
-        self.header["account"], self.header["kind"] = account, kind
+        self.header["account"], self.header["kind"] = channel.account, kind
         # Views of fields: assigning through them costs a fraction of naming them.
         self.captured, self.part = self.header["captured_ns"], self.header["part"]
         self._fields = [self.header[name] for name in ("call_index", "flags", "width", "parts")]

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from asysi.bus.mailbox import CaptureWord, Mailbox
 from asysi.bus.packet import ROW_DTYPE, Dtype, rows_that_fit
+from asysi.bus.stream import BlockProducer
 from asysi.capture.failures import Failures
 from asysi.capture.rows import row_shape
 from asysi.capture.sampling import keep_mask, keep_step
-from asysi.capture.sink import Sink
 from asysi.capture.state import HookState
 from asysi.contract.spec import Sampling
 from asysi.text.grid import StepTokens
@@ -43,14 +44,24 @@ class CaptureStep:
     """The step that runs now, and totals over all steps.
 
     Args:
-        sink: where rows go.
+        producer: of the stream that rows go into.
+        mailbox: tells the rate that was asked for last.
         sampling: bounds of the rate, and whether tokens or whole steps are kept.
         seed: of the sampling.
         failures: told of a hook point that does not fit beside the others.
     """
 
-    def __init__(self, sink: Sink, sampling: Sampling, seed: int, failures: Failures) -> None:
-        self._sink, self._sampling, self._seed, self._failures = sink, sampling, seed, failures
+    def __init__(
+        self,
+        producer: BlockProducer,
+        mailbox: Mailbox,
+        sampling: Sampling,
+        seed: int,
+        failures: Failures,
+    ) -> None:
+        self._sampling, self._seed, self._failures = sampling, seed, failures
+        self._mailbox = mailbox
+        self._free, self._depth, self._packet_bytes = producer.free, producer.depth, producer.packet_bytes
         self.rate = sampling.rate
         """Sampling rate of the step."""
         self.tokens: StepTokens | None = None
@@ -104,7 +115,7 @@ class CaptureStep:
 
     def _latch(self) -> float:
         """Return the rate that was asked for last, within the spec's bounds; before that the top."""
-        rate = self._sink.rate()
+        rate = self._mailbox.get_float(CaptureWord.RATE)
         if not rate > 0:
             return self._sampling.rate
         return min(max(rate, self._sampling.min_rate), self._sampling.rate)
@@ -112,9 +123,9 @@ class CaptureStep:
     # -- room
 
     def take_chunk(self) -> bool:
-        """Return whether a chunk is free; the sink is asked only when what it said last is used up."""
+        """Return whether a chunk is free; the stream is asked only when what it said last is used up."""
         if self._room <= 0:
-            self._room = self._sink.room()
+            self._room = self._free()
         self._room -= 1
         return self._room >= 0
 
@@ -122,10 +133,10 @@ class CaptureStep:
         """Decide whether the step fits, or would without the hook points that outgrew their plan."""
         for state in states:
             state.begin_step()
-        self._room = self._sink.room()
+        self._room = self._free()
         needed = sum(self._chunks_of(state) for state in states)
         self.fits = self._room >= needed
-        if needed > self._sink.depth:
+        if needed > self._depth:
             self._leave_out_grown(states, needed)
         if not self.fits:
             self.dropped += 1
@@ -140,7 +151,7 @@ class CaptureStep:
             return 0
         if not row_bytes:  # a point never seen before counts as small
             return calls
-        rows = max(1, rows_that_fit(self._sink.chunk_bytes, row_bytes))
+        rows = max(1, rows_that_fit(self._packet_bytes, row_bytes))
         return calls * -(-self.kept_count // rows)
 
     def _leave_out_grown(self, states: Sequence[HookState], needed: int) -> None:
@@ -149,7 +160,7 @@ class CaptureStep:
         """
         grown = [(self._chunks_of(state) - self._chunks(*state.planned), state) for state in states]
         for excess, state in sorted(grown, key=lambda pair: -pair[0]):
-            if needed <= self._sink.depth or excess <= 0:
+            if needed <= self._depth or excess <= 0:
                 break
             state.left_out = True
             size = self._chunks_of(state)
@@ -160,7 +171,7 @@ class CaptureStep:
     def _too_large(self, state: HookState, chunks: int) -> BufferError:
         return BufferError(
             f"{state.calls_expected} calls with rows of {state.row_bytes} bytes need {chunks} of the "
-            f"capture ring's {self._sink.depth} chunks, more than was planned: such steps are left out here "
+            f"capture ring's {self._depth} chunks, more than was planned: such steps are left out here "
             "(too_large); raise spec.capture.size"
         )
 
@@ -177,7 +188,7 @@ class CaptureStep:
         """Work out how rows of such a tensor lie and how the kept ones are cut."""
         dtype = DTYPES[tensor.dtype]
         stride = width * dtype.itemsize
-        most = rows_that_fit(self._sink.chunk_bytes, stride)
+        most = rows_that_fit(self._packet_bytes, stride)
         starts = range(0, self.kept_count, most) if most else ()
         ends = [(at, min(at + most, self.kept_count)) for at in starts]
         parts = [(self.kept[a:b], self._kept_rows[a:b], b - a) for a, b in ends]

@@ -17,18 +17,18 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 
-from asysi.bus.mailbox import CaptureWord
+from asysi.bus.mailbox import CaptureWord, Mailbox
 from asysi.bus.pinning import Pinning, cuda_hook
 from asysi.bus.states import StreamEnd
+from asysi.bus.stream import DataBus, Producer
 from asysi.capture.hooks import ActivationHooker
-from asysi.capture.sink import RingSink
 from asysi.contract.errors import no_room
 from asysi.contract.runtime import CAPTURE_RING, HOST_FOLDER, MODEL_FILE, POINTS_FILE
 from asysi.contract.workloads import workload_of
@@ -39,9 +39,6 @@ from asysi.model.loading import LoadedModel, load_model, read_resolved
 from asysi.model.points import read_points
 from asysi.monitor.worker import Worker
 from asysi.text.grid import StepTokens
-
-if TYPE_CHECKING:
-    from asysi_ring import Control, Writer
 
 log = logging.getLogger("asysi")
 
@@ -95,30 +92,36 @@ S = TypeVar("S", bound=Steplike)
 
 @contextmanager
 def open_host(worker: Worker) -> Iterator["Host"]:
-    """Attach to the capture ring, and close it cleanly where the block ends without an exception.
+    """Attach to the capture stream, and close it cleanly where the block ends without an exception.
 
     From the first line of the block on, the end of this process is seen by the hook worker.
 
     Raises:
         ConfigError: prepare has left no hook points, or the workload has no host.
+        StreamError: there is no capture stream, or another host is attached to it.
     """
-    from asysi_ring import Control, Writer  # noqa: PLC0415 - needs the compiled ring
-
     torch.set_num_threads(max(1, int(worker.experiment.spec.resources.host.cpus)))
-    folder = str(worker.shm / CAPTURE_RING)
-    with Writer(folder) as writer, Control(folder) as control:
-        host = Host(worker, writer, control)
+    bus = capture_bus(worker)
+    with closing(bus.producer()) as producer, closing(bus.control()) as control:
+        host = Host(worker, producer, control)
         with host.watching:
             yield host
         host.end()
-        writer.close(StreamEnd.ATTEMPT_OVER if worker.stop.terminated else StreamEnd.COMPLETE)
+        producer.end(StreamEnd.ATTEMPT_OVER if worker.stop.terminated else StreamEnd.COMPLETE)
+
+
+def capture_bus(worker: Worker) -> DataBus:
+    """Return the stream that a host publishes to: the capture ring that prepare has made."""
+    from asysi.bus.ring import CppShardedSPMCBus  # noqa: PLC0415 - needs the compiled ring
+
+    return CppShardedSPMCBus(worker.shm / CAPTURE_RING)
 
 
 class Host:
     """A host's place in its pod; `open_host` makes it."""
 
-    def __init__(self, worker: Worker, writer: "Writer", control: "Control") -> None:
-        self._worker, self._writer, self._control = worker, writer, control
+    def __init__(self, worker: Worker, producer: Producer, mailbox: Mailbox) -> None:
+        self._worker, self._producer, self._mailbox = worker, producer, mailbox
         self._spec = worker.experiment.spec
         self._workload = workload_of(self._spec)
         self._run: HostRun | None = None
@@ -155,20 +158,27 @@ class Host:
             raise ValueError("the plan has no steps, but contract/workloads.py says that they are known")
         worker = self._worker
         hooker = ActivationHooker(
-            module, self.points, RingSink(self._writer, self._control),
+            module, self.points, self._producer, self._mailbox,
             sampling=self._spec.capture.sampling, seed=plan.seed, root=root, attempt=worker.attempt,
         )  # fmt: skip
-        self._run = HostRun(worker, hooker, self._control, plan, self._earlier())
+        self._run = HostRun(worker, hooker, self._mailbox, plan, self._earlier())
         worker.status = self._run.status
         worker.health.ready()
         gc.collect()
         gc.freeze()  # what is loaded stays: no collection walks it again
-        hook = cuda_hook() if self._spec.resources.host.gpus else None
-        pinning = self.watching.enter_context(Pinning(self._writer, hook))
-        if pinning.refused:
-            log.warning("the capture ring is not known to CUDA, copies are slower: %s", pinning.refused)
+        self._pin()
         self.watching.enter_context(hooker)
         return self._run
+
+    def _pin(self) -> None:
+        """Make the stream's memory known to the accelerator's driver, where there are both."""
+        memory = self._producer.memory
+        if memory is None:
+            return
+        hook = cuda_hook() if self._spec.resources.host.gpus else None
+        pinning = self.watching.enter_context(Pinning(memory, hook))
+        if pinning.refused:
+            log.warning("the capture ring is not known to CUDA, copies are slower: %s", pinning.refused)
 
     def _earlier(self) -> HostProgress:
         """Return what earlier attempts have done, as far as this one continues behind it."""
@@ -189,7 +199,7 @@ class HostRun:
     Args:
         worker: this process.
         hooker: what captures.
-        control: the capture ring's mailbox.
+        mailbox: of the capture stream.
         plan: what is known of the run.
         earlier: what earlier attempts have done.
     """
@@ -198,11 +208,11 @@ class HostRun:
         self,
         worker: Worker,
         hooker: ActivationHooker,
-        control: "Control",
+        mailbox: Mailbox,
         plan: HostPlan,
         earlier: HostProgress,
     ) -> None:
-        self._worker, self._hooker, self._control, self._plan = worker, hooker, control, plan
+        self._worker, self._hooker, self._mailbox, self._plan = worker, hooker, mailbox, plan
         self._earlier = earlier
         self.first = earlier.next_step
         """Step that this attempt begins with."""
@@ -212,10 +222,10 @@ class HostRun:
         self._last = self.first - 1
         self._passes = 0
         self._begun = self._left = self._full = False
-        control.set(CaptureWord.STEPS_TOTAL, plan.steps)
-        control.set(CaptureWord.TOKENS_TOTAL, plan.tokens)
-        control.set(CaptureWord.STEPS_BEFORE, self.first)
-        control.set(CaptureWord.TOKENS_BEFORE, self._tokens_before)
+        mailbox.set(CaptureWord.STEPS_TOTAL, plan.steps)
+        mailbox.set(CaptureWord.TOKENS_TOTAL, plan.tokens)
+        mailbox.set(CaptureWord.STEPS_BEFORE, self.first)
+        mailbox.set(CaptureWord.TOKENS_BEFORE, self._tokens_before)
 
     def steps(self, steps: Iterable[S]) -> Iterator[S]:
         """Yield each step, and book it once the model has run it; ends early where a signal asks for it."""
@@ -237,15 +247,15 @@ class HostRun:
             self._write_progress()  # whatever happens from here on: this attempt has run
         if step.pass_number + 1 > self._passes:
             self._passes = step.pass_number + 1
-            self._control.set(CaptureWord.PASS, step.pass_number)
+            self._mailbox.set(CaptureWord.PASS, step.pass_number)
         self._hooker.step(step.tokens)
 
     def _book(self, step: Steplike) -> None:
         tokens = step.tokens
         self._seen.add(tokens, self._hooker.kept)
         self._beginnings.add(tokens.rows["token"].reshape(tokens.batch, tokens.length))
-        self._control.set(CaptureWord.SEQUENCES, self._beginnings.sequences)
-        self._control.set(CaptureWord.SEQUENCES_OPENED, self._beginnings.opened)
+        self._mailbox.set(CaptureWord.SEQUENCES, self._beginnings.sequences)
+        self._mailbox.set(CaptureWord.SEQUENCES_OPENED, self._beginnings.opened)
         self._last = tokens.step
         self._worker.health.beat()
 
@@ -263,7 +273,7 @@ class HostRun:
         self._write_progress()
         self._write(SEEN_FILE, self._coverage())
         if self._worker.stop.interrupted and self._left:
-            self._control.set(CaptureWord.INTERRUPTED, 1)
+            self._mailbox.set(CaptureWord.INTERRUPTED, 1)
 
     def _coverage(self) -> dict[str, object]:
         hooker = self._hooker
