@@ -112,6 +112,8 @@ def namespace(api: Api) -> Iterator[str]:
     ready = {"type": "Ready", "status": "True", "reason": "Bench", "lastHeartbeatTime": now()}
     node = {
         "metadata": {"name": NODE, "labels": {"asysi.dev/bench": "node"}},
+        # The largest node by far, which runs nothing: other people's pods must not be put there.
+        "spec": {"taints": [{"key": "asysi.dev/bench", "effect": "NoSchedule"}]},
         "status": {"capacity": amounts, "allocatable": amounts, "conditions": [ready]},
     }
     api.call("DELETE", f"/api/v1/nodes/{NODE}")

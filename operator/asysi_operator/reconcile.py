@@ -25,7 +25,7 @@ from asysi_operator.manifests.claim import as_retained, retained_by
 from asysi_operator.manifests.config_map import applied_spec
 from asysi_operator.manifests.environment import output_of
 from asysi_operator.manifests.kinds import Manifest
-from asysi_operator.manifests.labels import QUEUE, queue_of, spec_digest
+from asysi_operator.manifests.labels import QUEUE, queue_of
 from asysi_operator.manifests.names import ROWS, config_name_of, job_name, rows_name
 from asysi_operator.observation import (
     Kin,
@@ -144,19 +144,16 @@ def plan(observed: Observed, settings: OperatorSettings) -> Plan:
     if leaving(observed.experiment):
         return Plan()  # its objects go with it: they name it as their owner
     try:
-        experiment = _accepted(_text(_as_applied(observed)))
-        objects = build(
-            experiment,
-            image=settings.image,
-            pull_policy=settings.pull_policy,
-            output=_output(observed, experiment),
-            readers=settings.readers,
-        )
+        text = _text(_as_applied(observed))
+        experiment = _accepted(text)
+        readers = None if settings.readers is None else msgspec.json.encode(settings.readers)
+        place = _output(observed, experiment)
+        objects = _rendered(text, place, settings.image, settings.pull_policy, readers)
     except ConfigError as error:
         return Plan(refusal=SpecRefusal("Invalid", str(error)))
     decided = Plan(experiment=experiment, notes=notes(experiment))
     job = observed.job
-    changed = job is not None and spec_of(job) != spec_digest(experiment)
+    changed = job is not None and spec_of(job) != spec_of(objects[-1])
     if changed and started(observed):
         decided = replace(decided, refusal=SpecRefusal("SpecIsFrozen", _frozen(observed, experiment)))
         return _after_the_end(observed, decided, objects) if ended(observed) else decided
@@ -201,6 +198,16 @@ def _text(tree: Manifest) -> bytes:
 def _accepted(text: bytes) -> ScanExperiment:
     """Return the experiment; one that is new is looked at several times within a second."""
     return accept(msgspec.json.decode(text))
+
+
+@lru_cache(maxsize=64)
+def _rendered(
+    text: bytes, output: str, image: str, pull_policy: str, readers: bytes | None
+) -> tuple[Manifest, ...]:
+    """Return the sealed objects of an experiment, in the order of `build`: shared, so never to be changed."""
+    peers = None if readers is None else msgspec.json.decode(readers)
+    objects = build(_accepted(text), image=image, pull_policy=pull_policy, output=output, readers=peers)
+    return tuple(map(sealed, objects))
 
 
 def _output(observed: Observed, experiment: ScanExperiment) -> str:
@@ -277,16 +284,17 @@ def _due(observed: Observed, objects: Sequence[Manifest], rows: Manifest | None)
 
 
 def _towards(observed: Observed, decided: Plan, objects: Sequence[Manifest]) -> Plan:
-    """Return the writes that are missing, in the order of `objects`: the Job comes last."""
+    """Return the writes that are missing, in the order of `objects`, which are sealed: the Job comes last."""
     actions: list[Action] = []
-    for wanted in objects:
+    for rendered in objects:
+        wanted = rendered
         there = observed.child(wanted["kind"], wanted["metadata"]["name"])
         if there is None:
-            actions.append(Apply(sealed(wanted), exists=False))
+            actions.append(Apply(wanted, exists=False))
             continue
         whose = kin(there, observed)
         if wanted["kind"] == "PersistentVolumeClaim":
-            wanted = as_retained(wanted, there, observed.uid)  # noqa: PLW2901 - the same object
+            wanted = as_retained(wanted, there, observed.uid)
         if leaving(there) or (whose is Kin.LEFT and _age(observed) < LEFT_SECONDS):
             # Of an earlier experiment of this name, or on its way out: the garbage collector is at it.
             return replace(decided, actions=actions, again=PATIENCE, stale=wanted["kind"] == "Job")
@@ -303,10 +311,10 @@ def _towards(observed: Observed, decided: Plan, objects: Sequence[Manifest]) -> 
             if used is None and not started(observed) and not _inherited(there, observed):
                 return replace(decided, actions=[*actions, _remove(there)], again=PATIENCE)
             # Its size is part of the spec; what was changed by hand is the volume's affair.
-            wanted = _as_there(wanted, there)  # noqa: PLW2901 - the same object, as far as it can still change
+            wanted = _as_there(wanted, there)  # as far as it can still change
         if wanted["kind"] == "Job":
-            wanted = _carried(wanted, there)  # noqa: PLW2901 - the same object, as far as it can still change
-        manifest = sealed(wanted)
+            wanted = _carried(wanted, there)  # as far as it can still change
+        manifest = wanted if wanted is rendered else sealed(wanted)
         if not current(there, manifest):
             undoes = _undone(there, manifest)
             actions.append(Apply(_as_placed(manifest, there), exists=True, undoes=undoes))
@@ -421,13 +429,11 @@ def _carried(wanted: Manifest, there: Manifest) -> Manifest:
     A Job that another version of the operator has made goes on as it was made.
     """
     made = (there["metadata"].get("annotations") or {}).get(TEMPLATE)
-    if made == _template_digest(wanted):
+    if made == wanted["metadata"]["annotations"][TEMPLATE]:
         return wanted
     fixed = {key: there["spec"][key] for key in _FIXED if key in there["spec"]}
     spec = {key: value for key, value in wanted["spec"].items() if key not in _FIXED}
-    metadata = wanted["metadata"] | {
-        "annotations": wanted["metadata"].get("annotations", {}) | {TEMPLATE: made}
-    }
+    metadata = wanted["metadata"] | {"annotations": wanted["metadata"]["annotations"] | {TEMPLATE: made}}
     return wanted | {"metadata": metadata, "spec": spec | fixed}
 
 
@@ -451,6 +457,7 @@ def _as_placed(manifest: Manifest, there: Manifest) -> Manifest:
 def sealed(manifest: Manifest) -> Manifest:
     """Return a manifest that carries its own digest, and a Job that of its fixed part."""
     annotations = dict(manifest["metadata"].get("annotations") or {})
+    annotations.pop(APPLIED, None)
     if manifest["kind"] == "Job":
         annotations.setdefault(TEMPLATE, _template_digest(manifest))
     manifest = manifest | {"metadata": manifest["metadata"] | {"annotations": annotations}}

@@ -16,18 +16,23 @@ FIRST_BACKOFF, LAST_BACKOFF = 0.5, 60.0
 
 @dataclass
 class WorkQueue:
-    """Experiments to be looked at, now or later. Its methods belong to one event loop."""
+    """Experiments to be looked at, now or later. Its methods belong to one event loop.
+
+    While an experiment is new, waiting or taken, only one of the others is taken at a time: the writes that
+    bring a Job do not compete with those that report on Jobs, and no experiment waits for ever.
+    """
 
     clock: Callable[[], float] = time.monotonic
     _urgent: deque[Key] = field(default_factory=deque)
     _ordinary: deque[Key] = field(default_factory=deque)
-    _ready: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
-    """Counts what waits in either queue."""
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when there may be one to take that there was not before."""
     _row: int = 0
     """Urgent ones in a row."""
     _since: dict[Key, float] = field(default_factory=dict)
     """When each waiting experiment began to wait."""
-    _busy: set[Key] = field(default_factory=set)
+    _busy: dict[Key, bool] = field(default_factory=dict)
+    """Those that are taken, and whether each was urgent."""
     _again: set[Key] = field(default_factory=set)
     """Busy ones that something has happened to meanwhile."""
     _timers: dict[Key, asyncio.TimerHandle] = field(default_factory=dict)
@@ -45,7 +50,7 @@ class WorkQueue:
         elif key not in self._since:
             self._since[key] = self.clock()
             (self._urgent if urgent else self._ordinary).append(key)
-            self._ready.release()
+            self._changed.set()
 
     def later(self, key: Key, seconds: float) -> None:
         """Look at an experiment in some seconds; of several such times the earliest stands."""
@@ -76,22 +81,30 @@ class WorkQueue:
 
     async def take(self) -> tuple[Key, float]:
         """Return the next experiment and the seconds that it waited; it is busy until `done`."""
-        await self._ready.acquire()
-        key = self._next()
+        while (found := self._next()) is None:
+            self._changed.clear()
+            await self._changed.wait()
+        key, urgent = found
         waited = self.clock() - self._since.pop(key)
-        self._busy.add(key)
+        self._busy[key] = urgent
         return key, waited
 
-    def _next(self) -> Key:
-        if self._urgent and not (self._ordinary and self._row >= URGENT_IN_A_ROW):
+    def _next(self) -> tuple[Key, bool] | None:
+        """Return the next experiment and whether it is urgent, None while there is none to take."""
+        urgent = any(self._busy.values())
+        held = urgent and not all(self._busy.values())
+        if self._urgent and (held or not self._ordinary or self._row < URGENT_IN_A_ROW):
             self._row += 1
-            return self._urgent.popleft()
+            return self._urgent.popleft(), True
+        if not self._ordinary or held:
+            return None
         self._row = 0
-        return self._ordinary.popleft()
+        return self._ordinary.popleft(), False
 
     def done(self, key: Key) -> None:
         """Let an experiment be looked at again."""
-        self._busy.discard(key)
+        self._busy.pop(key, None)
+        self._changed.set()
         if key in self._again:
             self._again.discard(key)
             self.add(key)

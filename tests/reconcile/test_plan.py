@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from asysi_operator import reconcile
 from asysi_operator.allowed import Allowed
+from asysi_operator.manifests import build
 from asysi_operator.manifests.labels import EXPERIMENT
-from asysi_operator.reconcile import APPLIED, Apply, OperatorSettings, Remove, concurrent, plan
+from asysi_operator.reconcile import APPLIED, Apply, OperatorSettings, Remove, concurrent, plan, sealed
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 SPECS = st.sampled_from(
@@ -62,6 +64,30 @@ def test_the_plan_does_not_change_what_it_is_given(cluster):
     before = copy.deepcopy(observed)
     plan(observed, OperatorSettings())
     assert observed == before
+
+
+def test_an_unchanged_experiment_is_rendered_once(cluster, monkeypatch):
+    """However often an experiment is reconciled, its objects are rendered anew only when its spec changes."""
+    rendered = []
+    monkeypatch.setattr(
+        reconcile, "build", lambda *given, **named: rendered.append(given) or build(*given, **named)
+    )
+    lab = cluster(uid="rendered-once")
+    lab.settle()
+    for _ in range(3):
+        plan(lab.observe(), OperatorSettings())
+    assert len(rendered) == 1
+    lab.edit({"archive": {"enabled": False}})
+    assert plan(lab.observe(), OperatorSettings()).actions
+    assert len(rendered) == 2
+    plan(lab.observe(), OperatorSettings(readers=[]))
+    assert len(rendered) == 3
+
+
+def test_a_sealed_object_sealed_again_is_the_same(cluster):
+    """The digest is of what an object holds, not of the digest that it carries."""
+    for action in plan(cluster().observe(), OperatorSettings()).actions:
+        assert sealed(action.manifest) == action.manifest
 
 
 @settings(max_examples=60, deadline=None)

@@ -14,9 +14,26 @@ def order(urgent, ordinary):
             work.add(("ordinary", str(number)))
         for number in range(urgent):
             work.add(("urgent", str(number)), urgent=True)
-        return [(await work.take())[0] for _ in range(urgent + ordinary)]
+        return [await taken(work) for _ in range(urgent + ordinary)]
 
     return asyncio.run(run())
+
+
+async def taken(work):
+    """Take the next experiment, be done with it, and return its key."""
+    key, _waited = await work.take()
+    work.done(key)
+    return key
+
+
+async def takes(work):
+    """Return what can be taken now without being done with anything."""
+    keys = []
+    while True:
+        try:
+            keys.append((await asyncio.wait_for(work.take(), 0.01))[0])
+        except TimeoutError:
+            return keys
 
 
 def test_the_new_come_first():
@@ -43,3 +60,52 @@ def test_each_waits_once():
         return work.depth
 
     assert asyncio.run(run()) == 0
+
+
+def test_while_one_is_new_the_others_go_one_at_a_time():
+    """Statuses of a burst do not delay its Jobs: beside a new experiment only one other is reconciled."""
+
+    async def run():
+        work = WorkQueue()
+        for number in range(3):
+            work.add(("ordinary", str(number)))
+        work.add(("urgent", "0"), urgent=True)
+        first = await takes(work)
+        work.done(("ordinary", "0"))
+        second = await takes(work)
+        work.done(("urgent", "0"))
+        return first, second, await takes(work)
+
+    first, second, third = asyncio.run(run())
+    assert first == [("urgent", "0"), ("ordinary", "0")]
+    assert second == [("ordinary", "1")]
+    assert third == [("ordinary", "2")]
+
+
+def test_without_new_ones_the_others_go_side_by_side():
+    """What is reconciled when nothing is new is not held back, and wakes whoever waits for it."""
+
+    async def run():
+        work = WorkQueue()
+        waiting = [asyncio.create_task(work.take()) for _ in range(3)]
+        await asyncio.sleep(0)
+        for number in range(3):
+            work.add(("ordinary", str(number)))
+        return {(await asyncio.wait_for(one, 1))[0][1] for one in waiting}
+
+    assert asyncio.run(run()) == {"0", "1", "2"}
+
+
+def test_a_new_one_that_is_taken_up_again_is_an_ordinary_one():
+    """What happens to a new experiment while it is reconciled does not make it new a second time."""
+
+    async def run():
+        work = WorkQueue()
+        work.add(("lab", "one"), urgent=True)
+        await work.take()
+        work.add(("lab", "one"), urgent=True)
+        work.add(("lab", "two"))
+        work.done(("lab", "one"))
+        return await takes(work)
+
+    assert asyncio.run(run()) == [("lab", "two"), ("lab", "one")]

@@ -200,10 +200,27 @@ class Lab:
         deadline = time.monotonic() + timeout
         while (status := self.status(name)).get("phase") != phase:
             if time.monotonic() > deadline:
-                said = yaml.safe_dump({"status": status, "events": self.events(name)})
-                raise AssertionError(f"{name} is not {phase} within {timeout:.0f} s:\n{said}")
+                raise AssertionError(f"{name} is not {phase} within {timeout:.0f} s:\n{self.account(name)}")
             time.sleep(0.1)
         return status
+
+    def account(self, name: str) -> str:
+        """Return all that is known of an experiment, for a test that fails: status, Jobs, pods, events."""
+        jobs = self.all("Job", of=name)
+        about = {name, *(item["metadata"]["name"] for item in (*jobs, *self.all("Pod", of=name)))}
+        events = [one for one in self.all("Event") if one["involvedObject"]["name"].startswith(tuple(about))]
+        found = {
+            "now": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "status": self.status(name),
+            "jobs": [{"metadata": _own(one), "status": one.get("status")} for one in jobs],
+            "pods": [{"metadata": _own(one), "status": one["status"]} for one in self.all("Pod", of=name)],
+            "events": [
+                f"{one['lastTimestamp'] or one['eventTime']} {one['involvedObject']['kind']} "
+                f"{one['involvedObject']['name']}: {one['reason']} {one['message']}"
+                for one in sorted(events, key=lambda one: one["lastTimestamp"] or one["eventTime"])
+            ],
+        }
+        return str(yaml.safe_dump(found, sort_keys=False, width=200))
 
     def events(self, name: str) -> list[tuple[str, str]]:
         """Return reason and message of every event about an experiment."""
@@ -244,6 +261,19 @@ class Lab:
             actions = plan(observed, SETTINGS).actions
             wrong += [f"not yet done for {name} ({uid}): {one!r:.300}" for one in actions]
         return wrong
+
+
+def _own(item: Tree) -> Tree:
+    """Return what of an object's metadata says where it is in its life."""
+    wanted = (
+        "name",
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "finalizers",
+    )
+    return {key: item["metadata"][key] for key in wanted if key in item["metadata"]}
 
 
 def _doubles(names: list[str]) -> list[str]:
