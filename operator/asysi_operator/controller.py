@@ -303,18 +303,22 @@ class Controller:
         Raises:
             UnavailableError: the API server did not answer one of them. None is under way any more.
         """
-        writes = [self._writers.submit(self._cluster.do, action, experiment) for action in actions]
-        futures.wait(writes)
-        items, refused = [], None
-        for write in writes:
-            try:
-                item = write.result()
-            except RejectedError as error:
-                refused = refused or error
-                continue
-            if item is not None:
-                items.append(item)
-        return items, refused
+        # The first is made by this thread: to hand a single write over would cost more than to prepare it.
+        others = [self._writers.submit(self._do, action, experiment) for action in actions[1:]]
+        try:
+            found = [self._do(action, experiment) for action in actions[:1]]
+        finally:
+            futures.wait(others)
+        found += [one.result() for one in others]
+        refused = next((one for one in found if isinstance(one, RejectedError)), None)
+        return [one for one in found if isinstance(one, dict)], refused
+
+    def _do(self, action: Action, experiment: Manifest) -> Manifest | RejectedError | None:
+        """Carry out an action; its refusal is returned, for others of its group may have succeeded."""
+        try:
+            return self._cluster.do(action, experiment)
+        except RejectedError as error:
+            return error
 
     def _ask(self, observed: Observed, memory: Memory) -> float | None:
         """Ask the pod's workers how they are, when it is time; returns the seconds until the next time."""

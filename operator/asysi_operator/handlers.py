@@ -52,9 +52,24 @@ def registry_of(controller: Controller) -> kopf.OperatorRegistry:
     return registry
 
 
+class NoDiffs(kopf.DiffBaseStorage):
+    """Compares no object with an earlier state: to build one copies the whole object at every event."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        """Return an empty state."""
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> None:
+        """Return that no state is known."""
+
+    def store(self, **_: Any) -> None:
+        """Keep nothing."""
+
+
 def configure(settings: kopf.OperatorSettings) -> None:
     """Set what kopf's defaults leave unsuited: deadlines, no events of its own, no annotations."""
     settings.persistence.finalizer = "asysi.dev/unused"
+    settings.persistence.diffbase_storage = NoDiffs()
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 5
     settings.execution.default_backoff = 10

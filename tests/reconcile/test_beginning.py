@@ -262,6 +262,21 @@ def test_kopfs_events_end_in_the_controller():
     assert bring("DELETED") is None
 
 
+def test_kopf_keeps_and_compares_no_states():
+    """An event of kopf costs no copy of the object: no earlier state of it is kept or compared."""
+    import kopf
+    from kopf._cogs.structs.bodies import Body
+
+    from asysi_operator.handlers import configure
+
+    settings, patch = kopf.OperatorSettings(), {}
+    configure(settings)
+    states, body = settings.persistence.diffbase_storage, Body(item(EXPERIMENTS))
+    assert states.build(body=body) == {}
+    states.store(body=body, patch=patch, essence={})
+    assert (states.fetch(body=body), patch) == (None, {})
+
+
 def test_a_pod_that_was_put_out_is_said_even_if_the_status_may_not_be_written_yet():
     """The pod is marked and gone while the status, written a moment ago, may not be: it is said later."""
     spec = {
