@@ -6,10 +6,12 @@ import contextlib
 import gc
 import json
 import logging
+import math
 import os
+import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -30,6 +32,7 @@ DEFINED_SECONDS = 2.0
 SWITCH_SECONDS = 0.001
 """Seconds after which a thread that computes lets another go on: most of them only pass on what has come."""
 log = logging.getLogger("asysi.operator")
+_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -89,7 +92,25 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
         default=_variable("LOG_LEVEL", "info"),
         help="what is written to standard error (ASYSI_OPERATOR_LOG_LEVEL)",
     )
-    return parser.parse_args(arguments)
+    chosen = parser.parse_args(arguments)
+    if problem := next(_problems(chosen), None):
+        parser.error(f"argument {problem}")
+    return chosen
+
+
+def _problems(chosen: argparse.Namespace) -> Iterator[str]:
+    """Yield what argparse does not check: ranges, and choices of values that come from variables."""
+    for name in chosen.namespace:
+        if not _NAMESPACE.fullmatch(name):
+            yield f"--namespace: {name!r} is not a namespace's name: small letters, digits and -, at most 63"
+    if chosen.image_pull_policy not in PULL_POLICIES:
+        yield f"--image-pull-policy: {chosen.image_pull_policy!r} is none of {', '.join(PULL_POLICIES)}"
+    if chosen.log_level not in LOG_LEVELS:
+        yield f"--log-level: {chosen.log_level!r} is none of {', '.join(LOG_LEVELS)}"
+    if not 0 <= chosen.metrics_port <= 65535:
+        yield f"--metrics-port: {chosen.metrics_port} is not a port: 1 to 65535, or 0 for any that is free"
+    if not 0 < chosen.audit_seconds < math.inf:
+        yield f"--audit-seconds: {chosen.audit_seconds:g} is not a number of seconds above 0"
 
 
 async def operate(chosen: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from urllib3.exceptions import HTTPError
 
 from asysi.contract.canonical import digest
 from asysi.contract.crd import GROUP, PLURAL, VERSION
+from asysi.contract.errors import ConfigError
 from asysi.contract.spec import API_VERSION, KIND
 from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.manifests.labels import EXPERIMENT, MANAGER
@@ -120,13 +121,22 @@ _PAGE, _VERSION = msgspec.json.Decoder(_Page), msgspec.json.Decoder(_Item)
 
 
 class Cluster:
-    """Speaks to one API server; its methods may be called from several threads."""
+    """Speaks to one API server; its methods may be called from several threads.
+
+    Raises:
+        ConfigError: neither a pod's service account nor a kubeconfig says which one.
+    """
 
     def __init__(self, connections: int = 8) -> None:
         try:
             config.load_incluster_config()  # type: ignore[no-untyped-call]
         except config.ConfigException:
-            config.load_kube_config()  # type: ignore[no-untyped-call]
+            try:
+                config.load_kube_config()  # type: ignore[no-untyped-call]
+            except config.ConfigException as error:
+                raise ConfigError(
+                    f"this is not a pod with a service account, and no kubeconfig says which cluster: {error}"
+                ) from error
         configuration = client.Configuration.get_default_copy()
         configuration.connection_pool_maxsize = connections
         self._api = client.ApiClient(configuration)

@@ -355,7 +355,11 @@ class Controller:
         wait = min(EVENTS_LATEST, EVENTS_SECONDS * 2.0**memory.looks)
         if now - memory.looked >= wait:
             memory.looked, memory.looks = now, min(memory.looks + 1, 8)
-            memory.events = self._cluster.warnings(observed.experiment["metadata"]["namespace"], odd.uid)
+            try:
+                memory.events = self._cluster.warnings(observed.experiment["metadata"]["namespace"], odd.uid)
+            except RejectedError as error:  # they only explain: the status is written without them
+                memory.events = ()
+                log.warning("events of %s are not read: %s", observed.name, error)
         return wait
 
     def _say(
@@ -370,7 +374,10 @@ class Controller:
         if now - memory.said < patience:
             return [], memory.said + patience - now
         for level, reason, message in announcements(observed.name, before, status):
-            self._cluster.announce(observed.experiment, level, reason, message, rfc3339(observed.now))
+            try:
+                self._cluster.announce(observed.experiment, level, reason, message, rfc3339(observed.now))
+            except RejectedError as error:  # the status says the same
+                log.warning("the event %s of %s is not made: %s", reason, observed.name, error)
         answer = self._cluster.write_status(observed.experiment, status)
         memory.said = self._clock()
         metrics.SAID.labels("counters" if counts else "state").inc()

@@ -1,13 +1,18 @@
 """Asks workers over HTTP: bounded in bytes and in time, no redirects, no proxies."""
 
 import http.client
+import io
+import socket
 import time
+from typing import Any
 
 from asysi.contract.telemetry import BODY_LIMIT, RunStatus
 
 SECONDS = 2.0
 """Seconds that one answer may take, from the first byte of the request to the last of the answer."""
 _PIECE = 64 * 1024
+_LEAST = 0.001
+"""Seconds that a connection may take at least: a timeout of 0 would mean not to wait at all."""
 
 
 def ask(address: str, port: int, *, seconds: float = SECONDS) -> RunStatus | None:
@@ -19,22 +24,70 @@ def ask(address: str, port: int, *, seconds: float = SECONDS) -> RunStatus | Non
 def get(address: str, port: int, path: str, *, seconds: float = SECONDS) -> tuple[int, bytes]:
     """Return code and body of an answer; 0 and nothing where there is none, or too much, or too late."""
     until = time.monotonic() + seconds
-    connection = http.client.HTTPConnection(address, port, timeout=seconds)
+    connection = _Connection(address, port, until)
     try:
         connection.request("GET", path, headers={"Accept": "application/json", "Connection": "close"})
         response = connection.getresponse()
-        return response.status, _body(response, until)
+        return response.status, _body(response)
     except (OSError, http.client.HTTPException, ValueError):
         return 0, b""
     finally:
-        connection.close()
+        connection.end()
 
 
-def _body(response: http.client.HTTPResponse, until: float) -> bytes:
-    """Raises ValueError for a body that is too long, or too slow."""
+def _body(response: http.client.HTTPResponse) -> bytes:
+    """Return a body; raises ValueError for one that is too long."""
     body = b""
     while piece := response.read1(_PIECE):
         body += piece
-        if len(body) > BODY_LIMIT or time.monotonic() > until:
-            raise ValueError("the answer is too long, or takes too long")
+        if len(body) > BODY_LIMIT:
+            raise ValueError("the answer is too long")
     return body
+
+
+class _Connection(http.client.HTTPConnection):
+    """A connection whose reads all end at one moment: a socket's own timeout begins again with each byte."""
+
+    def __init__(self, address: str, port: int, until: float) -> None:
+        super().__init__(address, port, timeout=max(_LEAST, until - time.monotonic()))
+        self._until = until
+        self._socket: socket.socket | None = None
+
+    def connect(self) -> None:
+        """Connect; what is read comes through `_Reads`."""
+        super().connect()
+        self._socket = self.sock
+        self.sock = _Reads(self._socket, self._until)
+
+    def end(self) -> None:
+        """Close the connection, also where an answer still reads from it."""
+        if self._socket is not None:
+            self._socket.close()
+
+
+class _Reads(io.RawIOBase):
+    """A socket as far as an HTTP client needs one; to close it is up to the connection."""
+
+    def __init__(self, connected: socket.socket, until: float) -> None:
+        super().__init__()
+        self._socket, self._until = connected, until
+        self.sendall = connected.sendall
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        """Return what an answer is read from."""
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        """Whether it can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read what has come; raises TimeoutError once it is too late."""
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the answer takes too long")
+        self._socket.settimeout(left)
+        return self._socket.recv_into(buffer)
+
+    def close(self) -> None:
+        """Do nothing: an answer is read after the client has let go of the connection."""

@@ -1,8 +1,9 @@
 """The operator begins once it knows what there is, and follows it, however long it has to wait."""
 
 import asyncio
+import copy
 import queue
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -11,7 +12,7 @@ pytest.importorskip("kubernetes")
 
 from asysi_operator import controller as controlling
 from asysi_operator import watching as room
-from asysi_operator.cluster import CHILDREN, EXPERIMENTS, PODS, GoneError, UnavailableError
+from asysi_operator.cluster import CHILDREN, EXPERIMENTS, PODS, GoneError, RejectedError, UnavailableError
 from asysi_operator.controller import Controller
 from asysi_operator.manifests.labels import EXPERIMENT
 from asysi_operator.reconcile import OperatorSettings
@@ -26,6 +27,15 @@ def item(kind, namespace="lab", name="minilm", version=1):
     metadata = {"namespace": namespace, "name": name, "uid": kind.kind, "resourceVersion": str(version)}
     labels = {} if kind is EXPERIMENTS else {EXPERIMENT: "minilm"}
     return {"kind": kind.kind, "metadata": {**metadata, "labels": labels}}
+
+
+SPEC = {
+    "model": {"uri": "file:///inputs/files/model"},
+    "data": {"uri": "jsonl:///inputs/files/text.jsonl"},
+    "inputs": [{"claim": "files"}],
+    "workload": {"scan": {}},
+    "capture": {"hookPoints": ["*"]},
+}
 
 
 class Server:
@@ -216,14 +226,7 @@ def test_what_was_written_is_looked_at_once_more():
 
 def test_what_is_made_is_said_a_moment_later():
     """The look that makes objects says nothing; the status follows once, with what has come of them."""
-    spec = {
-        "model": {"uri": "file:///inputs/files/model"},
-        "data": {"uri": "jsonl:///inputs/files/text.jsonl"},
-        "inputs": [{"claim": "files"}],
-        "workload": {"scan": {}},
-        "capture": {"hookPoints": ["*"]},
-    }
-    first, log, looks = looked_at(spec)
+    first, log, looks = looked_at(SPEC)
     assert sorted(first[:-1]) == ["ConfigMap", "NetworkPolicy", "PersistentVolumeClaim"]
     assert first[-1] == "Job"
     assert log == [*first, "status"]
@@ -279,14 +282,7 @@ def test_kopf_keeps_and_compares_no_states():
 
 def test_a_pod_that_was_put_out_is_said_even_if_the_status_may_not_be_written_yet():
     """The pod is marked and gone while the status, written a moment ago, may not be: it is said later."""
-    spec = {
-        "model": {"uri": "file:///inputs/files/model"},
-        "data": {"uri": "jsonl:///inputs/files/text.jsonl"},
-        "inputs": [{"claim": "files"}],
-        "workload": {"scan": {}},
-        "capture": {"hookPoints": ["*"]},
-    }
-    tree = item(EXPERIMENTS) | {"apiVersion": "asysi.dev/v1alpha1", "spec": spec}
+    tree = item(EXPERIMENTS) | {"apiVersion": "asysi.dev/v1alpha1", "spec": SPEC}
     put_out = {
         "type": "DisruptionTarget",
         "status": "True",
@@ -313,3 +309,37 @@ def test_a_pod_that_was_put_out_is_said_even_if_the_status_may_not_be_written_ye
         return controller.cache.experiment(key)["status"]
 
     assert asyncio.run(run())["lastFailure"]["reason"] == "EvictionByEvictionAPI"
+
+
+def test_events_that_may_not_be_read_or_made_keep_no_status_back():
+    """A refusal of the events, which only explain, does not keep the status from being written."""
+    tree = item(EXPERIMENTS) | {"apiVersion": "asysi.dev/v1alpha1", "spec": SPEC}
+
+    class Silent(Recorder):
+        def now(self):
+            return super().now() + timedelta(seconds=60)  # the Job has had no pod for a minute
+
+        def warnings(self, *_about):
+            raise RejectedError("Forbidden", "events is forbidden")
+
+        def announce(self, *_words):
+            raise RejectedError("Invalid", "the event is invalid")
+
+    async def run():
+        now, key = 100.0, ("lab", "minilm")
+        cluster = Silent()
+        controller = Controller(cluster, OperatorSettings(), clock=lambda: now)
+        controller.seen(EXPERIMENTS.kind, tree)
+        await controller._one(key)
+        await controller._one(key)
+        first = controller.cache.experiment(key)["status"]["phase"]
+        broken = copy.deepcopy(tree)
+        broken["spec"]["model"]["uri"] = "file://./mine"
+        cluster.version += 1
+        broken["metadata"] |= {"resourceVersion": str(cluster.version), "generation": 2}
+        controller.seen(EXPERIMENTS.kind, broken)
+        now += controlling.SAY_SECONDS
+        await controller._one(key)
+        return first, controller.cache.experiment(key)["status"]["phase"]
+
+    assert asyncio.run(run()) == ("Pending", "Refused")

@@ -1,6 +1,7 @@
 """What workers say is read without trust."""
 
 import json
+import socket
 import threading
 import time
 from contextlib import suppress
@@ -120,6 +121,52 @@ def test_a_dripping_answer_is_cut_off(worker):
                 yield piece
 
     assert ask("127.0.0.1", worker(200, Drip()), seconds=0.3) is None
+
+
+@pytest.fixture
+def talker():
+    """Return a function that serves bytes as they are, one after another for ever, and returns its port."""
+    ended = threading.Event()
+    servers = []
+
+    def serve(begin, then, pause):
+        server = socket.create_server(("127.0.0.1", 0))
+        servers.append(server)
+
+        def talk():
+            with suppress(OSError):
+                connection, _ = server.accept()
+                with connection:
+                    connection.sendall(begin)
+                    while not ended.wait(pause):
+                        connection.sendall(then)
+
+        threading.Thread(target=talk, daemon=True).start()
+        return server.getsockname()[1]
+
+    yield serve
+    ended.set()
+    for server in servers:
+        server.close()
+
+
+@pytest.mark.parametrize(
+    ("begin", "then"),
+    [
+        (b"HTTP/1.1 200 OK\r\nX-Slow: ", b"x"),
+        (b"HTTP/1.1 200 OK\r\n", b"X-More: x\r\n"),
+        (b"HTTP/1.1 ", b"2"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    ],
+    ids=["a-header", "headers", "the-first-line", "answers-before-the-answer"],
+)
+def test_what_comes_before_the_body_is_cut_off_in_time_too(talker, begin, then):
+    """A worker that never ends its headers holds nobody up: the deadline is that of the whole answer."""
+    port, began = talker(begin, then, 0.02), time.monotonic()
+    asked = threading.Thread(target=ask, args=("127.0.0.1", port), kwargs={"seconds": 0.3}, daemon=True)
+    asked.start()
+    asked.join(5)
+    assert not asked.is_alive(), f"it still waits after {time.monotonic() - began:.1f} s"
 
 
 def test_nobody_there_is_no_answer(worker):
