@@ -39,6 +39,11 @@ app.add_typer(
     help="Run operators over rows, exactly once.",
 )
 app.add_typer(
+    typer.Typer(cls=deferred("asysi.train.commands", "app"), no_args_is_help=True, rich_markup_mode=None),
+    name="train",
+    help="Write and run supervised training projects.",
+)
+app.add_typer(
     typer.Typer(
         cls=deferred("asysi_operator.plugin.commands", "app"), no_args_is_help=True, rich_markup_mode=None
     ),

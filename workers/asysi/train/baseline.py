@@ -1,0 +1,120 @@
+"""`baseline.json`: figures that a run is compared with, and the thresholds of the configuration."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from asysi.contract.errors import ConfigError
+from asysi.files import write_atomic
+from asysi.train.config import Settings, Threshold
+
+BASELINE = "baseline.json"
+TOLERANCE = 0.005
+
+
+class BaselineFigure(Settings):
+    """A metric's figures over several seeds, and how far from their mean a run may be."""
+
+    values: dict[str, float] = Field(min_length=1)
+    """By seed."""
+    direction: Literal["higher", "lower"] = "higher"
+    """Which is better."""
+    tolerance: float = Field(default=TOLERANCE, ge=0)
+    """Allowed distance on the worse side."""
+    kind: Literal["absolute", "relative"] = "absolute"
+    """Whether the tolerance is a difference, or a share of the mean."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A figure compared with what it has to reach."""
+
+    name: str
+    value: float
+    wanted: str
+    """The condition, in words."""
+    passed: bool
+    note: str = ""
+    """What else is to be known: evidence, spread, an improvement."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return asdict(self)
+
+
+def read_baseline(file: Path) -> dict[str, BaselineFigure]:
+    """Return the figures of a baseline, none where there is no file.
+
+    Raises:
+        ConfigError: the file is not a baseline.
+    """
+    if not file.is_file():
+        return {}
+    adapter = TypeAdapter(dict[str, BaselineFigure])
+    try:
+        return adapter.validate_python(json.loads(file.read_text())["metrics"])
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise ConfigError(f"{file} is not a baseline: {' '.join(str(error).split())}") from error
+
+
+def write_baseline(file: Path, figures: Mapping[str, Mapping[str, float]], config_digest: str) -> None:
+    """Write a baseline.
+
+    Args:
+        file: where.
+        figures: by metric, the value of each seed.
+        config_digest: of the configuration that was trained, the seed left out.
+    """
+    metrics = {
+        name: BaselineFigure(
+            values=dict(values), direction="lower" if name == "loss" else "higher"
+        ).model_dump()
+        for name, values in figures.items()
+    }
+    write_atomic(file, json.dumps({"config": config_digest, "metrics": metrics}, indent=2) + "\n")
+
+
+def compare(figures: Mapping[str, float], baseline: Mapping[str, BaselineFigure]) -> list[Verdict]:
+    """Return each figure of the baseline compared with the run's; a metric that was not measured fails."""
+    return [_compared(name, figures.get(name), figure) for name, figure in baseline.items()]
+
+
+def hold(figures: Mapping[str, float], thresholds: Sequence[Threshold]) -> list[Verdict]:
+    """Return each threshold compared with the run's figure; a metric that was not measured fails."""
+    verdicts = []
+    for threshold in thresholds:
+        value = figures.get(threshold.metric, float("nan"))
+        low = threshold.min is None or value >= threshold.min
+        high = threshold.max is None or value <= threshold.max
+        bounds = [f"≥ {threshold.min:g}" if threshold.min is not None else ""]
+        bounds.append(f"≤ {threshold.max:g}" if threshold.max is not None else "")
+        wanted = " and ".join(filter(None, bounds))
+        verdicts.append(Verdict(threshold.metric, value, wanted, low and high, threshold.evidence))
+    return verdicts
+
+
+def _compared(name: str, value: float | None, figure: BaselineFigure) -> Verdict:
+    values = list(figure.values.values())
+    middle = mean(values)
+    margin = figure.tolerance * (abs(middle) if figure.kind == "relative" else 1)
+    sign = 1 if figure.direction == "higher" else -1
+    limit = middle - sign * margin
+    bound = f"{'≥' if sign > 0 else '≤'} {limit:.4f}"
+    wanted = f"{bound} (baseline {middle:.4f}, {figure.kind} tolerance {figure.tolerance:g})"
+    if value is None:
+        return Verdict(name, float("nan"), wanted, passed=False, note="not measured in this run")
+    spread = (
+        f"spread over {len(values)} seeds: {stdev(values):.4f}"
+        if len(values) > 1
+        else "one seed: spread unknown"
+    )
+    better = sign * (value - middle) > margin
+    note = spread + (
+        "; better than the baseline by more than the tolerance: write a new one" if better else ""
+    )
+    return Verdict(name, value, wanted, sign * (value - limit) >= -1e-12, note)

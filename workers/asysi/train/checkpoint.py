@@ -1,0 +1,57 @@
+"""Checkpoints: one file that appears whole or not at all, and the weights as safetensors."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from asysi.contract.errors import ConfigError
+from asysi.files import write_atomically
+
+CHECKPOINT = "checkpoint.pt"
+BEST = "best.safetensors"
+LAST = "last.safetensors"
+VERSION = 1
+
+
+def save(file: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint."""
+    write_atomically(file, lambda temporary: torch.save({"version": VERSION, **state}, temporary))
+
+
+def load(file: Path) -> dict[str, Any]:
+    """Return a checkpoint; nothing in it is executed.
+
+    Raises:
+        ConfigError: it is damaged, or of another version.
+    """
+    try:
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file may raise anything
+        raise ConfigError(
+            f"{file} is damaged ({type(error).__name__}): delete the run's folder to begin again"
+        ) from error
+    if state.get("version") != VERSION:
+        raise ConfigError(f"{file} has version {state.get('version')}, not {VERSION}: another asysi wrote it")
+    return state
+
+
+def save_weights(file: Path, model: torch.nn.Module) -> None:
+    """Write the model's state as safetensors; shared tensors are written once for each name."""
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+    write_atomically(file, lambda temporary: save_file(tensors, temporary))
+
+
+def load_weights(file: Path, model: torch.nn.Module) -> None:
+    """Fill a model with weights from a file.
+
+    Raises:
+        ConfigError: the file is missing or damaged, or it is of another model.
+    """
+    try:
+        model.load_state_dict(load_file(file))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{file} does not exist: train the project first, `sh train.sh cpu`") from error
+    except Exception as error:  # safetensors has exceptions of its own
+        raise ConfigError(f"{file} does not hold this project's model: {error}") from error
