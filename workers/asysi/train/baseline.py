@@ -11,13 +11,13 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from asysi.contract.errors import ConfigError
 from asysi.files import write_atomic
-from asysi.train.config import Settings, Threshold
+from asysi.train.config import ConfigPart, Threshold
 
 BASELINE = "baseline.json"
 TOLERANCE = 0.005
 
 
-class BaselineFigure(Settings):
+class BaselineFigure(ConfigPart):
     """A metric's figures over several seeds, and how far from their mean a run may be."""
 
     values: dict[str, float] = Field(min_length=1)
@@ -31,7 +31,7 @@ class BaselineFigure(Settings):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Gate:
     """A figure compared with what it has to reach."""
 
     name: str
@@ -79,12 +79,12 @@ def write_baseline(file: Path, figures: Mapping[str, Mapping[str, float]], confi
     write_atomic(file, json.dumps({"config": config_digest, "metrics": metrics}, indent=2) + "\n")
 
 
-def compare(figures: Mapping[str, float], baseline: Mapping[str, BaselineFigure]) -> list[Verdict]:
+def compare(figures: Mapping[str, float], baseline: Mapping[str, BaselineFigure]) -> list[Gate]:
     """Return each figure of the baseline compared with the run's; a metric that was not measured fails."""
     return [_compared(name, figures.get(name), figure) for name, figure in baseline.items()]
 
 
-def hold(figures: Mapping[str, float], thresholds: Sequence[Threshold]) -> list[Verdict]:
+def hold(figures: Mapping[str, float], thresholds: Sequence[Threshold]) -> list[Gate]:
     """Return each threshold compared with the run's figure; a metric that was not measured fails."""
     verdicts = []
     for threshold in thresholds:
@@ -94,11 +94,11 @@ def hold(figures: Mapping[str, float], thresholds: Sequence[Threshold]) -> list[
         bounds = [f"≥ {threshold.min:g}" if threshold.min is not None else ""]
         bounds.append(f"≤ {threshold.max:g}" if threshold.max is not None else "")
         wanted = " and ".join(filter(None, bounds))
-        verdicts.append(Verdict(threshold.metric, value, wanted, low and high, threshold.evidence))
+        verdicts.append(Gate(threshold.metric, value, wanted, low and high, threshold.evidence))
     return verdicts
 
 
-def _compared(name: str, value: float | None, figure: BaselineFigure) -> Verdict:
+def _compared(name: str, value: float | None, figure: BaselineFigure) -> Gate:
     values = list(figure.values.values())
     middle = mean(values)
     margin = figure.tolerance * (abs(middle) if figure.kind == "relative" else 1)
@@ -107,7 +107,7 @@ def _compared(name: str, value: float | None, figure: BaselineFigure) -> Verdict
     bound = f"{'≥' if sign > 0 else '≤'} {limit:.4f}"
     wanted = f"{bound} (baseline {middle:.4f}, {figure.kind} tolerance {figure.tolerance:g})"
     if value is None:
-        return Verdict(name, float("nan"), wanted, passed=False, note="not measured in this run")
+        return Gate(name, float("nan"), wanted, passed=False, note="not measured in this run")
     spread = (
         f"spread over {len(values)} seeds: {stdev(values):.4f}"
         if len(values) > 1
@@ -117,4 +117,4 @@ def _compared(name: str, value: float | None, figure: BaselineFigure) -> Verdict
     note = spread + (
         "; better than the baseline by more than the tolerance: write a new one" if better else ""
     )
-    return Verdict(name, value, wanted, sign * (value - limit) >= -1e-12, note)
+    return Gate(name, value, wanted, sign * (value - limit) >= -1e-12, note)

@@ -18,7 +18,7 @@ Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Settings(BaseModel):
+class ConfigPart(BaseModel):
     """A part of the file: unknown keys are refused, values are never changed."""
 
     model_config = ConfigDict(
@@ -26,7 +26,7 @@ class Settings(BaseModel):
     )
 
 
-class TensorContract(Settings):
+class TensorContract(ConfigPart):
     """What a tensor of a batch must be, the batch dimension left out."""
 
     dtype: str
@@ -37,7 +37,7 @@ class TensorContract(Settings):
     """Least and greatest value, both allowed."""
 
 
-class DataSettings(Settings):
+class DataSettings(ConfigPart):
     """Where the rows are and how they become batches."""
 
     train: str
@@ -66,7 +66,7 @@ class DataSettings(Settings):
     """Processes that read batches ahead; 0 reads them in the training process."""
 
 
-class Schedule(Settings):
+class Schedule(ConfigPart):
     """Learning rate over the run, as a factor of the optimiser's own."""
 
     name: Literal["constant", "linear", "cosine"] = "cosine"
@@ -77,7 +77,7 @@ class Schedule(Settings):
     """Factor at the end of the run."""
 
 
-class EarlyStopping(Settings):
+class EarlyStopping(ConfigPart):
     """Ends a run that no longer improves."""
 
     patience: Count
@@ -86,7 +86,7 @@ class EarlyStopping(Settings):
     """Improvement that counts."""
 
 
-class Loop(Settings):
+class Loop(ConfigPart):
     """The training loop."""
 
     epochs: Count
@@ -114,7 +114,7 @@ class Loop(Settings):
     """CPU threads of a rank; null takes torch's default. It is part of what makes a run repeatable."""
 
 
-class Threshold(Settings):
+class Threshold(ConfigPart):
     """A figure that the run must reach, and why that figure."""
 
     metric: str
@@ -127,7 +127,7 @@ class Threshold(Settings):
     """What was measured, and where, that the figure rests on."""
 
 
-class Evaluation(Settings):
+class EvalSettings(ConfigPart):
     """What is measured when the run is over."""
 
     metrics: Annotated[list[str], Field(min_length=1)] = ["accuracy", "macro_f1"]
@@ -146,7 +146,7 @@ class Evaluation(Settings):
     """Figures that the run must reach, or it ends with exit code 1."""
 
 
-class TrainConfig(Settings):
+class TrainConfig(ConfigPart):
     """The whole of `config.yaml`."""
 
     task: Annotated[str, Field(min_length=1, max_length=60)]
@@ -169,7 +169,7 @@ class TrainConfig(Settings):
     optimizer: Target
     """The optimiser; it is given the parameters that require a gradient."""
     train: Loop
-    eval: Evaluation = Evaluation()
+    eval: EvalSettings = EvalSettings()
     tensorboard: bool = True
     """Whether scalars are also written for TensorBoard."""
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from asysi.contract.errors import ConfigError
 from asysi.files import write_atomic
-from asysi.train.baseline import BASELINE, Verdict, compare, hold, read_baseline
+from asysi.train.baseline import BASELINE, Gate, compare, hold, read_baseline
 from asysi.train.batches import BatchContract
 from asysi.train.checkpoint import BEST, load_weights
 from asysi.train.compression import compressed, stored_bytes
@@ -200,9 +200,9 @@ def read_report(out: Path) -> dict[str, Any]:
     return found
 
 
-def failures(report: Mapping[str, Any]) -> list[Verdict]:
+def failures(report: Mapping[str, Any]) -> list[Gate]:
     """Return the comparisons that failed."""
-    return [Verdict(**gate) for gate in report["gates"] if not gate["passed"]]
+    return [Gate(**gate) for gate in report["gates"] if not gate["passed"]]
 
 
 def print_lines(lines: list[str]) -> None:
