@@ -105,7 +105,7 @@ def train(asked: Launch, device: str) -> int:
     from asysi.train.project import open_project  # noqa: PLC0415 - imports torch
     from asysi.train.report import explain, make_report, print_lines  # noqa: PLC0415
     from asysi.train.tensorboard import TensorBoard  # noqa: PLC0415
-    from asysi.train.trainer import Stopped, Trainer  # noqa: PLC0415
+    from asysi.train.trainer import Stopped, SupervisedTrainer  # noqa: PLC0415
 
     project = open_project(asked.project, asked.config, asked.settings)
     ranks = joining.join(device)
@@ -114,7 +114,7 @@ def train(asked: Launch, device: str) -> int:
             project.make_data()
         ranks.least(0)  # the others wait for the tables
         callbacks = [History(), *([TensorBoard()] if project.config.tensorboard else [])]
-        trainer = Trainer(project, asked.out, device=device, ranks=ranks, callbacks=callbacks)
+        trainer = SupervisedTrainer(project, asked.out, device=device, ranks=ranks, callbacks=callbacks)
         if ranks.first:
             write_atomic(
                 asked.out / RUN_FILE, json.dumps({"config": project.config.digest(), "finished": False})

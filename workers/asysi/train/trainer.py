@@ -42,7 +42,7 @@ class Stopped(Exception):  # noqa: N818 - an end, not an error
         self.code = code
 
 
-class Trainer:
+class SupervisedTrainer:
     """Trains a project's model. `fit` resumes from the run's checkpoint where there is one.
 
     Args:
