@@ -58,6 +58,9 @@ class RevokedError(RingError):
 class ClosedError(RingError):
     """Used after close(), or in a process forked from the participant."""
 
+class DeviceError(RingError):
+    """An accelerator's runtime is not loaded, lacks a function, or answered an error."""
+
 def header_layout() -> list[tuple[str, int, int]]:
     """Return name, offset and size of each field of the packet header, as C++ has them."""
 
@@ -395,6 +398,98 @@ class Writer(metaclass=pybind11_type):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+@final
+class Lane(metaclass=pybind11_type):
+    """Rows in slots of an accelerator's memory, copied into claimed chunks and committed by a thread.
+
+    The caller gathers rows into slot `next()` on a stream of the device, and hands it over with `submit`. No
+    call waits: neither for the device nor for a consumer. Callers take turns; the GIL sees to it. Packets are
+    committed in the order of `submit`; a slot is free again once its copies have been seen to be done. Where
+    the device answers an error the lane has failed: what is submitted is published or counted as dropped
+    (error).
+
+    Args:
+        writer: of the ring. Stop the lane before it is closed.
+        device: number of the device, as the runtime counts.
+        slots: contents that can be on their way at once, from 1.
+        runtime: path of the runtime's library, which this process has loaded: libcudart, or what exports its
+            names.
+        shard: of the ring.
+        patience: seconds that copies may take, at the end or after a failure, before they are given up.
+
+    Raises:
+        DeviceError: the runtime is not loaded, or the device gives no stream or event.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        device: int,
+        slots: int,
+        runtime: str | PathLike[str],
+        *,
+        shard: int = 0,
+        patience: float = 30.0,
+    ) -> None: ...
+    @property
+    def slots(self) -> int: ...
+    def free(self) -> int:
+        """Return how many slots can be filled; 0 where the lane has failed."""
+
+    def next(self) -> int:
+        """Return the slot to fill next, where one is free."""
+
+    def unclaimed(self) -> int:
+        """Return how many packets are submitted for which no chunk is claimed yet.
+
+        Ask before `Writer.free`: the difference then never says too much.
+        """
+
+    def begin_step(self, rows: NDArray[np.void]) -> None:
+        """Copy the records [rows] of ROW_DTYPE of the rows that the slots of a step hold."""
+
+    def submit(
+        self,
+        stream: int,
+        header: NDArray[np.void],
+        counts: NDArray[np.uint32],
+        address: int,
+        dtype: int,
+        quantization: int = 0,
+        scales: int = 0,
+    ) -> bool:
+        """Hand over slot `next()`; False, its rows counted as dropped, where the lane has failed.
+
+        Args:
+            stream: handle of the stream on which the slot is filled.
+            header: one record of HEADER_DTYPE, of every packet but for `part`.
+            counts: rows of each packet, in the order of the slot's rows.
+            address: of the slot: rows without gaps, of the type that the packets have.
+            dtype: of the rows before they were converted.
+            quantization: what they have gone through on the device.
+            scales: address of a float32 a row in the device's memory, for int8; 0 for none.
+
+        Raises:
+            ValueError: no slot is free, or the step has fewer records than the slot has rows.
+        """
+
+    @property
+    def failed(self) -> bool: ...
+    @property
+    def problem(self) -> str:
+        """What went wrong first; empty while all is well."""
+
+    @property
+    def lost(self) -> int:
+        """Rows that were submitted and not published, because the lane had failed."""
+
+    @property
+    def finished(self) -> int:
+        """Slots whose rows have been published, or given up."""
+
+    def stop(self) -> None:
+        """Publish what is submitted, as long as the device shows progress, and end the thread."""
 
 @final
 class View(metaclass=pybind11_type):

@@ -10,11 +10,6 @@ namespace asysi::python {
 
 namespace {
 
-Quantization quantization_of(i64 number) {
-    if (number >= 0 && number <= 3) return static_cast<Quantization>(number);
-    throw std::invalid_argument("quantization " + std::to_string(number) + " is not within 0 to 3");
-}
-
 bool publish_block(Writer& writer, i64 shard, const py::object& header, const py::object& rows, std::uintptr_t address,
                    i64 row_stride, const py::object& index, i64 count, i64 source_dtype, i64 quantization, bool book_seen,
                    const py::object& scales) {

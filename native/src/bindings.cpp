@@ -3,6 +3,7 @@
 #include <utility>
 #include <vector>
 
+#include "asysi/device_runtime.hpp"
 #include "bindings.hpp"
 
 namespace asysi::python {
@@ -183,6 +184,7 @@ void define_exceptions(py::module_& m) {
     py::register_exception<BusyError>(m, "BusyError", base);
     py::register_exception<RevokedError>(m, "RevokedError", base);
     py::register_exception<ClosedError>(m, "ClosedError", base);
+    py::register_exception<DeviceError>(m, "DeviceError", base);
 }
 
 void define_creation(py::module_& m) {
@@ -298,5 +300,6 @@ PYBIND11_MODULE(_core, m) {
     define_creation(m);
     define_writer(m);
     define_reader(m);
+    define_lane(m);
     define_control(m);
 }

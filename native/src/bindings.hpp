@@ -17,6 +17,7 @@ namespace py = pybind11;
 
 void define_writer(py::module_& m);
 void define_reader(py::module_& m);
+void define_lane(py::module_& m);
 
 inline std::string path_of(const py::object& folder) {
     return py::module_::import("os").attr("fspath")(folder).cast<std::string>();
@@ -40,6 +41,8 @@ public:
     Bytes& operator=(const Bytes&) = delete;
     ~Bytes() { PyBuffer_Release(&view_); }
 
+    [[nodiscard]] std::size_t bytes() const { return static_cast<std::size_t>(view_.len); }
+
     template <typename T>
     [[nodiscard]] const T* as() const {
         return static_cast<const T*>(view_.buf);
@@ -58,6 +61,11 @@ inline u32 small(i64 value, const char* name) {
     const u64 checked = natural(value, name);
     if (checked <= 0xFFFFFFFF) return static_cast<u32>(checked);
     throw std::invalid_argument(std::string(name) + " = " + std::to_string(value) + " is too large");
+}
+
+inline Quantization quantization_of(i64 number) {
+    if (number >= 0 && number <= 3) return static_cast<Quantization>(number);
+    throw std::invalid_argument("quantization " + std::to_string(number) + " is not within 0 to 3");
 }
 
 inline std::chrono::nanoseconds seconds(double timeout) {

@@ -115,6 +115,9 @@ class MemoryProducer(_End):
     def channel(self, point: str, /) -> PacketChannel:
         return PacketChannel(self, point, self._bus.account(point), self._book)
 
+    def lane(self, device: int, slots: int, runtime: str, /) -> None:
+        return None
+
     def free(self) -> int:
         return self._bus.depth
 

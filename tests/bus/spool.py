@@ -216,6 +216,9 @@ class SpoolProducer(_End):
     def channel(self, point: str, /) -> PacketChannel:
         return PacketChannel(self, point, self._account(point), self._book)
 
+    def lane(self, device: int, slots: int, runtime: str, /) -> None:
+        return None
+
     def free(self) -> int:
         return self._room()
 

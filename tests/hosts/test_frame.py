@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.bus.memory import MemoryBus, MemoryControl
 
 from asysi.bus.mailbox import CaptureWord
 from asysi.bus.packet import ROW_DTYPE
+from asysi.bus.states import StreamEnd
 from asysi.contract.runtime import CAPTURE_RING, POINTS_FILE, Container
 from asysi.contract.spec import ScanExperiment
 from asysi.contract.workloads import WORKLOADS
+from asysi.hosts import frame
 from asysi.hosts.frame import SEEN_FILE, HostPlan, Step, open_host
 from asysi.hosts.progress import PROGRESS_FILE
 from asysi.model.points import HookPoint, points_to_json
@@ -91,6 +94,21 @@ def test_a_resumable_workload_continues(worker):
     ]
     progress = json.loads((worker.output / PROGRESS_FILE).read_text())
     assert (progress["step"], progress["attempts"], progress["tokens"]) == (19, {"0": 4, "1": 19}, 120)
+
+
+def test_a_host_publishes_into_any_stream(worker, monkeypatch):
+    """Nothing of a host knows the ring: with another bus behind the seam the same rows arrive."""
+    bus = MemoryBus(["hook"])
+    monkeypatch.setattr(frame, "capture_bus", lambda _: bus)
+    with bus.consumer("hook") as hook:
+        assert run(worker)["steps"] == 15
+        packets = hook.pull(100, 1.0)
+        assert [int(packet.header["step"]) for packet in packets] == list(range(5, 20))
+        assert {len(packet.rows) for packet in packets} == {6}
+        hook.pull(1, 0.0)
+        assert hook.ended() is StreamEnd.COMPLETE
+    assert bus.table[0].seen == bus.table[0].published == 15 * 6
+    assert MemoryControl(bus).get(CaptureWord.STEPS) == 15
 
 
 def test_another_begins_anew_and_keeps_the_record_of_attempts(worker, monkeypatch):

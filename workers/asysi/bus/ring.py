@@ -10,6 +10,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 import asysi_ring
+from asysi.bus.lane import LaneError
 from asysi.bus.packet import HEADER_DTYPE, ActivationPacket, Quantization, parse_packet
 from asysi.bus.states import DropReason, StreamEnd
 from asysi.bus.stream import AheadError, StreamError, shard_of
@@ -132,6 +133,19 @@ class RingProducer:
         account, shard = self._route(point)
         writer = self._writer
         return RingChannel(account, partial(writer.publish_block, shard), partial(writer.book, account))
+
+    def lane(self, device: int, slots: int, runtime: str, /) -> asysi_ring.Lane | None:
+        """Return a lane from a device into the ring's one shard; None where the ring has several.
+
+        Raises:
+            LaneError: the device's runtime refuses.
+        """
+        if self._writer.shards != 1:
+            return None
+        try:
+            return asysi_ring.Lane(self._writer, device, slots, runtime)
+        except asysi_ring.DeviceError as error:
+            raise LaneError(str(error)) from error
 
     def room(self, point: str) -> int:
         """Return the free chunks of the point's shard; all of them where the oldest is overwritten."""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asysi.bus.accounts import StreamCounters
+from asysi.bus.lane import DeviceLane
 from asysi.bus.mailbox import Mailbox
 from asysi.bus.packet import ActivationPacket, Quantization
 from asysi.bus.pinning import Participant
@@ -108,6 +109,19 @@ class Producer(BlockProducer, Protocol):
     @property
     def memory(self) -> Participant | None:
         """What an accelerator's driver can register; None where packets do not lie in shared memory."""
+        ...
+
+    def lane(self, device: int, slots: int, runtime: str, /) -> DeviceLane | None:
+        """Return a lane from an accelerator straight into the stream's memory; None where it has none.
+
+        Args:
+            device: number of the device.
+            slots: contents that can be on their way at once.
+            runtime: path of the device's runtime library, which this process has loaded.
+
+        Raises:
+            LaneError: the runtime refuses.
+        """
         ...
 
     def push(

@@ -1,19 +1,351 @@
-"""Rows of tensors on an accelerator, brought into the host's memory."""
+"""Rows of tensors on an accelerator: gathered into slots on the model's stream, copied by a lane.
+
+Nothing here waits for the device, but where the stream has no lane. What capture asks of the device goes
+through `Accelerator`, so that a test can stand in for it.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from asysi.bus.lane import DeviceLane, LaneError, OpenLane
+from asysi.bus.packet import Dtype, Quantization
+from asysi.capture.failures import DeviceRefusedError
+from asysi.capture.slots import SlotPlan, plan_slots
+from asysi.capture.state import HookState
+
+_UPLOADS = 4
+"""Steps whose kept indices can be on their way to the device at once."""
+_DTYPES = {
+    torch.float32: int(Dtype.FLOAT32),
+    torch.bfloat16: int(Dtype.BFLOAT16),
+    torch.float16: int(Dtype.FLOAT16),
+}
+_GRAPH = (
+    "the module runs while a CUDA graph is captured: hooks do not run when the graph is replayed, and its "
+    "rows are counted as dropped (error); run the hooked modules without a graph"
+)
+
+
+class Accelerator(Protocol):
+    """What capture asks of torch about a kind of device."""
+
+    def runtime(self) -> str:
+        """Return the path of the runtime's library, as this process has loaded it."""
+
+    def stream(self, device: torch.device) -> int:
+        """Return the handle of the stream that the caller's kernels run on."""
+
+    def capturing(self) -> bool:
+        """Return whether the caller's kernels go into a graph, to be run later, rather than to the device."""
+
+    def allocate(self, size: int, device: torch.device) -> torch.Tensor:
+        """Return `size` bytes of the device's memory, uint8."""
+
+    def pinned(self, count: int) -> torch.Tensor:
+        """Return `count` int64 in memory of the host that the device reads by itself."""
+
+    def upload(self, to: torch.Tensor, source: torch.Tensor, mark: Any) -> Any:
+        """Copy pinned memory to the device on the caller's stream; return `mark`, or a new one, behind it."""
+
+    def reached(self, mark: Any) -> bool:
+        """Return whether the device has come to a mark."""
+
+    def wait(self, device: torch.device, mark: Any) -> None:
+        """Have the caller's stream wait for a mark of another stream."""
+
+    def select(self, out: torch.Tensor, source: torch.Tensor, index: torch.Tensor) -> None:
+        """Gather rows on the caller's stream, converting to the type of `out`."""
+
+
+class Cuda:
+    """CUDA, as torch reaches it."""
+
+    def runtime(self) -> str:
+        """Return the path of libcudart.
+
+        Raises:
+            LaneError: this process has loaded none.
+        """
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        found = re.search(r"(/\S*libcudart\S*)", Path("/proc/self/maps").read_text())
+        if found is None:
+            raise LaneError("torch has loaded no libcudart")
+        return found[1]
+
+    def stream(self, device: torch.device) -> int:
+        """Return the current stream's cudaStream_t."""
+        return torch.cuda.current_stream(device).cuda_stream
+
+    def capturing(self) -> bool:
+        """Return whether the current stream is being captured into a CUDA graph."""
+        return torch.cuda.is_current_stream_capturing()
+
+    def allocate(self, size: int, device: torch.device) -> torch.Tensor:
+        """Return device memory; raises torch.OutOfMemoryError."""
+        return torch.empty(size, dtype=torch.uint8, device=device)
+
+    def pinned(self, count: int) -> torch.Tensor:
+        """Return page-locked memory."""
+        return torch.empty(count, dtype=torch.int64, pin_memory=True)
+
+    def upload(self, to: torch.Tensor, source: torch.Tensor, mark: Any) -> Any:
+        """Copy asynchronously, and record an event behind the copy."""
+        to.copy_(source, non_blocking=True)
+        event = torch.cuda.Event() if mark is None else mark  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(to.device))
+        return event
+
+    def reached(self, mark: Any) -> bool:
+        """Return whether an event has been reached."""
+        return bool(mark.query())
+
+    def wait(self, device: torch.device, mark: Any) -> None:
+        """Make the current stream wait for an event."""
+        torch.cuda.current_stream(device).wait_event(mark)
+
+    def select(self, out: torch.Tensor, source: torch.Tensor, index: torch.Tensor) -> None:
+        """Gather with index_select."""
+        select_rows(out, source, index)
+
+
+def select_rows(out: torch.Tensor, source: torch.Tensor, index: torch.Tensor) -> None:
+    """Gather rows of `source` into `out`; to bfloat16 they are rounded to the nearest, ties to even."""
+    if out.dtype == source.dtype:
+        torch.index_select(source, 0, index, out=out)
+    else:
+        out.copy_(source.index_select(0, index))
+
+
+class _Memory:
+    """What a device gives to capture: slots, and buffers for the kept indices on both sides."""
+
+    def __init__(self, accelerator: Accelerator, device: torch.device, plan: SlotPlan) -> None:
+        self.slots = [accelerator.allocate(plan.slot_bytes, device) for _ in range(plan.slots)]
+        self.pinned = [accelerator.pinned(plan.rows) for _ in range(_UPLOADS)]
+        self.indices = [accelerator.allocate(plan.rows * 8, device).view(torch.int64) for _ in self.pinned]
+
+
+class DeviceCapture:
+    """Slots and lane of one device.
+
+    Args:
+        accelerator: its kind.
+        device: which.
+        plan: of its slots.
+        memory: taken for this plan.
+        lane: opened for these slots.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        device: torch.device,
+        plan: SlotPlan,
+        memory: _Memory,
+        lane: DeviceLane,
+    ) -> None:
+        self.lane, self.plan, self.device = lane, plan, device
+        self._accelerator, self._memory = accelerator, memory
+        # Views of every type that a row can have: making one costs as much as a launch.
+        self._slots = [
+            {dtype: slot[: len(slot) // 4 * 4].view(dtype) for dtype in _DTYPES} for slot in memory.slots
+        ]
+        self._addresses = [slot.data_ptr() for slot in memory.slots]
+        self._arrays = [pinned.numpy() for pinned in memory.pinned]
+        self._marks: list[Any] = [None] * _UPLOADS
+        self._steps = 0
+        self._kept = 0
+        self._index = memory.indices[0]
+        self._stream = 0
+        self._mark: Any = None
+        self._problem = ""
+
+    @property
+    def problem(self) -> str:
+        """Why nothing is captured from the device any more; empty while all is well."""
+        return self._problem or (self.lane.problem if self.lane.failed else "")
+
+    def has_room(self, calls: int, kept: int) -> bool:
+        """Return whether a step fits; a device that has failed is no reason to drop one elsewhere."""
+        if self.problem:
+            return True
+        try:
+            mark = self._marks[self._steps % _UPLOADS]
+            uploaded = mark is None or self._accelerator.reached(mark)
+        except RuntimeError as error:
+            self._problem = str(error)
+            return True
+        return uploaded and kept <= self.plan.rows and self.lane.free() >= min(calls, self.lane.slots)
+
+    def begin_step(self, kept: NDArray[np.int64], records: NDArray[np.void]) -> None:
+        """Send the kept indices of a step on their way. Their buffer is free: see `has_room`."""
+        if self.problem:
+            return
+        turn = self._steps % _UPLOADS
+        self._steps += 1
+        self._kept = count = len(kept)
+        self._arrays[turn][:count] = kept
+        self._index = self._memory.indices[turn][:count]
+        pinned = self._memory.pinned[turn][:count]
+        try:
+            self._mark = self._marks[turn] = self._accelerator.upload(self._index, pinned, self._marks[turn])
+            self._stream = self._accelerator.stream(self.device)
+        except RuntimeError as error:
+            self._problem = str(error)
+        self.lane.begin_step(records)
+
+    def take(
+        self,
+        header: NDArray[np.void],
+        tensor: torch.Tensor,
+        counts: NDArray[np.uint32],
+        width: int,
+        wire: torch.dtype,
+    ) -> bool:
+        """Gather the kept rows of a tensor into a slot and hand it over; False when no slot is free.
+
+        Args:
+            header: of the packets, but for their number.
+            tensor: on the device.
+            counts: kept rows of each packet.
+            width: elements of a row.
+            wire: type that the rows travel in.
+
+        Raises:
+            DeviceRefusedError: the call cannot be captured.
+        """
+        lane = self.lane
+        if problem := self.problem:
+            raise DeviceRefusedError(f"capture on {self.device} has ended: {problem}")
+        if not lane.free():
+            return False
+        elements, number = self._kept * width, lane.next()
+        slot = self._slots[number][wire]
+        if elements > len(slot):
+            raise DeviceRefusedError(
+                f"{self._kept} rows of {width} elements do not fit a slot of {self.plan.slot_bytes} bytes on "
+                f"{self.device}: they are wider than the trial forward of `asysi check` has seen"
+            )
+        stream = self._accelerator.stream(self.device)
+        if stream != self._stream:
+            self._accelerator.wait(self.device, self._mark)
+        source = tensor.detach().reshape(-1, width)
+        self._accelerator.select(slot[:elements].view(-1, width), source, self._index)
+        quantization = Quantization.NONE if wire is tensor.dtype else Quantization.BF16
+        lane.submit(stream, header, counts, self._addresses[number], _DTYPES[tensor.dtype], quantization)
+        return True
+
 
 class Devices:
-    """Gathers the kept rows of a step where the tensor is, and copies them."""
+    """The accelerators that a model's tensors lie on.
 
-    def __init__(self) -> None:
+    Args:
+        open_lane: opens the stream's lane from a device; None where it has none: rows are then copied while
+            the model waits.
+        rows: of the largest step; 0: of the first one.
+        budget: bytes of device memory that slots for more than one step may take; None: any number.
+        quantization: BF16 converts on the device; the others are left to the hook worker.
+        accelerator: the kind of device.
+    """
+
+    def __init__(
+        self,
+        open_lane: OpenLane | None = None,
+        *,
+        rows: int = 0,
+        budget: int | None = None,
+        quantization: Quantization = Quantization.NONE,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        self._open_lane, self._rows, self._budget = open_lane, rows, budget
+        self._to_bf16 = quantization is Quantization.BF16
+        self._accelerator = Cuda() if accelerator is None else accelerator
+        self._captures: dict[torch.device, DeviceCapture] = {}
+        self._refused: dict[torch.device, str] = {}
+        self._unplanned: set[torch.device] = set()
         self._kept: dict[torch.device, torch.Tensor] = {}
+        self.in_graph: set[HookState] = set()
+        """Hook points whose module a graph has run."""
 
-    def begin_step(self) -> None:
-        """Forget the rows of the step before."""
+    @property
+    def plans(self) -> dict[str, SlotPlan]:
+        """The slots by device."""
+        return {str(device): one.plan for device, one in self._captures.items()}
+
+    # -- a step
+
+    def prepare(self, states: Sequence[HookState], rows: int) -> None:
+        """Take slots on every device that has none: here, before the step, and not between two layers."""
+        if self._open_lane is None:
+            return
+        wanted = {state.device for state in states if state.device is not None} | self._unplanned
+        for device in wanted - self._captures.keys() - self._refused.keys():
+            if device.type != "cuda":
+                continue
+            if self._accelerator.capturing():
+                raise DeviceRefusedError(_GRAPH)
+            mine = [state for state in states if state.device == device]
+            calls = [(state.calls_expected, self._row_bytes(state)) for state in mine]
+            self._open(device, plan_slots(calls, max(self._rows, rows), self._budget))
+        self._unplanned.clear()
+
+    def free(self, ask: Callable[[], int]) -> int:
+        """Return the packets that the stream takes beyond those that are on their way; `ask` asks it."""
+        unclaimed = 0
+        for (
+            one
+        ) in self._captures.values():  # before the stream is asked: then the difference is never too large
+            unclaimed += one.lane.unclaimed()
+        return ask() - unclaimed
+
+    def has_room(self, states: Sequence[HookState], kept: int) -> bool:
+        """Return whether every device has slots for a step that keeps so many rows."""
+        for device, one in self._captures.items():
+            mine = (state for state in states if state.device == device and not state.left_out)
+            if not one.has_room(sum(state.calls_expected for state in mine), kept):
+                return False
+        return True
+
+    def begin_step(self, kept: NDArray[np.int64], records: NDArray[np.void]) -> None:
+        """Send the kept indices of a step to all devices."""
         self._kept.clear()
+        if len(kept):
+            for one in self._captures.values():
+                one.begin_step(kept, records)
+
+    # -- a call
+
+    def wire(self, tensor: torch.Tensor) -> torch.dtype:
+        """Return the type that rows of a tensor on a device travel in."""
+        return torch.bfloat16 if self._to_bf16 and tensor.device in self._captures else tensor.dtype
+
+    def find(self, state: HookState, device: torch.device) -> DeviceCapture | None:
+        """Return what captures from a device; None where rows are copied while the model waits.
+
+        Raises:
+            DeviceRefusedError: the call cannot be captured.
+        """
+        one = self._captures.get(device)
+        if one is None:
+            if self._open_lane is None or device.type != "cuda":
+                return None
+            if device not in self._refused:
+                self._unplanned.add(device)
+                state.device = device
+            why = self._refused.get(device, "no module was expected there; the next step is captured")
+            raise DeviceRefusedError(f"capture leaves out {device}: {why}")
+        if self._accelerator.capturing():
+            self.in_graph.add(state)
+            raise DeviceRefusedError(_GRAPH)
+        if state.bound is not device:
+            self._bind(state, device)
+        return one
 
     def gather(self, tensor: torch.Tensor, width: int, kept: NDArray[np.int64]) -> torch.Tensor:
         """Return the kept rows [len(kept), width] of a tensor, in the host's memory.
@@ -29,3 +361,57 @@ class Devices:
         if device not in self._kept:
             self._kept[device] = torch.from_numpy(kept).to(device)
         return tensor.detach().reshape(-1, width).index_select(0, self._kept[device]).cpu()
+
+    def close(self) -> None:
+        """Publish what is on its way, and give the slots back."""
+        for one in self._captures.values():
+            one.lane.stop()
+        self._captures.clear()
+        self._refused.clear()
+
+    # --
+
+    @staticmethod
+    def _bind(state: HookState, device: torch.device) -> None:
+        """Keep the order of a hook point's packets: once from a device, they come from no other."""
+        if state.bound is not None and state.bound != device:
+            raise DeviceRefusedError(_moved(state, device))
+        state.bound = state.device = device
+
+        def refuse(*_: object) -> bool:
+            raise DeviceRefusedError(_moved(state, torch.device("cpu")))
+
+        state.put = refuse
+
+    def _row_bytes(self, state: HookState) -> int:
+        return 2 * state.width if self._to_bf16 else state.row_bytes
+
+    def _open(self, device: torch.device, plan: SlotPlan) -> None:
+        """Take memory and start the lane; where the device has none for it, capture steps back."""
+        assert self._open_lane is not None
+        why, trying = "", plan if plan.slots else None
+        while trying is not None:
+            try:
+                with torch.inference_mode(False):  # else no step outside of it could write into the slots
+                    memory = _Memory(self._accelerator, device, trying)
+                lane = self._open_lane(device.index or 0, trying.slots, self._accelerator.runtime())
+            except torch.OutOfMemoryError as error:
+                why = f"no memory for {trying}: {str(error).splitlines()[0]}"
+                trying = trying.smaller()
+                continue
+            except (LaneError, RuntimeError) as error:
+                why = str(error)
+                break
+            if lane is None:
+                self._open_lane = None
+            else:
+                self._captures[device] = DeviceCapture(self._accelerator, device, trying, memory, lane)
+            return
+        self._refused[device] = why
+
+
+def _moved(state: HookState, device: torch.device) -> str:
+    return (
+        f"the module returns a tensor on {device}, after others on {state.bound}: packets of a hook point "
+        "would lose their order"
+    )

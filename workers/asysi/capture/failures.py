@@ -5,6 +5,10 @@ import logging
 log = logging.getLogger("asysi")
 
 
+class DeviceRefusedError(RuntimeError):
+    """A call of a hooked module on a device cannot be captured; the message says why, and what to do."""
+
+
 class Failures:
     """What went wrong in capture."""
 
@@ -17,8 +21,9 @@ class Failures:
     def add(self, where: str, error: Exception) -> None:
         """Count an exception; the first of its kind is logged by `tell`."""
         self.count += 1
-        if type(error) not in self._told:
-            self._told.add(type(error))
+        kind = str(error) if isinstance(error, DeviceRefusedError) else type(error)
+        if kind not in self._told:
+            self._told.add(kind)
             self._untold.append((where, error))
 
     def note(self, where: str, error: Exception) -> None:

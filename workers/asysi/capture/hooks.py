@@ -39,6 +39,10 @@ _RING_FULL, _MID_STEP, _TOO_LARGE = (
 _ERROR, _NO_TOKEN = int(DropReason.ERROR), int(DropReason.NO_TOKEN)
 
 
+Hook = Callable[..., Any]
+"""What torch calls before or after a module."""
+
+
 class ActivationHooker:
     """Captures what modules return while it is entered; use as a context manager.
 
@@ -54,6 +58,7 @@ class ActivationHooker:
         root: the module whose forward is a step, when it is not `module` itself.
         attempt: number of the attempt.
         rank: of this process.
+        devices: the accelerators that tensors lie on; None copies from them while the model waits.
 
     Raises:
         KeyError: a hook point names no module, or a kind cannot be captured.
@@ -72,6 +77,7 @@ class ActivationHooker:
         root: torch.nn.Module | None = None,
         attempt: int = 0,
         rank: int = 0,
+        devices: Devices | None = None,
     ) -> None:
         modules = dict(module.named_modules(remove_duplicate=False))
         self._root = module if root is None else root
@@ -81,13 +87,17 @@ class ActivationHooker:
         for point in points:
             for kind in kinds:
                 channel = producer.channel(account_name(point.path, kind))
-                state = HookState(point, kind, channel, self._headers, len(self._hooked))
+                place = _device_of(modules[point.module], self._root)
+                state = HookState(point, kind, channel, self._headers, len(self._hooked), device=place)
                 self._hooked.append((modules[point.module], kind, state))
         self._states = [state for _, _, state in self._hooked]
         self._handles: list[RemovableHandle] = []
         self._failures = Failures()
-        self._devices = Devices()
-        self._step = CaptureStep(producer, self._mailbox, sampling or Sampling(), seed, self._failures)
+        self._devices = Devices() if devices is None else devices
+        self._step = CaptureStep(
+            producer, self._devices, mailbox=self._mailbox, sampling=sampling or Sampling(), seed=seed,
+            failures=self._failures,
+        )  # fmt: skip
         self._handed: StepTokens | None = None
         self._inside = False
         self._begun_ns = 0
@@ -111,18 +121,23 @@ class ActivationHooker:
         """Register the hooks; once they are, does nothing."""
         if self._handles:
             return
+        compiled = _is_compiled(self._root)
+        if compiled:  # code that was compiled without the hooks would not call them
+            torch._dynamo.reset()
+        self._wrap: Callable[[Hook], Hook] = torch.compiler.disable if compiled else _as_it_is
         self._handles.append(
-            self._root.register_forward_pre_hook(self._begin, prepend=True, with_kwargs=True)
+            self._root.register_forward_pre_hook(self._wrap(self._begin), prepend=True, with_kwargs=True)
         )
         for module, kind, state in self._hooked:
             self._handles.append(_REGISTRARS[kind](self, module, state))
-        self._handles.append(self._root.register_forward_hook(self._end, always_call=True))
+        self._handles.append(self._root.register_forward_hook(self._wrap(self._end), always_call=True))
 
     def detach(self) -> None:
         """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._devices.close()
         self._failures.tell()
 
     def step(self, tokens: StepTokens) -> None:
@@ -165,6 +180,11 @@ class ActivationHooker:
     def errors(self) -> int:
         """Exceptions that the model never saw."""
         return self._failures.count
+
+    @property
+    def slots(self) -> dict[str, str]:
+        """What capture takes of the memory of each device, in words."""
+        return {device: str(plan) for device, plan in self._devices.plans.items()}
 
     @property
     def calls(self) -> dict[str, int]:
@@ -231,6 +251,8 @@ class ActivationHooker:
         self._inside = False
         self.forward_ns += started - self._begun_ns
         try:
+            if self._devices.in_graph:
+                self._count_replays()
             self._report()
         except Exception as error:  # noqa: BLE001 - the model never sees one
             self._failures.add("the end of a step", error)
@@ -244,13 +266,22 @@ class ActivationHooker:
         step = self._step
         handed, self._handed = self._handed, None
         tokens = derive_tokens(args, kwargs, step.number, step.samples) if handed is None else handed
-        self._devices.begin_step()
+        self._devices.prepare(self._states, tokens.batch * tokens.length)
         step.open(tokens, self._states)
         headers = self._headers
         headers["step"] = tokens.step
         headers["sampling_rate"] = step.rate
         headers["step_rows"], headers["step_kept"] = step.content, step.kept_count
         headers["batch"], headers["length"] = tokens.batch, tokens.length
+
+    def _count_replays(self) -> None:
+        """Count the rows of modules that a CUDA graph has run in this step: their hooks were not called."""
+        step = self._step
+        for state in self._devices.in_graph:
+            if not state.calls and step.tokens is not None:
+                left_out = step.content - step.kept_count
+                state.book(seen=left_out, sampled_out=left_out)
+                self._drop(state, _ERROR, step.kept_count)
 
     def _report(self) -> None:
         tell, step = self._mailbox.set, self._step
@@ -290,18 +321,34 @@ class ActivationHooker:
             return
         if tensor.dtype not in DTYPES:
             tensor = _converted(tensor)
-        layout = step.layouts.get((shape, tensor.dtype)) or step.find_layout(tensor, width)
+        on_host, dtype = tensor.is_cpu, tensor.dtype
+        if not on_host:
+            dtype = self._devices.wire(tensor)
+        layout = step.layouts.get((shape, dtype)) or step.find_layout(shape, dtype, width)
         state.row_bytes = layout.stride
         state.captured[0] = now
         state.show(call, 0 if self._inside else state.flags_outside, width, len(layout.parts))
-        if tensor.is_cpu:
+        if on_host:
             source = tensor if tensor.is_contiguous() else tensor.detach().contiguous()
             self._publish(state, source, layout, gathered=False)
         else:
-            source = self._devices.gather(tensor, width, step.kept)
-            self._publish(state, source, layout, gathered=True)
+            self._take(state, tensor, layout, dtype)
         if state.unbooked:
             self._drop(state, _MID_STEP if layout.parts else _TOO_LARGE, state.unbooked)
+
+    def _take(self, state: HookState, tensor: torch.Tensor, layout: Layout, wire: torch.dtype) -> None:
+        """Hand the kept rows of a tensor on a device to its lane, as far as there is room."""
+        device = self._devices.find(state, tensor.device)
+        if device is None:
+            source = self._devices.gather(tensor, layout.width, self._step.kept)
+            self._publish(state, source, layout, gathered=True)
+            return
+        parts = 0
+        while parts < len(layout.parts) and self._step.take_chunk():
+            parts += 1
+        counts = layout.counts if parts == len(layout.parts) else layout.counts[:parts]
+        if parts and device.take(state.header, tensor, counts, layout.width, wire):
+            state.unbooked -= int(counts.sum())
 
     def _publish(self, state: HookState, source: torch.Tensor, layout: Layout, *, gathered: bool) -> None:
         """Copy the kept rows into the stream, a chunk at a time, while there is room.
@@ -334,11 +381,11 @@ class ActivationHooker:
 
 
 def _on_outputs(hooker: ActivationHooker, module: torch.nn.Module, state: HookState) -> RemovableHandle:
-    return module.register_forward_hook(partial(hooker._seen, state))
+    return module.register_forward_hook(hooker._wrap(partial(hooker._seen, state)))
 
 
 def _on_gradients(hooker: ActivationHooker, module: torch.nn.Module, state: HookState) -> RemovableHandle:
-    return module.register_forward_hook(partial(hooker._expect_gradient, state))
+    return module.register_forward_hook(hooker._wrap(partial(hooker._expect_gradient, state)))
 
 
 _REGISTRARS: dict[Kind, Callable[[ActivationHooker, torch.nn.Module, HookState], RemovableHandle]] = {
@@ -354,6 +401,25 @@ def _headers(count: int, attempt: int, rank: int) -> NDArray[np.void]:
     headers["magic"], headers["version"], headers["header_bytes"] = MAGIC, VERSION, HEADER_BYTES
     headers["attempt"], headers["rank"] = attempt, rank
     return headers
+
+
+def _is_compiled(root: torch.nn.Module) -> bool:
+    """Return whether torch.compile has a part in a model: as a wrapper, or in place."""
+    return any(
+        hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in root.modules()
+    )
+
+
+def _as_it_is(hook: Hook) -> Hook:
+    return hook
+
+
+def _device_of(module: torch.nn.Module, root: torch.nn.Module) -> torch.device | None:
+    """Return where a module runs, as its parameters and buffers tell; None on the host."""
+    for one in (module, root):
+        for tensor in (*one.parameters(), *one.buffers()):
+            return None if tensor.is_cpu or tensor.is_meta else tensor.device
+    return None
 
 
 def _converted(tensor: torch.Tensor) -> torch.Tensor:

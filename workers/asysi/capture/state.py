@@ -1,6 +1,7 @@
 """What one hook point of one kind carries from call to call."""
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from asysi.bus.packet import Kind, PacketFlag, account_name
@@ -21,17 +22,20 @@ class HookState:
         channel: its way into the stream.
         headers: a record for each state, filled with what a step's packets share.
         at: place of this state's record.
+        device: where the module's outputs are expected; None on the host.
     """
 
     __slots__ = (
         "_fields",
         "_shown",
         "book",
+        "bound",
         "call",
         "calls",
         "calls_expected",
         "calls_in_all",
         "captured",
+        "device",
         "flags_outside",
         "header",
         "left_out",
@@ -41,15 +45,25 @@ class HookState:
         "put",
         "row_bytes",
         "unbooked",
+        "width",
     )
 
     def __init__(
-        self, point: HookPoint, kind: Kind, channel: BlockChannel, headers: NDArray[np.void], at: int
+        self,
+        point: HookPoint,
+        kind: Kind,
+        channel: BlockChannel,
+        headers: NDArray[np.void],
+        at: int,
+        *,
+        device: torch.device | None = None,
     ) -> None:
         self.name = account_name(point.path, kind)
         self.call = point.call
         self.put, self.book = channel.put, channel.book
         self.flags_outside = _OUTSIDE[kind]
+        self.device, self.width = device, point.width
+        self.bound: torch.device | None = None
         self.row_bytes = point.width * point.itemsize
         self.calls = 0
         self.calls_expected = 1 if point.call is not None else max(1, point.calls)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from asysi.bus.mailbox import CaptureWord, Mailbox
 from asysi.bus.packet import ROW_DTYPE, Dtype, rows_that_fit
 from asysi.bus.stream import BlockProducer
+from asysi.capture.device import Devices
 from asysi.capture.failures import Failures
 from asysi.capture.rows import row_shape
 from asysi.capture.sampling import keep_mask, keep_step
@@ -38,6 +39,10 @@ class Layout(NamedTuple):
     dtype: int
     parts: list[_Part]
     """None when no row fits a chunk."""
+    width: int
+    """Elements of a row."""
+    counts: NDArray[np.uint32]
+    """Rows of each part."""
 
 
 class CaptureStep:
@@ -45,6 +50,7 @@ class CaptureStep:
 
     Args:
         producer: of the stream that rows go into.
+        devices: the accelerators that must have room too.
         mailbox: tells the rate that was asked for last.
         sampling: bounds of the rate, and whether tokens or whole steps are kept.
         seed: of the sampling.
@@ -54,11 +60,14 @@ class CaptureStep:
     def __init__(
         self,
         producer: BlockProducer,
+        devices: Devices,
+        *,
         mailbox: Mailbox,
         sampling: Sampling,
         seed: int,
         failures: Failures,
     ) -> None:
+        self._devices = devices
         self._sampling, self._seed, self._failures = sampling, seed, failures
         self._mailbox = mailbox
         self._free, self._depth, self._packet_bytes = producer.free, producer.depth, producer.packet_bytes
@@ -104,6 +113,7 @@ class CaptureStep:
         self.layouts.clear()
         self.widths.clear()
         self._admit(states)
+        self._devices.begin_step(self.kept, self._kept_rows)
         self.number += 1
         self.samples += tokens.batch
         self.tokens_seen += self.content
@@ -125,7 +135,7 @@ class CaptureStep:
     def take_chunk(self) -> bool:
         """Return whether a chunk is free; the stream is asked only when what it said last is used up."""
         if self._room <= 0:
-            self._room = self._free()
+            self._room = self._devices.free(self._free)
         self._room -= 1
         return self._room >= 0
 
@@ -133,11 +143,12 @@ class CaptureStep:
         """Decide whether the step fits, or would without the hook points that outgrew their plan."""
         for state in states:
             state.begin_step()
-        self._room = self._free()
+        self._room = self._devices.free(self._free)
         needed = sum(self._chunks_of(state) for state in states)
         self.fits = self._room >= needed
         if needed > self._depth:
             self._leave_out_grown(states, needed)
+        self.fits = self.fits and self._devices.has_room(states, self.kept_count)
         if not self.fits:
             self.dropped += 1
             self.kept = _NOTHING
@@ -184,13 +195,14 @@ class CaptureStep:
         width = self.widths[shape] = 0 if row is None else prod(row)
         return width
 
-    def find_layout(self, tensor: torch.Tensor, width: int) -> Layout:
+    def find_layout(self, shape: torch.Size, element: torch.dtype, width: int) -> Layout:
         """Work out how rows of such a tensor lie and how the kept ones are cut."""
-        dtype = DTYPES[tensor.dtype]
+        dtype = DTYPES[element]
         stride = width * dtype.itemsize
         most = rows_that_fit(self._packet_bytes, stride)
         starts = range(0, self.kept_count, most) if most else ()
         ends = [(at, min(at + most, self.kept_count)) for at in starts]
         parts = [(self.kept[a:b], self._kept_rows[a:b], b - a) for a, b in ends]
-        layout = self.layouts[tensor.shape, tensor.dtype] = Layout(stride, int(dtype), parts)
+        counts = np.array([count for _, _, count in parts], np.uint32)
+        layout = self.layouts[shape, element] = Layout(stride, int(dtype), parts, width, counts)
         return layout

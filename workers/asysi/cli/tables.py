@@ -32,6 +32,8 @@ def print_check(report: "CheckReport") -> None:
         console.print(f"data       {report.documents:,} distinct documents: {held}", highlight=False)
     for ring in report.rings:
         console.print(f"{'ring':<10} {_ring(ring)}", highlight=False)
+    if report.slots is not None:
+        console.print(f"{'slots':<10} {report.slots} of the GPU's memory", highlight=False)
     if report.ring_bytes:
         console.print(
             f"{'memory':<10} {report.ring_bytes / 2**20:,.0f} MiB of shared memory", highlight=False

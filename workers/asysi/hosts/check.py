@@ -6,12 +6,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from asysi.capture.slots import SlotPlan
 from asysi.contract.errors import ConfigError
 from asysi.contract.quantity import format_bytes
 from asysi.contract.rows import pipeline_file, read_rows
 from asysi.contract.spec import Data, ScanExperiment, Spec
 from asysi.contract.workloads import name_of, text_of, workload_of
-from asysi.hosts.rings import RingPlan, bus_problems, capture_problems, plan_rings
+from asysi.hosts.rings import RingPlan, bus_problems, capture_problems, plan_device_slots, plan_rings
 from asysi.model.aliases import alias_of
 from asysi.model.globs import match_globs, split_call
 from asysi.model.loading import LoadedModel, ResolvedModel, build_structure, load_model, resolve_model
@@ -38,6 +39,8 @@ class CheckReport:
     held_out: int = 0
     rings: tuple[RingPlan, ...] = ()
     """Capture ring and bus."""
+    slots: SlotPlan | None = None
+    """What capture takes of a GPU's memory; None without one."""
     ring_bytes: int = 0
     """Bytes of shared memory that the rings take together."""
     problems: list[str] = field(default_factory=list)
@@ -369,6 +372,7 @@ def _check_rings(spec: Spec, report: CheckReport, shm: Path) -> None:
     report.problems += wrong
     if wrong:
         return
+    report.slots = plan_device_slots(spec, report.points, batch, length)
     try:
         report.ring_bytes = missing_bytes(report.rings, shm)
     except ImportError:

@@ -25,11 +25,14 @@ from typing import Protocol, TypeVar
 import torch
 
 from asysi.bus.mailbox import CaptureWord, Mailbox
+from asysi.bus.packet import Quantization
 from asysi.bus.pinning import Pinning, cuda_hook
 from asysi.bus.states import StreamEnd
 from asysi.bus.stream import DataBus, Producer
+from asysi.capture.device import Devices
 from asysi.capture.hooks import ActivationHooker
 from asysi.contract.errors import no_room
+from asysi.contract.quantity import parse_bytes
 from asysi.contract.runtime import CAPTURE_RING, HOST_FOLDER, MODEL_FILE, POINTS_FILE
 from asysi.contract.workloads import workload_of
 from asysi.files import is_full, write_atomic
@@ -160,6 +163,7 @@ class Host:
         hooker = ActivationHooker(
             module, self.points, self._producer, self._mailbox,
             sampling=self._spec.capture.sampling, seed=plan.seed, root=root, attempt=worker.attempt,
+            devices=self._devices(),
         )  # fmt: skip
         self._run = HostRun(worker, hooker, self._mailbox, plan, self._earlier())
         worker.status = self._run.status
@@ -169,6 +173,17 @@ class Host:
         self._pin()
         self.watching.enter_context(hooker)
         return self._run
+
+    def _devices(self) -> Devices:
+        """Return what captures from accelerators, within the sizes that the spec gives it."""
+        capture = self._spec.capture
+        batch, length = self._workload.step_shape(self._spec)
+        return Devices(
+            self._producer.lane,
+            rows=batch * length,
+            budget=parse_bytes(capture.size),
+            quantization=Quantization[capture.quantization.upper()],
+        )
 
     def _pin(self) -> None:
         """Make the stream's memory known to the accelerator's driver, where there are both."""
@@ -265,7 +280,7 @@ class HostRun:
         return {
             "step": self._last, "steps": self._plan.steps, "passes": self._passes,
             "tokens": hooker.tokens_seen, "rate": hooker.rate, "steps_dropped": hooker.steps_dropped,
-            "capture_errors": hooker.errors,
+            "capture_errors": hooker.errors, "slots": hooker.slots,
         }  # fmt: skip
 
     def end(self) -> None:

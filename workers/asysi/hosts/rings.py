@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from asysi.bus.packet import ROW_DTYPE, rows_that_fit
+from asysi.capture.slots import SlotPlan, plan_slots
 from asysi.contract.quantity import format_bytes, parse_bytes
 from asysi.contract.runtime import BUS_RING, CAPTURE_RING
 from asysi.contract.spec import Spec
@@ -89,6 +90,15 @@ def capture_problems(
         f" Raise capture.size to {enough}, or lower workload.{name_of(spec)}.batchSize or"
         " data.tokens.contextLength"
     ]
+
+
+def plan_device_slots(spec: Spec, points: Sequence[HookPoint], batch: int, length: int) -> SlotPlan | None:
+    """Return what capture takes of a GPU's memory for steps of batch × length tokens; None without one."""
+    if not spec.resources.host.gpus:
+        return None
+    itemsize = {"bf16": 2}.get(spec.capture.quantization)
+    calls = [(max(1, point.calls), point.width * (itemsize or point.itemsize)) for point in points]
+    return plan_slots(calls, batch * length, parse_bytes(spec.capture.size))
 
 
 def bus_problems(spec: Spec, plan: RingPlan, points: Sequence[HookPoint]) -> list[str]:

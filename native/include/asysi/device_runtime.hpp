@@ -1,0 +1,74 @@
+// The functions of an accelerator's runtime, as CUDA names them, from the library that the process has loaded.
+//
+// Nothing of CUDA is needed to build this, and whatever exports these names can stand in for it.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <type_traits>
+
+#include <dlfcn.h>
+
+#include "asysi/error.hpp"
+
+namespace asysi {
+
+/// A call of the runtime failed, or the runtime lacks a function.
+struct DeviceError : RingError {
+    using RingError::RingError;
+};
+
+struct DeviceRuntime {
+    // Values of the runtime's enumerations and flags; they are part of CUDA's ABI.
+    static constexpr int success = 0, not_ready = 600;
+    static constexpr int device_to_host = 2;
+    static constexpr unsigned non_blocking = 1, disable_timing = 2;
+
+    int (*set_device)(int) = nullptr;
+    int (*priorities)(int* least, int* greatest) = nullptr;
+    int (*stream_create)(void** stream, unsigned flags, int priority) = nullptr;
+    int (*stream_destroy)(void* stream) = nullptr;
+    int (*stream_query)(void* stream) = nullptr;
+    int (*stream_wait)(void* stream, void* event, unsigned flags) = nullptr;
+    int (*event_create)(void** event, unsigned flags) = nullptr;
+    int (*event_destroy)(void* event) = nullptr;
+    int (*event_record)(void* event, void* stream) = nullptr;
+    int (*event_query)(void* event) = nullptr;
+    int (*copy)(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch, std::size_t width, std::size_t height,
+                int kind, void* stream) = nullptr;
+    const char* (*describe)(int error) = nullptr;
+
+    /// Takes the functions from the loaded library `path`. Throws DeviceError where it is not loaded, or lacks one.
+    static DeviceRuntime load(const std::string& path) {
+        void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_NOLOAD);
+        if (library == nullptr) throw DeviceError("this process has not loaded " + path);
+        DeviceRuntime found;
+        const auto take = [&](auto& function, const char* name) {
+            function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, name));
+            if (function == nullptr) throw DeviceError(path + " has no " + name);
+        };
+        take(found.set_device, "cudaSetDevice");
+        take(found.priorities, "cudaDeviceGetStreamPriorityRange");
+        take(found.stream_create, "cudaStreamCreateWithPriority");
+        take(found.stream_destroy, "cudaStreamDestroy");
+        take(found.stream_query, "cudaStreamQuery");
+        take(found.stream_wait, "cudaStreamWaitEvent");
+        take(found.event_create, "cudaEventCreateWithFlags");
+        take(found.event_destroy, "cudaEventDestroy");
+        take(found.event_record, "cudaEventRecord");
+        take(found.event_query, "cudaEventQuery");
+        take(found.copy, "cudaMemcpy2DAsync");
+        take(found.describe, "cudaGetErrorString");
+        return found;
+    }
+
+    /// Throws DeviceError unless `status` is success.
+    void expect(int status, const char* what) const {
+        if (status != success) throw DeviceError(message(status, what));
+    }
+    [[nodiscard]] std::string message(int status, const char* what) const {
+        return std::string(what) + " answered " + std::to_string(status) + " (" + describe(status) + ")";
+    }
+};
+
+}  // namespace asysi

@@ -1,0 +1,262 @@
+// A library that stands for CUDA's runtime: streams and events in host memory, run by a thread that delays and reorders what
+// CUDA leaves open, and that fails when asked to. It exports the names that the lane looks for, and its own (`standin_…`).
+//
+// As in CUDA: a stream runs in order; an event means its last record; waiting for an event that was never recorded is nothing;
+// an error of something that runs is sticky.
+#include <chrono>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace {
+
+constexpr int success = 0, not_ready = 600, launch_failure = 719;
+
+struct Event {
+    std::uint64_t recorded = 0;  // number of its last record
+    std::uint64_t reached = 0;   // of the last record that a stream has come to
+};
+struct Step {
+    std::function<bool()> ready;
+    std::function<void()> act;
+    bool copy = false;
+};
+struct Stream {
+    std::deque<Step> steps;
+    bool running = false;
+};
+struct Failure {
+    int after = 0;
+    int code = 0;
+    bool sticky = false;
+};
+
+struct Device {
+    std::mutex lock;
+    std::condition_variable woken;
+    std::vector<std::unique_ptr<Stream>> streams;
+    std::vector<std::unique_ptr<Event>> events;
+    std::map<std::string, Failure> failures;
+    std::map<std::string, std::uint64_t> calls;
+    std::mt19937_64 dice{1};
+    unsigned delay_us = 0;
+    bool hold_copies = false;
+    int broken = 0;
+    bool over = false;
+    std::thread thread;
+
+    Device() : thread([this] { run(); }) {}
+    ~Device() {
+        {
+            const std::scoped_lock turn(lock);
+            over = true;
+        }
+        woken.notify_all();
+        thread.join();
+    }
+
+    void run() {
+        std::unique_lock turn(lock);
+        while (!over) {
+            std::vector<Stream*> able;
+            for (auto& stream : streams) {
+                if (stream->steps.empty() || (hold_copies && stream->steps.front().copy)) continue;
+                if (!stream->steps.front().ready || stream->steps.front().ready()) able.push_back(stream.get());
+            }
+            if (able.empty()) {
+                woken.wait_for(turn, std::chrono::milliseconds(1));
+                continue;
+            }
+            Stream& chosen = *able[dice() % able.size()];
+            const Step step = std::move(chosen.steps.front());
+            chosen.steps.pop_front();
+            chosen.running = true;
+            const unsigned pause = delay_us == 0 || dice() % 4 != 0 ? 0 : static_cast<unsigned>(dice() % delay_us);
+            turn.unlock();
+            if (pause != 0) std::this_thread::sleep_for(std::chrono::microseconds(pause));
+            turn.lock();
+            if (broken == 0) step.act();
+            chosen.running = false;
+        }
+    }
+
+    /// The error that a call of `name` answers, as ordered.
+    int asked(const char* name) {
+        ++calls[name];
+        if (broken != 0) return broken;
+        const auto found = failures.find(name);
+        if (found == failures.end() || found->second.after-- > 0) return success;
+        const Failure failure = found->second;
+        failures.erase(found);
+        if (failure.sticky) broken = failure.code;
+        return failure.code;
+    }
+    void push(Stream* stream, Step step) {
+        stream->steps.push_back(std::move(step));
+        woken.notify_all();
+    }
+};
+
+Device& device() {
+    static Device* const one = new Device;  // its thread outlives whatever else is destroyed at the end
+    return *one;
+}
+
+/// A call of `name`: its lock, and the error that it answers.
+struct Call {
+    explicit Call(const char* name) : turn(device().lock), status(device().asked(name)) {}
+    std::unique_lock<std::mutex> turn;
+    int status;
+};
+
+}  // namespace
+
+extern "C" {
+
+int cudaSetDevice(int) { return Call("cudaSetDevice").status; }
+int cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
+    *least = 0;
+    *greatest = -5;
+    return Call("cudaDeviceGetStreamPriorityRange").status;
+}
+int cudaStreamCreateWithPriority(void** stream, unsigned, int) {
+    const Call call("cudaStreamCreateWithPriority");
+    if (call.status == success) *stream = device().streams.emplace_back(new Stream).get();
+    return call.status;
+}
+int cudaStreamDestroy(void*) { return Call("cudaStreamDestroy").status; }
+int cudaStreamQuery(void* stream) {
+    const Call call("cudaStreamQuery");
+    const auto* const one = static_cast<Stream*>(stream);
+    if (call.status != success) return call.status;
+    return one->steps.empty() && !one->running ? success : not_ready;
+}
+int cudaEventCreateWithFlags(void** event, unsigned) {
+    const Call call("cudaEventCreateWithFlags");
+    if (call.status == success) *event = device().events.emplace_back(new Event).get();
+    return call.status;
+}
+int cudaEventDestroy(void*) { return Call("cudaEventDestroy").status; }
+int cudaEventRecord(void* event, void* stream) {
+    const Call call("cudaEventRecord");
+    if (call.status != success) return call.status;
+    auto* const one = static_cast<Event*>(event);
+    const auto number = ++one->recorded;
+    device().push(static_cast<Stream*>(stream), {nullptr, [one, number] { one->reached = number; }});
+    return success;
+}
+int cudaEventQuery(void* event) {
+    const Call call("cudaEventQuery");
+    const auto* const one = static_cast<Event*>(event);
+    if (call.status != success) return call.status;
+    return one->reached >= one->recorded ? success : not_ready;
+}
+int cudaStreamWaitEvent(void* stream, void* event, unsigned) {
+    const Call call("cudaStreamWaitEvent");
+    if (call.status != success) return call.status;
+    auto* const one = static_cast<Event*>(event);
+    const auto number = one->recorded;
+    device().push(static_cast<Stream*>(stream), {[one, number] { return one->reached >= number; }, [] {}});
+    return success;
+}
+int cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch, std::size_t width,
+                      std::size_t height, int, void* stream) {
+    const Call call("cudaMemcpy2DAsync");
+    if (call.status != success) return call.status;
+    // Row by row: what reads a target too early finds half of it.
+    for (std::size_t row = 0; row < height; ++row) {
+        device().push(static_cast<Stream*>(stream),
+                      {nullptr,
+                       [=] {
+                           if (device().asked("copying") != success) return;
+                           std::memcpy(static_cast<std::byte*>(to) + row * to_pitch,
+                                       static_cast<const std::byte*>(from) + row * from_pitch, width);
+                       },
+                       true});
+    }
+    return success;
+}
+const char* cudaGetErrorString(int error) {
+    return error == launch_failure ? "unspecified launch failure" : error == 2 ? "out of memory" : "an error";
+}
+
+/// A device at the beginning: what waits in its streams is gone, what is random follows from the seed, and a step is delayed by
+/// up to so many microseconds.
+void standin_begin(std::uint64_t seed, unsigned delay_us) {
+    std::unique_lock turn(device().lock);
+    for (auto& stream : device().streams) {
+        stream->steps.clear();
+        while (stream->running) {
+            turn.unlock();
+            std::this_thread::sleep_for(std::chrono::microseconds(50));
+            turn.lock();
+        }
+    }
+    device().dice.seed(seed);
+    device().delay_us = delay_us;
+    device().hold_copies = false;
+    device().broken = 0;
+    device().failures.clear();
+    device().calls.clear();
+}
+/// Call `after` + 1 of `name`, from now, answers `code`; sticky: and so does whatever comes later. "copying" is a row on its way.
+void standin_fail(const char* name, int after, int code, int sticky) {
+    const std::scoped_lock turn(device().lock);
+    device().failures[name] = {after, code, sticky != 0};
+}
+void standin_hold_copies(int hold) {
+    const std::scoped_lock turn(device().lock);
+    device().hold_copies = hold != 0;
+}
+std::uint64_t standin_calls(const char* name) {
+    const std::scoped_lock turn(device().lock);
+    return device().calls[name];
+}
+void* standin_stream() {
+    const std::scoped_lock turn(device().lock);
+    return device().streams.emplace_back(new Stream).get();
+}
+/// A kernel that gathers rows, as index_select: index and rows are read when it runs.
+void standin_gather(void* stream, void* to, const void* from, const std::int64_t* index, std::size_t count, std::size_t bytes) {
+    const std::scoped_lock turn(device().lock);
+    device().push(static_cast<Stream*>(stream), {nullptr, [=] {
+        for (std::size_t i = 0; i < count; ++i) {
+            std::memcpy(static_cast<std::byte*>(to) + i * bytes,
+                        static_cast<const std::byte*>(from) + static_cast<std::size_t>(index[i]) * bytes, bytes);
+        }
+    }});
+}
+/// A copy to the device out of memory that is pinned: it is read when the copy runs.
+void standin_copy(void* stream, void* to, const void* from, std::size_t bytes) {
+    const std::scoped_lock turn(device().lock);
+    device().push(static_cast<Stream*>(stream), {nullptr, [=] { std::memcpy(to, from, bytes); }});
+}
+/// A kernel that overwrites memory: an operation in place, or the allocator's next tenant. Its source is read when it is called.
+void standin_write(void* stream, void* to, const void* from, std::size_t bytes) {
+    const auto* const first = static_cast<const std::byte*>(from);
+    const std::vector<std::byte> content(first, first + bytes);
+    const std::scoped_lock turn(device().lock);
+    device().push(static_cast<Stream*>(stream), {nullptr, [=] { std::memcpy(to, content.data(), content.size()); }});
+}
+/// Waits until a stream has run; nothing of a broken device runs.
+void standin_wait(void* stream) {
+    for (;;) {
+        {
+            const std::scoped_lock turn(device().lock);
+            const auto* const one = static_cast<Stream*>(stream);
+            if (device().broken != 0 || (one->steps.empty() && !one->running)) return;
+        }
+        std::this_thread::sleep_for(std::chrono::microseconds(50));
+    }
+}
+}

@@ -1,0 +1,420 @@
+"""Capture from a device that stands for a GPU: production code, but for the functions of the runtime."""
+
+import logging
+import time
+import uuid
+from collections import defaultdict
+from pathlib import Path
+from shutil import rmtree
+
+import numpy as np
+import pytest
+import torch
+from tests.capture.standin import OnDevice, OnSecondDevice, Standin, build
+
+from asysi.bus.packet import HEADER_DTYPE, ROW_DTYPE, Dtype, Quantization, parse_packet
+from asysi.bus.ring import RingProducer
+from asysi.bus.states import DropReason
+from asysi.capture.device import Devices, select_rows
+from asysi.capture.hooks import ActivationHooker
+from asysi.capture.slots import plan_slots
+from asysi.contract.spec import Sampling
+from asysi.model.points import HookPoint
+from asysi.text.grid import StepTokens
+from asysi_ring import Control, Reader, Writer, create
+
+BATCH, LENGTH, WIDTH = 3, 20, 8
+GRID = BATCH * LENGTH
+POINTS = [HookPoint(name, None, (BATCH, LENGTH, WIDTH)) for name in ("first", "second")]
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory, program):
+    return build(program("c++"), tmp_path_factory.mktemp("standin") / "standin.so")
+
+
+@pytest.fixture
+def device(library):
+    with Standin(library) as standin:
+        yield standin
+
+
+@pytest.fixture
+def ring():
+    """A capture ring of 2 KiB chunks: a step of a hook point takes two or three."""
+    folder = Path("/dev/shm") / f"asysi-test-{uuid.uuid4().hex}"
+    create(str(folder), shards=1, chunks=64, chunk_bytes=1 << 11, readers=["hook"], policy="drop_new")
+    yield str(folder)
+    rmtree(folder)
+
+
+class Layer(torch.nn.Linear):
+    """Has its parameters on one device, and returns its output on another if it is told to."""
+
+    def __init__(self, kind):
+        super().__init__(WIDTH, WIDTH)
+        self.returns = torch.Tensor if kind is None else kind
+        if kind is not None:
+            for name, value in list(self.named_parameters()):
+                setattr(self, name, torch.nn.Parameter(value.detach().as_subclass(kind)))
+
+    def forward(self, x):
+        return super().forward(x).as_subclass(self.returns)
+
+
+class Model(torch.nn.Module):
+    """Two layers, each on a device of its own; `replay` runs them without their hooks, as a graph does."""
+
+    def __init__(self, first=OnDevice, second=OnDevice):
+        super().__init__()
+        self.first, self.second, self.replay = Layer(first), Layer(second), False
+
+    def forward(self, x):
+        for layer in (self.first, self.second):
+            x = layer.forward(x) if self.replay else layer(x)
+        return x
+
+
+def tokens(step):
+    rows = np.zeros(GRID, ROW_DTYPE)
+    rows["sample"] = np.arange(GRID)
+    content = np.ones(GRID, bool)
+    content[::LENGTH] = False
+    return StepTokens(step, BATCH, LENGTH, rows, content)
+
+
+def inputs(step):
+    return torch.from_numpy(
+        np.random.default_rng(step).normal(size=(BATCH, LENGTH, WIDTH)).astype(np.float32)
+    )
+
+
+def run(model, hooker, steps, act=lambda step: None):
+    """Run steps; return what the hooks should have seen: by hook point and step, the whole grid."""
+    expected = {}
+    for step in steps:
+        hooker.step(tokens(step))
+        act(step)
+        model(inputs(step))
+        x = inputs(step)
+        for name in ("first", "second"):
+            layer = getattr(model, name)
+            plain = [p.detach().as_subclass(torch.Tensor) for p in (layer.weight, layer.bias)]
+            x = torch.nn.functional.linear(x, *plain)
+            expected[name, step] = x.reshape(GRID, WIDTH).float().numpy()
+    return expected
+
+
+def arrived(folder):
+    """Everything in the ring: by hook point and step, the samples and their rows, in order."""
+    found = defaultdict(list)
+    with Reader(folder, "hook") as reader, Control(folder) as control:
+        while views := reader.pull(16, 0.0):
+            for view in views:
+                packet = parse_packet(memoryview(view.copy()), control.accounts())
+                place = packet.point, int(packet.header["step"])
+                found[place].append((packet.rows["sample"].copy(), packet.to_float32(), packet.header.copy()))
+                reader.consumed(view)
+                view.release()
+    return found
+
+
+def expect_rows(found, expected, *, tolerance=0.0):
+    for place, parts in found.items():
+        samples = np.concatenate([part[0] for part in parts])
+        rows = np.concatenate([part[1] for part in parts])
+        assert np.abs(rows - expected[place][samples]).max() <= tolerance, place
+        assert [int(part[2]["part"]) for part in parts] == list(range(int(parts[0][2]["parts"])))
+
+
+def ledger(folder):
+    with Control(folder) as control:
+        found = dict(zip(control.accounts(), control.produced(), strict=True))
+    for one in found.values():
+        assert one["seen"] == one["published"] + one["sampled_out"] + sum(one["dropped"])
+    return found
+
+
+def dropped(folder, reason):
+    return {name: one["dropped"][reason] for name, one in ledger(folder).items()}
+
+
+class Host:
+    """A hooked model on the stand-in device, and its ring."""
+
+    def __init__(self, folder, device, model=None, **options):
+        self.model = Model() if model is None else model
+        self.writer, self.control = Writer(folder), Control(folder)
+        producer = RingProducer(self.writer)
+        sampling = options.pop("sampling", None)
+        devices = Devices(producer.lane, rows=GRID, accelerator=device, **options)
+        self.hooker = ActivationHooker(
+            self.model, POINTS, producer, self.control, sampling=sampling, seed=3, devices=devices
+        )
+
+    def __enter__(self):
+        self.grad = torch.no_grad()
+        self.grad.__enter__()
+        self.hooker.attach()
+        return self
+
+    def __exit__(self, *_):
+        self.hooker.detach()
+        self.grad.__exit__(None, None, None)
+        self.writer.close("complete")
+        self.control.close()
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.4])
+def test_rows_are_those_of_plain_hooks(ring, device, rate):
+    """However the device delays its streams, every row that arrives is the module's, in whole steps."""
+    with Host(ring, device, sampling=Sampling(rate=rate)) as host:
+        expected = run(host.model, host.hooker, range(8))
+        errors, lost = host.hooker.errors, host.hooker.steps_dropped
+    found = arrived(ring)
+    expect_rows(found, expected)
+    assert errors == 0
+    assert len(found) == 2 * (8 - lost) > 0
+    assert {name for name, step in found if step == 0} == {"first", "second"}
+    assert device.calls("cudaMemcpy2DAsync") > 0
+
+
+def test_a_step_without_slots_is_dropped_whole(ring, device):
+    """With two steps on their way, others are dropped at every hook point, and counted; then it goes on."""
+    with Host(ring, device) as host:
+        device.hold_copies(True)
+        expected = run(host.model, host.hooker, range(5))
+        assert host.hooker.steps_dropped == 3
+        device.hold_copies(False)
+    found = arrived(ring)
+    expect_rows(found, expected)
+    assert sorted(found) == [(name, step) for name in ("first", "second") for step in (0, 1)]
+    assert dropped(ring, DropReason.RING_FULL) == {"first": 3 * 57, "second": 3 * 57}
+
+
+def test_another_stream_waits_for_the_indices(ring, device):
+    """A module that runs on a stream of its own gathers the rows of this step."""
+    with Host(ring, device) as host:
+        host.model.first.register_forward_pre_hook(lambda *_: setattr(device, "current", 1))
+        host.model.first.register_forward_hook(lambda *_: setattr(device, "current", 0))
+        expected = run(host.model, host.hooker, range(6))
+        assert host.hooker.errors == 0
+    found = arrived(ring)
+    expect_rows(found, expected)
+    assert found
+    assert device.calls("cudaStreamWaitEvent") > len(found)
+
+
+def test_the_wait_for_the_indices_is_needed(ring, device, monkeypatch):
+    """Without it, rows of an earlier step's tokens arrive: what the test before this one would see."""
+    monkeypatch.setattr(device, "wait", lambda *_: None)
+    with Host(ring, device, sampling=Sampling(rate=0.5)) as host:
+        host.model.first.register_forward_pre_hook(lambda *_: setattr(device, "current", 1))
+        host.model.first.register_forward_hook(lambda *_: setattr(device, "current", 0))
+        expected = run(host.model, host.hooker, range(12), lambda _: time.sleep(0.003))
+    with pytest.raises((AssertionError, IndexError)):
+        expect_rows(arrived(ring), expected)
+
+
+def test_each_device_has_slots_and_streams(ring, device):
+    """Under a device map every hook point is captured where its module runs."""
+    with Host(ring, device, Model(OnDevice, OnSecondDevice)) as host:
+        expected = run(host.model, host.hooker, range(5))
+        assert host.hooker.errors == 0
+        assert set(host.hooker.slots) == {"cuda:0", "cuda:1"}
+    found = arrived(ring)
+    expect_rows(found, expected)
+    assert {name for name, _ in found} == {"first", "second"}
+
+
+def test_a_tensor_on_the_host_takes_the_usual_way(ring, device):
+    """A module that returns a CPU tensor on a GPU host is captured like on a CPU host."""
+    with Host(ring, device, Model(OnDevice, None)) as host:
+        expected = run(host.model, host.hooker, range(4))
+        assert host.hooker.errors == 0
+    found = arrived(ring)
+    expect_rows(found, expected)
+    assert len([place for place in found if place[0] == "second"]) == 4 - host.hooker.steps_dropped
+
+
+def test_a_hook_point_that_moves_keeps_its_order(ring, device, caplog):
+    """Rows on the host would overtake those that came from a device: they are counted, and it says so."""
+    with caplog.at_level(logging.WARNING), Host(ring, device) as host:
+        run(host.model, host.hooker, range(1))
+        host.model.second.returns = torch.Tensor
+        run(host.model, host.hooker, range(1, 2))
+        assert host.hooker.errors == 1
+    assert dropped(ring, DropReason.ERROR) == {"first": 0, "second": 57}
+    assert "would lose their order" in caplog.text
+
+
+def test_a_device_that_was_not_expected_is_captured_from_the_next_step(ring, device, caplog):
+    """Slots are taken before a step, never between two layers."""
+    model = Model(OnDevice, None)
+    model.second.returns = OnSecondDevice
+    with caplog.at_level(logging.WARNING), Host(ring, device, model) as host:
+        expected = run(host.model, host.hooker, range(3))
+        assert host.hooker.errors == 1
+    found = arrived(ring)
+    expect_rows(found, expected)
+    assert ("second", 0) not in found
+    assert ("second", 1) in found
+    assert "the next step is captured" in caplog.text
+
+
+# -- memory
+
+
+def test_slots_follow_the_size_of_the_ring():
+    """Two steps' slots where capture.size holds them, one step's at least; the message shows the sum."""
+    points = [(1, 4096)] * 16
+    assert (plan_slots(points, 8192).slots, plan_slots(points, 8192).bytes) == (32, 1 << 30)
+    assert plan_slots(points, 8192, 768 << 20).slots == 24
+    assert plan_slots([(2, 4096), (1, 2048)], 8192, 1 << 20).slots == 3
+    said = str(plan_slots(points, 8192, 2 << 30))
+    assert said == ("2 × 16 calls a step = 32 slots × 32Mi (8192 rows) = 1Gi, within spec.capture.size = 2Gi")
+    assert "which a step needs, beyond spec.capture.size = 64Mi" in str(plan_slots(points, 8192, 64 << 20))
+
+
+def test_capture_takes_fewer_slots_where_memory_is_short(ring, device):
+    """One step's slots are enough to go on with."""
+    device.memory = 3 * GRID * WIDTH * 4 + 4 * GRID * 8
+    with Host(ring, device) as host:
+        expected = run(host.model, host.hooker, range(1))
+        assert "2 slots" in host.hooker.slots["cuda:0"]
+    found = arrived(ring)
+    expect_rows(found, expected)
+    assert len(found) == 2
+
+
+def test_without_memory_the_model_runs_and_rows_are_counted(ring, device, caplog):
+    """Capture steps back from the device, and says so once; what is on the host is captured."""
+    device.memory = 100
+    with caplog.at_level(logging.WARNING), Host(ring, device, Model(OnDevice, None)) as host:
+        expected = run(host.model, host.hooker, range(3))
+        assert host.hooker.errors == 3
+    found = arrived(ring)
+    expect_rows(found, expected)
+    assert sorted(found) == [("second", step) for step in range(3)]
+    assert dropped(ring, DropReason.ERROR) == {"first": 3 * 57, "second": 0}
+    assert len(caplog.records) == 1
+    assert "capture leaves out cuda:0: no memory for 1 × 1 calls a step = 1 slots × 1920" in caplog.text
+
+
+def test_a_device_without_a_lane_is_left_out(ring, device, caplog):
+    """What the runtime answers is in the message."""
+    device.fail("cudaStreamCreateWithPriority", code=2)
+    with caplog.at_level(logging.WARNING), Host(ring, device) as host:
+        run(host.model, host.hooker, range(2))
+    assert dropped(ring, DropReason.ERROR) == {"first": 2 * 57, "second": 2 * 57}
+    assert "cudaStreamCreateWithPriority answered 2 (out of memory)" in caplog.text
+
+
+# -- failures
+
+
+@pytest.mark.parametrize("function", ["cudaEventRecord", "cudaMemcpy2DAsync", "cudaEventQuery", "copying"])
+def test_a_device_error_ends_capture_and_not_the_model(ring, device, function, caplog):
+    """What was published stays, the rest is counted; the host's own modules are captured as before."""
+    with caplog.at_level(logging.WARNING), Host(ring, device, Model(OnDevice, None)) as host:
+        first = run(host.model, host.hooker, range(2))
+        device.fail(function)
+        expected = first | run(host.model, host.hooker, range(2, 8), lambda _: time.sleep(0.01))
+    found = arrived(ring)
+    expect_rows(found, expected)
+    books = ledger(ring)
+    assert books["first"]["seen"] >= 6 * 57
+    assert books["first"]["dropped"][DropReason.ERROR] > 0
+    assert books["second"]["published"] > 2 * 57
+
+
+def test_a_graph_is_recognised_and_its_rows_are_counted(ring, device, caplog):
+    """While a graph is captured nothing is gathered; its replays call no hook, and their rows are counted."""
+    with caplog.at_level(logging.WARNING), Host(ring, device) as host:
+        run(host.model, host.hooker, range(1))
+        device.in_graph = True
+        run(host.model, host.hooker, range(1, 2))
+        device.in_graph, host.model.replay = False, True
+        run(host.model, host.hooker, range(2, 5))
+    found = arrived(ring)
+    assert {step for _, step in found} == {0}
+    counted = ledger(ring)["first"]
+    assert counted["dropped"][DropReason.ERROR] + counted["dropped"][DropReason.RING_FULL] == 4 * 57
+    assert len(caplog.records) == 1
+    assert "while a CUDA graph is captured" in caplog.text
+
+
+# -- types
+
+
+def test_rows_are_converted_on_the_device(ring, device):
+    """bfloat16 on the way: half the bytes, each within a rounding; the header says so."""
+    with Host(ring, device, quantization=Quantization.BF16) as host:
+        expected = run(host.model, host.hooker, range(3))
+    found = arrived(ring)
+    expect_rows(found, expected, tolerance=0.02)
+    header = found["first", 0][0][2]
+    assert (Dtype(int(header["dtype"])), int(header["quantization"])) == (Dtype.BFLOAT16, Quantization.BF16)
+
+
+def test_the_device_rounds_as_the_ring_does(ring):
+    """Bit for bit, ties, infinities and overflow included; a NaN stays one."""
+    bits = np.random.default_rng(0).integers(0, 1 << 32, 4096, np.uint64).astype(np.uint32)
+    bits[:6] = [0x3F808000, 0x3F818000, 0x7F7FFFFF, 0x7F800000, 0xFF800000, 0x00000001]
+    source = torch.from_numpy(bits.view(np.float32).reshape(-1, 8).copy())
+    out = torch.empty(len(source), 8, dtype=torch.bfloat16)
+    select_rows(out, source, torch.arange(len(source)))
+    header = np.zeros(1, HEADER_DTYPE)
+    header["width"] = 8
+    ours = []
+    with Writer(ring) as writer, Reader(ring, "hook") as reader:
+        header["account"] = writer.account("x")
+        for first in range(0, len(source), 32):
+            address = source[first].data_ptr()
+            writer.publish_block(
+                0, header, None, address, 32, None, 32, int(Dtype.FLOAT32), int(Quantization.BF16)
+            )
+            for view in reader.pull(1, 1.0):
+                ours.append(parse_packet(memoryview(view.copy()), ["x"]).payload)
+                reader.consumed(view)
+                view.release()
+    theirs = out.view(torch.uint16).numpy()
+    finite = ~np.isnan(source.numpy())
+    assert (np.concatenate(ours)[finite] == theirs[finite]).all()
+    assert torch.isnan(out).numpy()[~finite].all()
+
+
+def test_autocast_changes_the_type_and_nothing_else(ring, device):
+    """A slot takes rows of whatever type the module returns."""
+    with Host(ring, device) as host, torch.autocast("cpu", torch.bfloat16):
+        expected = run(host.model, host.hooker, range(2))
+        assert host.hooker.errors == 0
+    found = arrived(ring)
+    expect_rows(found, expected, tolerance=0.05)
+    assert Dtype(int(found["first", 0][0][2]["dtype"])) is Dtype.BFLOAT16
+
+
+@pytest.mark.parametrize("way", ["wrapped", "in place"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_compiled_model_calls_its_hooks(ring, way):
+    """Hooks run also where the model was compiled, and had run, before it was hooked."""
+    model = Model(None, None)
+    compiled = torch.compile(model, backend="eager") if way == "wrapped" else model
+    if way == "in place":
+        model.compile(backend="eager")
+    with torch.no_grad(), Writer(ring) as writer, Control(ring) as control:
+        compiled(inputs(0))
+        with ActivationHooker(model, POINTS, RingProducer(writer), control, root=compiled) as hooker:
+            expected = run_compiled(compiled, model, hooker)
+        assert (hooker.errors, hooker.calls) == (0, {"first": 3, "second": 3})
+    expect_rows(arrived(ring), expected, tolerance=1e-5)
+
+
+def run_compiled(compiled, model, hooker):
+    class Both:
+        first, second = model.first, model.second
+
+        def __call__(self, x):
+            return compiled(x)
+
+    return run(Both(), hooker, range(3))

@@ -1,0 +1,58 @@
+"""How much of an accelerator's memory capture takes: slots, each for the kept rows of a call. Arithmetic."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from asysi.contract.quantity import format_bytes
+
+STEPS_AHEAD = 2
+"""Steps whose rows can be on their way before a step finds no slot."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotPlan:
+    """The slots of one device."""
+
+    slots: int
+    slot_bytes: int
+    calls: int
+    """Calls of hooked modules in a step."""
+    rows: int
+    """Of the largest step."""
+    budget: int | None
+    """Bytes that slots for more than one step may take; None: any number."""
+
+    @property
+    def bytes(self) -> int:
+        """Device memory of all slots."""
+        return self.slots * self.slot_bytes
+
+    def __str__(self) -> str:
+        steps = f"{self.slots / max(1, self.calls):.3g} × {self.calls} calls a step"
+        arithmetic = f"{steps} = {self.slots} slots × {format_bytes(self.slot_bytes)} ({self.rows} rows)"
+        if self.budget is None:
+            return f"{arithmetic} = {format_bytes(self.bytes)}"
+        within = "within" if self.bytes <= self.budget else "which a step needs, beyond"
+        size = format_bytes(self.budget)
+        return f"{arithmetic} = {format_bytes(self.bytes)}, {within} spec.capture.size = {size}"
+
+    def smaller(self) -> "SlotPlan | None":
+        """Return the plan to try when the device has no memory for this one; None when there is none."""
+        return replace(self, slots=self.calls) if self.slots > self.calls else None
+
+
+def plan_slots(calls: Sequence[tuple[int, int]], rows: int, budget: int | None = None) -> SlotPlan:
+    """Return the slots for the hook points of a device.
+
+    Args:
+        calls: of each hook point its calls in a step, and the bytes of a row as it travels.
+        rows: of the largest step.
+        budget: bytes that slots for more than one step may take, the size of the capture ring: what is on its
+            way into the ring never needs more than the ring has. One step has its slots in any case.
+    """
+    in_all = sum(count for count, _ in calls)
+    slot_bytes = max(1, rows) * max((row_bytes for _, row_bytes in calls), default=1)
+    slots = STEPS_AHEAD * in_all
+    if budget is not None:
+        slots = max(in_all, min(slots, budget // slot_bytes))
+    return SlotPlan(slots, slot_bytes, in_all, rows, budget)
