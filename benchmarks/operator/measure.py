@@ -1,6 +1,7 @@
 """What the operator costs, and how fast it is, beside many experiments.
 
-    python benchmarks/operator/measure.py [--experiments 1000] [--samples 300] [--lives 5] [--idle 60] [--dry]
+    python benchmarks/operator/measure.py [--experiments 1000] [--samples 300] [--burst 400] [--lives 5]
+        [--idle 60] [--dry]
 
 Needs KUBECONFIG, or ASYSI_CLUSTER naming a script whose verb `env` prints it, with rights to everything: a
 real API server and a controller manager. Experiments are suspended, so that no pods are needed, and those
@@ -54,7 +55,7 @@ def main() -> int:
         found["idle"] = operator.idle(options.idle)
         found["beside"] = latencies(api, jobs, name, "beside", options.samples)
         found["kubectl"] = by_kubectl(api, jobs, name, min(20, options.samples))
-        found["burst"] = burst(api, jobs, name, options.samples // 3)
+        found["burst"] = burst(api, jobs, name, options.burst)
         found["create"] = bare_creates(api, jobs, name, options.samples)
         found["life"] = lives(api, operator, name, options.lives)
         found["memory"] = operator.memory()
@@ -80,6 +81,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="The operator beside many experiments.")
     parser.add_argument("--experiments", type=int, default=1000, help="suspended experiments that are there")
     parser.add_argument("--samples", type=int, default=300, help="experiments that are timed")
+    parser.add_argument("--burst", type=int, default=400, help="experiments that eight clients apply at once")
     parser.add_argument("--lives", type=int, default=5, help="experiments whose whole life is counted")
     parser.add_argument("--idle", type=float, default=60, help="seconds of doing nothing that are measured")
     parser.add_argument("--dry", action="store_true", help="write no files")

@@ -1,6 +1,7 @@
 """What the runner decides without acting: back-off, the Job's failure policy, binding, environment."""
 
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ from hypothesis import strategies as st
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import Env
 from asysi_operator.local import backoff
+from asysi_operator.local.attempts import log_end
 from asysi_operator.local.containers import LocalContainer
 from asysi_operator.local.cpu_binding import bound, processors
 from asysi_operator.local.environment import Setting, environment
 from asysi_operator.local.policy import Judgement, judge
+from asysi_operator.local.verdict import read_verdict
 from asysi_operator.manifests.job import failure_rules
 
 
@@ -90,3 +93,33 @@ def test_environment_is_translated():
     assert (made["DEEP"], made["OTHER"]) == ("/w/a/b", "/workspaces")
     assert (made["HOME"], made["HF_TOKEN"], made["HF_HUB_OFFLINE"]) == ("/home/me", "mine", "1")
     assert (made["ASYSI_ATTEMPT"], made["ASYSI_PORT"], made["ASYSI_MEMORY"]) == ("3", "4711", "7")
+
+
+@pytest.mark.parametrize("huge", ["1e999", "1" + "0" * 400, "NaN", "-Infinity"])
+def test_a_figure_beyond_numbers_is_none(tmp_path, huge):
+    """A verdict whose figure no number can be, or that is nested without end, is read as far as it goes."""
+    file = tmp_path / "verdict.json"
+    file.write_text('{"level": "ok", "points": [{"path": "a", "saes": [{"fvu": %s}]}]}' % huge)  # noqa: UP031
+    found = read_verdict(file)
+    assert found is not None
+    assert found.figures == (("a", None, ""),)
+    file.write_text('{"level": ' + "[" * 100_000)
+    assert read_verdict(file) is None
+
+
+def test_the_end_of_a_log_is_read_alone(tmp_path):
+    """Of a log however long only its end is read, whole lines of it."""
+    log = tmp_path / "host.log"
+    with log.open("wb") as file:
+        file.truncate(256 << 20)
+        file.seek(0, os.SEEK_END)
+        file.write(b"".join(b"\nline %d" % number for number in range(20)))
+    tracemalloc.start()
+    said = log_end(log)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert said.splitlines() == [f"line {number}" for number in range(12, 20)]
+    assert peak < 1 << 20
+    assert log_end(tmp_path / "none.log") == ""
+    (tmp_path / "one.log").write_bytes(b"\xff" + b"x" * 100_000)
+    assert len(log_end(tmp_path / "one.log")) <= 16_384

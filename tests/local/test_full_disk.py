@@ -80,6 +80,31 @@ def test_events_that_cannot_be_written_end_nothing(disk):
     assert json.loads(lines[-1])["attempt"] == 1
 
 
+def test_an_event_that_is_cut_anywhere_stays_apart_from_the_next(tmp_path):
+    """Wherever a full disk cuts an event, also the one that ends a torn line, the next stands on its own."""
+
+    class Short:
+        """A file that takes so many bytes of each write, then all."""
+
+        def __init__(self, file, cuts):
+            self.file, self.cuts = file, list(cuts)
+
+        def write(self, text):
+            return self.file.write(text[: self.cuts.pop(0)] if self.cuts else text)
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    for cut in range(1, 130):
+        path = tmp_path / f"events-{cut}.jsonl"
+        with Events(path) as events:
+            events._file = Short(events._file, [7, cut])
+            for attempt in range(4):
+                events.write("host", "started", attempt=attempt)
+        lines = path.read_text().splitlines()
+        assert [json.loads(line)["attempt"] for line in lines[-2:]] == [2, 3], cut
+
+
 def test_a_disk_that_is_full_already_is_refused(disk):
     """A run that cannot even state its experiment is refused in one sentence, and leaves nothing."""
     output = OutputFolder(disk / "run")

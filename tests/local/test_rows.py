@@ -1,6 +1,7 @@
 """How far a pipeline is, as `asysi run` shows it: from what its shards write, whatever stands there."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -31,13 +32,32 @@ def test_before_anything_is_written_nothing_is_known(tmp_path):
     assert progress(tmp_path) == ""
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"nodes": 3}', '{"nodes": [7, {"durable": "x"}]}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "[" * 100_000, '{"nodes": 3}', '{"nodes": [7, {"durable": "x"}]}']
+)
 def test_whatever_stands_there_is_no_failure(tmp_path, text):
     """A file that is being written, or is something else, is passed over."""
     folder = tmp_path / "pipeline" / "0123"
     folder.mkdir(parents=True)
     (folder / "runtime.json").write_text(text)
     assert progress(tmp_path) == ""
+
+
+def test_a_folder_that_goes_meanwhile_is_passed_over(tmp_path, monkeypatch):
+    """A pipeline begins in a new folder and the old one goes: to be asked just then ends no run."""
+    write(tmp_path, "shard-00000-of-00001", ("1_Template", 5, 10))
+    gone = tmp_path / "pipeline" / "gone"
+    gone.mkdir()
+    there = Path.is_dir
+
+    def is_dir(path):
+        answer = there(path)
+        if path == gone and answer:
+            gone.rmdir()
+        return answer
+
+    monkeypatch.setattr(Path, "is_dir", is_dir)
+    assert progress(tmp_path) == "1_Template 5 of 10 rows"
 
 
 def test_the_line_tells_it():

@@ -16,6 +16,7 @@ import pytest
 from asysi.cli import main
 from asysi.contract.loading import check
 from asysi_operator.manifests import build
+from asysi_operator.plugin.kubectl import Kubectl
 
 Tree = dict[str, Any]
 CLAIM: Tree = {
@@ -155,6 +156,26 @@ def test_report_writes_one_file(finished, capsys):
         assert asysi("report", "minilm") == 0
         assert Path("minilm-report.html").read_text() == text
     assert not list(Path().glob(".*"))
+
+
+@pytest.mark.parametrize("verb", ["report", "fetch"])
+def test_a_folder_in_the_place_of_the_report_is_refused_before_a_pod_is_made(finished, capsys, verb):
+    """A folder where the report is to be written is the user's mistake: exit code 2, nothing is made."""
+    place = Path("pages")
+    (place if verb == "report" else place / "report.html").mkdir(parents=True)
+    options = ["--only", "report", "--overwrite"] if verb == "fetch" else []
+    assert asysi(verb, "minilm", "-o", place, *options) == 2
+    said = capsys.readouterr().err
+    assert "is a folder" in said
+    assert not (finished.folder / "made.json").exists()
+
+
+def test_what_kubectl_says_beside_json_is_a_sentence(finished, capsys, monkeypatch):
+    """A kubectl that answers with something else than JSON, as a wrapper may, is named: exit code 1."""
+    monkeypatch.setattr(Kubectl, "run", lambda *_arguments, **_options: "Switched to context prod.")
+    assert asysi("why", "minilm") == 1
+    said = capsys.readouterr().err
+    assert said.startswith("kubectl get answered with something that is not JSON: Switched to context prod.")
 
 
 def test_an_unknown_experiment_is_the_users_mistake(finished, capsys):

@@ -188,7 +188,10 @@ class Attempts:
         if verdict == Exit.CONFIG:
             failed = [name for name in failed if codes[name] == Exit.CONFIG]
         said = {name: self._termination(name) for name in failed}
-        return [f"{name}: {words}" for name in failed if (words := said[name] or self._log_end(name))]
+        logs = self._output / runtime.LOG_FOLDER
+        return [
+            f"{name}: {words}" for name in failed if (words := said[name] or log_end(logs / f"{name}.log"))
+        ]
 
     def _full(self, name: str) -> str | None:
         words = self._termination(name)
@@ -196,16 +199,30 @@ class Attempts:
 
     def _termination(self, name: str) -> str:
         path = self._directories.termination(name)
-        return in_sentences(path.read_text(errors="replace")[:4096].strip()) if path.is_file() else ""
-
-    def _log_end(self, name: str) -> str:
-        path = self._output / runtime.LOG_FOLDER / f"{name}.log"
-        lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
-        return "\n".join(lines[-8:])
+        if not path.is_file():
+            return ""
+        with path.open("rb") as file:
+            return in_sentences(file.read(_WORDS).decode(errors="replace").strip())
 
 
 _FINE = frozenset({Exit.OK, Exit.TERMINATED, Exit.KILLED})
 """Exit codes of containers that ended as they were told to."""
+
+
+_WORDS = 4096
+"""Bytes of a termination message that count, as for the kubelet."""
+_LOG_END = 16_384
+"""Bytes of a log that are read for its last lines."""
+
+
+def log_end(log: Path) -> str:
+    """Return the last lines of a log, eight at most, "" where there is none."""
+    if not log.is_file():
+        return ""
+    with log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_END))
+        lines = file.read(_LOG_END).decode(errors="replace").splitlines()
+    return "\n".join(lines[-8:])
 
 
 def in_sentences(message: str) -> str:

@@ -77,8 +77,9 @@ class Events:
 
     def _append(self, text: bytes) -> None:
         """Write, or lose, a line; one that was cut short is ended before the next."""
+        text = b"\n" + text if self._torn else text
         try:
-            written = self._file.write(b"\n" + text if self._torn else text)
+            written = self._file.write(text)
             self._torn = written < len(text)
         except OSError:
             written = 0

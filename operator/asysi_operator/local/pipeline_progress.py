@@ -17,7 +17,7 @@ def progress(output: Path) -> str:
         output: folder of the results.
     """
     folders = [folder for folder in (output / PIPELINE_FOLDER).glob("*") if folder.is_dir()]
-    newest = max(folders, key=lambda folder: folder.stat().st_mtime, default=None)
+    newest = max(folders, key=_changed, default=None)
     if newest is None:
         return ""
     done: dict[str, list[int]] = {}
@@ -29,10 +29,18 @@ def progress(output: Path) -> str:
     return ", ".join(f"{name} {rows:,} of {total:,} rows" for name, (rows, total) in done.items() if total)
 
 
+def _changed(folder: Path) -> float:
+    """Return when a folder was last changed; one that has gone meanwhile is the oldest."""
+    try:
+        return folder.stat().st_mtime
+    except OSError:
+        return float("-inf")
+
+
 def _nodes(file: Path) -> list[dict[str, Any]]:
     try:
         image = json.loads(file.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return []
     nodes = image.get("nodes") if isinstance(image, dict) else None
     return [node for node in nodes if isinstance(node, dict)] if isinstance(nodes, list) else []

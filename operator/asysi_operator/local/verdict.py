@@ -1,6 +1,8 @@
 """The verdict that finish left, read without trust: any part of it may be missing or of another kind."""
 
+import contextlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +36,7 @@ def read_verdict(file: Path) -> RunVerdict | None:
     """Return the verdict in `file`; None when there is none."""
     try:
         record = json.loads(file.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(record, dict) or _text(record, "level") not in MARKS:
         return None
@@ -79,4 +81,8 @@ def _text(part: Mapping[str, Any], key: str) -> str:
 
 def _number(part: Mapping[str, Any], key: str) -> float | None:
     value = part.get(key)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    with contextlib.suppress(OverflowError):  # an integer that no float can be
+        return number if math.isfinite(number := float(value)) else None
+    return None

@@ -130,8 +130,10 @@ def fetch(  # noqa: PLR0917 - each is an option of the command
     alone, file = paths == [str(REPORT_FILE)], target / REPORT_FILE
     if not alone:
         transfer.refuse_existing(target, overwrite=overwrite)
-    elif file.exists() and not overwrite:  # before a pod is made for nothing
-        raise ConfigError(f"{file} exists: choose another --output, or give --overwrite")
+    else:  # before a pod is made for nothing
+        transfer.refuse_folder(file)
+        if file.exists() and not overwrite:
+            raise ConfigError(f"{file} exists: choose another --output, or give --overwrite")
     kubectl = _kubectl(context, namespace, kubeconfig)
     with reach.results(kubectl, name, image=image, seconds=pod_seconds) as place:
         if alone:
@@ -168,8 +170,9 @@ def report(  # noqa: PLR0917 - each is an option of the command
     """
     from asysi_operator.plugin import reach, transfer  # noqa: PLC0415 - not needed for help
 
-    kubectl = _kubectl(context, namespace, kubeconfig)
     target = output or Path(f"{name}-report.html")
+    transfer.refuse_folder(target)
+    kubectl = _kubectl(context, namespace, kubeconfig)
     with reach.results(kubectl, name, image=image, seconds=pod_seconds) as place:
         moved = transfer.fetch_file(kubectl, place, str(REPORT_FILE), target)
     typer.echo(f"{target} ({_size(moved.size)})")

@@ -75,13 +75,12 @@ class Kubectl:
         Raises:
             ClusterError: there is none, it may not be read, or the API server does not answer.
         """
-        found: Manifest = json.loads(self.run("get", *what, "--output=json"))
-        return found
+        return _parsed(self.run("get", *what, "--output=json"))
 
     def find(self, *what: str) -> Manifest | None:
         """Return an object, None when there is none."""
         said = self.run("get", *what, "--output=json", "--ignore-not-found")
-        return json.loads(said) if said.strip() else None
+        return _parsed(said) if said.strip() else None
 
     def items(self, kind: str, *options: str) -> list[Manifest]:
         """Return the objects of a kind."""
@@ -131,6 +130,17 @@ class Kubectl:
             except subprocess.TimeoutExpired:
                 return False
         return done.returncode == 0
+
+
+def _parsed(said: str) -> Manifest:
+    """Return the object that kubectl has printed; raises ClusterError where it printed something else."""
+    try:
+        found = json.loads(said)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ClusterError(f"kubectl get answered with something that is not JSON: {said.strip()[:200]}")
+    return found
 
 
 @contextmanager

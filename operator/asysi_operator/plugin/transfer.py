@@ -81,6 +81,16 @@ def refuse_existing(target: Path, *, overwrite: bool) -> None:
         )
 
 
+def refuse_folder(file: Path) -> None:
+    """Refuse a folder where a file is to be written.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if file.is_dir():
+        raise ConfigError(f"{file} is a folder: name the file to write, like {file / 'report.html'}")
+
+
 def put(kubectl: Kubectl, place: ClaimFolder, sources: Sequence[Path], *, overwrite: bool) -> Moved:
     """Copy files and folders of this machine into a folder of a container, each whole or not at all.
 
