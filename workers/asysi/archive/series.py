@@ -1,16 +1,17 @@
 """The segments of one attempt: begun when there is something to write, closed when large, never resumed."""
 
 import logging
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from asysi.archive.codec import Compression
 from asysi.archive.errors import MScanError
-from asysi.archive.format import ChunkKind
 from asysi.archive.measure import measure
 from asysi.archive.recover import recover
+from asysi.archive.retired import durable_rows, read_retired, retire, retired_rows
 from asysi.archive.segment import Segment, open_segment
 from asysi.archive.writer import MScanWriter, SeqInfo
 from asysi.bus.packet import ActivationPacket
@@ -38,13 +39,21 @@ class Series:
     compression: Compression = "none"
     rotate: int = 1 << 30
     """Bytes at which a segment is closed and the next begun."""
+    rotate_seconds: float | None = None
+    """Seconds after which a segment is closed that holds anything; None: only its size counts."""
+    budget: int | None = None
+    """Bytes of the folder's segments beyond which the oldest closed ones are deleted; None: never."""
     number: int = 0
     """Of the next segment."""
+    retired: int = 0
+    """Rows deleted since the start to keep to the budget."""
+    clock: Callable[[], float] = time.monotonic
     closed_bytes: int = 0
     rows: int = 0
     """Appended since the start."""
     packets: int = 0
     _writer: MScanWriter | None = field(default=None, repr=False)
+    _begun: float = field(default=0.0, repr=False)
 
     @property
     def size(self) -> int:
@@ -58,8 +67,11 @@ class Series:
 
     @property
     def full(self) -> bool:
-        """Whether the segment is large enough to be closed."""
-        return self._writer is not None and self._writer.size + self._writer.buffered >= self.rotate
+        """Whether the segment is large or old enough to be closed."""
+        if self._writer is None:
+            return False
+        old = self.rotate_seconds is not None and self.clock() - self._begun >= self.rotate_seconds
+        return old or self._writer.size + self._writer.buffered >= self.rotate
 
     def append(self, packet: ActivationPacket) -> None:
         """Append a packet; its bytes are copied. It is durable after the next `flush` or `close`."""
@@ -83,7 +95,15 @@ class Series:
         self._writer.close()
         self.closed_bytes += self._writer.size
         self._writer = None
+        if self.budget is not None:
+            self._keep_to(self.budget)
         return True
+
+    def _keep_to(self, budget: int) -> None:
+        rows = retire(self.folder, budget, tensors=self.tensors).total()
+        if rows:
+            log.warning("the oldest segments, %d rows, were deleted to keep to archive.maxSize", rows)
+        self.retired += rows
 
     def _begin(self) -> MScanWriter:
         path = self.folder / segment_name(self.attempt, self.number)
@@ -96,6 +116,7 @@ class Series:
             segment=self.number,
         )
         self.number += 1
+        self._begun = self.clock()
         return writer
 
 
@@ -110,12 +131,16 @@ def resume(folder: Path, attempt: int, *, tensors: bool) -> tuple[int, Counter[s
         tensors: whether a row is whole only with its payload.
 
     Returns:
-        The number of the next segment, and the durable rows of each hook point.
+        The number of the next segment, and the durable rows of each hook point, deleted ones included.
     """
     rows: Counter[str] = Counter()
     number = 0
     for leftover in (*folder.glob(".*.new"), *folder.glob(".*.recover")):
         leftover.unlink()
+    rows += retired_rows(folder, attempt)
+    for one in read_retired(folder):
+        if one["attempt"] == attempt:
+            number = max(number, int(one["name"].split("-segment-")[1].split(".")[0]) + 1)
     for path in sorted(folder.glob("attempt-*-segment-*.mscan")):
         if int(path.name.split("-")[1]) < attempt:  # where everything was killed, nobody else has mended them
             _mended(path)
@@ -124,15 +149,6 @@ def resume(folder: Path, attempt: int, *, tensors: bool) -> tuple[int, Counter[s
         if path.suffix == ".mscan" and (segment := _mended(path)):
             rows += durable_rows(segment, tensors=tensors)
     return number, rows
-
-
-def durable_rows(segment: Segment, *, tensors: bool) -> Counter[str]:
-    """Return the rows of each hook point that a segment holds with metrics and, if asked for, payload."""
-    found: dict[ChunkKind, Counter[str]] = {ChunkKind.METRICS: Counter(), ChunkKind.TENSOR: Counter()}
-    for entry in segment.entries:
-        if (kind := ChunkKind(int(entry["kind"]))) in found:
-            found[kind][segment.points[int(entry["point"])].path] += int(entry["rows"])
-    return found[ChunkKind.METRICS] & found[ChunkKind.TENSOR] if tensors else found[ChunkKind.METRICS]
 
 
 def _mended(path: Path) -> Segment | None:

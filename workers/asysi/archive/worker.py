@@ -41,6 +41,7 @@ class ArchiverWorker:
         self._records = counter(worker.registry, "asysi_archive_records_total")
         self._bytes = counter(worker.registry, "asysi_archive_bytes_total")
         self._segments = counter(worker.registry, "asysi_archive_segments_total")
+        self._retired = counter(worker.registry, "asysi_archive_retired_rows_total")
         self._counted_bytes = 0
         worker.status = self.status
 
@@ -70,6 +71,8 @@ class ArchiverWorker:
             tensors=spec.archive.tensors,
             compression=spec.archive.compression,
             rotate=parse_bytes(spec.archive.rotate),
+            rotate_seconds=spec.archive.rotate_seconds,
+            budget=None if spec.archive.max_size is None else parse_bytes(spec.archive.max_size),
             number=number,
         )
         return cls(worker, stream, series)
@@ -103,6 +106,7 @@ class ArchiverWorker:
             "rows": self._series.rows,
             "bytes": self._series.size,
             "buffered": self._series.buffered,
+            "retired": self._series.retired,
             "lag": self._stream.lag(),
         }
 
@@ -124,8 +128,10 @@ class ArchiverWorker:
         self._declare()
 
     def _close_segment(self) -> None:
+        retired = self._series.retired
         if self._series.close():
             self._segments.inc()
+        self._retired.inc(self._series.retired - retired)
 
     def _declare(self) -> None:
         self._stream.acknowledge()

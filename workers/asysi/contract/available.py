@@ -248,7 +248,13 @@ READ_BY = {
     ),
     "asysi.monitor": ("spec.output.resume",),
     "asysi.weights": ("spec.weights.when",),
-    "asysi.archive": ("spec.archive.tensors", "spec.archive.compression", "spec.archive.rotate"),
+    "asysi.archive": (
+        "spec.archive.tensors",
+        "spec.archive.compression",
+        "spec.archive.rotate",
+        "spec.archive.rotateSeconds",
+        "spec.archive.maxSize",
+    ),
     "asysi.contract": ("apiVersion", "kind", "spec.sae.enabled"),
     "asysi_operator.manifests": (
         "metadata.name",

@@ -27,7 +27,7 @@ _ELSEWHERE: tuple[FieldPath, ...] = (
     ("capture", "size"),
     ("bus",),
     *(("sae", key) for key in ("enabled", "cpus", "memory")),
-    *(("archive", key) for key in ("cpus", "memory", "rotate")),
+    *(("archive", key) for key in ("cpus", "memory", "rotate", "rotateSeconds", "maxSize")),
     ("output",),
     ("finish",),
     ("resources",),

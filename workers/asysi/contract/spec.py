@@ -435,9 +435,16 @@ class Archive(Part):
     tensors: bool = True
     """Whether payloads are archived beside the metrics of every row."""
     compression: Literal["none", "zstd", "lz4"] = "none"
-    """Compression of chunks."""
+    """Compression of chunks: lz4 is faster, zstd smaller. Bytes of 16 and 32-bit activations are shuffled
+    first."""
     rotate: Memory = "1Gi"
     """Size at which a segment is closed and the next begun."""
+    rotate_seconds: Annotated[int, Field(ge=1, le=86_400)] | None = None
+    """Age at which a segment is closed and the next begun; unset: only the size counts."""
+    max_size: Memory | None = None
+    """Disk space of the archive: beyond it the oldest closed segments are deleted, and their rows counted in
+    `archive/retired.json`. The newest closed segment always stays, beside the one that is being written.
+    Unset keeps everything."""
     cpus: Annotated[float, Field(gt=0, le=1024)] = 1.0
     """CPUs of the container; whole CPUs are pinned on a node that can."""
     memory: Memory = "1Gi"

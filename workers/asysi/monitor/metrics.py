@@ -102,6 +102,8 @@ METRICS = (
            "Records written, by kind: metrics or tensor."),
     Metric("asysi_archive_bytes_total", "counter", (), "archiver",
            "Bytes written to the archive."),
+    Metric("asysi_archive_retired_rows_total", "counter", (), "archiver",
+           "Durable rows deleted with the oldest segments to keep to archive.maxSize."),
     Metric("asysi_archive_segments_total", "counter", (), "archiver",
            "Segments closed with their footer."),
 )

@@ -1,0 +1,127 @@
+"""Reads an archive while it is being written: each chunk once, as soon as it is whole."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from asysi.archive.dataset import find_segments
+from asysi.archive.errors import MScanError, TornError
+from asysi.archive.format import FOOTER_MAGIC, HEADER_BYTES, ChunkKind, chunk_size, parse_chunk, parse_header
+from asysi.archive.segment import Segment, map_file, payload, read_points
+
+_FOOTER = FOOTER_MAGIC.to_bytes(8, "little")
+_POLL_SECONDS = 0.2
+
+
+@dataclass
+class _Place:
+    """How far a segment was read."""
+
+    inode: int = 0
+    at: int = 0
+    """Where the next chunk begins."""
+    given: int = 0
+    """METRICS and TENSOR chunks given so far."""
+    skip: int = 0
+    """Of them to pass over, after the file was replaced."""
+    closed: bool = False
+    segment: Segment | None = field(default=None, repr=False)
+
+
+class MScanFollower:
+    """Gives every chunk of a folder's segments once, in order, torn and growing segments included.
+
+    A segment that `recover` replaces meanwhile is read on behind the chunks that were given already.
+
+    Args:
+        path: a segment, a folder of segments, or an output folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        self._places: dict[Path, _Place] = {}
+
+    @property
+    def closed(self) -> bool:
+        """Whether every segment seen so far has its footer."""
+        return bool(self._places) and all(place.closed for place in self._places.values())
+
+    def poll(self) -> Iterator[tuple[Segment, int]]:
+        """Yield segment and number of the chunks that became whole since the last time.
+
+        Raises:
+            VersionError, CorruptError: a segment holds something else than what its writer wrote.
+        """
+        try:
+            files = find_segments(self._path)
+        except FileNotFoundError:
+            return
+        for file in files:
+            yield from self._read(file, self._places.setdefault(file, _Place()))
+
+    def follow(
+        self, until: Callable[[], bool] = lambda: False, *, seconds: float = _POLL_SECONDS
+    ) -> Iterator[tuple[Segment, int]]:
+        """Yield chunks as they appear, looking every `seconds`, until `until` is true and nothing is left."""
+        while True:
+            last = until()
+            yield from self.poll()
+            if last:
+                return
+            time.sleep(seconds)
+
+    def _read(self, file: Path, place: _Place) -> Iterator[tuple[Segment, int]]:
+        try:
+            inode, size = file.stat().st_ino, file.stat().st_size
+        except FileNotFoundError:  # deleted to keep to the budget
+            place.closed = True
+            return
+        if inode != place.inode:
+            self._places[file] = place = _Place(inode=inode, skip=place.given)
+        elif place.closed or size <= place.at:
+            return
+        try:
+            data = map_file(file)
+            segment = place.segment = self._segment(data, file, place)
+        except TornError:
+            return
+        yield from self._chunks(segment, place)
+
+    def _segment(self, data: memoryview, file: Path, place: _Place) -> Segment:
+        if place.segment is not None:
+            place.segment.data = data
+            return place.segment
+        header, metadata = parse_header(data)
+        place.at = HEADER_BYTES + int(header["metadata_bytes"])
+        none = np.zeros(0, np.dtype(np.void))
+        attempt, number = int(header["attempt"]), int(header["segment"])
+        return Segment(file, data, metadata, attempt, number, int(header["key"]), {}, none, None)
+
+    def _chunks(self, segment: Segment, place: _Place) -> Iterator[tuple[Segment, int]]:
+        data = segment.data
+        while place.at < len(data):
+            if data[place.at : place.at + 8] == _FOOTER:
+                place.closed = True
+                return
+            try:
+                head = parse_chunk(data, place.at, segment.key)
+                if head["kind"][0] != ChunkKind.POINTS:
+                    payload(data, head[0])
+            except TornError:
+                return
+            except MScanError as error:
+                raise type(error)(error.problem, segment.path, error.offset) from None
+            place.at += chunk_size(head[0])
+            one = Segment(
+                segment.path, data, segment.metadata, segment.attempt, segment.number, segment.key,
+                segment.points, head, None,
+            )  # fmt: skip
+            if head["kind"][0] == ChunkKind.POINTS:
+                segment.points.update({point.index: point for point in read_points(one, 0)})
+                continue
+            place.given += 1
+            if place.given > place.skip:
+                yield one, 0

@@ -1,0 +1,88 @@
+"""What a disk budget cost: the oldest closed segments that were deleted, and the rows in them.
+
+`archive/retired.json` is written before a segment is deleted, so that no row disappears without a record.
+"""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from asysi.archive.errors import MScanError
+from asysi.archive.format import ChunkKind
+from asysi.archive.segment import Segment, open_segment
+from asysi.files import sync, write_atomic
+
+RETIRED_FILE = "retired.json"
+
+
+def durable_rows(segment: Segment, *, tensors: bool) -> Counter[str]:
+    """Return the rows of each hook point that a segment holds with metrics and, if asked for, payload."""
+    found: dict[ChunkKind, Counter[str]] = {ChunkKind.METRICS: Counter(), ChunkKind.TENSOR: Counter()}
+    for entry in segment.entries:
+        if (kind := ChunkKind(int(entry["kind"]))) in found:
+            found[kind][segment.points[int(entry["point"])].path] += int(entry["rows"])
+    return found[ChunkKind.METRICS] & found[ChunkKind.TENSOR] if tensors else found[ChunkKind.METRICS]
+
+
+def read_retired(folder: Path) -> list[dict[str, Any]]:
+    """Return what was deleted, oldest first: `name`, `attempt`, `bytes` and `rows` by hook point.
+
+    Raises:
+        MScanError: the record cannot be read.
+    """
+    file = folder / RETIRED_FILE
+    if not file.exists():
+        return []
+    try:
+        found = json.loads(file.read_text())["segments"]
+        return [
+            {
+                "name": str(one["name"]),
+                "attempt": int(one["attempt"]),
+                "bytes": int(one["bytes"]),
+                "rows": {str(point): int(rows) for point, rows in one["rows"].items()},
+            }
+            for one in found
+        ]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise MScanError(f"the record of deleted segments cannot be read: {error}", file) from None
+
+
+def retired_rows(folder: Path, attempt: int) -> Counter[str]:
+    """Return the rows of an attempt that were deleted, by hook point, and finish what a kill interrupted."""
+    rows: Counter[str] = Counter()
+    for one in read_retired(folder):
+        (folder / Path(one["name"]).name).unlink(missing_ok=True)
+        if one["attempt"] == attempt:
+            rows += Counter(one["rows"])
+    return rows
+
+
+def retire(folder: Path, budget: int, *, tensors: bool) -> Counter[str]:
+    """Delete the oldest closed segments until an archive keeps to `budget` bytes; the newest always stays.
+
+    Returns:
+        The deleted rows by hook point.
+
+    Raises:
+        OSError: the storage failed.
+    """
+    segments = sorted(folder.glob("attempt-*-segment-*.mscan"))
+    sizes = {path: path.stat().st_size for path in segments}
+    rows: Counter[str] = Counter()
+    for path in segments[:-1]:
+        if sum(sizes.values()) <= budget:
+            break
+        try:
+            segment = open_segment(path)
+        except MScanError:
+            continue  # torn or damaged: what it holds is not known, and `recover` may want it
+        held = durable_rows(segment, tensors=tensors)
+        done = {"name": path.name, "attempt": segment.attempt, "bytes": sizes.pop(path), "rows": dict(held)}
+        text = json.dumps({"segments": [*read_retired(folder), done]})
+        write_atomic(folder / RETIRED_FILE, text)
+        path.unlink()
+        sync(folder)
+        rows += held
+    return rows

@@ -1,0 +1,236 @@
+"""An archive as PyTorch datasets: rows by number, or a stream in shuffled order.
+
+Both give dictionaries: `activation` [width] or [n, width], and `sample`, `step`, `sequence`, `position` and
+`token` beside it.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from asysi.archive.dataset import MScanDataset, Range
+from asysi.archive.format import ChunkKind
+from asysi.bus.packet import ActivationPacket, Dtype, RowFlag
+
+Rows = dict[str, Tensor]
+_LINEAGE = ("sample", "sequence", "position", "token")
+_SIGNED = {"sample": np.int64, "sequence": np.int64, "position": np.int64, "token": np.int64}
+_HELD_CHUNKS = 64
+
+
+class _Chunks:
+    """The TENSOR chunks of one hook point, read when asked for; opened again in every worker process."""
+
+    def __init__(self, path: str | Path, point: str, steps: Range | None, samples: Range | None) -> None:
+        self._path, self._steps, self._samples = Path(path), steps, samples
+        self.point = point
+        self._open()
+
+    def _open(self) -> None:
+        dataset = MScanDataset(self._path)
+        if self.point not in dataset.points:
+            known = ", ".join(dataset.points) or "none"
+            raise KeyError(f"{self._path} has no hook point {self.point!r}; it has {known}")
+        found = dataset.chunks(ChunkKind.TENSOR, self.point, steps=self._steps, samples=self._samples)
+        self._found = list(found)
+        self._held: dict[int, Rows] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        """Mapped files do not travel to worker processes; they are opened there."""
+        return {**self.__dict__, "_found": [], "_held": {}}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    @property
+    def filtered(self) -> bool:
+        """Whether a chunk may hold rows that were not asked for."""
+        return self._steps is not None or self._samples is not None
+
+    def rows(self, number: int) -> int:
+        """Return the rows of a chunk by the index, rows that were not asked for included."""
+        segment, chunk = self._found[number]
+        return int(segment.entries["rows"][chunk])
+
+    def read(self, number: int) -> Rows:
+        """Return the rows of a chunk that were asked for."""
+        if number in self._held:
+            self._held[number] = self._held.pop(number)
+            return self._held[number]
+        if len(self._held) >= _HELD_CHUNKS:
+            del self._held[next(iter(self._held))]
+        segment, chunk = self._found[number]
+        parts = [part for packet in segment.packets(chunk) if (part := self._wanted(packet)) is not None]
+        self._held[number] = _join(parts) if parts else _none()
+        return self._held[number]
+
+    def _wanted(self, packet: ActivationPacket) -> Rows | None:
+        step = int(packet.header["step"])
+        if self._steps is not None and not self._steps[0] <= step < self._steps[1]:
+            return None
+        rows = to_tensors(packet)
+        if self._samples is None:
+            return rows
+        sample = packet.rows["sample"]
+        keep = torch.from_numpy((sample >= self._samples[0]) & (sample < self._samples[1]))
+        return {name: column[keep] for name, column in rows.items()}
+
+
+def to_tensors(packet: ActivationPacket) -> Rows:
+    """Return a packet's rows as new tensors; bfloat16, float16 and float32 stay what they are."""
+    if int(packet.header["dtype"]) == Dtype.BFLOAT16:
+        activation = torch.from_numpy(packet.payload.view(np.int16).copy()).view(torch.bfloat16)
+    elif packet.scales is None:
+        activation = torch.from_numpy(packet.payload.copy())
+    else:
+        activation = torch.from_numpy(packet.to_float32())
+    rows = {"activation": activation}
+    for name in _LINEAGE:
+        rows[name] = torch.from_numpy(packet.rows[name].astype(_SIGNED[name]))
+    rows["step"] = torch.full((len(packet.rows),), int(packet.header["step"]), dtype=torch.int64)
+    rows["holdout"] = torch.from_numpy((packet.rows["flags"] & RowFlag.HOLDOUT) != 0)
+    return rows
+
+
+def _join(parts: list[Rows]) -> Rows:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _none() -> Rows:
+    return {"activation": torch.empty(0, 0), **{name: torch.empty(0) for name in (*_LINEAGE, "step")}}
+
+
+class MScanRows(Dataset[Rows]):
+    """The rows of a hook point by number, for samplers: any order, each row read when asked for.
+
+    Args:
+        path: a segment, a folder of segments, or an output folder.
+        point: path of the hook point.
+        steps: steps from, up to but without.
+        samples: rows of the input from, up to but without.
+
+    Raises:
+        KeyError: the archive has no such hook point.
+        MScanError: a segment cannot be read, now or when a row of it is asked for.
+    """
+
+    def __init__(
+        self, path: str | Path, point: str, *, steps: Range | None = None, samples: Range | None = None
+    ) -> None:
+        self._chunks = _Chunks(path, point, steps, samples)
+        numbers = range(len(self._chunks))
+        exact = self._chunks.filtered
+        sizes = [len(self._chunks.read(n)["step"]) if exact else self._chunks.rows(n) for n in numbers]
+        self._ends: NDArray[np.int64] = np.cumsum(sizes, dtype=np.int64)
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: int) -> Rows:
+        """Return a row.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[Rows]:
+        """Return rows; those of one chunk are read together."""
+        wanted = np.asarray(indices, np.int64)
+        wanted = np.where(wanted < 0, wanted + len(self), wanted)
+        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < len(self)):
+            raise IndexError(f"rows are 0 to {len(self) - 1}, asked for {indices}")
+        chunks = np.searchsorted(self._ends, wanted, "right")
+        found: list[Rows] = [{}] * len(wanted)
+        for place in np.argsort(chunks, kind="stable"):
+            chunk = int(chunks[place])
+            rows = self._chunks.read(chunk)
+            row = int(wanted[place] - (self._ends[chunk - 1] if chunk else 0))
+            found[int(place)] = {name: column[row] for name, column in rows.items()}
+        return found
+
+
+class MScanStream(IterableDataset[Rows]):
+    """The rows of a hook point as batches, in order or shuffled; each worker and rank gets its own chunks.
+
+    Shuffling draws the order of the chunks, then mixes the rows of `mix` chunks at a time. The same seed and
+    epoch give the same order. Use it with `DataLoader(stream, batch_size=None)`.
+
+    Args:
+        path: a segment, a folder of segments, or an output folder.
+        point: path of the hook point.
+        batch: rows of a batch; the last one of a worker may have fewer.
+        shuffle: whether to shuffle.
+        seed: of the order.
+        mix: chunks whose rows are mixed.
+        rank: of this process among those that train together.
+        ranks: number of these processes.
+        steps: steps from, up to but without.
+        samples: rows of the input from, up to but without.
+
+    Raises:
+        KeyError: the archive has no such hook point.
+        MScanError: a segment cannot be read, now or when a chunk of it is reached.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        point: str,
+        *,
+        batch: int = 1024,
+        shuffle: bool = False,
+        seed: int = 0,
+        mix: int = 8,
+        rank: int = 0,
+        ranks: int = 1,
+        steps: Range | None = None,
+        samples: Range | None = None,
+    ) -> None:
+        if batch < 1 or mix < 1 or not 0 <= rank < ranks:
+            raise ValueError(f"batch {batch}, mix {mix}, rank {rank} of {ranks}")
+        self._chunks = _Chunks(path, point, steps, samples)
+        self._batch, self._shuffle, self._seed, self._mix = batch, shuffle, seed, mix
+        self._rank, self._ranks = rank, ranks
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose another order; in worker processes it counts from the next iteration."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Rows]:
+        """Yield batches."""
+        worker = get_worker_info()
+        here, parts = (worker.id, worker.num_workers) if worker else (0, 1)
+        generator = np.random.default_rng([self._seed, self.epoch])
+        order = np.arange(len(self._chunks))
+        if self._shuffle:
+            generator.shuffle(order)
+        own = order[self._rank * parts + here :: self._ranks * parts]
+        mixing = np.random.default_rng([self._seed, self.epoch, self._rank, here])
+        held: list[Rows] = []
+        for group in range(0, len(own), self._mix):
+            parts_read = [self._chunks.read(int(n)) for n in own[group : group + self._mix]]
+            held += [part for part in parts_read if len(part["step"])]
+            if not held:
+                continue
+            rows = _join(held)
+            if self._shuffle:
+                place = torch.from_numpy(mixing.permutation(len(rows["step"])))
+                rows = {name: column[place] for name, column in rows.items()}
+            whole = len(rows["step"]) - len(rows["step"]) % self._batch
+            for first in range(0, whole, self._batch):
+                yield {name: column[first : first + self._batch] for name, column in rows.items()}
+            held = [{name: column[whole:] for name, column in rows.items()}]
+        if held and len(held[0]["step"]):
+            yield held[0]
