@@ -1,5 +1,7 @@
 """`asysi mscan`: what a person sees of an archive, and what they can turn it into."""
 
+import json
+
 import numpy as np
 import pytest
 from pyarrow import ipc
@@ -76,9 +78,7 @@ def read(path):
 class TestExport:
     def test_tensors(self, archive, tmp_path, output_format):
         """Every row is exported, in order, with its lineage, equal to what the archive holds."""
-        done = run(
-            "export", archive, "-o", tmp_path / "out", "--format", output_format, "--content", "tensors"
-        )
+        done = run("export", output_format, archive, "-o", tmp_path / "out", "--content", "tensors")
         assert done.exit_code == 0, done.output
         dataset = MScanDataset(archive)
         for point in POINTS:
@@ -92,7 +92,7 @@ class TestExport:
     def test_metrics(self, archive, tmp_path, output_format):
         """Metrics are exported column by column; points, steps and samples choose."""
         done = run(
-            "export", archive, "-o", tmp_path / "out", "--format", output_format, "--points", "*.*.1",
+            "export", output_format, archive, "-o", tmp_path / "out", "--points", "*.*.1",
             "--steps", "2:5", "--samples", "300:",
         )  # fmt: skip
         assert done.exit_code == 0, done.output
@@ -111,7 +111,7 @@ class TestExport:
         data[int(tensors[-1]["offset"]) + 200] ^= 1
         path.write_bytes(data)
         out = tmp_path / "out"
-        done = run("export", archive, "-o", out, "--format", output_format, "--content", "tensors")
+        done = run("export", output_format, archive, "-o", out, "--content", "tensors")
         assert done.exit_code == 1
         assert f"{path} at byte {int(tensors[-1]['offset']) + 192}" in done.output
         assert [p.name for p in out.iterdir()] == [f"encoder.layer.0.tensors.{output_format}"]
@@ -190,9 +190,12 @@ class TestCommands:
         ("arguments", "sentence"),
         [
             (["info", "{tmp}/missing"], "holds no .mscan segment"),
-            (["export", "{out}", "-o", "{tmp}/x", "--steps", "5"], "--steps 5 is not a range"),
-            (["export", "{out}", "-o", "{tmp}/x", "--steps", "9:3"], "--steps 9:3 is not a range"),
-            (["export", "{out}", "-o", "{tmp}/x", "--points", "*.mlp"], "no hook point matches '*.mlp'"),
+            (["export", "parquet", "{out}", "-o", "{tmp}/x", "--steps", "5"], "--steps 5 is not a range"),
+            (["export", "parquet", "{out}", "-o", "{tmp}/x", "--steps", "9:3"], "--steps 9:3 is not a range"),
+            (
+                ["export", "parquet", "{out}", "-o", "{tmp}/x", "--points", "*.mlp"],
+                "no hook point matches '*.mlp'",
+            ),
         ],
     )
     def test_bad_input(self, archive, tmp_path, arguments, sentence):
@@ -205,7 +208,7 @@ class TestCommands:
     def test_pyarrow_missing(self, archive, tmp_path, monkeypatch):
         """Without pyarrow, Parquet is refused with what to install."""
         monkeypatch.setattr("asysi.archive.sinks.find_spec", lambda _name: None)
-        done = run("export", archive, "-o", tmp_path / "x")
+        done = run("export", "parquet", archive, "-o", tmp_path / "x")
         assert "asysi[export]" in str(done.exception)
 
     @pytest.mark.parametrize("point", ["../../etc/passwd", "/root", "..", "", "a/b", "a\x00b", "é" * 300])
@@ -214,3 +217,90 @@ class TestCommands:
         path = tmp_path / f"{file_name(point)}.parquet"
         assert path.resolve().parent == tmp_path.resolve()
         assert not path.name.startswith(".")
+
+
+class TestCat:
+    def rows(self, *arguments):
+        done = run("cat", *arguments)
+        assert done.exit_code == 0, done.output
+        return [json.loads(line) for line in done.output.splitlines()]
+
+    def test_metrics(self, archive):
+        """cat prints a JSON object for each row that was asked for, with the names of the fields."""
+        rows = self.rows(archive, "--points", "encoder.layer.1", "--steps", "2:4", "--samples", ":303")
+        assert [row["sample"] for row in rows] == [200, 201, 202, 203, 204, 300, 301, 302]
+        assert {row["hook_point"] for row in rows} == {"encoder.layer.1"}
+        assert rows[0]["holdout"] is False
+        assert rows[0]["l2"] == 200.0
+        assert set(METRICS_DTYPE.names) - {"flags"} < set(rows[0])
+
+    def test_tensors(self, archive):
+        """cat prints activations as lists, and stops at its limit."""
+        rows = self.rows(archive, "--content", "tensors", "-n", 7)
+        assert len(rows) == 7
+        first = next(MScanDataset(archive).packets(POINTS[0]))
+        assert rows[0]["activation"] == first.payload[0].astype(float).tolist()
+
+    def test_torn(self, archive):
+        """cat prints what is whole of a torn segment."""
+        path = segment_of(archive)
+        path.write_bytes(path.read_bytes()[:-10])
+        assert len(self.rows(archive)) == 80
+
+    def test_no_such_point(self, archive):
+        """A glob that matches nothing is an error that lists the hook points."""
+        done = run("cat", archive, "--points", "*.mlp")
+        assert isinstance(done.exception, ConfigError)
+        assert POINTS[0] in str(done.exception)
+
+
+class TestMerge:
+    def content(self, packet):
+        header = packet.header.copy()
+        header["account"] = 0  # the segment's own number of the hook point
+        return header.tobytes(), packet.rows.tobytes(), packet.payload.tobytes()
+
+    def everything(self, path):
+        dataset = MScanDataset(path)
+        packets = {p: [self.content(q) for q in dataset.packets(p)] for p in POINTS}
+        return packets, {p: dataset.metrics(p)["l2"].tobytes() for p in POINTS}
+
+    @pytest.mark.parametrize("compression", ["none", "zstd", "lz4"])
+    def test_every_bit(self, archive, tmp_path, compression):
+        """Merged segments hold the same packets and records, verify, and rotate at the size asked for."""
+        folder = archive / "archive"
+        second = folder / "attempt-0000-segment-0001.mscan"
+        with MScanWriter(second, {}, segment=1) as writer:
+            for packet in MScanDataset(segment_of(archive)).packets(POINTS[1]):
+                writer.append_tensor(packet)
+        before = self.everything(folder)
+        done = run("merge", folder, "-o", tmp_path / "m", "--compression", compression, "--rotate", "1Gi")
+        assert done.exit_code == 0, done.output
+        assert [path.name for path in (tmp_path / "m").iterdir()] == [segment_of(archive).name]
+        assert run("verify", tmp_path / "m").exit_code == 0
+        assert self.everything(tmp_path / "m") == before
+        assert run("merge", folder, "-o", tmp_path / "small", "--rotate", "4Ki").exit_code == 0
+        assert len(list((tmp_path / "small").iterdir())) > 2
+        assert self.everything(tmp_path / "small") == before
+
+    def test_refusals(self, archive, tmp_path):
+        """Segments given twice, and folders that hold segments, are refused; damage leaves no file."""
+        twice = run("merge", archive, archive, "-o", tmp_path / "m")
+        assert "both segment 0 of attempt 0" in str(twice.exception)
+        assert "already holds segments" in str(run("merge", archive, "-o", archive / "archive").exception)
+        path = segment_of(archive)
+        data = bytearray(path.read_bytes())
+        data[int(open_segment(path).entries[-1]["offset"]) + 200] ^= 1
+        path.write_bytes(data)
+        assert run("merge", archive, "-o", tmp_path / "m").exit_code == 1
+        assert list((tmp_path / "m").iterdir()) == []
+
+
+def test_help_teaches():
+    """Every command explains itself, with an example where it has many options."""
+    for command in ("info", "verify", "recover", "export", "cat", "merge"):
+        said = run(command, "--help").output
+        assert "Usage" in said
+        assert len(said.splitlines()) > 8
+    for command in ("export", "cat", "merge"):
+        assert f"asysi mscan {command}" in run(command, "--help").output

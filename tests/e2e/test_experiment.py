@@ -4,6 +4,8 @@ import json
 import random
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -61,7 +63,10 @@ def _open_in_notebook(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the notebook's client
 def test_whole(scan: Callable, start: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run leaves one SAE per hook point, every row in its archive, a balanced ledger and a report."""
+    """A run leaves one SAE per hook point, every row in its archive, a balanced ledger and a report.
+
+    The archive, replayed, gives the same SAEs bit for bit.
+    """
     from asysi.archive.dataset import MScanDataset
 
     run = start(scan("whole"))
@@ -88,6 +93,14 @@ def test_whole(scan: Callable, start: Callable, monkeypatch: pytest.MonkeyPatch)
     assert "encoder.layer.1.output" in page
     assert re.search(r'(src|href)="https?://', page) is None
     _assert_nothing_left(run.name)
+    again = subprocess.run(
+        [sys.executable, "-m", "asysi.cli", "mscan", "replay", run.output],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert again.returncode == 0, again.stderr
+    assert "bit for bit the same" in again.stdout
     _open_in_notebook(run.output, monkeypatch)
 
 

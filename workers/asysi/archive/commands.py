@@ -1,6 +1,8 @@
-"""`asysi mscan`: look at archives, check them, mend them, turn them into other formats."""
+"""`asysi mscan`: inspect, verify, repair, print, merge and export archives."""
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +14,9 @@ from asysi.contract.errors import ConfigError
 if TYPE_CHECKING:
     from asysi.archive.dataset import MScanDataset, Range
 
-app = typer.Typer(help="Inspect, verify, repair and export .mscan archives.", no_args_is_help=True)
+app = typer.Typer(
+    help="Inspect, verify, repair, print, merge and export .mscan archives.", no_args_is_help=True
+)
 
 _Path = Annotated[
     Path,
@@ -20,6 +24,13 @@ _Path = Annotated[
         help="A segment, a folder of segments, or an output folder with archive/ in it.", metavar="PATH"
     ),
 ]
+
+
+_Points = Annotated[str, typer.Option(help="Glob on hook points: * stops at a dot, ** crosses dots.")]
+_Steps = Annotated[
+    str, typer.Option(help="Steps a:b, from a (included) to b (excluded); either may be empty.")
+]
+_Samples = Annotated[str, typer.Option(help="Samples a:b, likewise.")]
 
 
 class _Format(StrEnum):
@@ -34,6 +45,12 @@ class _Content(StrEnum):
     TENSORS = "tensors"
 
 
+class _Compression(StrEnum):
+    NONE = "none"
+    ZSTD = "zstd"
+    LZ4 = "lz4"
+
+
 class _Dtype(StrEnum):
     FLOAT32 = "float32"
     FLOAT16 = "float16"
@@ -44,12 +61,14 @@ def info(path: _Path) -> None:
     """Show segments and hook points: rows, steps, samples, time, size, bytes per row."""
     from rich.console import Console  # noqa: PLC0415 - not needed to show the help
 
-    from asysi.archive.summary import points_table, segments_table  # noqa: PLC0415
+    from asysi.archive.summary import points_table, retired_lines, segments_table  # noqa: PLC0415
 
     dataset = _open(path, scan=True)
     console = Console() if sys.stdout.isatty() else Console(width=140)  # a file has room for whole names
     console.print(segments_table(dataset))
     console.print(points_table(dataset))
+    for line in retired_lines(path):
+        console.print(line, highlight=False)
 
 
 @app.command()
@@ -60,7 +79,8 @@ def verify(path: _Path) -> None:
     files = _files(path)
     wrong = 0
     for file in files:
-        problems = check(file)
+        with _progress("verifying", file.stat().st_size) as step:
+            problems = check(file, step)
         wrong += bool(problems)
         for problem in problems:
             typer.echo(f"{type(problem).__name__.removesuffix('Error').lower()}: {problem}", err=True)
@@ -83,7 +103,8 @@ def recover(path: _Path) -> None:
     failed = False
     for file in _files(path):
         try:
-            done = mend(file)
+            with _progress("recovering", 2 * file.stat().st_size) as step:
+                done = mend(file, step)
         except (MScanError, OSError) as error:
             typer.echo(f"{error}: not recovered", err=True)
             failed = True
@@ -99,26 +120,23 @@ def recover(path: _Path) -> None:
 
 @app.command()
 def export(  # noqa: PLR0917 - each is an option of the command
+    output_format: Annotated[
+        _Format, typer.Argument(help="Format of the files.", metavar="parquet|arrow|safetensors|npz")
+    ],
     path: _Path,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the files, one per hook point.")],
-    output_format: Annotated[
-        _Format, typer.Option("--format", help="Format of the files.")
-    ] = _Format.PARQUET,
     content: Annotated[
         _Content, typer.Option(help="Metrics of every row, or the rows themselves with their lineage.")
     ] = _Content.METRICS,
-    points: Annotated[
-        str, typer.Option(help="Glob on hook points: * stops at a dot, ** crosses dots.")
-    ] = "**",
-    steps: Annotated[
-        str, typer.Option(help="Steps a:b, from a (included) to b (excluded); either may be empty.")
-    ] = ":",
-    samples: Annotated[str, typer.Option(help="Samples a:b, likewise.")] = ":",
+    points: _Points = "**",
+    steps: _Steps = ":",
+    samples: _Samples = ":",
     dtype: Annotated[_Dtype, typer.Option(help="Type of exported activations.")] = _Dtype.FLOAT32,
 ) -> None:
-    """Write the archive as Parquet, Arrow, safetensors or npz."""
-    from rich.progress import Progress  # noqa: PLC0415 - not needed to show the help
+    """Write the archive as Parquet, Arrow, safetensors or npz, one file per hook point.
 
+    asysi mscan export parquet runs/minilm -o rows --content tensors --points "encoder.layer.*"
+    """
     from asysi.archive.errors import MScanError  # noqa: PLC0415
     from asysi.archive.export import export as write  # noqa: PLC0415
     from asysi.archive.export import exported_bytes  # noqa: PLC0415
@@ -126,9 +144,7 @@ def export(  # noqa: PLR0917 - each is an option of the command
     dataset = _open(path)
     chosen = {"steps": _range("steps", steps), "samples": _range("samples", samples)}
     try:
-        total = exported_bytes(dataset, content.value, points)
-        with Progress(transient=True) as bar:
-            task = bar.add_task("exporting", total=total)
+        with _progress("exporting", exported_bytes(dataset, content.value, points)) as step:
             files = write(
                 dataset,
                 output,
@@ -136,7 +152,7 @@ def export(  # noqa: PLR0917 - each is an option of the command
                 content=content.value,
                 points=points,
                 dtype=dtype.value,
-                progress=lambda size: bar.advance(task, size),
+                progress=step,
                 **chosen,
             )
     except MScanError as error:
@@ -145,6 +161,107 @@ def export(  # noqa: PLR0917 - each is an option of the command
         typer.echo(f"{file} ({file.stat().st_size:,} bytes)")
     if not files:
         typer.echo("no row lies in these steps and samples; nothing was written", err=True)
+
+
+@app.command()
+def cat(  # noqa: PLR0917 - each is an option of the command
+    path: _Path,
+    content: Annotated[
+        _Content, typer.Option(help="Metrics of every row, or the rows themselves with their lineage.")
+    ] = _Content.METRICS,
+    points: _Points = "**",
+    steps: _Steps = ":",
+    samples: _Samples = ":",
+    limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="Rows at most; 0 prints all.")] = 0,
+    follow: Annotated[
+        bool,
+        typer.Option(
+            "--follow", "-f", help="Wait for more rows while the archive is written; end with Ctrl-C."
+        ),
+    ] = False,
+) -> None:
+    """Print rows as JSON, one per line; a number that is not finite is null.
+
+    Segments that are being written, or were torn by a kill, are printed up to their last whole chunk.
+
+    asysi mscan cat runs/minilm --points "*.output" -n 5 | jq .l2
+    """
+    import json  # noqa: PLC0415 - not needed to show the help
+    from itertools import islice  # noqa: PLC0415
+
+    from asysi.archive.errors import MScanError  # noqa: PLC0415
+    from asysi.archive.follow import MScanFollower  # noqa: PLC0415
+    from asysi.archive.format import ChunkKind  # noqa: PLC0415
+    from asysi.archive.lines import rows_of  # noqa: PLC0415
+    from asysi.model.globs import compile_glob  # noqa: PLC0415
+
+    kind = ChunkKind.METRICS if content is _Content.METRICS else ChunkKind.TENSOR
+    chosen = {"steps": _range("steps", steps), "samples": _range("samples", samples)}
+    wanted = compile_glob(points).fullmatch
+    try:
+        if follow:
+            chunks = MScanFollower(path).follow()
+        else:
+            dataset = _open(path, scan=True)
+            if not any(map(wanted, dataset.points)):
+                held = ", ".join(dataset.points) or "none"
+                raise ConfigError(f"no hook point matches {points!r}; the archive holds {held}")
+            chunks = dataset.chunks(kind, steps=chosen["steps"], samples=chosen["samples"])
+        rows = rows_of(chunks, kind, lambda point: wanted(point) is not None, **chosen)
+        for row in islice(rows, limit or None):
+            typer.echo(json.dumps(row, ensure_ascii=True))
+    except MScanError as error:
+        raise _failed(error) from None
+
+
+@app.command()
+def merge(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(help="Segments, or folders of segments, of one experiment.", metavar="PATH..."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="New folder for the segments.")],
+    rotate: Annotated[
+        str, typer.Option(help="Size at which a segment is closed and the next begun, like 4Gi.")
+    ] = "16Gi",
+    compression: Annotated[_Compression, typer.Option(help="Compression of chunks.")] = _Compression.NONE,
+) -> None:
+    """Join segments into fewer and larger ones; also compresses, or decompresses, an archive.
+
+    Packets and records keep every bit. Attempts stay apart. The originals are not changed.
+
+    asysi mscan merge runs/minilm -o merged --compression zstd
+    """
+    from asysi.archive.errors import MScanError  # noqa: PLC0415
+    from asysi.archive.merge import merge as join  # noqa: PLC0415
+    from asysi.contract.quantity import parse_bytes  # noqa: PLC0415
+
+    try:
+        size = parse_bytes(rotate)
+    except ValueError as error:
+        raise ConfigError(f"--rotate {rotate}: {error}") from None
+    datasets = [_open(path) for path in paths]
+    total = sum(int(s.entries["raw_bytes"].sum()) for dataset in datasets for s in dataset.segments)
+    try:
+        with _progress("merging", total) as step:
+            files = join(datasets, output, rotate=size, compression=compression.value, progress=step)
+    except MScanError as error:
+        raise _failed(error) from None
+    for file in files:
+        typer.echo(f"{file} ({file.stat().st_size:,} bytes)")
+
+
+@contextmanager
+def _progress(what: str, total: int) -> "Iterator[Callable[[int], None]]":
+    """Show a bar of bytes where somebody watches; give the function that moves it."""
+    from rich.console import Console  # noqa: PLC0415 - not needed to show the help
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda size: bar.advance(task, size)
 
 
 def _files(path: Path) -> list[Path]:

@@ -134,6 +134,10 @@ class MScanDataset:
             cut = _cut(packet, _inside(packet.rows["sample"], samples))
             yield cut, cut.to_float32()
 
+    def addresses(self) -> set[Address]:
+        """Return the address of every packet; every payload is checked on the way."""
+        return set(_whereabouts(self))
+
     def ordered(self) -> Iterator[tuple[Address, ActivationPacket]]:
         """Yield all packets by attempt, shard and sequence: the order in which each shard published them."""
         streams: dict[tuple[int, int], dict[str, list[tuple[Segment, int]]]] = {}

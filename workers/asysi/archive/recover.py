@@ -4,6 +4,7 @@ import os
 import re
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,25 +55,29 @@ class Recovery:
     """Where the damaged original is kept; None when nothing but an unfinished tail was left out."""
 
 
-def recover(path: Path) -> Recovery:
+def recover(path: Path, progress: Callable[[int], None] = lambda _bytes: None) -> Recovery:
     """Rebuild the index of a segment from its chunks, and put the mended file in its place.
 
     Every chunk that has its checksums is kept; the mended file holds nothing else. It is written beside the
     original, synced, then renamed. When more was lost than an unfinished tail, the original stays as
     `….damaged`.
 
+    Args:
+        path: the segment.
+        progress: is called with the bytes of each chunk that was checked or copied, twice the file in all.
+
     Raises:
         VersionError, TornError, CorruptError: there is nothing to recover.
         OSError: the storage failed; the original is untouched.
     """
     data = map_file(path)
-    problems = verify_data(data, path)
+    problems = verify_data(data, path, progress)
     if not problems:
         return Recovery(path, False, len(read_segment(data, path).entries), [], None)
     segment = rescan(data, path)
     fresh = path.with_name(f".{path.name}.recover")
     try:
-        _write(segment, fresh)
+        _write(segment, fresh, progress)
         lost = any(not isinstance(error, TornError) for error in segment.damage)
         original = _keep(path) if lost else None
         fresh.replace(path)
@@ -96,12 +101,12 @@ def _keep(path: Path) -> Path:
     return kept
 
 
-def _write(segment: Segment, fresh: Path) -> None:
+def _write(segment: Segment, fresh: Path, progress: Callable[[int], None]) -> None:
     start, digest = _start(segment)
     fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
         write_all(fd, start)
-        entries, size = _copy(segment, fd, len(start))
+        entries, size = _copy(segment, fd, len(start), progress)
         points = sorted(segment.points.values(), key=lambda point: point.index)
         lost = sum(not isinstance(error, TornError) for error in segment.damage)
         counts = final_counts(
@@ -155,7 +160,9 @@ def _start(segment: Segment) -> tuple[bytes, int]:
     return head + bytes(HEADER_BYTES - len(head)) + text, checksum(text)
 
 
-def _copy(segment: Segment, fd: int, at: int) -> tuple[NDArray[np.void], int]:
+def _copy(
+    segment: Segment, fd: int, at: int, progress: Callable[[int], None]
+) -> tuple[NDArray[np.void], int]:
     """Write one table of hook points, then every other chunk.
 
     Returns:
@@ -189,4 +196,5 @@ def _copy(segment: Segment, fd: int, at: int) -> tuple[NDArray[np.void], int]:
         write_all(fd, seal(head).tobytes(), data[first + CHUNK_BYTES : first + chunk_size(entry)])
         heads.append(head)
         at += chunk_size(entry)
+        progress(chunk_size(entry))
     return np.concatenate(heads) if heads else segment.entries, at

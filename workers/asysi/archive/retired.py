@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from asysi.archive.segment import Segment, open_segment
 from asysi.files import sync, write_atomic
 
 RETIRED_FILE = "retired.json"
+_SEGMENT = re.compile(r"attempt-\d{1,9}-segment-\d{1,9}\.mscan")
 
 
 def durable_rows(segment: Segment, *, tensors: bool) -> Counter[str]:
@@ -38,7 +40,7 @@ def read_retired(folder: Path) -> list[dict[str, Any]]:
         found = json.loads(file.read_text())["segments"]
         return [
             {
-                "name": str(one["name"]),
+                "name": _name(one["name"]),
                 "attempt": int(one["attempt"]),
                 "bytes": int(one["bytes"]),
                 "rows": {str(point): int(rows) for point, rows in one["rows"].items()},
@@ -49,11 +51,17 @@ def read_retired(folder: Path) -> list[dict[str, Any]]:
         raise MScanError(f"the record of deleted segments cannot be read: {error}", file) from None
 
 
+def _name(text: object) -> str:
+    if not isinstance(text, str) or not _SEGMENT.fullmatch(text):
+        raise ValueError(f"{text!r:.80} is not the name of a segment")
+    return text
+
+
 def retired_rows(folder: Path, attempt: int) -> Counter[str]:
     """Return the rows of an attempt that were deleted, by hook point, and finish what a kill interrupted."""
     rows: Counter[str] = Counter()
     for one in read_retired(folder):
-        (folder / Path(one["name"]).name).unlink(missing_ok=True)
+        (folder / one["name"]).unlink(missing_ok=True)
         if one["attempt"] == attempt:
             rows += Counter(one["rows"])
     return rows

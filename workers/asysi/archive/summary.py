@@ -1,5 +1,7 @@
 """Tables of what an archive holds."""
 
+from pathlib import Path
+
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -7,7 +9,9 @@ from rich.text import Text
 
 from asysi.archive.dataset import MScanDataset
 from asysi.archive.format import ChunkKind, CountsFlag, chunk_size
+from asysi.archive.retired import read_retired
 from asysi.archive.segment import Segment
+from asysi.contract.runtime import ARCHIVE_FOLDER
 
 _ROWS = (ChunkKind.METRICS, ChunkKind.TENSOR)
 
@@ -59,6 +63,16 @@ def points_table(dataset: MScanDataset) -> Table:
             f"{size / most:,.0f}" if most else "",
         )
     return table
+
+
+def retired_lines(path: Path) -> list[str]:
+    """Return a sentence about segments that were deleted to keep to a disk budget; none where none were."""
+    found = [one for folder in (path, path / ARCHIVE_FOLDER, path.parent) for one in read_retired(folder)]
+    if not found:
+        return []
+    rows = sum(sum(one["rows"].values()) for one in found)
+    size = _bytes(sum(one["bytes"] for one in found))
+    return [f"{len(found)} older segments ({rows:,} rows, {size}) were deleted to keep to archive.maxSize"]
 
 
 def plain(text: str) -> Text:

@@ -1,6 +1,7 @@
 """Checks everything a segment says about itself."""
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,12 @@ from asysi.archive.format import (
 from asysi.archive.segment import Segment, map_file, read_points, read_segment
 
 
-def verify(path: Path) -> list[MScanError]:
+def verify(path: Path, progress: Callable[[int], None] = lambda _bytes: None) -> list[MScanError]:
     """Return what is wrong with a segment: checksums, sizes, order, counts of header, footer and chunks.
+
+    Args:
+        path: the segment.
+        progress: is called with the bytes of each chunk that was checked.
 
     Raises:
         OSError: the file cannot be read.
@@ -28,10 +33,12 @@ def verify(path: Path) -> list[MScanError]:
         data = map_file(path)
     except MScanError as error:
         return [error]
-    return verify_data(data, path)
+    return verify_data(data, path, progress)
 
 
-def verify_data(data: memoryview, path: Path) -> list[MScanError]:
+def verify_data(
+    data: memoryview, path: Path, progress: Callable[[int], None] = lambda _bytes: None
+) -> list[MScanError]:
     """Return what is wrong with the segment in `data`; see `verify`."""
     try:
         segment = read_segment(data, path)
@@ -45,6 +52,7 @@ def verify_data(data: memoryview, path: Path) -> list[MScanError]:
             _check_chunk(segment, chunk, totals, defined)
         except MScanError as error:
             problems.append(error)
+        progress(chunk_size(segment.entries[chunk]))
     if not problems and defined != set(segment.points):
         problems.append(CorruptError("the footer's hook points are not those of the chunks", path))
     return problems

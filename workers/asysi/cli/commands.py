@@ -24,29 +24,31 @@ profile = typer.Typer(**_STYLE)
 ring = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(ring, name="ring", help="Inspect the rings of a run, or reset one.")
 app.add_typer(
-    typer.Typer(cls=deferred("asysi.archive.commands", "app"), no_args_is_help=True, rich_markup_mode=None),
+    typer.Typer(
+        cls=deferred("asysi.archive.commands", "asysi.finish.replay"),
+        no_args_is_help=True,
+        rich_markup_mode=None,
+    ),
     name="mscan",
-    help="Read, verify, recover and export `.mscan` archives.",
+    help="Read, verify, recover, export, merge and replay `.mscan` archives.",
 )
 app.add_typer(
-    typer.Typer(cls=deferred("asysi.weights.commands", "app"), no_args_is_help=True, rich_markup_mode=None),
+    typer.Typer(cls=deferred("asysi.weights.commands"), no_args_is_help=True, rich_markup_mode=None),
     name="weights",
     help="Analyse the parameters of a checkpoint.",
 )
 app.add_typer(
-    typer.Typer(cls=deferred("asysi.pipeline.commands", "app"), no_args_is_help=True, rich_markup_mode=None),
+    typer.Typer(cls=deferred("asysi.pipeline.commands"), no_args_is_help=True, rich_markup_mode=None),
     name="pipeline",
     help="Run operators over rows, exactly once.",
 )
 app.add_typer(
-    typer.Typer(cls=deferred("asysi.train.commands", "app"), no_args_is_help=True, rich_markup_mode=None),
+    typer.Typer(cls=deferred("asysi.train.commands"), no_args_is_help=True, rich_markup_mode=None),
     name="train",
     help="Write and run supervised training projects.",
 )
 app.add_typer(
-    typer.Typer(
-        cls=deferred("asysi_operator.plugin.commands", "app"), no_args_is_help=True, rich_markup_mode=None
-    ),
+    typer.Typer(cls=deferred("asysi_operator.plugin.commands"), no_args_is_help=True, rich_markup_mode=None),
     name="cluster",
     help="Look at experiments on a cluster, fill their inputs, fetch their results.",
 )

@@ -44,8 +44,8 @@ def exit_codes() -> Iterator[None]:
         raise typer.Exit(Exit.INTERRUPTED) from error
 
 
-def deferred(module: str, name: str) -> type[TyperGroup]:
-    """Return a group with the commands of the Typer app `name` in `module`, imported when asked for."""
+def deferred(*modules: str) -> type[TyperGroup]:
+    """Return a group with the commands of the Typer apps `app` in some modules, imported when asked for."""
 
     class Deferred(TyperGroup):
         def list_commands(self, ctx: Any) -> list[str]:
@@ -55,8 +55,8 @@ def deferred(module: str, name: str) -> type[TyperGroup]:
             return _commands().get(cmd_name)
 
     def _commands() -> dict[str, Any]:
-        command: Any = typer.main.get_command(door(module, name))
-        return dict(getattr(command, "commands", {}))
+        groups: list[Any] = [typer.main.get_command(door(module, "app")) for module in modules]
+        return {name: command for group in groups for name, command in getattr(group, "commands", {}).items()}
 
     return Deferred
 

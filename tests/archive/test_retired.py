@@ -1,0 +1,117 @@
+"""Segments rotate by age, and an archive keeps to its disk budget without losing count."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from asysi.archive.dataset import MScanDataset
+from asysi.archive.errors import MScanError
+from asysi.archive.retired import RETIRED_FILE, read_retired
+from asysi.archive.series import Series, resume
+from asysi.archive.summary import retired_lines
+from asysi.bus.packet import HEADER_DTYPE, MAGIC, ROW_DTYPE, VERSION, ActivationPacket, Dtype
+
+
+def packet(sequence, point="a", rows=10):
+    values = np.full((rows, 64), sequence, np.float32)
+    header = np.zeros(1, HEADER_DTYPE)
+    for name, value in {
+        "magic": MAGIC, "version": VERSION, "header_bytes": 192, "sequence": sequence, "step": sequence,
+        "rows": rows, "width": 64, "dtype": Dtype.FLOAT32, "payload_bytes": values.nbytes,
+    }.items():  # fmt: skip
+        header[name] = value
+    return ActivationPacket(header[0], point, np.zeros(rows, ROW_DTYPE), None, values)
+
+
+def fill(series, count, first=0):
+    for sequence in range(first, first + count):
+        series.append(packet(sequence, "ab"[sequence % 2]))
+        if series.full:
+            series.close()
+    series.close()
+
+
+def size(folder):
+    return sum(path.stat().st_size for path in folder.glob("*.mscan"))
+
+
+def test_rotation_by_age(tmp_path):
+    """A segment is closed at the age asked for, counted from its first packet, however small it is."""
+    now = [100.0]
+    series = Series(tmp_path, 0, {}, rotate_seconds=30, clock=lambda: now[0])
+    now[0] = 500.0
+    assert not series.full
+    series.append(packet(0))
+    now[0] = 529.0
+    assert not series.full
+    now[0] = 530.0
+    assert series.full
+    series.close()
+    assert not series.full
+
+
+def test_budget(tmp_path):
+    """Beyond the budget the oldest closed segments go; rows kept and rows deleted add up to rows written."""
+    series = Series(tmp_path, 0, {}, rotate=20_000, budget=100_000)
+    fill(series, 200)
+    assert size(tmp_path) <= 100_000
+    dataset = MScanDataset(tmp_path)
+    steps = [int(p.header["step"]) for p in dataset.packets()]
+    assert sorted(steps) == list(range(200 - len(steps), 200))
+    deleted = read_retired(tmp_path)
+    assert [one["name"] for one in deleted] == sorted(one["name"] for one in deleted)
+    rows = sum((Counter(one["rows"]) for one in deleted), Counter())
+    assert rows.total() == series.retired == 2000 - 10 * len(steps)
+    assert "were deleted to keep to archive.maxSize" in retired_lines(tmp_path)[0]
+
+
+def test_books_survive_a_restart(tmp_path):
+    """A restarted archiver counts deleted rows as durable, and takes no number of a deleted segment."""
+    series = Series(tmp_path, 0, {}, rotate=20_000, budget=1)
+    fill(series, 100)
+    number, rows = resume(tmp_path, 0, tensors=True)
+    assert rows == {"a": 500, "b": 500}
+    assert number == series.number
+    assert len(list(tmp_path.glob("*.mscan"))) == 1
+    assert resume(tmp_path, 1, tensors=True) == (0, {})
+
+
+def test_killed_before_the_deletion(tmp_path):
+    """A kill between the record and the deletion counts no row twice: the restart deletes the segment."""
+    fill(Series(tmp_path, 0, {}, rotate=20_000), 20)
+    oldest = min(tmp_path.glob("*.mscan"))
+    rows = dict(Counter({p: len(MScanDataset(oldest).metrics(p)) for p in "ab"}))
+    record = {"segments": [{"name": oldest.name, "attempt": 0, "bytes": 1, "rows": rows}]}
+    (tmp_path / RETIRED_FILE).write_text(json.dumps(record))
+    _, found = resume(tmp_path, 0, tensors=True)
+    assert not oldest.exists()
+    assert found == {"a": 100, "b": 100}
+
+
+def test_newest_stays(tmp_path):
+    """However small the budget, the newest closed segment stays."""
+    fill(Series(tmp_path, 0, {}, rotate=1, budget=1), 5)
+    assert [int(p.header["step"]) for p in MScanDataset(tmp_path).packets()] == [4]
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"segments": [{"name": 1}]}', '{"segments": 7}', "[1]"])
+def test_damaged_record(tmp_path, text):
+    """A record that cannot be read is an error that names the file, never an empty record."""
+    (tmp_path / RETIRED_FILE).write_text(text)
+    with pytest.raises(MScanError, match=r"retired\.json"):
+        read_retired(tmp_path)
+
+
+def test_names_stay_in_the_folder(tmp_path):
+    """A record cannot delete a file outside the archive."""
+    outside = tmp_path / "precious"
+    outside.write_text("x")
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    record = {"segments": [{"name": "../precious", "attempt": 0, "bytes": 1, "rows": {}}]}
+    (folder / RETIRED_FILE).write_text(json.dumps(record))
+    with pytest.raises(MScanError, match="not the name of a segment"):
+        resume(folder, 0, tensors=True)
+    assert outside.exists()
