@@ -111,7 +111,7 @@ def test_missing_packets_are_counted(copy):
                 writer.append_tensor(one, one.shard)
     done = run(copy)
     assert done.exit_code == 1
-    assert "14 of the 120 packets that main consumed are not in the archive" in done.output
+    assert "14 of the 120 packets that main consumed are not archived" in done.output
     assert "attempt 0, shard 0, sequence 53" in done.output
 
 

@@ -80,8 +80,8 @@ def replay_trainer(
     log = list(logged(checkpoint.words["log"]))
     if missing := missing_packets(dataset, log):
         raise MScanError(
-            f"{len(missing):,} of the {len(log):,} packets that {config.name} consumed are not in the "
-            f"archive (the first is attempt {missing[0][0]}, shard {missing[0][1]}, sequence {missing[0][2]}): "
+            f"{len(missing):,} of the {len(log):,} packets that {config.name} consumed are not archived "
+            f"(first: attempt {missing[0][0]}, shard {missing[0][1]}, sequence {missing[0][2]}): "
             "they lapped the archiver, or their segments were deleted, so a replay cannot be exact"
         )
     spec = _spec(dataset)
