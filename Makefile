@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test tools lint format generate check-generated bench bench-host bench-sae bench-ring bench-operator bench-pipeline bench-weights bench-gpu compatibility smollm2 peers peers-ring peers-pipeline peers-weights ring-models ring-faults ring-hostile ring-stop ring-abi kill-pipeline memory-pipeline chaos hostile e2e audit pictures clean
+.PHONY: help install demo test tools lint format generate check-generated bench bench-host bench-sae bench-ring bench-operator bench-pipeline bench-weights bench-gpu compatibility smollm2 peers peers-ring peers-pipeline peers-weights ring-models ring-faults ring-hostile ring-stop ring-abi mscan-faults kill-pipeline memory-pipeline chaos hostile e2e audit pictures clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -122,6 +122,9 @@ ring-stop: ## What a push costs while a reader works, is stopped with all its pi
 ring-abi: ## Write down the layout of a new version of the ring's ABI; never over one that is there
 	@mkdir -p build && $(CXX) -std=c++20 -Inative/include native/tests/layout.cpp -o build/layout
 	build/layout tests/ring/abi
+
+mscan-faults: install ## Kill an archive's writer a thousand times, fail its storage at every call, damage every byte of 64 KiB
+	ASYSI_MSCAN_KILLS=1000 ASYSI_MSCAN_CALLS=1 ASYSI_MSCAN_CASES=0 $(BIN)/python -m pytest --timeout 7200 tests/archive/test_faults.py
 
 kill-pipeline: install ## Kill -9 a pipeline a thousand times and compare the bytes
 	ASYSI_PIPELINE_KILLS=1000 $(BIN)/python -m pytest --timeout 7200 tests/pipeline/test_kill.py tests/pipeline/test_paid.py

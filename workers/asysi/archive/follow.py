@@ -17,7 +17,7 @@ _POLL_SECONDS = 0.2
 
 
 @dataclass
-class _Place:
+class _SegmentPosition:
     """How far a segment was read."""
 
     inode: int = 0
@@ -42,7 +42,7 @@ class MScanFollower:
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
-        self._places: dict[Path, _Place] = {}
+        self._places: dict[Path, _SegmentPosition] = {}
 
     @property
     def closed(self) -> bool:
@@ -60,7 +60,7 @@ class MScanFollower:
         except FileNotFoundError:
             return
         for file in files:
-            yield from self._read(file, self._places.setdefault(file, _Place()))
+            yield from self._read(file, self._places.setdefault(file, _SegmentPosition()))
 
     def follow(
         self, until: Callable[[], bool] = lambda: False, *, seconds: float = _POLL_SECONDS
@@ -73,14 +73,14 @@ class MScanFollower:
                 return
             time.sleep(seconds)
 
-    def _read(self, file: Path, place: _Place) -> Iterator[tuple[Segment, int]]:
+    def _read(self, file: Path, place: _SegmentPosition) -> Iterator[tuple[Segment, int]]:
         try:
             inode, size = file.stat().st_ino, file.stat().st_size
         except FileNotFoundError:  # deleted to keep to the budget
             place.closed = True
             return
         if inode != place.inode:
-            self._places[file] = place = _Place(inode=inode, skip=place.given)
+            self._places[file] = place = _SegmentPosition(inode=inode, skip=place.given)
         elif place.closed or size <= place.at:
             return
         try:
@@ -90,7 +90,7 @@ class MScanFollower:
             return
         yield from self._chunks(segment, place)
 
-    def _segment(self, data: memoryview, file: Path, place: _Place) -> Segment:
+    def _segment(self, data: memoryview, file: Path, place: _SegmentPosition) -> Segment:
         if place.segment is not None:
             place.segment.data = data
             return place.segment
@@ -100,7 +100,7 @@ class MScanFollower:
         attempt, number = int(header["attempt"]), int(header["segment"])
         return Segment(file, data, metadata, attempt, number, int(header["key"]), {}, none, None)
 
-    def _chunks(self, segment: Segment, place: _Place) -> Iterator[tuple[Segment, int]]:
+    def _chunks(self, segment: Segment, place: _SegmentPosition) -> Iterator[tuple[Segment, int]]:
         data = segment.data
         while place.at < len(data):
             if data[place.at : place.at + 8] == _FOOTER:
