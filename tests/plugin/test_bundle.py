@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from asysi.cli import main
+from asysi_operator.plugin import bundle as bundling
 from asysi_operator.plugin.bundle import clean, scrub
 
 Tree = dict[str, Any]
@@ -53,6 +54,39 @@ def test_a_bundle_has_what_a_report_needs(bundle):
     assert "--previous" in bundle[f"{root}logs/minilm-0-a/host.previous.log"]
     assert "kept" in bundle[f"{root}objects/pods.yaml"]
     assert "schema" not in bundle[f"{root}objects/crd.yaml"]
+
+
+def test_a_part_that_cannot_be_read_leaves_the_others(fake, experiment, tmp_path, monkeypatch, capsys):
+    """An object that no code of ours expects costs the bundle one part, which is named; its folder is made."""
+    fake.objects += [experiment(phase="Running")]
+    fake.save()
+
+    def unexpected(_seen):
+        raise KeyError("reason")
+
+    monkeypatch.setattr(bundling, "explain", unexpected)
+    file = tmp_path / "reports" / "b.tgz"
+    with pytest.raises(SystemExit) as leaving:
+        main(["cluster", "why", "minilm", "--bundle", str(file)])
+    assert not leaving.value.code
+    with tarfile.open(file) as tar:
+        names = tar.getnames()
+        missing = tar.extractfile("asysi-lab-minilm/missing.txt").read().decode()  # type: ignore[union-attr]
+    assert "asysi-lab-minilm/experiment.yaml" in names
+    assert "asysi-lab-minilm/why.txt" not in names
+    assert "why.txt: KeyError: 'reason'" in missing
+    assert "why.txt: KeyError: 'reason'" in capsys.readouterr().err
+
+
+def test_a_folder_in_the_place_of_the_bundle_is_refused_at_once(fake, experiment, tmp_path, capsys):
+    """It is the user's mistake, exit code 2, and nothing is asked for."""
+    fake.objects += [experiment(phase="Running")]
+    fake.save()
+    with pytest.raises(SystemExit) as leaving:
+        main(["cluster", "why", "minilm", "--bundle", str(tmp_path)])
+    assert leaving.value.code == 2
+    assert "is a folder" in capsys.readouterr().err
+    assert fake.calls == []
 
 
 def test_a_bundle_holds_no_secret(bundle, fake):

@@ -47,6 +47,7 @@ def write_bundle(kubectl: Kubectl, seen: ExperimentView, target: Path) -> list[s
         texts = list(threads.map(lambda part: _collect(part[1]), parts))
     missing = [f"{kind}: {why}" for kind, why in sorted(seen.hidden.items())]
     missing += [f"{name}: {error}" for (name, _), (_, error) in zip(parts, texts, strict=True) if error]
+    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.tmp")
     try:
         with tarfile.open(temporary, "w:gz") as tar:
@@ -139,6 +140,8 @@ def _collect(read: Callable[[], str]) -> tuple[str | None, str | None]:
         return read(), None
     except ClusterError as error:
         return None, str(error)
+    except Exception as error:  # noqa: BLE001 - a bundle without a part tells more than none
+        return None, f"{type(error).__name__}: {error}"
 
 
 def _yaml(objects: Any) -> str:

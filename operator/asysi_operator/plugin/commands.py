@@ -247,6 +247,10 @@ def why(
     from asysi_operator.plugin.diagnosis import explain  # noqa: PLC0415 - not needed for help
     from asysi_operator.plugin.observe import observe  # noqa: PLC0415
 
+    if bundle is not None:
+        from asysi_operator.plugin.transfer import refuse_folder  # noqa: PLC0415
+
+        refuse_folder(bundle)
     kubectl = _kubectl(context, namespace, kubeconfig)
     seen = observe(kubectl, name)
     for sentence in explain(seen):

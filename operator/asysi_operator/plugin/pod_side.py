@@ -108,7 +108,7 @@ def unpack(stream: IO[bytes], folder: Path) -> tuple[int, int]:
                 _refuse_outside(member)
                 tar.extract(member, folder, **_FILTER)
                 files, size = files + member.isreg(), size + (member.size if member.isreg() else 0)
-    except (tarfile.TarError, EOFError, ValueError) as error:
+    except (tarfile.TarError, EOFError, ValueError, RecursionError) as error:
         raise WrongError(f"the stream broke off: {error}") from error
     if tally != {"files": files, "bytes": size}:
         raise WrongError(f"the stream broke off after {files} files")

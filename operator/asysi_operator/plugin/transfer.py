@@ -88,7 +88,7 @@ def refuse_folder(file: Path) -> None:
         ConfigError: it is one.
     """
     if file.is_dir():
-        raise ConfigError(f"{file} is a folder: name the file to write, like {file / 'report.html'}")
+        raise ConfigError(f"{file} is a folder: name the file to write in it")
 
 
 def put(kubectl: Kubectl, place: ClaimFolder, sources: Sequence[Path], *, overwrite: bool) -> Moved:
