@@ -57,7 +57,7 @@ def test_a_bundle_has_what_a_report_needs(bundle):
 
 
 def test_a_part_that_cannot_be_read_leaves_the_others(fake, experiment, tmp_path, monkeypatch, capsys):
-    """An object that no code of ours expects costs the bundle one part, which is named; its folder is made."""
+    """An object that no code of ours expects costs the bundle one part, which is named."""
     fake.objects += [experiment(phase="Running")]
     fake.save()
 

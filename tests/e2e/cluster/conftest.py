@@ -103,10 +103,13 @@ class Lab:
     """A namespace of its own, seen and changed by an administrator."""
 
     def __init__(self, kubeconfig: Path, namespace: str) -> None:
-        from kubernetes import config
+        from kubernetes import client, config
 
         self.namespace = namespace
-        self._api = config.new_client_from_config(str(kubeconfig))
+        configuration = client.Configuration()
+        config.load_kube_config(str(kubeconfig), client_configuration=configuration)
+        configuration.connection_pool_maxsize = 32  # tests ask from many threads at once
+        self._api = client.ApiClient(configuration)
 
     def close(self) -> None:
         """Let go of the connection."""
