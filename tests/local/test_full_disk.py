@@ -10,6 +10,7 @@ from asysi.contract.errors import ConfigError, no_room
 from asysi.files import is_full, write_atomic, write_atomically
 from asysi_operator.local.events import Events
 from asysi_operator.local.output import OutputFolder
+from asysi_operator.local.run_directories import RunDirectories
 
 
 @pytest.fixture
@@ -114,6 +115,16 @@ def test_a_disk_that_is_full_already_is_refused(disk):
         output.write("experiment.yaml", "x" * 100_000)
     output.discard()
     assert {path.name for path in disk.iterdir()} == {"ballast"}
+
+
+def test_a_scratch_folder_without_room_is_refused(disk, tmp_path):
+    """A run whose configuration cannot be written is refused in one sentence, and leaves nothing."""
+    with RunDirectories("tiny", shared=tmp_path, scratch=disk) as directories:
+        fill(disk)
+        with pytest.raises(ConfigError, match=r"no room is left in .*/disk"):
+            directories.write_config({"experiment.json": "x" * 100_000})
+    assert {path.name for path in disk.iterdir()} == {"ballast"}
+    assert not list(tmp_path.glob("asysi-*"))
 
 
 def test_the_run_stops_in_one_sentence(pod):

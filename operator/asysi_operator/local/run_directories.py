@@ -11,9 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from asysi.contract.errors import ConfigError
+from asysi.contract.errors import ConfigError, no_room
 from asysi.contract.quantity import format_bytes
 from asysi.contract.runtime import MOUNTS, Env
+from asysi.files import is_full
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the rings live in shared memory; the folder in it is private
 
@@ -82,11 +83,20 @@ class RunDirectories:
             folder.mkdir(mode=0o700)
 
     def write_config(self, files: dict[str, str]) -> None:
-        """Write the files of the rendered ConfigMap."""
+        """Write the files of the rendered ConfigMap.
+
+        Raises:
+            ConfigError: they cannot be written.
+        """
         folder = self._scratch / "config"
-        folder.mkdir(mode=0o700)
-        for name, text in files.items():
-            (folder / name).write_text(text, encoding="utf-8")
+        try:
+            folder.mkdir(mode=0o700)
+            for name, text in files.items():
+                (folder / name).write_text(text, encoding="utf-8")
+        except OSError as error:
+            if is_full(error):
+                raise ConfigError(no_room(self._parents[1])) from error
+            raise ConfigError(f"the folders of the run cannot be made: {error}") from error
 
     def _locked(self) -> int:
         while True:
