@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test tools lint format generate check-generated bench bench-host bench-sae bench-ring bench-operator bench-pipeline bench-weights bench-gpu compatibility smollm2 peers peers-ring peers-pipeline peers-weights ring-models ring-faults ring-hostile ring-stop ring-abi mscan-faults kill-pipeline memory-pipeline chaos hostile e2e audit pictures clean
+.PHONY: help install demo test tools lint format generate check-generated bench bench-host bench-sae bench-ring bench-operator bench-pipeline bench-weights bench-archive bench-gpu compatibility smollm2 peers peers-ring peers-pipeline peers-weights peers-archive ring-models ring-faults ring-hostile ring-stop ring-abi mscan-faults kill-pipeline memory-pipeline chaos hostile e2e audit pictures clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -99,6 +99,16 @@ bench-operator: install ## From apply to Job beside a thousand experiments; need
 
 bench-pipeline: install peers-pipeline ## Rows a second against a plain loop, datatrove and Ray Data; calls a second against the ideal
 	$(BIN)/python benchmarks/pipeline/compare.py --peers $(VENV)-pipeline/bin/python $(if $(BEFORE),--before $(BEFORE))
+
+$(VENV)-archive/.ready:
+	$(PYTHON) -m venv $(VENV)-archive
+	$(VENV)-archive/bin/pip install --quiet --disable-pip-version-check numpy==2.4.6 pyarrow==26.0.1 datasets==5.2.0 safetensors==0.8.0 h5py==3.16.0 zarr==3.1.6
+	@touch $@
+
+peers-archive: $(VENV)-archive/.ready ## Create .venv-archive with Arrow, HF datasets, safetensors, HDF5 and Zarr
+
+bench-archive: install peers-archive ## Write and read 2 GiB with ours and five other formats, beside cp and memcpy; QUICK=1 for a minute
+	$(BIN)/python benchmarks/archive/compare.py --peers-python $(VENV)-archive/bin/python $(if $(QUICK),--quick)
 
 bench-gpu: install ## What capture costs a model on a GPU; needs CUDA and five minutes
 	$(BIN)/python benchmarks/gpu/measure.py --out build/gpu

@@ -63,6 +63,12 @@ def local_folder(address: str | Path, name: str, why: str = "it must be a folder
     return Path(text.removeprefix("file://").removeprefix("local://"))
 
 
+def given(path: Path) -> str | Path:
+    """Return a path of the command line, or the address in a store that `Path` took a slash from."""
+    text = _LOST_SLASH.sub(r"\1://", str(path), count=1)
+    return text if is_remote(text) else path
+
+
 def filesystem(address: str) -> tuple[Any, str]:
     """Return fsspec's file system of an address, and the path in it.
 

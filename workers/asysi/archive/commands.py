@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from asysi.contract.errors import ConfigError
+from asysi.locations import given, local_folder
 
 if TYPE_CHECKING:
     from asysi.archive.dataset import MScanDataset, Range
@@ -21,7 +22,9 @@ app = typer.Typer(
 _Path = Annotated[
     Path,
     typer.Argument(
-        help="A segment, a folder of segments, or an output folder with archive/ in it.", metavar="PATH"
+        help="A segment, a folder of segments, or an output folder with archive/ in it; info, cat, export "
+        "and merge also take an address like s3://bucket/run.",
+        metavar="PATH",
     ),
 ]
 
@@ -268,22 +271,26 @@ def _files(path: Path) -> list[Path]:
     from asysi.archive.dataset import find_segments  # noqa: PLC0415 - numpy is not needed to show the help
 
     try:
-        return find_segments(path)
+        return find_segments(local_folder(path, "PATH", "segments in a store are read, not changed"))
     except FileNotFoundError as error:
-        raise ConfigError(
-            f"{error}: give a segment, a folder of segments, or an experiment's output"
-        ) from None
+        raise _nothing(error) from None
 
 
 def _open(path: Path, *, scan: bool = False) -> "MScanDataset":
     from asysi.archive.dataset import MScanDataset  # noqa: PLC0415 - numpy is not needed to show the help
     from asysi.archive.errors import MScanError  # noqa: PLC0415
 
-    _files(path)
+    address = given(path)
     try:
-        return MScanDataset(path, scan=scan)
+        return MScanDataset(address, scan=scan and isinstance(address, Path))
+    except FileNotFoundError as error:
+        raise _nothing(error) from None
     except MScanError as error:
         raise _failed(error) from None
+
+
+def _nothing(error: FileNotFoundError) -> ConfigError:
+    return ConfigError(f"{error}: give a segment, a folder of segments, or an experiment's output")
 
 
 def _failed(error: Exception) -> typer.Exit:

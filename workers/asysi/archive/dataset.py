@@ -14,6 +14,7 @@ from asysi.archive.format import METRICS_DTYPE, ChunkKind
 from asysi.archive.segment import Segment, open_segment
 from asysi.bus.packet import ActivationPacket
 from asysi.contract.runtime import ARCHIVE_FOLDER
+from asysi.locations import is_remote
 
 Range = tuple[int, int]
 """From, up to but without."""
@@ -41,13 +42,25 @@ def find_segments(path: Path) -> list[Path]:
     raise FileNotFoundError(f"{path} holds no .mscan segment")
 
 
+def open_segments(path: str | Path, *, scan: bool = False) -> list[Segment]:
+    """Return the segments of a path or of an address in a store; see `MScanDataset`."""
+    if isinstance(path, str) and is_remote(path):
+        from asysi.archive.remote import open_remote  # noqa: PLC0415 - fsspec takes its time
+
+        return open_remote(path)
+    return [open_segment(file, scan=scan) for file in find_segments(Path(path))]
+
+
 class MScanDataset:
     """The segments of an experiment, in the order of attempt and number.
 
     Args:
-        path: a segment, a folder of segments, or an output folder with `archive/` in it.
+        path: a segment, a folder of segments, or an output folder with `archive/` in it; also the address of
+            one in a store of fsspec, like `s3://bucket/run`, which is read by ranges.
         scan: whether segments without a footer (torn, or still being written) are read up to their last
             intact chunk; otherwise they are errors.
+        verify: whether payloads are checked against their checksums when they are read. Without it a bit that
+            flipped on the disk is read as data.
 
     Raises:
         FileNotFoundError: there is no segment.
@@ -55,8 +68,10 @@ class MScanDataset:
             method, for a chunk that is not what was written.
     """
 
-    def __init__(self, path: str | Path, *, scan: bool = False) -> None:
-        segments = [open_segment(file, scan=scan) for file in find_segments(Path(path))]
+    def __init__(self, path: str | Path, *, scan: bool = False, verify: bool = True) -> None:
+        segments = open_segments(path, scan=scan)
+        for segment in segments:
+            segment.verify = verify
         self.segments = sorted(
             segments, key=lambda segment: (segment.attempt, segment.number, segment.path.name)
         )
@@ -131,8 +146,8 @@ class MScanDataset:
     ) -> Iterator[tuple[ActivationPacket, NDArray[np.float32]]]:
         """Yield, a packet at a time, the packet cut to the rows asked for and these rows as float32."""
         for packet in self.packets(point, steps=steps, samples=samples):
-            cut = _cut(packet, _inside(packet.rows["sample"], samples))
-            yield cut, cut.to_float32()
+            chosen = cut(packet, _inside(packet.rows["sample"], samples))
+            yield chosen, chosen.to_float32()
 
     def addresses(self) -> set[Address]:
         """Return the address of every packet; every payload is checked on the way."""
@@ -210,9 +225,12 @@ def _inside(values: NDArray[Any], bounds: Range | None) -> NDArray[np.bool_]:
     return np.asarray((values >= bounds[0]) & (values < bounds[1]))
 
 
-def _cut(packet: ActivationPacket, keep: NDArray[np.bool_]) -> ActivationPacket:
+def cut(packet: ActivationPacket, keep: NDArray[np.bool_]) -> ActivationPacket:
     """Return the packet with the rows of `keep` alone; its header still describes the whole."""
-    if keep.all():
-        return packet
-    scales = packet.scales[keep] if packet.scales is not None else None
-    return ActivationPacket(packet.header, packet.point, packet.rows[keep], scales, packet.payload[keep])
+    return packet if keep.all() else pick(packet, np.flatnonzero(keep))
+
+
+def pick(packet: ActivationPacket, rows: NDArray[np.integer[Any]]) -> ActivationPacket:
+    """Return a packet of rows [n] of a packet, copied; its header still describes the whole."""
+    scales = packet.scales[rows] if packet.scales is not None else None
+    return ActivationPacket(packet.header, packet.point, packet.rows[rows], scales, packet.payload[rows])

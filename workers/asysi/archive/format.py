@@ -256,7 +256,7 @@ def view(data: Bytes, dtype: np.dtype[Any], offset: int) -> NDArray[np.void] | N
     """Return the record [1] at `offset`, None where the data ends before it does."""
     if offset < 0 or offset + dtype.itemsize > len(data):
         return None
-    return np.frombuffer(data, dtype, 1, offset)
+    return np.frombuffer(data[offset : offset + dtype.itemsize], dtype)
 
 
 def pack_json(value: object) -> bytes:
@@ -465,7 +465,7 @@ def parse_footer(data: Bytes) -> Footer:
         points = parse_points(unpack_json(data[table_at : table_at + table_bytes]))
     except ValueError as error:
         raise CorruptError(f"the footer's hook points cannot be read: {error}", offset=table_at) from None
-    entries = np.frombuffer(data, CHUNK_DTYPE, number, entries_at)
+    entries = np.frombuffer(data[entries_at:table_at], CHUNK_DTYPE, number)
     return Footer(offset, counts, entries, points, int(head["metadata_checksum"][0]), int(head["key"][0]))
 
 

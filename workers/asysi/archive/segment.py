@@ -57,6 +57,8 @@ class Segment:
     """[1] of COUNTS_DTYPE; None for a segment without a footer."""
     damage: list[MScanError] = field(default_factory=list)
     """What had to be left out when the index was rebuilt from the chunks."""
+    verify: bool = True
+    """Whether payloads are checked against their checksums; chunk headers and the index always are."""
     lost_rows: int = 0
     """Rows in it as far as the chunks' running totals tell, METRICS and TENSOR added."""
 
@@ -78,7 +80,7 @@ class Segment:
             head = parse_chunk(self.data, offset, self.key)
             if head.tobytes() != entry.tobytes():
                 raise CorruptError("the chunk is not the one that the index names", offset=offset)
-            return payload(self.data, head[0])
+            return payload(self.data, head[0], verify=self.verify)
         except MScanError as error:
             raise self._located(error, chunk) from None
 
@@ -120,17 +122,18 @@ def packet_size(header: np.void) -> int:
     return size + padding(size, 8)
 
 
-def payload(data: memoryview, head: np.void) -> memoryview:
-    """Return the raw payload of the chunk with this header, checked against its checksum.
+def payload(data: memoryview, head: np.void, *, verify: bool = True) -> memoryview:
+    """Return the raw payload of the chunk with this header, checked against its checksum with `verify`.
 
     Raises:
         CorruptError: the payload does not have its checksum, or does not decompress to what the header says.
     """
     offset = int(head["offset"])
     first, stored, raw = offset + CHUNK_BYTES, int(head["stored_bytes"]), int(head["raw_bytes"])
-    if checksum(data[first : offset + chunk_size(head)]) != head["payload_checksum"]:
+    padded = data[first : offset + chunk_size(head)]
+    if verify and checksum(padded) != head["payload_checksum"]:
         raise CorruptError("the payload does not have its checksum", offset=first)
-    block = data[first : first + stored]
+    block = padded[:stored]
     packed = Packed(Codec(int(head["codec"])), block, int(head["element"]))
     try:
         return memoryview(unpack(packed, raw))
@@ -166,7 +169,7 @@ def open_segment(path: Path, *, scan: bool = False) -> Segment:
 
 def read_segment(data: Bytes, path: Path, *, scan: bool = False) -> Segment:
     """Return the segment in `data`; see `open_segment`."""
-    data = memoryview(data).toreadonly()
+    data = memoryview(data).toreadonly() if isinstance(data, bytes | bytearray | memoryview) else data
     try:
         return _indexed(data, path)
     except MScanError as error:

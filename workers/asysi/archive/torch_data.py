@@ -6,6 +6,7 @@ Both give dictionaries: `activation` [width] or [n, width], and `sample`, `step`
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,32 +14,41 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from asysi.archive.dataset import MScanDataset, Range
+from asysi.archive.dataset import MScanDataset, Range, cut, pick
 from asysi.archive.format import ChunkKind
 from asysi.bus.packet import ActivationPacket, Dtype, RowFlag
 
 Rows = dict[str, Tensor]
 _LINEAGE = ("sample", "sequence", "position", "token")
 _SIGNED = {"sample": np.int64, "sequence": np.int64, "position": np.int64, "token": np.int64}
-_HELD_CHUNKS = 64
+_HELD_CHUNKS = 256
+"""Chunks that are held: of uncompressed ones views of the file, of compressed ones their payload."""
 
 
 class _Chunks:
     """The TENSOR chunks of one hook point, read when asked for; opened again in every worker process."""
 
-    def __init__(self, path: str | Path, point: str, steps: Range | None, samples: Range | None) -> None:
-        self._path, self._steps, self._samples = Path(path), steps, samples
+    def __init__(
+        self,
+        path: str | Path,
+        point: str,
+        steps: Range | None,
+        samples: Range | None,
+        *,
+        verify: bool = True,
+    ) -> None:
+        self._path, self._steps, self._samples, self._verify = path, steps, samples, verify
         self.point = point
         self._open()
 
     def _open(self) -> None:
-        dataset = MScanDataset(self._path)
+        dataset = MScanDataset(self._path, verify=self._verify)
         if self.point not in dataset.points:
             known = ", ".join(dataset.points) or "none"
             raise KeyError(f"{self._path} has no hook point {self.point!r}; it has {known}")
         found = dataset.chunks(ChunkKind.TENSOR, self.point, steps=self._steps, samples=self._samples)
         self._found = list(found)
-        self._held: dict[int, Rows] = {}
+        self._held: dict[int, list[ActivationPacket]] = {}
 
     def __getstate__(self) -> dict[str, object]:
         """Mapped files do not travel to worker processes; they are opened there."""
@@ -61,28 +71,34 @@ class _Chunks:
         segment, chunk = self._found[number]
         return int(segment.entries["rows"][chunk])
 
-    def read(self, number: int) -> Rows:
-        """Return the rows of a chunk that were asked for."""
+    def packets(self, number: int) -> list[ActivationPacket]:
+        """Return the packets of a chunk, cut to the rows that were asked for.
+
+        Those of uncompressed chunks are views of the mapped file; they are checked once.
+        """
         if number in self._held:
             self._held[number] = self._held.pop(number)
             return self._held[number]
+        segment, chunk = self._found[number]
+        found = [part for packet in segment.packets(chunk) if (part := self._wanted(packet)) is not None]
         if len(self._held) >= _HELD_CHUNKS:
             del self._held[next(iter(self._held))]
-        segment, chunk = self._found[number]
-        parts = [part for packet in segment.packets(chunk) if (part := self._wanted(packet)) is not None]
-        self._held[number] = _join(parts) if parts else _none()
-        return self._held[number]
+        self._held[number] = found
+        return found
 
-    def _wanted(self, packet: ActivationPacket) -> Rows | None:
+    def read(self, number: int) -> Rows:
+        """Return the rows of a chunk that were asked for."""
+        parts = [to_tensors(packet) for packet in self.packets(number)]
+        return _join(parts) if parts else _none()
+
+    def _wanted(self, packet: ActivationPacket) -> ActivationPacket | None:
         step = int(packet.header["step"])
         if self._steps is not None and not self._steps[0] <= step < self._steps[1]:
             return None
-        rows = to_tensors(packet)
         if self._samples is None:
-            return rows
+            return packet
         sample = packet.rows["sample"]
-        keep = torch.from_numpy((sample >= self._samples[0]) & (sample < self._samples[1]))
-        return {name: column[keep] for name, column in rows.items()}
+        return cut(packet, (sample >= self._samples[0]) & (sample < self._samples[1]))
 
 
 def to_tensors(packet: ActivationPacket) -> Rows:
@@ -117,6 +133,7 @@ class MScanRows(Dataset[Rows]):
         point: path of the hook point.
         steps: steps from, up to but without.
         samples: rows of the input from, up to but without.
+        verify: whether the checksum of a chunk is verified when the first row of it is read.
 
     Raises:
         KeyError: the archive has no such hook point.
@@ -124,12 +141,21 @@ class MScanRows(Dataset[Rows]):
     """
 
     def __init__(
-        self, path: str | Path, point: str, *, steps: Range | None = None, samples: Range | None = None
+        self,
+        path: str | Path,
+        point: str,
+        *,
+        steps: Range | None = None,
+        samples: Range | None = None,
+        verify: bool = True,
     ) -> None:
-        self._chunks = _Chunks(path, point, steps, samples)
+        self._chunks = _Chunks(path, point, steps, samples, verify=verify)
         numbers = range(len(self._chunks))
         exact = self._chunks.filtered
-        sizes = [len(self._chunks.read(n)["step"]) if exact else self._chunks.rows(n) for n in numbers]
+        sizes = [
+            sum(len(p.rows) for p in self._chunks.packets(n)) if exact else self._chunks.rows(n)
+            for n in numbers
+        ]
         self._ends: NDArray[np.int64] = np.cumsum(sizes, dtype=np.int64)
 
     def __len__(self) -> int:
@@ -146,18 +172,34 @@ class MScanRows(Dataset[Rows]):
 
     def __getitems__(self, indices: list[int]) -> list[Rows]:
         """Return rows; those of one chunk are read together."""
-        wanted = np.asarray(indices, np.int64)
-        wanted = np.where(wanted < 0, wanted + len(self), wanted)
-        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < len(self)):
-            raise IndexError(f"rows are 0 to {len(self) - 1}, asked for {indices}")
-        chunks = np.searchsorted(self._ends, wanted, "right")
-        found: list[Rows] = [{}] * len(wanted)
-        for place in np.argsort(chunks, kind="stable"):
-            chunk = int(chunks[place])
-            rows = self._chunks.read(chunk)
-            row = int(wanted[place] - (self._ends[chunk - 1] if chunk else 0))
-            found[int(place)] = {name: column[row] for name, column in rows.items()}
-        return found
+        rows = self.take(np.asarray(indices, np.int64))
+        return [{name: column[place] for name, column in rows.items()} for place in range(len(indices))]
+
+    def take(self, numbers: NDArray[np.integer[Any]]) -> Rows:
+        """Return rows by their numbers [n], in any order, as one batch.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        wanted = np.where(numbers < 0, numbers + len(self), numbers).astype(np.int64)
+        if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
+            raise IndexError(f"rows are 0 to {len(self) - 1}, asked for {wanted.min()} to {wanted.max()}")
+        order = np.argsort(wanted, kind="stable")
+        ordered = wanted[order]
+        chunks = np.searchsorted(self._ends, ordered, "right")
+        parts = []
+        for chunk in np.unique(chunks):
+            first = self._ends[chunk - 1] if chunk else 0
+            own = ordered[chunks == chunk] - first
+            for packet in self._chunks.packets(int(chunk)):
+                inside = own[(own >= 0) & (own < len(packet.rows))]
+                if len(inside):
+                    parts.append(to_tensors(pick(packet, inside)))
+                own -= len(packet.rows)
+        if not parts:
+            return _none()
+        back = torch.from_numpy(np.argsort(order, kind="stable"))
+        return {name: column[back] for name, column in _join(parts).items()}
 
 
 class MScanStream(IterableDataset[Rows]):
