@@ -23,6 +23,7 @@ from asysi.capture.collector import Collector
 from asysi.capture.hooks import ActivationHooker
 from asysi.capture.rows import first_tensor, row_shape
 from asysi.contract.spec import Data, Holdout, SaeTrain
+from asysi.finish.budget import ReadBudget, Unwatched
 from asysi.finish.rereading import join_rows, read_again
 from asysi.hosts.unseen import planned_width
 from asysi.model.loading import LoadedModel
@@ -287,7 +288,7 @@ def test_the_report_reads_rows_as_training_did(tmp_path):
     data = Data(uri=f"jsonl://{tmp_path}/text.jsonl", holdout=Holdout(share=0.5))
     again = read_again(
         LoadedModel(model, letters(), None), [HookPoint("a"), HookPoint("b")], data,
-        passes=1, max_samples=None, seed=0, beat=lambda: None,
+        passes=1, max_samples=None, seed=0, budget=ReadBudget(20_000, 3600), watch=Unwatched(),
     )  # fmt: skip
     tokens = torch.from_numpy(again.sheet.tokens)
     with torch.no_grad():

@@ -6,6 +6,7 @@ import torch
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 from asysi.finish import splice
+from asysi.finish.budget import ReadBudget, Unwatched
 from asysi.finish.reread_tokens import RereadTokens
 from asysi.finish.splice import Spliced, Target
 from asysi.sae.variants.topk import TopK
@@ -63,7 +64,9 @@ def by_hand(model, sheet, path, change):
 
 
 def measured(model, sheet, target, budget=100_000):
-    (found,) = splice.measure(model, sheet, [target], budget, padding=0, beat=lambda: None)
+    spending = ReadBudget(budget, seconds=3600)
+    result = splice.measure(model, sheet, [target], spending, padding=0, watch=Unwatched())
+    (found,) = result.figures
     return found
 
 

@@ -1,8 +1,10 @@
 """Files that appear whole or not at all, and what is said when there is no room for them."""
 
 import errno
+import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -53,4 +55,26 @@ def is_full(error: BaseException | None) -> bool:
         if f"os error {errno.ENOSPC}" in str(error) or os.strerror(errno.ENOSPC) in str(error):
             return True
         error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def held(file: Path) -> Iterator[None]:
+    """Hold a lock on `file`, which is made; it is released at the end, and by the death of the process."""
+    with file.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def is_held(file: Path) -> bool:
+    """Return whether another process holds the lock on `file`; no file is not held."""
+    try:
+        with file.open() as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno == errno.EWOULDBLOCK:
+            return True
+        raise
     return False

@@ -179,7 +179,10 @@ def _notes(told: tuple[object, ...]) -> tuple[object, ...]:
 
 
 def progress(status: RunStatus) -> str:
-    """Return how far the model is: tokens of tokens, or steps of steps."""
+    """Return how far the model is: tokens of tokens, or steps of steps; or how far finish is that reads."""
+    again = status.rereading
+    if again.tokens_total:
+        return f"{whole(again.tokens)} of {whole(again.tokens_total)} tokens read for the {again.what}"
     at = status.progress
     if at.tokens is not None and at.tokens_total:
         return f"{whole(at.tokens)} of {whole(at.tokens_total)} tokens"

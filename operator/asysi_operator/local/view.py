@@ -44,7 +44,11 @@ class View:
 
     @property
     def remaining(self) -> float | None:
-        """Seconds that the model still needs at its present pace, None when unknown."""
+        """Seconds that the model still needs at its present pace, or finish for what it reads again; None
+        when unknown.
+        """
+        if self.phase == "analysing":
+            return self.status.rereading.seconds_left
         at = self.status.progress
         if self.phase != "running" or not at.tokens_total or at.tokens is None or not at.tokens_per_second:
             return None

@@ -243,7 +243,10 @@ READ_BY = {
         "spec.data.pipeline.budget",
     ),
     "asysi.finish": (
+        "spec.finish.maxTokens",
+        "spec.finish.maxSeconds",
         "spec.finish.spliceTokens",
+        "spec.finish.spliceSeconds",
         "spec.weights.enabled",
     ),
     "asysi.monitor": ("spec.output.resume",),

@@ -140,3 +140,9 @@ POINTS_FILE = PurePosixPath("points.json")
 """The matched hook points: a list of {path, alias, shape, dtype}."""
 MODEL_FILE = PurePosixPath("model.json")
 """What prepare resolved: {uri, path, sha256, revision, class_name, tokenizer}."""
+REREAD_FILE = PurePosixPath("reread.safetensors")
+"""Rows and tokens of the report's documents, left by a host with a GPU."""
+REREAD_LOCK = PurePosixPath("reread.lock")
+"""Held by a host from before its ring is closed until it has left them."""
+REREADER = "asysi.finish.host_rows:leave"
+"""`module:function` that leaves them. By name: finish stands above the hosts, which import nothing of it."""

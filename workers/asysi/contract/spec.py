@@ -463,9 +463,18 @@ class Weights(Part):
 class Finish(Part):
     """What is looked at once the stream has ended."""
 
+    max_tokens: Annotated[int, Field(ge=256, le=10_000_000)] = 20_000
+    """Tokens that the report reads again at most, held-out documents first. Their activations may take a
+    quarter of `resources.finish.memory`; that can be less."""
+    max_seconds: Annotated[int, Field(ge=1, le=86_400)] = 30
+    """Seconds that this reading may take. No forward begins that would end later, and at least one is run;
+    the report says how many tokens were read, and why no more."""
     splice_tokens: Annotated[int, Field(ge=0, le=10_000_000)] = 20_000
     """Tokens that may run through a language model, all forwards together, to measure the cross-entropy of
     the next token with each SAE spliced in; 0 measures none."""
+    splice_seconds: Annotated[int, Field(ge=1, le=86_400)] = 20
+    """Seconds that these forwards may take, on the CPU; fewer documents are read where they would take
+    longer."""
 
 
 class Output(Part):

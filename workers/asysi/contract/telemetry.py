@@ -123,6 +123,17 @@ class ModelProgress(_Part):
     tokens_per_second: Number = None
 
 
+class Rereading(_Part):
+    """How far finish is with a reading of its own, once the stream has ended."""
+
+    what: Text = None
+    """What is read for: `report` or `cross-entropy`."""
+    tokens: Count = None
+    tokens_total: Count = None
+    seconds_left: Number = None
+    """None while the pace is not known."""
+
+
 class Captured(_Part):
     """Rows at capture, all hook points together."""
 
@@ -207,6 +218,15 @@ class RunStatus(_Part):
     points: Annotated[list[PointStatus], BeforeValidator(_parts)] = []
     ledger: Annotated[Balance, BeforeValidator(_part)] = Balance()
     conditions: Conditions = {}
+    rereading: Annotated[Rereading, BeforeValidator(_part)] = Rereading()
+    """Not written while nothing is read again."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what is written; unknown numbers are null."""
+        written = super().as_json()
+        if self.rereading == Rereading():
+            del written["rereading"]
+        return written
 
     @classmethod
     def read(cls, body: bytes) -> Self | None:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from asysi.contract.runtime import (
     Exit,
 )
 from asysi.files import write_atomic
+from asysi.finish.budget import ReadProgress
 from asysi.finish.ending import (
     Ending,
     conditions_json,
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
     from asysi.finish.analysis import RunAnalysis
     from asysi.model.loading import ResolvedModel
 
+SAY_SECONDS = 5.0
+"""Between two lines of the log about a reading."""
 log = logging.getLogger("asysi")
 
 
@@ -61,13 +65,16 @@ def main(worker: Worker) -> int:
     pace = TokensPerSecond(time.monotonic)
     said: str | None = None
     ending: Ending | None = None
+    watch = _Watching(worker.health.beat)
 
     def status() -> dict[str, object]:
         now = rings.snapshot()
         running = now.capture_state is ProducerState.ATTACHED
         tokens_per_second = pace.of(now.host.tokens) if running else pace.last
         conditions = None if ending is None else conditions_json(ending)
-        return shape(now, tokens_per_second=tokens_per_second, said=said, conditions=conditions)
+        return shape(
+            now, tokens_per_second=tokens_per_second, said=said, conditions=conditions, reading=watch.at
+        )
 
     worker.status = status
     (worker.output / VERDICT_FILE).unlink(missing_ok=True)  # of an earlier attempt
@@ -89,21 +96,40 @@ def main(worker: Worker) -> int:
         return Exit.FAILED
     (worker.output / REPORT_FILE).unlink(missing_ok=True)  # of a run that was ended early, and went on
     write_atomic(worker.output / LEDGER_FILE, text)
-    ending = _judge_and_report(worker, ledger, written, outcome)
+    ending = _judge_and_report(worker, ledger, written, outcome, watch)
     passed = ending.level is not Level.FAIL
     said = "complete" if passed else "failed"
     return Exit.OK if passed else Exit.FAILED
 
 
+class _Watching:
+    """Keeps how far a reading is for `/status`, and says it in the log now and then."""
+
+    def __init__(self, beat: Callable[[], None]) -> None:
+        self.beat = beat
+        self.at: ReadProgress | None = None
+        self._said_at = time.monotonic()
+
+    def show(self, progress: ReadProgress | None) -> None:
+        """Note how far a reading is."""
+        self.at = progress
+        if progress is None or time.monotonic() - self._said_at < SAY_SECONDS:
+            return
+        self._said_at = time.monotonic()
+        left = "" if progress.seconds_left is None else f", about {progress.seconds_left:.0f} s left"
+        log.info("%s: read %d of %d tokens%s", progress.what, progress.tokens, progress.tokens_total, left)
+
+
 def _judge_and_report(
-    worker: Worker, ledger: Ledger, written: dict[str, object], outcome: WaitResult
+    worker: Worker, ledger: Ledger, written: dict[str, object], outcome: WaitResult, watch: _Watching
 ) -> Ending:
     from asysi.finish.analysis import analyse  # noqa: PLC0415 - torch, once it is needed
     from asysi.report.page import build  # noqa: PLC0415
 
     began = time.monotonic()
     experiment, output = worker.experiment, worker.output
-    analysis = analyse(experiment, output, worker.workspace, outcome.snapshot.points, worker.health.beat)
+    gauges = outcome.snapshot.points
+    analysis = analyse(experiment, output, worker.workspace, gauges, watch, attempt=worker.attempt)
     if experiment.spec.weights.enabled:
         _look_at_weights(worker, analysis)
     records = read_records(experiment, output)

@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from asysi.contract.errors import ConfigError
-from asysi.contract.rows import read_rows
 from asysi.contract.runtime import CHECKPOINT_FOLDER, MODEL_FILE, POINTS_FILE, SAE_FOLDER
 from asysi.contract.spec import ScanExperiment, Tokens
 from asysi.contract.workloads import text_of
 from asysi.finish import features, logits, sample, splice
 from asysi.finish.agreement import Held, compare
+from asysi.finish.budget import ReadBudget, Watch
 from asysi.finish.features import LayerResult, Question
+from asysi.finish.host_rows import GRACE, await_rows
 from asysi.finish.reread_tokens import PointRows
-from asysi.finish.rereading import Reread, read_again
+from asysi.finish.rereading import Extent, Reread, read_for_report
 from asysi.finish.status import TrainerGauges
 from asysi.finish.survey import VarianceByPlace, survey
 from asysi.finish.token_text import vocabulary
@@ -74,6 +75,8 @@ class RunAnalysis:
     model: str = ""
     exports: list[str] = field(default_factory=list)
     """Folders of the exported autoencoders, below the output."""
+    extent: Extent | None = None
+    """How much text was read again; None where none was."""
     parameters: str = ""
     """What the analysis of the parameters came to; empty when none was asked for."""
     missing: list[str] = field(default_factory=list)
@@ -99,10 +102,20 @@ def analyse(
     output: Path,
     workspace: Path,
     gauges: tuple[TrainerGauges, ...],
-    beat: Callable[[], None],
+    watch: Watch,
+    *,
+    attempt: int = 0,
 ) -> RunAnalysis:
     """Read text again and look at every exported autoencoder; what fails is said in the result, never
     raised.
+
+    Args:
+        experiment: what was asked for.
+        output: the results.
+        workspace: what prepare and the host left.
+        gauges: the trainers' figures.
+        watch: is told how far it is.
+        attempt: number of this attempt.
     """
     result = RunAnalysis()
     spec = experiment.spec
@@ -126,26 +139,39 @@ def analyse(
         resolved = read_resolved(workspace / MODEL_FILE)
         loaded = load_model(resolved, spec.model.dtype)
         result.model = _describe(loaded, resolved, spec.model.dtype, len(points))
-        again = read_again(
-            loaded,
-            points,
-            read_rows(spec.data, output),
-            passes=text.passes,
-            max_samples=text.max_samples,
-            seed=SEED,
-            beat=beat,
+        again = _left_by_host(experiment, workspace, attempt, result, watch) or read_for_report(
+            experiment, output, loaded, points, watch=watch
         )
+        watch.show(None)
+        result.extent = again.extent
         result.places = {
             path: _called(survey(rows, again.sheet), again) for path, rows in again.activations.items()
         }
         _compare_norms(result, again, output)
         head = _Head(logits.unembedding(loaded.module), partial(vocabulary, loaded.tokenizer))
-        _look(result, experiment, exports, again, head, gauges={one.path: one for one in gauges}, beat=beat)
-        _splice(result, exports, again, loaded, budget=spec.finish.splice_tokens, beat=beat)
+        gauged = {one.path: one for one in gauges}
+        _look(result, experiment, exports, again, head, gauges=gauged, beat=watch.beat)
+        budget = ReadBudget(spec.finish.splice_tokens, spec.finish.splice_seconds)
+        _splice(result, exports, again, loaded, budget=budget, watch=watch)
+        watch.show(None)
     except Exception as error:  # the report is written all the same, and says what it lacks
         log.exception("the analysis failed")
         result.problems.append(f"The analysis of the latents failed: {type(error).__name__}: {error}")
     return result
+
+
+def _left_by_host(
+    experiment: ScanExperiment, workspace: Path, attempt: int, result: RunAnalysis, watch: Watch
+) -> Reread | None:
+    """Return what a host with a GPU has read for the report, None where it has no GPU or left nothing."""
+    spec = experiment.spec
+    if not spec.resources.host.gpus:
+        return None
+    found, why = await_rows(workspace, attempt, spec.finish.max_seconds + GRACE, watch)
+    if found is None:
+        log.warning("the report's documents are read on the CPU: %s", why)
+        result.missing.append(f"The rows that the host's GPU should have read: {why}; finish read its own.")
+    return found
 
 
 def _look_without_text(result: RunAnalysis, exports: list[Export]) -> None:
@@ -258,8 +284,8 @@ def _splice(
     again: Reread,
     loaded: LoadedModel,
     *,
-    budget: int,
-    beat: Callable[[], None],
+    budget: ReadBudget,
+    watch: Watch,
 ) -> None:
     """Measure the cross-entropy with each SAE spliced in, where the model is one that predicts tokens."""
     from asysi.sae.export import load  # noqa: PLC0415 - not needed without autoencoders
@@ -267,7 +293,7 @@ def _splice(
     chosen = [one for one in exports if (look := result.saes.get((one.trainer, one.point))) and look.layer]
     chosen = [one for one in chosen if "#" not in one.point]  # of a single call, all calls would be replaced
     what = "Cross-entropy with the SAE spliced in"
-    if not chosen or not budget:
+    if not chosen or not budget.tokens:
         return
     if why := splice.why_not(loaded.module):
         result.missing.append(f"{what}: {why}.")
@@ -275,14 +301,15 @@ def _splice(
     targets = [splice.Target(one.point, load(one.folder), _norm_limit(one.folder)) for one in chosen]
     padding = make_policy(Tokens(), loaded.tokenizer).padding
     try:
-        found = splice.measure(loaded.module, again.sheet, targets, budget, padding=padding, beat=beat)
+        measured = splice.measure(loaded.module, again.sheet, targets, budget, padding=padding, watch=watch)
     except Exception as error:  # a forward may do anything; the page is whole without this
         log.exception("the autoencoders cannot be spliced in")
         result.missing.append(f"{what}: {type(error).__name__}: {error}")
         return
-    if not any(found):
+    found = measured.figures
+    if without := sum(one is None for one in found):
         result.missing.append(
-            f"{what}: {budget:,} tokens (spec.finish.spliceTokens) are too few for {len(chosen)} SAEs."
+            f"{what}: {without} of {len(chosen)} SAEs are without it: {_why_not_spliced(measured, budget)}."
         )
     for export, one in zip(chosen, found, strict=True):
         key = (export.trainer, export.point)
@@ -291,6 +318,16 @@ def _splice(
         layer = dataclasses.replace(look.layer, spliced=None if one is None else dataclasses.astuple(one))
         result.saes[key] = dataclasses.replace(look, layer=layer)
         result.layers = [layer if old.name == layer.name else old for old in result.layers]
+
+
+def _why_not_spliced(measured: splice.SpliceResult, budget: ReadBudget) -> str:
+    match measured.ended:
+        case "tokens":
+            return f"{budget.tokens:,} tokens (spec.finish.spliceTokens) are too few"
+        case "seconds":
+            return f"{budget.seconds:.0f} s (spec.finish.spliceSeconds) were over"
+        case _:
+            return "a loss is not finite"
 
 
 def _look_at(

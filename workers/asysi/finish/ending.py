@@ -278,6 +278,7 @@ def report_of(
         browser=analysis.browser,
         limits=(
             *provenance.limits(experiment, host, seen, attempt=ending.ledger.attempt, tokens=ending.tokens),
+            *([("Read again", provenance.read_again(analysis.extent))] if analysis.extent else []),
             *([("Parameters", analysis.parameters)] if analysis.parameters else []),
         ),
         commands=tuple(provenance.commands(experiment, analysis.exports)),

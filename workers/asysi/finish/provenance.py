@@ -11,6 +11,7 @@ import asysi
 from asysi.contract.runtime import EXPERIMENT_FILE
 from asysi.contract.spec import SaeTrain, ScanExperiment
 from asysi.contract.workloads import text_of
+from asysi.finish.rereading import Extent
 from asysi.finish.status import HostCounters
 from asysi.report.words import count, percent
 from asysi.sae.variants import variant
@@ -139,6 +140,21 @@ def _seeds(experiment: ScanExperiment) -> str:
         "this page": 0,
     }
     return ", ".join(f"{name} {seed}" for name, seed in seeds.items() if seed is not None)
+
+
+def read_again(extent: Extent) -> str:
+    """Return how much text the figures on latents come from, and why it is no more."""
+    why = {
+        "all": "that is all of it",
+        "tokens": "spec.finish.maxTokens allows no more",
+        "memory": "a quarter of spec.resources.finish.memory holds no more activations",
+        "seconds": "spec.finish.maxSeconds was over",
+    }[extent.ended]
+    where = "the host's GPU" if extent.device == "cuda" else "the CPU"
+    return (
+        f"{count(extent.tokens)} of {count(extent.available)} tokens, held-out documents first, in "
+        f"{extent.seconds:.1f} s on {where}: {why}."
+    )
 
 
 def _trainer(trainer: SaeTrain) -> str:

@@ -6,11 +6,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-TOKENS = 20_000
-"""Tokens read again at most."""
-BYTES = 512 * 2**20
-"""Memory for the activations of all hook points at most."""
-
 
 @dataclass(frozen=True, slots=True)
 class RereadTokens:
@@ -36,6 +31,18 @@ class RereadTokens:
     def position(self) -> NDArray[np.int64]:
         """[n] position of the token in its sequence."""
         return np.arange(len(self.tokens)) - np.searchsorted(self.document, self.document)
+
+    def of(self, documents: NDArray[np.bool_]) -> "RereadTokens":
+        """Return those `documents` [d] bool alone, numbered from 0."""
+        keep = documents[self.document]
+        number = np.cumsum(documents) - 1
+        return RereadTokens(
+            self.tokens[keep],
+            number[self.document[keep]],
+            self.content[keep],
+            self.rows[documents],
+            self.held_out[documents],
+        )
 
     def sequence(self, document: int) -> NDArray[np.int64]:
         """Return the token numbers of a document."""
@@ -64,6 +71,11 @@ class PointRows:
         keep = norms <= limit
         return replace(self, values=self.values[keep], token=self.token[keep], call=self.call[keep])
 
+    def of(self, tokens: NDArray[np.bool_]) -> "PointRows":
+        """Return the rows of those `tokens` [n] of the sheet alone, numbered from 0; every row is of one."""
+        number = np.cumsum(tokens) - 1
+        return replace(self, token=number[self.token])
+
     @property
     def calls(self) -> list[int]:
         """Numbers of the calls in a forward that made rows, ascending."""
@@ -75,11 +87,11 @@ def every_token(values: NDArray[np.float32]) -> PointRows:
     return PointRows(values, np.arange(len(values)), np.zeros(len(values), np.int64))
 
 
-def budget(widths: list[int]) -> int:
+def tokens_that_fit(widths: list[int], memory: int) -> int:
     """Return how many tokens may be read again so that float32 activations of all points stay within
-    memory.
+    `memory` bytes; 256 at least.
     """
-    return max(256, min(TOKENS, BYTES // (4 * max(1, sum(widths)))))
+    return max(256, memory // (4 * max(1, sum(widths))))
 
 
 def select(

@@ -1,19 +1,26 @@
 """Reads documents again: the same model, the same tokens, and rows taken by the same hooks."""
 
 import dataclasses
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from asysi.capture.collector import Collector, Rows
 from asysi.capture.hooks import ActivationHooker
-from asysi.contract.spec import Data
-from asysi.finish.reread_tokens import PointRows, RereadTokens, budget, select
+from asysi.contract.quantity import parse_bytes
+from asysi.contract.rows import read_rows
+from asysi.contract.spec import Data, ScanExperiment
+from asysi.contract.workloads import text_of
+from asysi.finish.budget import ReadBudget, Spending, Watch
+from asysi.finish.reread_tokens import PointRows, RereadTokens, select, tokens_that_fit
 from asysi.finish.token_text import spell
 from asysi.model.forward import ScannerEngine
 from asysi.model.loading import LoadedModel
@@ -26,7 +33,28 @@ DOCUMENTS = 50_000
 """Distinct documents among which finish chooses, from the beginning of the data: it need not read all of a
 large set.
 """
+SEED = 0
+"""Of the order in which documents are read."""
 BATCH = 32
+"""Documents of a forward at most."""
+AT_ONCE = 512
+"""Tokens of a forward at most, unless a single document has more: the time is looked at between forwards."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How much of the text was read, and why no more."""
+
+    tokens: int
+    """That ran through the model, special ones included."""
+    available: int
+    """Of the documents among which was chosen."""
+    ended: Literal["all", "tokens", "memory", "seconds"]
+    """Everything was read; or the budget of tokens, memory or seconds was spent."""
+    seconds: float
+    """It took."""
+    device: str
+    """Type of the device that the model ran on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +68,7 @@ class Reread:
     """Text of every token on the sheet; a leading space means that a new word begins."""
     weight: NDArray[np.float64]
     """[tokens] how many tokens of the run each stands for: training documents were read in every pass."""
+    extent: Extent
     joined: bool = False
     """Whether sequences are cut from joined documents: in the run they were cut elsewhere."""
 
@@ -52,27 +81,120 @@ def read_again(
     passes: int,
     max_samples: int | None,
     seed: int,
-    beat: Callable[[], None],
+    budget: ReadBudget,
+    watch: Watch,
+    device: str = "cpu",
 ) -> Reread:
     """Run a bounded part of the data, held-out documents first, and return the activations at every hook
     point.
 
+    What is read does not depend on the pace, unless the time is over before all of it is read: then whole
+    forwards are missing, drawn at random.
+
+    Args:
+        loaded: the model.
+        points: hook points that prepare matched.
+        data: where the documents are.
+        passes: times that the run read the training documents.
+        max_samples: distinct documents that the run read at most.
+        seed: of the choice.
+        budget: what may be spent.
+        watch: is told how far it is.
+        device: where the model runs.
+
     Raises:
         ConfigError: the data or the token policy is wrong.
     """
+    began, spending = time.monotonic(), Spending("report", budget.seconds, watch)
     policy = make_policy(data.tokens, loaded.tokenizer)
     documents = list(islice(TextSource(data, max_samples), DOCUMENTS))
+    watch.beat()
     sequences = _sequences(documents, loaded.tokenizer, policy, seed)
-    room = budget([(point.width or 1024) * max(1, point.calls) for point in points])
-    chosen = select(sequences.lengths, sequences.holdout, room, seed)
-    sheet, activations = _run(loaded, points, sequences, chosen, policy=policy, beat=beat)
+    watch.beat()
+    fitting = tokens_that_fit(
+        [(point.width or 1024) * max(1, point.calls) for point in points], budget.memory
+    )
+    chosen = select(sequences.lengths, sequences.holdout, min(budget.tokens, fitting), seed)
+    engine = ScannerEngine(loaded, points, device)
+    sheet, activations, read = _run(engine, points, sequences, chosen, policy=policy, spending=spending)
+    all_read = bool(read.all())
+    chosen = chosen[read]
     weight = _weights(sequences, chosen, passes)
     texts = None
     if policy.packing != "concat":
         by_sample = {document.sample: document.text for document in documents}
         texts = [by_sample[int(sample)] for sample in sheet.rows]
     pieces = spell(loaded.tokenizer, sheet, texts, policy.encoding)
-    return Reread(sheet, activations, pieces, weight[sheet.document], joined=texts is None)
+    limit: Literal["tokens", "memory"] = "memory" if fitting < budget.tokens else "tokens"
+    extent = Extent(
+        len(sheet.tokens),
+        int(sequences.lengths.sum()) + len(sequences.lengths) * int(sequences.bos is not None),
+        "seconds" if not all_read else "all" if len(chosen) == len(sequences.lengths) else limit,
+        time.monotonic() - began,
+        torch.device(device).type,
+    )
+    return Reread(sheet, activations, pieces, weight[sheet.document], extent, joined=texts is None)
+
+
+def read_for_report(
+    experiment: ScanExperiment,
+    output: Path,
+    loaded: LoadedModel,
+    points: list[HookPoint],
+    *,
+    watch: Watch,
+    device: str = "cpu",
+) -> Reread:
+    """Read again what the report of an experiment is about, within the spec's budget.
+
+    Raises:
+        ConfigError: the data or the token policy is wrong.
+        ValueError: the experiment has no text that could be read again.
+    """
+    spec = experiment.spec
+    text = text_of(spec)
+    if spec.data is None or text is None:
+        raise ValueError("the experiment has no text that could be read again")
+    memory = parse_bytes(spec.resources.finish.memory) // 4
+    return read_again(
+        loaded,
+        points,
+        read_rows(spec.data, output),
+        passes=text.passes,
+        max_samples=text.max_samples,
+        seed=SEED,
+        budget=ReadBudget(spec.finish.max_tokens, spec.finish.max_seconds, memory),
+        watch=watch,
+        device=device,
+    )
+
+
+def plan_forwards(
+    lengths: NDArray[np.int64], held_out: NDArray[np.bool_], seed: int
+) -> list[NDArray[np.int64]]:
+    """Return the documents of each forward, in the order in which they are run.
+
+    Documents of like length stand together, for little padding. The order is random, so that what was read
+    when the time is over is a fair sample; the first forward holds a held-out document if there is one.
+
+    Args:
+        lengths: [d] tokens of each document.
+        held_out: [d] whether it is held out.
+        seed: of the order.
+    """
+    forwards: list[list[int]] = [[]]
+    for document in np.argsort(lengths, kind="stable").tolist():
+        some = forwards[-1]
+        if some and (len(some) == BATCH or (len(some) + 1) * lengths[document] > AT_ONCE):
+            forwards.append([])
+        forwards[-1].append(document)
+    plan = [np.array(some, np.int64) for some in forwards if some]
+    order = np.random.default_rng(seed).permutation(len(plan)).tolist()
+    first = next((number for number in order if held_out[plan[number]].any()), None)
+    if first is not None:
+        order.remove(first)
+        order.insert(0, first)
+    return [plan[number] for number in order]
 
 
 def _sequences(documents: Iterable[Any], tokenizer: Any, policy: Policy, seed: int) -> Sequences:
@@ -97,26 +219,29 @@ def _weights(sequences: Sequences, chosen: NDArray[np.int64], passes: int) -> ND
 
 
 def _run(
-    loaded: LoadedModel,
+    engine: ScannerEngine,
     points: list[HookPoint],
     sequences: Sequences,
     chosen: NDArray[np.int64],
     *,
     policy: Policy,
-    beat: Callable[[], None],
-) -> tuple[RereadTokens, dict[str, PointRows]]:
+    spending: Spending,
+) -> tuple[RereadTokens, dict[str, PointRows], NDArray[np.bool_]]:
+    """Return the tokens, the rows and which of the chosen sequences were read [chosen]."""
     head = int(sequences.bos is not None)
     lengths = sequences.lengths[chosen] + head
     starts = np.concatenate([[0], np.cumsum(lengths)])
     total = int(starts[-1])
     tokens, content = np.zeros(total, np.int64), np.zeros(total, np.bool_)
+    read = np.zeros(len(chosen), np.bool_)
     collector = Collector()
-    engine = ScannerEngine(loaded, points)
     parts: dict[str, list[Rows]] = {point.path: [] for point in points}
+    spending.plan(total)
     with ActivationHooker(engine.module, points, collector, root=engine.root) as hooker:
-        order = np.argsort(lengths, kind="stable")  # documents of like length together: little padding
-        for number, first in enumerate(range(0, len(order), BATCH)):
-            some = order[first : first + BATCH]
+        for number, some in enumerate(plan_forwards(lengths, sequences.holdout[chosen], SEED)):
+            size = int(lengths[some].sum())
+            if not spending.fits(size):
+                break
             batch = make_batch(sequences, chosen[some], policy, number, 0)
             flat = np.flatnonzero(batch.present)
             place = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in some])
@@ -125,11 +250,17 @@ def _run(
             engine.run(batch)
             for path, rows in collector.take().items():
                 parts[path].append(rows)
-            beat()
+            read[some] = True
+            spending.spend(size)
     document = np.repeat(np.arange(len(chosen)), lengths)
-    samples = sequences.samples[sequences.starts[chosen]]
-    rows_of = {path: joined for path, some in parts.items() if (joined := join_rows(some)) is not None}
-    return RereadTokens(tokens, document, content, samples, sequences.holdout[chosen]), rows_of
+    sheet = RereadTokens(
+        tokens, document, content, sequences.samples[sequences.starts[chosen]], sequences.holdout[chosen]
+    )
+    kept = read[document]
+    rows_of = {
+        path: joined.of(kept) for path, some in parts.items() if (joined := join_rows(some)) is not None
+    }
+    return sheet.of(read), rows_of, read
 
 
 def _placed(batch: Batch, flat: NDArray[np.int64], place: NDArray[np.int64]) -> StepTokens:

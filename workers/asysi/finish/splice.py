@@ -4,10 +4,12 @@ For each SAE the same held-out text is read three times: by the model as it is, 
 tokens at the hook point replaced by their reconstruction, and with these rows set to zero.
 """
 
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,13 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from asysi.capture.rows import first_tensor, row_shape
+from asysi.finish.budget import ReadBudget, Spending, Watch
 from asysi.finish.reread_tokens import RereadTokens
 from asysi.sae.variants.base import SparseAutoencoder
 
 LEAST = 128
 """Tokens below which nothing is measured: the figure would be noise."""
-AT_ONCE = 1024
-"""Tokens of a forward: logits over a vocabulary are large."""
+AT_ONCE = 256
+"""Tokens of a forward: logits over a vocabulary are large, and the time is looked at between forwards."""
+_SEED = 0
+_WARM_TOKENS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,39 +64,88 @@ def why_not(module: torch.nn.Module) -> str | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class SpliceResult:
+    """What was measured."""
+
+    figures: list[Spliced | None]
+    """Of each target, None where there are none."""
+    ended: Literal["all", "tokens", "seconds"] = "all"
+    """Why some have none: the budget of tokens or of seconds was too small; `all` where it was neither."""
+
+
 def measure(
     module: torch.nn.Module,
     sheet: RereadTokens,
     targets: Sequence[Target],
-    budget: int,
+    budget: ReadBudget,
     *,
     padding: int,
-    beat: Callable[[], None],
-) -> list[Spliced | None]:
-    """Return what each target costs the model, None for those that could not be measured.
+    watch: Watch,
+    clock: Callable[[], float] = time.monotonic,
+) -> SpliceResult:
+    """Return what each target costs the model.
+
+    All targets are measured on the same documents: as many as the budget allows at the pace of the first
+    forward. Where the time is over all the same, the targets that are left have no figure.
 
     Args:
         module: a causal language model on the CPU.
         sheet: text; its held-out documents are read.
         targets: SAEs with their hook points.
-        budget: tokens that may run through the model, all forwards together.
+        budget: tokens and seconds, all forwards together.
         padding: token that fills shorter sequences.
-        beat: called after every forward.
+        watch: is told after every forward.
+        clock: seconds, monotonic.
     """
-    batches = list(_batches(sheet, budget // (1 + 2 * len(targets)) if targets else 0, padding))
-    predicted = sum(int(batch.counted.sum()) for batch in batches)
-    if predicted < LEAST:
-        return [None] * len(targets)
-    clean = _loss(module, batches, beat)
+    passes = 1 + 2 * len(targets)
+    batches = list(_batches(sheet, (budget.tokens - _WARM_TOKENS) // passes if targets else 0, padding))
+    nothing: list[Spliced | None] = [None] * len(targets)
+    if _predicted(batches) < LEAST:
+        return SpliceResult(nothing, "tokens")
+    order = np.random.default_rng(_SEED).permutation(len(batches))
+    batches = [batches[number] for number in order]
+    spending = Spending("cross-entropy", budget.seconds, watch, clock)
+    _warm_up(module, batches[0])
+    spending.plan(passes * _size(batches))
+    clean = _sum(module, batches[:1], spending)
+    batches = _within(batches, passes, batches[0].tokens + (spending.pace or math.inf) * spending.left)
+    if _predicted(batches) < LEAST:
+        return SpliceResult(nothing, "seconds")
+    spending.total = passes * _size(batches)
+    clean += _sum(module, batches[1:], spending)
     found: list[Spliced | None] = []
     for target in targets:
-        losses = []
+        if not spending.fits(2 * _size(batches)):
+            return SpliceResult(found + nothing[len(found) :], "seconds")
+        sums = [clean]
         for sae in (target.sae, None):
             with _replacing(module, target, sae) as state:
-                losses.append(_loss(module, batches, beat, state))
-        complete = all(np.isfinite(losses)) and np.isfinite(clean)
-        found.append(Spliced(predicted, clean, *losses) if complete else None)
-    return found
+                sums.append(_sum(module, batches, spending, state))
+        predicted = _predicted(batches)
+        losses = [one / predicted for one in sums]
+        found.append(Spliced(predicted, *losses) if all(map(math.isfinite, losses)) else None)
+    return SpliceResult(found)
+
+
+def _predicted(batches: Sequence["_Batch"]) -> int:
+    return sum(int(batch.counted.sum()) for batch in batches)
+
+
+def _size(batches: Sequence["_Batch"]) -> int:
+    return sum(batch.tokens for batch in batches)
+
+
+def _within(batches: list["_Batch"], passes: int, tokens: float) -> list["_Batch"]:
+    """Return the first batches whose passes read at most so many tokens."""
+    read = np.cumsum([passes * batch.tokens for batch in batches])
+    return batches[: int(np.searchsorted(read, tokens, side="right"))]
+
+
+@torch.inference_mode()
+def _warm_up(module: torch.nn.Module, batch: "_Batch") -> None:
+    """Run as little as can be: the first forward of all reads files and makes room, and tells no pace."""
+    module(input_ids=batch.ids[:1, :_WARM_TOKENS], attention_mask=batch.mask[:1, :_WARM_TOKENS])
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +158,11 @@ class _Batch:
     """[batch, length] bool: rows that an SAE may replace."""
     counted: Tensor
     """[batch, length - 1] bool: tokens whose prediction counts, by the place before them."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that run through the model, padding left out."""
+        return int(self.mask.sum())
 
 
 @dataclass
@@ -145,10 +204,11 @@ def _batch(sheet: RereadTokens, starts: NDArray[np.int64], documents: list[int],
 
 
 @torch.inference_mode()
-def _loss(
-    module: torch.nn.Module, batches: Sequence[_Batch], beat: Callable[[], None], state: _State | None = None
+def _sum(
+    module: torch.nn.Module, batches: Sequence[_Batch], spending: Spending, state: _State | None = None
 ) -> float:
-    total, count = 0.0, 0
+    """Return the cross-entropy summed over all tokens that count."""
+    total = 0.0
     for batch in batches:
         if state is not None:
             state.content = batch.content
@@ -156,9 +216,9 @@ def _loss(
         loss = torch.nn.functional.cross_entropy(
             logits[batch.counted].float(), batch.ids[:, 1:][batch.counted], reduction="sum"
         )
-        total, count = total + float(loss), count + int(batch.counted.sum())
-        beat()
-    return total / max(1, count)
+        total += float(loss)
+        spending.spend(batch.tokens)
+    return total
 
 
 @contextmanager

@@ -12,8 +12,10 @@ from asysi.contract.telemetry import (
     ModelProgress,
     PointStatus,
     ReaderStatus,
+    Rereading,
     RunStatus,
 )
+from asysi.finish.budget import ReadProgress
 from asysi.finish.ledger import (
     Books,
     finite,
@@ -138,6 +140,7 @@ def shape(
     tokens_per_second: float = 0.0,
     said: str | None = None,
     conditions: Mapping[str, Mapping[str, str]] | None = None,
+    reading: ReadProgress | None = None,
 ) -> dict[str, object]:
     """Return the answer of /status; counts are summed over hook points, unknown numbers are null.
 
@@ -148,6 +151,7 @@ def shape(
         tokens_per_second: the host's pace.
         said: the phase when finish itself knows better, as once the report is written.
         conditions: both verdicts, once they are known: status, reason and message by type.
+        reading: how far finish is with what it reads again, None while it reads nothing.
     """
     host, books = snapshot.host, snapshot.books
     made = total_produced(books.capture.values())
@@ -161,6 +165,7 @@ def shape(
             passes_begun=host.passes_begun,
             tokens_per_second=round(tokens_per_second, 1),
         ),
+        rereading=_rereading(reading),
         rate=host.rate,
         capture=CaptureCounts(
             seen=made.seen,
@@ -177,6 +182,13 @@ def shape(
         ),
         conditions={kind: dict(one) for kind, one in (conditions or {}).items()},
     ).as_json()
+
+
+def _rereading(at: ReadProgress | None) -> Rereading:
+    if at is None:
+        return Rereading()
+    left = None if at.seconds_left is None else round(at.seconds_left, 1)
+    return Rereading(what=at.what, tokens=at.tokens, tokens_total=at.tokens_total, seconds_left=left)
 
 
 def _consumer(name: str, snapshot: Snapshot) -> ReaderStatus:

@@ -5,8 +5,11 @@ import logging
 from asysi.contract.errors import ConfigError
 from asysi.contract.rows import read_rows
 from asysi.contract.runtime import Container, Exit
+from asysi.contract.spec import Data, Scan
 from asysi.hosts.frame import HostPlan, open_host
+from asysi.hosts.leaving import announced
 from asysi.model.forward import ScannerEngine
+from asysi.model.loading import LoadedModel
 from asysi.monitor.process import run_worker
 from asysi.monitor.worker import Worker
 from asysi.text.reading import PlannedReading, read_data
@@ -20,21 +23,28 @@ def main(worker: Worker) -> int:
     scan = spec.workload.scan
     if scan is None or spec.data is None:
         raise ConfigError("spec.workload.scan: the scan host needs a scan and data")
-    with open_host(worker) as host:
-        loaded = host.load_model()
-        engine = ScannerEngine(loaded, host.points, host.device)
-        reading = read_data(read_rows(spec.data, worker.output), scan, loaded.tokenizer)
-        if reading.spelled.documents:
-            log.warning(
-                "%d documents spell special tokens (%s); data.tokens.specialTokensInText reads them as %s",
-                reading.spelled.documents, ", ".join(reading.spelled.found),
-                spec.data.tokens.special_tokens_in_text,
-            )  # fmt: skip
-        plan = _plan(reading, spec.data.tokens.context_length, scan.seed)
-        run = host.watch(engine.module, plan, engine.root)
-        for batch in run.steps(reading.batches.from_step(run.first)):
-            engine.run(batch)
+    with announced(worker) as rows:
+        with open_host(worker) as host:
+            loaded = host.load_model()
+            engine = ScannerEngine(loaded, host.points, host.device)
+            reading = _read(worker, scan, spec.data, loaded)
+            plan = _plan(reading, spec.data.tokens.context_length, scan.seed)
+            run = host.watch(engine.module, plan, engine.root)
+            for batch in run.steps(reading.batches.from_step(run.first)):
+                engine.run(batch)
+        rows.leave(loaded, host)
     return Exit.OK
+
+
+def _read(worker: Worker, scan: Scan, data: Data, loaded: LoadedModel) -> PlannedReading:
+    """Read the documents, and warn of text that spells special tokens."""
+    reading = read_data(read_rows(data, worker.output), scan, loaded.tokenizer)
+    if reading.spelled.documents:
+        log.warning(
+            "%d documents spell special tokens (%s); data.tokens.specialTokensInText reads them as %s",
+            reading.spelled.documents, ", ".join(reading.spelled.found), data.tokens.special_tokens_in_text,
+        )  # fmt: skip
+    return reading
 
 
 def _plan(reading: PlannedReading, context_length: int, seed: int) -> HostPlan:
