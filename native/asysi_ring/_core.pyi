@@ -367,6 +367,17 @@ class Writer(metaclass=pybind11_type):
     def pool(self) -> tuple[int, int]:
         """Return address and bytes of the ring's data in this process, which stay while the writer lives."""
 
+    def convert_with(self, threads: int) -> None:
+        """Let 1 to 256 threads convert what is published from here on, the caller's among them.
+
+        A block is cut into parts of whole rows: the bytes are those of one thread. Call it before the first
+        packet.
+
+        Raises:
+            ValueError: another number of threads.
+            ClosedError: the writer is closed.
+        """
+
     def note_registered(self, registered: bool) -> None:
         """Tell those who look on whether an accelerator's driver knows the pool."""
 

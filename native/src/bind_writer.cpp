@@ -191,6 +191,14 @@ void define_writer(py::module_& m) {
         return py::make_tuple(reinterpret_cast<std::uintptr_t>(w.ring().data().base()), w.ring().data().bytes());
     });
     type.def("note_registered", &Writer::note_registered, py::arg("registered"));
+    type.def(
+        "convert_with",
+        [](Writer& w, i64 threads) {
+            if (threads < 1 || threads > 256) throw std::invalid_argument("threads is not within 1 to 256");
+            const py::gil_scoped_release released;
+            w.convert_with(static_cast<unsigned>(threads));
+        },
+        py::arg("threads"));
     type.def_property_readonly("generation", &Writer::generation);
     type.def_property_readonly("chunk_bytes", [](const Writer& w) { return w.geometry().chunk_bytes; });
     type.def_property_readonly("depth", [](const Writer& w) { return w.geometry().depth(); });

@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <span>
@@ -23,6 +24,7 @@
 #include "asysi/books.hpp"
 #include "asysi/claim.hpp"
 #include "asysi/convert.hpp"
+#include "asysi/convert_pool.hpp"
 #include "asysi/drop_new.hpp"
 #include "asysi/futex.hpp"
 #include "asysi/overwrite.hpp"
@@ -81,6 +83,12 @@ public:
         if (!registered && seat_.closed()) return;  // whoever comes next says what it has itself
         seat_.expect_open();
         ring_.live().writer.registered.store(registered ? 1 : 0, std::memory_order_relaxed);
+    }
+
+    /// Lets `threads` threads convert what is published from here on, the caller's among them. Before the first packet.
+    void convert_with(unsigned threads) {
+        seat_.expect_open();
+        converters_ = threads > 1 ? std::make_unique<ConvertPool>(threads) : nullptr;
     }
 
     /// Index of the account `name`, which is registered when new.
@@ -316,7 +324,12 @@ private:
     void write_payload(const PendingPacket& packet, const Block& block) {
         const Plan& plan = packet.plan;
         std::byte* const chunk = ring_.chunk(packet.shard, packet.chunk);
-        convert(chunk + plan.payload_at, reinterpret_cast<float*>(chunk + plan.scales_at), block.rows, block.quantization, streams_);
+        auto* const scales = reinterpret_cast<float*>(chunk + plan.scales_at);
+        if (converters_) {
+            converters_->convert(chunk + plan.payload_at, scales, block.rows, block.quantization, streams_);
+        } else {
+            convert(chunk + plan.payload_at, scales, block.rows, block.quantization, streams_);
+        }
         ASYSI_TESTPOINT("writer.payload.written");
     }
 
@@ -441,6 +454,7 @@ private:
     ProducerBooks books_{ring_};
     u32 generation_ = 0;
     bool streams_ = exceeds_caches(ring_.geometry());
+    std::unique_ptr<ConvertPool> converters_;  // none: the caller alone
     std::vector<Lane> lanes_;
 };
 

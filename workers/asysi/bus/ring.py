@@ -26,14 +26,19 @@ class CppShardedSPMCBus:
     def __init__(self, folder: str | Path) -> None:
         self._folder = str(folder)
 
-    def producer(self) -> "RingProducer":
+    def producer(self, threads: int = 1) -> "RingProducer":
         """Attach as the producer.
+
+        Args:
+            threads: that convert a packet together, the caller's among them.
 
         Raises:
             StreamError: no ring of this version stands there, or another producer is alive.
         """
         try:
-            return RingProducer(asysi_ring.Writer(self._folder))
+            writer = asysi_ring.Writer(self._folder)
+            writer.convert_with(threads)
+            return RingProducer(writer)
         except (asysi_ring.RingError, OSError) as error:
             raise StreamError(str(error)) from error
 

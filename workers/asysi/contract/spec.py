@@ -539,7 +539,7 @@ class HookResources(Resources):
     """What the hook sidecar gets."""
 
     cpus: Annotated[float, Field(gt=0, le=1024)] = 1.0
-    """CPUs; whole CPUs are pinned on a node that can."""
+    """CPUs; whole CPUs are pinned on a node that can, and as many threads convert rows."""
 
 
 class PrepareResources(Resources):

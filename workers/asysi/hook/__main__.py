@@ -34,7 +34,8 @@ def main(worker: Worker) -> int:
         if ended := ProducerState(bus.writer_state()).end:  # a predecessor was killed after its last act
             captured.finish(ended)
             return rest(worker)
-        published = open_rings.enter_context(bus_ring.producer())
+        threads = min(256, max(1, int(worker.experiment.spec.resources.hook.cpus)))
+        published = open_rings.enter_context(bus_ring.producer(threads))
         captured.acknowledge()  # what was taken before a restart is on the bus
         hook = _assemble(worker, captured, published, capture, bus)
         worker.status = status(capture, bus, hook.pacer)

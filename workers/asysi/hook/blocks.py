@@ -34,13 +34,17 @@ class RowBytes(NamedTuple):
     payload: int
 
 
-def conversion(dtype: Dtype, wanted: Quantization) -> Quantization:
+def conversion(dtype: Dtype, wanted: Quantization, already: Quantization = Quantization.NONE) -> Quantization:
     """Return what is done while copying: `wanted`, or NONE when the payload is of that type already.
 
-    What is quantised stays as it is. Under BF16 so do two bytes an element: to convert float16 would
-    lose bits and save no byte.
+    What was converted before, on the host's device, stays as it is, and so does what is quantised. Under BF16
+    so do two bytes an element: to convert float16 would lose bits and save no byte.
     """
-    if dtype in _QUANTIZED or (wanted is Quantization.BF16 and dtype.itemsize == 2):
+    if (
+        already is not Quantization.NONE
+        or dtype in _QUANTIZED
+        or (wanted is Quantization.BF16 and dtype.itemsize == 2)
+    ):
         return Quantization.NONE
     return wanted
 

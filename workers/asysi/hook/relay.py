@@ -50,7 +50,8 @@ class Relay:
 
     def _publish(self, packet: ActivationPacket) -> None:
         dtype, width = Dtype(int(packet.header["dtype"])), packet.payload.shape[1]
-        done = conversion(dtype, self._wanted)
+        already = Quantization(int(packet.header["quantization"]))
+        done = conversion(dtype, self._wanted, already)
         size = row_bytes(width, dtype, done)
         settled, rows = self._bus.settled(packet.point), len(packet.rows)
         for block in cut(int(packet.header["sequence"]), rows, size, self._bus.packet_bytes):

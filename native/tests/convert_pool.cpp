@@ -1,0 +1,60 @@
+// Several threads convert what one converts, byte for byte: `convert_pool TURNS`, for sizes and types at random.
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <vector>
+
+#include "asysi/convert_pool.hpp"
+
+namespace {
+
+using namespace asysi;
+
+/// Memory that begins at a multiple of 64, as a chunk's payload does.
+struct Aligned {
+    explicit Aligned(std::size_t bytes) : memory(bytes + 64) {}
+    std::byte* data() {
+        return reinterpret_cast<std::byte*>((reinterpret_cast<std::uintptr_t>(memory.data()) + 63) / 64 * 64);
+    }
+    std::vector<std::byte> memory;
+};
+
+bool same(ConvertPool& pool, std::mt19937& random) {
+    const std::size_t width = 1 + random() % 700, count = 1 + random() % 300;
+    std::vector<float> source(width * count);
+    for (auto& value : source) value = static_cast<float>(static_cast<int>(random() % 2001)) - 1000.0F;
+    std::vector<std::int64_t> index(count);
+    for (auto& at : index) at = static_cast<std::int64_t>(random() % count);
+    const Rows rows{.base = reinterpret_cast<const std::byte*>(source.data()),
+                    .stride = static_cast<std::int64_t>(width * sizeof(float)),
+                    .index = random() % 2 == 0 ? index.data() : nullptr,
+                    .count = count,
+                    .width = width,
+                    .dtype = Dtype::float32};
+    constexpr Quantization all[] = {Quantization::none, Quantization::bf16, Quantization::int8};
+    const Quantization quantization = all[random() % 3];
+    const bool streams = random() % 2 == 0;
+    Aligned one(width * count * 4), several(width * count * 4);
+    std::vector<float> scales_of_one(count), scales_of_several(count);
+    convert(one.data(), scales_of_one.data(), rows, quantization, streams);
+    pool.convert(several.data(), scales_of_several.data(), rows, quantization, streams);
+    const std::size_t bytes = width * count * item_bytes(converted(rows.dtype, quantization));
+    return std::memcmp(one.data(), several.data(), bytes) == 0 && scales_of_one == scales_of_several;
+}
+
+}  // namespace
+
+int main(int, char** arguments) {
+    const int turns = std::atoi(arguments[1]);
+    for (const unsigned threads : {1U, 2U, 3U, 5U}) {
+        ConvertPool pool(threads);
+        std::mt19937 random(threads);
+        for (int turn = 0; turn < turns; ++turn) {
+            if (same(pool, random)) continue;
+            std::printf("different: %u threads, turn %d\n", threads, turn);
+            return 1;
+        }
+    }
+    std::puts("the same");
+    return 0;
+}
