@@ -105,6 +105,7 @@ def _too_much(spec: Spec, allowed: Allowed) -> Iterator[str]:
                 f"the memory of the containers of {pod} adds up to {memory / 2**30:.4g}Gi, and "
                 f"{allowed.memory} is allowed"
             )
-    gpus = spec.resources.host.gpus
-    if allowed.gpus is not None and gpus > allowed.gpus:
-        yield f"spec.resources.host.gpus is {gpus}, and {allowed.gpus} is allowed"
+    host, trainer = spec.resources.host.gpus, spec.sae.gpus if spec.sae else 0
+    if allowed.gpus is not None and host + trainer > allowed.gpus:
+        asked = f"spec.resources.host.gpus is {host}" + (f" and spec.sae.gpus {trainer}" if trainer else "")
+        yield f"{asked}, and {allowed.gpus} is allowed"

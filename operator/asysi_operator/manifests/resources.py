@@ -51,6 +51,8 @@ def requirements(spec: Spec, container: Container) -> Manifest:
     amounts = {"cpu": cpu_quantity(given.cpus), "memory": given.memory}
     if container is Container.HOST and spec.resources.host.gpus:
         amounts["nvidia.com/gpu"] = str(spec.resources.host.gpus)
+    if container is Container.SAE and spec.sae is not None and spec.sae.gpus:
+        amounts[spec.sae.gpu_resource] = str(spec.sae.gpus)
     return {
         "requests": {**amounts, _DISK: format_bytes(_SCRATCH_REQUEST)},
         "limits": {**amounts, _DISK: format_bytes(_disk_limit(spec, container))},

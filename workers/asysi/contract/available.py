@@ -276,6 +276,8 @@ READ_BY = {
         "spec.archive.memory",
         "spec.sae.cpus",
         "spec.sae.memory",
+        "spec.sae.gpus",
+        "spec.sae.gpuResource",
         "spec.output.claim",
         "spec.output.size",
         "spec.output.path",

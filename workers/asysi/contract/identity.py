@@ -26,7 +26,7 @@ _ELSEWHERE: tuple[FieldPath, ...] = (
     *(("data", "pipeline", key) for key in ("parallelism", "cpus", "memory", "secretRefs", "budget")),
     ("capture", "size"),
     ("bus",),
-    *(("sae", key) for key in ("enabled", "cpus", "memory")),
+    *(("sae", key) for key in ("enabled", "cpus", "memory", "gpus", "gpuResource")),
     *(("archive", key) for key in ("cpus", "memory", "rotate", "rotateSeconds", "maxSize")),
     ("output",),
     ("finish",),

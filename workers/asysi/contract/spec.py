@@ -414,6 +414,11 @@ class SaeTrain(Part):
     """Seconds between checkpoints."""
 
 
+_RESOURCE = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
+ResourceName = Annotated[str, Field(pattern=_RESOURCE, max_length=253)]
+"""An extended resource of a cluster's nodes: `nvidia.com/gpu`."""
+
+
 class Sae(Part):
     """Training of sparse autoencoders on the live stream."""
 
@@ -423,6 +428,13 @@ class Sae(Part):
     """CPUs of the container; whole CPUs are pinned on a node that can."""
     memory: Memory = "3Gi"
     """Memory of the container."""
+    gpus: Annotated[int, Field(ge=0, le=1)] = 0
+    """GPUs of the container. With 1, autoencoders and optimiser lie on it and products are in bfloat16 with
+    float32 weights; buffers stay in `memory`. 0 trains on `cpus`."""
+    gpu_resource: ResourceName = "nvidia.com/gpu"
+    """Resource that the cluster offers that GPU as: `nvidia.com/gpu` is a whole one that no other container
+    has, `nvidia.com/gpu.shared` (time slices, MPS) or `nvidia.com/mig-1g.10gb` a part of one, where the
+    cluster's device plugin offers it. A local run takes the first device that it sees."""
     train: Annotated[list[SaeTrain], Field(min_length=1, max_length=16)] = [SaeTrain()]
     """Trainers, all fed from one stream."""
 

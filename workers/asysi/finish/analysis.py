@@ -21,7 +21,7 @@ from asysi.contract.spec import ScanExperiment, Tokens
 from asysi.contract.workloads import text_of
 from asysi.finish import features, logits, sample, splice
 from asysi.finish.agreement import Held, compare
-from asysi.finish.budget import ReadBudget, Watch
+from asysi.finish.budget import ReadBudget, ReadWatch
 from asysi.finish.features import LayerResult, Question
 from asysi.finish.host_rows import GRACE, await_rows
 from asysi.finish.reread_tokens import PointRows
@@ -102,7 +102,7 @@ def analyse(
     output: Path,
     workspace: Path,
     gauges: tuple[TrainerGauges, ...],
-    watch: Watch,
+    watch: ReadWatch,
     *,
     attempt: int = 0,
 ) -> RunAnalysis:
@@ -161,7 +161,7 @@ def analyse(
 
 
 def _left_by_host(
-    experiment: ScanExperiment, workspace: Path, attempt: int, result: RunAnalysis, watch: Watch
+    experiment: ScanExperiment, workspace: Path, attempt: int, result: RunAnalysis, watch: ReadWatch
 ) -> Reread | None:
     """Return what a host with a GPU has read for the report, None where it has no GPU or left nothing."""
     spec = experiment.spec
@@ -285,7 +285,7 @@ def _splice(
     loaded: LoadedModel,
     *,
     budget: ReadBudget,
-    watch: Watch,
+    watch: ReadWatch,
 ) -> None:
     """Measure the cross-entropy with each SAE spliced in, where the model is one that predicts tokens."""
     from asysi.sae.export import load  # noqa: PLC0415 - not needed without autoencoders

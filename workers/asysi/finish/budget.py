@@ -32,7 +32,7 @@ class ReadProgress:
     """At the present pace, None before the first forward."""
 
 
-class Watch(Protocol):
+class ReadWatch(Protocol):
     """Who is told that work goes on, and how far it is."""
 
     def beat(self) -> None:
@@ -63,7 +63,7 @@ class Spending:
     """
 
     def __init__(
-        self, what: str, seconds: float, watch: Watch, clock: Callable[[], float] = time.monotonic
+        self, what: str, seconds: float, watch: ReadWatch, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._what, self._seconds, self._watch, self._clock = what, seconds, watch, clock
         self._began = self._forwards_began = clock()

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from asysi.contract.runtime import REREAD_FILE, REREAD_LOCK
 from asysi.contract.spec import ScanExperiment
 from asysi.files import is_held, write_atomically
-from asysi.finish.budget import ReadProgress, Watch
+from asysi.finish.budget import ReadProgress, ReadWatch
 from asysi.finish.reread_tokens import PointRows, RereadTokens
 from asysi.finish.rereading import Extent, Reread, read_for_report
 from asysi.model.loading import LoadedModel
@@ -80,7 +80,7 @@ def await_rows(
     workspace: Path,
     attempt: int,
     seconds: float,
-    watch: Watch,
+    watch: ReadWatch,
     *,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,

@@ -19,7 +19,7 @@ from asysi.contract.quantity import parse_bytes
 from asysi.contract.rows import read_rows
 from asysi.contract.spec import Data, ScanExperiment
 from asysi.contract.workloads import text_of
-from asysi.finish.budget import ReadBudget, Spending, Watch
+from asysi.finish.budget import ReadBudget, ReadWatch, Spending
 from asysi.finish.reread_tokens import PointRows, RereadTokens, select, tokens_that_fit
 from asysi.finish.token_text import spell
 from asysi.model.forward import ScannerEngine
@@ -82,7 +82,7 @@ def read_again(
     max_samples: int | None,
     seed: int,
     budget: ReadBudget,
-    watch: Watch,
+    watch: ReadWatch,
     device: str = "cpu",
 ) -> Reread:
     """Run a bounded part of the data, held-out documents first, and return the activations at every hook
@@ -142,7 +142,7 @@ def read_for_report(
     loaded: LoadedModel,
     points: list[HookPoint],
     *,
-    watch: Watch,
+    watch: ReadWatch,
     device: str = "cpu",
 ) -> Reread:
     """Read again what the report of an experiment is about, within the spec's budget.

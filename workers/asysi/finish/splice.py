@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from asysi.capture.rows import first_tensor, row_shape
-from asysi.finish.budget import ReadBudget, Spending, Watch
+from asysi.finish.budget import ReadBudget, ReadWatch, Spending
 from asysi.finish.reread_tokens import RereadTokens
 from asysi.sae.variants.base import SparseAutoencoder
 
@@ -81,7 +81,7 @@ def measure(
     budget: ReadBudget,
     *,
     padding: int,
-    watch: Watch,
+    watch: ReadWatch,
     clock: Callable[[], float] = time.monotonic,
 ) -> SpliceResult:
     """Return what each target costs the model.

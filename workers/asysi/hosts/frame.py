@@ -38,6 +38,7 @@ from asysi.contract.workloads import workload_of
 from asysi.files import is_full, write_atomic
 from asysi.hosts.progress import PROGRESS_FILE, HostProgress, read_progress
 from asysi.hosts.seen import Beginnings, Seen
+from asysi.model.devices import device_for
 from asysi.model.loading import LoadedModel, load_model, read_resolved
 from asysi.model.points import read_points
 from asysi.monitor.worker import Worker
@@ -130,7 +131,7 @@ class Host:
         self._run: HostRun | None = None
         self.points = read_points(worker.workspace / POINTS_FILE)
         """Hook points, as prepare matched them."""
-        self.device = "cuda" if self._spec.resources.host.gpus else "cpu"
+        self.device = device_for(self._spec.resources.host.gpus, "spec.resources.host.gpus")
         """Where the model runs."""
         self.watching = ExitStack()
         """What lasts as long as the model is watched: pinned memory and hooks."""

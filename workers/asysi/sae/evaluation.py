@@ -28,20 +28,20 @@ def evaluate(sae: SparseAutoencoder, rows: Tensor, scale: float = 1.0, *, exact:
 
     Args:
         sae: trained on scaled activations.
-        rows: activations.
+        rows: activations, on any device.
         scale: the normalisation.
         exact: compute all of it in float64; else the autoencoder runs in its own precision, and only the sums
             are float64.
     """
     model = sae.to(torch.float64) if exact else sae
-    mean = torch.zeros(rows.shape[1], dtype=torch.float64)
+    mean = torch.zeros(rows.shape[1], dtype=torch.float64, device=sae.device)
     for part in torch.split(rows, _CHUNK):
-        mean += part.double().sum(0)
+        mean += part.to(sae.device).double().sum(0)
     mean *= scale / len(rows)
     error = total = energy = 0.0
     firing = 0
     for part in torch.split(rows, _CHUNK):
-        x = part.double() * scale
+        x = part.to(sae.device).double() * scale
         rows_ = x.to(model.parameters.dtype)
         latents = model.activate(rows_)
         error += float((model.reconstruct(latents, rows_).double() - x).square_().sum())

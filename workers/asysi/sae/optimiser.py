@@ -11,6 +11,8 @@ class Adam:
         size: parameters.
         betas: decay of the first and the second moment.
         epsilon: added to the root of the second moment.
+        dtype: of the moments.
+        device: where parameters and gradient are.
     """
 
     def __init__(
@@ -19,12 +21,13 @@ class Adam:
         betas: tuple[float, float] = (0.9, 0.999),
         epsilon: float = 6.25e-10,
         dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.mean = torch.zeros(size, dtype=dtype)
+        self.mean = torch.zeros(size, dtype=dtype, device=device)
         """First moment."""
-        self.square = torch.zeros(size, dtype=dtype)
+        self.square = torch.zeros(size, dtype=dtype, device=device)
         """Second moment."""
-        self.steps = torch.zeros((), dtype=torch.float32)
+        self.steps = torch.zeros((), dtype=torch.float32, device=device)
         self._betas, self._epsilon = betas, epsilon
 
     def step(self, parameters: Tensor, gradient: Tensor, lr: float) -> None:

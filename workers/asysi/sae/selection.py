@@ -20,7 +20,7 @@ def top_k(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the k largest elements of each row and their columns, in no order.
 
     Args:
-        values: [rows, columns] float32 or float64, contiguous, without NaN.
+        values: [rows, columns] float32 or float64, contiguous, without NaN; on a CPU or another device.
         k: 1 <= k <= columns.
 
     Returns:
@@ -28,12 +28,25 @@ def top_k(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     rows, columns = values.shape
     groups = _GROUPS_PER_K * k
-    if rows == 0 or groups * 2 > columns:
+    if rows == 0 or groups * 2 > columns or values.device.type != "cpu":
         top = values.topk(k, dim=1, sorted=False)
         return top.values, top.indices
     bound = _lower_bound(values, k, groups)
     candidates = np.flatnonzero(values.numpy() >= bound)
     return _among(values, candidates, k)
+
+
+def order_of(numbers: Tensor, below: int) -> Tensor:
+    """Return the places [n] of `numbers` [n] int64 in ascending order, equal ones in theirs.
+
+    Args:
+        numbers: 0 <= number < below.
+        below: where it is small, a CPU sorts by radix.
+    """
+    if numbers.device.type != "cpu":
+        return torch.argsort(numbers, stable=True)
+    keys = numbers.numpy()
+    return torch.from_numpy(np.argsort(keys.astype(np.int16) if below < 2**15 else keys, kind="stable"))
 
 
 def _lower_bound(values: Tensor, k: int, groups: int) -> NDArray[Any]:

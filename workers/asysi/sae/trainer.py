@@ -18,6 +18,7 @@ from asysi.model.globs import compile_glob
 from asysi.sae.checkpoint import TrainerCheckpoint, read_checkpoint, write_checkpoint
 from asysi.sae.sequence import SequenceLog
 from asysi.sae.training import Training
+from asysi.sae.variants import variant
 
 _KEPT_AS = {
     Dtype.FLOAT32: torch.float32,
@@ -35,10 +36,21 @@ class Trainer:
         config: the entry.
         file: its checkpoint.
         max_norm_multiple: of the running median of norms, beyond which rows are left out; None for none.
+        device: type of the device that it trains on.
+
+    Raises:
+        ConfigError: the variant cannot be trained there.
     """
 
-    def __init__(self, config: SaeTrain, file: Path, max_norm_multiple: float | None = None) -> None:
-        self.config, self.file = config, file
+    def __init__(
+        self, config: SaeTrain, file: Path, max_norm_multiple: float | None = None, device: str = "cpu"
+    ) -> None:
+        if device not in variant(config.variant).devices:
+            raise ConfigError(
+                f"spec.sae.gpus: the variant {config.variant} of the trainer {config.name} is trained on "
+                "CPUs only: set spec.sae.gpus to 0, or take another variant"
+            )
+        self.config, self.file, self.device = config, file, device
         self._max_norm_multiple = max_norm_multiple
         self.trainings: dict[str, Training] = {}
         """By hook point."""
@@ -144,8 +156,9 @@ class Trainer:
 
     def _begin(self, point: str, width: int, dtype: torch.dtype, memory: int) -> Training:
         self.trainings[point] = Training(
-            self.config, point, width, dtype, memory, max_norm_multiple=self._max_norm_multiple
-        )
+            self.config, point, width, dtype, memory,
+            max_norm_multiple=self._max_norm_multiple, device=self.device,
+        )  # fmt: skip
         return self.trainings[point]
 
     def _share(self, point: str, row_bytes: int, points: Iterable[str]) -> int:

@@ -99,6 +99,7 @@ class Training:
         memory: bytes that its mixing buffer may take.
         max_norm_multiple: rows whose norm exceeds this multiple of the running median are left out; None
             leaves out none.
+        device: where the autoencoder is trained. Rows wait on the CPU.
     """
 
     def __init__(
@@ -110,9 +111,10 @@ class Training:
         memory: int,
         *,
         max_norm_multiple: float | None = None,
+        device: str = "cpu",
     ) -> None:
         self.config, self.point, self.memory = config, point, memory
-        self.sae = variant(config.variant).from_spec(config, width, width)
+        self.sae = variant(config.variant).from_spec(config, width, width).on(device)
         self.counts, self.progress = Counts(), TrainerProgress()
         self._rng = np.random.default_rng([config.seed, *point.encode()])
         self._buffer = MixingBuffer(width, dtype, self._rng)
@@ -121,14 +123,14 @@ class Training:
             config.buffer.sequences,
             max(config.batch, memory // (width * dtype.itemsize) - config.batch),
         )
-        self._adam = Adam(len(self.sae.parameters))
+        self._adam = Adam(len(self.sae.parameters), device=device)
         self._moments = tuple(self.sae.named(flat) for flat in (self._adam.mean, self._adam.square))
         self._gradient = self.sae.twin()
-        self._idle = torch.zeros(config.latents, dtype=torch.int64)
+        self._idle = torch.zeros(config.latents, dtype=torch.int64, device=device)
         """Rows since a latent fired."""
         self._held = Reservoir(EVALUATION_ROWS, width, dtype, [config.seed, _HELD, *point.encode()])
         self._norms = None if max_norm_multiple is None else NormFilter(max_norm_multiple)
-        self._fast = bfloat16_is_fast()
+        self._fast = bfloat16_is_fast(self.sae.device.type)
 
     # What comes in
 
@@ -221,7 +223,11 @@ class Training:
         self.progress.scale = scale
         chosen = self._rng.choice(len(rows), min(len(rows), _INITIAL_ROWS), replace=False)
         first = rows[torch.from_numpy(chosen)].float().mul_(scale)
-        self.sae.initialise_from(first, first, self._rng)
+        began = self.sae.on("cpu")  # by the same steps as on a CPU, so that a seed means the same weights
+        began.initialise_from(first, first, self._rng)
+        self.sae.parameters.copy_(began.parameters)
+        for name, tensor in self.sae.state.items():
+            tensor.copy_(began.state[name])
 
     def learn(self, batch: Tensor) -> None:
         """Take one step on rows [n, width]; `begin` came before.
@@ -230,7 +236,7 @@ class Training:
             FloatingPointError: training diverged.
         """
         assert self.progress.scale is not None
-        x = batch.float().mul_(self.progress.scale)
+        x = batch.to(self.sae.device).float().mul_(self.progress.scale)
         dead = self._dead().nonzero().view(-1)
         context = StepContext(dead, self.counts.trained, self._total(), self._fast)
         outcome = self.sae.differentiate(x, x, self._gradient, context)
@@ -385,6 +391,7 @@ class Training:
         if self._norms is not None:
             tensors["norms"] = self._norms.median.counts
         tensors |= {_STATE + name: tensor for name, tensor in self.sae.state.items()}
+        tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
         words = {
             "counts": asdict(self.counts),
             "progress": asdict(self.progress),

@@ -25,10 +25,12 @@ from asysi.contract.runtime import (
     Exit,
 )
 from asysi.files import write_atomic
+from asysi.model.devices import device_for
 from asysi.model.globs import match_globs
 from asysi.monitor.rest import has_ended, rest
 from asysi.monitor.worker import Worker
 from asysi.sae.export import export, folder_of, metadata_of
+from asysi.sae.processor import repeat_exactly
 from asysi.sae.trainer import Trainer
 from asysi.sae.training import Training
 
@@ -60,7 +62,8 @@ class SAETrainerWorker:
         data = worker.experiment.spec.data
         multiple = data.tokens.max_norm_multiple if data else None
         checkpoints = worker.output / CHECKPOINT_FOLDER
-        self._trainers = [Trainer(c, checkpoints / f"{c.name}.ckpt", multiple) for c in sae.train]
+        device = device_for(sae.gpus, "spec.sae.gpus")
+        self._trainers = [Trainer(c, checkpoints / f"{c.name}.ckpt", multiple, device) for c in sae.train]
         self._points = _captured_points(worker.workspace / POINTS_FILE)
         self._checkpoint_seconds = min(c.checkpoint_seconds for c in sae.train)
         self._saved_at = self._evaluated_at = time.monotonic()
@@ -200,7 +203,7 @@ class SAETrainerWorker:
         )  # fmt: skip
         folder = folder_of(self._worker.output / SAE_FOLDER / trainer.config.name, point)
         scale = training.progress.scale or 1.0
-        export(folder, training.sae.frozen(scale, scale), metadata)
+        export(folder, training.sae.on("cpu").frozen(scale, scale), metadata)
         self._worker.health.beat()
 
     # What others see
@@ -241,6 +244,8 @@ def main(worker: Worker) -> int:
     sae = worker.experiment.spec.sae
     torch.set_num_threads(max(1, int(sae.cpus)) if sae else 1)
     torch.set_flush_denormal(True)  # moments of dead latents fade into denormals, which are slow
+    if sae and sae.gpus:
+        repeat_exactly()
     with torch.inference_mode():
         stream = CppShardedSPMCBus(worker.shm / BUS_RING).consumer(
             READER

@@ -83,6 +83,10 @@ class SparseAutoencoder(ABC):
 
     architecture: ClassVar[str | None] = None
     """`architecture` of the exports that `from_export` reads; None where another variant's are exported."""
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
+    """Types of the devices that it can be trained on; `differentiate` must keep to the parameters' device."""
+    device: torch.device = torch.device("cpu")
+    """Where the parameters are; see `on`."""
 
     W_dec: Tensor
     """[latents, d_out]"""
@@ -106,12 +110,13 @@ class SparseAutoencoder(ABC):
     def _allocate(self, dtype: torch.dtype, state: Mapping[str, Tensor]) -> None:
         # Within inference mode too these are plain tensors: autograd takes no others.
         with torch.inference_mode(mode=False):
-            self.parameters = torch.zeros(sum(map(math.prod, self._sizes.values())), dtype=dtype)
+            size = sum(map(math.prod, self._sizes.values()))
+            self.parameters = torch.zeros(size, dtype=dtype, device=self.device)
             """All parameters, in the order of their declaration."""
             for name, view in self.named(self.parameters).items():
                 setattr(self, name, view)
             self.state = {
-                name: value.to(dtype, copy=True) if value.is_floating_point() else value.clone()
+                name: value.to(self.device, dtype if value.is_floating_point() else None, copy=True)
                 for name, value in state.items()
             }
             """Tensors beside the parameters that training changes in place; checkpoints hold them."""
@@ -134,6 +139,14 @@ class SparseAutoencoder(ABC):
     def to(self, dtype: torch.dtype) -> Self:
         """Return a copy in another precision."""
         other = self.twin(dtype)
+        other.parameters.copy_(self.parameters)
+        return other
+
+    def on(self, device: torch.device | str) -> Self:
+        """Return a copy on a device."""
+        other = copy(self)
+        other.device = torch.device(device)
+        other._allocate(self.parameters.dtype, self.state)
         other.parameters.copy_(self.parameters)
         return other
 

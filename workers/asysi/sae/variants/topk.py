@@ -20,7 +20,7 @@ from torch.nn.functional import embedding_bag
 from asysi.contract.spec import AuxK, SaeTrain
 from asysi.sae.initial import directions
 from asysi.sae.normalisation import geometric_median
-from asysi.sae.selection import top_k
+from asysi.sae.selection import order_of, top_k
 from asysi.sae.sparse import SparseLatents, inner_products
 from asysi.sae.variants.base import Objective, SparseAutoencoder, StepContext, StepResult, spread, squares
 
@@ -40,6 +40,7 @@ class TopK(SparseAutoencoder):
     """
 
     architecture = "topk"
+    devices = ("cpu", "cuda")
 
     encoder: Tensor
     """[latents, d_in]: W_enc transposed, so that a latent's weights lie side by side."""
@@ -181,7 +182,7 @@ class TopK(SparseAutoencoder):
         # b_dec is added to the output and subtracted from the input.
         gradient.b_dec.add_(seen.error.sum(0), alpha=2 / variance).sub_(gradient.b_enc @ self.encoder)
         firing = seen.values > 0
-        fired = torch.zeros(self.latents, dtype=torch.bool)
+        fired = torch.zeros(self.latents, dtype=torch.bool, device=x.device)
         fired[seen.columns[firing]] = True
         fvu = squares(seen.error) / variance
         loss = fvu + self._coefficient * auxiliary / variance
@@ -200,14 +201,12 @@ class TopK(SparseAutoencoder):
         rows, k = seen.columns.shape
         error = seen.error * scale
         flat = seen.columns.view(-1)
-        row_of = torch.arange(rows).repeat_interleave(k)
-        slope = inner_products(error, self.W_dec, row_of, flat, torch.arange(0, rows * k, k))
+        row_of = torch.arange(rows, device=flat.device).repeat_interleave(k)
+        offsets = torch.arange(0, rows * k, k, device=flat.device)
+        slope = inner_products(error, self.W_dec, row_of, flat, offsets)
         slope = slope.view(rows, k).mul_(seen.values > 0).view(-1)
         # The same pairs, sorted by latent: a latent's gradient is then a weighted sum of a bag of rows.
-        keys = flat.numpy()
-        if self.latents < 2**15:
-            keys = keys.astype(np.int16)  # numpy sorts these by radix
-        order = torch.from_numpy(np.argsort(keys, kind="stable"))
+        order = order_of(flat, self.latents)
         sizes = torch.bincount(flat, minlength=self.latents)
         starts = sizes.cumsum(0).sub_(sizes)
         by_latent = row_of[order]
