@@ -53,11 +53,12 @@ COMPANIONS: dict[str, Tree] = {
     "spec.scheduling.tolerations[].tolerationSeconds": {
         "scheduling": {"tolerations": [{"key": "gpu", "effect": "NoExecute"}]}
     },
+    "spec.sae.gpuResource": {"sae": {"gpus": 1}},
     "spec.capture.sampling.rate": {"capture": {"sampling": {"minRate": 0.001}}},
 }
 """What else must stand in the spec for a field to have a meaning: in the base and in the changed one."""
 TEXTS = ("jsonl:///data/other.jsonl", "hf://owner/other", "b-1", "s3://bucket/x")
-PATTERNED = (*("5Gi", "6Gi", "96Mi"), *("c" * 64, "d" * 64), *("0", "0-3"), *("b-1", "c"))
+PATTERNED = (*("5Gi", "6Gi", "96Mi"), *("c" * 64, "d" * 64), *("0", "0-3"), *("b-1", "c"), "example.com/gpu")
 
 
 def places(schema: Tree, path: SpecPath = ("spec",)) -> Iterator[tuple[SpecPath, Tree]]:
