@@ -224,7 +224,8 @@ def _example(schema: Tree) -> Any:  # noqa: PLR0911 - a type each
         case "array":
             return [_example(schema["items"])]
         case "string":
-            return next(text for text in ("64Mi", "0", "f" * 64, "example.com/gpu") if _matches(text, schema.get("pattern")))
+            texts = ("64Mi", "0", "f" * 64, "example.com/gpu")
+            return next(text for text in texts if _matches(text, schema.get("pattern")))
         case "boolean":
             return True
         case "integer":
