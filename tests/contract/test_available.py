@@ -29,7 +29,6 @@ UNAVAILABLE: list[tuple[Tree, str]] = [
     ({"data": {"uri": "parquet:///a"}}, "spec.data.uri parquet:///a"),
     ({"data": {"uri": "memory://a"}}, "spec.data.uri memory://a"),
     ({"data": {"tokens": {"chatTemplate": True}}}, "spec.data.tokens.chatTemplate"),
-    ({"workload": {"scan": None, "train": {}}}, "spec.workload.train"),
     ({"workload": {"scan": None, "ppo": {"lr": 1}}}, "spec.workload.ppo"),
     ({"workload": {"scan": None, "custom": {"image": "i", "command": ["c"]}}}, "spec.workload.custom"),
     ({"workload": {"scan": {"loss": "lm"}}}, "spec.workload.scan.loss lm"),
@@ -93,7 +92,7 @@ def test_everything_that_is_refused_is_refused(everything: Tree) -> None:
     }
     named.add("spec.bus.redis")  # left out, because the rest is in HPC's words
     known = {"spec.model.uri", "spec.model.tokenizer", "spec.data.uri", "spec.output.uri"}
-    workloads = {"spec.workload.train", "spec.workload.ppo", "spec.workload.custom"}
+    workloads = {"spec.workload.ppo", "spec.workload.custom"}
     assert {refusal.pattern for refusal in REFUSALS} - named <= known | workloads
 
 

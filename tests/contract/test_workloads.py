@@ -26,7 +26,7 @@ def test_every_part_has_a_host_or_is_refused() -> None:
     assert set(WORKLOADS) <= set(PARTS)
     refused = {name for name in PARTS if f"spec.workload.{name}" in BY_PATTERN}
     assert set(PARTS) - set(WORKLOADS) <= refused
-    assert {name for name in WORKLOADS if name not in refused} == {"scan"}
+    assert {name for name in WORKLOADS if name not in refused} == {"scan", "train"}
 
 
 @pytest.mark.parametrize("module", [row.module for row in WORKLOADS.values() if row.module])
@@ -57,5 +57,5 @@ def test_a_custom_workload_names_its_own_program() -> None:
 
 def test_a_workload_without_a_host_is_named() -> None:
     """A part without a row is a mistake of the user's, and the message says which there are."""
-    with pytest.raises(ConfigError, match=r"spec\.workload: ppo has no host; take scan or custom"):
+    with pytest.raises(ConfigError, match=r"spec\.workload: ppo has no host; take scan or train or custom"):
         workload_of(spec({"ppo": {}}))

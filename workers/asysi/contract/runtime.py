@@ -119,6 +119,8 @@ HOST_FOLDER = PurePosixPath("host")
 """`host/progress.json` and `host/seen.json` (what the host saw, by length and position)."""
 MODEL_FOLDER = PurePosixPath("model")
 """The model as the run left it, a Hugging Face folder, where the workload trains it."""
+TRAIN_FOLDER = PurePosixPath("train")
+"""The run of a training project: checkpoint, weights, `report.json` and `report.html`."""
 WEIGHTS_FOLDER = PurePosixPath("weights")
 """What the parameters say: `before.csv`, `after.csv`, `difference.csv`, `report.html`, `run_meta.json`."""
 PIPELINE_FOLDER = PurePosixPath("pipeline")
@@ -128,7 +130,16 @@ ATTEMPTS_FOLDER = PurePosixPath("attempts")
 """`attempts/<number>/`: made by prepare, once a number; finish leaves the attempt's ledger in it."""
 OUTPUTS = (
     *(EVENTS_FILE, EXPERIMENT_FILE, LEDGER_FILE, REPORT_FILE, VERDICT_FILE, TIMELINE_FILE, IDENTITY_FILE),
-    *(SAE_FOLDER, CHECKPOINT_FOLDER, ARCHIVE_FOLDER, HOST_FOLDER, MODEL_FOLDER, WEIGHTS_FOLDER, LOG_FOLDER),
+    *(
+        SAE_FOLDER,
+        CHECKPOINT_FOLDER,
+        ARCHIVE_FOLDER,
+        HOST_FOLDER,
+        MODEL_FOLDER,
+        TRAIN_FOLDER,
+        WEIGHTS_FOLDER,
+        LOG_FOLDER,
+    ),
     *(ATTEMPTS_FOLDER, PIPELINE_FOLDER, PurePosixPath(".identity.lock"), PurePosixPath("statistics.json")),
 )
 """Everything that a run makes at the top of its output folder."""

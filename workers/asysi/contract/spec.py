@@ -261,6 +261,23 @@ class Scan(Part):
     `python://package.module:function`."""
 
 
+class Train(Part):
+    """Trains the model of a training project, whose folder `model.uri` names: `file://./project`."""
+
+    config: Short = "config.yaml"
+    """Configuration of the project, relative to its folder."""
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 32
+    """Samples of an optimiser step; it takes the place of the configuration's `train.batch_size`."""
+    length: Annotated[int, Field(ge=1, le=65_536)] = 1
+    """Rows of a sample at a hook point: the tokens of a text, or 1 where a sample is one row."""
+    epochs: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Passes over the training rows; unset takes the configuration's `train.epochs`."""
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    """Seed of the training and of the token sampling."""
+    holdout: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    """Share of the samples whose rows no SAE is trained on; the model itself is trained on them."""
+
+
 class Custom(Part):
     """The user's own program with capture injected."""
 
@@ -275,8 +292,8 @@ class Workload(Part):
 
     scan: Scan | None = None
     """Runs the model over the data, forward only."""
-    train: FreeForm | None = None
-    """Trains the model."""
+    train: Train | None = None
+    """Trains the model of a training project."""
     ppo: FreeForm | None = None
     """Trains the model by PPO."""
     custom: Custom | None = None

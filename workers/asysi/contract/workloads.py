@@ -41,6 +41,12 @@ def text_steps(spec: Spec) -> tuple[int, int]:
     return part_of(spec).batch_size, spec.data.tokens.context_length if spec.data else 1
 
 
+def sample_steps(spec: Spec) -> tuple[int, int]:
+    """Return the shape of a step that reads `batchSize` samples of `length` rows."""
+    part = part_of(spec)
+    return part.batch_size, part.length
+
+
 def unknown_steps(_spec: Spec) -> tuple[int, int]:
     """Return the least shape of a step: how many tokens it holds is known when the program runs."""
     return 1, 1
@@ -60,11 +66,18 @@ class WorkloadRow:
     """Whether the host knows the number of steps before the first one."""
     step_shape: StepShape
     """[batch, length] of the largest step."""
+    examine: str | None = None
+    """`module:function` that finds the model and its hook points for `check`; None where the model reads
+    tokens, and `check` tries it itself."""
 
 
 WORKLOADS: dict[str, WorkloadRow] = {
     "scan": WorkloadRow(
         "asysi.hosts.scan", resumable=True, rereadable=True, steps_known=True, step_shape=text_steps
+    ),
+    "train": WorkloadRow(
+        "asysi.hosts.train", resumable=True, rereadable=False, steps_known=True, step_shape=sample_steps,
+        examine="asysi.hosts.trainable:examine",
     ),
     "custom": WorkloadRow(
         None, resumable=False, rereadable=False, steps_known=False, step_shape=unknown_steps

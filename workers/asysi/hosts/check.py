@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,8 +70,13 @@ def check(
         workspace: folder that a hf:// model is fetched into; None uses the hub's own cache.
     """
     spec, report = experiment.spec, CheckReport()
-    tokenizer = _check_model(spec, report, workspace)
-    if spec.data is not None:
+    tokenizer = None
+    row = workload_of(spec)
+    if row.examine is None:
+        tokenizer = _check_model(spec, report, workspace)
+    else:
+        _examine(row.examine, spec, report, output or _default_output(experiment))
+    if spec.data is not None and row.examine is None:
         _check_data(experiment, spec.data, tokenizer, output or _default_output(experiment), report)
     _check_rings(spec, report, shm)
     _check_output(output or _default_output(experiment), report)
@@ -88,6 +94,17 @@ def missing_bytes(rings: Sequence[RingPlan], shm: Path) -> int:
         for ring in rings
         if not (shm / ring.folder / "data").exists()
     )
+
+
+def _examine(function: str, spec: Spec, report: CheckReport, output: Path) -> None:
+    """Let the workload's own function find the model and its hook points."""
+    module, _, name = function.partition(":")
+    try:
+        getattr(import_module(module), name)(spec, report, output.absolute())
+    except ConfigError as error:
+        report.need(error)
+    except ValueError as error:  # a label that is out of range
+        report.problems.append(str(error))
 
 
 def _check_model(spec: Spec, report: CheckReport, workspace: Path | None) -> Any:
@@ -114,7 +131,7 @@ def _check_points(spec: Spec, loaded: LoadedModel, report: CheckReport) -> None:
     assert report.model is not None
     resolved, module, tokenizer = report.model, loaded.module, loaded.tokenizer
     batch, length = workload_of(spec).step_shape(spec)
-    paths = _matched(spec, loaded, report)
+    paths = matched(spec, loaded, report)
     most = getattr(getattr(module, "config", None), "max_position_embeddings", None)
     limit = most if isinstance(most, int) and most > 0 else None
     called = try_forward(
@@ -152,11 +169,11 @@ def _check_points(spec: Spec, loaded: LoadedModel, report: CheckReport) -> None:
             f"spec.data.tokens.contextLength: is {length}, but the model has {most} positions: lower it to "
             f"{most} or less"
         )
-    _check_trainers(spec, report)
+    check_trainers(spec, report)
     _check_vocabulary(module, tokenizer, report)
 
 
-def _matched(spec: Spec, loaded: LoadedModel, report: CheckReport) -> list[str]:
+def matched(spec: Spec, loaded: LoadedModel, report: CheckReport) -> list[str]:
     """Return the paths of the modules that the globs match, one for each module.
 
     A module may have several names; it is watched once, under the first that matches.
@@ -175,7 +192,7 @@ def _matched(spec: Spec, loaded: LoadedModel, report: CheckReport) -> list[str]:
     return list(first.values())
 
 
-def _check_trainers(spec: Spec, report: CheckReport) -> None:
+def check_trainers(spec: Spec, report: CheckReport) -> None:
     """Match the trainers' globs with the hook points, as the sae worker will."""
     paths = [point.path for point in report.points]
     trainers = spec.sae.train if spec.sae and spec.sae.enabled and paths else ()
@@ -258,7 +275,7 @@ def _plan_unseen(
     for path in unseen:
         watched = module.get_submodule(split_call(path)[0])
         width = planned_width(watched, seen, getattr(module, "config", None))
-        dtype = _dtype_name(planned_dtype(watched, module))
+        dtype = dtype_name(planned_dtype(watched, module))
         shape = (*grid, width) if width else ()
         report.points.append(HookPoint(path, alias_of(loaded.model_type, path), shape, dtype, 0))
     place = {path: number for number, path in enumerate(order)}
@@ -303,10 +320,11 @@ def _row_shape(name: str, outputs: "list[torch.Tensor]") -> tuple[int, ...]:
 
 
 def _dtype(output: "torch.Tensor") -> str:
-    return _dtype_name(output.dtype)
+    return dtype_name(output.dtype)
 
 
-def _dtype_name(dtype: "torch.dtype") -> str:
+def dtype_name(dtype: "torch.dtype") -> str:
+    """Return the type that rows of a tensor are captured in."""
     name = str(dtype).removeprefix("torch.")
     return (
         name if name in {"float16", "bfloat16"} else "float32"

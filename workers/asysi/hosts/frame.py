@@ -257,6 +257,19 @@ class HostRun:
                 self._write_progress()
                 written = time.monotonic()
 
+    @property
+    def stopping(self) -> bool:
+        """Whether a signal asks the run to end."""
+        return self._worker.stop.requested
+
+    def pause(self) -> None:
+        """Take the hooks off: forward passes from here on, such as an evaluation's, belong to no step."""
+        self._hooker.detach()
+
+    def go_on(self) -> None:
+        """Put the hooks back."""
+        self._hooker.attach()
+
     def _begin(self, step: Steplike) -> None:
         if not self._begun:
             self._begun = True

@@ -20,6 +20,7 @@ class TrainingRun(Protocol):
     epoch: int
     microbatch: int
     learning_rate: float
+    stop: int
     history: list[dict[str, float]]
 
     def tell(self, joint: str, *values: Any) -> None:

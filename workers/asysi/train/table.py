@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import weakref
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +58,7 @@ class Table:
         """Return the row that `scan` yielded as its `number`-th, from 0."""
         if self._file is None:
             self._file = self.path.open("rb")
+            weakref.finalize(self, self._file.close)
         self._file.seek(self._offsets[number])
         if self._jsonl:
             return _texts(json.loads(self._file.readline()))
