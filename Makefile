@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test tools lint format generate check-generated bench bench-host bench-sae bench-ring bench-operator bench-pipeline bench-weights bench-archive bench-gpu compatibility smollm2 peers peers-ring peers-pipeline peers-weights peers-archive ring-models ring-faults ring-hostile ring-stop ring-abi mscan-faults kill-pipeline memory-pipeline chaos hostile e2e audit pictures clean
+.PHONY: help install demo test tools lint format generate check-generated bench bench-host bench-sae bench-ring bench-operator bench-pipeline bench-weights bench-archive bench-gpu compatibility smollm2 peers peers-ring peers-pipeline peers-weights peers-archive ring-models ring-faults ring-hostile ring-stop ring-abi mscan-faults kill-pipeline kill-train memory-pipeline chaos hostile e2e audit pictures clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -138,6 +138,9 @@ mscan-faults: install ## Kill an archive's writer a thousand times, fail its sto
 
 kill-pipeline: install ## Kill -9 a pipeline a thousand times and compare the bytes
 	ASYSI_PIPELINE_KILLS=1000 $(BIN)/python -m pytest --timeout 7200 tests/pipeline/test_kill.py tests/pipeline/test_paid.py
+
+kill-train: install ## Kill -9 a training at twenty points and compare the bits of its weights
+	ASYSI_TRAIN_KILLS=20 $(BIN)/python -m pytest --timeout 3600 tests/train/test_trainer.py -k killed
 
 memory-pipeline: install ## Ten million rows in at most 300 MB
 	$(BIN)/python benchmarks/pipeline_memory.py

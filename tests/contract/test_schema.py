@@ -50,7 +50,7 @@ KNOWN = {
     ),
     *("x-kubernetes-list-type", "x-kubernetes-list-map-keys"),
 }
-FREE_FORM = {"spec.data.pipeline.operators[].params", "spec.workload.train", "spec.workload.ppo"}
+FREE_FORM = {"spec.data.pipeline.operators[].params", "spec.workload.ppo"}
 
 
 def schemas(schema: Schema, path: str = "") -> Iterator[tuple[str, Schema]]:

@@ -1,8 +1,9 @@
 """The train host: trains a project's model with capture attached, and resumes exactly when it is killed.
 
 A step of the capture is an optimiser step; its number is the optimiser's. A step that an earlier attempt has
-captured already, and that this one does again after its checkpoint, is not captured a second time. Where
-memory ran out, the first microbatch of each step is captured.
+recorded in its progress, and that this one does again after its checkpoint, is not captured a second time;
+the steps of the last two seconds before a kill may be, with another attempt in their packets. Where memory
+ran out, the first microbatch of each step is captured.
 """
 
 import logging

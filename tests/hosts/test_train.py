@@ -1,0 +1,109 @@
+"""The train host: every step is captured, a killed host resumes exactly, bad projects are refused."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from asysi.archive.dataset import MScanDataset
+from asysi.contract.loading import check as checked
+from asysi.hosts.check import check
+from asysi.train.project import open_project
+from asysi.train.scaffold import write_project
+from asysi.train.trainer import SupervisedTrainer
+
+EPOCHS = 6
+SETTINGS = {
+    "train.threads": 1, "train.checkpoint_steps": 7, "data.augmentation": None, "tensorboard": False,
+    "optimizer.lr": 0.003,
+    "eval.compression": [],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a digits project that trains fast."""
+    folder = tmp_path_factory.mktemp("watched") / "digits"
+    write_project(folder, "digits")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    for path, value in SETTINGS.items():
+        part = config
+        *parents, key = path.split(".")
+        for parent in parents:
+            part = part[parent]
+        part[key] = value
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    scan = yaml.safe_load((folder / "scan.yaml").read_text())
+    scan["spec"]["workload"]["train"]["epochs"] = EPOCHS
+    (folder / "scan.yaml").write_text(yaml.safe_dump(scan))
+    return folder
+
+
+def experiment(folder: Path, change: Callable[[dict[str, Any]], object]) -> Any:
+    tree = yaml.safe_load((folder / "scan.yaml").read_text())
+    tree["spec"]["model"]["uri"] = f"file://{folder}"
+    change(tree["spec"])
+    return checked(tree)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda spec: spec["model"].update(uri="file:///nowhere"),
+            "must be the folder of a training project",
+        ),
+        (lambda spec: spec["workload"]["train"].update(config="no.yaml"), r"no\.yaml cannot be read"),
+        (lambda spec: spec["capture"].update(hookPoints=["fc9"]), r"fc9"),
+        (lambda spec: spec["workload"]["train"].update(length=5), "does not have 5 rows per sample"),
+    ],
+)
+def test_what_cannot_be_watched_is_refused(
+    folder: Path, tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    """`check` names what is wrong with a project before anything runs."""
+    import re
+
+    report = check(experiment(folder, change), output=tmp_path)
+    assert any(re.search(message, problem) for problem in report.problems), report.problems
+
+
+@pytest.mark.long
+def test_a_killed_host_resumes_exactly(folder: Path, tmp_path: Path) -> None:
+    """kill -9 of the host: the next attempt ends with the weights of an unwatched, uninterrupted training,
+    and the archive has rows of every step."""
+    out = tmp_path / "watched"
+    command = [sys.executable, "-m", "asysi.cli", "run", str(folder / "scan.yaml"), "--plain", "-o", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    history = out / "train/history.json"
+    deadline = time.monotonic() + 120
+    while not history.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    hosts = [
+        child for child in psutil.Process(process.pid).children(recursive=True)
+        if "asysi.hosts.train" in child.cmdline()
+    ]  # fmt: skip
+    assert hosts
+    for host in hosts:
+        host.kill()
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    assert json.loads((out / "host/progress.json").read_text())["attempt"] == 1
+    settings = ["train.batch_size=32", "train.microbatch=32", "seed=0", f"train.epochs={EPOCHS}"]
+    plain = SupervisedTrainer(open_project(folder, settings=settings), tmp_path / "plain")
+    plain.fit()
+    watched, whole = load_file(out / "train/last.safetensors"), load_file(tmp_path / "plain/last.safetensors")
+    assert all(torch.equal(watched[name], whole[name]) for name in whole)
+    assert json.loads((out / "ledger.json").read_text())["balanced"] is True
+    steps = np.unique(MScanDataset(out / "archive").metrics()["step"])
+    assert steps.tolist() == list(range(plain.steps))
