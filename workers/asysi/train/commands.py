@@ -2,12 +2,12 @@
 
 import logging
 import sys
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from asysi.cli.groups import door
 from asysi.contract.errors import ConfigError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -44,7 +44,7 @@ def new(
       asysi train new digits && cd digits && sh train.sh cpu
       asysi train new topics --task text
     """
-    for line in door("asysi.train.scaffold", "write_project")(folder, task):
+    for line in _later("asysi.train.scaffold", "write_project")(folder, task):
         typer.echo(line)
 
 
@@ -79,12 +79,12 @@ def run(  # noqa: PLR0917 - each is an option of the command
     _log()
     if devices and gpus:
         raise typer.BadParameter("name the devices once: as the argument or with --gpus")
-    asked = door("asysi.train.launch", "Launch")(
+    asked = _later("asysi.train.launch", "Launch")(
         project, config, settings or [],
-        door("asysi.train.launch", "parse_devices")(devices or gpus or "cpu"),
+        _later("asysi.train.launch", "parse_devices")(devices or gpus or "cpu"),
         output or project / "runs" / "train", overwrite,
     )  # fmt: skip
-    raise typer.Exit(int(door("asysi.train.launch", "launch")(asked)))
+    raise typer.Exit(int(_later("asysi.train.launch", "launch")(asked)))
 
 
 @app.command("test")
@@ -106,7 +106,7 @@ def predict_rows(  # noqa: PLR0917 - each is an option of the command
       asysi train test data/test.csv predictions.csv cpu
     """
     _log()
-    lines = door("asysi.train.predicting", "predict_table")(
+    lines = _later("asysi.train.predicting", "predict_table")(
         project, config, settings or [], output or project / "runs" / "train", table, result, device
     )
     typer.echo(lines)
@@ -128,10 +128,25 @@ def predict(
     """
     _log()
     typer.echo(
-        door("asysi.train.predicting", "predict_file")(
+        _later("asysi.train.predicting", "predict_file")(
             project, config, settings or [], output or project / "runs" / "train", path
         )
     )
+
+
+def _later(module: str, name: str) -> Any:
+    """Return `name` of `module`, imported now: the help needs none of them.
+
+    Raises:
+        ConfigError: a package that it needs is not installed.
+    """
+    try:
+        return getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package == "asysi":
+            raise
+        raise ConfigError(f"this command needs the package {package}: pip install 'asysi[train]'") from error
 
 
 def _log() -> None:
