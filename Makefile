@@ -26,20 +26,20 @@ test: install tools ## Run the tests; with ASYSI_TESTS=all also the long ones an
 	@$(MAKE) --no-print-directory smollm2 || echo "no SmolLM2: the tests that read a real GGUF file are skipped"
 	@tests/run.sh $(BIN)/python
 
-tools: ## Install what tests need beside Python, as root on Debian; elsewhere say what is missing
+tools: ## Install non-Python test dependencies, as root on Debian; elsewhere list what is missing
 	@tests/tools.sh
 
-lint: install ## Style, types and the direction of imports
+lint: install ## Check style, types and import rules
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 	$(BIN)/python -m mypy.stubtest asysi_ring._core asysi.weights._count --allowlist native/stubtest_allowlist.txt --ignore-unused-allowlist
 
-format: install ## Put every file into the project's style
+format: install ## Format every file and apply automatic fixes
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-generate: install ## Write the CRD and the reference pages anew
+generate: install ## Regenerate the CRD and the reference pages
 	$(BIN)/python -m asysi.contract.generate && $(BIN)/python -m asysi.monitor.metrics > docs/reference/metrics.md && $(BIN)/python -m asysi.weights.reference > docs/reference/weights.md && $(BIN)/python charts/generate.py
 
-check-generated: install ## Fail when a generated file differs from its source
+check-generated: install ## Fail if a generated file differs from its source
 	$(BIN)/python -m asysi.contract.generate --check && $(BIN)/python charts/generate.py --check
 
 e2e: install ## Only the tests that need a Kubernetes API server
@@ -65,7 +65,7 @@ $(VENV)-ring/.ready:
 	$(VENV)-ring/bin/pip install --quiet --disable-pip-version-check numpy xxhash iceoryx2==0.10.0 pyzmq==27.3.0 faster-fifo==1.5.2 redis==8.1.0 eclipse-zenoh==1.10.2
 	@touch $@
 
-peers-ring: $(VENV)-ring/.ready ## Create .venv-ring with the rings and queues that ours is compared with
+peers-ring: $(VENV)-ring/.ready ## Create .venv-ring with the rings and queues for the comparison
 
 $(VENV)-pipeline/.ready:
 	$(PYTHON) -m venv $(VENV)-pipeline
@@ -94,10 +94,10 @@ bench-sae: install peers ## FVU against sae-lens
 bench-ring: install peers-ring ## The ring against its ceiling and its peers; needs redis-server and twenty quiet minutes
 	$(BIN)/python benchmarks/ring/compare.py --peers-python $(VENV)-ring/bin/python
 
-bench-operator: install ## From apply to Job beside a thousand experiments; needs a cluster as `make e2e` does
+bench-operator: install ## Time from apply to Job among a thousand experiments; needs a cluster, like `make e2e`
 	$(BIN)/python benchmarks/operator/measure.py
 
-bench-pipeline: install peers-pipeline ## Rows a second against a plain loop, datatrove and Ray Data; calls a second against the ideal
+bench-pipeline: install peers-pipeline ## Rows per second against a plain loop, datatrove and Ray Data; calls per second against the ideal
 	$(BIN)/python benchmarks/pipeline/compare.py --peers $(VENV)-pipeline/bin/python $(if $(BEFORE),--before $(BEFORE))
 
 $(VENV)-archive/.ready:
@@ -110,7 +110,7 @@ peers-archive: $(VENV)-archive/.ready ## Create .venv-archive with Arrow, HF dat
 bench-archive: install peers-archive ## Write and read 2 GiB with ours and five other formats, beside cp and memcpy; QUICK=1 for a minute
 	$(BIN)/python benchmarks/archive/compare.py --peers-python $(VENV)-archive/bin/python $(if $(QUICK),--quick)
 
-bench-gpu: install ## What capture costs a model on a GPU; needs CUDA and five minutes
+bench-gpu: install ## Cost of capture for a model on a GPU; needs CUDA and five minutes
 	$(BIN)/python benchmarks/gpu/measure.py --out build/gpu
 
 bench-weights: install peers-weights ## Statistics and spectra of 2 GB against weightlens, numpy and WeightWatcher
@@ -122,14 +122,14 @@ ring-models: install ## Prove the ring's protocol with wide bounds; needs spin, 
 ring-faults: install ## Kill -9 at every testpoint of the ring, 20,000 times
 	ASYSI_RING_KILLS=20000 $(BIN)/python -m pytest --timeout 3600 tests/ring/test_kill_testpoints.py
 
-ring-hostile: install ## Ten minutes of a mutator and ten of each fuzzer against the ring; needs clang-16 and libclang-rt-16-dev
+ring-hostile: install ## Run a mutator and each fuzzer against the ring for ten minutes; needs clang-16 and libclang-rt-16-dev
 	ASYSI_RING_MUTATE_SECONDS=600 ASYSI_RING_FUZZ_SECONDS=600 $(BIN)/python -m pytest --timeout 3600 tests/ring/test_hostile.py
 
-ring-stop: ## What a push costs while a reader works, is stopped with all its pins, and is back
+ring-stop: ## Cost of a push while a reader runs, is stopped holding all its pins, and resumes
 	@mkdir -p build && $(CXX) -std=c++20 -O2 -pthread -ffp-contract=off -Inative/include native/tests/faults_live.cpp -o build/faults_live
 	build/faults_live stopped 500000
 
-ring-abi: ## Write down the layout of a new version of the ring's ABI; never over one that is there
+ring-abi: ## Record the layout of a new version of the ring's ABI; never overwrites an existing one
 	@mkdir -p build && $(CXX) -std=c++20 -Inative/include native/tests/layout.cpp -o build/layout
 	build/layout tests/ring/abi
 
@@ -145,10 +145,10 @@ kill-train: install ## Kill -9 a training at twenty points and compare the bits 
 memory-pipeline: install ## Ten million rows in at most 300 MB
 	$(BIN)/python benchmarks/pipeline_memory.py
 
-chaos: install ## Kill the operator, pods, API server and kubelet as often as docs promise; half an hour, a cluster as `make e2e`
+chaos: install ## Kill the operator, pods, API server and kubelet as often as the docs state; half an hour, needs a cluster, like `make e2e`
 	ASYSI_CHAOS=full $(BIN)/python -m pytest --timeout 7200 tests/e2e/cluster/test_chaos.py
 
-hostile: install ## Ten thousand hostile experiments: each refused by name, or its pod stays restricted
+hostile: install ## Ten thousand hostile experiments: each is rejected with the field named, or its pod stays restricted
 	ASYSI_HOSTILE_EXPERIMENTS=10000 $(BIN)/python -m pytest --timeout 3600 tests/manifests/test_hostile_experiments.py
 
 $(VENV)-audit/.ready:
@@ -156,11 +156,11 @@ $(VENV)-audit/.ready:
 	$(VENV)-audit/bin/pip install --quiet --disable-pip-version-check checkov==3.3.30
 	@touch $@
 
-audit: install $(VENV)-audit/.ready ## Hold chart and Job against checkov; what fails has its reason in docs/security.md; needs helm
+audit: install $(VENV)-audit/.ready ## Check chart and Job with checkov; exceptions are explained in docs/security.md; needs helm
 	$(BIN)/python charts/audit.py --checkov $(VENV)-audit/bin/checkov
 
-pictures: install ## Make the README's pictures anew from one run of the demo; needs chromium
+pictures: install ## Regenerate the README's pictures from one run of the demo; needs chromium
 	$(BIN)/pip install --quiet --disable-pip-version-check 'pyte>=0.8' && $(BIN)/python docs/pictures.py
 
-clean: ## Remove what these targets made
+clean: ## Remove everything these targets created
 	rm -rf $(VENV) $(VENV)-* build dist runs examples/*/runs examples/*/.data

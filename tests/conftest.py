@@ -42,7 +42,7 @@ BREAKING: dict[str, Tree] = {
     "workload takes exactly one of": {"workload": {"custom": {"image": "i", "command": ["c"]}}},
     "workload.scan needs data": {"data": None},
     "minRate must not be more than rate": {"capture": {"sampling": {"rate": 0.1, "minRate": 0.2}}},
-    "count goes with mode random": {"capture": {"positions": {"mode": "random"}}},
+    "count is only valid with mode random": {"capture": {"positions": {"mode": "random"}}},
     "k must not be more than latents": {"sae": {"train": [{"latents": 8, "k": 9}]}},
     "each trainer needs its own name": {"sae": {"train": [{"name": "a"}, {"name": "b"}, {"name": "a"}]}},
     "sae and archive are both off": {"sae": {"enabled": False}, "archive": {"enabled": False}},
@@ -57,8 +57,8 @@ BREAKING: dict[str, Tree] = {
     },
     "nodeSelector's keys must be names of labels": {"scheduling": {"nodeSelector": {"../../etc": "x"}}},
     "without a key operator is Exists": {"scheduling": {"tolerations": [{"operator": "Equal"}]}},
-    "each input is named once": {"inputs": [{"claim": "a"}, {"claim": "b"}, {"claim": "a"}]},
-    "storageClassName, accessModes and whenDeleted are of a claim that is made": {
+    "each input must be listed once": {"inputs": [{"claim": "a"}, {"claim": "b"}, {"claim": "a"}]},
+    "storageClassName, accessModes and whenDeleted only apply to a created claim": {
         "output": {"claim": "results", "whenDeleted": "Retain"}
     },
     "revision is for hf:// models": {"model": {"revision": "main"}},
@@ -70,7 +70,7 @@ BREAKING: dict[str, Tree] = {
     "memory must be 256Mi at least": {
         "data": {"pipeline": {"operators": [{"operator": "o"}], "memory": "255Mi"}}
     },
-    "each key of secretRefs is a variable of its own": {
+    "each key of secretRefs must be unique": {
         "data": {
             "pipeline": {
                 "operators": [{"operator": "o"}],

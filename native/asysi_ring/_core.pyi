@@ -1,6 +1,6 @@
-"""The native ring. Row counts are what the ledger counts: a row is one token at one hook point.
+"""The native ring. Row counts are those of the ledger: a row is one token at one hook point.
 
-Sequences and cursors count from 1 in each shard: a head or a cursor of 0 means that nothing was published or
+Sequences and cursors are per shard and start at 1: a head or cursor of 0 means that nothing was published or
 consumed.
 """
 
@@ -14,46 +14,46 @@ from numpy.typing import NDArray
 
 HEADER_BYTES: int
 PACKET_VERSION: int
-"""Of the wire form, in every packet's header."""
+"""Version of the wire format, in every packet's header."""
 MAX_READERS: int
 """16."""
 MAX_REASONS: int
-"""8: reasons for a drop; the ring itself books 0 'crash', 1 'ring_full' and 3 'no_chunk'."""
+"""8: drop reasons; the ring itself uses 0 'crash', 1 'ring_full', 3 'no_chunk' and 5 'error'."""
 MAX_PINS: int
-"""16: packets that a reader may pin in a shard, K, unless `create` was told otherwise."""
+"""16: default maximum number of packets that a reader can pin per shard, K; see `create`."""
 MAILBOX_WORDS: int
 """64."""
 
 @type_check_only
 class pybind11_type(type):  # noqa: N801 - its name at runtime
-    """Metaclass of what pybind11 makes."""
+    """Metaclass of pybind11 classes."""
 
 class RingError(Exception):
-    """Something is wrong with a ring; the message names it."""
+    """Base class of the errors of a ring; the message names the affected object."""
 
 class GeometryError(RingError):
-    """The shape contradicts itself, or a ring of another shape stands there."""
+    """The geometry is invalid, or a ring with another geometry already exists."""
 
 class TruncatedError(GeometryError):
-    """A file of the ring is shorter than its geometry asks for; names both sizes."""
+    """A file of the ring is shorter than required by its geometry; names both sizes."""
 
 class VersionError(RingError):
-    """Magic, ABI or size of the headers do not fit; names both."""
+    """Magic, ABI or size of the headers do not match; names both."""
 
 class EndianError(VersionError):
-    """The ring was written in another byte order."""
+    """The ring was written with another byte order."""
 
 class SpaceError(RingError):
-    """The file system or the memory limit cannot hold the ring; names needed and available bytes."""
+    """The file system or the memory limit is too small; names needed and available bytes."""
 
 class BusyError(RingError):
-    """The producer's or the reader's lock is held by somebody alive, or a claim of the shard is open."""
+    """The producer's or the reader's lock is held by a live process, or a claim of the shard is open."""
 
 class FullError(RingError):
-    """`Writer.claim` found no chunk; the rows are booked as dropped."""
+    """`Writer.claim` found no chunk; the rows are counted as dropped."""
 
 class RevokedError(RingError):
-    """The view's pin was taken away: its bytes may be another packet's."""
+    """The view's pin was revoked: its bytes may belong to another packet."""
 
 class ClosedError(RingError):
     """Used after close(), or in a process forked from the participant."""
@@ -62,20 +62,20 @@ class DeviceError(RingError):
     """An accelerator's runtime is not loaded, lacks a function, or answered an error."""
 
 def header_layout() -> list[tuple[str, int, int]]:
-    """Return name, offset and size of each field of the packet header, as C++ has them."""
+    """Return name, offset and size of each field of the packet header in C++."""
 
 def control_layout() -> list[tuple[str, int, int]]:
     """Return name, offset and size of each field of the control file's fixed part."""
 
 def payload_at(rows: int, scale_bytes: int) -> int:
-    """Return where a packet's payload begins: the first multiple of 64 bytes behind records and scales."""
+    """Return the offset of a packet's payload: the first multiple of 64 bytes after records and scales."""
 
 def testpoints() -> dict[str, int]:
-    """Return how often each test point was reached in this process; empty unless built with
+    """Return the number of hits of each test point in this process; empty unless built with
     -DASYSI_TESTPOINTS."""
 
 def required_bytes(*, shards: int, chunks: int, chunk_bytes: int, accounts: int = 256) -> int:
-    """Return how many bytes a ring takes with as many readers as there may be."""
+    """Return the size of a ring in bytes, with the maximum number of readers."""
 
 def create(
     folder: str | PathLike[str],
@@ -90,82 +90,84 @@ def create(
     timeout: float = 30.0,
     node: int | None = None,
 ) -> bool:
-    """Create `folder`/control and `folder`/data; False when the same ring is already there.
+    """Create `folder`/control and `folder`/data; return False if an identical ring already exists.
 
-    `drop_new`: one reader, a chunk is claimed only when the reader's cursor has passed it and no view of it
-    is held (the capture ring); all `chunks` of a shard can be unread at once.
-    `overwrite`: broadcast, the oldest unpinned chunk goes (the bus); of `chunks` a shard,
+    `drop_new`: one reader; a chunk is reused only after the reader's cursor has passed it and no view of
+    it is
+    held (the capture ring). All `chunks` of a shard can be unread at once.
+    `overwrite`: broadcast; the oldest unpinned chunk is overwritten (the bus). Of the `chunks` per shard,
     depth = chunks - readers*pins - 1 can be unread at once.
-    A packet takes a chunk and a place in the queue whatever its size: many small ones lap a reader as soon as
-    as many large ones.
+    A packet takes one chunk and one slot of the queue regardless of its size: many small packets lap a reader
+    as quickly as the same number of large ones.
 
     Args:
-        folder: made when missing.
-        shards: 1..256, each with its own order and its own chunks.
-        chunks: a shard, at most 65,535.
-        chunk_bytes: a multiple of 64, 256 bytes..1 GiB; a packet fits in one.
+        folder: folder of the ring; created if missing.
+        shards: 1..256 shards, each with its own order and chunks.
+        chunks: chunks per shard, at most 65,535.
+        chunk_bytes: multiple of 64, 256 bytes..1 GiB; maximum size of a packet.
         readers: 1..16 names of 1..63 bytes.
-        accounts: room for this many hook points.
-        policy: what happens when readers are slower.
-        pins: packets of a shard that a reader may hold at once, 1..1,024.
-        timeout: seconds to wait for somebody else who is creating this ring.
-        node: NUMA node that the data should lie on; None takes that of this processor, on a machine with
-            several. What was obtained is in `topology()`.
+        accounts: maximum number of hook points.
+        policy: what to do if readers are too slow.
+        pins: maximum number of packets per shard that a reader can hold at once, 1..1,024.
+        timeout: seconds to wait for another process that is creating this ring.
+        node: NUMA node of the data; None uses the node of the current CPU on a machine with several. See
+            `topology()` for the result.
 
     Raises:
-        GeometryError: the shape is impossible, or another ring stands in `folder`.
-        VersionError: what stands there was written by another build.
+        GeometryError: the geometry is invalid, or `folder` contains a different ring.
+        VersionError: the existing ring was written by another build.
         SpaceError: the file system or the control group's memory limit is too small.
-        BusyError: somebody else was still creating this ring after `timeout` seconds.
-        OSError: the folder cannot be written, or there is no NUMA node `node`.
+        BusyError: another process was still creating this ring after `timeout` seconds.
+        OSError: the folder is not writable, or NUMA node `node` does not exist.
     """
 
 def reset(folder: str | PathLike[str], *, timeout: float = 30.0) -> None:
-    """Make an empty ring of the same shape out of one that nobody is attached to.
+    """Empty a ring without attached processes, keeping its geometry.
 
-    Books, cursors, hook points, gauges and mailbox are gone, and every packet. Killed at any time it leaves
-    the old ring or the new one.
+    Deletes all packets, counters, cursors, hook points, gauges and the mailbox. If killed at any point, it
+    leaves either the old or the new ring.
 
     Raises:
-        BusyError: the producer or a reader is attached and alive; or somebody creates the ring.
-        FileNotFoundError: no ring stands in `folder`.
-        VersionError, GeometryError: the ring is not one of this build's.
+        BusyError: the producer or a reader is attached and alive, or another process is creating the ring.
+        FileNotFoundError: there is no ring in `folder`.
+        VersionError, GeometryError: the ring was not created by this build.
     """
 
 @final
 class Claim(metaclass=pybind11_type):
     """A claimed chunk that its owner fills in place: a writable buffer over the packet's payload.
 
-    As a context manager it commits at the end of the block, and aborts when the block raises. What is
-    aborted, or forgotten, is booked as dropped with reason 5, 'error', and leaves no gap.
+    As a context manager it commits at the end of the block, and aborts if the block raises. The rows of a
+    claim that is aborted or garbage collected are counted as dropped with reason 5, 'error', without a gap.
 
-    Any number of claims of a shard may be open at once, as long as there are chunks, and the shard takes
-    other packets meanwhile. Any thread may commit or abort one. Packets come in the order of the commits;
-    with `source` marks, commit in the order of the marks: a claim that is open when a higher mark is settled
-    is lost, and counted, if the process is killed. Closing the writer aborts what is open; its buffers must
-    not be written to afterwards.
+    A shard can have any number of open claims as long as there are chunks, and accepts other packets
+    meanwhile. Any thread can commit or abort a claim. Packets are ordered by their commits. With `source`
+    marks, commit in the order of the marks: a claim that is open when a higher mark is settled is lost, and
+    counted as such, if the process is killed. Closing the writer aborts open claims; their buffers must
+    not be
+    written to afterwards.
 
         with writer.claim(0, header, rows, Dtype.FLOAT32) as claim:
             np.copyto(np.frombuffer(claim, np.float32).reshape(rows, -1), values)
     """
 
     def __init__(self, *args: Never, **kwargs: Never) -> None:
-        """Raise TypeError: claims come from a writer."""
+        """Raise TypeError: claims are created by a writer."""
 
     @property
     def open(self) -> bool:
-        """Whether it was neither committed nor aborted."""
+        """Whether it is neither committed nor aborted."""
 
     @property
     def chunk(self) -> int:
-        """Its place among the chunks of its shard: neighbours lie `Writer.chunk_bytes` apart in memory."""
+        """Index among the chunks of its shard; adjacent chunks are `Writer.chunk_bytes` apart in memory."""
 
     def set_rows(self, rows: NDArray[np.void]) -> None:
         """Write the row records, [count] of ROW_DTYPE.
 
         Raises:
-            ValueError: another number of rows.
-            ClosedError: the claim is over.
+            ValueError: the number of rows differs.
+            ClosedError: the claim has ended.
         """
 
     def set_scales(self, scales: NDArray[np.float32]) -> None:
@@ -176,16 +178,16 @@ class Claim(metaclass=pybind11_type):
 
         Raises:
             BufferError: an array over the claim is alive and could change what readers see.
-            ClosedError: the claim is over, or its writer closed.
-            BusyError: another thread has been at work in the shard for a second; the claim is still open.
+            ClosedError: the claim has ended, or its writer is closed.
+            BusyError: another thread held the shard for more than a second; the claim is still open.
         """
 
     def abort(self) -> None:
-        """Give the chunk back; again does nothing."""
+        """Return the chunk; idempotent."""
 
     def __buffer__(self, flags: int) -> memoryview: ...
     def __len__(self) -> int:
-        """Return the bytes of the payload."""
+        """Return the size of the payload in bytes."""
 
     def __enter__(self) -> Self: ...
     def __exit__(
@@ -199,28 +201,28 @@ class Claim(metaclass=pybind11_type):
 
 @final
 class Writer(metaclass=pybind11_type):
-    """The one producer: it never waits for a reader. Threads on one shard take turns; on different shards
-    they do not meet, so that each shard can have a thread of its own.
+    """The single producer, which never waits for a reader. Threads on one shard take turns; threads on
+    different shards do not interfere, so that each shard can have its own thread.
 
-    Attaching takes the producer's lock and repairs what a killed one left: a packet that was committed is
-    booked as published; rows that were under way are booked as dropped with reason 0, 'crash'. The generation
-    grows by one.
+    Attaching takes the producer's lock and repairs the state left by a killed producer: committed packets are
+    counted as published; rows in flight are counted as dropped with reason 0, 'crash'. The generation is
+    incremented.
 
     Args:
-        folder: of the ring.
-        timeout: seconds to wait for another producer to leave.
+        folder: folder of the ring.
+        timeout: seconds to wait for another producer to detach.
 
     Raises:
         BusyError: another producer is alive.
-        FileNotFoundError: no ring stands in `folder`.
-        VersionError, GeometryError: the ring is not one of this build's.
-        SpaceError: the ring's pages cannot be brought into memory.
+        FileNotFoundError: there is no ring in `folder`.
+        VersionError, GeometryError: the ring was not created by this build.
+        SpaceError: the ring's pages cannot be loaded into memory.
     """
 
     def __init__(self, folder: str | PathLike[str], *, timeout: float = 0.0) -> None: ...
     @property
     def generation(self) -> int:
-        """How many producers there have been, this one included."""
+        """Number of producers so far, including this one."""
 
     @property
     def chunk_bytes(self) -> int: ...
@@ -231,24 +233,24 @@ class Writer(metaclass=pybind11_type):
     @property
     def shards(self) -> int: ...
     def account(self, name: str) -> int:
-        """Return the index of the hook point `name`, at most 191 bytes of UTF-8; registers it when new.
+        """Return the index of the hook point `name`, at most 191 bytes of UTF-8; register it if it is new.
 
         Raises:
-            ValueError: the name has a wrong length, or the ring has no room for another.
+            ValueError: the length of the name is invalid, or the ring has no room for another account.
         """
 
     def free(self, shard: int = 0) -> int:
-        """Return how many packets `shard` takes before drop_new drops one; always the depth under
+        """Return how many packets `shard` accepts before drop_new drops one; always the depth with
         overwrite."""
 
     def source(self, shard: int = 0) -> int:
-        """Return the highest `source` mark settled, published or booked as dropped; 0 when none.
+        """Return the highest `source` mark that is settled: published or counted as dropped; 0 if none.
 
-        Exact after kill -9.
+        Exact even after kill -9.
         """
 
     def head(self, shard: int = 0) -> int:
-        """Return the sequence of the newest packet, 0 when there is none."""
+        """Return the sequence of the newest packet; 0 if there is none."""
 
     def publish_block(
         self,
@@ -265,42 +267,43 @@ class Writer(metaclass=pybind11_type):
         book_seen: bool = True,
         scales: NDArray[np.float32] | None = None,
     ) -> bool:
-        """Claim a chunk, write header, row records and the gathered and converted rows, publish, book.
+        """Claim a chunk, write header, row records and the gathered and converted rows, publish and count
+        them.
 
         The header's width and the Dtype number `source_dtype` describe the source at `address`: row i is at
-        address + index[i]*row_stride (or i*row_stride). The ring fills magic, version, sequence, rows_before,
-        generation, rows, dtype, scale_bytes, payload_bytes and, when it converts, quantization.
+        address + index[i]*row_stride (or i*row_stride). The ring sets magic, version, sequence, rows_before,
+        generation, rows, dtype, scale_bytes, payload_bytes and, if it converts, quantization.
 
-        Killed at any instruction, the next Writer finds the books exact. A header with a `source` mark other
-        than 0 says that the producer can repeat the packet: then an unfinished one is not booked at all and
-        source() has not moved, so that repeating everything above source() neither repeats nor skips.
+        If killed at any instruction, the counters are exact after the next Writer attaches. A header with a
+        nonzero `source` mark means that the producer can repeat the packet: an unfinished packet is then not
+        counted at all and source() is unchanged, so that repeating everything above source() neither
+        duplicates nor skips rows.
 
-        Releases the GIL for 32 KiB and more: below that, taking it back costs more than the copy.
+        Releases the GIL for 32 KiB or more: below that, reacquiring it costs more than the copy.
 
         Args:
-            shard: all packets of an account go to the shard of its first.
+            shard: shard of the packet; all packets of an account must go to the same shard.
             header: one HEADER_DTYPE record.
             rows: [count] of ROW_DTYPE; None writes zeros.
-            address: of the source's row 0, which must stay valid during the call.
-            row_stride: bytes from one row of the source to the next.
-            index: [count] rows of the source to take, in this order; not checked against the source.
-            count: rows. With 0 nothing happens and the answer is True.
+            address: address of the source's row 0, which must stay valid during the call.
+            row_stride: bytes between consecutive rows of the source.
+            index: [count] rows of the source to copy, in this order; not checked against the source.
+            count: number of rows. With 0, nothing happens and the result is True.
             source_dtype: number of a Dtype.
-            quantization: 0 none, 1 bf16, 3 int8 a row. What is narrower already (int8, fp8) passes through.
-                bf16 rounds to nearest even; int8 has scale = max|finite|/127 a row, NaN becomes 0 and
-                infinity +-127.
-            book_seen: count the rows as seen too; a producer that samples may book them itself, before this.
-            scales: [count] of a source that is int8 already, in the order published.
+            quantization: 0 none, 1 bf16, 3 int8 per row. 1-byte types (int8, fp8) pass through. bf16 rounds
+                to nearest even; int8 has scale = max|finite|/127 per row, NaN becomes 0 and infinity +-127.
+            book_seen: also count the rows as seen; a producer that samples can count them itself before.
+            scales: [count] scales of a source that is already int8, in the order of publication.
 
         Returns:
-            False, the rows booked as dropped, when nothing could be claimed: with reason 1 'ring_full' under
-            drop_new, with reason 3 'no_chunk' under overwrite, where the sequence still advances so that
+            False if no chunk could be claimed and the rows were counted as dropped: with reason 1 'ring_full'
+            for drop_new, with reason 3 'no_chunk' for overwrite, where the sequence still advances so that
             readers see the gap.
 
         Raises:
-            ValueError: before anything is booked: the packet is larger than a chunk, the account is unknown
-                or lives in another shard, an array has the wrong size, the conversion does not exist.
-            ClosedError: the writer was closed.
+            ValueError: before anything is counted: the packet is larger than a chunk, the account is unknown
+                or belongs to another shard, an array has the wrong size, the conversion is not supported.
+            ClosedError: the writer is closed.
         """
 
     def claim(
@@ -316,12 +319,12 @@ class Writer(metaclass=pybind11_type):
     ) -> Claim:
         """Claim a chunk for `count` rows of the header's width, to be filled in place.
 
-        The payload is what `publish_block` would have made of a source of `dtype` under `quantization`:
-        float32 with int8 is int8 with one scale per row.
+        The payload has the format that `publish_block` would produce from a source of `dtype` with
+        `quantization`: float32 with int8 becomes int8 with one scale per row.
 
         Raises:
-            FullError: there is no chunk; the rows are booked as dropped.
-            ValueError, ClosedError: as `publish_block`; 0 rows are refused.
+            FullError: there is no chunk; the rows are counted as dropped.
+            ValueError, ClosedError: as `publish_block`; also ValueError for 0 rows.
         """
 
     def claim_many(
@@ -334,38 +337,39 @@ class Writer(metaclass=pybind11_type):
         *,
         book_seen: bool = True,
     ) -> list[Claim]:
-        """Claim a chunk for each of several packets: neighbouring chunks, if that many are free.
+        """Claim a chunk for each of several packets; the chunks are adjacent if enough are free.
 
-        Then the packets lie `chunk_bytes` apart, so that one copy with a stride fills them all. Where no
-        neighbours are to be had it takes any chunks, and counts that in `scattered`: compare `Claim.chunk`.
+        Adjacent packets are `chunk_bytes` apart, so that a single strided copy can fill them all.
+        Otherwise it
+        takes any chunks and counts this in `scattered`; compare `Claim.chunk`.
 
         Args:
-            shard: of all of them.
+            shard: shard of all packets.
             headers: [packets] of HEADER_DTYPE.
-            counts: [packets], rows of each.
-            dtype, quantization, book_seen: as `claim`.
+            counts: [packets] number of rows of each packet.
+            dtype, quantization, book_seen: as in `claim`.
 
         Returns:
-            The claims, in the order of the headers. When there are fewer chunks than packets, the rows of
-            the last packets are booked as dropped and the list is shorter.
+            The claims, in the order of the headers. If there are fewer chunks than packets, the rows of the
+            last packets are counted as dropped and the list is shorter.
 
         Raises:
             ValueError, ClosedError: as `claim`, before anything is claimed.
         """
 
     def scattered(self, shard: int = 0) -> int:
-        """Return how often `claim_many` found no neighbouring chunks, since the ring was created."""
+        """Return how often `claim_many` found no adjacent chunks, since the ring was created."""
 
     def topology(self) -> dict[str, Any]:
-        """Return what this process obtained for the ring's data.
+        """Return the state of this process's mapping of the ring's data.
 
-        bytes; resident: of these, mapped already, so that touching them raises no page fault; populated:
-        'madvise', 'touched' or 'no'; page_bytes; huge_bytes: of the resident ones, in huge pages;
-        locked_bytes; registered: see `note_registered`; nodes: a sample of at most 64 pages, by NUMA node.
+        bytes; resident: bytes already mapped, whose access causes no page fault; populated: 'madvise',
+        'touched' or 'no'; page_bytes; huge_bytes: resident bytes in huge pages; locked_bytes; registered: see
+        `note_registered`; nodes: a sample of at most 64 pages, counted by NUMA node.
         """
 
     def pool(self) -> tuple[int, int]:
-        """Return address and bytes of the ring's data in this process, which stay while the writer lives."""
+        """Return address and size of the ring's data in this process, valid while the writer lives."""
 
     def convert_with(self, threads: int) -> None:
         """Let 1 to 256 threads convert what is published from here on, the caller's among them.
@@ -379,7 +383,7 @@ class Writer(metaclass=pybind11_type):
         """
 
     def note_registered(self, registered: bool) -> None:
-        """Tell those who look on whether an accelerator's driver knows the pool."""
+        """Publish whether the pool is registered with an accelerator's driver, for monitoring."""
 
     def book(
         self,
@@ -392,18 +396,18 @@ class Writer(metaclass=pybind11_type):
         shard: int = 0,
         source: int = 0,
     ) -> None:
-        """Add rows that are no packet to the account, all numbers in one step.
+        """Count rows without a packet for the account, all numbers in one step.
 
-        With `source`, only if it is above the mark of `shard`, which it raises in the same step: a producer
-        that goes on from source() after kill -9 has then booked exactly once.
+        With `source`, only if it is above the mark of `shard`, which is raised in the same step: a producer
+        that resumes from source() after kill -9 then counts them exactly once.
 
         Raises:
-            ValueError: an unknown account, shard or reason, or a negative number.
+            ValueError: the account, shard or reason is unknown, or a number is negative.
         """
 
     def close(self, state: str | None = None) -> None:
-        """Release the lock; with a state, 'complete' or 'attempt_over', tell readers that nothing more
-        comes."""
+        """Release the lock; with a state, 'complete' or 'attempt_over', signal the end of the stream to the
+        readers."""
 
     def __enter__(self) -> Self: ...
     def __exit__(
@@ -504,19 +508,20 @@ class Lane(metaclass=pybind11_type):
 
 @final
 class View(metaclass=pybind11_type):
-    """A published packet, pinned: a read-only buffer of header, row records, scales, padding and payload.
+    """A pinned packet: a read-only buffer of header, row records, scales, padding and payload.
 
-    Released when closed or when its last export dies; explicit release with live exports raises BufferError.
+    Released when closed or when its last export is deleted; an explicit release with live exports raises
+    BufferError.
     """
 
     def __init__(self, *args: Never, **kwargs: Never) -> None:
-        """Raise TypeError: views come from a reader."""
+        """Raise TypeError: views are created by a reader."""
 
     @property
     def shard(self) -> int: ...
     @property
     def sequence(self) -> int:
-        """Of its shard, from 1; what is missing between two was overwritten or dropped."""
+        """Sequence in its shard, from 1; gaps were overwritten or dropped."""
 
     @property
     def account(self) -> int:
@@ -526,23 +531,23 @@ class View(metaclass=pybind11_type):
     def rows(self) -> int: ...
     @property
     def lapped_rows(self) -> int:
-        """Rows of this account lost before this packet; booked by `Reader.consumed`."""
+        """Rows of this account lost before this packet; counted by `Reader.consumed`."""
 
     @property
     def released(self) -> bool: ...
     def release(self) -> None:
-        """Unpin the packet; again does nothing.
+        """Unpin the packet; idempotent.
 
         Raises:
-            BufferError: arrays over it live.
-            RevokedError: the pin had been taken away.
+            BufferError: arrays that view it are alive.
+            RevokedError: the pin was revoked.
         """
 
     def copy(self) -> bytes:
-        """Return the bytes, checked to be this packet's.
+        """Return a copy of the bytes, verified to belong to this packet.
 
         Raises:
-            RevokedError: the pin was taken away.
+            RevokedError: the pin was revoked.
             ClosedError: the view is released.
         """
 
@@ -555,40 +560,40 @@ class View(metaclass=pybind11_type):
 
 @final
 class Packets(metaclass=pybind11_type):
-    """The packets of a reader, one by one: each is consumed and released when the next is asked for.
+    """Iterator over a reader's packets: each is consumed and released when the next one is requested.
 
-    Copy what is kept longer; an array that is kept keeps its pin. The last one is not consumed when the loop
-    is left early.
+    Copy data that must be kept longer; an array that is kept keeps its pin. If the loop exits early, the last
+    packet is not consumed.
     """
 
     def __init__(self, *args: Never, **kwargs: Never) -> None:
-        """Raise TypeError: they come from a reader."""
+        """Raise TypeError: they are created by a reader."""
 
     def __iter__(self) -> Self: ...
     def __next__(self) -> View:
-        """Return the next packet; ends when the producer has closed and nothing is left.
+        """Return the next packet; stops when the producer has closed and nothing is left.
 
         Raises:
-            TimeoutError: none came in time.
+            TimeoutError: no packet arrived in time.
         """
 
 @final
 class Reader(metaclass=pybind11_type):
-    """One of the readers named at creation. A restarted reader goes on from its cursor in the control file.
+    """One of the readers named at creation. A restarted reader resumes from its cursor in the control file.
 
-    Attaching takes the reader's lock and gives back what a killed one had pinned. A packet that it had booked
-    as consumed is not handed out again.
+    Attaching takes the reader's lock and releases the pins of a killed predecessor. Packets that it counted
+    as consumed are not handed out again.
 
     Args:
-        folder: of the ring.
-        name: one of those that the ring was created for.
-        timeout: seconds to wait for a reader of this name to leave.
+        folder: folder of the ring.
+        name: one of the reader names given at creation.
+        timeout: seconds to wait for a reader with this name to detach.
 
     Raises:
-        BusyError: this reader is attached already, and alive.
-        ValueError: the ring has no reader of this name.
-        FileNotFoundError: no ring stands in `folder`.
-        VersionError, GeometryError: the ring is not one of this build's.
+        BusyError: this reader is already attached and alive.
+        ValueError: the ring has no reader with this name.
+        FileNotFoundError: there is no ring in `folder`.
+        VersionError, GeometryError: the ring was not created by this build.
     """
 
     def __init__(self, folder: str | PathLike[str], name: str, *, timeout: float = 0.0) -> None: ...
@@ -598,68 +603,68 @@ class Reader(metaclass=pybind11_type):
         """Iterate over the packets until the producer has closed, however long it takes."""
 
     def packets(self, timeout: float | None = None) -> Packets:
-        """Iterate over the packets until the producer has closed; TimeoutError when none came for so many
-        seconds."""
+        """Iterate over the packets until the producer has closed; raise TimeoutError if none arrives within
+        `timeout` seconds."""
 
     def topology(self) -> dict[str, Any]:
-        """Return what this process obtained, as `Writer.topology`."""
+        """Return the state of this process's mapping, as in `Writer.topology`."""
 
     def pool(self) -> tuple[int, int]:
-        """Return address and bytes of the ring's data in this process, read-only, while the reader lives."""
+        """Return address and size of the read-only data in this process, valid while the reader lives."""
 
     def note_registered(self, registered: bool) -> None:
-        """Tell those who look on whether an accelerator's driver knows the pool."""
+        """Publish whether the pool is registered with an accelerator's driver, for monitoring."""
 
     def pull(self, limit: int = 64, timeout: float = 0.1) -> list[View]:
-        """Pin a batch of up to `limit` packets, at most K a shard at once, waiting up to `timeout` seconds
+        """Pin a batch of up to `limit` packets, at most K per shard at once, waiting up to `timeout` seconds
         for the first.
 
-        Releases the GIL while it waits; signals are handled at least every 100 ms. Returns at once when the
-        producer has closed. A lapped reader goes on in the middle of what is there, and `View.lapped_rows`
-        says what it lost.
+        Releases the GIL while waiting; signals are handled at least every 100 ms. Returns immediately if the
+        producer has closed. A lapped reader continues in the middle of the available packets, and
+        `View.lapped_rows` reports what it lost.
         """
 
     def consumed(self, view: View) -> None:
-        """Book the packet's rows and those lost before it, and move the shared cursor. Once is as good as
-        twice.
+        """Count the packet's rows and those lost before it, and advance the shared cursor. Idempotent.
 
-        Call in the order of `pull`: a packet passed over counts as lapped.
+        Call in the order of `pull`: skipped packets count as lapped.
         """
 
     def mark_durable(self) -> None:
-        """Declare durable everything consumed so far: durable = position - lapped - rolled back."""
+        """Mark everything consumed so far as durable: durable = position - lapped - rolled back."""
 
     def restore_durable(self, account: int, rows: int, position: int | None = None) -> None:
-        """After a restart, before the first pull: `rows` of the account are durable, the rest is rolled back.
+        """Count `rows` of the account as durable and the rest as rolled back; call after a restart, before
+        `pull`.
 
         Args:
             account: index of the hook point.
-            rows: what the consumer's storage holds of this ring, in all.
-            position: rows_before + rows of the last packet that the storage holds. With it a consumer that
-                stores packets before it calls `consumed` is exact too: packets up to it are passed over.
+            rows: total rows of this ring in the consumer's storage.
+            position: rows_before + rows of the last packet in the storage. This makes consumers exact that
+                store packets before calling `consumed`: packets up to it are skipped.
 
         Raises:
-            ValueError: more rows than were consumed.
+            ValueError: there are more rows than were consumed.
         """
 
     def settle(self) -> None:
-        """At the end: what was published and not consumed counts as lapped, and the cursors move to the
-        heads."""
+        """Count published but unconsumed rows as lapped, and move the cursors to the heads; call at the
+        end."""
 
     def finalise(self, state: str) -> None:
-        """Tell others how this reader ended: 'finalised' or 'checkpointed'."""
+        """Publish how this reader ended: 'finalised' or 'checkpointed'."""
 
     def ended(self) -> Literal["complete", "attempt_over"] | None:
-        """Return how the producer closed, once everything is consumed; None before."""
+        """Return how the producer closed the ring, once everything is consumed; None before."""
 
     def lag(self) -> float:
-        """Return the largest share of a shard's depth that is unread, 0..1."""
+        """Return the largest unread share of a shard's depth, 0..1."""
 
     def gauge(self, account: int, slot: int, value: float) -> None:
         """Set one of the 8 gauges of an account, for `Control.gauges`."""
 
     def close(self) -> None:
-        """Leave the ring. The lock goes with the last live view."""
+        """Detach from the ring. The lock is released with the last live view."""
 
     def __enter__(self) -> Self: ...
     def __exit__(
@@ -668,52 +673,51 @@ class Reader(metaclass=pybind11_type):
 
 @final
 class Control(metaclass=pybind11_type):
-    """Looks at a ring without taking part.
+    """Read-only access to a ring.
 
     Raises:
-        FileNotFoundError: no ring stands in `folder`.
-        VersionError, GeometryError: the ring is not one of this build's.
+        FileNotFoundError: there is no ring in `folder`.
+        VersionError, GeometryError: the ring was not created by this build.
     """
 
     def __init__(self, folder: str | PathLike[str]) -> None: ...
     def accounts(self) -> list[str]:
-        """Return the hook points registered, by index."""
+        """Return the registered hook points, by index."""
 
     def readers(self) -> list[str]: ...
     def geometry(self) -> dict[str, int | str]:
         """Return shards, chunks, chunk_bytes, depth, pins, accounts, policy, abi and generation."""
 
     def topology(self) -> dict[str, Any]:
-        """Return how the ring's data lies in memory.
+        """Return the memory placement of the ring's data.
 
         file_system: tmpfs, hugetlbfs or other; bytes, allocated, page_bytes of the file; nodes: a sample of
-        at most 64 pages, counted by NUMA node, empty when the system does not say or the file is not whole;
-        machine_nodes; huge_on_request: whether shared memory gets huge pages that ask; writer, and readers by
-        name: bytes, populated and registered, as each obtained when it attached last.
+        at most 64 pages, counted by NUMA node, empty if unknown or if the file is truncated; machine_nodes;
+        huge_on_request: whether shared memory can use huge pages on request; writer, and readers by name:
+        bytes, populated and registered, as of their last attach.
         """
 
     def pins(self, reader: str) -> list[int]:
-        """Return how many chunks of each shard the reader holds."""
+        """Return how many chunks of each shard the reader has pinned."""
 
     def epoch(self, reader: str) -> int:
-        """Return how often the reader attached or was evicted: views from before are void."""
+        """Return how often the reader attached or was evicted; earlier views are invalid."""
 
     def heads(self) -> list[int]:
-        """Return the sequence of the newest packet of each shard, 0 when none."""
+        """Return the sequence of the newest packet of each shard; 0 if there is none."""
 
     def scattered(self) -> list[int]:
-        """Return for each shard how often `Writer.claim_many` found no neighbouring chunks."""
+        """Return, per shard, how often `Writer.claim_many` found no adjacent chunks."""
 
     def open_claims(self) -> list[int]:
-        """Return for each shard how many claims are neither committed nor aborted, a killed producer's
-        included until the next one attaches."""
+        """Return the number of open claims per shard, including those of a killed producer until the next one
+        attaches."""
 
     def produced(self) -> list[dict[str, object]]:
-        """Return for each account seen, published, sampled_out, dropped (8 numbers, by reason) and
-        packets."""
+        """Return seen, published, sampled_out, dropped (8 numbers, by reason) and packets of each account."""
 
     def consumed(self, reader: str) -> list[dict[str, int]]:
-        """Return for each account position, durable, lapped and rolled_back."""
+        """Return position, durable, lapped and rolled_back of each account."""
 
     def gauges(self, reader: str) -> list[list[float]]:
         """Return the 8 gauges of each account."""
@@ -722,13 +726,14 @@ class Control(metaclass=pybind11_type):
         """Return the sequence of the last packet consumed of each shard."""
 
     def lag(self, reader: str) -> float:
-        """Return the largest share of a shard's depth that the reader has not consumed, 0..1."""
+        """Return the largest share of a shard's depth not consumed by the reader, 0..1."""
 
     def reader_state(self, reader: str) -> str:
-        """Return absent (never came), attached, gone (not alive, not ended), finalised or checkpointed."""
+        """Return absent (never attached), attached, gone (died without finishing), finalised or
+        checkpointed."""
 
     def writer_state(self) -> str:
-        """Return absent (never came), attached, gone (not alive, not closed), complete or attempt_over."""
+        """Return absent (never attached), attached, gone (died without closing), complete or attempt_over."""
 
     def get(self, word: int) -> int:
         """Return a word of the mailbox: 64 shared unsigned 64-bit integers."""

@@ -1,4 +1,4 @@
-// Python's door to a reader: Reader, View and Packets.
+// Python bindings of a reader: Reader, View and Packets.
 #include <cstring>
 #include <memory>
 #include <utility>
@@ -16,7 +16,7 @@ ReaderState reader_end(const std::string& state) {
     throw std::invalid_argument("a reader ends as finalised or checkpointed, not as " + state);
 }
 
-/// A pin whose lifetime is the Python object's, which every export keeps alive.
+/// A pin with the lifetime of a Python object, which buffer exports keep alive.
 class View {
 public:
     View(std::shared_ptr<Reader> reader, const Pin& pin) : reader_(std::move(reader)), pin_(pin) {}
@@ -60,7 +60,7 @@ public:
 private:
     [[noreturn]] void refuse() const {
         throw RevokedError("the pin of packet " + std::to_string(pin_.sequence) + " in shard " + std::to_string(pin_.shard) +
-                           " was taken away: its bytes may have been another packet's");
+                           " was revoked: its bytes may have belonged to another packet");
     }
 
     std::shared_ptr<Reader> reader_;
@@ -82,12 +82,12 @@ int get_buffer(PyObject* self, Py_buffer* out, int flags) {
 
 void release_buffer(PyObject* self, Py_buffer*) { --py::handle(self).cast<View&>().exports; }
 
-/// Pins what there is, waiting for the first: the interpreter is given back only to wait, and signals are handled.
+/// Pins available packets, waiting for the first; releases the GIL only while waiting, and handles signals.
 std::vector<Pin> pin_some(Reader& reader, std::size_t limit, double timeout) {
     using clock = std::chrono::steady_clock;
     using namespace std::chrono_literals;
     std::vector<Pin> pins;
-    // Closed is looked at before the packets: nothing comes after it.
+    // Check for closing before the packets: nothing follows it.
     bool over = reader.producer_closed();
     reader.gather(pins, limit);
     if (!pins.empty() || over || timeout <= 0 || limit == 0) return pins;
@@ -100,7 +100,7 @@ std::vector<Pin> pin_some(Reader& reader, std::size_t limit, double timeout) {
         }
         if (pins.empty() && PyErr_CheckSignals() != 0) throw py::error_already_set();
     }
-    // What came between the last look and the end.
+    // Packets published between the last check and the end.
     if (pins.empty() && over) reader.gather(pins, limit);
     return pins;
 }
@@ -113,7 +113,7 @@ std::vector<std::unique_ptr<View>> pull(const std::shared_ptr<Reader>& reader, i
     return views;
 }
 
-/// The packets of a reader, one by one: each is consumed and released when the next is asked for.
+/// Iterator over a reader's packets: each packet is consumed and released when the next one is requested.
 class Packets {
 public:
     Packets(std::shared_ptr<Reader> reader, std::optional<double> timeout) : reader_(std::move(reader)), timeout_(timeout) {}
@@ -122,7 +122,7 @@ public:
         if (!last_.is_none()) {
             auto& view = last_.cast<View&>();
             reader_->consumed(view.pin());
-            // An array that the caller keeps keeps its pin.
+            // Arrays that the caller still holds keep their pin.
             if (view.exports == 0) view.release();
             last_ = py::none();
         }
@@ -134,7 +134,7 @@ public:
             }
             if (reader_->producer_closed()) throw py::stop_iteration();
             if (timeout_) {
-                PyErr_Format(PyExc_TimeoutError, "no packet came in %R seconds", py::float_(*timeout_).ptr());
+                PyErr_Format(PyExc_TimeoutError, "no packet arrived within %R seconds", py::float_(*timeout_).ptr());
                 throw py::error_already_set();
             }
         }

@@ -1,4 +1,4 @@
-// Python's door to the producer: Writer and Claim.
+// Python bindings of the producer: Writer and Claim.
 #include <cstring>
 #include <memory>
 #include <utility>
@@ -34,7 +34,7 @@ bool publish_block(Writer& writer, i64 shard, const py::object& header, const py
     block.quantization = quantization_of(quantization);
     block.scales = scales_view ? scales_view->as<float>() : nullptr;
     block.book_seen = book_seen;
-    // Below this, taking the interpreter back from another thread costs more than the copy.
+    // Below this size, reacquiring the GIL costs more than the copy.
     constexpr std::size_t worth_releasing = 32 * 1024;
     if (n * block.rows.bytes() < worth_releasing) return writer.publish(block);
     const py::gil_scoped_release released;
@@ -115,7 +115,7 @@ Block unfilled(i64 shard, const PacketHeader& header, std::size_t count, i64 dty
 
 [[noreturn]] void refuse_full(const Writer& writer, i64 shard, u64 rows) {
     throw FullError("shard " + std::to_string(shard) + " of the ring in " + writer.ring().folder() + " has no chunk for " +
-                    std::to_string(rows) + " rows: they are booked as dropped");
+                    std::to_string(rows) + " rows: they are counted as dropped");
 }
 
 std::unique_ptr<Filling> claim(const std::shared_ptr<Writer>& writer, i64 shard, const py::object& header, i64 count, i64 dtype,
@@ -171,7 +171,7 @@ void define_writer(py::module_& m) {
         f.claim().abort();
         if (!kind.is_none()) return;
         PyErr_SetString(PyExc_BufferError, "an array over the claim outlives the block, and could change the packet: the claim "
-                                           "was aborted and its rows booked as dropped; del the array inside the block");
+                                           "was aborted and its rows counted as dropped; delete the array inside the block");
         throw py::error_already_set();
     });
     py::class_<Writer, std::shared_ptr<Writer>> type(m, "Writer", py::is_final());

@@ -1,4 +1,4 @@
-// Python's door to the ring: the module, its errors, creation and Control. Everything that decides is in the headers.
+// Python bindings of the ring: the module, its errors, creation and Control. All logic is in the headers.
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -67,7 +67,7 @@ py::dict attached(const Attached& there) {
     return all;
 }
 
-/// What the file system holds, and what producer and readers obtained when they attached.
+/// State of the data file, and the mappings of the producer and readers at attach time.
 py::dict topology_seen(const Control& control) {
     const Ring& ring = control.ring();
     const auto facts = topology::stored(data_path(ring.folder()));
@@ -85,7 +85,7 @@ py::dict topology_seen(const Control& control) {
     return all;
 }
 
-/// Chunks that a reader has pinned, a shard.
+/// Number of chunks pinned by a reader, per shard.
 std::vector<u32> pins_of(const Control& control, const std::string& reader) {
     const Ring& ring = control.ring();
     const u32 index = ring.reader_index(reader);
@@ -98,7 +98,7 @@ std::vector<u32> pins_of(const Control& control, const std::string& reader) {
     return pins;
 }
 
-/// Claims that are neither committed nor aborted, a shard.
+/// Number of open claims (neither committed nor aborted) per shard.
 std::vector<u32> open_claims(const Control& control) {
     const Ring& ring = control.ring();
     std::vector<u32> claims;
@@ -158,7 +158,7 @@ std::vector<std::string> account_names(const Control& control) {
     return names;
 }
 
-/// Errors of the system keep their errno, so that a missing ring is a FileNotFoundError.
+/// System errors keep their errno, so that a missing ring raises FileNotFoundError.
 void translate(std::exception_ptr error) {
     try {
         if (error) std::rethrow_exception(error);
@@ -200,7 +200,7 @@ void define_creation(py::module_& m) {
     m.def(
         "required_bytes",
         [](u32 shards, u32 chunks, u64 chunk_bytes, u32 accounts) {
-            // For as many readers as there may be: the books of one take little beside the chunks.
+            // Assume the maximum number of readers: their counters are small compared to the chunks.
             const Geometry g{shards, chunks, chunk_bytes, accounts, 1, Policy::overwrite, {}};
             const Sections at(g, max_readers);
             return at.control_bytes + at.data_bytes;
@@ -277,7 +277,7 @@ void define_control(py::module_& m) {
     as_context<Control>(type);
 }
 
-/// How often each test point was reached in this process; nothing in a build without them.
+/// Number of hits of each test point in this process; empty in a build without test points.
 py::dict testpoints() {
     py::dict reached;
 #ifdef ASYSI_TESTPOINTS

@@ -1,4 +1,4 @@
-// What the units of the binding share.
+// Shared code of the binding's translation units.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -23,7 +23,7 @@ inline std::string path_of(const py::object& folder) {
     return py::module_::import("os").attr("fspath")(folder).cast<std::string>();
 }
 
-/// The bytes of a contiguous buffer, held while this lives. Goes without numpy's headers, and without a copy.
+/// View of a contiguous buffer, held for the lifetime of the object. Needs no NumPy headers and no copy.
 class Bytes {
 public:
     Bytes(const py::handle& object, const char* name, std::size_t item, std::optional<std::size_t> count) {
@@ -76,7 +76,7 @@ inline const char* name_of(Populated populated) {
     return populated == Populated::advised ? "madvise" : populated == Populated::touched ? "touched" : "no";
 }
 
-/// What this process has of the ring's data.
+/// State of this process's mapping of the ring's data.
 inline py::dict topology_of(const Ring& ring, bool registered) {
     const auto facts = topology::obtained(ring.data());
     py::dict all;

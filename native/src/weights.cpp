@@ -1,6 +1,6 @@
-// What a statistics pass over parameters counts. Floats of 16 bits have 65,536 patterns, so one histogram of the raw
-// patterns holds every statistic of a tensor exactly; floats of 32 bits are counted by their upper half, and their
-// moments are summed in float64 beside it.
+// Counting for a statistics pass over parameters. 16-bit floats have 65,536 bit patterns, so a histogram of the patterns
+// determines every statistic of a tensor exactly. 32-bit floats are counted by their upper half, with additional moments
+// in float64.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -21,9 +21,9 @@ namespace py = pybind11;
 namespace {
 
 constexpr std::size_t patterns = 1u << 16;
-constexpr std::size_t tables = 2;  // neighbours are often equal: counted apart, their increments overlap. More tables leave the first-level cache
+constexpr std::size_t tables = 2;  // adjacent elements are often equal: two tables let increments overlap, more exceed L1
 constexpr std::size_t lanes = 8;
-constexpr std::size_t block = 1u << 14;  // elements that stay in the first-level cache between the two sums
+constexpr std::size_t block = 1u << 14;  // elements that stay in the L1 cache between the two passes
 
 using Counts = std::array<std::array<std::uint32_t, tables>, patterns>;
 
@@ -69,12 +69,12 @@ struct Moments {
     float least = std::numeric_limits<float>::infinity(), most = -std::numeric_limits<float>::infinity();
 };
 
-// Vectors as GCC and Clang know them: they become what the processor has.
+// GCC/Clang vector extensions, compiled to the vectors of the target CPU.
 using Floats = float __attribute__((vector_size(4 * lanes)));
 using Integers = std::int32_t __attribute__((vector_size(4 * lanes)));
 using Doubles = double __attribute__((vector_size(8 * lanes)));
 
-// Sums over whole vectors, at most 2^31 elements. What is not finite enters as zero and is not counted.
+// Sums over whole vectors, at most 2^31 elements. Non-finite elements contribute zero and are not counted.
 ASYSI_CLONES void sum_vectors(Moments& out, const float* x, std::size_t n, float epsilon) {
     constexpr float largest = std::numeric_limits<float>::max(), infinity = std::numeric_limits<float>::infinity();
     const Floats limit = Floats{} + largest, near = Floats{} + epsilon, above = Floats{} + infinity, zero{};
@@ -121,11 +121,11 @@ ASYSI_CLONES void sum_vectors(Moments& out, const float* x, std::size_t n, float
     }
     double total = 0;
     for (std::size_t lane = 0; lane < lanes; ++lane) total += squares[lane];
-    const double off = static_cast<double>(rounded) - out.mean;  // what each stand-in has added, squared
+    const double off = static_cast<double>(rounded) - out.mean;  // contribution of each placeholder, before squaring
     out.m2 = std::max(0.0, total - static_cast<double>(n - out.finite) * off * off);
 }
 
-// Chan, Golub and LeVeque 1979: moments of two samples together.
+// Merges the moments of two samples (Chan, Golub and LeVeque 1979).
 void merge(Moments& into, const Moments& other) {
     into.zeros += other.zeros;
     into.near_zeros += other.near_zeros;
@@ -140,9 +140,9 @@ void merge(Moments& into, const Moments& other) {
     into.finite += other.finite;
 }
 
-// Sums in float32 over few vectors, then in float64: of differences to `shift`, which lies among the values, so that
-// neither a large mean nor the number of elements costs digits. `finite` is false when an element is not: then the
-// other sums say nothing.
+// Sums in float32 over a few vectors, then in float64, of differences to `shift`, a value near the elements, so that
+// neither a large mean nor the number of elements costs precision. `finite` is false if any element is not finite; the
+// other sums are then meaningless.
 struct Basic {
     std::uint64_t zeros = 0, near_zeros = 0;
     double sum = 0, squares = 0;
@@ -200,12 +200,12 @@ template <std::size_t wide>
     }
 }
 
-// Extremes of bfloat16 by their bits, 16 at a time: as signed numbers the positive ones are in order, as unsigned ones
-// the negative ones are, from the smallest size to the largest.
+// Extremes of bfloat16 by their bits: interpreted as signed integers, positive values are ordered; as unsigned integers,
+// negative values are ordered by increasing magnitude.
 struct Bits {
     std::int16_t high;         // largest as a signed number
     std::uint16_t low, first;  // largest and smallest as an unsigned number
-    std::uint16_t small;       // smallest size
+    std::uint16_t small;       // smallest magnitude
 
     [[nodiscard]] bool finite() const { return high < 0x7F80 && low < 0xFF80; }
     [[nodiscard]] std::uint16_t most() const { return high >= 0 ? static_cast<std::uint16_t>(high) : first; }
@@ -239,7 +239,7 @@ ASYSI_CLONES void count_small_halves(Basic& out, const std::uint16_t* x, std::si
     out.near_zeros = near_zeros;
 }
 
-// Neighbours are summed apart: the upper one of a word is a float32 but for its lower bits, the lower one is after a shift.
+// Sums the two halves of a word separately: the upper one becomes a float32 by masking, the lower one by shifting.
 template <std::size_t wide, bool centred>
 [[gnu::always_inline]] inline void sum_halves(Basic& out, const std::uint16_t* x, std::size_t n, float shift) {
     using V = Vectors<wide>;
@@ -290,7 +290,7 @@ ASYSI_CLONES void sum_narrow(Basic& out, const float* x, std::size_t n, float sh
 }
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-// Vectors of 512 bits where there are such: wider ones than a register would be taken apart element by element.
+// 512-bit vectors if supported: vectors wider than a register would be processed element by element.
 [[gnu::target("arch=x86-64-v4")]] void sum_512(Basic& out, const std::uint16_t* x, std::size_t n, float shift) {
     sum_halves<2 * lanes>(out, x, n, shift);
 }
@@ -310,7 +310,7 @@ constexpr bool has_512 = false;
 inline float widened(std::uint16_t half) { return std::bit_cast<float>(static_cast<std::uint32_t>(half) << 16); }
 inline float widened(float value) { return value; }
 
-// Basic sums of bfloat16: what is not finite is told by the extremes, so the sums are then left out.
+// Basic sums of bfloat16: the extremes reveal non-finite elements, in which case the sums are skipped.
 Basic basic_of(const std::uint16_t* x, std::size_t n, float shift, std::int32_t near) {
     Basic out;
     const Bits bits = bits_of_halves(x, n);
@@ -336,7 +336,7 @@ Basic basic_of(const float* x, std::size_t n, float shift, std::int32_t near) {
     return out;
 }
 
-// Moments alone, of bfloat16 or float32, a few times as fast as counting patterns.
+// Only the moments of bfloat16 or float32, several times faster than counting patterns.
 class Sums {
    public:
     void add(const py::buffer& buffer, float epsilon) {
@@ -384,7 +384,7 @@ class Sums {
         slow(x + whole, n - whole, epsilon);
     }
 
-    // Where the mean is small beside the deviation, nothing is lost without a shift, and a step is saved.
+    // If the mean is small compared to the deviation, no shift is needed, which saves an operation.
     [[nodiscard]] float middle() const {
         const double squared = moments_.mean * moments_.mean * static_cast<double>(moments_.finite);
         return 16 * squared <= moments_.m2 ? 0.0f : static_cast<float>(moments_.mean);
@@ -398,7 +398,7 @@ class Sums {
         return std::isfinite(mean) ? mean : 0.0f;
     }
 
-    // Element by element: what is left of a vector, and blocks with elements that are not finite.
+    // Scalar path: the remainder after whole vectors, and blocks with non-finite elements.
     template <class Element>
     void slow(const Element* x, std::size_t n, float epsilon) {
         Moments moments;
@@ -483,7 +483,7 @@ class Counter {
         return info;
     }
 
-    // Moves the counts to 64 bits before 32 could overflow.
+    // Moves the counts to 64 bits before 32 bits could overflow.
     void add(std::uint64_t elements) {
         if (since_ + elements > 0xFFFFFFFF) {
             if (!whole_) whole_ = std::make_unique<std::array<std::uint64_t, patterns>>();
@@ -495,7 +495,7 @@ class Counter {
     }
 
     std::unique_ptr<Counts> counts_;
-    std::unique_ptr<std::array<std::uint64_t, patterns>> whole_;  // once 32 bits are too few
+    std::unique_ptr<std::array<std::uint64_t, patterns>> whole_;  // used once 32 bits are not enough
     std::uint64_t since_ = 0;
     Moments moments_;
 };

@@ -1,4 +1,4 @@
-"""`python -m asysi_operator`: runs the operator until it is told to stop. Each option has a variable."""
+"""`python -m asysi_operator`: runs the operator. Each option can also be set by an environment variable."""
 
 import argparse
 import asyncio
@@ -28,33 +28,33 @@ if TYPE_CHECKING:
 
 METRICS_PORT = 9100
 DEFINED_SECONDS = 2.0
-"""Seconds between two questions whether experiments are defined."""
+"""Seconds between checks for the ScanExperiment CRD."""
 SWITCH_SECONDS = 0.001
-"""Seconds after which a thread that computes lets another go on: most of them only pass on what has come."""
+"""Interpreter switch interval in seconds: short, because most threads only hand over what they received."""
 log = logging.getLogger("asysi.operator")
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 def options(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the options; what is not given comes from the environment, then from the defaults."""
+    """Parse the options; a missing option comes from the environment, then from the default."""
     parser = argparse.ArgumentParser("python -m asysi_operator", description="The operator of A-Sys-I.")
     parser.add_argument(
         "--namespace",
         action="append",
         default=[name for name in _variable("NAMESPACES", "").split(",") if name],
-        help="namespace to watch, may be repeated; none watches all (ASYSI_OPERATOR_NAMESPACES, by commas)",
+        help="namespace to watch; repeatable; default: all (ASYSI_OPERATOR_NAMESPACES, comma-separated)",
     )
     parser.add_argument(
         "--image",
         default=_variable("IMAGE", IMAGE),
-        help="image of the experiments' containers (ASYSI_OPERATOR_IMAGE)",
+        help="container image for experiments (ASYSI_OPERATOR_IMAGE)",
     )
     parser.add_argument(
         "--image-pull-policy",
         choices=PULL_POLICIES,
         default=_variable("IMAGE_PULL_POLICY", PULL_POLICIES[0]),
-        help="when nodes fetch that image (ASYSI_OPERATOR_IMAGE_PULL_POLICY)",
+        help="image pull policy for that image (ASYSI_OPERATOR_IMAGE_PULL_POLICY)",
     )
     parser.add_argument(
         "--allowed",
@@ -70,7 +70,7 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
         type=_peers,
         default=_variable("METRICS_READERS", "") or None,
         metavar="JSON",
-        help="list of NetworkPolicy peers that may read metrics and status of the pods; unset lets everybody"
+        help="list of NetworkPolicy peers that may read metrics and status of the pods; unset allows all"
         " (ASYSI_OPERATOR_METRICS_READERS)",
     )
     parser.add_argument(
@@ -83,14 +83,14 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
         "--audit-seconds",
         type=float,
         default=_variable("AUDIT_SECONDS", "30"),
-        help="seconds between two comparisons of the watches' state with a listing;"
-        " should watches fall silent, /livez fails after three of them (ASYSI_OPERATOR_AUDIT_SECONDS)",
+        help="seconds between audits, which compare the watch cache with a list;"
+        " if watches stall, /livez fails after three audits (ASYSI_OPERATOR_AUDIT_SECONDS)",
     )
     parser.add_argument(
         "--log-level",
         choices=LOG_LEVELS,
         default=_variable("LOG_LEVEL", "info"),
-        help="what is written to standard error (ASYSI_OPERATOR_LOG_LEVEL)",
+        help="lowest level logged to standard error (ASYSI_OPERATOR_LOG_LEVEL)",
     )
     chosen = parser.parse_args(arguments)
     if problem := next(_problems(chosen), None):
@@ -114,7 +114,7 @@ def _problems(chosen: argparse.Namespace) -> Iterator[str]:
 
 
 async def operate(chosen: argparse.Namespace) -> None:
-    """Run the operator until SIGTERM or SIGINT, which kopf takes; raises what has ended a watch."""
+    """Run the operator until SIGTERM or SIGINT, handled by kopf; re-raises the error that ended a watch."""
     from asysi_operator.cluster import CHILDREN, PODS, Cluster  # noqa: PLC0415 - not for `--help`
     from asysi_operator.controller import WORKERS, WRITERS, Controller  # noqa: PLC0415
     from asysi_operator.handlers import watch  # noqa: PLC0415
@@ -122,12 +122,12 @@ async def operate(chosen: argparse.Namespace) -> None:
     from asysi_operator.reconcile import OperatorSettings  # noqa: PLC0415
     from asysi_operator.watching import Watches  # noqa: PLC0415
 
-    log.info("version %s begins, with the workers' image %s", __version__, chosen.image)
+    log.info("starting version %s with worker image %s", __version__, chosen.image)
     settings = OperatorSettings(
         chosen.image, chosen.image_pull_policy, chosen.allowed, chosen.metrics_readers
     )
     kinds = (*CHILDREN, PODS)
-    held = len(kinds) * max(1, len(chosen.namespace))  # connections: each watch keeps one
+    held = len(kinds) * max(1, len(chosen.namespace))  # connections: each watch holds one
     cluster = Cluster(WORKERS + WRITERS + 2 + held)
     controller = Controller(cluster, settings, chosen.namespace, chosen.audit_seconds)
     watches = Watches(cluster, kinds, chosen.namespace, controller.take, controller.listed)
@@ -140,7 +140,7 @@ async def operate(chosen: argparse.Namespace) -> None:
     dead.add_done_callback(lambda _: stop.set())
     beginning = asyncio.create_task(_begin(watched, watches, controller, ready))
     try:
-        await watch(controller, chosen.namespace, watched, stop)  # ends the process however it ends
+        await watch(controller, chosen.namespace, watched, stop)  # the process ends with it in any case
     finally:
         beginning.cancel()
         with contextlib.suppress(Exception):
@@ -150,9 +150,9 @@ async def operate(chosen: argparse.Namespace) -> None:
 
 
 async def _defined(cluster: "Cluster") -> bool:
-    """Wait until the API server knows experiments; False when a signal came first.
+    """Wait until the API server serves ScanExperiments; False if a signal arrives first.
 
-    Watches of a kind that is not known would never begin, and the others would without it.
+    A watch on a kind without a CRD would never start, while the other watches would run without it.
     """
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -160,7 +160,7 @@ async def _defined(cluster: "Cluster") -> bool:
     said = False
     while not stop.is_set() and not await asyncio.to_thread(cluster.knows_experiments):
         if not said:
-            log.warning("the API server knows no ScanExperiment: waiting for its CustomResourceDefinition")
+            log.warning("the API server has no ScanExperiment: waiting for its CustomResourceDefinition")
         said = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), DEFINED_SECONDS)
@@ -172,17 +172,15 @@ async def _defined(cluster: "Cluster") -> bool:
 async def _begin(
     watched: asyncio.Event, watches: "Watches", controller: "Controller", ready: asyncio.Event
 ) -> None:
-    """Begin once the watches have, and what there is is known."""
+    """Start the controller once all watches run and the cache is filled."""
     await watched.wait()
     await watches.begun()
     await controller.learn()
-    gc.freeze()  # modules stay: to look through them again and again takes a tenth of a second each time
+    gc.freeze()  # keeps the long-lived module objects out of later collections, 0.1 s each
     controller.start()
     ready.set()
     known = sum(controller.cache.phases().values())
-    log.info(
-        "ready: %d experiments are known in %s", known, ", ".join(controller.namespaces) or "all namespaces"
-    )
+    log.info("ready: %d experiments in %s", known, ", ".join(controller.namespaces) or "all namespaces")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -194,7 +192,7 @@ def main(arguments: Sequence[str]) -> int:
         level=chosen.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
-    if chosen.log_level == "info":  # it tells of every event
+    if chosen.log_level == "info":  # kopf logs every event at info
         logging.getLogger("kopf").setLevel(logging.WARNING)
     try:
         asyncio.run(operate(chosen))
@@ -206,10 +204,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _peers(text: str) -> list[dict[str, object]]:
-    """Return a list of NetworkPolicy peers; ValueError when it is none."""
+    """Return a list of NetworkPolicy peers; raises ValueError if the text is not one."""
     found = json.loads(text)
     if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
-        raise ValueError("a list of objects is needed")
+        raise ValueError("expected a list of objects")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Whether a cluster can run an experiment: the contract's rules, and what only holds in a pod. Pure."""
+"""Whether a cluster can run an experiment: the contract's rules plus those specific to pods. Pure."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -13,16 +13,16 @@ from asysi.contract.spec import ScanExperiment
 from asysi_operator.manifests.labels import QUEUE
 
 FILE_LIMIT = 1_000_000
-"""Bytes of an experiment's file: a ConfigMap holds 1 MiB, names and labels included."""
+"""Maximum bytes of an experiment's file: a ConfigMap holds 1 MiB, names and labels included."""
 _SCHEMES = ("jsonl://", "file://")
-"""Schemes that may stand before a path, in this order."""
+"""Schemes that may prefix a path, in this order."""
 
 
 def accept(tree: Mapping[str, Any]) -> ScanExperiment:
-    """Return the experiment in an object of the API server.
+    """Validate a ScanExperiment object from the API server and return the experiment.
 
     Raises:
-        ConfigError: everything that is wrong with it, a sentence each that names the field.
+        ConfigError: all problems found, one sentence each, naming the field.
     """
     experiment = check(tree)
     if problems := list(_problems(experiment)):
@@ -31,9 +31,9 @@ def accept(tree: Mapping[str, Any]) -> ScanExperiment:
 
 
 def notes(experiment: ScanExperiment) -> list[str]:
-    """Return what is accepted and has no effect on a cluster, a sentence each."""
+    """Return the fields that are accepted but have no effect on a cluster, one sentence each."""
     binding = experiment.spec.resources.binding.cpus
-    return ["spec.resources.binding is for local runs: here whole CPUs pin."] if binding else []
+    return ["spec.resources.binding applies to local runs; on a cluster, whole CPUs pin."] if binding else []
 
 
 def _problems(experiment: ScanExperiment) -> Iterator[str]:
@@ -42,13 +42,13 @@ def _problems(experiment: ScanExperiment) -> Iterator[str]:
     named, label = spec.scheduling.queue_name, experiment.metadata.labels.get(QUEUE)
     if named and label and named != label:
         yield (
-            f"spec.scheduling.queueName is {named}, and the label {QUEUE} is {label}: an experiment waits in "
-            "one queue, so drop one of them"
+            f"spec.scheduling.queueName is {named}, but the label {QUEUE} is {label}: an experiment waits in "
+            "one queue, so remove one of them"
         )
     if spec.output.uri is not None:
         yield (
-            "spec.output.uri is a folder of a local run: in a pod results go to a volume, so name its claim "
-            "in spec.output.claim, or leave both out"
+            "spec.output.uri is a directory for local runs; in a pod, results go to a volume: name its claim "
+            "in spec.output.claim, or omit both"
         )
     uris = {
         "spec.model.uri": spec.model.uri,
@@ -62,19 +62,19 @@ def _problems(experiment: ScanExperiment) -> Iterator[str]:
 
 
 def _too_large(experiment: ScanExperiment) -> Iterator[str]:
-    """Its file is a ConfigMap, and Kubernetes takes none above 1 MiB."""
+    """Check the experiment's size: its file is stored in a ConfigMap, which Kubernetes limits to 1 MiB."""
     document = canonical(experiment)
     size = _bytes(document)
     if size > FILE_LIMIT:
         path, largest = _largest("spec", document["spec"])
         yield (
-            f"{path} takes {largest:,} of the experiment's {size:,} bytes, and the ConfigMap that carries it "
-            f"to the pods holds {FILE_LIMIT:,}: make it shorter, or put long values into files of a claim"
+            f"{path} takes {largest:,} of the experiment's {size:,} bytes, but the ConfigMap that carries it "
+            f"to the pods holds {FILE_LIMIT:,}: shorten it, or put long values into files on a claim"
         )
 
 
 def _largest(path: str, value: Any) -> tuple[str, int]:
-    """Return the innermost field that makes more than half of what is around it, and its bytes."""
+    """Return the innermost field that takes up more than half of its parent, and its size in bytes."""
     inside = (
         value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
     )
@@ -94,18 +94,18 @@ def _unreachable(field: str, uri: str, path: PurePosixPath, claims: set[str]) ->
     mount = f"{INPUTS}/<claim>"
     if not path.is_absolute():
         yield (
-            f"{field} is {uri}, relative to a folder of the one who wrote it: put the files on a volume, "
+            f"{field} is {uri}, a relative path, which a pod cannot resolve: put the files on a volume, "
             f"name its claim in spec.inputs, and write the path as {mount}/…"
         )
     elif ".." in path.parts:
-        yield f"{field} is {uri}, and says .. on its way: write where it leads"
+        yield f"{field} is {uri}, which contains ..: write the resolved path"
     elif path.is_relative_to(INPUTS) and not (len(path.parts) > 2 and path.parts[2] in claims):
-        known = f"there are {', '.join(sorted(claims))}" if claims else "spec.inputs is empty"
+        known = f"mounted claims: {', '.join(sorted(claims))}" if claims else "spec.inputs is empty"
         yield f"{field} is {uri}, but no claim of spec.inputs is mounted there: {known}"
 
 
 def _path(uri: str) -> PurePosixPath | None:
-    """Return the path that a URI names, None when it names no path."""
+    """Return the path in a URI, or None if the URI is not a path."""
     for scheme in _SCHEMES:
         uri = uri.removeprefix(scheme)
     return None if "://" in uri else PurePosixPath(uri)

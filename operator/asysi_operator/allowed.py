@@ -1,6 +1,6 @@
-"""What the owner of an installation lets experiments choose. Pure.
+"""What the cluster administrator lets experiments choose. Pure.
 
-The chart's admission policy says the same in CEL. It answers sooner, and it may not be there.
+The chart's admission policy enforces the same rules in CEL at admission time, but it is optional.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +16,7 @@ from asysi_operator.manifests.resources import containers_of, of_container
 
 ANY = ("*",)
 Names = Annotated[tuple[str, ...], Field(max_length=256)]
-"""Names, or beginnings of names that end in `*`."""
+"""Names, or prefixes followed by `*`."""
 
 
 class Allowed(BaseModel):
@@ -27,7 +27,7 @@ class Allowed(BaseModel):
     )
 
     service_accounts: Names = ()
-    """ServiceAccounts that pods may run as, beside the namespace's `default`."""
+    """ServiceAccounts that pods may run as, in addition to the namespace's `default`."""
     priority_classes: Names = ANY
     """PriorityClasses."""
     runtime_classes: Names = ANY
@@ -39,15 +39,15 @@ class Allowed(BaseModel):
     images: Names = ANY
     """Images of custom workloads."""
     cpus: Annotated[float, Field(gt=0)] | None = None
-    """CPUs of a pod's containers together; None sets no limit."""
+    """Total CPUs of a pod's containers; None means no limit."""
     memory: Memory | None = None
-    """Memory of a pod's containers together."""
+    """Total memory of a pod's containers; None means no limit."""
     gpus: Annotated[int, Field(ge=0)] | None = None
-    """GPUs of a pod."""
+    """GPUs per pod; None means no limit."""
 
 
 def trespasses(experiment: ScanExperiment, allowed: Allowed) -> list[str]:
-    """Return what an experiment chooses that is not allowed, a sentence each that names the field."""
+    """Return the experiment's choices that are not allowed, one sentence each, naming the field."""
     return list(_trespasses(experiment.spec, allowed))
 
 
@@ -58,7 +58,7 @@ def _trespasses(spec: Spec, allowed: Allowed) -> Iterator[str]:
     yield from _named("runtimeClassName", [scheduling.runtime_class_name], allowed.runtime_classes)
     yield from _named("nodeSelector", scheduling.node_selector, allowed.node_labels)
     yield from _named("affinity.nodeAffinity", _node_labels(spec), allowed.node_labels)
-    # Without a key every taint is tolerated.
+    # A toleration without a key tolerates every taint.
     yield from _named("tolerations", [one.key or "" for one in scheduling.tolerations], allowed.taints)
     if custom is not None and not _is_allowed(custom.image, allowed.images):
         yield _sentence("spec.workload.custom.image", custom.image, allowed.images)
@@ -72,8 +72,8 @@ def _named(field: str, chosen: Iterable[str | None], names: Sequence[str]) -> It
 
 
 def _sentence(path: str, name: str, names: Sequence[str]) -> str:
-    may = f"allowed are {', '.join(names)}" if names else "none is allowed"
-    return f"{path} is {name}, and {may}: ask whoever installed the operator"
+    may = f"only {', '.join(names)} may be used" if names else "none is allowed"
+    return f"{path} is {name}, but {may}: ask your cluster administrator"
 
 
 def _is_allowed(name: str, names: Sequence[str]) -> bool:
@@ -99,11 +99,11 @@ def _too_much(spec: Spec, allowed: Allowed) -> Iterator[str]:
         given = [of_container(spec, one) for one in containers]
         cpus, memory = sum(one.cpus for one in given), sum(parse_bytes(one.memory) for one in given)
         if allowed.cpus is not None and cpus > allowed.cpus:
-            yield f"the containers of {pod} ask for {cpus:g} CPUs together, and {allowed.cpus:g} are allowed"
+            yield f"the containers of {pod} request {cpus:g} CPUs in total; the limit is {allowed.cpus:g}"
         if allowed.memory is not None and memory > parse_bytes(allowed.memory):
             yield (
-                f"the memory of the containers of {pod} adds up to {memory / 2**30:.4g}Gi, and "
-                f"{allowed.memory} is allowed"
+                f"the containers of {pod} request {memory / 2**30:.4g}Gi of memory in total; "
+                f"the limit is {allowed.memory}"
             )
     host, trainer = spec.resources.host.gpus, spec.sae.gpus if spec.sae else 0
     if allowed.gpus is not None and host + trainer > allowed.gpus:

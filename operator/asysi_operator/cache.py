@@ -1,4 +1,4 @@
-"""What the watches have brought, and what they have failed to bring. Pure: no clock, no connection."""
+"""Cache of the objects that the watches reported, and detection of missed changes. Pure: no clock, no I/O."""
 
 import zlib
 from collections import Counter
@@ -15,7 +15,7 @@ from asysi_operator.observation import holds
 Key = tuple[str, str]
 """Namespace and name."""
 TOMBSTONES = 4096
-"""Objects that have gone and are remembered: an answer that was under way may still speak of them."""
+"""Number of deleted objects remembered, because a response in flight may still contain one of them."""
 _EXPERIMENT = "ScanExperiment"
 _POD = "Pod"
 _CLAIM = "PersistentVolumeClaim"
@@ -24,16 +24,16 @@ _CLAIMS_OWN = ("namespace", "name", "uid", "resourceVersion", "deletionTimestamp
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """An object as it is kept: as compressed text. A Job takes fifty times as much as Python's objects."""
+    """A cached object, stored as compressed JSON: as Python objects, a Job takes fifty times the memory."""
 
     uid: str
     version: int
     parent: Key | None
     text: bytes
     phase: str = ""
-    """Of an experiment."""
+    """Phase, for experiments only."""
     claims: tuple[str, ...] = ()
-    """Those that an experiment names or has."""
+    """Claims that an experiment references or owns."""
 
     @property
     def item(self) -> Manifest:
@@ -43,18 +43,18 @@ class _Kept:
 
 @dataclass
 class ObjectCache:
-    """Objects by kind and key, as last seen. Whoever asks for one gets a copy."""
+    """Objects by kind and key, as last seen. Every read returns a copy."""
 
     _objects: dict[str, dict[Key, _Kept]] = field(default_factory=dict)
     _by_parent: dict[Key, dict[tuple[str, Key], _Kept]] = field(default_factory=dict)
     _gone: dict[str, int] = field(default_factory=dict)
-    """Version at which an object went, by its identity; the oldest are forgotten first."""
+    """Resource version at deletion, by UID; the oldest entries are evicted first."""
     _put_out: dict[Key, list[Manifest]] = field(default_factory=dict)
 
     def put(self, kind: str, item: Manifest) -> Key | None:
-        """Take in an object and return the key of the experiment that it concerns, if it concerns one.
+        """Store an object and return the key of its experiment, if it has one.
 
-        What is no newer than what is known is passed over, and so is what is older than the object's end.
+        Versions no newer than the cached one, or than the object's deletion, are ignored.
         """
         key, uid, version = key_of(item), _uid(item), _version(item)
         known = self._objects.setdefault(kind, {}).get(key)
@@ -71,13 +71,13 @@ class ObjectCache:
         return kept.parent
 
     def drop(self, kind: str, item: Manifest) -> Key | None:
-        """Forget an object that has gone and return the key of the experiment that it concerned.
+        """Drop a deleted object and return the key of its experiment, if it had one.
 
-        Another of its name, that has been made since, stays.
+        A newer object of the same name is kept.
 
         Args:
-            kind: what it was.
-            item: its last state, or no more than its namespace and name.
+            kind: kind of the object.
+            item: its last state, or at least its namespace and name.
         """
         key, uid = key_of(item), _uid(item)
         if uid:
@@ -112,39 +112,39 @@ class ObjectCache:
         return Counter(kept.phase for kept in self._objects.get(_EXPERIMENT, {}).values())
 
     def has_children(self, key: Key) -> bool:
-        """Whether anything with an experiment's label is there."""
+        """Whether any object with the experiment's label exists."""
         return key in self._by_parent
 
     def children(self, key: Key) -> list[Manifest]:
-        """Return the objects with an experiment's label, but for its pods."""
+        """Return the objects with the experiment's label, except pods."""
         return [kept.item for (kind, _), kept in self._by_parent.get(key, {}).items() if kind != _POD]
 
     def pods(self, key: Key) -> list[Manifest]:
-        """Return the pods with an experiment's label."""
+        """Return the pods with the experiment's label."""
         return [kept.item for (kind, _), kept in self._by_parent.get(key, {}).items() if kind == _POD]
 
     def put_out(self, key: Key) -> list[Manifest]:
-        """Return, once, the pods of an experiment that were put out and have gone since this was last asked.
+        """Return and clear the pods of an experiment that were evicted and deleted since the last call.
 
-        Of a lost node's pod that is marked and deleted in one moment nobody would ever learn why it went.
+        Without this, the reason would be lost for a pod on a failed node that is marked and deleted at once.
         """
         return self._put_out.pop(key, [])
 
     def claims(self, key: Key) -> list[Manifest]:
-        """Return the claims that an experiment names or has, as far as they are there."""
+        """Return the existing claims that an experiment references or owns."""
         known, user = self._objects.get(_CLAIM, {}), self._objects.get(_EXPERIMENT, {}).get(key)
         names = user.claims if user is not None else ()
         return [known[key[0], name].item for name in names if (key[0], name) in known]
 
     def users(self, claim: Key) -> list[Key]:
-        """Return the experiments that name a claim, or have it."""
+        """Return the experiments that reference or own a claim."""
         known = self._objects.get(_EXPERIMENT, {})
         return [key for key, kept in known.items() if key[0] == claim[0] and claim[1] in kept.claims]
 
     def unlike(self, kind: str, versions: Mapping[Key, str]) -> dict[Key, str | None]:
-        """Return where what is known differs from a listing: key and listed version, None for what has gone.
+        """Return where the cache lags a list response: key and listed version, None for deleted objects.
 
-        A version that is newer than the listing's is none of it: events may overtake a listing.
+        A cached version newer than the listed one is not a difference: events may overtake a list.
         """
         known = self._objects.get(kind, {})
         behind: dict[Key, str | None] = {
@@ -157,14 +157,14 @@ class ObjectCache:
 
 @dataclass
 class StaleWatchDetector:
-    """Tells a watch that is a moment late from one that is silent: only the latter misses a change twice."""
+    """Distinguishes a slow watch from a stalled one: only a stalled watch misses a change in two audits."""
 
     _missed: dict[tuple[str, Key], str | None] = field(default_factory=dict)
     lasting: int = 0
-    """Audits in a row that found a change which the audit before had already missed."""
+    """Consecutive audits that found a change already missing in the audit before."""
 
     def audited(self, unlike: Mapping[str, Mapping[Key, str | None]]) -> list[tuple[str, Key]]:
-        """Take in what an audit found, by kind; return the changes that no watch has brought since."""
+        """Record an audit's differences by kind; return the changes that the previous audit missed too."""
         found = {(kind, key): version for kind, keys in unlike.items() for key, version in keys.items()}
         lasting = [at for at, version in found.items() if at in self._missed and self._missed[at] == version]
         self._missed = {at: version for at, version in found.items() if at not in lasting}
@@ -173,12 +173,12 @@ class StaleWatchDetector:
 
 
 def key_of(item: Manifest) -> Key:
-    """Return namespace and name of an object."""
+    """Return an object's namespace and name."""
     return item["metadata"]["namespace"], item["metadata"]["name"]
 
 
 def parent_of(kind: str, item: Manifest) -> Key | None:
-    """Return the key of the experiment that an object is, or says that it belongs to."""
+    """Return the key of the experiment that an object is, or is labelled with."""
     if kind == _EXPERIMENT:
         return key_of(item)
     name = (item["metadata"].get("labels") or {}).get(EXPERIMENT)
@@ -198,13 +198,13 @@ def _kept(kind: str, item: Manifest) -> _Kept:
 
 
 def _lean(item: Manifest) -> Manifest:
-    """Return an object without the part that is larger than the rest.
+    """Return an object without most of its managed fields, which are larger than the rest.
 
-    Of the managed fields stays whose they are beside us and the API server's own controllers.
+    Entries of other managers are kept, so that contention can name them; status entries are dropped.
     """
     kept = {key: value for key, value in item["metadata"].items() if key != "managedFields"}
     if item.get("kind") == _CLAIM and EXPERIMENT not in (kept.get("labels") or {}):
-        # Somebody else's: all that matters is whether it is there, and whether it goes.
+        # Not created by us: only its existence and deletion matter.
         return {"kind": _CLAIM, "metadata": {key: kept[key] for key in _CLAIMS_OWN if key in kept}}
     others = [
         entry

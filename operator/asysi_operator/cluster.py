@@ -1,4 +1,4 @@
-"""The effects: every request to the API server is made here, one verb per method, each with a deadline."""
+"""All requests to the API server: one verb per method, each with a timeout."""
 
 import random
 import time
@@ -24,41 +24,41 @@ from asysi_operator.servertime import ServerTime
 
 MESSAGE_LIMIT = 1024
 PAGE = "100"
-"""Objects in a page of a listing: while a larger one is parsed, nothing else gets its turn."""
+"""Objects per page of a list: parsing a larger page would block the other threads."""
 _TIMEOUT = (5.0, 15.0)
-"""Seconds to connect and to wait for an answer."""
+"""Connect and read timeout in seconds."""
 WATCH_SECONDS = (240, 300)
-"""Seconds after which the API server ends a watch: so many or so many, lest all begin anew at once."""
+"""Range of the server-side watch timeout in seconds, randomised so that watches do not restart together."""
 _QUIET_SECONDS = 30.0
-"""Seconds that a watch may last beyond that, if its end is lost on the way."""
+"""Seconds added to the watch timeout on the client side, in case the server's close is lost."""
 _PIECE = 64 * 1024
 _NEW = "1"
-"""A version that no object has any more: an apply with it makes an object, and never changes one."""
+"""A resource version that no object has: an apply with it can create an object but never update one."""
 
 
 @dataclass(frozen=True)
 class ResourceKind:
-    """Where objects of a kind live."""
+    """A resource kind and its API path."""
 
     kind: str
     group: str
     version: str
     plural: str
     everybodys: bool = False
-    """Whether those without an experiment's label matter too: experiments name other people's claims."""
+    """Whether objects without an experiment label matter too: experiments may use other owners' claims."""
 
     @property
     def api_version(self) -> str:
-        """As it stands in their manifests."""
+        """`apiVersion` as in manifests."""
         return f"{self.group}/{self.version}" if self.group else self.version
 
     def named(self, item: Mapping[str, Any]) -> Manifest:
-        """Return an object that says of which kind it is; a listing's items do not."""
+        """Return an object with `apiVersion` and `kind` set; items of a list lack them."""
         return dict(item) | {"apiVersion": self.api_version, "kind": self.kind}
 
     @property
     def root(self) -> str:
-        """The beginning of every path to them."""
+        """Path prefix."""
         return f"/apis/{self.api_version}" if self.group else f"/api/{self.version}"
 
 
@@ -70,16 +70,16 @@ CHILDREN = (
     ResourceKind("PersistentVolumeClaim", "", "v1", "persistentvolumeclaims", everybodys=True),
     ResourceKind("NetworkPolicy", "networking.k8s.io", "v1", "networkpolicies"),
 )
-"""Kinds that an experiment's objects are of; those that are nowhere rendered could not be pruned."""
+"""Kinds of an experiment's objects, including kinds not currently rendered, so that they can be pruned."""
 KINDS = {one.kind: one for one in (EXPERIMENTS, PODS, *CHILDREN)}
 
 
 class RejectedError(Exception):
-    """The API server has refused a write, and will again until something changes.
+    """The API server rejected a write, and a retry will fail until something changes.
 
     Attributes:
-        reason: the API server's own word, or NameTaken.
-        message: why, naming the object.
+        reason: the API server's reason, or NameTaken.
+        message: the explanation, naming the object.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -88,19 +88,19 @@ class RejectedError(Exception):
 
 
 class UnavailableError(Exception):
-    """The API server did not answer, or asked for patience: try again."""
+    """The API server did not respond, or asked to retry later."""
 
 
 class GoneError(Exception):
-    """The API server no longer knows what has changed since a version: list anew."""
+    """The resource version is too old to watch from (410 Gone): list again."""
 
 
 Change = tuple[str, Manifest]
-"""ADDED, MODIFIED, DELETED or BOOKMARK, and the object as it was then; a bookmark has a version alone."""
+"""ADDED, MODIFIED, DELETED or BOOKMARK, and the object at that time; a bookmark has only a version."""
 
 
 class _Place(msgspec.Struct):
-    """Metadata of a page, or as much of an object's as tells whether it has changed."""
+    """Metadata of a page, or the part of an object's metadata that shows whether it changed."""
 
     namespace: str = ""
     name: str = ""
@@ -143,22 +143,22 @@ class Cluster:
         self._time = ServerTime()
 
     def now(self) -> datetime:
-        """Return the API server's time; the own one before it has ever answered."""
+        """Return the API server's time, or the local time before its first response."""
         return self._time.at(time.monotonic()) or datetime.now(UTC)
 
     def do(self, action: Action, experiment: Manifest) -> Manifest | None:
-        """Carry out one action of a plan and return the object as it is now, if it still is.
+        """Execute one action of a plan and return the resulting object, if it still exists.
 
         Raises:
-            RejectedError: the API server says no.
-            UnavailableError: it says nothing.
+            RejectedError: the API server rejected the request.
+            UnavailableError: it did not respond.
         """
         namespace = experiment["metadata"]["namespace"]
         if isinstance(action, Apply):
             return self._apply(action, namespace, experiment["metadata"]["uid"])
         body = {"propagationPolicy": "Foreground", "preconditions": {"uid": action.uid}}
         path = _path(KINDS[action.kind], namespace, action.name)
-        # Gone already, or another object of that name: what was to be removed is not there.
+        # Already deleted, or replaced by another object of that name: there is nothing left to remove.
         left = self._call("DELETE", path, action.kind, body=body, fine=(404, 409))
         return left if left and "deletionTimestamp" in left.get("metadata", {}) else None
 
@@ -174,20 +174,20 @@ class Cluster:
             there = self._call("GET", path, kind, fine=(404,))
             if there is not None:
                 if EXPERIMENT in (there["metadata"].get("labels") or {}):
-                    return KINDS[kind].named(there)  # from before it was known here: now it can be compared
+                    return KINDS[kind].named(there)  # not in the cache yet: compared in the next reconcile
                 if not owned(there, uid):
                     raise RejectedError("NameTaken", name_taken(kind, name))
         return self._call("PATCH", path, kind, body=manifest, query=_AS_US)
 
     def write_status(self, experiment: Manifest, status: Manifest) -> Manifest | None:
-        """Replace the status of an experiment and return it; None when it has gone or is another by now."""
+        """Replace an experiment's status and return it; None if the experiment was deleted or replaced."""
         metadata = {key: experiment["metadata"][key] for key in ("name", "namespace", "uid")}
         body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "status": status}
         path = f"{_path(EXPERIMENTS, metadata['namespace'], metadata['name'])}/status"
         return self._call("PATCH", path, KIND, body=body, query=_AS_US, fine=(404, 409))
 
     def announce(self, experiment: Manifest, level: str, reason: str, message: str, now: str) -> None:
-        """Leave an event; the same one twice is one."""
+        """Create an event; an identical event is created only once."""
         about = experiment["metadata"]
         body = {
             "apiVersion": "v1",
@@ -214,21 +214,21 @@ class Cluster:
         self._call("POST", path, "Event", body=body, fine=(404, 409, 403))
 
     def warnings(self, namespace: str, uid: str) -> list[Manifest]:
-        """Return the events about an object, newest state of each."""
+        """Return the events about an object."""
         query = {"fieldSelector": f"involvedObject.uid={uid}", "limit": "100"}
         answer = self._call("GET", f"/api/v1/namespaces/{namespace}/events", "Event", query=query) or {}
         return list(answer.get("items") or ())
 
     def versions(self, kind: ResourceKind, namespace: str | None) -> dict[tuple[str, str], str]:
-        """Return the resource version of every object of a kind by namespace and name, metadata alone."""
+        """Return the resource version of every object of a kind, by namespace and name (metadata only)."""
         pages = self._listed(kind, namespace, _METADATA)
         found = (_VERSION.decode(item).metadata for items, _version in pages for item in items)
         return {(one.namespace, one.name): one.resourceVersion for one in found}
 
     def listing(self, kind: ResourceKind, namespace: str | None) -> Iterator[tuple[Iterator[Manifest], str]]:
-        """Yield every object of a kind, page by page, each with the version at which all this was so.
+        """Yield every object of a kind, page by page, each page with the list's resource version.
 
-        Of kinds that are not everybody's only those with an experiment's label.
+        Unless the kind has `everybodys` set, only objects with an experiment label are listed.
         """
         for items, version in self._listed(kind, namespace, "application/json"):
             yield (kind.named(msgspec.json.decode(item)) for item in items), version
@@ -236,7 +236,7 @@ class Cluster:
     def _listed(
         self, kind: ResourceKind, namespace: str | None, accept: str
     ) -> Iterator[tuple[Sequence[msgspec.Raw], str]]:
-        """Yield pages whose items are not read yet: a hundred Jobs are 15 MiB of Python's objects."""
+        """Yield pages with undecoded items: a hundred Jobs take 15 MiB as Python objects."""
         path, query = _all(kind, namespace), {"limit": PAGE, **_selected(kind)}
         while True:
             content = self._ask("GET", path, kind.kind, query=query, accept=accept)
@@ -247,12 +247,12 @@ class Cluster:
             query["continue"] = more
 
     def changes(self, kind: ResourceKind, namespace: str | None, version: str) -> Iterator[list[Change]]:
-        """Yield what happens to objects of a kind after a version, as it happens, until the watch ends.
+        """Watch objects of a kind from a resource version on; yield changes until the watch ends.
 
         Raises:
             GoneError: the version is too old.
-            RejectedError: the API server refuses.
-            UnavailableError: it does not answer, or the connection has broken.
+            RejectedError: the API server rejected the request.
+            UnavailableError: it did not respond, or the connection broke.
         """
         path, seconds = _all(kind, namespace), random.randint(*WATCH_SECONDS)  # noqa: S311 - no secret
         query = {
@@ -277,7 +277,7 @@ class Cluster:
             response.response.close()
 
     def knows_experiments(self) -> bool:
-        """Whether the API server serves experiments; False also when it does not answer."""
+        """Whether the API server serves ScanExperiments; also False if it does not respond."""
         try:
             known = self._call("GET", EXPERIMENTS.root, KIND, fine=(404,)) or {}
         except (UnavailableError, RejectedError):
@@ -285,7 +285,7 @@ class Cluster:
         return any(one["name"] == PLURAL for one in known.get("resources") or ())
 
     def read(self, kind: ResourceKind, namespace: str, name: str) -> Manifest | None:
-        """Return an object, None when there is none."""
+        """Return an object, or None if it does not exist."""
         found = self._call("GET", _path(kind, namespace, name), kind.kind, fine=(404,))
         return kind.named(found) if found else None
 
@@ -299,7 +299,7 @@ class Cluster:
         query: Mapping[str, str] | None = None,
         fine: Sequence[int] = (),
     ) -> Manifest | None:
-        """Return the answer's body; None for a status among `fine`."""
+        """Return the decoded response body; None for a status code in `fine`."""
         content = self._ask(method, path, kind, body=body, query=query, fine=fine)
         if content is None:
             return None
@@ -339,7 +339,7 @@ class Cluster:
         accept: str = "application/json",
         timeout: tuple[float, float] = _TIMEOUT,
     ) -> Any:
-        """Return the beginning of an answer."""
+        """Send a request and return the response with its body unread."""
         headers = {
             "Accept": accept,
             "Content-Type": "application/apply-patch+yaml" if method == "PATCH" else "application/json",
@@ -376,7 +376,7 @@ def _selected(kind: ResourceKind) -> dict[str, str]:
 
 
 def _lines(pieces: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """Yield the lines that each piece of a stream completes, where it completes any."""
+    """Yield the complete lines of a stream, grouped by the chunk that completed them."""
     rest = b""
     for piece in pieces:
         *lines, rest = (rest + piece).split(b"\n")
@@ -385,17 +385,17 @@ def _lines(pieces: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 
 def _change(kind: ResourceKind, line: bytes) -> Change:
-    """Return what a line of a watch says; raises GoneError or UnavailableError where it says an error."""
+    """Decode one line of a watch; raises GoneError or UnavailableError for an error event."""
     try:
         told = msgspec.json.decode(line)
         what, item = told["type"], told["object"]
     except (msgspec.DecodeError, KeyError, TypeError) as error:
-        raise UnavailableError(f"a watch of {kind.plural} brings what is none of its events") from error
+        raise UnavailableError(f"invalid event from the watch on {kind.plural}") from error
     if what != "ERROR":
         return what, kind.named(item)
     if item.get("code") == 410:
         raise GoneError
-    raise UnavailableError(f"a watch of {kind.plural} has ended: {item.get('message')}")
+    raise UnavailableError(f"the watch on {kind.plural} ended: {item.get('message')}")
 
 
 def _failure(status: int, content: bytes, request: str) -> RejectedError | UnavailableError:

@@ -1,4 +1,4 @@
-"""Objects that somebody else changes each time they are put back: ever more patience, and who it is. Pure."""
+"""Back-off for objects that another client keeps changing, and who that client is. Pure."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from asysi_operator.reconcile import Apply
 
 FIRST_PATIENCE, LAST_PATIENCE = 1.0, 300.0
-"""Seconds between the first two times that an object is put back, and at the most: doubled each time."""
+"""First and maximum delay in seconds between reverts of an object; doubled each time."""
 SETTLED_SECONDS = 60.0
-"""Seconds that an object must stay as it is wanted, beyond its patience, for all to be forgotten."""
+"""Seconds that an object must stay as desired, after its delay has passed, until its record is dropped."""
 CONTENDED = 3
-"""Times that an object is put back until that is said: once is a mistake that somebody made."""
+"""Reverts of an object after which contention is reported: a single change is a mistake by hand."""
 Name = tuple[str, str]
 """Kind and name."""
 
@@ -24,17 +24,17 @@ class _Contest:
 
 @dataclass
 class Contests:
-    """What of one experiment's objects was put back lately. Times are monotonic seconds."""
+    """Recent reverts of one experiment's objects. Times are monotonic seconds."""
 
     _known: dict[Name, _Contest] = field(default_factory=dict)
 
     def wait(self, action: Apply, now: float) -> float:
-        """Return the seconds until an object may be put back, 0 for now or when nothing is put back."""
+        """Return the seconds until an object may be reverted; 0 if now, or if the action reverts nothing."""
         known = self._known.get(_name(action)) if action.undoes else None
         return max(0.0, known.until - now) if known else 0.0
 
     def undone(self, action: Apply, now: float) -> None:
-        """Take in that an object was put back, whether or not that changed anything."""
+        """Record that an object was reverted, whether or not the write changed anything."""
         if action.undoes is None:
             return
         contest = self._known.setdefault(_name(action), _Contest())
@@ -43,11 +43,11 @@ class Contests:
         contest.message = f"{' '.join(_name(action))}: {action.undoes}"
 
     def settle(self, contested: Collection[Name], now: float) -> float | None:
-        """Forget what has stayed as wanted; returns the seconds until there may be more to forget.
+        """Drop the records of settled objects; returns the seconds until the next one may settle.
 
         Args:
-            contested: objects that are not as they are wanted.
-            now: the time.
+            contested: objects that differ from the desired state.
+            now: current time.
         """
         waits = []
         for name, contest in list(self._known.items()):
@@ -59,13 +59,13 @@ class Contests:
         return min(waits, default=None)
 
     def said(self) -> str | None:
-        """Return what is contended and by whom, None when nothing is."""
+        """Return which fields are contended and by whom, or None."""
         told = [one.message for one in self._known.values() if one.count >= CONTENDED]
         return "; ".join(sorted(told)) or None
 
 
 def contested(actions: Iterable[object]) -> set[Name]:
-    """Return the objects that a plan would put back."""
+    """Return the objects that a plan would revert."""
     return {_name(one) for one in actions if isinstance(one, Apply) and one.undoes}
 
 

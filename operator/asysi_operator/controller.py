@@ -1,4 +1,4 @@
-"""The loop: takes an experiment, observes, plans, acts, says what is so. Everything that decides is pure."""
+"""The reconcile loop: observe, plan, act, write the status. All decisions are made by pure functions."""
 
 import asyncio
 import functools
@@ -34,75 +34,75 @@ from asysi_operator.status_client import ask
 from asysi_operator.workqueue import WorkQueue
 
 WORKERS = 8
-"""Experiments that are looked at at once."""
+"""Experiments reconciled concurrently."""
 WRITERS = 16
-"""Writes that are under way at once."""
+"""Concurrent writes."""
 ASK_SECONDS = 5.0
-"""Seconds between two questions to finish, and between two writes of counters."""
+"""Seconds between two status requests to finish, and between two writes of counters."""
 ASK_LIMIT = 1.0
-"""Seconds after which no further worker is asked: the status waits for the answers."""
+"""Seconds after which no further worker is queried, because the status write waits for the responses."""
 CPUS_SECONDS = 30.0
-"""Seconds between two questions to every worker, for the processors it has."""
+"""Seconds between two queries of all workers for their CPU sets."""
 GATHER_SECONDS = 0.1
-"""Seconds in which events of an experiment's objects gather before a look: they come several at once."""
+"""Seconds to batch events of an experiment's objects before a reconcile: they arrive in bursts."""
 SETTLE_SECONDS = 0.3
-"""Seconds from the writes of a plan to the status: what was made says more by then."""
+"""Seconds from a plan's writes to the status write, so that the new objects have a status of their own."""
 SAY_SECONDS = 2.0
-"""Seconds between two writes of a status, unless it says an end, a refusal, or that an edit has been seen."""
+"""Seconds between two status writes, unless the status reports an end, a refusal, or an observed edit."""
 AUDIT_SECONDS = 30.0
-"""Seconds between two comparisons of what is known with what is there."""
+"""Seconds between two audits, which compare the cache with the API server."""
 BEGIN_SECONDS = 5.0
-"""Seconds between two attempts to begin, and between the first audits."""
+"""Seconds between two attempts to start, and between the first audits."""
 EVENTS_SECONDS, EVENTS_LATEST = 2.0, 60.0
-"""Seconds between the first two looks at the events of something odd, and at the most."""
+"""First and maximum delay in seconds between two reads of the events of an unexplained state."""
 log = logging.getLogger("asysi.operator")
 
 
 @dataclass
 class Memory:
-    """What is kept of an experiment between two looks; nothing is lost with it but a few seconds."""
+    """State kept for an experiment between reconciles; losing it costs only a few seconds."""
 
     said: float = float("-inf")
     """When the status was last written, monotonic."""
     asked: float = float("-inf")
     asked_all: float = float("-inf")
     looked: float = float("-inf")
-    """When events were last looked at."""
+    """When events were last read."""
     pod: str = ""
-    """Identity of the pod that the rest is about."""
+    """UID of the pod that `answers` belongs to."""
     answers: dict[str, RunStatus] = field(default_factory=dict)
     odd: str = ""
     looks: int = 0
-    """How often the events of the same oddity were looked at: ever less often."""
+    """Number of reads of the same oddity's events; the delay grows with it."""
     events: Sequence[Manifest] = ()
     contests: Contests = field(default_factory=Contests)
     put_out: list[Manifest] = field(default_factory=list)
-    """Pods that were put out and have gone, until that is recorded."""
+    """Pods that were evicted and deleted, until the status records it."""
 
 
 @dataclass
 class ReconcileResult:
-    """What came of looking at an experiment."""
+    """Result of one reconcile of an experiment."""
 
     again: float | None = None
     failed: bool = False
     written: Sequence[Manifest] = ()
-    """Objects as the API server answered: known at once, whenever their events come."""
+    """Objects as the API server returned them: put into the cache at once, before their events arrive."""
     said: bool = False
-    """Whether the status is among them."""
+    """Whether the status was written."""
     recorded: bool = False
-    """Whether the recorded status says all that was observed; False while it may not be written yet."""
+    """Whether the recorded status covers all that was observed; False while the write is rate-limited."""
 
 
 class Controller:
-    """Holds what is known and keeps at it. `seen`, `take` and `listed` are where the watches end.
+    """Holds the cache and reconciles experiments. The watches call `seen`, `take` and `listed`.
 
     Args:
-        cluster: the effects.
-        settings: what the operator was started with.
-        namespaces: namespaces that are watched; none means all.
+        cluster: client of the API server.
+        settings: the operator's settings.
+        namespaces: namespaces to watch; empty means all.
         audit_seconds: seconds between two audits.
-        clock: monotonic seconds.
+        clock: monotonic clock in seconds.
     """
 
     def __init__(
@@ -120,10 +120,10 @@ class Controller:
         self._tasks: list[asyncio.Task[None]] = []
         self._writers = futures.ThreadPoolExecutor(WRITERS, "write")
         self.beat = clock()
-        """When the event loop last came round."""
+        """When the event loop last ran its heartbeat."""
 
     def seen(self, kind: str, item: Manifest, *, gone: bool = False) -> None:
-        """Take in an event of a watch, and look at the experiment that it concerns."""
+        """Handle a watch event: update the cache and queue the experiment it belongs to."""
         metrics.EVENT_AGE.set_to_current_time()
         key = self.cache.drop(kind, item) if gone else self.cache.put(kind, item)
         if key is not None and kind == EXPERIMENTS.kind:
@@ -135,18 +135,18 @@ class Controller:
                 self.work.add(user)
 
     async def take(self, kind: ResourceKind, changes: Sequence[Change]) -> None:
-        """Take in what a watch has brought."""
+        """Handle a batch of changes from a watch."""
         for what, item in changes:
             self.seen(kind.kind, item, gone=what == "DELETED")
 
     async def listed(self, kind: ResourceKind, namespace: str | None, there: Mapping[Key, str]) -> None:
-        """Forget what a listing did not hold: it went while nobody watched."""
+        """Drop cached objects missing from a list: they were deleted while no watch was running."""
         for key, version in self.cache.unlike(kind.kind, there).items():
             if version is None and namespace in {None, key[0]}:
                 self.seen(kind.kind, {"metadata": {"namespace": key[0], "name": key[1]}}, gone=True)
 
     async def learn(self) -> None:
-        """Take in the experiments that there are: kopf brings them too, but does not say when it has."""
+        """Load the existing experiments: kopf delivers them too, but does not signal when it is done."""
         for namespace in self.namespaces or (None,):
             for item in await self._experiments(namespace):
                 self.seen(EXPERIMENTS.kind, item)
@@ -159,28 +159,28 @@ class Controller:
             try:
                 return await asyncio.to_thread(read)
             except (UnavailableError, RejectedError) as error:
-                log.warning("cannot begin: %s", error)
+                log.warning("cannot start: %s", error)
                 await asyncio.sleep(BEGIN_SECONDS)
 
     def start(self) -> None:
-        """Begin, once it is known what there is."""
+        """Start the loops; call once the cache is filled."""
         metrics.AUDIT.set_to_current_time()
         loops = [self._worker() for _ in range(WORKERS)]
         self._tasks = [asyncio.create_task(loop) for loop in (*loops, self._audits(), self._beats())]
 
     async def stop(self) -> None:
-        """End after the looks that are under way."""
+        """Stop after the reconciles in progress."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @property
     def ill(self) -> str | None:
-        """What is wrong with the operator itself, None when nothing is."""
+        """What is wrong with the operator itself, or None."""
         if self._clock() - self.beat > 30:
-            return "the event loop has stood still for 30 s"
+            return "the event loop has been blocked for 30 s"
         if self.stale_watches.lasting >= 2:
-            return "the watches are silent: two audits in a row have found changes that no watch reported"
+            return "the watches have stalled: two consecutive audits found changes that no watch reported"
         if self._tasks and any(task.done() for task in self._tasks):
             return "a loop of the operator has ended"
         return None
@@ -192,12 +192,12 @@ class Controller:
             metrics.QUEUE.set(self.work.depth)
             try:
                 await self._one(key)
-            except Exception as error:  # one experiment's trouble is not the others'
+            except Exception as error:  # one experiment's failure must not affect the others
                 metrics.ERRORS.labels(type(error).__name__).inc()
                 seconds = self.work.failed(key)
                 said = str(error) if isinstance(error, UnavailableError) else ""
                 log.warning(
-                    "%s/%s: %s; again in %.1f s",
+                    "%s/%s: %s; retrying in %.1f s",
                     *key,
                     said or type(error).__name__,
                     seconds,
@@ -230,7 +230,7 @@ class Controller:
         for item in look.written:
             self.cache.put(item["kind"], item)
         if look.said:
-            self.work.add(key)  # until there is nothing to write: an end that is recorded is one to act on
+            self.work.add(key)  # reconcile until the status is stable: a recorded end may require action
         if look.failed:
             self.work.failed(key)
         else:
@@ -239,7 +239,7 @@ class Controller:
             self.work.later(key, max(0.1, look.again))
 
     def _look(self, observed: Observed, memory: Memory) -> ReconcileResult:
-        """Look at one experiment, in a thread of its own."""
+        """Reconcile one experiment; runs in a worker thread."""
         if leaving(observed.experiment):
             return ReconcileResult()
         decided = plan(observed, self._settings)
@@ -267,15 +267,16 @@ class Controller:
     def _act(
         self, observed: Observed, decided: Plan, contests: Contests
     ) -> tuple[list[Manifest], Failure | None, float | None]:
-        """Carry out a plan as far as the API server lets.
+        """Execute a plan up to the first rejected write.
 
         Returns:
-            What it wrote, what stood against it, and how long something waits that others keep changing.
+            The objects written, the failure that stopped the plan, and the seconds until the next revert of
+            a contended object.
         """
         written: list[Manifest] = []
         waits = [contests.settle(contested(decided.actions), self._clock())]
         trouble = Failure("NameTaken", decided.blocked) if decided.blocked else None
-        # While others wait, the API server has enough to do: concurrent writes would only delay theirs.
+        # While other experiments wait, concurrent writes would only delay theirs.
         busy = self.work.depth > 0
         for group in [[one] for one in decided.actions] if busy else concurrent(decided.actions):
             due = []
@@ -298,10 +299,10 @@ class Controller:
     def _write(
         self, actions: Sequence[Action], experiment: Manifest
     ) -> tuple[list[Manifest], RejectedError | None]:
-        """Carry out actions at the same time; return the objects as they are now, and the first refusal.
+        """Execute actions concurrently; return the resulting objects and the first rejection.
 
         Raises:
-            UnavailableError: the API server did not answer one of them. None is under way any more.
+            UnavailableError: the API server did not respond to one of them; none is still in flight.
         """
         # The first is made by this thread: to hand a single write over would cost more than to prepare it.
         others = [self._writers.submit(self._do, action, experiment) for action in actions[1:]]
@@ -321,7 +322,7 @@ class Controller:
             return error
 
     def _ask(self, observed: Observed, memory: Memory) -> float | None:
-        """Ask the pod's workers how they are, when it is time; returns the seconds until the next time."""
+        """Query the status of the pod's workers if due; returns the seconds until the next query."""
         pod, now = observed.pod, self._clock()
         uid = pod["metadata"]["uid"] if pod else ""
         if uid != memory.pod:
@@ -344,7 +345,7 @@ class Controller:
         return max(0.0, memory.asked + ASK_SECONDS - now)
 
     def _explain(self, observed: Observed, memory: Memory) -> float | None:
-        """Read the events of what is odd, now and then; returns the seconds until the next time."""
+        """Read the events of an unexplained state, with back-off; returns the seconds until the next read."""
         odd, now = oddity(observed), self._clock()
         if odd is None:
             return None
@@ -365,7 +366,7 @@ class Controller:
     def _say(
         self, observed: Observed, status: Manifest, memory: Memory
     ) -> tuple[list[Manifest], float | None]:
-        """Write a status that is new, once it may; returns what was written and how long it waits."""
+        """Write a changed status, rate-limited; returns what was written and the seconds left to wait."""
         before, now = observed.status, self._clock()
         if status == before:
             return [], None
@@ -392,16 +393,16 @@ class Controller:
             await asyncio.sleep(1)
 
     async def _audits(self) -> None:
-        # Soon at first: what went between a listing and the beginning of its watch is only missed by audits.
+        # Early at first: only an audit notices an object deleted between a list and the start of its watch.
         for seconds in itertools.chain((BEGIN_SECONDS,) * 2, itertools.repeat(self._audit_seconds)):
             await asyncio.sleep(min(seconds, self._audit_seconds))
             try:
                 await self.audit()
             except (UnavailableError, RejectedError) as error:
-                log.warning("no audit: %s", error)
+                log.warning("audit failed: %s", error)
 
     async def audit(self) -> None:
-        """Compare what is known with what is there, and mend what the watches have missed."""
+        """Compare the cache with the API server and repair what the watches missed."""
         unlike = {}
         for kind in (EXPERIMENTS, PODS, *CHILDREN):
             versions: dict[Key, str] = {}
@@ -410,14 +411,14 @@ class Controller:
             unlike[kind.kind] = self.cache.unlike(kind.kind, versions)
         for name, key in self.stale_watches.audited(unlike):
             metrics.MISSED.labels(name).inc()
-            log.warning("no watch has brought the last change of %s %s/%s", name, *key)
+            log.warning("no watch reported the last change of %s %s/%s", name, *key)
             item = await asyncio.to_thread(self._cluster.read, KINDS[name], *key)
             self.seen(name, item or {"metadata": {"namespace": key[0], "name": key[1]}}, gone=item is None)
         metrics.AUDIT.set_to_current_time()
 
 
 def _same(answer: Manifest, known: Sequence[Manifest]) -> bool:
-    """Whether a write has changed nothing: it brought no version that was not known before."""
+    """Whether a write was a no-op: the returned resource version was already known."""
     return any(
         one["metadata"].get("uid") == answer["metadata"].get("uid")
         and one["metadata"].get("resourceVersion") == answer["metadata"].get("resourceVersion")

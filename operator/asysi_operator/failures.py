@@ -1,4 +1,4 @@
-"""What went wrong, as a person would say it: from waiting, terminated and unschedulable states. Pure."""
+"""Failures in readable form, derived from waiting, terminated and unschedulable states. Pure."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -21,12 +21,12 @@ from asysi_operator.observation import (
 )
 
 QUIET_WAITS = frozenset({"ContainerCreating", "PodInitializing"})
-"""Reasons of a waiting container that are no failure by themselves."""
+"""Reasons of a waiting container that are not failures in themselves."""
 _SAME = {"ErrImagePull": "ImagePullBackOff", "ErrImageNeverPull": "ImagePullBackOff"}
 """The kubelet alternates between these while nothing changes."""
 _SIGNALS = frozenset({137, 143})
 _ODD_SECONDS = 3.0
-"""Seconds without progress after which the events are asked."""
+"""Seconds without progress after which events are read."""
 _PROBE = re.compile(r"failed (liveness|startup) probe")
 _NODE_TROUBLE = frozenset({"FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox"})
 _MAINS = ("prepare", "host", "finish")
@@ -36,8 +36,8 @@ DISRUPTIONS = frozenset(
         *("TerminationByKubelet", "Evicted"),
     }
 )
-"""Reasons of a pod that was put out, by a drain, by a pod of higher priority, or with its node: it has not
-failed, so they cost no restart."""
+"""Reasons of an evicted pod: a drain, preemption, or loss of its node. The pod has not failed, so these do
+not count as restarts."""
 MESSAGE_LIMIT = 4096
 
 
@@ -51,10 +51,10 @@ class Failure:
     exit_code: int | None = None
     attempt: int | None = None
     time: str | None = None
-    """None: now, or when it was first seen."""
+    """None means ongoing: the time of the status applies, or that of the first report."""
 
     def as_status(self, now: str, recorded: Mapping[str, object]) -> Manifest:
-        """Return it for the status. One that goes on keeps its time and its words."""
+        """Return the status entry. An ongoing failure keeps its recorded time and message."""
         found = {
             "container": self.container,
             "reason": self.reason,
@@ -73,7 +73,7 @@ class Failure:
 
 
 def last_failure(observed: Observed) -> Failure | None:
-    """Return what went wrong last, None when nothing is known to have."""
+    """Return the most recent failure, or None if none is known."""
     pods = observed.attempts
     if (going := _of_claims(observed)) is not None:
         return going
@@ -90,14 +90,14 @@ def last_failure(observed: Observed) -> Failure | None:
 
 
 def disruptions(observed: Observed) -> list[Failure]:
-    """Return why pods of the Job were put out that have gone since the last look, oldest first."""
+    """Return why pods of the Job, deleted since the last reconcile, were evicted; oldest first."""
     job = observed.job
     own = [pod for pod in observed.put_out if job and owned(pod, job["metadata"]["uid"])]
     return [failure for pod in own for failure in _of_pod(pod, observed) if failure.time is not None]
 
 
 def _of_claims(observed: Observed) -> Failure | None:
-    """Return that a claim is being deleted under an experiment that has not ended."""
+    """Report a claim that is being deleted while the experiment still runs."""
     if observed.job is None or finished(observed.job):
         return None
     for claim in observed.claims:
@@ -109,7 +109,7 @@ def _of_claims(observed: Observed) -> Failure | None:
 
 
 def _of_shards(observed: Observed) -> Failure | None:
-    """Return what went wrong last in any of the pipeline's pods, which run side by side, naming the pod."""
+    """Return the most recent failure of the pipeline's pods, which run in parallel, naming the pod."""
     found = []
     for pod in observed.attempts:
         uid = pod["metadata"]["uid"]
@@ -119,7 +119,7 @@ def _of_shards(observed: Observed) -> Failure | None:
             replace(failure, message=f"{name}: {failure.message}")
             for failure in _of_pod(pod, replace(observed, events=own))
         ]
-    # Shards that wait for room while others have it have not failed.
+    # Shards that wait for capacity while others run have not failed.
     busy = any(
         holds(pod, "PodScheduled") and state_of(pod, Container.PIPELINE)[0] != "terminated"
         for pod in observed.attempts
@@ -133,9 +133,9 @@ def _of_shards(observed: Observed) -> Failure | None:
 
 
 def refusal(observed: Observed) -> Failure | None:
-    """Return the refusal of a sidecar: exit code 2.
+    """Return the failure of a sidecar that refused its configuration (exit code 2).
 
-    No rule of a Job sees it, because a sidecar is started again whatever it ended with.
+    No podFailurePolicy rule sees it, because a sidecar is restarted whatever its exit code.
     """
     pod = observed.pod
     if pod is None or observed.suffix or leaving(pod):
@@ -150,18 +150,18 @@ def refusal(observed: Observed) -> Failure | None:
 
 @dataclass(frozen=True)
 class Oddity:
-    """Something that only events explain."""
+    """A state that only events explain."""
 
     uid: str
-    """Identity of the object that they are about."""
+    """UID of the object that the events are about."""
     what: str
-    """What is odd, to tell one oddity from the next."""
+    """What is odd; distinguishes one oddity from the next."""
     due: float = 0.0
-    """Seconds until it is old enough to be odd: most of what waits moves on by itself."""
+    """Seconds until it counts as odd: most waiting states resolve by themselves."""
 
 
 def oddity(observed: Observed) -> Oddity | None:
-    """Return what the states of pod and Job do not explain, if anything."""
+    """Return the state that pod and Job status do not explain, if any."""
     job, pod = observed.job, observed.pod
     if pod is None:
         if job is None or job["spec"].get("suspend") or finished(job):
@@ -183,12 +183,12 @@ def oddity(observed: Observed) -> Oddity | None:
 
 
 def finished(job: Manifest) -> Manifest | None:
-    """Return the condition that ended a Job: Complete or Failed."""
+    """Return the condition that ended a Job (Complete or Failed), or None."""
     return holds(job, "Complete") or holds(job, "Failed")
 
 
 def _next(pod: Manifest) -> tuple[str, Manifest]:
-    """Return the first container that has neither ended well nor started, and how it waits."""
+    """Return the first container that has neither started nor succeeded, and its waiting state."""
     for name, status in containers(pod).items():
         kind, detail = state_of(pod, name)
         if not status.get("started") and not (kind == "terminated" and not _code(detail)):
@@ -213,7 +213,7 @@ def _of_pod(pod: Manifest, observed: Observed) -> Iterator[Failure]:
     if put_out := holds(pod, "DisruptionTarget"):
         reason, when = str(put_out.get("reason") or "Disrupted"), str(put_out.get("lastTransitionTime"))
         yield Failure(reason, put_out.get("message", ""), attempt=attempt, time=when)
-        return  # what its containers ended with came of this
+        return  # the containers' exit codes are a consequence
     yield from _of_containers(pod, attempt, observed.events)
 
 
@@ -231,7 +231,7 @@ def _of_containers(pod: Manifest, attempt: int | None, events: Sequence[Manifest
             yield Failure(event["reason"], event.get("message", ""), name, attempt=attempt)
         for detail in _terminations(status):
             if name == "finish" and lost:
-                continue  # its verdict only repeats that the stream broke off
+                continue  # its verdict only repeats that the stream was cut off
             if _expected(pod, name, detail, ended):
                 continue
             yield _terminated(name, detail, attempt, events)
@@ -240,7 +240,7 @@ def _of_containers(pod: Manifest, attempt: int | None, events: Sequence[Manifest
 def _waiting(
     name: str, status: Manifest, state: Manifest, attempt: int | None, events: Sequence[Manifest]
 ) -> Failure | None:
-    """A container in a back-off says that it waits; its last end says why."""
+    """Return why a container waits; for one in back-off, its last termination explains it."""
     reason = str(state["reason"])
     last = (status.get("lastState") or {}).get("terminated")
     if reason != "CrashLoopBackOff" or last is None:
@@ -263,12 +263,12 @@ def _terminated(name: str, detail: Manifest, attempt: int | None, events: Sequen
     if reason == "Error" and code == Exit.CONFIG:
         reason = "BadConfiguration"
     if not message:
-        message = f"{name} ended with exit code {code}; its log says more"
+        message = f"{name} exited with code {code}; see its log"
     return Failure(reason, message.strip(), name, code, attempt, detail.get("finishedAt"))
 
 
 def _expected(pod: Manifest, name: str, detail: Manifest, ended: str | None) -> bool:
-    """Whether a container ended because it was asked to, or because the pod's work was done."""
+    """Whether a container ended because it was signalled to, or because the pod's work was done."""
     if _code(detail) == 0:
         return True
     signalled = _code(detail) in _SIGNALS and detail.get("reason") != "OOMKilled"
@@ -293,7 +293,7 @@ def _of_job(observed: Observed) -> Failure | None:
 
 
 def _telling(events: Sequence[Manifest], container: str | None, reasons: Collection[str]) -> Manifest | None:
-    """Return the newest of the events with one of `reasons`, about a container where it names one."""
+    """Return the newest event with one of `reasons`; one that names a container must name `container`."""
     for event in sorted(events, key=_when, reverse=True):
         field = (event.get("involvedObject") or {}).get("fieldPath") or ""
         if event.get("reason") in reasons and (not field or container is None or f"{{{container}}}" in field):
@@ -320,7 +320,7 @@ def _code(detail: Manifest) -> int:
 
 
 def _ended_mains(statuses: Mapping[str, Manifest]) -> str | None:
-    """Return when the last main container ended, None while one has not."""
+    """Return when the last main container ended, or None while one still runs."""
     ends = [
         ((statuses.get(name, {}).get("state") or {}).get("terminated") or {}).get("finishedAt")
         for name in ("host", "finish")

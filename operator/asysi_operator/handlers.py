@@ -1,8 +1,8 @@
-"""The kopf operator of ScanExperiments: events go to the controller. The only module that knows kopf.
+"""kopf handlers for ScanExperiments: forward events to the controller. The only module that uses kopf.
 
-Objects that an experiment has, which are five times as many, are followed by `watching`: kopf copies what it
-watches several times for diffs and progress that are not used here. Nothing here leaves a trace on an object:
-no finalizer, no annotation, and nothing hangs without it.
+An experiment's own objects, five times as many, are watched by `watching`: kopf keeps several copies of what
+it watches for diffs and progress, which are not used here. Nothing here writes to an object: no finalizer and
+no annotation, so that deletion never hangs when the operator is down.
 """
 
 import asyncio
@@ -18,13 +18,13 @@ from asysi_operator.controller import Controller
 async def watch(
     controller: Controller, namespaces: Sequence[str], begun: asyncio.Event, stop: asyncio.Event
 ) -> None:
-    """Watch experiments until SIGTERM, SIGINT or `stop`; a watch that has died ends it too.
+    """Watch experiments until SIGTERM, SIGINT, `stop`, or the failure of a watch.
 
     Args:
-        controller: takes what happens to experiments.
-        namespaces: where; none means everywhere.
-        begun: set once kopf watches.
-        stop: ends it.
+        controller: receives the events.
+        namespaces: namespaces to watch; empty means all.
+        begun: set once kopf is watching.
+        stop: set to stop watching.
     """
     scope: dict[str, Any] = {"namespaces": namespaces} if namespaces else {"clusterwide": True}
     registry = registry_of(controller)
@@ -67,7 +67,7 @@ class NoDiffs(kopf.DiffBaseStorage):
 
 
 def configure(settings: kopf.OperatorSettings) -> None:
-    """Set what kopf's defaults leave unsuited: deadlines, no events of its own, no annotations."""
+    """Override kopf's defaults: timeouts, no posted events, no annotations."""
     settings.persistence.finalizer = "asysi.dev/unused"
     settings.persistence.diffbase_storage = NoDiffs()
     settings.networking.request_timeout = 30
@@ -76,4 +76,4 @@ def configure(settings: kopf.OperatorSettings) -> None:
     settings.process.ultimate_exiting_timeout = 10
     settings.posting.enabled = False
     settings.scanning.disabled = True
-    settings.queueing.idle_timeout = 1  # a stop waits for it
+    settings.queueing.idle_timeout = 1  # shutdown waits for it

@@ -1,4 +1,4 @@
-"""The operator's own endpoints: /metrics, /livez and /readyz, from a thread that no stuck loop stops."""
+"""The operator's endpoints /metrics, /livez and /readyz, served by a thread independent of the event loop."""
 
 import threading
 from collections.abc import Callable
@@ -14,12 +14,12 @@ def serve(port: int, ill: Callable[[], str | None], ready: Callable[[], bool]) -
     """Serve the endpoints on all interfaces.
 
     Args:
-        port: TCP port; 0 takes a free one.
-        ill: says what is wrong, None when nothing is.
-        ready: whether the watches have brought what was there.
+        port: TCP port; 0 picks a free one.
+        ill: returns what is wrong, or None.
+        ready: whether the cache has synced.
 
     Raises:
-        ConfigError: the port is taken.
+        ConfigError: the port is in use.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -46,13 +46,13 @@ def serve(port: int, ill: Callable[[], str | None], ready: Callable[[], bool]) -
             self.wfile.write(body)
 
         def log_message(self, *_args: object) -> None:
-            """Say nothing: probes come every few seconds."""
+            """Log nothing: probes arrive every few seconds."""
 
     try:
         server = ThreadingHTTPServer(("0.0.0.0", port), Handler)  # noqa: S104 - probes come from the node
     except OSError as error:
         raise ConfigError(
-            f"the operator cannot listen on port {port}: {error.strerror}; give another"
+            f"the operator cannot listen on port {port}: {error.strerror}; choose another port"
         ) from error
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, name="health", daemon=True).start()

@@ -8,20 +8,20 @@ ProcessCollector(registry=REGISTRY)
 
 RECONCILES = Histogram(
     "asysi_operator_reconcile_seconds",
-    "Seconds that one reconcile of one experiment took, its writes included.",
+    "Duration of one reconcile of one experiment in seconds, including its writes.",
     registry=REGISTRY,
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60),
 )
 ERRORS = Counter(
     "asysi_operator_reconcile_errors",
-    "Looks that came to nothing, by what kept them.",
+    "Failed reconciles, by reason.",
     ["reason"],
     registry=REGISTRY,
 )
-QUEUE = Gauge("asysi_operator_queue_depth", "Experiments that wait to be looked at.", registry=REGISTRY)
+QUEUE = Gauge("asysi_operator_queue_depth", "Experiments waiting to be reconciled.", registry=REGISTRY)
 WAITED = Histogram(
     "asysi_operator_queue_seconds",
-    "Seconds that an experiment waited to be looked at.",
+    "Seconds that an experiment waited in the queue.",
     registry=REGISTRY,
     buckets=(0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 15, 60),
 )
@@ -33,14 +33,14 @@ REQUESTS = Counter(
 )
 SAID = Counter(
     "asysi_operator_status_writes",
-    "Writes of a status: `counters` brought nothing but newer counters, `state` all else.",
+    "Status writes: `counters` changed nothing but counters, `state` is everything else.",
     ["of"],
     registry=REGISTRY,
 )
 EXPERIMENTS = Gauge("asysi_operator_experiments", "Experiments by phase.", ["phase"], registry=REGISTRY)
 EVENT_AGE = Gauge(
     "asysi_operator_last_event_timestamp_seconds",
-    "When the last watch event came, of any kind.",
+    "Time of the last watch event, of any kind.",
     registry=REGISTRY,
 )
 AUDIT = Gauge(
@@ -50,7 +50,7 @@ AUDIT = Gauge(
 )
 MISSED = Counter(
     "asysi_operator_missed_changes",
-    "Changes that an audit found and no watch had brought.",
+    "Changes that an audit found and no watch had reported.",
     ["kind"],
     registry=REGISTRY,
 )

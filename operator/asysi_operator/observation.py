@@ -1,4 +1,4 @@
-"""What is known of one experiment at one moment: the only input of every decision."""
+"""A snapshot of one experiment and its objects: the only input of every decision."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,25 +18,25 @@ Said = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Observed:
-    """An experiment, its objects, and what its pods have said. Any part may be stale."""
+    """An experiment, its objects, and the status its pods reported. Any part may be stale."""
 
     experiment: Manifest
     """The ScanExperiment as the API server has it."""
     now: datetime
     children: Sequence[Manifest] = ()
-    """Objects that carry the experiment's label, whoever owns them; no pods."""
+    """Objects with the experiment's label, whoever owns them; pods excluded."""
     pods: Sequence[Manifest] = ()
-    """Pods that carry the label."""
+    """Pods with the label."""
     answers: Mapping[str, RunStatus] = field(default_factory=dict)
-    """What the current pod's containers last answered, by name."""
+    """Last status reported by the current pod's containers, by container name."""
     events: Sequence[Manifest] = ()
-    """Warnings about the current pod, or about the Job while it has none, asked for when something is odd."""
+    """Events about the current pod, or about the Job if there is no pod; read only for unexplained states."""
     put_out: Sequence[Manifest] = ()
-    """Pods that were put out, and have gone since the last look."""
+    """Pods that were evicted and deleted since the last recorded status."""
     claims: Sequence[Manifest] = ()
-    """Claims that the experiment names or has, whoever made them."""
+    """Claims that the experiment references or owns, whoever created them."""
     suffix: str = ""
-    """Of the name of the Job that `job`, `attempts` and `pod` are about: ROWS is the pipeline's."""
+    """Name suffix of the Job that `job`, `attempts` and `pod` refer to; ROWS selects the pipeline's Job."""
 
     @property
     def name(self) -> str:
@@ -45,7 +45,7 @@ class Observed:
 
     @property
     def uid(self) -> str:
-        """Identity of the experiment: another one of the same name has another."""
+        """UID of the experiment; a recreated experiment of the same name has a different one."""
         return str(self.experiment["metadata"]["uid"])
 
     @property
@@ -55,17 +55,17 @@ class Observed:
 
     @property
     def status(self) -> Manifest:
-        """The status recorded last."""
+        """The last recorded status."""
         return dict(self.experiment.get("status") or {})
 
     @property
     def job(self) -> Manifest | None:
-        """The experiment's own Job, unless it is going away."""
+        """The experiment's own Job, unless it is being deleted."""
         found = self.child("Job", f"{self.name}{self.suffix}")
         return found if found and owned(found, self.uid) and not leaving(found) else None
 
     def child(self, kind: str, name: str) -> Manifest | None:
-        """Return an object with the label, whoever owns it."""
+        """Return a labelled object by kind and name, whoever owns it."""
         return next(
             (one for one in self.children if one["kind"] == kind and one["metadata"]["name"] == name), None
         )
@@ -79,18 +79,18 @@ class Observed:
 
     @property
     def pod(self) -> Manifest | None:
-        """The current attempt's pod; of the pipeline's many one that is on a node, if any is."""
+        """The current attempt's pod; for the pipeline, preferably a pod that is scheduled."""
         placed = [pod for pod in self.attempts if self.suffix and holds(pod, "PodScheduled")]
         return next(reversed(placed or self.attempts), None)
 
     @property
     def rows(self) -> "Observed":
-        """The same, but about the pipeline's Job."""
+        """The same snapshot, viewed for the pipeline's Job."""
         return replace(self, suffix=ROWS)
 
     @property
     def stage(self) -> "Observed":
-        """The same, about the Job that matters now: the pipeline's, until it has completed."""
+        """The same snapshot, viewed for the current Job: the pipeline's until it has completed."""
         job = self.rows.job
         before = self.job is None and job is not None and holds(job, "Complete") is None
         return self.rows if before else self
@@ -102,18 +102,18 @@ def owned(item: Manifest, uid: str) -> bool:
 
 
 class Kin(Enum):
-    """Whose an object with an experiment's label is."""
+    """Ownership of an object with an experiment's label."""
 
     OURS = "ours"
     ORPHAN = "orphan"
-    """Ours by its labels, and owned by nobody: its experiment was deleted without it, or it was restored."""
+    """Ours by its labels but without an owner: its experiment was deleted and left it, or it was restored."""
     LEFT = "left"
-    """Of an earlier experiment of the name: the garbage collector is at it, if it ever saw that one."""
+    """Owned by an earlier experiment of this name: the garbage collector deletes it if it knew that one."""
     FOREIGN = "foreign"
 
 
 def kin(item: Manifest, observed: Observed) -> Kin:
-    """Return whose an object is."""
+    """Return the ownership of an object."""
     owners = item["metadata"].get("ownerReferences") or ()
     if owned(item, observed.uid):
         return Kin.OURS
@@ -130,18 +130,18 @@ def leaving(item: Manifest) -> bool:
 
 
 def spec_of(job: Manifest) -> str | None:
-    """Return the digest of the spec that a Job was made from."""
+    """Return the digest of the spec that a Job was created from."""
     return _annotation(job["spec"]["template"], SPEC)
 
 
 def attempt_of(pod: Manifest) -> int | None:
-    """Return the number of a pod's attempt, from 0, as prepare has taken it; None before it has."""
+    """Return a pod's attempt number, from 0, as assigned by prepare; None before prepare has ended."""
     kind, detail = state_of(pod, Container.PREPARE)
     return read_attempt(detail.get("message") or "") if kind == "terminated" else None
 
 
 def _age(pod: Manifest) -> tuple[str, bool, int]:
-    """Return what sorts pods, oldest first: of two of one second the later has no number yet, or a higher."""
+    """Sort key, oldest first: of pods created in the same second, the later has no number or a higher one."""
     number = attempt_of(pod)
     return pod["metadata"]["creationTimestamp"], number is None, number or 0
 
@@ -154,13 +154,13 @@ def containers(pod: Manifest) -> dict[str, Manifest]:
 
 
 def state_of(pod: Manifest, container: str) -> tuple[str, Manifest]:
-    """Return waiting, running or terminated and its details; unknown before the node has said anything."""
+    """Return waiting, running or terminated and its details; unknown before the kubelet has reported."""
     state = containers(pod).get(container, {}).get("state") or {}
     return next(iter(state.items()), ("unknown", {}))
 
 
 def began(pod: Manifest, container: str) -> str | None:
-    """Return when a container first ran, as far as the pod tells."""
+    """Return when a container first started, as far as the pod status shows."""
     status = containers(pod).get(container, {})
     for state in (status.get("lastState") or {}, status.get("state") or {}):
         for detail in state.values():
@@ -170,21 +170,21 @@ def began(pod: Manifest, container: str) -> str | None:
 
 
 def condition(item: Manifest, kind: str) -> Manifest | None:
-    """Return a condition of an object's status by its type."""
+    """Return a status condition by type, or None."""
     found: Sequence[Manifest] = (item.get("status") or {}).get("conditions") or ()
     return next((one for one in found if one["type"] == kind), None)
 
 
 def holds(item: Manifest, kind: str) -> Manifest | None:
-    """Return a condition of an object's status if it is True."""
+    """Return a status condition if it is True, else None."""
     found = condition(item, kind)
     return found if found and found["status"] == "True" else None
 
 
 def unheard(pod: Manifest) -> bool:
-    """Whether the pod's node is not heard of: what is then said of the pod is old.
+    """Whether the pod's node is unreachable, so that the pod's status is stale.
 
-    The node controller marks such a pod as not ready, and leaves what the kubelet said of its containers.
+    The node controller marks such a pod not ready, but leaves the kubelet's container statuses unchanged.
     """
     ready, containers_ready = condition(pod, "Ready"), condition(pod, "ContainersReady")
     return bool(ready and containers_ready) and (
@@ -193,12 +193,12 @@ def unheard(pod: Manifest) -> bool:
 
 
 def rfc3339(moment: datetime) -> str:
-    """Return a moment as Kubernetes writes it, in whole seconds."""
+    """Format a time as Kubernetes does, in whole seconds."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def parse_time(text: str) -> datetime:
-    """Return the moment that Kubernetes wrote."""
+    """Parse a Kubernetes timestamp."""
     return datetime.fromisoformat(text)
 
 

@@ -1,4 +1,4 @@
-"""Which containers have processors of their own: what may be expected, and what was got. Pure."""
+"""Which containers have exclusive CPUs: expected from the spec, and as granted by the node. Pure."""
 
 from collections.abc import Mapping
 
@@ -8,30 +8,30 @@ from asysi.contract.spec import Spec
 from asysi_operator.manifests.resources import containers_of, of_container
 
 PINNED = (Container.HOST, Container.HOOK, Container.SAE, Container.ARCHIVER)
-"""Containers of the stream. The others run before it, or have nothing to do while it lasts."""
+"""Containers of the stream. The others run before it, or are idle while it runs."""
 
 Verdict = tuple[str, str, str]
 """Status, reason and message of the condition CPUPinned."""
 
 
 def whole(spec: Spec) -> dict[str, int]:
-    """Return the containers of the stream that ask for whole CPUs, and how many."""
+    """Return the stream containers that request whole CPUs, and how many."""
     asked = {one: of_container(spec, one).cpus for one in containers_of(spec) if one in PINNED}
     return {str(one): int(cpus) for one, cpus in asked.items() if cpus >= 1 and cpus == int(cpus)}
 
 
 def fractional(spec: Spec) -> list[str]:
-    """Return the containers of the stream that ask for a fraction of a CPU and so share."""
+    """Return the stream containers that request fractional CPUs and therefore share."""
     pinned = whole(spec)
     return [str(one) for one in containers_of(spec) if one in PINNED and str(one) not in pinned]
 
 
 def judge(spec: Spec, cpu_sets: Mapping[str, str]) -> Verdict:
-    """Return whether the containers of the stream have processors of their own.
+    """Return whether the stream containers have exclusive CPUs.
 
     Args:
-        spec: the experiment's.
-        cpu_sets: processors that each container says it may use, as in `taskset -c`; empty before they run.
+        spec: the experiment's spec.
+        cpu_sets: CPUs that each container reports it may use, as in `taskset -c`; empty before they run.
     """
     asked, shared = whole(spec), fractional(spec)
     got = {name: processors(text) for name, text in cpu_sets.items()}
@@ -44,14 +44,14 @@ def judge(spec: Spec, cpu_sets: Mapping[str, str]) -> Verdict:
         return (
             "False",
             "NotExclusive",
-            f"the node gives no processors of one's own (its CPU manager's policy is none?): {sets}",
+            f"the node grants no exclusive CPUs (probably its CPU manager policy is none): {sets}",
         )
     if shared:
-        return "False", "FractionalCPU", f"{said}{', '.join(shared)} share: give each whole CPUs to pin it"
+        return "False", "FractionalCPU", f"{said}{', '.join(shared)} share CPUs: give each whole CPUs to pin"
     if unknown:
-        return "Unknown", "NotKnownYet", f"{said}{', '.join(unknown)} have not reported their processors yet"
+        return "Unknown", "NotKnownYet", f"{said}{', '.join(unknown)} have not reported their CPUs yet"
     if missing := [name for name in asked if name not in exclusive]:
-        return "False", "NotExclusive", f"{said}{', '.join(missing)} have no processors of their own"
+        return "False", "NotExclusive", f"{said}{', '.join(missing)} have no exclusive CPUs"
     return "True", "Exclusive", f"pinned: {', '.join(pinned)}"
 
 

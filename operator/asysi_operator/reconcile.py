@@ -1,8 +1,8 @@
-"""From what is wanted and what is there to what to do: level-triggered, deterministic, and pure.
+"""Plans the writes from desired and actual state: level-triggered, deterministic, and pure.
 
-A plan is a list of writes in order. Any prefix of it may have happened when the operator dies: planning again
-from what is then there continues it. Names are fixed and removals name the identity of what they remove, so
-what is observed too late can neither double nor delete anything.
+A plan is an ordered list of writes. The operator may die after any prefix of it; planning again from the
+state at that point continues it. Names are fixed and removals carry the UID of what they remove, so stale
+observations can neither duplicate nor delete anything.
 """
 
 from collections.abc import Iterator, Sequence
@@ -40,52 +40,52 @@ from asysi_operator.observation import (
 )
 
 APPLIED = "asysi.dev/applied"
-"""Annotation: digest of an object as it was applied. It shows what no comparison can: a field that went."""
+"""Annotation: digest of the applied object. It reveals what a comparison cannot: a removed field."""
 TEMPLATE = "asysi.dev/template"
-"""Annotation of the Job: digest of what of it cannot change, as this operator rendered it."""
+"""Annotation on the Job: digest of its immutable part, as this operator rendered it."""
 START_DEADLINE_EXCEEDED = "StartDeadlineExceeded"
 BAD_CONFIGURATION = "BadConfiguration"
 _OUR_ENDS = {START_DEADLINE_EXCEEDED, BAD_CONFIGURATION}
 """Reasons of the condition Failed when the operator itself ends an experiment: a host that does not start in
-time, and a sidecar that refuses its configuration, which Kubernetes would start again for ever."""
+time, or a sidecar that refuses its configuration, which Kubernetes would restart forever."""
 PATIENCE = 1.0
-"""Seconds until something that is going away is looked at again, should no event come."""
+"""Seconds until a deletion in progress is checked again if no event arrives."""
 LEFT_SECONDS = 30.0
-"""Seconds in which the garbage collector takes what an earlier experiment of the name has left. What it does
-not take has come back from a backup, and is adopted."""
+"""Seconds given to the garbage collector to delete objects of an earlier experiment of the same name. What
+remains was restored from a backup, and is adopted."""
 _PASSING = frozenset({"resourceVersion", "managedFields"})
 _FIXED = (
     *("completions", "completionMode", "backoffLimit", "backoffLimitPerIndex"),
     *("podReplacementPolicy", "podFailurePolicy", "template"),
 )
-"""Fields of a Job's spec that the API server, or the meaning of an attempt, does not let change."""
+"""Fields of a Job's spec that are immutable, or that must not change within an attempt."""
 
 
 @dataclass(frozen=True)
 class OperatorSettings:
-    """What the operator was started with."""
+    """The operator's settings."""
 
     image: str = IMAGE
     pull_policy: str = PULL_POLICIES[0]
     allowed: Allowed = field(default_factory=Allowed)
     readers: Sequence[Manifest] | None = None
-    """Peers of a NetworkPolicy that may call the pods' ports; None lets everybody."""
+    """NetworkPolicy peers that may call the pods' ports; None allows all."""
 
 
 @dataclass(frozen=True)
 class Apply:
-    """Make an object be as its manifest says."""
+    """Apply a manifest."""
 
     manifest: Manifest
     exists: bool
-    """Whether it was seen; if not, it must not be taken from somebody else."""
+    """Whether the object was observed; if not, the apply must not take over another owner's object."""
     undoes: str | None = None
-    """What somebody else has changed of it since it was applied, and who; None when nobody has."""
+    """Which fields another client changed since the last apply, and who; None if there is no such change."""
 
 
 @dataclass(frozen=True)
 class Remove:
-    """Delete this very object; a Job goes after its pods."""
+    """Delete the object with this UID; a Job is deleted after its pods."""
 
     kind: str
     name: str
@@ -96,9 +96,9 @@ Action = Apply | Remove
 
 
 def concurrent(actions: Sequence[Action]) -> list[list[Action]]:
-    """Divide a plan into groups that follow one another; the writes of a group may happen at the same time.
+    """Split a plan into sequential groups; the writes within a group may run concurrently.
 
-    Objects that a pod needs do not depend on each other; the Job comes after all of them. Removals keep
+    Objects that a pod needs do not depend on each other; the Job follows all of them. Removals keep
     their order.
     """
     groups: list[list[Action]] = []
@@ -115,7 +115,7 @@ def _alone(action: Action) -> bool:
 
 @dataclass(frozen=True)
 class SpecRefusal:
-    """Why a spec is not acted on."""
+    """Why a spec is rejected."""
 
     reason: str
     message: str
@@ -123,26 +123,26 @@ class SpecRefusal:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do now."""
+    """The writes to make now."""
 
     actions: Sequence[Action] = ()
     experiment: ScanExperiment | None = None
-    """The experiment, when its spec is accepted."""
+    """The experiment, if its spec is accepted."""
     refusal: SpecRefusal | None = None
     notes: Sequence[str] = ()
-    """What is accepted without effect."""
+    """Fields that are accepted but have no effect."""
     blocked: str | None = None
-    """Whose object has a name that is needed: the rest of the plan waits until somebody clears it away."""
+    """Name conflict with an object of another owner: the rest of the plan waits until a user removes it."""
     again: float | None = None
-    """Seconds until planning again may find something to do, without any event."""
+    """Seconds after which to plan again even without an event."""
     stale: bool = field(default=False)
-    """Whether the Job that is there belongs to a spec that is no more, or is being removed."""
+    """Whether the existing Job belongs to an outdated spec, or is being deleted."""
 
 
 def plan(observed: Observed, settings: OperatorSettings) -> Plan:
-    """Return what to do about an experiment."""
+    """Return the plan for an experiment."""
     if leaving(observed.experiment):
-        return Plan()  # its objects go with it: they name it as their owner
+        return Plan()  # its objects are garbage-collected with it: they have it as their owner
     try:
         text = _text(_as_applied(observed))
         experiment = _accepted(text)
@@ -159,7 +159,7 @@ def plan(observed: Observed, settings: OperatorSettings) -> Plan:
         return _after_the_end(observed, decided, objects) if ended(observed) else decided
     if ended(observed, changed=changed):
         return _after_the_end(observed, decided, objects)
-    # What runs goes on though less is allowed by now: its Job is not asked for again.
+    # A running experiment continues if its choices are no longer allowed: no new Job is requested.
     beyond = trespasses(experiment, settings.allowed) if job is None or changed else []
     if beyond:
         return replace(decided, refusal=SpecRefusal("NotAllowed", "; ".join(beyond)))
@@ -167,7 +167,7 @@ def plan(observed: Observed, settings: OperatorSettings) -> Plan:
 
 
 def _go_on(observed: Observed, decided: Plan, objects: Sequence[Manifest], old: Manifest | None) -> Plan:
-    """Return what is to be done next for an experiment that may run: a Job of another spec goes first."""
+    """Plan the next step of an experiment that may run; a Job of another spec is removed first."""
     rows = _rows(objects)
     old = old or _outdated(observed, rows)
     if old is not None:
@@ -179,16 +179,16 @@ def _go_on(observed: Observed, decided: Plan, objects: Sequence[Manifest], old: 
 
 
 def _held(decided: Plan) -> bool:
-    """Whether an experiment of a queue is suspended by its spec: then it has no Job.
+    """Whether a queued experiment is suspended by its spec, in which case it gets no Job.
 
-    Kueue starts what it has admitted. A Job that only we suspend it would resume, again and again.
+    Kueue starts the Jobs it has admitted: it would keep resuming a Job that only the operator suspends.
     """
     experiment = decided.experiment
     return experiment is not None and experiment.spec.lifecycle.suspend and queue_of(experiment) is not None
 
 
 def _text(tree: Manifest) -> bytes:
-    """Return what a spec is accepted by, without what changes whenever anything is written."""
+    """Return the part of an experiment that determines acceptance, as JSON, without status and versions."""
     metadata = {key: value for key, value in tree["metadata"].items() if key not in _PASSING}
     rest = {key: value for key, value in tree.items() if key not in {"metadata", "status"}}
     return msgspec.json.encode(rest | {"metadata": metadata})
@@ -196,7 +196,7 @@ def _text(tree: Manifest) -> bytes:
 
 @lru_cache(maxsize=64)
 def _accepted(text: bytes) -> ScanExperiment:
-    """Return the experiment; one that is new is looked at several times within a second."""
+    """Return the experiment; cached, because a new one is reconciled several times within a second."""
     return accept(msgspec.json.decode(text))
 
 
@@ -211,10 +211,10 @@ def _rendered(
 
 
 def _output(observed: Observed, experiment: ScanExperiment) -> str:
-    """Return the folder of the results on the volume: what has begun keeps its place.
+    """Return the results directory on the volume; an experiment that has started keeps its directory.
 
-    A Job that is there says where its results are, the status says it of one that was lost. Experiments that
-    began before there were folders of their own have no such status: theirs is the root.
+    An existing Job records its directory; the status does so for a Job that was lost. Experiments started
+    before directories per experiment existed have no such status: they use the root.
     """
     jobs = (observed.child("Job", name) for name in (job_name(experiment), rows_name(experiment)))
     there = next((job for job in jobs if job is not None and owned(job, observed.uid)), None)
@@ -226,7 +226,7 @@ def _output(observed: Observed, experiment: ScanExperiment) -> str:
 
 
 def _as_applied(observed: Observed) -> Manifest:
-    """Return the experiment with its quantities spelled as they were when its objects were made."""
+    """Return the experiment with its quantities spelled as when its objects were created."""
     spec = observed.experiment.get("spec")
     before = applied_spec(observed.child("ConfigMap", config_name_of(observed.name)) or {})
     if not before or not isinstance(spec, dict):
@@ -235,12 +235,12 @@ def _as_applied(observed: Observed) -> Manifest:
 
 
 def started(observed: Observed) -> bool:
-    """Whether the host has ever run: from then on the output holds what came of this spec."""
+    """Whether the host has ever run: from then on the output contains results of this spec."""
     return bool(observed.status.get("startTime")) or any(began(pod, "host") for pod in observed.attempts)
 
 
 def ended(observed: Observed, *, changed: bool = False) -> bool:
-    """Whether the recorded end still stands. An edit before the host's first start begins anew."""
+    """Whether the recorded end is still valid. An edit before the host's first start discards it."""
     if holds(observed.experiment, "Complete"):
         return True
     failed = holds(observed.experiment, "Failed")
@@ -254,12 +254,12 @@ def ended(observed: Observed, *, changed: bool = False) -> bool:
 
 
 def _rows(objects: Sequence[Manifest]) -> Manifest | None:
-    """Return the pipeline's Job, if there is a pipeline: all Jobs but the last are such."""
+    """Return the pipeline's Job, if there is a pipeline: every Job except the last object."""
     return next((one for one in objects[:-1] if one["kind"] == "Job"), None)
 
 
 def _outdated(observed: Observed, rows: Manifest | None) -> Manifest | None:
-    """Return the pipeline's Job if it is of another spec, and nobody reads yet what it makes."""
+    """Return the pipeline's Job if it was created from another spec and its output is not in use yet."""
     there = observed.rows.job
     if rows is None or there is None or observed.job is not None or started(observed):
         return None
@@ -267,10 +267,10 @@ def _outdated(observed: Observed, rows: Manifest | None) -> Manifest | None:
 
 
 def _due(observed: Observed, objects: Sequence[Manifest], rows: Manifest | None) -> list[Manifest]:
-    """Return the objects whose time has come: the pipeline's Job, and once it has completed the other one.
+    """Return the objects to create now: the pipeline's Job first, the other Job once it has completed.
 
-    A pipeline whose Job was lost runs again, and finds in its ledgers what it has done; not any more once the
-    experiment's Job is there.
+    A pipeline whose Job was lost runs again and resumes from its ledgers, but not once the experiment's Job
+    exists.
     """
     if rows is None:
         return list(objects)
@@ -296,7 +296,7 @@ def _towards(observed: Observed, decided: Plan, objects: Sequence[Manifest]) -> 
         if wanted["kind"] == "PersistentVolumeClaim":
             wanted = as_retained(wanted, there, observed.uid)
         if leaving(there) or (whose is Kin.LEFT and _age(observed) < LEFT_SECONDS):
-            # Of an earlier experiment of this name, or on its way out: the garbage collector is at it.
+            # Left by an earlier experiment of this name, or being deleted: wait for the garbage collector.
             return replace(decided, actions=actions, again=PATIENCE, stale=wanted["kind"] == "Job")
         if whose is Kin.FOREIGN:
             taken = name_taken(wanted["kind"], wanted["metadata"]["name"])
@@ -310,7 +310,7 @@ def _towards(observed: Observed, decided: Plan, objects: Sequence[Manifest]) -> 
             used = observed.job or observed.child("Job", f"{observed.name}{ROWS}")
             if used is None and not started(observed) and not _inherited(there, observed):
                 return replace(decided, actions=[*actions, _remove(there)], again=PATIENCE)
-            # Its size is part of the spec; what was changed by hand is the volume's affair.
+            # Its size is part of the spec; changes made by hand are left alone.
             wanted = _as_there(wanted, there)  # as far as it can still change
         if wanted["kind"] == "Job":
             wanted = _carried(wanted, there)  # as far as it can still change
@@ -322,9 +322,9 @@ def _towards(observed: Observed, decided: Plan, objects: Sequence[Manifest]) -> 
 
 
 def _adopt(there: Manifest, wanted: Manifest) -> Action:
-    """Return what makes an orphan the experiment's own; a Job of another spec gives way.
+    """Return the action that adopts an orphan; a Job of another spec is removed instead.
 
-    A claim stays as it is, with what is on it.
+    A claim keeps its spec and its data.
     """
     if wanted["kind"] == "Job":
         if spec_of(there) != spec_of(wanted):
@@ -336,12 +336,12 @@ def _adopt(there: Manifest, wanted: Manifest) -> Action:
 
 
 def _as_there(wanted: Manifest, there: Manifest) -> Manifest:
-    """Return a wanted claim with the size, class and access modes of the one that is there."""
+    """Return the desired claim with the size, class and access modes of the existing one."""
     return wanted | {"spec": {key: there["spec"].get(key, wanted["spec"][key]) for key in wanted["spec"]}}
 
 
 def _inherited(claim: Manifest, observed: Observed) -> bool:
-    """Whether a claim is older than the experiment: it may hold the results of an earlier one."""
+    """Whether a claim is older than the experiment and may hold the results of an earlier one."""
     made = observed.experiment["metadata"].get("creationTimestamp")
     return bool(made and claim["metadata"]["creationTimestamp"] < made)
 
@@ -352,12 +352,12 @@ def _age(observed: Observed) -> float:
 
 
 def name_taken(kind: str, name: str) -> str:
-    """Return what is said when the name of an object is somebody else's."""
+    """Return the message for a name that another owner's object already uses."""
     return f"{kind} {name} exists and is not this experiment's: delete or rename one of them"
 
 
 def _prune(observed: Observed, objects: Sequence[Manifest]) -> list[Action]:
-    """Return the removal of the experiment's own objects that nothing wants any more."""
+    """Return the removals of the experiment's objects that are no longer desired."""
     wanted = {(one["kind"], one["metadata"]["name"]) for one in objects}
     return [
         _remove(there)
@@ -372,15 +372,15 @@ def _prune(observed: Observed, objects: Sequence[Manifest]) -> list[Action]:
 
 
 def _retained(there: Manifest, observed: Observed) -> bool:
-    """Whether a claim is the experiment's own, which it would leave behind."""
+    """Whether a claim is the experiment's own and retained, that is, without an owner reference."""
     own = there["kind"] == "PersistentVolumeClaim" and kin(there, observed) is Kin.ORPHAN
     return own and retained_by(there) == observed.uid
 
 
 def _after_the_end(observed: Observed, decided: Plan, objects: Sequence[Manifest]) -> Plan:
-    """Keep everything as it is, but for what has outlived its time, and Jobs that the operator has ended.
+    """Keep everything except expired objects (TTL) and Jobs that the operator has ended.
 
-    Whether the claim outlives the experiment may still be decided otherwise.
+    Whether the claim outlives the experiment can still be changed.
     """
     decided = replace(decided, actions=_reowned(observed, objects))
     jobs = [job for job in (observed.rows.job, observed.job) if job is not None]
@@ -401,7 +401,7 @@ def _after_the_end(observed: Observed, decided: Plan, objects: Sequence[Manifest
 
 
 def _reowned(observed: Observed, objects: Sequence[Manifest]) -> Sequence[Action]:
-    """Return what makes the claim of a finished experiment go with it, or stay, as is wanted now."""
+    """Return the action that makes a finished experiment's claim owned or retained, as the spec now says."""
     actions: list[Action] = []
     for wanted in objects:
         there = observed.child(wanted["kind"], wanted["metadata"]["name"])
@@ -415,7 +415,7 @@ def _reowned(observed: Observed, objects: Sequence[Manifest]) -> Sequence[Action
 
 
 def _leavings(observed: Observed) -> list[Action]:
-    """Return the removal of all that an experiment ran with, but for its results."""
+    """Return the removals of all of an experiment's objects except its results."""
     return [
         _remove(there)
         for there in observed.children
@@ -424,9 +424,9 @@ def _leavings(observed: Observed) -> list[Action]:
 
 
 def _carried(wanted: Manifest, there: Manifest) -> Manifest:
-    """Return the wanted Job with everything that cannot change as it is there.
+    """Return the desired Job with the immutable fields of the existing one.
 
-    A Job that another version of the operator has made goes on as it was made.
+    A Job created by another version of the operator continues unchanged.
     """
     made = (there["metadata"].get("annotations") or {}).get(TEMPLATE)
     if made == wanted["metadata"]["annotations"][TEMPLATE]:
@@ -442,10 +442,10 @@ def _is_queued(job: Manifest) -> bool:
 
 
 def _as_placed(manifest: Manifest, there: Manifest) -> Manifest:
-    """Return a manifest of a queued Job with what is Kueue's as it is there.
+    """Return a queued Job's manifest with the existing values of the fields that Kueue manages.
 
-    Kueue writes into the pod's template where the pod shall run. It cannot be changed while that runs. Where
-    Kueue itself has put the Job into a default queue, its `suspend` was ours once.
+    Kueue writes the pod's placement into the template, which is immutable while the Job runs. If Kueue itself
+    put the Job into a default queue, the manifest still contains `suspend`.
     """
     if manifest["kind"] != "Job" or not _is_queued(there):
         return manifest
@@ -455,7 +455,7 @@ def _as_placed(manifest: Manifest, there: Manifest) -> Manifest:
 
 
 def sealed(manifest: Manifest) -> Manifest:
-    """Return a manifest that carries its own digest, and a Job that of its fixed part."""
+    """Return a manifest annotated with its own digest and, for a Job, the digest of its immutable part."""
     annotations = dict(manifest["metadata"].get("annotations") or {})
     annotations.pop(APPLIED, None)
     if manifest["kind"] == "Job":
@@ -466,7 +466,7 @@ def sealed(manifest: Manifest) -> Manifest:
 
 
 def current(there: Manifest, wanted: Manifest) -> bool:
-    """Whether an object is as it was applied, and nobody has changed it since."""
+    """Whether an object matches the last apply and has not been changed since."""
     applied = (there["metadata"].get("annotations") or {}).get(APPLIED)
     if applied != wanted["metadata"]["annotations"][APPLIED]:
         return False
@@ -474,7 +474,7 @@ def current(there: Manifest, wanted: Manifest) -> bool:
 
 
 def _undone(there: Manifest, wanted: Manifest) -> str | None:
-    """Return what applying an object again undoes, and whose work that is; None when it brings news."""
+    """Return what applying the object again would revert, and who changed it; None if the manifest is new."""
     applied = (there["metadata"].get("annotations") or {}).get(APPLIED)
     if applied != wanted["metadata"]["annotations"][APPLIED]:
         return None
@@ -489,7 +489,7 @@ def _undone(there: Manifest, wanted: Manifest) -> str | None:
 
 
 def _holds_field(fields: Manifest, path: Sequence[str]) -> bool:
-    """Whether a set of managed fields has a field in it, or the whole that the field is a part of."""
+    """Whether a set of managed fields contains a field or one of its parents."""
     for key in path:
         if f"f:{key}" not in fields:
             return False
@@ -500,11 +500,11 @@ def _holds_field(fields: Manifest, path: Sequence[str]) -> bool:
 
 
 def _changed(there: Manifest, wanted: Manifest) -> list[tuple[str, ...]]:
-    """Return the paths of what is wanted and is not there. What else is there is not ours to look at."""
+    """Return the paths of desired fields that differ. Additional fields are ignored."""
     owners = wanted["metadata"].get("ownerReferences") or ()
     metadata = {key: value for key, value in wanted["metadata"].items() if key != "ownerReferences"}
     wanted = wanted | {"metadata": metadata}
-    if wanted["kind"] == "Job":  # what of it is fixed cannot have been changed, and a queue's is the queue's
+    if wanted["kind"] == "Job":  # immutable fields cannot have changed; `suspend` of a queued Job is Kueue's
         passed = (*_FIXED, *(["suspend"] if _is_queued(there) else []))
         wanted = wanted | {"spec": {key: value for key, value in wanted["spec"].items() if key not in passed}}
     paths = list(_differences(there, wanted))
@@ -517,7 +517,7 @@ def _template_digest(job: Manifest) -> str:
 
 
 def _differences(there: Any, wanted: Manifest, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Yield where something wanted is not there: the path to the field, a list being one whole."""
+    """Yield the path of each desired field that differs; a list is compared as a whole."""
     for key, value in wanted.items():
         found = there.get(key)
         if isinstance(value, dict) and isinstance(found, dict):
@@ -527,7 +527,7 @@ def _differences(there: Any, wanted: Manifest, path: tuple[str, ...] = ()) -> It
 
 
 def _covers(there: Any, wanted: Any) -> bool:
-    """Whether everything wanted is there; an empty value is as good as none."""
+    """Whether everything desired is present; an empty value equals a missing one."""
     if isinstance(wanted, dict) and isinstance(there, dict):
         return all(_covers(there.get(key), value) for key, value in wanted.items())
     if isinstance(wanted, list) and isinstance(there, list):
@@ -545,6 +545,6 @@ def _frozen(observed: Observed, experiment: ScanExperiment) -> str:
     before = applied_spec(observed.child("ConfigMap", config_name_of(experiment.metadata.name)) or {})
     changed = changes(before, frozen_part(experiment)) if before else []
     return (
-        f"{', '.join(changed) or 'spec'} was changed after the host of {observed.name} had started, and its "
-        "results of two specs would be mixed: undo the change, or delete the experiment and recreate it"
+        f"{', '.join(changed) or 'spec'} was changed after the host of {observed.name} had started, which "
+        "would mix results of two specs: undo the change, or delete the experiment and recreate it"
     )

@@ -1,7 +1,7 @@
-"""The API server's time: what it writes on objects is only to be compared with its own clock. Pure.
+"""The API server's time: timestamps on objects are only comparable with the server's own clock. Pure.
 
-Its answers say what time it is, to the second. In between a monotonic clock counts on, so that neither a node
-whose clock is wrong nor one that is set right moves a deadline.
+Responses carry the time to the second; a monotonic clock interpolates in between, so neither a wrong local
+clock nor an adjustment of it shifts a deadline.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -9,18 +9,18 @@ from email.utils import parsedate_to_datetime
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TOLERANCE = 1.0
-"""Seconds by which an answer may seem early or late: it was under way, and tells whole seconds."""
+"""Seconds by which a response may seem early or late, because of latency and whole-second resolution."""
 
 
 class ServerTime:
-    """What the API server's clock shows. Moments are seconds of one monotonic clock."""
+    """Estimate of the API server's clock. Moments are seconds of one monotonic clock."""
 
     def __init__(self) -> None:
         self._zero: float | None = None
         """Seconds since 1970 at the monotonic clock's zero."""
 
     def heard(self, date: str | None, at: float) -> None:
-        """Take in the header `Date` of an answer that came at a moment; what is not a date is ignored."""
+        """Record the `Date` header of a response received at a moment; an invalid date is ignored."""
         try:
             told = (parsedate_to_datetime(date or "") - _EPOCH).total_seconds()
         except (ValueError, TypeError):
@@ -30,5 +30,5 @@ class ServerTime:
             self._zero = told + 0.5 - at
 
     def at(self, moment: float) -> datetime | None:
-        """Return the time at a moment, None before the API server has told any."""
+        """Return the server time at a moment, or None before the first response."""
         return None if self._zero is None else _EPOCH + timedelta(seconds=self._zero + moment)

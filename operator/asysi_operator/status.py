@@ -1,4 +1,4 @@
-"""What is said about an experiment, derived from what is observed: pure, the same whenever it is asked."""
+"""Derives an experiment's status from a snapshot. Pure and deterministic."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,13 +41,13 @@ CONDITIONS = (
     "Stalled",
 )
 COUNTED = ("counters", "sae", "ledger", "pipeline", "duration")
-"""Parts of the status that change all the time while an experiment runs."""
+"""Parts of the status that change continuously while an experiment runs."""
 MESSAGE_LIMIT = 4096
 
 
 @dataclass(frozen=True)
 class Derived:
-    """A status, and when it will have to be derived anew though nothing happens."""
+    """A status, and when it must be derived again even without an event."""
 
     status: Manifest
     again: float | None = None
@@ -63,13 +63,13 @@ def derive(
 ) -> Derived:
     """Return the status of an experiment.
 
-    What is known once stays known after the pod and the Job have gone.
+    Recorded facts are kept after the pod and the Job are deleted.
 
     Args:
-        observed: what is known.
-        decided: what was planned from it.
-        trouble: what kept the plan's writes from being made.
-        contended: what somebody else keeps changing of the experiment's objects, and who.
+        observed: the snapshot.
+        decided: the plan made from it.
+        trouble: what prevented the plan's writes.
+        contended: which fields of the experiment's objects another client keeps changing, and who.
     """
     before, now, stage = observed.status, rfc3339(observed.now), observed.stage
     pod, job = stage.pod, None if decided.stale else stage.job
@@ -80,7 +80,7 @@ def derive(
     left = _until_start_deadline(observed, decided)
     standing = ended(observed)
     said: dict[str, Said] = {"Accepted": _accepted(decided)}
-    if standing:  # the end is recorded: nothing that is observed later takes it back
+    if standing:  # the end is recorded: later observations do not revoke it
         known = [kind for kind in CONDITIONS[1:-2] if _always(kind) or condition(observed.experiment, kind)]
         said |= {kind: _as_recorded(observed, kind) for kind in known}
     else:
@@ -150,12 +150,12 @@ _LEAVING = {"PodTerminating": "Terminating", "NodeUnreachable": "Unknown"}
 
 
 def only_counted(before: Manifest, after: Manifest) -> bool:
-    """Whether two statuses differ in their counters at most."""
+    """Whether two statuses differ in their counters only."""
     return _uncounted(before) == _uncounted(after)
 
 
 def pressing(before: Manifest, after: Manifest) -> bool:
-    """Whether somebody waits for a status: it says an end, a refusal, a pause, or that an edit was seen."""
+    """Whether a status must be written at once: it reports an end, a refusal, a suspension, or an edit."""
     was, now = _by_type(before), _by_type(after)
     return before.get("observedGeneration") != after.get("observedGeneration") or any(
         now.get(kind, {}).get("status") != was.get(kind, {}).get("status") for kind in _PRESSING
@@ -187,19 +187,19 @@ def _of_the_pipeline(observed: Observed, decided: Plan, failure: Failure | None)
 def _pipeline(observed: Observed, decided: Plan, failure: Failure | None, shards: int) -> Said:
     job = observed.rows.job
     if observed.job is not None or started(observed) or (job and holds(job, "Complete")):
-        return "True", "RowsReady", "The pipeline has completed; the model reads its output."
+        return "True", "RowsReady", "The pipeline has completed; its output is the model's input."
     if job is None or decided.stale:
         return "False", "NotStarted", "The pipeline's Job does not exist yet."
     if end := finished(job):
         why = failure.message if failure else end.get("message", "")
         return "False", end.get("reason") or "Failed", why
     if job["spec"].get("suspend"):
-        return "False", "Suspended", "The pipeline waits."
+        return "False", "Suspended", "The pipeline is suspended."
     return "False", "Running", f"The pipeline runs, in {shards} {'shard' if shards == 1 else 'shards'}."
 
 
 def _shards(observed: Observed) -> Manifest:
-    """Return how far the pipeline is, as its Job counts."""
+    """Return the pipeline's progress in shards, as counted by its Job."""
     job = observed.rows.job
     if job is None:
         return {}
@@ -244,7 +244,7 @@ def _scheduled(observed: Observed, job: Manifest | None, failure: Failure | None
         return (
             "True",
             "Scheduled",
-            f"{pod['metadata']['name']} is on {pod['spec'].get('nodeName', 'a node')}.",
+            f"{pod['metadata']['name']} is scheduled on {pod['spec'].get('nodeName', 'a node')}.",
         )
     if scheduled:
         return "False", scheduled.get("reason") or "Unschedulable", scheduled.get("message", "")
@@ -263,10 +263,10 @@ def _capturing(  # noqa: PLR0911 - a case each
     if unheard(pod):
         return "Unknown", "NodeUnreachable", f"The node of {name} is unreachable: the pod's state is unknown."
     if leaving(pod):
-        return "False", "PodTerminating", f"{name} is being deleted; what it has written stays."
+        return "False", "PodTerminating", f"{name} is being deleted; its output is kept."
     kind, detail = state_of(pod, "host")
     if kind == "terminated":
-        return "False", "HostEnded", f"The host ended with exit code {detail.get('exitCode')}."
+        return "False", "HostEnded", f"The host exited with code {detail.get('exitCode')}."
     if kind != "running":
         return "False", "NotStarted", "The host has not started yet."
     answer = observed.answers.get("finish")
@@ -275,7 +275,7 @@ def _capturing(  # noqa: PLR0911 - a case each
     if answer is None or answer.phase in {None, "starting"}:
         return "False", "HostStarting", "The host has not taken its first step yet."
     if answer.phase == "running":
-        return "True", "HostRunning", "The host runs, and its hook points are captured."
+        return "True", "HostRunning", "The host is running and its hook points are being captured."
     return "False", "HostEnded", "The host has closed its stream."
 
 
@@ -289,7 +289,7 @@ def _complete(end: Manifest | None, words: Summary | None) -> Said:
 
 
 def _verdict(observed: Observed, kind: str, end: Manifest | None, words: Summary | None) -> Said:
-    """Return what finish says of the books or of the data: its last words, else its last answer."""
+    """Return finish's verdict on the ledger or the data, from its termination message or its last status."""
     answer = observed.answers.get("finish")
     for source in (words, answer):
         if source is not None and kind in source.conditions:
@@ -311,7 +311,7 @@ _NO_VERDICT = {"NotEnded", "NoVerdict"}
 
 
 def _always(kind: str) -> bool:
-    """Whether every experiment has the condition: those of before it was there have none."""
+    """Whether every experiment has the condition; some conditions are optional or were added later."""
     return kind not in {_PIPELINE, *VERDICTS, "Contended"}
 
 
@@ -325,10 +325,10 @@ def _failed(
         return (
             "True",
             START_DEADLINE_EXCEEDED,
-            f"The host did not start within the {seconds} s of lifecycle.startDeadlineSeconds{why}",
+            f"The host did not start within lifecycle.startDeadlineSeconds ({seconds} s){why}",
         )
     if end is None or end["type"] != "Failed":
-        return "False", "NotFailed", "Nothing has ended the experiment."
+        return "False", "NotFailed", "The experiment has not failed."
     why = (
         f"{failure.container}: {failure.message}" if failure and failure.container else end.get("message", "")
     )
@@ -346,18 +346,18 @@ def _suspended(observed: Observed, decided: Plan, job: Manifest | None) -> Said:
     pods = observed.pods if job is None else observed.attempts
     ending = any(pod.get("status", {}).get("phase") not in {"Succeeded", "Failed"} for pod in pods)
     if job is not None and job["spec"].get("suspend") and not ending:
-        asked = "lifecycle.suspend is true." if wished else "Its queue has not admitted it."
+        asked = "lifecycle.suspend is true." if wished else "Waiting for admission by its queue."
         return "True", "Suspended", asked
     if job is None and wished and queue and not ending:
-        return "True", "Suspended", f"lifecycle.suspend is true: {queue} has no Job for it until then."
+        return "True", "Suspended", f"lifecycle.suspend is true: no Job in queue {queue} until it is resumed."
     if wished:
-        return "False", "Suspending", "lifecycle.suspend is true; the pod is ending."
-    return "False", "Active", "Nothing holds it back."
+        return "False", "Suspending", "lifecycle.suspend is true; the pod is terminating."
+    return "False", "Active", "The experiment is not suspended."
 
 
 def _contended(by: str | None) -> Said:
     if by is None:
-        return "False", "Settled", "No other client changes the experiment's objects any more."
+        return "False", "Settled", "No other client is changing the experiment's objects any more."
     return "True", "ChangedByOthers", f"{by}; it is reverted each time, after a growing delay."
 
 
@@ -397,7 +397,7 @@ def _host_began(observed: Observed) -> str | None:
 
 
 def _until_start_deadline(observed: Observed, decided: Plan) -> float | None:
-    """Return the seconds until the start deadline, None where none is running."""
+    """Return the seconds until the start deadline, or None if no deadline applies."""
     job = observed.job
     if decided.experiment is None or job is None or decided.stale or finished(job) or ended(observed):
         return None
@@ -409,7 +409,7 @@ def _until_start_deadline(observed: Observed, decided: Plan) -> float | None:
 
 
 def _results(job: Manifest) -> str:
-    """Return the claim and the folder on it that a Job's pods write their results to."""
+    """Return the claim and the directory on it that a Job's pods write their results to."""
     volumes = {one["name"]: one for one in job["spec"]["template"]["spec"].get("volumes") or ()}
     claim = volumes.get("output", {}).get("persistentVolumeClaim", {}).get("claimName", "")
     return str(PurePosixPath(claim) / output_of(job))
@@ -420,7 +420,7 @@ def _cpu_sets(observed: Observed) -> dict[str, str]:
 
 
 def _counted(observed: Observed, words: Summary | None) -> Manifest:
-    """Return counters, quality and ledger: finish's last words, else its last answer, else what was known."""
+    """Return counters, quality and ledger: finish's termination message, its last status, or the record."""
     before, answer = observed.status, observed.answers.get("finish")
     if words is not None:
         ledger: Manifest = {} if words.balanced is None else {"balanced": words.balanced}
@@ -442,7 +442,7 @@ def _last_words(pod: Manifest) -> Summary | None:
 
 
 def announcements(name: str, before: Manifest, after: Manifest) -> list[tuple[str, str, str]]:
-    """Return the events that a change of status is worth: type, reason out of a fixed set, and message."""
+    """Return the events for a status change: type, reason from a fixed set, and message."""
     told = []
     was, now = _by_type(before), _by_type(after)
     for kind, status, level, reason in _TOLD:
@@ -470,7 +470,7 @@ def announcements(name: str, before: Manifest, after: Manifest) -> list[tuple[st
 
 
 _INITIAL = {"Accepted": "True"}
-"""What a condition is taken to have been before it was recorded; a pause from the start is not news."""
+"""Assumed value of a condition before it is first recorded; a suspension from the start emits no event."""
 _TOLD = (
     ("Accepted", "False", "Warning", "Refused"),
     (_PIPELINE, "True", "Normal", "PipelineComplete"),
@@ -490,7 +490,7 @@ EVENT_REASONS = (
     "Disrupted",
     "NextAttempt",
 )
-"""Every reason that an event of ours can have."""
+"""All reasons of the operator's events."""
 
 
 def _by_type(status: Mapping[str, object]) -> dict[str, Manifest]:

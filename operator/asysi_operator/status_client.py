@@ -1,4 +1,4 @@
-"""Asks workers over HTTP: bounded in bytes and in time, no redirects, no proxies."""
+"""HTTP client for worker status: bounded in bytes and time; no redirects, no proxies."""
 
 import http.client
 import io
@@ -9,20 +9,20 @@ from typing import Any
 from asysi.contract.telemetry import BODY_LIMIT, RunStatus
 
 SECONDS = 2.0
-"""Seconds that one answer may take, from the first byte of the request to the last of the answer."""
+"""Total timeout in seconds, from the first byte of the request to the last byte of the response."""
 _PIECE = 64 * 1024
 _LEAST = 0.001
 """Seconds that a connection may take at least: a timeout of 0 would mean not to wait at all."""
 
 
 def ask(address: str, port: int, *, seconds: float = SECONDS) -> RunStatus | None:
-    """Return what a worker's `/status` says, None when it says nothing of use in time."""
+    """Return a worker's `/status`, or None if there is no valid response in time."""
     code, body = get(address, port, "/status", seconds=seconds)
     return RunStatus.read(body) if code == 200 else None
 
 
 def get(address: str, port: int, path: str, *, seconds: float = SECONDS) -> tuple[int, bytes]:
-    """Return code and body of an answer; 0 and nothing where there is none, or too much, or too late."""
+    """Return status code and body; 0 and an empty body if the response is missing, too long or too late."""
     until = time.monotonic() + seconds
     connection = _Connection(address, port, until)
     try:

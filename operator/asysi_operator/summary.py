@@ -1,4 +1,4 @@
-"""What the conditions come to, for tools and tables: Ready, Stalled, reason, duration, history. Pure."""
+"""Summary of the conditions for tools and tables: Ready, Stalled, reason, duration, history. Pure."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,17 +6,17 @@ from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.observation import Said, parse_time
 
 HISTORY = 10
-"""Failures that are remembered beside the last one."""
+"""Past failures kept in addition to the last one."""
 _PARTS = ("container", "reason", "exitCode", "attempt")
-"""What tells a failure from the next."""
+"""Fields that identify a failure."""
 _WELL = {"Running", "Finishing", "Succeeded", "Suspended"}
-"""Phases in which an experiment does what was asked of it."""
+"""Phases in which an experiment is as requested."""
 
 
 def ready(phase: str, conditions: Sequence[Manifest]) -> Said:
-    """Return whether what was asked for is so, as kstatus reads it: a Job that runs is.
+    """Return the condition Ready, as kstatus interprets it: a running Job is ready.
 
-    Suspended counts as well where the spec asks for it; what waits for a queue is on its way.
+    Suspended counts as ready if the spec asks for it; an experiment waiting in a queue does not.
     """
     by_type = {one["type"]: one for one in conditions}
     suspended = by_type.get("Suspended", {}).get("message", "")
@@ -30,7 +30,7 @@ def ready(phase: str, conditions: Sequence[Manifest]) -> Said:
 
 
 def stalled(conditions: Sequence[Manifest], failure: Mapping[str, object] | None) -> Said:
-    """Return whether nothing goes on until somebody does something."""
+    """Return the condition Stalled: whether progress needs user action."""
     by_type = {one["type"]: one for one in conditions}
     if by_type["Accepted"]["status"] == "False":
         return "True", by_type["Accepted"]["reason"], by_type["Accepted"].get("message", "")
@@ -39,11 +39,11 @@ def stalled(conditions: Sequence[Manifest], failure: Mapping[str, object] | None
         return "True", failed["reason"], failed.get("message", "")
     if failure is not None and failure.get("reason") == "NameTaken":
         return "True", "NameTaken", str(failure.get("message", ""))
-    return "False", "Progressing", "Nothing has to be done."
+    return "False", "Progressing", "No action is required."
 
 
 def _message(phase: str, by_type: Mapping[str, Manifest]) -> str:
-    """Return the sentence of the condition that a phase comes from."""
+    """Return the message of the condition that a phase is derived from."""
     kind = {
         "Succeeded": "Complete",
         "Failed": "Failed",
@@ -55,7 +55,7 @@ def _message(phase: str, by_type: Mapping[str, Manifest]) -> str:
 
 
 def why(phase: str, says: Said, failure: Mapping[str, object] | None) -> str | None:
-    """Return in one word why an experiment is not where it should be; None while all is well."""
+    """Return the one-word reason why an experiment is not progressing, or None."""
     if says[0] == "True":
         return says[1]
     if phase in _WELL or failure is None:
@@ -79,12 +79,12 @@ def duration(start: str | None, end: str | None, now: str) -> str | None:
 def failures(
     before: Mapping[str, object], found: Manifest | None, phase: str
 ) -> tuple[Manifest | None, list[Manifest]]:
-    """Return the last failure, and those that are past: replaced by another one, or overcome by success.
+    """Return the last failure and the past ones: superseded by another failure, or resolved by success.
 
     Args:
-        before: the status recorded last.
-        found: the failure that is seen now, None when none is.
-        phase: the present one.
+        before: the last recorded status.
+        found: the current failure, or None.
+        phase: the current phase.
     """
     last: Manifest | None = before.get("lastFailure")  # type: ignore[assignment]
     history: list[Manifest] = list(before.get("failures") or ())  # type: ignore[call-overload]

@@ -1,7 +1,7 @@
-"""Follows the objects that experiments have, by kind and namespace: a listing, then each change, for ever.
+"""Watches the objects of experiments by kind and namespace: list, then watch, forever.
 
-A thread each: between two changes they stand still in the read of a socket. What they bring is handed over to
-the event loop, and a thread waits until that has taken it in: nothing piles up between the two.
+One thread per watch, blocked in a socket read between changes. Each batch is handed to the event loop, and
+the thread waits until it has been processed, so no backlog builds up between the two.
 """
 
 import asyncio
@@ -16,26 +16,26 @@ from asysi_operator.cache import Key, key_of
 from asysi_operator.cluster import Change, Cluster, GoneError, RejectedError, ResourceKind, UnavailableError
 
 FIRST_WAIT, LAST_WAIT = 0.2, 10.0
-"""Seconds until a watch that has failed begins anew: doubled each time that it brings nothing."""
+"""First and maximum delay in seconds before a failed watch restarts; doubled each time it yields nothing."""
 TOGETHER = 10
-"""Objects of a listing that are handed over at once."""
+"""Objects of a list that are handed over per batch."""
 log = logging.getLogger("asysi.operator")
 Taken = Callable[[ResourceKind, Sequence[Change]], Coroutine[object, object, None]]
-"""Takes in what has happened."""
+"""Callback that receives changes."""
 Listed = Callable[[ResourceKind, str | None, dict[Key, str]], Coroutine[object, object, None]]
-"""Takes in that a listing is complete: what is there in a namespace, and at which version."""
+"""Callback for a completed list: the objects of a namespace and their resource versions."""
 
 
 @dataclass
 class Watches:
-    """The watches of an operator. They begin with `start`, and end with the process.
+    """The operator's watches. They start with `start` and end with the process.
 
     Args:
-        cluster: where from.
-        kinds: what is watched.
-        namespaces: where; none means everywhere.
-        take: called in the event loop with what happens.
-        listed: called there with what a listing held, once it is taken in.
+        cluster: client of the API server.
+        kinds: kinds to watch.
+        namespaces: namespaces to watch; empty means all.
+        take: called in the event loop with each batch of changes.
+        listed: called in the event loop with the contents of a list, once all of it has been taken.
     """
 
     cluster: Cluster
@@ -47,7 +47,7 @@ class Watches:
     _all_listed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def start(self) -> "asyncio.Future[None]":
-        """Begin; returns what fails when a watch has died, which none ever should."""
+        """Start the watches; the returned future fails if a watch thread dies, which should never happen."""
         loop = asyncio.get_running_loop()
         dead: asyncio.Future[None] = loop.create_future()
         for kind in self.kinds:
@@ -62,7 +62,7 @@ class Watches:
         return dead
 
     async def begun(self) -> None:
-        """Wait until each has brought what is there: nothing is decided about what is half known."""
+        """Wait until every watch has completed its first list: no decision is made on partial state."""
         await self._all_listed.wait()
 
     def _guard(
@@ -74,7 +74,7 @@ class Watches:
     ) -> None:
         try:
             self._follow(kind, namespace, loop)
-        except BaseException as error:  # noqa: BLE001 - whatever it was, there is a watch less
+        except BaseException as error:  # noqa: BLE001 - whatever the error, a watch is lost
             if not loop.is_closed():
                 loop.call_soon_threadsafe(_fail, dead, error)
 
@@ -90,16 +90,16 @@ class Watches:
             except GoneError:
                 version = ""
             except (UnavailableError, RejectedError) as error:
-                log.warning("a watch restarts: %s", error)
+                log.warning("restarting a watch: %s", error)
             time.sleep(min(LAST_WAIT, FIRST_WAIT * 2.0 ** min(failures, 16)))
             failures += 1
 
     def _list(self, kind: ResourceKind, namespace: str | None, loop: asyncio.AbstractEventLoop) -> str:
-        """Bring what is there; returns the version from which on changes are wanted."""
+        """List existing objects; returns the resource version to watch from."""
         there: dict[Key, str] = {}
         at = ""
         for items, version in self.cluster.listing(kind, namespace):
-            at = at or version  # a page that is no longer kept is followed by one of a later version
+            at = at or version  # after an expired continue token, later pages have a newer version
             while some := [("ADDED", item) for item in itertools.islice(items, TOGETHER)]:
                 there |= {key_of(item): item["metadata"]["resourceVersion"] for _, item in some}
                 asyncio.run_coroutine_threadsafe(self.take(kind, some), loop).result()

@@ -1,4 +1,4 @@
-"""The queue of experiments that are to be looked at: each at most once, and never by two at a time."""
+"""The work queue of experiments: each is queued at most once and never processed concurrently."""
 
 import asyncio
 import time
@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from asysi_operator.cache import Key
 
 URGENT_IN_A_ROW = 8
-"""Urgent experiments that may be looked at, one after another, before one that has waited its turn."""
+"""Urgent experiments taken in a row before an ordinary one gets its turn."""
 FIRST_BACKOFF, LAST_BACKOFF = 0.5, 60.0
-"""Seconds until an experiment whose look came to nothing is looked at again: doubled each time."""
+"""First and maximum delay in seconds before a failed reconcile is retried; doubled each time."""
 
 
 @dataclass
@@ -28,23 +28,23 @@ class WorkQueue:
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when there may be one to take that there was not before."""
     _row: int = 0
-    """Urgent ones in a row."""
+    """Urgent experiments taken in a row."""
     _since: dict[Key, float] = field(default_factory=dict)
-    """When each waiting experiment began to wait."""
+    """When each waiting experiment was queued."""
     _busy: dict[Key, bool] = field(default_factory=dict)
     """Those that are taken, and whether each was urgent."""
     _again: set[Key] = field(default_factory=set)
-    """Busy ones that something has happened to meanwhile."""
+    """Experiments queued again while being processed."""
     _timers: dict[Key, asyncio.TimerHandle] = field(default_factory=dict)
     _failures: dict[Key, int] = field(default_factory=dict)
 
     @property
     def depth(self) -> int:
-        """How many wait."""
+        """Number of waiting experiments."""
         return len(self._since)
 
     def add(self, key: Key, *, urgent: bool = False) -> None:
-        """Look at an experiment as soon as possible; urgent is one of which nothing is there yet."""
+        """Queue an experiment; urgent is for one that has no objects yet."""
         if key in self._busy:
             self._again.add(key)
         elif key not in self._since:
@@ -53,7 +53,7 @@ class WorkQueue:
             self._changed.set()
 
     def later(self, key: Key, seconds: float) -> None:
-        """Look at an experiment in some seconds; of several such times the earliest stands."""
+        """Queue an experiment after a delay; of several delays, the earliest wins."""
         loop = asyncio.get_running_loop()
         known = self._timers.get(key)
         if known is not None and known.when() <= loop.time() + seconds:
@@ -63,24 +63,24 @@ class WorkQueue:
         self._timers[key] = loop.call_later(seconds, self._ring, key)
 
     def failed(self, key: Key) -> float:
-        """Look again after a while, longer each time; returns the seconds."""
+        """Schedule a retry with exponential back-off; returns the delay in seconds."""
         count = self._failures[key] = self._failures.get(key, 0) + 1
         seconds = min(LAST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(count - 1, 16))
         self.later(key, seconds)
         return seconds
 
     def succeeded(self, key: Key) -> None:
-        """Forget that looks have come to nothing."""
+        """Reset the back-off."""
         self._failures.pop(key, None)
 
     def forget(self, key: Key) -> None:
-        """Drop what is kept about an experiment that has gone."""
+        """Drop all state of a deleted experiment."""
         self.succeeded(key)
         if timer := self._timers.pop(key, None):
             timer.cancel()
 
     async def take(self) -> tuple[Key, float]:
-        """Return the next experiment and the seconds that it waited; it is busy until `done`."""
+        """Wait for the next experiment; return it and the seconds it waited. It is busy until `done`."""
         while (found := self._next()) is None:
             self._changed.clear()
             await self._changed.wait()
@@ -102,7 +102,7 @@ class WorkQueue:
         return self._ordinary.popleft(), False
 
     def done(self, key: Key) -> None:
-        """Let an experiment be looked at again."""
+        """Mark an experiment as processed; queue it again if it was added meanwhile."""
         self._busy.pop(key, None)
         self._changed.set()
         if key in self._again:

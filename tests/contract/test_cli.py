@@ -255,7 +255,7 @@ def test_ring_inspect_shows_a_live_ring(ring: Path) -> None:
     with asysi_ring.Control(str(ring)) as control:
         abi = re.escape(str(control.geometry()["abi"]))
     said = asysi("ring", "inspect", str(ring)).stdout
-    assert re.search(rf"ring +2 × 64 chunks of 64Ki \(47 a shard can be unread\), overwrite, ABI {abi}", said)
+    assert re.search(rf"ring +2 × 64 chunks of 64Ki \(47 unread per shard\), overwrite, ABI {abi}", said)
     assert re.search(r"memory +8Mi of \w+ in pages of", said)
     assert re.search(r"writer +attached, generation 1; 8Mi mapped, populated", said)
     assert re.search(r"dropped +ring_full 2 rows", said)
@@ -295,7 +295,7 @@ def test_a_ring_in_use_is_not_reset(ring: Path) -> None:
     refused = asysi("ring", "reset", str(ring), "--yes")
     assert refused.returncode == 2
     assert "the producer of the ring" in refused.stderr
-    assert "Stop whoever uses it" in refused.stderr
+    assert "Stop the processes using it" in refused.stderr
     assert "ring_full 2 rows" in asysi("ring", "inspect", str(ring)).stdout
 
 
@@ -312,7 +312,7 @@ def test_ring_reset_empties_a_ring_that_nobody_uses(tmp_path: Path) -> None:
     assert "56 published rows at 1 hook points. Use --yes" in refused.stderr
     done = asysi("ring", "reset", str(folder), "--yes")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "is empty; forgotten: 56 published rows" in done.stdout
+    assert "is empty; deleted: 56 published rows" in done.stdout
     said = asysi("ring", "inspect", str(folder)).stdout
     assert "absent, generation 0" in said
     assert "No hook point has been registered yet." in said

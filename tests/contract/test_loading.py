@@ -143,8 +143,8 @@ def test_an_object_of_the_api_server_is_accepted(minimal: Callable[..., Tree]) -
     ("text", "said"),
     [
         ("", "scan.yaml is empty"),
-        ("- a\n", "scan.yaml holds no mapping"),
-        ("just text", "scan.yaml holds no mapping"),
+        ("- a\n", "scan.yaml is not a mapping"),
+        ("just text", "scan.yaml is not a mapping"),
         ("spec:\n  mode: HPC\n  mode: HPC\n", "scan.yaml:3: spec.mode is given twice, first in line 2"),
         ("spec: {model: {uri: a, uri: b}}\n", "scan.yaml:1: spec.model.uri is given twice"),
         ("spec:\n  a: [1, 2\n", "scan.yaml:3:1: this is not YAML"),

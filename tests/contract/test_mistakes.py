@@ -74,7 +74,7 @@ def problems(tree: Tree) -> list[str]:
                     }
                 }
             },
-            "spec.data.pipeline.secretRefs[0].key is ASYSI_CONFIG, a variable of ours",
+            "spec.data.pipeline.secretRefs[0].key is ASYSI_CONFIG, a reserved variable",
         ),
         ({"bus": {"shards": 65}}, "spec.bus.shards must be at most 64, not 65"),
         ({"bus": {"shards": 1.5}}, "spec.bus.shards must be a whole number, not 1.5"),
@@ -135,10 +135,10 @@ def test_all_mistakes_are_told_at_once_each_with_its_file_and_line(tmp_path: Pat
         f"{base}:{lines['shard']}: spec.bus.shard is not a known key: did you mean shards?",
         f"{base}:{lines['- k']}: spec.sae.train[0].k is 9, but the trainer has only 8 latents:"
         " lower k or raise latents",
-        f"{over}:3: spec.capture.quantization fp8 is not available yet: take none, bf16 or int8",
+        f"{over}:3: spec.capture.quantization fp8 is not available yet: use none, bf16 or int8",
         f"{over}:4: spec.capture.sampling.rate must be at most 1, not 2",
         "--set spec.mode=CONSUMER: spec.mode CONSUMER is not available yet: CONSUMER mode comes with a"
-        " later version; take `mode: HPC`",
+        " later version; use `mode: HPC`",
     ]  # fmt: skip
 
 

@@ -57,5 +57,5 @@ def test_a_custom_workload_names_its_own_program() -> None:
 
 def test_a_workload_without_a_host_is_named() -> None:
     """A part without a row is a mistake of the user's, and the message says which there are."""
-    with pytest.raises(ConfigError, match=r"spec\.workload: ppo has no host; take scan or train or custom"):
+    with pytest.raises(ConfigError, match=r"spec\.workload: ppo has no host; use scan or train or custom"):
         workload_of(spec({"ppo": {}}))

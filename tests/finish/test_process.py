@@ -334,7 +334,7 @@ def test_a_hook_point_without_a_finite_row_is_on_the_page_and_fails_the_run(tmp_
     """
     pod = with_model(tmp_path, nothing_but_nan, POINTS[:1])
     pod.left_by_the_host(0)
-    why = "all 240 rows that it was given hold NaN or infinity"
+    why = "all 240 rows received by the trainer contain NaN or infinity"
     record = {"points": {POINTS[1]: {"not_finite": 240, "why": why}}}
     (pod.output / "sae" / "tiny" / "training.json").write_text(json.dumps(record))
     pod.run()

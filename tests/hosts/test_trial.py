@@ -202,7 +202,7 @@ class Fails(Causal):
     ("model", "said"),
     [
         (NoMask, r"NoMask takes no attention_mask.*attention_mask=None.*batchSize to 1"),
-        (Needs, r"Needs needs speed beside input_ids"),
+        (Needs, r"Needs needs speed besides input_ids"),
         (Unnamed, r"Unnamed reads tokens, mask and no input_ids"),
         (Fails, r"Fails fails with input_ids and attention_mask of 3 × 7 tokens: RuntimeError"),
     ],
@@ -325,7 +325,7 @@ def test_names_of_transformer_lens_are_hook_points(tmp_path, rows):
     made = ScanExperiment.model_validate(tree)
     (problem,) = check(made, output=tmp_path / "out").problems
     assert problem.startswith("spec.sae.train[0].hookPoints[0]: 'model.layer.0' matches no module")
-    assert problem.endswith("near it are model.layers.0")
+    assert problem.endswith("closest are model.layers.0")
 
 
 SHARED = """

@@ -215,11 +215,11 @@ def test_factory_makes_the_model(factory, tiny, rows, tmp_path):
     bad = problems(tiny, rows, **spec, capture={"hookPoints": ["*"], "size": "20Mi"}, tmp_path=tmp_path)
     assert [problem.partition(": ")[2] for problem in bad] == [
         "parts is a ModuleList, which has no forward and is never called: name what is in it, like parts.*",
-        "pool returns [3, 12] for 3 × 7 tokens: it has no row a token",
+        "pool returns [3, 12] for 3 × 7 tokens: it has no row per token",
     ]
     unknown = problems(tiny, rows, **spec, capture={"hookPoints": ["unusd"]}, tmp_path=tmp_path)
     assert "unusd" in unknown[0]
-    assert "near it are unused" in unknown[0]
+    assert "closest are unused" in unknown[0]
 
 
 def test_points_that_the_trial_does_not_reach_are_a_warning(factory, tiny, rows, tmp_path):

@@ -97,7 +97,7 @@ def test_names_that_no_module_returns_are_answered_with_near_ones():
     names = [f"h.{n}" for n in range(3)]
     aliases = {name: str(alias_of("gpt2", name)) for name in names}
     with pytest.raises(
-        ConfigError, match=r"hook_resid_pre' matches no module .* near it are blocks.0.hook_resid_post"
+        ConfigError, match=r"hook_resid_pre' matches no module .* closest are blocks.0.hook_resid_post"
     ):
         match_globs(["blocks.*.hook_resid_pre"], names, aliases=aliases)
 

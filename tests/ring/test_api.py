@@ -387,7 +387,7 @@ class TestTopology:
     def test_a_node_is_asked_for(self, folder):
         """The data lies on the node that was named; one that is not there is an error that names it."""
         shape = {"shards": 1, "chunks": 64, "chunk_bytes": 1 << 16, "readers": ["r"], "policy": "overwrite"}
-        with pytest.raises(OSError, match="NUMA node 999 cannot be had"):
+        with pytest.raises(OSError, match="NUMA node 999 cannot be used"):
             create(folder, **shape, node=999)
         assert create(folder, **shape, node=0)
         with Control(folder) as control:

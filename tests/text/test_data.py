@@ -87,11 +87,11 @@ def test_several_files_and_compression(tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (b'{"text": "b"', "no JSON"),
-        (b'"text"', "no JSON object"),
+        (b'{"text": "b"', "not JSON"),
+        (b'"text"', "not a JSON object"),
         (b'{"body": "b"}', "no text in the field 'text'"),
         (b'{"text": 3}', "text is not text"),
-        (b'{"text": "\xff"}', "no JSON"),
+        (b'{"text": "\xff"}', "not JSON"),
     ],
 )
 def test_malformed_line_is_named(tmp_path, line, said):
@@ -238,7 +238,7 @@ def test_special_tokens_can_be_data():
 
 def test_unknown_token_is_refused():
     """A token that the tokenizer does not have is refused where the spec names it."""
-    with pytest.raises(ConfigError, match=r"excludeTokens\[1\]: '<pat>' is neither .* near it are <pad>"):
+    with pytest.raises(ConfigError, match=r"excludeTokens\[1\]: '<pat>' is neither .* closest are <pad>"):
         policy(exclude_tokens=["special", "<pat>"])
     with pytest.raises(ConfigError, match="separatorToken: '<sep>'"):
         policy(packing="concat", separator_token="<sep>")

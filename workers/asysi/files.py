@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and what is said when there is no room for them."""
+"""Atomic file writes, and detection of full storage."""
 
 import errno
 import fcntl
@@ -9,10 +9,10 @@ from pathlib import Path
 
 
 def write_atomically(file: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `file`, put it on the disk, then give it its name.
+    """Let `write` fill a temporary file next to `file`, fsync it, then rename it to `file`.
 
-    Whoever is killed on the way leaves the old file, and a temporary one that the next call overwrites. Where
-    writing fails the old file stays, and the temporary one goes: on a full disk it would hold the last room.
+    If the process is killed, the old file remains, and the next call overwrites the temporary one. If writing
+    fails, the old file remains and the temporary one is deleted, so that it does not fill up the disk.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.tmp")
@@ -27,7 +27,7 @@ def write_atomically(file: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_atomic(file: Path, text: str) -> None:
-    """Write `text` to `file`, whole or not at all."""
+    """Write `text` to `file` atomically."""
     write_atomically(file, lambda temporary: _fill(temporary, text))
 
 
@@ -36,7 +36,7 @@ def _fill(file: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until the storage holds a file's bytes, or the names in a folder."""
+    """Flush a file's content, or a folder's entries, to storage with fsync."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -45,9 +45,9 @@ def sync(path: Path) -> None:
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Return whether an error says that the storage has no room left, itself or by its cause.
+    """Return whether an error or its cause reports that the storage is full.
 
-    Libraries that write by themselves, such as safetensors, say it in words alone.
+    Libraries with their own I/O, such as safetensors, report it only in the message.
     """
     while error is not None:
         if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:

@@ -1,7 +1,7 @@
-"""Addresses of files and folders, here or in a store of fsspec (`s3://`, `hf://`, `https://`).
+"""Addresses of local files and folders, and of remote fsspec stores (`s3://`, `hf://`, `https://`).
 
-What goes wrong on the way to a store is one sentence: a package that is not installed, an endpoint that does
-not answer, a key that is missing. A store is never taken for a local folder called `s3:`.
+Errors of remote stores are reported as one sentence: a missing package, an endpoint that does not respond, a
+missing key. A remote address is never mistaken for a local folder named `s3:`.
 """
 
 import re
@@ -34,26 +34,26 @@ _HINTS = (
     ("NoSuchBucket", "there is no such bucket"),
 )
 _LOST_SLASH = re.compile(r"([A-Za-z][A-Za-z0-9+]+):/(?!/)")
-"""What `Path` makes of an address: `s3:/bucket`."""
+"""Matches an address normalised by `Path`: `s3:/bucket`."""
 _SHOWN = 200
 
 
 def is_remote(address: str) -> bool:
-    """Return whether an address names a store rather than a path of this machine."""
+    """Return whether an address refers to a remote store rather than a local path."""
     protocol, separator, _ = address.partition("://")
     return bool(separator) and protocol not in {"file", "local"}
 
 
 def local_folder(address: str | Path, name: str, why: str = "it must be a folder of this machine") -> Path:
-    """Return the path of a local folder, which may be written as `file://folder`.
+    """Return the path of a local folder, optionally given as `file://folder`.
 
     Args:
-        address: what was given.
-        name: what it is called where it was given, for the refusal.
-        why: why it cannot be a store.
+        address: the address.
+        name: name of the setting, for error messages.
+        why: why it cannot be a remote store.
 
     Raises:
-        ConfigError: it names a store.
+        ConfigError: the address refers to a remote store.
     """
     text = str(address)
     if isinstance(address, Path):
@@ -70,12 +70,12 @@ def given(path: Path) -> str | Path:
 
 
 def filesystem(address: str) -> tuple[Any, str]:
-    """Return fsspec's file system of an address, and the path in it.
+    """Return the fsspec file system of an address, and the path in it.
 
     Raises:
-        ConfigError: nobody knows its protocol, or the package for it is not installed.
+        ConfigError: the protocol is unknown, or its package is not installed.
     """
-    import fsspec  # noqa: PLC0415 - takes longer than what most commands do
+    import fsspec  # noqa: PLC0415 - slow to import
 
     try:
         files, path = fsspec.core.url_to_fs(address)
@@ -93,10 +93,10 @@ def filesystem(address: str) -> tuple[Any, str]:
 
 @contextmanager
 def reaching(address: str) -> Iterator[None]:
-    """Turn what goes wrong in a store into one sentence; errors of local files pass as they are.
+    """Convert errors of remote stores to a ConfigError; errors of local files are passed through.
 
     Raises:
-        ConfigError: the store does not answer, denies access, or does not have what was asked for.
+        ConfigError: the store does not respond, denies access, or does not have the file.
     """
     if not is_remote(address):
         yield
@@ -112,10 +112,10 @@ def reaching(address: str) -> Iterator[None]:
 
 
 def upload(file: Path, address: str) -> None:
-    """Put a finished local file into a store, whole: stores show an object when its last part is there.
+    """Upload a finished local file to a store atomically: objects become visible when complete.
 
     Raises:
-        ConfigError: the store cannot be reached, or holds another number of bytes afterwards.
+        ConfigError: the store cannot be reached, or the uploaded size differs.
     """
     files, path = filesystem(address)
     with reaching(address):
@@ -135,7 +135,7 @@ def _is_from_store(error: BaseException) -> bool:
 
 
 def _said(error: BaseException) -> str:
-    """Return what went wrong in one line, from the error or what caused it."""
+    """Return an error message in one line, from the error or its cause."""
     chain: list[BaseException] = []
     at: BaseException | None = error
     while at is not None and at not in chain:

@@ -1,6 +1,6 @@
 // The ring in C++: everything that a program needs.
 //
-//     #include "asysi/asysi.hpp"                      // headers alone; C++20, -pthread, Linux
+//     #include "asysi/asysi.hpp"                      // header-only; C++20, -pthread, Linux
 //
 //     asysi::create(folder, {.shards = 1, .chunks = 64, .chunk_bytes = 1 << 20, .accounts = 16, .pins = 4,
 //                            .policy = asysi::Policy::overwrite, .readers = {"viewer"}});
@@ -11,16 +11,16 @@
 //     block.header.width = 384;
 //     block.rows = {bytes, 384 * 4, nullptr, rows, 384, asysi::Dtype::float32};
 //     block.book_seen = true;
-//     bool kept = writer.publish(block);              // copies; false: dropped, and booked as such
-//     if (auto claim = writer.claim(block)) {         // or without a copy: fill the chunk in place
+//     bool kept = writer.publish(block);              // copies; false: dropped, and counted as such
+//     if (auto claim = writer.claim(block)) {         // or zero-copy: fill the chunk in place
 //         fill(claim->payload());
-//         claim->commit();                            // without it the claim is aborted, and booked as such
+//         claim->commit();                            // otherwise the claim is aborted, and counted as such
 //     }
-//     std::vector<asysi::Claim> claims;               // or several ahead, neighbours if there are; any thread commits them
+//     std::vector<asysi::Claim> claims;               // or several at once, adjacent if possible; any thread can commit them
 //     std::size_t claimed = writer.claim(blocks, claims);
 //     writer.close(asysi::WriterState::complete);
 //
-//     asysi::Reader reader(folder, "viewer");         // one process for each name
+//     asysi::Reader reader(folder, "viewer");         // one process per name
 //     while (!reader.ended()) {
 //         for (auto& packet : asysi::pull(reader, 16, std::chrono::seconds(1))) {
 //             use(packet.payload<float>());           // valid until the packet goes out of scope
@@ -28,10 +28,10 @@
 //         }
 //     }
 //
-// What goes wrong is a RingError (error.hpp), std::invalid_argument for a wrong argument, std::system_error for the
-// system's own; a reader's name or an account that the ring does not know is a std::invalid_argument.
+// Errors are reported as RingError (error.hpp), std::invalid_argument for invalid arguments, including unknown reader
+// names and accounts, and std::system_error for system errors.
 //
-// A program that links the ring needs nothing else. examples/pingpong.cpp is one, and it is compiled and run by the tests.
+// A program that uses the ring needs nothing else. The tests compile and run examples/pingpong.cpp as an example.
 #pragma once
 
 #include "asysi/control.hpp"

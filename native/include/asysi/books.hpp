@@ -1,6 +1,6 @@
-// What the producer books: accounts, intents, source marks.
+// The producer's counters: accounts, intents, source marks.
 //
-// An account belongs to the shard of its first packet, and whoever books for it takes that shard's turn.
+// An account belongs to the shard of its first packet; updating its counters requires that shard's gate.
 #pragma once
 
 #include <atomic>
@@ -14,7 +14,7 @@
 
 namespace asysi {
 
-/// What is added to an account in one step.
+/// Increments applied to an account in one step.
 struct Entry {
     u64 seen = 0;
     u64 published = 0;
@@ -24,7 +24,7 @@ struct Entry {
     u32 reason = 0;
 };
 
-/// What is about to be booked; see Intent.
+/// The update about to be applied; see Intent.
 struct Plot {
     u32 shard;
     u64 sequence;
@@ -32,18 +32,18 @@ struct Plot {
     u64 rows;
     bool book_seen;
     u64 source;
-    u32 claim = 0;  // chunk + 1 of the open claim that ends with this
+    u32 claim = 0;  // chunk + 1 of the open claim that this completes
 };
 
-/// The books of the ring's one producer.
+/// The counters of the ring's producer.
 class ProducerBooks {
 public:
     using Values = Versioned<produced::words>::Values;
-    static constexpr u64 never = ~u64{0};  // a sequence that no head reaches: nothing is to be published
+    static constexpr u64 never = ~u64{0};  // a sequence that no head reaches: nothing will be published
 
     explicit ProducerBooks(const Ring& ring) : ring_(ring), accounts_(ring.geometry().accounts) {}
 
-    /// Reads what the last producer left.
+    /// Reads the state left by the previous producer.
     void begin() {
         registered_ = ring_.accounts();
         for (u32 i = 0; i < registered_; ++i) {
@@ -54,14 +54,14 @@ public:
         }
     }
 
-    /// Guards names and homes: never on the way of a packet, but of an account's first.
+    /// Guards names and home shards; only taken for the first packet of an account, not on the hot path.
     [[nodiscard]] std::mutex& registrar() { return registrar_; }
     [[nodiscard]] u32 registered() const { return registered_.load(std::memory_order_acquire); }
     [[nodiscard]] const Values& of(u32 account) const { return accounts_[account].values; }
-    /// Its shard + 1, 0 before the first packet.
+    /// Its shard + 1; 0 before the first packet.
     [[nodiscard]] u32 home(u32 account) const { return accounts_[account].home.load(std::memory_order_acquire); }
 
-    /// Index of the account `name`, which is registered when new.
+    /// Index of the account `name`; registers it if it is new.
     u32 account(const std::string& name) {
         const std::scoped_lock turn(registrar_);
         if (const auto known = names_.find(name); known != names_.end()) return known->second;
@@ -72,7 +72,7 @@ public:
         const auto index = registered_.load(std::memory_order_relaxed);
         if (index >= accounts_.size()) {
             throw std::invalid_argument("the ring has room for " + std::to_string(accounts_.size()) + " accounts, " + name +
-                                        " would be one more");
+                                        " would exceed this");
         }
         AccountEntry& entry = ring_.account(index);
         std::memset(entry.name, 0, account_name_bytes);
@@ -98,11 +98,11 @@ public:
         throw std::invalid_argument("account " + std::to_string(account) + " lives in shard " + std::to_string(there - 1) +
                                     ", not in " + std::to_string(shard) + ": its packets would lose their order");
     }
-    /// The account's packets go through this shard from now on.
+    /// Binds the account's packets to this shard.
     void keep_home(u32 account, u32 shard) {
         if (accounts_[account].home.load(std::memory_order_relaxed) != 0) return;
         const std::scoped_lock turn(registrar_);
-        expect_home(account, shard);  // another shard's thread may have been first
+        expect_home(account, shard);  // another shard's thread may have bound it first
         ring_.account(account).shard.store(shard + 1, std::memory_order_relaxed);
         ASYSI_TESTPOINT("writer.home.bound");
         accounts_[account].home.store(shard + 1, std::memory_order_release);
@@ -110,7 +110,8 @@ public:
 
     void open_intent(const Plot& plot) {
         Intent& intent = ring_.shard(plot.shard).intent;
-        // The compiler must not move these before the last intent was closed; a kill sees program order.
+        // The compiler must not move these stores before the previous intent is closed; after a kill, the program order
+        // is visible.
         std::atomic_signal_fence(std::memory_order_seq_cst);
         const auto note = [](auto& field, auto value) { field.store(value, std::memory_order_relaxed); };
         note(intent.sequence, plot.sequence);
@@ -126,7 +127,7 @@ public:
         ASYSI_TESTPOINT("writer.intent.opened");
     }
 
-    /// Writes down that a chunk is claimed for these rows, which nothing has booked yet.
+    /// Records that a chunk is claimed for these rows, which are not counted yet.
     void open_claim(u32 shard, u32 chunk, u32 account, u64 rows, bool book_seen, u64 source) {
         ClaimRecord& claim = ring_.claim(shard, chunk);
         std::atomic_signal_fence(std::memory_order_seq_cst);  // as in open_intent
@@ -144,7 +145,7 @@ public:
         ASYSI_TESTPOINT("writer.claim.closed");
     }
 
-    /// Books all numbers in one step.
+    /// Applies all increments in one step.
     void add(u32 account, const Entry& entry) {
         auto& c = accounts_[account].values;
         c[produced::seen] += entry.seen;
@@ -162,8 +163,8 @@ public:
         ASYSI_TESTPOINT("writer.source.raised");
     }
 
-    /// What the shard's intent says is done. The claim that ends with it is closed first: killed between the two, the
-    /// intent still says what became of the claim.
+    /// Completes the shard's intent. The claim that ends with it is closed first: after a kill in between, the intent
+    /// still records the result of the claim.
     void settle(u32 shard, u64 source, u32 claim = 0) {
         ASYSI_TESTPOINT("writer.books.stored");
         raise_source(shard, source);
@@ -175,7 +176,7 @@ public:
 private:
     struct alignas(64) Account {
         Values values{};
-        std::atomic<u32> home{0};  // its shard + 1, 0 before the first packet
+        std::atomic<u32> home{0};  // its shard + 1; 0 before the first packet
     };
 
     const Ring& ring_;

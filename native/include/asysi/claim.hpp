@@ -1,6 +1,6 @@
-// A packet before it is published: what goes into it, where its parts lie, the chunk that it is written to.
+// A packet before publication: its content, its layout, and the chunk to which it is written.
 //
-// How a chunk is chosen is the policy's: overwrite.hpp, drop_new.hpp.
+// The policy selects the chunk: overwrite.hpp, drop_new.hpp.
 #pragma once
 
 #include <algorithm>
@@ -22,11 +22,11 @@ struct Block {
     const RowRecord* records;  // null: zeros
     Rows rows;
     Quantization quantization;
-    const float* scales;  // of rows that are int8 already, one per row; null: none
+    const float* scales;  // one per row, for rows that are already int8; null: none
     bool book_seen;
 };
 
-/// Where the parts of a packet lie in its chunk.
+/// Layout of a packet within its chunk.
 struct Plan {
     Dtype dtype;
     u64 scale_bytes;
@@ -46,7 +46,8 @@ struct Plan {
     [[nodiscard]] u64 total() const { return payload_at + payload_bytes; }
 };
 
-/// A packet between its claim and its publication. This process's own: what others may scribble over is never read back.
+/// A packet between claim and publication. Private to this process: shared memory that others can corrupt is never read
+/// back.
 struct PendingPacket {
     u32 shard;
     u32 chunk;
@@ -57,10 +58,10 @@ struct PendingPacket {
     bool book_seen;
     u64 source;
     Plan plan;
-    bool claimed = false;  // an open claim, which ends when the packet does
+    bool claimed = false;  // whether it belongs to an open claim, which ends with the packet
 };
 
-/// The chunks of a shard, as its producer sees them.
+/// The producer's view of a shard's chunks.
 class Chunks {
 public:
     Chunks() = default;
@@ -69,20 +70,21 @@ public:
     [[nodiscard]] const Geometry& geometry() const { return ring_->geometry(); }
     [[nodiscard]] u32 count() const { return geometry().chunks; }
     [[nodiscard]] u32 after(u32 chunk) const { return chunk + 1 < count() ? chunk + 1 : 0; }
-    /// Pins that all readers together may hold.
+    /// Maximum number of pins of all readers together.
     [[nodiscard]] u64 allowed_pins() const { return u64{geometry().reader_count()} * geometry().pins; }
     [[nodiscard]] bool pinned(u32 chunk) const { return (look(chunk) & word::pin_mask) != 0; }
     [[nodiscard]] bool claimed(u32 chunk) const { return (look(chunk) & word::writing) != 0; }
-    /// Chunk of the packet with this sequence, as its slot tells. It is not trusted: always a chunk of this ring.
+    /// Chunk of the packet with this sequence, according to its slot. The slot is untrusted; the result is always a valid
+    /// chunk of this ring.
     [[nodiscard]] u32 holding(u64 sequence) const {
         return word::slot_chunk(ring_->slot(shard_, sequence).load(std::memory_order_acquire)) % count();
     }
-    /// How far the one reader of a drop_new ring has come. It is not trusted: beyond the head means at the head.
+    /// Cursor of the only reader of a drop_new ring. It is untrusted and clamped to the head.
     [[nodiscard]] u64 cursor(u64 head) const {
         return std::min(ring_->cursor(0, shard_).load(std::memory_order_acquire), head);
     }
 
-    /// Makes `chunk` the packet's, if it is nobody's.
+    /// Takes `chunk` for the packet if it is neither pinned nor being written.
     bool take(u32 chunk, PendingPacket& packet) {
         auto& state = ring_->state(shard_, chunk);
         u64 there = state.load(std::memory_order_relaxed);
@@ -98,13 +100,13 @@ public:
         return true;
     }
 
-    /// Takes all pins from readers that hold more than they may.
+    /// Revokes all pins of readers that hold more than allowed.
     void evict() {
         const u32 readers = geometry().reader_count();
         std::array<u32, max_readers> held{};
         std::array<u32, max_readers> era{};
-        // Two looks: a pin that stands in both stood between them, and a reader pins a packet once an epoch. One look would
-        // count a pin that moves from a chunk seen to a chunk to be seen twice, and evict a reader within its rights.
+        // Two passes: a pin seen in both was held in between, and a reader pins a packet at most once per epoch. A single
+        // pass could count a pin twice if it moves from a visited to an unvisited chunk, and evict a compliant reader.
         for (u32 r = 0; r < readers; ++r) era[r] = ring_->reader(r).epoch.load(std::memory_order_seq_cst);
         const auto observe = [&](u32 chunk) { return ring_->state(shard_, chunk).load(std::memory_order_seq_cst); };
         for (u32 chunk = 0; chunk < count(); ++chunk) seen_[chunk] = observe(chunk);
@@ -129,15 +131,16 @@ private:
 
     const Ring* ring_ = nullptr;
     u32 shard_ = 0;
-    std::vector<u64> seen_;  // states of all chunks, at an eviction's first look
+    std::vector<u64> seen_;  // states of all chunks in the first pass of an eviction
 };
 
 class Writer;
 
-/// A chunk that its owner fills in place. Goes out of scope without `commit`: aborted, its rows booked as dropped.
+/// A chunk that its owner fills in place. If it goes out of scope without `commit`, it is aborted and its rows count as
+/// dropped.
 ///
-/// Any number of a shard's claims may be open, and any thread may end one. Packets come in the order in which their claims
-/// are committed.
+/// A shard can have any number of open claims, and any thread can end one. Packets are ordered by the commits of their
+/// claims.
 class Claim {
 public:
     Claim(Claim&& other) noexcept
@@ -146,23 +149,23 @@ public:
     Claim& operator=(Claim&&) = delete;
     ~Claim() { abort(); }
 
-    /// What goes to the readers: rows x width elements, beginning at a multiple of 64 bytes.
+    /// The payload: rows x width elements, aligned to 64 bytes.
     [[nodiscard]] std::span<std::byte> payload() const { return {bytes_ + plan_.payload_at, plan_.payload_bytes}; }
-    /// A record a row; zeros, or what the block had.
+    /// One record per row; zeros, or the block's records.
     [[nodiscard]] std::span<RowRecord> records() const { return {reinterpret_cast<RowRecord*>(bytes_ + header_bytes), count_}; }
-    /// A scale a row of int8; empty for other types.
+    /// One scale per row for int8; empty for other types.
     [[nodiscard]] std::span<float> scales() const {
         return {reinterpret_cast<float*>(bytes_ + plan_.scales_at), plan_.scale_bytes / sizeof(float)};
     }
     [[nodiscard]] bool open() const { return writer_ != nullptr; }
-    /// Its place among the shard's chunks: neighbours lie one behind the other, `chunk_bytes` apart.
+    /// Index among the shard's chunks; adjacent chunks are `chunk_bytes` apart.
     [[nodiscard]] u32 chunk() const { return chunk_; }
 
-    /// Publishes the packet. Throws ClosedError when it was committed, aborted, or its writer closed; BusyError, the claim
-    /// still open, when another thread has been at work in the shard for a second.
+    /// Publishes the packet. Throws ClosedError if it was already committed or aborted, or its writer is closed; throws
+    /// BusyError, with the claim still open, if another thread holds the shard for more than a second.
     void commit();
-    /// Gives the chunk back and books its rows as dropped; again does nothing. Where another thread has been at work in the
-    /// shard for a second it is left to the writer's end.
+    /// Returns the chunk and counts its rows as dropped; idempotent. If another thread holds the shard for more than a
+    /// second, the claim stays open until the writer closes.
     void abort() noexcept;
 
 private:

@@ -1,4 +1,4 @@
-// Looking at a ring without taking part in it.
+// Read-only access to a ring, without attaching as producer or reader.
 #pragma once
 
 #include <memory>
@@ -50,10 +50,10 @@ private:
     std::optional<Ring> ring_;
 };
 
-/// Makes an empty ring of the same shape out of a ring that nobody is attached to: books, cursors, names and mailbox are gone.
+/// Empties a ring without attached processes, keeping its geometry: counters, cursors, names and mailbox are deleted.
 ///
-/// The new control file takes the place of the old one by a rename, so that a kill leaves one or the other. Throws
-/// BusyError when somebody alive holds a place, and holds all places meanwhile.
+/// The new control file replaces the old one by a rename, so that a kill leaves either the old or the new one. Holds all
+/// seats while resetting; throws BusyError if a live process holds one.
 inline Geometry reset(const std::string& folder, std::chrono::nanoseconds patience = std::chrono::seconds(30)) {
     const std::string control = control_path(folder);
     const creation::FolderLock lock(folder, patience);

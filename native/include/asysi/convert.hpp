@@ -1,9 +1,9 @@
-// Rows from one element type to another, gathered on the way.
+// Gathers rows and converts them from one element type to another.
 //
-// Compile with -ffp-contract=off: then every processor gives the same bits.
+// Compile with -ffp-contract=off to get bit-identical results on every CPU.
 //
 //   bfloat16  round to nearest, ties to even; NaN stays NaN (quiet, sign kept), infinities stay, overflow -> infinity.
-//   int8      a row: scale = max |finite x| / 127, q = round to nearest even of x * 127 / max, so |x - q * scale| <=
+//   int8      per row: scale = max |finite x| / 127, q = round to nearest even of x * 127 / max, so |x - q * scale| <=
 //             scale / 2. NaN -> 0, +-infinity -> +-127. A row whose scale would not be a normal float32 (all zero, all
 //             NaN, or below 1.5e-36) has scale 0 and q = 0.
 #pragma once
@@ -22,7 +22,7 @@
 
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_THREAD__) && \
     !defined(__SANITIZE_ADDRESS__)
-// One binary, the widest vectors of the machine it runs on.
+// One binary that uses the widest vectors of the CPU.
 #define ASYSI_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define ASYSI_CLONES
@@ -39,7 +39,7 @@ constexpr std::uint16_t bfloat16_bits(std::uint32_t bits) {
 
 /// float32 of the IEEE half with these bits, exactly.
 constexpr float float_of_half(std::uint16_t half) {
-    // Shifted into place the exponent is 112 too small; the product mends it, subnormals included.
+    // After the shift the exponent is 112 too small; the multiplication corrects it, including subnormals.
     const std::uint32_t magnitude = (half & 0x7FFFu) << 13;
     const auto scaled = std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) * 0x1p112F);
     const std::uint32_t special = magnitude | 0x7F800000;
@@ -65,7 +65,7 @@ ASYSI_CLONES static void float_from_bfloat16(float* out, const std::uint16_t* in
     for (std::size_t i = 0; i < n; ++i) out[i] = float_of_bfloat16(in[i]);
 }
 
-/// Bits of the largest finite magnitude. Magnitudes of floats compare as integers do.
+/// Bits of the largest finite magnitude. Float magnitudes compare like integers.
 ASYSI_CLONES static std::int32_t finite_maximum(const std::uint32_t* in, std::size_t n) {
     std::int32_t maximum = 0;
     for (std::size_t i = 0; i < n; ++i) {
@@ -104,7 +104,7 @@ struct Rows {
     [[nodiscard]] std::size_t bytes() const { return width * item_bytes(dtype); }
 };
 
-/// Type of the elements after `quantization`: what is narrower already passes through.
+/// Element type after `quantization`; 1-byte types pass through.
 constexpr Dtype converted(Dtype source, Quantization quantization) {
     if (item_bytes(source) == 1) return source;
     if (quantization == Quantization::bf16) return Dtype::bfloat16;
@@ -112,8 +112,8 @@ constexpr Dtype converted(Dtype source, Quantization quantization) {
     return source;
 }
 
-/// Copies around the caches, to an address that is a multiple of 64: each line is written once and never read first.
-/// Ends with a fence, so that a release store behind it publishes the bytes.
+/// Copies with non-temporal stores, bypassing the caches, to an address aligned to 64 bytes: each cache line is written
+/// without being read first. Ends with a fence, so that a following release store publishes the bytes.
 inline void stream(std::byte* out, const std::byte* in, std::size_t bytes) {
 #ifdef __SSE2__
     std::size_t at = 0;
@@ -134,7 +134,7 @@ inline void stream(std::byte* out, const std::byte* in, std::size_t bytes) {
 #endif
 }
 
-/// From this size on a copy into a ring that no cache holds goes around them.
+/// Minimum size for non-temporal copies into a ring that exceeds the caches.
 inline constexpr std::size_t worth_streaming = 32 * 1024;
 
 inline void copy_rows(std::byte* out, const Rows& in, bool streams) {
@@ -150,7 +150,7 @@ inline void copy_rows(std::byte* out, const Rows& in, bool streams) {
     for (std::size_t i = 0; i < in.count; ++i, out += bytes) std::memcpy(out, in.row(i), bytes);
 }
 
-/// One row as float32, in pieces that stay in the first cache: calls `use(offset, floats, n)`.
+/// Converts one row to float32 in pieces that fit the L1 cache, and calls `use(offset, floats, n)` for each.
 template <typename Use>
 inline void each_piece(const std::byte* row, Dtype dtype, std::size_t width, Use use) {
     constexpr std::size_t piece = 2048;
@@ -199,8 +199,8 @@ inline void int8_rows(std::byte* out, float* scales, const Rows& in) {
     }
 }
 
-/// Writes the rows to `out`, as `converted(in.dtype, quantization)`; `scales` gets one float a row for int8.
-/// `streams`: large copies go around the caches; `out` is a multiple of 64 then.
+/// Writes the rows to `out` as `converted(in.dtype, quantization)`; for int8, `scales` gets one float per row.
+/// `streams`: large copies bypass the caches; `out` must then be aligned to 64 bytes.
 inline void convert(std::byte* out, float* scales, const Rows& in, Quantization quantization, bool streams = false) {
     const Dtype to = converted(in.dtype, quantization);
     if (to == in.dtype) return copy_rows(out, in, streams);

@@ -1,4 +1,4 @@
-// The policy that loses nothing unread: a chunk is claimed again only when the one reader has done with it.
+// The policy that never loses unread packets: a chunk is reused only after the single reader has finished with it.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,7 @@ namespace asysi {
 
 class DropNew {
 public:
-    /// Finds where the unread packets are, as the slots tell; the other chunks are free, or will be.
+    /// Locates the unread packets using the slots; the other chunks are free, or will be.
     void begin(const Chunks& chunks, u64 head) {
         const u32 count = chunks.count();
         free_.reserve(count);
@@ -20,7 +20,7 @@ public:
         listed_.assign(count, false);
         wanted_.assign(count, false);
         std::vector<bool> kept(count);
-        // Not `<= head`: a head that somebody scribbled over may be the largest number there is.
+        // Not `<= head`: a corrupted head can be the maximum value.
         for (u64 at = cursor_; at != head; ++at) {
             const u32 chunk = chunks.holding(at + 1);
             unread_[at % count] = chunk;
@@ -32,7 +32,7 @@ public:
         collect(chunks, head);
     }
 
-    /// Has the next `count` claims take neighbours, if as many are free.
+    /// Makes the next `count` claims take adjacent chunks, if enough are free.
     void line_up(const Chunks& chunks, u64 head, u32 count) {
         collect(chunks, head);
         std::fill(wanted_.begin(), wanted_.end(), false);
@@ -46,10 +46,10 @@ public:
         for (u32 chunk = end; chunk-- > first;) free_.push_back(chunk);
     }
 
-    /// Claims what the reader has done with; nothing it has not.
+    /// Claims a chunk that the reader has finished with.
     bool claim(Chunks& chunks, PendingPacket& packet, u64 head) {
         if (take_free(chunks, packet, head)) return true;
-        // More linger than the reader may hold: it holds too many.
+        // More chunks are pinned than the reader is allowed to hold.
         if (lingering_.size() <= chunks.allowed_pins()) return false;
         chunks.evict();
         return take_free(chunks, packet, head);
@@ -59,7 +59,7 @@ public:
     }
     void aborted(const Chunks&, u32 chunk) { linger(chunk); }
 
-    /// Packets taken before any is dropped.
+    /// Number of packets accepted before one is dropped.
     [[nodiscard]] u64 free(const Chunks& chunks, u64 head) {
         collect(chunks, head);
         return free_.size();
@@ -80,14 +80,14 @@ private:
         return false;
     }
 
-    /// The chunk will be free. Two slots that somebody scribbled over may name one chunk: it is listed once.
+    /// Marks a chunk as soon free. Corrupted slots can name the same chunk twice, so it is listed only once.
     void linger(u32 chunk) {
         if (listed_[chunk]) return;
         listed_[chunk] = true;
         lingering_.push_back(chunk);
     }
 
-    /// Finds what has become free. A consumed packet is never pinned anew, so what is free stays so.
+    /// Collects chunks that have become free. A consumed packet is never pinned again, so free chunks stay free.
     void collect(const Chunks& chunks, u64 head) {
         const u64 reached = chunks.cursor(head);
         while (cursor_ < reached) linger(unread_[cursor_++ % chunks.count()]);
@@ -96,13 +96,13 @@ private:
         lingering_.erase(rest, lingering_.end());
     }
 
-    // Every chunk is in one of the three. The last one freed is claimed first: it is still in the cache.
+    // Every chunk is in one of these three. The last one freed is claimed first, as it is still in the cache.
     std::vector<u32> free_;
-    std::vector<u32> lingering_;  // consumed, but pinned when last looked at
+    std::vector<u32> lingering_;  // consumed, but pinned at the last check
     std::vector<u32> unread_;     // chunk of each packet after `cursor_`, at (sequence - 1) % chunks
     std::vector<bool> listed_;    // whether a chunk is in `free_` or `lingering_`
     std::vector<bool> wanted_;    // `line_up`'s own: whether a chunk is in `free_`
-    u64 cursor_ = 0;              // where the reader was when last looked at
+    u64 cursor_ = 0;              // cursor of the reader at the last check
 };
 
 }  // namespace asysi

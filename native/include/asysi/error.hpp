@@ -1,4 +1,4 @@
-// What can go wrong with a ring, each with a sentence that names the thing.
+// Errors of a ring, each with a message that names the affected object.
 #pragma once
 
 #include <cerrno>
@@ -11,35 +11,35 @@ namespace asysi {
 struct RingError : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
-/// The geometry contradicts itself, or another one stands there.
+/// The geometry is invalid, or differs from that of an existing ring.
 struct GeometryError : RingError {
     using RingError::RingError;
 };
-/// A file of the ring is shorter than its geometry asks for: somebody cut it off.
+/// A file of the ring is shorter than required by its geometry, so it was truncated.
 struct TruncatedError : GeometryError {
     using GeometryError::GeometryError;
 };
-/// Magic, ABI or size of the headers do not fit.
+/// Magic, ABI or size of the headers do not match.
 struct VersionError : RingError {
     using RingError::RingError;
 };
-/// The ring was written by a machine of another byte order.
+/// The ring was written by a machine with another byte order.
 struct EndianError : VersionError {
     using VersionError::VersionError;
 };
-/// The file system or the memory limit cannot hold the ring.
+/// The file system or the memory limit is too small for the ring.
 struct SpaceError : RingError {
     using RingError::RingError;
 };
-/// A lock is held by somebody alive, or a claim of the shard is open.
+/// A lock is held by a live process, or a claim of the shard is open.
 struct BusyError : RingError {
     using RingError::RingError;
 };
-/// The pin of a view was taken away: its bytes may be another packet's.
+/// The pin of a view was revoked: its bytes may belong to another packet.
 struct RevokedError : RingError {
     using RingError::RingError;
 };
-/// Nothing could be claimed; the rows are booked as dropped. Thrown where a claim must have an answer.
+/// No chunk could be claimed; the rows count as dropped. Thrown by claims that cannot return an empty result.
 struct FullError : RingError {
     using RingError::RingError;
 };

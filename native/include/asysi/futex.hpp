@@ -1,6 +1,6 @@
-// Sleeping on a 32-bit word that processes share.
+// Waiting on a 32-bit word shared between processes.
 //
-// The raw system call and never FUTEX_PRIVATE_FLAG: std::atomic::wait of libstdc++ is private to a process.
+// Uses the raw system call without FUTEX_PRIVATE_FLAG: std::atomic::wait of libstdc++ only works within a process.
 #pragma once
 
 #include <atomic>
@@ -15,7 +15,7 @@
 
 namespace asysi {
 
-/// Sleeps while `word` is `seen`, at most `limit`; wakes early on a wake, a signal or a change.
+/// Sleeps while `word` equals `seen`, for at most `limit`; returns early on a wake, a signal or a change.
 inline void futex_wait(std::atomic<std::uint32_t>& word, std::uint32_t seen, std::chrono::nanoseconds limit) {
     const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(limit);
     timespec time{};
@@ -24,7 +24,7 @@ inline void futex_wait(std::atomic<std::uint32_t>& word, std::uint32_t seen, std
     syscall(SYS_futex, reinterpret_cast<std::uint32_t*>(&word), FUTEX_WAIT, seen, &time, nullptr, 0);
 }
 
-/// Wakes everybody who sleeps on `word`.
+/// Wakes all waiters on `word`.
 inline void futex_wake(std::atomic<std::uint32_t>& word) {
     syscall(SYS_futex, reinterpret_cast<std::uint32_t*>(&word), FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
 }

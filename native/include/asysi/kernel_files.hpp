@@ -1,5 +1,5 @@
-// Small files in which the kernel tells numbers, read without iostreams: beside a CUDA build of torch (2.11, cu130) a stream
-// in this module read 137438953472 as 0 without an error. What another library brings into the process cannot disturb read().
+// Small kernel files with numbers, read without iostreams: with a CUDA build of torch (2.11, cu130) in the same process, a
+// stream in this module read 137438953472 as 0 without an error. Other libraries cannot interfere with read().
 #pragma once
 
 #include <cerrno>
@@ -14,7 +14,7 @@
 
 namespace asysi {
 
-/// What a file holds; nothing when it cannot be read.
+/// The content of a file; empty if it cannot be read.
 inline std::optional<std::string> text_of(const std::string& path) {
     const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
     if (file < 0) return std::nullopt;
@@ -29,7 +29,7 @@ inline std::optional<std::string> text_of(const std::string& path) {
     return text;
 }
 
-/// The number that a text begins with, after blanks; nothing when it begins with none.
+/// The number at the start of a text, after blanks; empty if there is none.
 inline std::optional<std::uint64_t> number_in(std::string_view text, int base = 10) {
     const auto begin = text.find_first_not_of(" \t");
     if (begin == std::string_view::npos) return std::nullopt;
@@ -44,7 +44,7 @@ inline std::optional<std::uint64_t> number_of(const std::string& path) {
     return text ? number_in(*text) : std::nullopt;
 }
 
-/// Takes the first line off a text.
+/// Removes the first line from a text and returns it.
 inline std::string_view next_line(std::string_view& text) {
     const auto end = text.find('\n');
     const auto line = text.substr(0, end);
@@ -52,15 +52,15 @@ inline std::string_view next_line(std::string_view& text) {
     return line;
 }
 
-/// How much memory a control group may take, and the file that says so; without a limit the largest number and no file.
+/// Memory limit of a control group, and the file that defines it; without a limit, the maximum number and no file.
 struct MemoryLimit {
     std::uint64_t bytes = ~std::uint64_t{0};
     std::string file;
 };
 
-/// The least limit of this process's control group and of those around it: each binds.
+/// The lowest limit of this process's control group and its ancestors, all of which apply.
 ///
-/// A limit below what the group uses already is not believed. `root` stands before the paths, for tests.
+/// A limit below the group's current usage is ignored. `root` is prepended to the paths, for tests.
 inline MemoryLimit memory_limit(const std::string& root = {}) {
     std::string group;
     const auto groups = text_of(root + "/proc/self/cgroup").value_or("");

@@ -1,9 +1,9 @@
-// The control file: what processes share besides the chunks.
+// Layout of the control file: the state that processes share besides the chunks.
 //
 //   ControlHeader | Live | shards | readers | cursors | accounts | books | slots | states
 //
-// The header never changes after creation. Every participant copies and checks it once and never trusts the file for a
-// bound again: all offsets come from the copy.
+// The header never changes after creation. Every participant copies and validates it once, and computes all offsets from
+// the copy; it never trusts bounds in the file again.
 #pragma once
 
 #include <array>
@@ -49,7 +49,7 @@ enum class Policy : u32 { drop_new = 0, overwrite = 1 };
 enum class WriterState : u32 { absent = 0, attached = 1, complete = 2, attempt_over = 3 };
 enum class ReaderState : u32 { absent = 0, attached = 1, finalised = 2, checkpointed = 3 };
 
-/// Reasons that the ring itself books; workers/asysi/bus/mailbox.py names all eight.
+/// Drop reasons used by the ring itself; workers/asysi/bus/states.py names all eight.
 namespace reason {
 inline constexpr u32 crash = 0;
 inline constexpr u32 ring_full = 1;
@@ -73,7 +73,7 @@ struct ControlHeader {
     u64 chunk_bytes;
     u64 control_bytes;
     u64 data_bytes;
-    // Where the sections begin: for tools that look; participants compute them.
+    // Offsets of the sections, for inspection tools; participants compute them.
     u64 live_at;
     u64 shards_at;
     u64 readers_at;
@@ -88,10 +88,11 @@ static_assert(std::is_trivially_copyable_v<ControlHeader>);
 static_assert(offsetof(ControlHeader, chunk_bytes) == 48 && offsetof(ControlHeader, reader_names) == 136);
 static_assert(sizeof(ControlHeader) == 1160);
 
-/// Numbers that change together, seen by others all old or all new, whenever their one writer is killed.
+/// Numbers that are updated atomically as a group: readers see either all old or all new values, even if the only writer
+/// is killed at any point.
 ///
-/// Two copies; the version's low bit says which one counts. Release stores and acquire loads of each word make the
-/// reader's second look at the version enough, without fences.
+/// Has two copies; the low bit of the version selects the valid one. Because each word uses release stores and acquire
+/// loads, rechecking the version after reading is sufficient, without fences.
 template <std::size_t Words>
 struct Versioned {
     using Values = std::array<u64, Words>;
@@ -108,8 +109,8 @@ struct Versioned {
 
     [[nodiscard]] Values load() const {
         Values values{};
-        // Bounded: whoever scribbles over the version must not hang the one who looks. A writer changes it once a packet,
-        // so the second attempt is rare and the third unheard of.
+        // Bounded: a corrupted version must not hang the reader. A writer changes it once per packet, so a second attempt
+        // is rare and a third practically never happens.
         for (int attempt = 0; attempt < 100'000; ++attempt) {
             const u64 before = version.load(std::memory_order_acquire);
             for (std::size_t i = 0; i < Words; ++i) values[i] = copies[before & 1][i].load(std::memory_order_acquire);
@@ -119,30 +120,30 @@ struct Versioned {
     }
 };
 
-/// What a shard's thread is about to book, written before it acts, so that whoever takes over can finish or undo it.
+/// Redo record of the update that a shard's thread is about to apply, so that a takeover can complete or undo it.
 struct Intent {
-    alignas(64) std::atomic<u64> open;  // 1 while the rest counts
+    alignas(64) std::atomic<u64> open;  // 1 while the record is valid
     std::atomic<u64> sequence;          // committed once the shard's head has reached it
     std::atomic<u32> account;
-    std::atomic<u32> claim;    // chunk + 1 of the open claim that ends with this; 0: none does
-    std::atomic<u64> version;  // of the account's counters before: equal means not booked yet
+    std::atomic<u32> claim;    // chunk + 1 of the open claim that this completes; 0: none
+    std::atomic<u64> version;  // of the account's counters before; if still equal, not applied yet
     std::atomic<u64> rows;
     std::atomic<u64> book_seen;
     std::atomic<u64> source;
-    std::atomic<u64> tombstone;  // 1: what gets published is a gap, the rows are dropped
+    std::atomic<u64> tombstone;  // 1: a gap is published, the rows are dropped
 };
 
-/// What a participant obtained for its mapping of the data, for those who look on.
+/// Properties of a participant's data mapping, for monitoring.
 struct Attached {
     std::atomic<u64> bytes;
     std::atomic<u32> populated;   // a Populated
-    std::atomic<u32> registered;  // 1: known to the accelerator's driver
+    std::atomic<u32> registered;  // 1: registered with the accelerator's driver
 };
 
 struct Live {
     alignas(64) std::atomic<u32> doorbell;
     std::atomic<u32> unused;
-    std::atomic<u64> waiters;  // a bit a reader
+    std::atomic<u64> waiters;  // one bit per reader
     alignas(64) std::atomic<u32> writer_state;
     std::atomic<u32> generation;
     std::atomic<u32> accounts;  // registered
@@ -152,15 +153,15 @@ struct Live {
 };
 
 struct ShardEntry {
-    alignas(64) std::atomic<u64> head;    // sequence of the newest packet, 0 when none
-    alignas(64) std::atomic<u64> source;  // highest mark that is settled
-    std::atomic<u64> scattered;           // claims of several chunks that were not neighbours
+    alignas(64) std::atomic<u64> head;    // sequence of the newest packet; 0 if none
+    alignas(64) std::atomic<u64> source;  // highest settled mark
+    std::atomic<u64> scattered;           // number of multi-chunk claims that were not adjacent
     Intent intent;
 };
 
 struct ReaderEntry {
     alignas(64) std::atomic<u32> state;
-    std::atomic<u32> epoch;  // grows when its pins are taken away
+    std::atomic<u32> epoch;  // incremented when its pins are revoked
     Attached mapping;
 };
 
@@ -173,7 +174,7 @@ enum : std::size_t { position, durable, lapped, rolled_back, words };
 
 struct AccountEntry {
     alignas(64) char name[account_name_bytes];
-    std::atomic<u32> shard;  // its shard + 1, 0 before the first packet: order holds within a shard only
+    std::atomic<u32> shard;  // its shard + 1; 0 before the first packet. Order is only guaranteed within a shard
     u32 unused;
     Versioned<produced::words> counters;
 };
@@ -183,9 +184,9 @@ struct BookEntry {
     std::array<std::atomic<u64>, gauge_slots> gauges;
 };
 
-/// A claim that is neither committed nor aborted, for whoever takes over. It is closed within the intent that books it.
+/// Record of an open claim, for takeover. It is closed within the intent that counts its rows.
 struct ClaimRecord {
-    std::atomic<u32> open;  // 1 while the rest counts
+    std::atomic<u32> open;  // 1 while the record is valid
     std::atomic<u32> account;
     std::atomic<u64> rows;
     std::atomic<u64> source;
@@ -202,7 +203,7 @@ static_assert(sizeof(Live) == 64 * 10 && sizeof(Intent) == 64 && sizeof(ShardEnt
 static_assert(sizeof(AccountEntry) == 448 && sizeof(BookEntry) == 192 && sizeof(ChunkState) == 64);
 static_assert(std::is_standard_layout_v<Live> && std::is_standard_layout_v<AccountEntry>);
 
-/// The word of a chunk's state and of a descriptor slot.
+/// Encoding of a chunk's state word and of a descriptor slot.
 namespace word {
 inline constexpr u64 pin_mask = 0xFFFF;
 inline constexpr u64 writing = u64{1} << 16;
@@ -211,37 +212,37 @@ inline constexpr u64 generation_mask = (u64{1} << 47) - 1;
 constexpr u64 generation(u64 state) { return state >> 17; }
 constexpr u64 state(u64 generation) { return (generation & generation_mask) << 17; }
 
-// Slot: tombstone 1 | generation 47 (of a tombstone: its sequence) | chunk 16. A tombstone keeps the chunk of the slot
-// before it, so the newest slot always says where the next claim begins.
+// Slot: tombstone 1 | generation 47 (of a tombstone: its sequence) | chunk 16. A tombstone keeps the chunk of the previous
+// slot, so the newest slot always determines where the next claim starts.
 inline constexpr u64 tombstone = u64{1} << 63;
 constexpr u64 slot(u64 generation, u32 chunk) { return ((generation & generation_mask) << 16) | chunk; }
 constexpr u64 slot_generation(u64 slot) { return (slot >> 16) & generation_mask; }
 constexpr u32 slot_chunk(u64 slot) { return static_cast<u32>(slot & 0xFFFF); }
 }  // namespace word
 
-/// Shape of a ring: everything that does not change after its creation.
+/// Geometry of a ring: everything that is fixed at creation.
 struct Geometry {
     u32 shards = 0;
     u32 chunks = 0;
     u64 chunk_bytes = 0;
     u32 accounts = 0;
-    u32 pins = 0;  // at most, a reader and shard
+    u32 pins = 0;  // maximum per reader and shard
     Policy policy = Policy::overwrite;
     std::vector<std::string> readers;
 
     [[nodiscard]] u32 reader_count() const { return static_cast<u32>(readers.size()); }
-    /// Packets of a shard that can be unread at once and still stand there.
+    /// Maximum number of unread packets per shard that are still available.
     ///
-    /// overwrite: the claim passes pinned chunks by, at most readers x pins of them, and one more is being written. Each
-    /// further claim that is open takes another one.
-    /// drop_new: all of them. A chunk is claimed only when the reader's cursor has passed its packet and no pin is left on
-    /// it, so no unread packet is ever overwritten, whatever is pinned; a packet that was consumed but is still pinned
-    /// takes a chunk from the room, which `Writer::free` counts, and nothing else.
+    /// overwrite: a claim skips pinned chunks, at most readers x pins of them, and one more is being written. Each
+    /// additional open claim uses another one.
+    /// drop_new: all chunks. A chunk is claimed only after the reader's cursor has passed its packet and no pin is left,
+    /// so unread packets are never overwritten regardless of pins. A packet that is consumed but still pinned only
+    /// reduces the room reported by `Writer::free`.
     [[nodiscard]] u32 depth() const { return policy == Policy::drop_new ? chunks : chunks - reader_count() * pins - 1; }
     bool operator==(const Geometry&) const = default;
 };
 
-/// Where each section of the control file begins, in bytes.
+/// Byte offset of each section of the control file.
 struct Sections {
     u64 live, shards, readers, cursors, accounts, books, slots, states, control_bytes, data_bytes;
 
@@ -260,12 +261,12 @@ struct Sections {
         data_bytes = up(chunk_count * g.chunk_bytes, 4096);
     }
 
-    /// Bytes of one reader's cursors: own cache lines.
+    /// Size of one reader's cursors, rounded up to whole cache lines.
     static u64 cursor_stride(const Geometry& g) { return up(u64{g.shards} * sizeof(u64), 64); }
     static u64 up(u64 bytes, u64 unit) { return (bytes + unit - 1) / unit * unit; }
 };
 
-/// `geometry` in words, for messages.
+/// Describes `geometry` for messages.
 inline std::string describe(const Geometry& g) {
     std::string names;
     for (const auto& name : g.readers) names += (names.empty() ? "" : ", ") + name;
@@ -274,7 +275,7 @@ inline std::string describe(const Geometry& g) {
            std::to_string(g.accounts) + " accounts, " + (g.policy == Policy::overwrite ? "overwrite" : "drop_new");
 }
 
-/// Throws GeometryError when no ring can have this shape.
+/// Throws GeometryError if the geometry is invalid.
 inline void check(const Geometry& g) {
     const auto refuse = [](const std::string& why) { throw GeometryError("the ring cannot be laid out: " + why); };
     const auto between = [&](const char* name, u64 value, u64 low, u64 high) {

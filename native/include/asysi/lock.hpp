@@ -1,8 +1,9 @@
-// Who is alive: one byte of the control file, locked, for every participant.
+// Liveness: every participant locks one byte of the control file.
 //
-// Open-file-description locks are seen across PID namespaces and freed on kill -9. A forked child would keep them, so
-// the child closes the descriptors, and what it inherited is dead in it. The descriptor is one of its own: a mapping keeps
-// the open file that it was made from alive, in a forked child too, and with it the lock.
+// Open file description locks are visible across PID namespaces and released on kill -9. A forked child would inherit
+// them, so the child closes the descriptors, and inherited objects become unusable in it. The lock uses its own
+// descriptor: a mapping keeps the open file description it was created from alive, even in a forked child, and with it
+// the lock.
 #pragma once
 
 #include <atomic>
@@ -18,7 +19,7 @@
 
 namespace asysi {
 
-/// A lock on one byte, as long as the object lives; empty when somebody else holds it.
+/// A lock on one byte for the lifetime of the object; empty if another process holds it.
 class ByteLock {
 public:
     ByteLock() { watch_forks(); }
@@ -26,9 +27,9 @@ public:
     ByteLock& operator=(const ByteLock&) = delete;
     ~ByteLock() { release(); }
 
-    /// Takes `byte` of the file `path`. False when somebody else has it.
+    /// Locks `byte` of the file `path`. Returns false if another process holds it.
     [[nodiscard]] bool take(const std::string& path, off_t byte) {
-        const std::scoped_lock guard(registry().mutex);  // no fork between opening and being known
+        const std::scoped_lock guard(registry().mutex);  // no fork between opening and registering
         File file(path, O_RDWR);
         struct flock range = span(byte);
         if (fcntl(file.descriptor(), F_OFD_SETLK, &range) != 0) return false;
@@ -43,17 +44,17 @@ public:
         drop();
     }
 
-    /// True in a child that was forked after the lock was taken.
+    /// True in a child process forked after the lock was taken.
     [[nodiscard]] bool orphaned() const { return orphaned_.load(std::memory_order_relaxed); }
 
-    /// Whether the lock is on this open file, and not on one that has taken its name since.
+    /// Whether the lock is on this open file, and not on a file that replaced it.
     [[nodiscard]] bool on(int descriptor) const {
         struct stat mine {}, theirs {};
         return fstat(descriptor_, &mine) == 0 && fstat(descriptor, &theirs) == 0 && mine.st_ino == theirs.st_ino &&
                mine.st_dev == theirs.st_dev;
     }
 
-    /// Whether somebody other than this open file holds `byte`.
+    /// Whether another open file description holds `byte`.
     [[nodiscard]] static bool held(int descriptor, off_t byte) {
         struct flock range = span(byte);
         return fcntl(descriptor, F_OFD_GETLK, &range) == 0 && range.l_type != F_UNLCK;

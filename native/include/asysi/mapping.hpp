@@ -1,4 +1,4 @@
-// Files and their mappings.
+// Files and memory mappings.
 #pragma once
 
 #include <cstddef>
@@ -19,7 +19,7 @@
 
 namespace asysi {
 
-/// An open file that closes itself and does not survive exec.
+/// An open file with RAII, closed on exec.
 class File {
 public:
     File(const std::string& path, int flags, mode_t mode = 0) : descriptor_(open(path.c_str(), flags | O_CLOEXEC, mode)) {
@@ -42,14 +42,14 @@ private:
     int descriptor_;
 };
 
-/// How the pages of a mapping came to be there.
+/// How the pages of a mapping were populated.
 enum class Populated : unsigned { no = 0, advised = 1, touched = 2 };
 
-/// A file in memory, shared with other processes; populated, so that no page fault comes later.
+/// A file mapped to shared memory, populated in advance to avoid later page faults.
 class Mapping {
 public:
     Mapping() = default;
-    /// Throws TruncatedError when the file is shorter: its pages would raise SIGBUS.
+    /// Throws TruncatedError if the file is too short: accessing the missing pages would raise SIGBUS.
     Mapping(const File& file, std::size_t bytes, bool writable, const std::string& path) : bytes_(bytes) {
         expect_bytes(file, path);
         const int protection = writable ? PROT_READ | PROT_WRITE : PROT_READ;
@@ -78,7 +78,7 @@ private:
     void expect_bytes(const File& file, const std::string& path) const {
         if (const std::size_t there = file.bytes(); there < bytes_) {
             throw TruncatedError(path + " has " + std::to_string(there) + " bytes, its geometry asks for " +
-                                 std::to_string(bytes_) + ": somebody cut it off; create the ring anew");
+                                 std::to_string(bytes_) + ": it was truncated; create the ring again");
         }
     }
 
@@ -93,13 +93,13 @@ private:
             give_up();
             throw SpaceError("the " + std::to_string(bytes_) + " bytes of " + path + " cannot be brought into memory");
         }
-        // EFAULT is what would have been SIGBUS: the file was cut off between the look at its size and here.
+        // EFAULT corresponds to SIGBUS: the file was truncated after its size was checked.
         if (error == EFAULT) {
             give_up();
             expect_bytes(file, path);
             throw SpaceError(path + " has pages that its file system has no room for");
         }
-        // Kernels before 5.14: reading is all that may be done to bytes that others may be writing.
+        // Kernels before 5.14: only read the bytes, since other processes may be writing to them.
         for (std::size_t at = 0; at < bytes_; at += 4096) {
             static_cast<void>(*static_cast<volatile const std::byte*>(base_ + at));
         }

@@ -1,4 +1,4 @@
-// The policy that goes round: the oldest packet gives way, read or not; pinned chunks are passed by.
+// The round-robin policy: overwrites the oldest packet, read or not; skips pinned chunks.
 #pragma once
 
 #include "asysi/claim.hpp"
@@ -7,14 +7,15 @@ namespace asysi {
 
 class Overwrite {
 public:
-    /// Begins with the chunk after the newest packet's: oldest first, however the last producer ended.
+    /// Starts with the chunk after that of the newest packet, so that the oldest comes first however the last producer
+    /// ended.
     void begin(const Chunks& chunks, u64 head) {
         newest_ = head == 0 ? chunks.count() - 1 : chunks.holding(head);
         next_ = chunks.after(newest_);
     }
 
-    /// Has the next `count` claims take neighbours, if there are as many: the first ones from where it is, in one round.
-    /// What is passed by stays a round longer.
+    /// Makes the next `count` claims take adjacent chunks, if available: the first run found within one round. Skipped
+    /// chunks stay for another round.
     void line_up(const Chunks& chunks, u64, u32 count) {
         u32 first = next_;
         u32 length = 0;
@@ -32,25 +33,25 @@ public:
         if (length == count) next_ = first;
     }
 
-    /// Claims a chunk that nobody has pinned.
+    /// Claims a chunk that is not pinned.
     bool claim(Chunks& chunks, PendingPacket& packet, u64) {
         if (scan(chunks, packet, chunks.allowed_pins())) return true;
         chunks.evict();
         return scan(chunks, packet, chunks.count());
     }
     void published(const Chunks&, const PendingPacket& packet) { newest_ = packet.chunk; }
-    /// The newest claim's chunk is the next one's again. An older one's waits for its turn.
+    /// The chunk of the newest claim is reused for the next one. An older one waits for its turn.
     void aborted(const Chunks& chunks, u32 chunk) {
         if (next_ == chunks.after(chunk)) next_ = chunk;
     }
 
-    /// Packets taken before any is dropped.
+    /// Number of packets accepted before one is dropped.
     [[nodiscard]] u64 free(const Chunks& chunks, u64) const { return chunks.geometry().depth(); }
-    /// Chunk of the newest packet: a gap's slot keeps it.
+    /// Chunk of the newest packet, which the slot of a gap keeps.
     [[nodiscard]] u32 newest() const { return newest_; }
 
 private:
-    /// Goes round once, or until more than `patience` chunks were pinned.
+    /// Scans one round, or until more than `patience` chunks were pinned.
     bool scan(Chunks& chunks, PendingPacket& packet, u64 patience) {
         u32 chunk = next_;
         u64 pinned = 0;

@@ -1,9 +1,8 @@
-// The wire form of a packet: header | row records | scales (int8 only) | zeros | payload.
+// The wire format of a packet: header | row records | scales (int8 only) | zeros | payload.
 //
-// The payload begins at a multiple of 64 bytes, and so does a chunk: no store or load of a vector is split between two
-// cache lines.
+// Payload and chunks are aligned to 64 bytes, so that no vector load or store is split across two cache lines.
 //
-// Twin of workers/asysi/bus/packet.py; a test holds both to the same layout.
+// Counterpart of workers/asysi/bus/packet.py; a test checks that both layouts match.
 #pragma once
 
 #include <cstddef>
@@ -18,7 +17,7 @@ inline constexpr std::uint16_t packet_version = 2;
 enum class Dtype : std::uint16_t { float32 = 0, bfloat16 = 1, float16 = 2, int8 = 3, fp8_e4m3 = 4 };
 enum class Quantization : std::uint16_t { none = 0, bf16 = 1, fp8 = 2, int8 = 3 };
 
-/// Bytes of an element, 0 for an unknown type.
+/// Size of an element in bytes; 0 for an unknown type.
 constexpr std::size_t item_bytes(Dtype dtype) {
     switch (dtype) {
         case Dtype::float32: return 4;
@@ -30,18 +29,18 @@ constexpr std::size_t item_bytes(Dtype dtype) {
     return 0;
 }
 
-// Little-endian, no padding: every field sits at a multiple of its size.
+// Little-endian, no padding: every field is naturally aligned.
 struct PacketHeader {
     std::uint32_t magic;
     std::uint16_t version;
     std::uint16_t header_bytes;
-    std::uint64_t sequence;     // of the ring's shard, from 1; the ring writes it
-    std::uint64_t source;       // mark a restarted producer continues from, 0 for none
-    std::uint64_t rows_before;  // rows published for this account before this packet; the ring writes it
+    std::uint64_t sequence;     // per shard, from 1; written by the ring
+    std::uint64_t source;       // mark from which a restarted producer resumes; 0 for none
+    std::uint64_t rows_before;  // rows published for this account before this packet; written by the ring
     std::uint64_t step;
     std::uint64_t captured_ns;
     double sampling_rate;
-    std::uint32_t generation;  // of the producer; the ring writes it
+    std::uint32_t generation;  // of the producer; written by the ring
     std::uint32_t attempt;
     std::uint32_t rank;
     std::uint32_t account;
@@ -81,18 +80,18 @@ static_assert(sizeof(RowRecord) == row_bytes && std::is_trivially_copyable_v<Row
 
 inline constexpr std::size_t payload_alignment = 64;
 
-/// Where the payload of a packet begins.
+/// Byte offset of a packet's payload.
 constexpr std::uint64_t payload_at(std::uint64_t rows, std::uint64_t scale_bytes) {
     return (header_bytes + rows * row_bytes + scale_bytes + payload_alignment - 1) / payload_alignment * payload_alignment;
 }
 
-/// Bytes that a packet with this header covers; 0 when its sizes contradict each other.
+/// Total size of a packet with this header; 0 if its sizes are inconsistent.
 constexpr std::uint64_t packet_bytes(const PacketHeader& header) {
     const auto item = item_bytes(static_cast<Dtype>(header.dtype));
     const std::uint64_t rows = header.rows;
     const bool scales_fit = header.scale_bytes == 0 || header.scale_bytes == rows * 4;
     if (header.magic != packet_magic || header.version != packet_version || item == 0 || !scales_fit) return 0;
-    // rows and width are 32 bits each, an item at most 4 bytes: divide rather than overflow.
+    // rows and width are 32 bits each, an item at most 4 bytes: divide to avoid overflow.
     if (rows == 0 || header.payload_bytes / rows / item != header.width) return 0;
     if (header.payload_bytes % (rows * item) != 0) return 0;
     if (header.payload_bytes > (std::uint64_t{1} << 40)) return 0;

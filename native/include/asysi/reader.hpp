@@ -1,7 +1,7 @@
 // One reader of a ring, and its pins.
 //
-// Order of a packet: slot (acquire), pin (CAS, acquire), header; bytes are used; account (one step), cursor, unpin
-// (release). Killed between account and cursor, the next start finds the packet booked and passes over it.
+// Sequence per packet: slot (acquire), pin (CAS, acquire), header; use of the bytes; account (one step), cursor, unpin
+// (release). After a kill between account and cursor, the next start finds the packet counted and skips it.
 #pragma once
 
 #include <algorithm>
@@ -19,7 +19,7 @@
 
 namespace asysi {
 
-/// A pinned packet. The bytes hold until `Reader::release`.
+/// A pinned packet. The bytes are valid until `Reader::release`.
 struct Pin {
     u32 shard;
     u32 chunk;
@@ -38,7 +38,7 @@ struct Pin {
 
 class Reader {
 public:
-    /// Waits up to `patience` for a reader of this name that is alive to leave; then throws BusyError.
+    /// Waits up to `patience` for a live reader with this name to detach, then throws BusyError.
     Reader(const std::string& folder, const std::string& name, std::chrono::nanoseconds patience = {})
         : ring_(folder, Ring::Role::reader),
           index_(ring_.reader_index(name)),
@@ -55,7 +55,7 @@ public:
     [[nodiscard]] const Ring& ring() const { return ring_; }
     [[nodiscard]] u32 index() const { return index_; }
 
-    /// Tells those who look on whether an accelerator's driver knows the data.
+    /// Publishes whether the data is registered with an accelerator's driver, for monitoring.
     void note_registered(bool registered) {
         seat_.expect_open();
         ring_.reader(index_).mapping.registered.store(registered ? 1 : 0, std::memory_order_relaxed);
@@ -79,11 +79,11 @@ public:
         for (u32 shard = 0; shard < shards; ++shard) pass_gaps(shard);
     }
 
-    /// Pins up to `limit` packets into `out`, waiting up to `patience` for the first; none when the producer has closed.
+    /// Pins up to `limit` packets into `out`, waiting up to `patience` for the first; none if the producer has closed.
     void pull(std::vector<Pin>& out, std::size_t limit, std::chrono::nanoseconds patience) {
         const auto deadline = std::chrono::steady_clock::now() + patience;
         for (;;) {
-            // Closed is looked at before the packets: nothing comes after it.
+            // Check for closing before the packets: nothing follows it.
             const bool over = producer_closed();
             gather(out, limit);
             const auto left = deadline - std::chrono::steady_clock::now();
@@ -92,10 +92,10 @@ public:
         }
     }
 
-    /// Sleeps until there may be something to gather or the producer has closed, at most `limit`.
+    /// Sleeps until there may be packets or the producer has closed, for at most `limit`.
     void wait(std::chrono::nanoseconds limit) {
         Live& live = ring_.live();
-        // First the bell: a ring that takes our bit away after it was set then moves the bell after it was looked at.
+        // Read the doorbell first: if the producer clears our bit after it was set, it changes the doorbell afterwards.
         const u32 bell = live.doorbell.load(std::memory_order_seq_cst);
         live.waiters.fetch_or(bit_, std::memory_order_seq_cst);
         ASYSI_TESTPOINT("reader.wait.waiter_set");
@@ -109,25 +109,25 @@ public:
         return state == WriterState::complete || state == WriterState::attempt_over;
     }
 
-    /// Unpins, from any thread. False when the pin had been taken away, so that the bytes may have been another packet's.
+    /// Unpins, from any thread. Returns false if the pin was revoked, so that the bytes may have belonged to another packet.
     bool release(const Pin& pin) {
-        if (seat_.orphaned()) return true;  // a forked child: the pin is its parent's
+        if (seat_.orphaned()) return true;  // a forked child: the pin belongs to its parent
         const bool held = unpin(pin);
         held_[pin.shard].fetch_sub(1, std::memory_order_relaxed);
         if (held_in_all_.fetch_sub(1) == 1 && seat_.closed()) leave_if_empty();
         return held;
     }
 
-    /// Whether the pin still stands.
+    /// Whether the pin is still valid.
     [[nodiscard]] bool holds(const Pin& pin) const {
-        // An access that writes: a load could be older than the bytes that were read before it.
+        // A read-modify-write: a plain load could return a value older than the bytes read before it.
         const u64 there = ring_.state(pin.shard, pin.chunk).fetch_or(0, std::memory_order_acq_rel);
         return epoch() == pin.epoch && word::generation(there) == pin.generation && (there & bit_) != 0;
     }
 
-    // --- books -------------------------------------------------------------------------------------------------
+    // --- counters ----------------------------------------------------------------------------------------------
 
-    /// Books the packet as consumed, with the rows lost before it, and moves the cursor. Doing it again changes nothing.
+    /// Counts the packet as consumed, with the rows lost before it, and advances the cursor. Idempotent.
     void consumed(const Pin& pin) {
         const auto turn = seat_.enter(gate_);
         auto& book = books_[pin.account];
@@ -154,8 +154,8 @@ public:
         }
     }
 
-    /// `rows` are durable, what was consumed beyond them is rolled back. `position`: rows_before + rows of the last
-    /// durable packet, when the storage knows it; packets up to it are then passed over.
+    /// Counts `rows` as durable, and other consumed rows as rolled back. `position`: rows_before + rows of the last
+    /// durable packet, if the storage knows it; packets up to it are then skipped.
     void restore_durable(u32 account, u64 rows, std::optional<u64> position) {
         const auto turn = seat_.enter(gate_);
         expect_account(account);
@@ -175,7 +175,7 @@ public:
         store(account);
     }
 
-    /// Everything published that was not consumed counts as lapped; the cursors move to the heads.
+    /// Counts all published but unconsumed rows as lapped, and moves the cursors to the heads.
     void settle() {
         const auto turn = seat_.enter(gate_);
         for (u32 account = 0; account < ring_.accounts(); ++account) {
@@ -201,7 +201,7 @@ public:
         ASYSI_TESTPOINT("reader.finalise.stated");
     }
 
-    /// How the producer closed, once everything is consumed.
+    /// How the producer closed the ring, once everything is consumed.
     [[nodiscard]] std::optional<WriterState> ended() {
         const auto turn = seat_.enter(gate_);
         if (!producer_closed()) return std::nullopt;
@@ -226,7 +226,7 @@ public:
         ASYSI_TESTPOINT("reader.gauge.stored");
     }
 
-    /// No more packets. The lock is kept until the last pin is released, so that nobody takes the pins away.
+    /// Stops reading. The lock is kept until the last pin is released, so that the pins are not taken over.
     void close() {
         if (seat_.orphaned()) return;
         seat_.close();
@@ -236,7 +236,7 @@ public:
 private:
     void take_over() {
         const Geometry& g = ring_.geometry();
-        // Views of whoever was this reader before are void from here on.
+        // This invalidates the views of the previous reader.
         ring_.reader(index_).epoch.fetch_add(1);
         ASYSI_TESTPOINT("reader.attach.epoch");
         auto& mapping = ring_.reader(index_).mapping;
@@ -267,13 +267,13 @@ private:
         ASYSI_TESTPOINT("reader.attach.stated");
     }
 
-    /// A gather that is under way ends first, and may have pinned more.
+    /// Waits for a running gather, which may have pinned more.
     void leave_if_empty() noexcept {
         try {
             const auto turn = gate_.enter();
             if (held_in_all_.load() == 0) leave();
         } catch (const BusyError&) {
-            return;  // stuck in there for a second: the lock goes with the object
+            return;  // blocked for a second: the lock is released with the object
         }
     }
     void leave() {
@@ -303,7 +303,7 @@ private:
     }
     [[nodiscard]] u32 held(u32 shard) const { return held_[shard].load(std::memory_order_relaxed); }
 
-    /// Whether a shard has something that may be pinned.
+    /// Whether any shard has a packet that can be pinned.
     [[nodiscard]] bool ready() {
         const auto turn = seat_.enter(gate_);
         for (u32 shard = 0; shard < ring_.geometry().shards; ++shard) {
@@ -313,18 +313,18 @@ private:
         return false;
     }
 
-    /// Pins packets of one shard until `out` has `limit`; true when it stopped for the limit.
+    /// Pins packets of one shard until `out` has `limit`; returns true if the limit was reached.
     bool gather(std::vector<Pin>& out, std::size_t limit, u32 shard) {
         const Geometry& g = ring_.geometry();
         const u64 head = ring_.shard(shard).head.load(std::memory_order_acquire);
-        // Bounded work: a head that somebody scribbled over must not keep us here.
+        // Bounded: a corrupted head must not cause an endless loop.
         u64 steps = 4 * u64{g.chunks};
         while (next_[shard] <= head && held(shard) < g.pins && steps-- > 0) {
             if (out.size() >= limit) return true;
             const u64 sequence = next_[shard];
             auto pin = try_pin(shard, sequence);
             if (pin == Outcome::lapped) {
-                // To the middle of what is there: at the oldest it would be lapped again at once.
+                // Continue in the middle of the available packets: at the oldest one it would be lapped again at once.
                 const u64 now = ring_.shard(shard).head.load(std::memory_order_acquire);
                 const u64 behind = g.depth() / 2;
                 next_[shard] = std::max(sequence + 1, now > behind ? now - behind : 1);
@@ -353,7 +353,7 @@ private:
         auto& state = ring_.state(shard, chunk);
         u64 there = state.load(std::memory_order_relaxed);
         do {
-            // A bit of ours on this generation would be a pin that we hold or that somebody scribbled: not one to share.
+            // If our bit is already set for this generation, we hold the pin or the state is corrupt: do not share it.
             if (word::generation(there) != generation || (there & (word::writing | bit_)) != 0) return Outcome::lapped;
         } while (!state.compare_exchange_weak(there, there | bit_, std::memory_order_seq_cst, std::memory_order_relaxed));
         ASYSI_TESTPOINT("reader.pin.set");
@@ -370,7 +370,7 @@ private:
         if (header.sequence != sequence) return unpin(pinned_), Outcome::lapped;
         const bool whole = pinned_.size != 0 && pinned_.size <= ring_.geometry().chunk_bytes &&
                            header.account < ring_.geometry().accounts;
-        // What was booked before this reader was killed is not handed out again.
+        // Packets counted before this reader was killed are not handed out again.
         if (!whole || pinned_.end <= books_[header.account][consumed::position]) return unpin(pinned_), Outcome::nothing;
         u64& position = pulled_[header.account];
         pinned_.lapped_rows = header.rows_before > position ? header.rows_before - position : 0;
@@ -386,11 +386,12 @@ private:
             if (word::generation(there) != pin.generation || (there & bit_) == 0) return false;
         } while (!state.compare_exchange_weak(there, there & ~bit_, std::memory_order_release, std::memory_order_relaxed));
         ASYSI_TESTPOINT("reader.pin.cleared");
-        // After an eviction the pins of other shards still stand: they are let go, but the epoch has voided them.
+        // After an eviction the pins of other shards are still set; they are cleared here, but the epoch has invalidated
+        // them.
         return epoch() == pin.epoch;
     }
 
-    /// With nothing handed out and unbooked, the cursor moves over what was passed: gaps and packets lost to the lap.
+    /// If no packet is handed out and uncounted, moves the cursor past gaps and lapped packets.
     void pass_gaps(u32 shard) {
         if (consumed_[shard] < pulled_to_[shard] || consumed_[shard] + 1 >= next_[shard]) return;
         move_cursor(shard, next_[shard] - 1);
@@ -404,15 +405,15 @@ private:
     u32 first_shard_ = 0;
     Pin pinned_{};
     std::atomic<u32> held_in_all_{0};
-    std::vector<std::atomic<u32>> held_;  // pins, a shard
-    std::vector<u64> next_;        // sequence to look at next, a shard
-    std::vector<u64> pulled_to_;   // newest sequence handed out, a shard
-    std::vector<u64> consumed_;    // the cursor, a shard
-    std::vector<u64> pulled_;      // rows of an account handed out or lost so far
+    std::vector<std::atomic<u32>> held_;  // pins per shard
+    std::vector<u64> next_;        // next sequence to read, per shard
+    std::vector<u64> pulled_to_;   // newest sequence handed out, per shard
+    std::vector<u64> consumed_;    // cursor, per shard
+    std::vector<u64> pulled_;      // rows handed out or lost so far, per account
     std::vector<Versioned<consumed::words>::Values> books_;
 };
 
-/// A pinned packet that lets go of itself. Its sizes were checked when it was pinned and are not read again.
+/// A pinned packet with RAII. Its sizes were validated when it was pinned and are not read again.
 class Packet {
 public:
     Packet(Reader& reader, const Pin& pin) : reader_(&reader), pin_(pin) {}
@@ -430,20 +431,20 @@ public:
     [[nodiscard]] std::span<const RowRecord> records() const {
         return {reinterpret_cast<const RowRecord*>(pin_.bytes + header_bytes), pin_.rows};
     }
-    /// A scale a row of int8; empty for other types.
+    /// One scale per row for int8; empty for other types.
     [[nodiscard]] std::span<const float> scales() const {
         return {reinterpret_cast<const float*>(pin_.bytes + header_bytes + u64{pin_.rows} * row_bytes),
                 pin_.scale_bytes / sizeof(float)};
     }
-    /// The elements, from an address that is a multiple of 64.
+    /// The elements, aligned to 64 bytes.
     template <typename T = std::byte>
     [[nodiscard]] std::span<const T> payload() const {
         return {reinterpret_cast<const T*>(pin_.bytes + payload_at(pin_.rows, pin_.scale_bytes)), pin_.payload_bytes / sizeof(T)};
     }
 
-    /// Books it as consumed.
+    /// Counts the packet as consumed.
     void consume() { reader_->consumed(pin_); }
-    /// Unpins; false when the ring had taken the pin away, so that what was read may have been another packet's.
+    /// Unpins; returns false if the pin was revoked, so that the bytes may have belonged to another packet.
     bool release() { return reader_ == nullptr || std::exchange(reader_, nullptr)->release(pin_); }
 
 private:
@@ -451,7 +452,7 @@ private:
     Pin pin_;
 };
 
-/// Up to `limit` packets, waiting up to `patience` for the first; none when the producer has closed.
+/// Returns up to `limit` packets, waiting up to `patience` for the first; none if the producer has closed.
 inline std::vector<Packet> pull(Reader& reader, std::size_t limit, std::chrono::nanoseconds patience) {
     std::vector<Pin> pins;
     reader.pull(pins, limit, patience);

@@ -1,4 +1,4 @@
-// A ring on disk (in memory, mostly): creating it, attaching to it.
+// A ring's files, usually in a memory file system: creating them, and attaching to them.
 #pragma once
 
 #include <cerrno>
@@ -25,7 +25,7 @@ namespace asysi {
 inline std::string control_path(const std::string& folder) { return folder + "/control"; }
 inline std::string data_path(const std::string& folder) { return folder + "/data"; }
 
-/// The header of `geometry`'s control file.
+/// The header of the control file for `geometry`.
 inline ControlHeader header_of(const Geometry& g) {
     const Sections at(g);
     ControlHeader h{};
@@ -58,7 +58,7 @@ inline ControlHeader header_of(const Geometry& g) {
     return h;
 }
 
-/// Copies the header of an open control file and checks it. Throws VersionError or GeometryError.
+/// Copies and validates the header of an open control file. Throws VersionError or GeometryError.
 inline Geometry read_geometry(const File& control, const std::string& path) {
     const auto refuse = [&](const std::string& found, const std::string& wanted) {
         throw VersionError(path + " holds " + found + ", this build reads " + wanted +
@@ -111,7 +111,7 @@ inline Geometry read_geometry(const File& control, const std::string& path) {
     return g;
 }
 
-/// An attached ring: the control file writable, the data as the role needs it.
+/// An attached ring: the control file is mapped writable, the data as required by the role.
 class Ring {
 public:
     enum class Role { writer, reader, look };
@@ -155,7 +155,7 @@ public:
         return data_.base() + (u64{shard} * geometry_.chunks + chunk) * geometry_.chunk_bytes;
     }
 
-    /// Accounts registered, never more than the file has room for.
+    /// Number of registered accounts, clamped to the capacity of the file.
     [[nodiscard]] u32 accounts() const {
         const u32 count = live().accounts.load(std::memory_order_acquire);
         return count < geometry_.accounts ? count : geometry_.accounts;
@@ -164,7 +164,7 @@ public:
         const char* const name = account(i).name;
         return std::string(name, strnlen(name, account_name_bytes));
     }
-    /// Index of a reader; throws std::invalid_argument for a name that creation did not mention.
+    /// Index of a reader; throws std::invalid_argument for a name that was not given at creation.
     [[nodiscard]] u32 reader_index(const std::string& name) const {
         std::string known;
         for (u32 i = 0; i < geometry_.reader_count(); ++i) {
@@ -204,7 +204,7 @@ private:
 
 namespace creation {
 
-/// Holds the folder for one creator at a time.
+/// Locks the folder for one creator at a time.
 class FolderLock {
 public:
     FolderLock(const std::string& folder, std::chrono::nanoseconds patience) : file_(folder, O_RDONLY | O_DIRECTORY) {
@@ -212,7 +212,7 @@ public:
         while (flock(file_.descriptor(), LOCK_EX | LOCK_NB) != 0) {
             if (errno != EWOULDBLOCK && errno != EINTR) fail(errno, "cannot lock", folder);
             if (std::chrono::steady_clock::now() > deadline) {
-                throw BusyError("somebody else is creating or resetting the ring in " + folder + ", and was not done in time");
+                throw BusyError("another process creates or resets the ring in " + folder + ", and was not done in time");
             }
             std::this_thread::sleep_for(std::chrono::milliseconds(5));
         }
@@ -243,7 +243,7 @@ inline void expect_room(const std::string& folder, u64 needed) {
     }
 }
 
-/// A file of `bytes` zeros whose every byte is there: writing to it can never raise SIGBUS.
+/// Creates a file of `bytes` zeros, fully allocated, so that writing to it can never raise SIGBUS.
 inline File allocate(const std::string& path, u64 bytes, const std::string& folder, std::optional<int> node) {
     File file(path, O_RDWR | O_CREAT | O_TRUNC, 0660);
     topology::place(file, bytes, path, node);
@@ -271,10 +271,11 @@ inline void move(const std::string& from, const std::string& to) {
 
 }  // namespace creation
 
-/// Creates the ring; false when the same one stands there already.
+/// Creates the ring; returns false if an identical one already exists.
 ///
-/// The control file appears last and by a rename, so a ring that is seen is whole.
-/// `patience`: how long to wait for somebody else who creates it; `node`: NUMA node of the data, else the creator's.
+/// The control file is created last, by a rename, so a visible ring is complete.
+/// `patience`: how long to wait for another process that creates it; `node`: NUMA node of the data, by default the
+/// creator's.
 inline bool create(const std::string& folder, const Geometry& geometry, std::chrono::nanoseconds patience = std::chrono::seconds(30),
                    std::optional<int> node = std::nullopt) {
     check(geometry);
@@ -287,8 +288,8 @@ inline bool create(const std::string& folder, const Geometry& geometry, std::chr
     if (std::filesystem::exists(control)) {
         const Geometry there = read_geometry(File(control, O_RDONLY), control);
         if (there == geometry) return false;
-        throw GeometryError("another ring stands in " + folder + ": it has " + describe(there) + ", wanted was " +
-                            describe(geometry) + "; remove the folder or ask for the same");
+        throw GeometryError("a different ring exists in " + folder + ": it has " + describe(there) + ", wanted was " +
+                            describe(geometry) + "; remove the folder or use the same geometry");
     }
     const Sections at(geometry);
     for (const auto& left : {control + ".new", data + ".new", data}) unlink(left.c_str());

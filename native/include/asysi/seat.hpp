@@ -1,4 +1,4 @@
-// A participant's place in a ring: what shows others that it lives, and what keeps its own threads apart.
+// A participant's seat in a ring: its liveness lock, and the mutual exclusion of its own threads.
 #pragma once
 
 #include <atomic>
@@ -14,10 +14,10 @@
 
 namespace asysi {
 
-/// One thread at a time; uncontended one exchange and one store, and never a system call.
+/// A mutex that costs one compare-exchange and one store if uncontended, without system calls.
 class Gate {
 public:
-    /// A thread's turn, until it goes out of scope.
+    /// Scoped ownership of the gate.
     class Turn {
     public:
         explicit Turn(Gate& gate) : gate_(&gate) {}
@@ -31,7 +31,7 @@ public:
         Gate* gate_;
     };
 
-    /// Waits for the thread that is inside, a second at most: what it does there takes microseconds.
+    /// Waits at most a second for the owning thread, whose critical sections take microseconds.
     [[nodiscard]] Turn enter() {
         std::uint32_t there = free;
         if (!state_.compare_exchange_strong(there, taken, std::memory_order_acquire, std::memory_order_relaxed)) queue();
@@ -56,11 +56,11 @@ private:
     std::atomic<std::uint32_t> state_{free};
 };
 
-/// A lock on one byte of a ring's control file, and whether its owner has left.
+/// A lock on one byte of a ring's control file, and whether its owner has closed it.
 class Seat {
 public:
-    /// A seat at the ring whose control file was opened as `file`. Throws BusyError when somebody alive sits there for all
-    /// of `patience`, or when the ring was reset after the file was opened.
+    /// Takes a seat at the ring whose control file was opened as `file`. Throws BusyError if a live process holds it for
+    /// longer than `patience`, or if the ring was reset after the file was opened.
     Seat(const File& file, const std::string& control, off_t byte, std::string who, std::chrono::nanoseconds patience)
         : who_(std::move(who)) {
         const auto deadline = std::chrono::steady_clock::now() + patience;
@@ -71,19 +71,19 @@ public:
         if (!lock_.on(file.descriptor())) throw BusyError(control + " was reset meanwhile: attach again");
     }
 
-    /// True in a child that was forked from the owner: nothing here is its own.
+    /// True in a child process forked from the owner, which does not own the seat.
     [[nodiscard]] bool orphaned() const { return lock_.orphaned(); }
     [[nodiscard]] bool closed() const { return closed_.load(); }
-    /// No more turns; those that are under way end. False when it was closed before.
+    /// Prevents further turns; running ones complete. Returns false if it was already closed.
     bool close() { return !closed_.exchange(true); }
-    /// Somebody else may sit down.
+    /// Releases the lock.
     void leave() { lock_.release(); }
 
     void expect_open() const {
         if (orphaned()) throw ClosedError("this process was forked from " + who_);
         if (closed_.load(std::memory_order_acquire)) throw ClosedError(who_ + " is closed");
     }
-    /// This thread's turn; throws ClosedError, or BusyError after a second.
+    /// Enters the gate; throws ClosedError, or BusyError after a second.
     [[nodiscard]] Gate::Turn enter(Gate& gate) const {
         expect_open();  // first: in a forked child the gate may be held by a thread that does not exist there
         Gate::Turn turn = gate.enter();

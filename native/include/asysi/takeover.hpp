@@ -1,6 +1,6 @@
-// What a producer does first: it finishes or undoes what the last one was at when it was killed.
+// Takeover by a new producer: completes or undoes the operations during which the previous one was killed.
 //
-// Every step may itself be killed and done again.
+// Every step can itself be interrupted by a kill and repeated.
 #pragma once
 
 #include "asysi/books.hpp"
@@ -11,12 +11,12 @@ class Takeover {
 public:
     Takeover(const Ring& ring, ProducerBooks& books) : ring_(ring), books_(books) {}
 
-    /// Brings books and chunks in order. Afterwards no intent is open and no chunk is claimed.
+    /// Repairs counters and chunks. Afterwards no intent is open and no chunk is claimed.
     void repair() {
         const Live& live = ring_.live();
         for (u32 s = 0; s < ring_.geometry().shards; ++s) {
             if (ring_.shard(s).intent.open.load(std::memory_order_acquire) == 1) resolve(s);
-            // After the intent, which may say what became of a claim.
+            // After the intent, which may record the result of a claim.
             for (u32 chunk = 0; chunk < ring_.geometry().chunks; ++chunk) {
                 if (ring_.claim(s, chunk).open.load(std::memory_order_acquire) == 1) resolve_claim(s, chunk);
             }
@@ -25,7 +25,7 @@ public:
         for (u32 s = 0; s < ring_.geometry().shards; ++s) free_open_claims(s);
     }
 
-    /// Tells the others that this producer is there; returns its generation.
+    /// Announces this producer; returns its generation.
     u32 enter() {
         Live& live = ring_.live();
         live.writer.bytes.store(ring_.data().bytes(), std::memory_order_relaxed);
@@ -41,8 +41,8 @@ public:
     }
 
 private:
-    /// Finishes what was committed; books the rest as lost in the crash, or, when the producer can repeat it from its
-    /// source, undoes it.
+    /// Completes what was committed. Counts the rest as lost in the crash, or undoes it if the producer can repeat it from
+    /// its source.
     void resolve(u32 shard) {
         Intent& intent = ring_.shard(shard).intent;
         const auto read = [](const auto& value) { return value.load(std::memory_order_relaxed); };
@@ -70,8 +70,8 @@ private:
         ASYSI_TESTPOINT("takeover.intent.closed");
     }
 
-    /// The rows of a claim that was neither committed nor aborted are lost in the crash, or repeated. They are booked as
-    /// everything is, within an intent: killed in between, the next takeover sees whether they are.
+    /// The rows of an open claim are lost in the crash, or repeated. Like all updates, they are counted within an intent:
+    /// after a kill in between, the next takeover can tell whether they were.
     void resolve_claim(u32 shard, u32 chunk) {
         const ClaimRecord& claim = ring_.claim(shard, chunk);
         const auto read = [](const auto& value) { return value.load(std::memory_order_relaxed); };
@@ -87,13 +87,13 @@ private:
         books_.settle(shard, source, chunk + 1);
     }
 
-    /// Whether the producer repeats what has this mark: not what lies at or below the shard's own mark, which a later
-    /// packet raised while this one was open.
+    /// Whether the producer repeats rows with this mark: not if it is at or below the shard's mark, which a later packet
+    /// may have raised while this one was open.
     [[nodiscard]] bool repeats(u32 shard, u64 source) const {
         return source > ring_.shard(shard).source.load(std::memory_order_relaxed);
     }
 
-    /// Rows seen by the dead producer that it had not booked further were under way.
+    /// Counts rows that the dead producer saw but did not account for as lost; they were in flight.
     void book_owed() {
         for (u32 i = 0; i < books_.registered(); ++i) {
             const auto& c = books_.of(i);
@@ -105,7 +105,7 @@ private:
         }
     }
 
-    /// And the pins that no reader holds: nobody would ever clear them.
+    /// Frees open claims, and clears pins of nonexistent readers, which would never be cleared otherwise.
     void free_open_claims(u32 shard) {
         const u64 strays = word::pin_mask & ~((u64{1} << ring_.geometry().reader_count()) - 1);
         for (u32 chunk = 0; chunk < ring_.geometry().chunks; ++chunk) {

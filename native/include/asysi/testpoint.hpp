@@ -1,8 +1,8 @@
-// Places where a test may kill the process: behind every step that others can see.
+// Points at which a test can kill the process: after every step that is visible to other processes.
 //
-// Compiled with -DASYSI_TESTPOINTS a place counts how often it was reached, kills the process (SIGKILL) when the
-// environment's ASYSI_TESTPOINT=label:n names its n-th time, and calls `hook` if a test set one. Without it, which is how
-// the ring is shipped, a place is nothing but a check that its label stands in the list.
+// If compiled with -DASYSI_TESTPOINTS, a test point counts its hits, kills the process (SIGKILL) at the n-th hit given by
+// the environment variable ASYSI_TESTPOINT=label:n, and calls `hook` if a test has set one. In release builds, a test point
+// only checks at compile time that its label is in the list.
 #pragma once
 
 #include <array>
@@ -19,7 +19,7 @@
 
 namespace asysi::testpoint {
 
-/// Every label, in the order of the protocol: a test of faults goes through all of them.
+/// All labels in the order of the protocol; the fault tests iterate over all of them.
 inline constexpr std::array labels = {
     // create
     std::string_view{"create.folder.made"},
@@ -35,7 +35,7 @@ inline constexpr std::array labels = {
     std::string_view{"reset.control.allocated"},
     std::string_view{"reset.header.written"},
     std::string_view{"reset.control.renamed"},
-    // a producer comes
+    // a producer attaches
     std::string_view{"writer.lock.taken"},
     std::string_view{"takeover.books.stored"},
     std::string_view{"takeover.source.raised"},
@@ -47,7 +47,7 @@ inline constexpr std::array labels = {
     std::string_view{"takeover.mapping.noted"},
     std::string_view{"takeover.generation.stored"},
     std::string_view{"takeover.state.stored"},
-    // it publishes
+    // a producer publishes
     std::string_view{"writer.account.named"},
     std::string_view{"writer.account.counted"},
     std::string_view{"writer.home.bound"},
@@ -68,7 +68,7 @@ inline constexpr std::array labels = {
     std::string_view{"writer.bell.waiters_cleared"},
     std::string_view{"writer.bell.rung"},
     std::string_view{"writer.bell.woken"},
-    std::string_view{"books.copy.written"},  // of producer and readers: the copy that does not count yet
+    std::string_view{"books.copy.written"},  // of producer and readers: the copy that is not valid yet
     std::string_view{"writer.books.stored"},
     std::string_view{"writer.source.raised"},
     std::string_view{"writer.claim.closed"},
@@ -95,7 +95,7 @@ inline constexpr std::array labels = {
     std::string_view{"reader.lock.released"},
 };
 
-/// Place of a label in `labels`; an unknown one does not compile.
+/// Index of a label in `labels`; an unknown label is a compile-time error.
 consteval std::size_t index(std::string_view label) {
     for (std::size_t i = 0; i < labels.size(); ++i) {
         if (labels[i] == label) return i;
@@ -107,10 +107,10 @@ consteval std::size_t index(std::string_view label) {
 
 inline constexpr bool enabled = true;
 inline std::array<std::atomic<std::uint64_t>, labels.size()> hits{};
-/// Called at every place, with its label, before the environment is obeyed.
+/// Called at every test point with its label, before a possible kill.
 inline void (*hook)(std::string_view label) = nullptr;
 
-/// The label and the count that the environment names; index `labels.size()` when it names none.
+/// Label and count from the environment; index `labels.size()` if there are none.
 struct Order {
     std::size_t index = labels.size();
     std::uint64_t count = 1;
@@ -123,7 +123,7 @@ struct Order {
         const auto label = whole.substr(0, colon);
         while (index-- > 0 && labels[index] != label) {
         }
-        if (index > labels.size()) std::abort();  // a mistyped label must not pass for a place never reached
+        if (index > labels.size()) std::abort();  // a mistyped label must not look like an unreached test point
         if (colon != std::string_view::npos) std::from_chars(whole.data() + colon + 1, whole.data() + whole.size(), count);
     }
 };

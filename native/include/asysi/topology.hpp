@@ -1,4 +1,4 @@
-// Where the memory of a ring lies: asked for where the machine has a choice, and reported as it turned out.
+// Placement of a ring's memory on NUMA nodes and huge pages: requests it, and reports the actual placement.
 #pragma once
 
 #include <cerrno>
@@ -20,7 +20,7 @@
 
 namespace asysi::topology {
 
-/// NUMA nodes of the machine, 1 when the system does not say.
+/// Number of NUMA nodes of the machine; 1 if unknown.
 inline int nodes() {
     int count = 0;
     std::error_code none;
@@ -31,20 +31,20 @@ inline int nodes() {
     return count > 0 ? count : 1;
 }
 
-/// Node of the processor that runs this, 0 when the system does not say.
+/// NUMA node of the current CPU; 0 if unknown.
 inline int here() {
     unsigned processor = 0, node = 0;
     return syscall(SYS_getcpu, &processor, &node, nullptr) == 0 ? static_cast<int>(node) : 0;
 }
 
-/// Whether huge pages of shared memory are there for those who ask.
+/// Whether huge pages of shared memory are available on request.
 inline bool huge_on_request() {
     const auto text = text_of("/sys/kernel/mm/transparent_hugepage/shmem_enabled").value_or("");
     return text.find("[advise]") != std::string::npos;
 }
 
-/// Asks for a node, and for huge pages, before the first page of a file is there. Without `node`: that of this processor,
-/// on a machine with several. Throws when `node` was named and cannot be had; everything else is only a wish.
+/// Requests a node, and huge pages, before the first page of a file is allocated. Without `node`, requests the current
+/// CPU's node on a machine with several. Throws if an explicit `node` is not available; everything else is best effort.
 inline void place(const File& file, std::size_t bytes, const std::string& path, std::optional<int> node) {
     const bool huge = huge_on_request();
     if (!node && !huge && nodes() < 2) return;
@@ -53,7 +53,7 @@ inline void place(const File& file, std::size_t bytes, const std::string& path, 
     if (base == MAP_FAILED) fail(errno, "cannot map", path);
     int refused = 0;
     if (node || nodes() > 1) {
-        constexpr int prefer = 1;  // MPOL_PREFERRED: a node that is full must not kill anybody
+        constexpr int prefer = 1;  // MPOL_PREFERRED: a full node must not get processes killed
         unsigned long mask[16]{};
         const auto wanted = static_cast<unsigned>(node ? *node : here());
         constexpr unsigned bits = sizeof mask[0] * 8;
@@ -62,13 +62,13 @@ inline void place(const File& file, std::size_t bytes, const std::string& path, 
         if (refused == 0 && syscall(SYS_mbind, base, bytes, prefer, mask, std::size(mask) * bits, 0) != 0) refused = errno;
     }
     if (huge && madvise(base, bytes, MADV_HUGEPAGE) == 0) {
-        static_cast<void>(madvise(base, bytes, MADV_POPULATE_WRITE));  // what fails is allocated as small pages, or refused
+        static_cast<void>(madvise(base, bytes, MADV_POPULATE_WRITE));  // on failure, allocation uses small pages or fails
     }
     munmap(base, bytes);
-    if (node && refused != 0) fail(refused, "NUMA node " + std::to_string(*node) + " cannot be had for", path);
+    if (node && refused != 0) fail(refused, "NUMA node " + std::to_string(*node) + " cannot be used for", path);
 }
 
-/// Pages of each node, of at most 64 spread over the mapping; empty when the system does not say.
+/// Number of pages per node, of at most 64 sampled across the mapping; empty if unknown.
 inline std::map<int, int> nodes_of(const std::byte* base, std::size_t bytes) {
     constexpr std::size_t most = 64, page = 4096;
     const std::size_t pages = bytes / page, count = pages < most ? pages : most;
@@ -87,15 +87,15 @@ inline std::map<int, int> nodes_of(const std::byte* base, std::size_t bytes) {
     return found;
 }
 
-/// What this process has of a mapping, as the kernel tells.
+/// State of a mapping in this process, as reported by the kernel.
 struct Obtained {
     std::uint64_t bytes = 0;
-    std::uint64_t resident = 0;   // mapped here: touching them raises no page fault
-    std::uint64_t huge = 0;       // of these, in huge pages
+    std::uint64_t resident = 0;   // mapped in this process: accessing them causes no page fault
+    std::uint64_t huge = 0;       // of these, bytes in huge pages
     std::uint64_t locked = 0;
     std::uint64_t page_bytes = 0;
     Populated populated = Populated::no;
-    std::map<int, int> nodes;     // pages of a sample, by node
+    std::map<int, int> nodes;     // sampled pages by node
 };
 
 inline Obtained obtained(const Mapping& mapping) {
@@ -122,7 +122,7 @@ inline Obtained obtained(const Mapping& mapping) {
     return facts;
 }
 
-/// What the file system holds of a ring's data.
+/// State of a ring's data file in the file system.
 struct Stored {
     std::string file_system;
     std::uint64_t bytes = 0;
@@ -142,7 +142,7 @@ inline Stored stored(const std::string& path) {
     all.bytes = static_cast<std::uint64_t>(facts.st_size);
     all.allocated = static_cast<std::uint64_t>(facts.st_blocks) * 512;
     all.page_bytes = static_cast<std::uint64_t>(system.f_bsize);
-    // Only what is allocated may be touched: the rest of a file that was cut off would raise SIGBUS.
+    // Only access allocated bytes: the rest of a truncated file would raise SIGBUS.
     if (all.bytes == 0 || all.allocated < all.bytes) return all;
     void* const base = mmap(nullptr, all.bytes, PROT_READ, MAP_SHARED, file.descriptor(), 0);
     if (base == MAP_FAILED) return all;

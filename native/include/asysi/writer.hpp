@@ -1,13 +1,13 @@
-// The one producer of a ring: one thread a shard, at most.
+// The single producer of a ring, with at most one thread per shard.
 //
-// Order of a packet: intent, chunk taken (CAS, acquire), bytes, state (release), slot (release), head (seq_cst: the packet
-// exists), account (one step), source, intent closed. Killed anywhere, the next one's `Takeover` finishes or undoes it.
+// Sequence per packet: intent, chunk taken (CAS, acquire), bytes, state (release), slot (release), head (seq_cst: the packet
+// exists), account (one step), source, intent closed. After a kill at any point, the next `Takeover` completes or undoes it.
 //
-// A claim splits this in two turns. Claimed: chunk taken, record opened, header. Committed: intent, which names the record;
-// sequence and rows_before; then as above, the record closed before the intent. Between the two any number of others may be
-// claimed and committed, by any thread. Aborted, it takes no sequence, so that it leaves no gap.
+// A claim splits this into two turns. Claim: chunk taken, record opened, header. Commit: intent, which names the record;
+// sequence and rows_before; then as above, with the record closed before the intent. In between, any number of other
+// packets can be claimed and committed, by any thread. An aborted claim takes no sequence, so that it leaves no gap.
 //
-// Shards share nothing but the doorbell: each has its own intent, chunks, slots and accounts (books.hpp).
+// Shards only share the doorbell: each has its own intent, chunks, slots and accounts (books.hpp).
 #pragma once
 
 #include <algorithm>
@@ -35,7 +35,7 @@
 namespace asysi {
 
 class Writer {
-    /// What a shard's thread works with.
+    /// State of a shard's thread.
     struct alignas(64) Lane {
         /// Calls `act` with the ring's policy.
         template <typename Act>
@@ -53,12 +53,12 @@ class Writer {
         Gate gate;
         u64 head = 0;  // sequence of the newest packet
         Chunks chunks;
-        std::vector<PendingPacket> claims;  // by chunk; those that are `claimed` are open
+        std::vector<PendingPacket> claims;  // by chunk; open if `claimed`
         std::variant<Overwrite, DropNew> policy;
     };
 
 public:
-    /// Waits up to `patience` for a producer that is alive to leave; then throws BusyError.
+    /// Waits up to `patience` for a live producer to detach, then throws BusyError.
     explicit Writer(const std::string& folder, std::chrono::nanoseconds patience = {})
         : ring_(folder, Ring::Role::writer),
           seat_(ring_.file(), control_path(folder), 0, "the producer of the ring in " + folder, patience),
@@ -78,7 +78,7 @@ public:
     [[nodiscard]] const Geometry& geometry() const { return ring_.geometry(); }
     [[nodiscard]] u32 generation() const { return generation_; }
 
-    /// Tells those who look on whether an accelerator's driver knows the data.
+    /// Publishes whether the data is registered with an accelerator's driver, for monitoring.
     void note_registered(bool registered) {
         if (!registered && seat_.closed()) return;  // whoever comes next says what it has itself
         seat_.expect_open();
@@ -91,13 +91,13 @@ public:
         converters_ = threads > 1 ? std::make_unique<ConvertPool>(threads) : nullptr;
     }
 
-    /// Index of the account `name`, which is registered when new.
+    /// Index of the account `name`; registers it if it is new.
     u32 account(const std::string& name) {
         seat_.expect_open();
         return books_.account(name);
     }
 
-    /// Packets that `shard` takes before the policy drops any. Never less than it was, but for what is published.
+    /// Number of packets that `shard` accepts before the policy drops one. Decreases only by publishing.
     [[nodiscard]] u64 free(u32 shard) {
         expect_shard(shard);
         Lane& lane = lanes_[shard];
@@ -115,10 +115,10 @@ public:
         return ring_.shard(shard).head.load(std::memory_order_relaxed);
     }
 
-    /// Publishes `block`; false, the rows booked as dropped, when it had to go. An empty block is not a packet.
+    /// Publishes `block`; returns false if it was dropped, with its rows counted as dropped. Empty blocks are ignored.
     ///
-    /// Throws std::invalid_argument, before anything is booked, when the block cannot be a packet of this ring.
-    /// Threads on one shard take turns; throws BusyError when another has been at work there for a second.
+    /// Throws std::invalid_argument, before counting anything, if the block is not a valid packet for this ring.
+    /// Threads on one shard take turns; throws BusyError if another one holds it for more than a second.
     bool publish(const Block& block) {
         expect_shard(block.shard);
         Lane& lane = lanes_[block.shard];
@@ -135,8 +135,8 @@ public:
         return true;
     }
 
-    /// Claims a chunk for `block`, whose rows are described but not read: header and records are written, the payload is
-    /// the caller's. Nothing, the rows booked as dropped, when none is to be had. Throws like `publish`.
+    /// Claims a chunk for `block`, whose rows are described but not read: writes header and records, the caller writes the
+    /// payload. Returns empty, with the rows counted as dropped, if no chunk is available. Throws like `publish`.
     [[nodiscard]] std::optional<Claim> claim(const Block& block) {
         expect_shard(block.shard);
         Lane& lane = lanes_[block.shard];
@@ -145,10 +145,10 @@ public:
         return claim_chunk(lane, block);
     }
 
-    /// Claims a chunk for each of `blocks`, all of one shard, neighbours if that many are free: then their bytes lie
-    /// `chunk_bytes` apart, and one copy with a stride fills them all. Where neighbours are not to be had it takes others,
-    /// and counts that in `scattered`. Adds the claims to `claims`, in the order of the blocks, and returns how many there
-    /// are; the rows of the blocks behind those are booked as dropped.
+    /// Claims a chunk for each of `blocks`, all in one shard. The chunks are adjacent if enough are free: they are then
+    /// `chunk_bytes` apart, and a single strided copy can fill them all. Otherwise it takes other chunks and counts this in
+    /// `scattered`. Appends the claims to `claims`, in the order of the blocks, and returns their number; the rows of the
+    /// remaining blocks count as dropped.
     ///
     /// Throws like `publish`, before anything is claimed.
     std::size_t claim(std::span<const Block> blocks, std::vector<Claim>& claims) {
@@ -158,7 +158,7 @@ public:
         Lane& lane = lanes_[shard];
         const auto turn = seat_.enter(lane.gate);
         for (const Block& block : blocks) expect_claimable(block, shard);
-        claims.reserve(claims.size() + blocks.size());  // before a chunk is claimed: it may throw
+        claims.reserve(claims.size() + blocks.size());  // before claiming a chunk, as it may throw
         const std::size_t first = claims.size();
         if (blocks.size() <= geometry().chunks) {
             lane.chosen([&](auto& policy) { policy.line_up(lane.chunks, lane.head, static_cast<u32>(blocks.size())); });
@@ -176,15 +176,15 @@ public:
         return claims.size() - first;
     }
 
-    /// How often several chunks were claimed at once and were not neighbours, since the ring was made.
+    /// Number of multi-chunk claims whose chunks were not adjacent, since the ring was created.
     [[nodiscard]] u64 scattered(u32 shard) const {
         seat_.expect_open();
         expect_shard(shard);
         return ring_.shard(shard).scattered.load(std::memory_order_relaxed);
     }
 
-    /// Books rows that are no packet: all numbers in one step. With a source, only if it is above the shard's mark, which
-    /// it raises in the same step: a producer that repeats books once.
+    /// Counts rows without a packet, all numbers in one step. With a source, only if it is above the shard's mark, which is
+    /// raised in the same step, so that a producer that repeats the call counts the rows once.
     void book(u32 account, const Entry& entry, u32 shard = 0, u64 source = 0) {
         books_.expect_account(account);
         expect_shard(shard);
@@ -202,21 +202,21 @@ public:
         books_.settle(shard, source);
     }
 
-    /// Releases the lock; with a state, tells the readers that nothing more comes. Open claims are aborted.
+    /// Releases the lock; with a state, signals the end of the stream to the readers. Aborts open claims.
     void close(std::optional<WriterState> state) {
         if (seat_.orphaned() || !seat_.close()) return;
         for (Lane& lane : lanes_) {
             try {
-                // What is under way ends; a claim that it opens meanwhile is aborted like the others.
+                // Running operations complete; claims that they open meanwhile are aborted like the others.
                 const auto turn = lane.gate.enter();
                 for (PendingPacket& packet : lane.claims) {
                     if (packet.claimed) give_up(lane, packet);
                 }
             } catch (const BusyError&) {
-                continue;  // stuck in there for a second: the next producer will find open what it left open
+                continue;  // blocked for a second: the next producer resolves what is left open
             }
         }
-        const std::scoped_lock names(books_.registrar());  // what is booked without a shard is booked before the lock is free
+        const std::scoped_lock names(books_.registrar());  // counting without a shard completes before the lock is released
         if (state) {
             ring_.live().writer_state.store(static_cast<u32>(*state), std::memory_order_release);
             ASYSI_TESTPOINT("writer.close.stated");
@@ -229,7 +229,7 @@ public:
 private:
     friend class Claim;
 
-    // --- what may be asked ---------------------------------------------------------------------------------------
+    // --- argument checks -----------------------------------------------------------------------------------------
 
     void expect_shard(u32 shard) const {
         if (shard < geometry().shards) return;
@@ -269,14 +269,14 @@ private:
     }
     void open_intent(const PendingPacket& packet) { open_intent(packet, packet.sequence); }
 
-    /// As an intent names it: chunk + 1, 0 for a packet that was never claimed.
+    /// Claim as stored in an intent: chunk + 1; 0 for a packet without a claim.
     [[nodiscard]] static u32 ended_claim(const PendingPacket& packet) { return packet.claimed ? packet.chunk + 1 : 0; }
 
     static bool take_chunk(Lane& lane, PendingPacket& packet) {
         return lane.chosen([&](auto& policy) { return policy.claim(lane.chunks, packet, lane.head); });
     }
 
-    /// Nothing, which is booked, when there is no chunk.
+    /// Returns empty, with the rows counted as dropped, if no chunk is available.
     [[nodiscard]] std::optional<Claim> claim_chunk(Lane& lane, const Block& block) {
         PendingPacket packet = pending(lane, block, Plan(block));
         if (!take_chunk(lane, packet)) {
@@ -291,7 +291,7 @@ private:
         return Claim(*this, packet, ring_.chunk(packet.shard, packet.chunk));
     }
 
-    /// Header and records; the padding before the payload is zeros, so that a packet's bytes are its own.
+    /// Writes header and records; zeros the padding before the payload, so that it contains no stale bytes.
     void write_head(const PendingPacket& packet, const Block& block) {
         const Plan& plan = packet.plan;
         std::byte* const chunk = ring_.chunk(packet.shard, packet.chunk);
@@ -333,7 +333,7 @@ private:
         ASYSI_TESTPOINT("writer.payload.written");
     }
 
-    /// The packet comes to be, and is booked.
+    /// Publishes the packet and counts its rows.
     void finish(Lane& lane, const PendingPacket& packet) {
         ring_.state(packet.shard, packet.chunk).store(word::state(packet.generation), std::memory_order_release);
         ASYSI_TESTPOINT("writer.state.published");
@@ -343,7 +343,7 @@ private:
         books_.settle(packet.shard, packet.source, ended_claim(packet));
     }
 
-    /// An open claim ends without a packet. No slot names its generation, so no reader ever pins it.
+    /// Ends an open claim without a packet. No slot refers to its generation, so no reader ever pins it.
     void give_up(Lane& lane, PendingPacket& packet) {
         open_intent(packet, ProducerBooks::never);
         ring_.state(packet.shard, packet.chunk).store(word::state(packet.generation), std::memory_order_release);
@@ -354,7 +354,7 @@ private:
         packet.claimed = false;
     }
 
-    /// The next packet of the shard, or the gap in its place, comes to be.
+    /// Appends the shard's next packet, or a gap in its place.
     void append(Lane& lane, const PendingPacket& packet, u64 slot) {
         ring_.slot(packet.shard, packet.sequence).store(slot, std::memory_order_release);
         ASYSI_TESTPOINT("writer.slot.stored");
@@ -370,7 +370,7 @@ private:
         if (overwrite == nullptr) {
             books_.add(packet.account, {.seen = seen, .dropped = packet.rows, .reason = reason::ring_full});
         } else {
-            // The sequence advances, so that readers see by the gap what is missing.
+            // The sequence advances, so that readers detect missing packets by the gap.
             ring_.shard(packet.shard).intent.tombstone.store(1, std::memory_order_release);
             ASYSI_TESTPOINT("writer.tombstone.noted");
             append(lane, packet, word::tombstone | word::slot(packet.sequence, overwrite->newest()));
@@ -379,7 +379,7 @@ private:
         books_.settle(packet.shard, packet.source);
     }
 
-    /// One step on an account that has a home is its shard's; before that it is nobody's, and the registrar's.
+    /// Updates an account under its home shard's gate, or under the registrar if it has no home yet.
     void book_at_home(u32 account, const Entry& entry) {
         seat_.expect_open();
         if (books_.home(account) == 0) {
@@ -428,13 +428,13 @@ private:
         return std::adjacent_find(claims.begin(), claims.end(), apart) == claims.end();
     }
 
-    /// What an open claim is to become; null when it is over.
+    /// The pending packet of an open claim; null if the claim has ended.
     [[nodiscard]] static PendingPacket* pending(Lane& lane, const Claim& claim) {
         PendingPacket& packet = lane.claims[claim.chunk_];
         return packet.claimed ? &packet : nullptr;
     }
 
-    /// What is known of a claimed packet only when it is committed.
+    /// Writes the header fields that are only known at commit.
     void write_number(const PendingPacket& packet) {
         std::byte* const chunk = ring_.chunk(packet.shard, packet.chunk);
         const u64 rows_before = books_.of(packet.account)[produced::published];
@@ -443,7 +443,7 @@ private:
         ASYSI_TESTPOINT("writer.claim.numbered");
     }
 
-    /// Whether a chunk that is claimed anew has left the caches, as far as the system tells their size.
+    /// Whether a reused chunk is no longer in the caches, if the system reports their size.
     static bool exceeds_caches(const Geometry& g) {
         const u64 kib = number_of("/sys/devices/system/cpu/cpu0/cache/index3/size").value_or(0);
         return kib != 0 && u64{g.shards} * g.chunks * g.chunk_bytes > kib * 1024 / 2;
@@ -469,7 +469,7 @@ inline void Claim::abort() noexcept {
     try {
         std::exchange(writer_, nullptr)->abort_claim(*this);
     } catch (const RingError&) {
-        return;  // busy: left to the writer's end; closed, which has aborted it; or a forked child, where it is its parent's
+        return;  // busy: left to close(); closed: already aborted; forked child: it belongs to the parent
     }
 }
 

@@ -1,4 +1,4 @@
-"""An experiment on one machine: the pod that the operator would create, each container a process."""
+"""Runs an experiment on one machine: the pod that the operator would create, with containers as processes."""
 
 from pathlib import Path
 
@@ -18,25 +18,25 @@ def run(
 
     Args:
         experiment: the resolved experiment.
-        output: folder of the results; None takes the spec's, or `runs/<name>`.
-        overwrite: whether a run in that folder may be replaced.
-        resume: whether an unfinished run in that folder is continued; where there is none, one begins.
-        plain: lines instead of a live display.
-        kill_once: container that is killed (SIGKILL) once on purpose, after its first checkpoint.
+        output: results directory; None uses the spec's, or `runs/<name>`.
+        overwrite: whether a run in that directory may be replaced.
+        resume: whether to continue an unfinished run in that directory; if there is none, a new run starts.
+        plain: print lines instead of a live display.
+        kill_once: container to kill (SIGKILL) once as a fault injection, after the first checkpoint.
 
     Returns:
         0 done, 1 failed, 2 refused by a container, 130 interrupted, 143 terminated.
 
     Raises:
-        ConfigError: refused before anything was started; nothing is left behind.
+        ConfigError: rejected before anything was started; nothing is left behind.
     """
-    # Imported here: whoever only asks for help need not wait for it.
+    # Imported here to keep `--help` fast.
     from asysi_operator.local.job import run_objects  # noqa: PLC0415
     from asysi_operator.local.output import output_folder  # noqa: PLC0415
     from asysi_operator.local.resuming import continued  # noqa: PLC0415
     from asysi_operator.manifests import build  # noqa: PLC0415
 
-    # A uid is a promise of an API server: here nobody has made it.
+    # A uid is assigned by an API server; a local run has none.
     metadata = experiment.metadata.model_copy(update={"uid": None})
     experiment = experiment.model_copy(update={"metadata": metadata})
     folder = output_folder(experiment.metadata.name, output, experiment.spec.output)

@@ -1,4 +1,4 @@
-"""The Job: one pod after another until the stream has ended, hope has, or the user says so."""
+"""The Job: runs one pod after another until one completes, retries are pointless, or the user stops it."""
 
 import json
 import os
@@ -31,9 +31,9 @@ class RunOutcome:
 
     Attributes:
         code: exit code of the run.
-        attempts: pods that were started.
-        restarts: restarts in place, by container, all attempts together; only where there were any.
-        reason: why it ended, when not as it should: sentences for people.
+        attempts: number of pods started.
+        restarts: in-place restarts by container, summed over all attempts; without containers that had none.
+        reason: why the Job did not end normally, in sentences; None if it did.
     """
 
     code: Exit
@@ -47,16 +47,16 @@ class Attempts:
 
     Args:
         job: the rendered Job.
-        directories: folders of the run.
-        output: folder of the results.
-        events: where to note what happens.
-        signals: what the user asks for meanwhile.
-        look: called at every tick with the attempt's number and its pod.
-        asker: asks the probes.
-        cpus: processors of each container, by name; of those not named, all.
-        fault: whom to kill once, if anybody.
+        directories: directories of the run.
+        output: results directory.
+        events: event log.
+        signals: signals received from the user.
+        look: called at every tick with the attempt number and its pod.
+        asker: runs the probes.
+        cpus: CPUs of each container, by name; containers not listed may use all.
+        fault: fault to inject once, if any.
         first: number of the first attempt.
-        when_full: what becomes of the model when there is no room for results: `stop` or `continue`.
+        when_full: whether the model run stops or continues when the disk is full: `stop` or `continue`.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Attempts:
         self._restarts: dict[str, int] = {}
 
     def run(self) -> RunOutcome:
-        """Start pods until one completes the Job, or no other would."""
+        """Start pods until one completes the Job or a retry is pointless."""
         limit, began = int(self._job["spec"]["backoffLimit"]), time.monotonic()
         attempt = 0
         while True:
@@ -143,7 +143,7 @@ class Attempts:
     def _deadlines(self, began: float) -> list[Deadline]:
         deadlines, now = [], time.monotonic()
         if whole := self._job["spec"].get("activeDeadlineSeconds"):
-            reason = f"the run has taken more than its {whole} s (activeDeadlineSeconds)"
+            reason = f"the run exceeded its deadline of {whole} s (activeDeadlineSeconds)"
             deadlines.append(Deadline(began + whole, reason))
         if start := self._job["metadata"].get("annotations", {}).get(START_DEADLINE):
             reason = f"the model did not start within {start} s (startDeadlineSeconds)"
@@ -162,27 +162,27 @@ class Attempts:
     def _outcome(self, pod: Pod, leave: PodTerminated | None, attempts: int) -> RunOutcome:
         code, reason = verdict(self._spec, pod.codes, leave, interrupted=pod.interrupted)
         if code == Exit.INTERRUPTED and leave is None and not ended_early(self._output):
-            reason = "all text had been read when you asked for an early end: the run is complete"
+            reason = "all text had already been read when you interrupted it: the run is complete"
         if code == Exit.FAILED and (full := next(filter(None, map(self._full, pod.codes)), None)):
             return RunOutcome(code, attempts, dict(self._restarts), f"{full} with --resume")
         if leave is None and (unsound := self._unsound(pod.codes)):
             return RunOutcome(code, attempts, dict(self._restarts), unsound)
         words = self._last_words(pod.codes, code) if code in {Exit.FAILED, Exit.CONFIG} else []
-        if reason and not (code == Exit.CONFIG and words):  # who refuses says why
+        if reason and not (code == Exit.CONFIG and words):  # the refusing container states the reason
             words = [reason, *words]
         return RunOutcome(code, attempts, dict(self._restarts), "\n".join(words) or None)
 
     def _unsound(self, codes: Mapping[str, int]) -> str | None:
-        """Return the verdict in a sentence, when a bad one is all that failed; the summary has the rest."""
+        """Return the verdict sentence if a bad verdict is the only failure; the summary has the details."""
         if [name for name, code in codes.items() if code not in _FINE] != [runtime.Container.FINISH]:
             return None
         found = read_verdict(self._output / runtime.VERDICT_FILE)
         return found.sentence or None if found is not None and found.level == "fail" else None
 
     def _last_words(self, codes: Mapping[str, int], verdict: Exit) -> list[str]:
-        """Return the termination messages of the containers that failed, or the ends of their logs.
+        """Return the termination messages of the failed containers, or the last lines of their logs.
 
-        When one refuses its configuration, what the others say is what came of that.
+        If one refuses its configuration, the messages of the others are consequences and are omitted.
         """
         failed = [name for name, code in codes.items() if code not in _FINE]
         if verdict == Exit.CONFIG:
@@ -206,7 +206,7 @@ class Attempts:
 
 
 _FINE = frozenset({Exit.OK, Exit.TERMINATED, Exit.KILLED})
-"""Exit codes of containers that ended as they were told to."""
+"""Exit codes of containers that ended as requested."""
 
 
 _WORDS = 4096
@@ -226,7 +226,7 @@ def log_end(log: Path) -> str:
 
 
 def in_sentences(message: str) -> str:
-    """Return a termination message for people: of a summary, which is JSON for programs, its problems."""
+    """Return a readable termination message; for a JSON summary, the problems it lists."""
     try:
         summary = json.loads(message)
     except ValueError:
@@ -238,7 +238,7 @@ def in_sentences(message: str) -> str:
 def verdict(
     spec: PodSpec, codes: Mapping[str, int], leave: PodTerminated | None, *, interrupted: bool
 ) -> tuple[Exit, str | None]:
-    """Return the exit code of a run whose last pod ended with `codes`, and why unless all went well."""
+    """Return the exit code of a run whose last pod ended with `codes`, and the reason if it failed."""
     if leave is not None and leave.code is not None:
         return leave.code, leave.reason
     failed = {
@@ -246,7 +246,7 @@ def verdict(
     }
     if not failed:
         return (
-            (Exit.INTERRUPTED, "ended early at your request: continue it with --resume")
+            (Exit.INTERRUPTED, "stopped early at your request: continue it with --resume")
             if interrupted
             else (Exit.OK, None)
         )

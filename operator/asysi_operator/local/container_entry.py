@@ -1,6 +1,6 @@
-"""First moments of a container's process: dies with the runner, keeps to its processors, becomes the command.
+"""Entry point of a container's process: ties it to the runner, sets its CPU affinity, execs the command.
 
-Run as a script, `container_entry.py RUNNER_PID CPUS COMMAND…`, with nothing but the standard library.
+Run as a script, `container_entry.py RUNNER_PID CPUS COMMAND…`; uses only the standard library.
 """
 
 import ctypes
@@ -12,14 +12,14 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Replace this process by the command."""
+    """Replace this process with the command."""
     runner, cpus, command = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-    if os.getppid() != runner:  # it died before the line above
+    if os.getppid() != runner:  # the runner died before the prctl call
         sys.exit(128 + signal.SIGKILL)
     if cpus:
         os.sched_setaffinity(0, [int(cpu) for cpu in cpus.split(",")])
-    # A worker that is still importing would crash of SIGINT; the runner repeats it until somebody listens.
+    # SIGINT would crash a worker that is still importing; the runner repeats it until it is handled.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.execvp(command[0], command)  # noqa: S606 - becoming the rendered command is the purpose
 

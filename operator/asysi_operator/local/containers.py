@@ -1,4 +1,4 @@
-"""The rendered pod, as far as processes can imitate it."""
+"""The parts of a rendered pod that can be emulated with processes."""
 
 from dataclasses import dataclass
 
@@ -14,9 +14,9 @@ class Probe:
     period: float
     timeout: float
     threshold: int
-    """Failures in a row that count as one failure of the container."""
+    """Consecutive failures after which the container has failed."""
     grace: float | None = None
-    """Between SIGTERM and SIGKILL when it fails; None takes the pod's."""
+    """Seconds between SIGTERM and SIGKILL after a failure; None uses the pod's grace period."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class LocalContainer:
 
 @dataclass(frozen=True)
 class PodSpec:
-    """The pod: init containers and sidecars in their order, main containers, grace in seconds."""
+    """The pod: init containers and sidecars in order, main containers, grace period in seconds."""
 
     inits: tuple[LocalContainer, ...]
     mains: tuple[LocalContainer, ...]
@@ -45,7 +45,7 @@ class PodSpec:
 
     @property
     def containers(self) -> tuple[LocalContainer, ...]:
-        """Every container in the order in which it starts."""
+        """All containers in start order."""
         return self.inits + self.mains
 
 

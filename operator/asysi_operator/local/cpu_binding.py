@@ -1,4 +1,4 @@
-"""Processors of the containers in a local run."""
+"""CPU binding of the containers in a local run."""
 
 import os
 from collections.abc import Mapping
@@ -8,19 +8,19 @@ from asysi.contract.errors import ConfigError
 
 
 def bound(binding: Mapping[str, str]) -> dict[str, frozenset[int]]:
-    """Return the processors that each container is bound to.
+    """Return the CPUs that each container is bound to.
 
     Args:
         binding: `resources.binding.cpus`: lists as in `taskset -c`, `0`, `0-3`, `1,3`.
 
     Raises:
-        ConfigError: none of a container's processors is there.
+        ConfigError: none of a container's CPUs is available.
     """
     present = os.sched_getaffinity(0)
     chosen = {name: processors(listed) & present for name, listed in binding.items()}
     problems = [
         f"spec.resources.binding.cpus.{name} is {binding[name]}, but this process may only use "
-        f"{','.join(str(cpu) for cpu in sorted(present))}: choose among these, or leave the binding out"
+        f"{','.join(str(cpu) for cpu in sorted(present))}: choose from these, or omit the binding"
         for name, cpus in chosen.items()
         if not cpus
     ]

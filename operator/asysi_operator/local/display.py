@@ -1,4 +1,4 @@
-"""The live display: panels on a terminal, a line every few seconds otherwise."""
+"""The live display: panels on a terminal, otherwise a line every few seconds."""
 
 import sys
 import time
@@ -21,24 +21,24 @@ UNKNOWN = "–"
 
 
 class Display(Protocol):
-    """Shows views, as often as it thinks right."""
+    """Shows views of a run, throttled."""
 
     def __enter__(self) -> Self: ...
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
     def show(self, view: View) -> None:
-        """Show the run as it stands."""
+        """Show the current state of the run."""
 
 
 def display(*, plain: bool) -> Display:
-    """Return the display for stderr: live on a terminal, lines when `plain` or anywhere else."""
+    """Return the display for stderr: live on a terminal, otherwise or with `plain` as lines."""
     console = Console(stderr=True)
     return PlainDisplay(console) if plain or not console.is_terminal else Panels(console)
 
 
 class PlainDisplay:
-    """Plain lines: every few seconds, and at once when something worth a note has happened."""
+    """Plain lines: every few seconds, and at once when the state changes."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -54,7 +54,7 @@ class PlainDisplay:
         sys.stderr.flush()
 
     def show(self, view: View) -> None:
-        """Print a line when it is time."""
+        """Print a line if one is due."""
         now = time.monotonic()
         telling = (view.attempt, view.phase, view.restarts, view.notes)
         if telling == self._told and now - self._shown_at < LINE_EVERY:
@@ -70,7 +70,7 @@ class PlainDisplay:
 
 
 class Panels:
-    """A screenful that is redrawn in place."""
+    """A full-screen view that is redrawn in place."""
 
     def __init__(self, console: Console) -> None:
         self._live = Live(console=console, auto_refresh=False, transient=True)
@@ -86,7 +86,7 @@ class Panels:
         self._live.stop()
 
     def show(self, view: View) -> None:
-        """Redraw when it is time."""
+        """Redraw if due."""
         if time.monotonic() - self._shown_at >= 0.25:
             self._live.update(panels(view), refresh=True)
             self._shown_at = time.monotonic()
@@ -114,7 +114,7 @@ def line(view: View) -> str:
 
 
 def panels(view: View) -> RenderableType:
-    """Return a run as a screenful."""
+    """Return a run as a full-screen view."""
     return Group(
         _headline(view),
         *([Text(view.rows)] if view.rows else [_progress_bar(view), _flow(view.status)]),
@@ -196,12 +196,12 @@ def _lags(status: RunStatus) -> str:
 
 
 def measured(status: RunStatus) -> list[PointStatus]:
-    """Return the hook points; the figures of one that nothing was trained on yet are unknown."""
+    """Return the hook points; the figures of one without trained rows are left out."""
     return [PointStatus(path=point.path) if point.trained == 0 else point for point in status.points]
 
 
 def dropped(status: RunStatus) -> str:
-    """Return the rows dropped at capture, with their reasons."""
+    """Return the number of rows dropped at capture, by reason."""
     lost = {reason: rows for reason, rows in (status.capture.dropped or {}).items() if rows}
     if not lost:
         return "0"
@@ -219,15 +219,15 @@ def clock(seconds: float | None) -> str:
 
 
 def percent(share: float | None) -> str:
-    """Return a share of 0..1 in per cent."""
+    """Format a fraction of 0..1 as a percentage."""
     return UNKNOWN if share is None else f"{share:.0%}"
 
 
 def ratio(number: float | None, digits: int = 3) -> str:
-    """Return a number with so many digits after the point."""
+    """Format a number with `digits` decimal places."""
     return UNKNOWN if number is None else f"{number:.{digits}f}"
 
 
 def whole(number: float | None) -> str:
-    """Return a count with separators."""
+    """Format a count with thousands separators."""
     return UNKNOWN if number is None else f"{number:,.0f}"

@@ -1,4 +1,4 @@
-"""The rendered environment, with the run's own folders in the place of the pod's mounts. Pure."""
+"""The rendered environment with the run's directories in place of the pod's mounts. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from asysi.contract.runtime import MOUNTS, Env
 from asysi_operator.local.containers import LocalContainer
 
 _OF_THE_IMAGE = {"HOME", "HF_HOME"}
-"""Variables that only make sense in the pod: here the user's own home and model cache serve."""
+"""Variables that only apply in the pod; a local run uses the user's home and model cache."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What the cluster would know about a container at the moment it starts."""
+    """What a cluster would provide to a container when it starts."""
 
     mounts: Mapping[Env, Path]
-    """Local folder, or file, of each of the contract's mounts."""
+    """Local directory or file for each of the contract's mounts."""
     attempt: int
     port: int
     termination: Path
@@ -25,7 +25,7 @@ class Setting:
 def environment(container: LocalContainer, setting: Setting, inherited: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of a container's process.
 
-    Secrets are not looked up: their variables come from the user's own environment, `inherited`.
+    Secrets are not resolved: their variables come from the user's environment, `inherited`.
     """
     rendered = {
         item["name"]: _localised(item["value"], setting.mounts)

@@ -1,4 +1,4 @@
-"""What happened to the containers: one JSON line an event, which the report reads."""
+"""Event log of the containers: one JSON line per event, read by the report."""
 
 import contextlib
 import fcntl
@@ -15,29 +15,27 @@ Event = Literal["started", "exited", "killed", "restarted"]
 
 
 def refuse_busy(path: Path) -> None:
-    """Refuse a file of events that a run is writing now.
+    """Reject an event log that another run is writing.
 
     Raises:
-        ConfigError: somebody holds its lock.
+        ConfigError: another process holds its lock.
     """
     if path.exists():
         Events(path).close()
 
 
 class Events:
-    """Appends events to a file, which stays locked: who cannot have the lock sees that a run is writing here.
+    """Appends events to a file and holds a lock on it, which shows that a run is writing to the directory.
 
     Attributes:
-        lost: events that could not be written: they are a description of the run, and no reason to end it.
+        lost: number of events that could not be written; losing one does not end the run.
 
     Raises:
-        ConfigError: another run writes this file.
+        ConfigError: another run is writing this file.
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open(
-            "ab", buffering=0
-        )  # nothing waits to be written: a full disk loses a line, no more
+        self._file = path.open("ab", buffering=0)  # unbuffered: a full disk loses a single line
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -50,7 +48,7 @@ class Events:
         self._end_torn_line()
 
     def _end_torn_line(self) -> None:
-        """End what a killed runner left of a line, so that the next one stands on its own."""
+        """Terminate a partial line left by a killed runner."""
         content = Path(self._file.name).read_bytes()
         if content and not content.endswith(b"\n"):
             self._append(b"\n")
@@ -64,7 +62,7 @@ class Events:
         code: int | None = None,
         reason: str | None = None,
     ) -> None:
-        """Append an event: time is Unix time in seconds, code an exit code, reason a few words."""
+        """Append an event with its Unix time in seconds, exit code and a short reason."""
         line = {
             "time": round(time.time(), 3),
             "container": container,
@@ -76,7 +74,7 @@ class Events:
         self._append(json.dumps(line).encode() + b"\n")
 
     def _append(self, text: bytes) -> None:
-        """Write, or lose, a line; one that was cut short is ended before the next."""
+        """Write a line, or count it as lost; a partial line is terminated before the next."""
         text = b"\n" + text if self._torn else text
         try:
             written = self._file.write(text)
@@ -86,7 +84,7 @@ class Events:
         self.lost += written < len(text)
 
     def close(self) -> None:
-        """Make the events durable and let the file go."""
+        """Flush the events to disk and release the file."""
         with contextlib.suppress(OSError):
             os.fsync(self._file.fileno())
         self._file.close()

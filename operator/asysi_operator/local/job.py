@@ -1,4 +1,4 @@
-"""Runs rendered objects on this machine: folders, locks, signals and display around the attempts."""
+"""Runs rendered objects on this machine: directories, locks, signals and display around the attempts."""
 
 import json
 import sys
@@ -29,7 +29,7 @@ from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.manifests.volumes import RINGS
 
 STRIKE_AT_LATEST = 20.0
-"""Seconds after which a container is killed on purpose even though no checkpoint has appeared."""
+"""Seconds after which the fault is injected even if there is no checkpoint yet."""
 
 
 def run_objects(
@@ -46,28 +46,28 @@ def run_objects(
     shared: Path = SHARED_MEMORY,
     scratch: Path | None = None,
 ) -> int:
-    """Run the Jobs among `objects` one after the other; must be called on the main thread.
+    """Run the Jobs among `objects` sequentially; must be called on the main thread.
 
-    The last is the experiment's own, the one before it the pipeline's, where there is one.
+    The last Job is the experiment's own; the one before it, if any, is the pipeline's.
 
     Args:
-        objects: what `manifests.build` renders.
-        output: absolute path of the output folder.
+        objects: objects rendered by `manifests.build`.
+        output: absolute path of the output directory.
         first_attempt: number of the first attempt.
         overwrite: whether a run in it may be replaced.
-        resume: whether a run in it is continued.
-        plain: lines instead of a live display.
+        resume: whether to continue a run in it.
+        plain: print lines instead of a live display.
         kill_once: container to kill once, to show that it recovers.
-        when_full: what becomes of the model when there is no room for results: `stop` or `continue`.
-        binding: processors of each container, as in `taskset -c`.
-        shared: folder of shared memory for the rings.
-        scratch: folder for everything else that goes away; None takes the system's.
+        when_full: whether the model run stops or continues when the disk is full: `stop` or `continue`.
+        binding: CPUs of each container, as in `taskset -c`.
+        shared: shared-memory directory for the rings.
+        scratch: directory for other temporary files; None uses the system's.
 
     Returns:
         0 done, 1 failed, 2 refused, 130 interrupted, 143 terminated.
 
     Raises:
-        ConfigError: nothing was started and nothing is left behind.
+        ConfigError: rejected before anything was started; nothing is left behind.
     """
     jobs = [item for item in objects if item["kind"] == "Job"]
     job = jobs[-1]
@@ -124,7 +124,7 @@ def run_objects(
 
 
 def _before(outcome: RunOutcome, signals: UserSignals) -> RunOutcome:
-    """Return the pipeline's outcome: whoever ends it early wants no model to run."""
+    """Return the pipeline's outcome; if the user stopped it early, the model does not run."""
     if not signals.clean_end or outcome.code not in {Exit.OK, Exit.FAILED}:
         return outcome
     return replace(outcome, code=Exit.INTERRUPTED, reason="stopped by the user: run it again to continue")
@@ -147,7 +147,7 @@ def _refuse(job: Manifest, kill_once: str | None) -> None:
     spec = job["spec"]
     if spec.get("suspend"):
         raise ConfigError(
-            "spec.lifecycle.suspend is true, so the experiment waits: set it to false to run it here"
+            "spec.lifecycle.suspend is true, so the experiment is suspended: set it to false to run it here"
         )
     pod = spec["template"]["spec"]
     _refuse_missing_inputs(pod)
@@ -159,7 +159,7 @@ def _refuse(job: Manifest, kill_once: str | None) -> None:
 
 
 def _refuse_missing_inputs(pod: Manifest) -> None:
-    """A claim is a folder below /inputs in the pod, so it must be one here."""
+    """Reject missing inputs: a claim is a directory below /inputs in the pod, so it must be one here too."""
     mounts = {mount["mountPath"] for item in pod["containers"] for mount in item["volumeMounts"]}
     missing = sorted(
         path for path in mounts if PurePosixPath(path).is_relative_to(INPUTS) and not Path(path).is_dir()
@@ -167,12 +167,12 @@ def _refuse_missing_inputs(pod: Manifest) -> None:
     if missing:
         raise ConfigError(
             f"spec.inputs names volumes of a cluster, and {', '.join(missing)} is not a folder here: "
-            "drop the inputs and name files of this machine, or make the folder"
+            "remove the inputs and use local files, or create the folder"
         )
 
 
 def _fault(name: str | None, output: Path) -> FaultInjection | None:
-    """Strike when the first checkpoint is there, so that there is something to go on from."""
+    """Inject the fault once the first checkpoint exists, so that there is something to resume from."""
     folder = output / runtime.CHECKPOINT_FOLDER
     if name is None:
         return None
@@ -180,7 +180,7 @@ def _fault(name: str | None, output: Path) -> FaultInjection | None:
 
 
 def _settle(results: OutputFolder, outcome: RunOutcome | None) -> None:
-    """Keep what a run has made; of one that came to nothing keep at most the logs of its failure."""
+    """Keep the results of a run; of a run without results, keep at most the logs of its failure."""
     failed = outcome is None or outcome.code == Exit.FAILED
     if results.worth_keeping or (failed and not results.replaces) or (outcome and outcome.code == Exit.OK):
         results.keep()

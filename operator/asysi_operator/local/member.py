@@ -19,20 +19,20 @@ Tell = Callable[[str, Event, int | None, str | None], None]
 
 
 class Member:
-    """A container's lives, one after the other.
+    """A container and its successive processes.
 
     Args:
-        container: what is rendered.
+        container: the rendered container.
         launch: starts its process.
-        asker: asks its probes.
-        tell: takes note of events.
+        asker: runs its probes.
+        tell: records events.
         grace: the pod's seconds between SIGTERM and SIGKILL.
 
     Attributes:
-        code: exit code of the last life, None while one runs or before the first.
-        restarts: lives after the first.
-        crashes: lives in a row that ended badly and soon.
-        has_started: whether the startup probe has passed, in any life.
+        code: exit code of the last process, None while one runs or before the first.
+        restarts: number of processes after the first.
+        crashes: consecutive failures after a short uptime.
+        has_started: whether the startup probe has ever passed.
     """
 
     def __init__(
@@ -51,22 +51,22 @@ class Member:
 
     @property
     def running(self) -> bool:
-        """Whether a process lives."""
+        """Whether a process is running."""
         return self._process is not None and self.code is None
 
     @property
     def ended(self) -> bool:
-        """Whether the last life is over and no other is due."""
+        """Whether the last process has ended and no restart is scheduled."""
         return self.code is not None and self._again_at is None
 
     @property
     def port(self) -> int:
-        """Port of the present life, 0 when there is none."""
+        """Port of the running process, 0 if none is running."""
         return self._process.port if self._process is not None and self.running else 0
 
     @property
     def state(self) -> str:
-        """The state in a word or two, for people."""
+        """The state in one or two words, for display."""
         if self._again_at is not None:
             return "waits to restart"
         if self._process is None:
@@ -76,7 +76,7 @@ class Member:
         return "runs" if self._watch.started else "starts"
 
     def start(self) -> None:
-        """Begin a life."""
+        """Start the process."""
         again = self._process is not None
         self._process = self._launch(self.container)
         self._watch = watch(self.container.startup, self.container.liveness, time.monotonic())
@@ -86,7 +86,7 @@ class Member:
         self._tell(self.name, "restarted" if again else "started", None, None)
 
     def tick(self, *, restarting: bool) -> None:
-        """Look once: reap, ask, kill what is overdue, begin the next life when it is time and wanted."""
+        """Reap, probe, kill what is overdue, and restart if due and `restarting`."""
         now = time.monotonic()
         if self._again_at is not None:
             if not restarting:
@@ -96,7 +96,7 @@ class Member:
         elif self.running and not self._reap(now, restarting=restarting):
             self._judge(now)
             if self._kill_at is not None and now >= self._kill_at:
-                self.kill(self._reason or "did not end in its grace")
+                self.kill(self._reason or "did not end within its grace period")
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to the process, if one runs."""

@@ -1,4 +1,4 @@
-"""The output folder: what a run finds there, may remove, and leaves when nothing came of it."""
+"""The output directory: what a run finds there, may replace, and restores if it produces nothing."""
 
 import contextlib
 import errno
@@ -13,16 +13,16 @@ from asysi.contract.identity import ended_early
 from asysi_operator.local.events import refuse_busy
 
 _REPLACED = tuple(str(path) for path in runtime.OUTPUTS if path != runtime.PIPELINE_FOLDER)
-"""What a new run replaces: all but the rows of a pipeline, which are never made twice."""
+"""What a new run replaces: everything except a pipeline's rows, which are never recomputed."""
 _ASIDE = ".replaced"
-"""Where an older run waits until the new one has something to show."""
+"""Subdirectory that holds an older run until the new one has results."""
 
 
 def output_folder(name: str, chosen: Path | None, output: spec.Output) -> Path:
-    """Return the output folder of a local run: the one chosen, the spec's, or `runs/<name>`.
+    """Return the output directory of a local run: the chosen one, the spec's, or `runs/<name>`.
 
     Raises:
-        ConfigError: the spec's output is not a local folder.
+        ConfigError: the spec's output is not a local directory.
     """
     if chosen is not None:
         return chosen.absolute()
@@ -39,13 +39,13 @@ def output_folder(name: str, chosen: Path | None, output: spec.Output) -> Path:
 
 
 class OutputFolder:
-    """The output folder of a run.
+    """The output directory of a run.
 
     Args:
         folder: its absolute path.
 
     Raises:
-        ConfigError: from `open`, when the folder holds a run, belongs to somebody else, or cannot be written.
+        ConfigError: from `open`, if the directory holds a run or files of other origin, or is not writable.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -54,7 +54,7 @@ class OutputFolder:
         self._continues = False
 
     def open(self, *, overwrite: bool, resume: bool = False) -> None:
-        """Make the folder, or move the run in it aside when it may be overwritten, or leave it to go on."""
+        """Create the directory; move an existing run aside if it may be overwritten, or keep it to resume."""
         try:
             self._return_old()
             found = self._found()
@@ -71,7 +71,7 @@ class OutputFolder:
 
     @property
     def worth_keeping(self) -> bool:
-        """Whether the run has come so far that something would be lost with the folder."""
+        """Whether the run has produced something that would be lost with the directory."""
         progress = self.folder / runtime.HOST_FOLDER / "progress.json"
         checkpoints = (self.folder / runtime.CHECKPOINT_FOLDER).glob("*.ckpt")
         return progress.exists() or (self.folder / runtime.LEDGER_FILE).exists() or any(checkpoints)
@@ -82,7 +82,7 @@ class OutputFolder:
         return (self.folder / _ASIDE).exists()
 
     def write(self, name: PurePosixPath, text: str) -> None:
-        """Write a file, whole or not at all.
+        """Write a file atomically.
 
         Raises:
             ConfigError: it cannot be written.
@@ -100,14 +100,14 @@ class OutputFolder:
             raise ConfigError(self._unwritable(error)) from error
 
     def keep(self) -> None:
-        """Let the older run go: this one has taken its place."""
+        """Delete the older run, which this one has replaced."""
         shutil.rmtree(self.folder / _ASIDE, ignore_errors=True)
 
     def discard(self) -> None:
-        """Leave the place as it was found; of a run that was continued, everything stays."""
+        """Restore the directory as it was found; a continued run is left untouched."""
         if self._continues:
             return
-        # Whatever is in it, this run has made it; what a pipeline has made is never made twice.
+        # This run created everything in it; a pipeline's rows are kept, because they are never recomputed.
         if self.folder in self._made and not (self.folder / runtime.PIPELINE_FOLDER).exists():
             shutil.rmtree(self.folder, ignore_errors=True)
         self._remove_found()
@@ -128,8 +128,8 @@ class OutputFolder:
             return
         if str(runtime.EVENTS_FILE) not in found:
             raise ConfigError(
-                f"{self.folder} holds {', '.join(found)}, but no {runtime.EVENTS_FILE}: no run made "
-                "them, so none will touch them; choose another folder with --output"
+                f"{self.folder} holds {', '.join(found)}, but no {runtime.EVENTS_FILE}: they were not "
+                "written by a run, so they are not overwritten; choose another folder with --output"
             )
         refuse_busy(self.folder / runtime.EVENTS_FILE)
         if not (overwrite or resume):
@@ -161,13 +161,13 @@ class OutputFolder:
                 (self.folder / name).rename(aside / name)
 
     def _return_old(self) -> None:
-        """Bring an older run back, also one that a killed runner had moved aside."""
+        """Restore an older run that was moved aside, also by a runner that was killed."""
         aside = self.folder / _ASIDE
         if not aside.is_dir():
             return
         ours = (
             runtime.EVENTS_FILE
-        )  # first to be moved, first to be made: where it stands tells which run is whose
+        )  # moved first and created first: its location shows which run the files belong to
         if (self.folder / ours).exists() and (aside / ours).exists():
             self._remove_found()
         for entry in aside.iterdir():
@@ -180,7 +180,7 @@ class OutputFolder:
 
     def _unmake(self) -> None:
         for folder in reversed(self._made):
-            with contextlib.suppress(OSError):  # somebody has put something into it
+            with contextlib.suppress(OSError):  # not empty: someone else has added files
                 folder.rmdir()
         self._made = []
 

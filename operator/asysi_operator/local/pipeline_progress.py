@@ -1,4 +1,4 @@
-"""How far the pipeline before an experiment is: what its shards say of themselves, read without trust."""
+"""Progress of an experiment's pipeline, from its shards' own status files, treated as untrusted input."""
 
 import json
 from pathlib import Path
@@ -7,14 +7,14 @@ from typing import Any
 from asysi.contract.runtime import PIPELINE_FOLDER
 
 RUNTIME = "runtime.json"
-"""File beside each ledger with the nodes and how many rows of each are durable."""
+"""File next to each ledger with the nodes and the number of durable rows of each."""
 
 
 def progress(output: Path) -> str:
-    """Return rows of rows for each operator, all shards of the newest pipeline together; empty if unknown.
+    """Return done and total rows per operator, summed over the newest pipeline's shards; empty if unknown.
 
     Args:
-        output: folder of the results.
+        output: results directory.
     """
     folders = [folder for folder in (output / PIPELINE_FOLDER).glob("*") if folder.is_dir()]
     newest = max(folders, key=_changed, default=None)

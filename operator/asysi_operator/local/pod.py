@@ -1,4 +1,4 @@
-"""The pod as processes: order of starting, restarts in place, the end in band, and the ends that are not."""
+"""The pod as processes: start order, in-place restarts, the end in band, and abnormal ends."""
 
 import signal
 import time
@@ -14,20 +14,20 @@ from asysi_operator.local.probing import Asker
 from asysi_operator.local.signals import UserSignals
 
 TICK = 0.05
-"""Seconds between two looks at everything."""
+"""Seconds between two ticks."""
 INTERRUPT_EVERY = 1.0
-"""Seconds after which the host hears SIGINT again: it may not have listened yet."""
+"""Seconds after which SIGINT is sent to the host again, in case it had no handler yet."""
 PATIENCE_AFTER_BAD_CONFIG = 10.0
-"""Seconds that the others have for an end in band when the host has refused its configuration: it may have
-left before there was a stream that could end."""
+"""Seconds that the other containers have to end in band after the host has refused its configuration: it may
+have exited before there was a stream to end."""
 
 
-class PodTerminated(Exception):  # noqa: N818 - no error: the pod is to be deleted
-    """The pod ends before its main containers do.
+class PodTerminated(Exception):  # noqa: N818 - not an error: the pod is to be deleted
+    """The pod must end before its main containers do.
 
     Attributes:
-        code: exit code of the run; None leaves it to the containers' exit codes.
-        reason: a sentence for people.
+        code: exit code of the run; None derives it from the containers' exit codes.
+        reason: the reason as a sentence.
     """
 
     def __init__(self, code: Exit | None, reason: str) -> None:
@@ -37,15 +37,15 @@ class PodTerminated(Exception):  # noqa: N818 - no error: the pod is to be delet
 
 @dataclass(frozen=True)
 class Deadline:
-    """A moment after which the pod is deleted."""
+    """A time after which the pod is deleted."""
 
     at: float
     """Seconds of time.monotonic()."""
     reason: str
     code: Exit | None = Exit.FAILED
-    """Exit code of the run; None leaves it to the containers' exit codes."""
+    """Exit code of the run; None derives it from the containers' exit codes."""
     while_starting: bool = False
-    """Whether it counts only until the main containers run."""
+    """Whether it applies only until the main containers run."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class FaultInjection:
 
     Attributes:
         name: the container.
-        due: told how many seconds the main containers have run, says whether it is time.
+        due: given the seconds that the main containers have run, returns whether to inject the fault.
     """
 
     name: str
@@ -67,18 +67,18 @@ class Pod:
     Args:
         spec: the pod.
         launch: starts a container's process.
-        signals: what the user has asked for meanwhile.
-        tell: takes note of events.
-        look: called at every tick, for display and watching.
-        asker: asks the probes.
-        deadlines: when the pod is deleted at the latest.
-        fault: whom to kill once, if anybody.
-        full: returns the last words of a container that found no room for its results, None of others.
-        when_full: `stop` deletes the pod then, `continue` lets the model read on.
+        signals: signals received from the user.
+        tell: records events.
+        look: called at every tick, for display and monitoring.
+        asker: runs the probes.
+        deadlines: when to delete the pod.
+        fault: fault to inject once, if any.
+        full: returns the termination message of a container that ran out of disk space, None for others.
+        when_full: `stop` then deletes the pod, `continue` lets the model run on.
 
     Attributes:
-        members: the containers in the order in which they start.
-        struck: whether the fault has fallen.
+        members: the containers in start order.
+        struck: whether the fault has been injected.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Pod:
 
     @property
     def interrupted(self) -> bool:
-        """Whether the host has been asked for an early end."""
+        """Whether the host has been asked to stop early."""
         return self._interrupted_at > 0
 
     @property
@@ -121,11 +121,11 @@ class Pod:
         return host is not None and host.ended
 
     def member(self, name: str) -> Member | None:
-        """Return the container of that name."""
+        """Return the container with that name, or None."""
         return next((member for member in self.members if member.name == name), None)
 
     def run(self) -> PodTerminated | None:
-        """Run to the end and leave no process behind; return why, when the pod had to be deleted."""
+        """Run to the end and leave no process behind; return the reason if the pod had to be deleted."""
         try:
             return self._lived()
         finally:
@@ -148,9 +148,9 @@ class Pod:
         return None
 
     def _initialise(self) -> bool:
-        """Run prepare, then start the sidecars side by side; False when prepare failed.
+        """Run prepare, then start the sidecars in parallel; False if prepare failed.
 
-        None of them has anything to do before the host runs, so that they need not wait for each other.
+        No sidecar has work before the host runs, so they need not wait for each other.
         """
         for member in self._inits:
             if not member.container.sidecar:
@@ -165,10 +165,10 @@ class Pod:
         return True
 
     def _until(self, done: Callable[[], bool]) -> None:
-        """Look at everything again and again until `done`.
+        """Tick until `done`.
 
         Raises:
-            PodTerminated: the user, a deadline or a hopeless sidecar ends the pod.
+            PodTerminated: the user, a deadline or a permanently failing sidecar ends the pod.
         """
         while True:
             self._tick()
@@ -188,7 +188,7 @@ class Pod:
         if self._signals.kill:
             raise PodTerminated(Exit.INTERRUPTED, "killed at your request")
         if self._signals.terminated:
-            raise PodTerminated(Exit.TERMINATED, "terminated: the workers write their checkpoints")
+            raise PodTerminated(Exit.TERMINATED, "terminated: the workers are writing their checkpoints")
         if self._signals.clean_end:
             self._interrupt(now)
         for member in self._inits:
@@ -218,7 +218,7 @@ class Pod:
             if self._when_full == "stop" or self._began is None:
                 raise PodTerminated(Exit.FAILED, words)
             if self._model_is_through and not member.running:
-                raise PodTerminated(Exit.FAILED, words)  # finish would wait for it in vain
+                raise PodTerminated(Exit.FAILED, words)  # finish would wait for it forever
             return
         if member.crashes >= backoff.PATIENCE:
             raise PodTerminated(
@@ -226,7 +226,7 @@ class Pod:
             )
 
     def _give_up_after_host(self, now: float) -> None:
-        """Set the others a deadline once the host has failed: without a stream, nothing else tells them."""
+        """Set a deadline for the others once the host has failed: without a stream, nothing ends them."""
         host = self.member(runtime.Container.HOST)
         if (
             host is None
@@ -248,7 +248,7 @@ class Pod:
             member.kill("on purpose, once, to show that it recovers")
 
     def _delete(self) -> None:
-        """End as a deleted pod does: main containers, then the sidecars from last to first, in one grace."""
+        """End like a deleted pod: main containers, then sidecars in reverse order, in one grace period."""
         self._restarting = False
         end = time.monotonic() + self._grace
         first = [member for member in self.members if not member.container.sidecar]
@@ -271,4 +271,4 @@ class Pod:
             time.sleep(TICK)
 
 
-_AFTER_HOST = "the host has failed, and the others did not end in their time"
+_AFTER_HOST = "the host failed, and the other containers did not end in time"

@@ -1,4 +1,4 @@
-"""What a pod's exit codes mean for its Job: the podFailurePolicy of the rendered Job. Pure."""
+"""Evaluates the rendered Job's podFailurePolicy on a pod's exit codes. Pure."""
 
 from collections.abc import Mapping, Sequence
 from enum import Enum
@@ -7,22 +7,22 @@ from asysi_operator.manifests.kinds import Manifest
 
 
 class Judgement(Enum):
-    """What becomes of the Job."""
+    """Outcome for the Job."""
 
     COMPLETE = "complete"
     RETRY = "retry"
-    """Counts towards the limit of attempts."""
+    """Counts towards the retry limit."""
     FAIL = "fail"
 
 
 def judge(codes: Mapping[str, int], mains: Sequence[str], rules: Sequence[Manifest]) -> Judgement:
-    """Return what becomes of the Job.
+    """Return the outcome for the Job.
 
     Args:
         codes: exit codes of the containers that have ended, by name.
-        mains: main containers; all of them at 0 complete the Job.
-        rules: `podFailurePolicy.rules`, the first that fits decides; where none fits the attempt counts.
-            Those about a pod's conditions fit no process.
+        mains: main containers; the Job is complete if all of them exit with 0.
+        rules: `podFailurePolicy.rules`; the first match decides, and without a match the attempt counts.
+            Rules on pod conditions never match a process.
     """
     if all(codes.get(name) == 0 for name in mains):
         return Judgement.COMPLETE
@@ -34,6 +34,6 @@ def judge(codes: Mapping[str, int], mains: Sequence[str], rules: Sequence[Manife
 
 def _fits(condition: Manifest, codes: Mapping[str, int]) -> bool:
     code = codes.get(condition["containerName"], 0)
-    if code == 0:  # only failures are looked at
+    if code == 0:  # rules apply to failures only
         return False
     return (code in condition["values"]) is (condition["operator"] == "In")

@@ -1,4 +1,4 @@
-"""Startup and liveness of one life of a container, as the kubelet judges them. Pure."""
+"""Startup and liveness probing of one container process, as the kubelet does it. Pure."""
 
 import math
 from dataclasses import dataclass, replace
@@ -7,11 +7,11 @@ from enum import Enum
 from asysi_operator.local.containers import Probe
 
 QUICK = 0.1
-"""Seconds between questions at start-up: on one machine nobody need wait a whole period."""
+"""Seconds between startup probes: a local run need not wait a full period."""
 
 
 class ProbeVerdict(Enum):
-    """What an answer led to."""
+    """Effect of a probe result."""
 
     NOTHING = "nothing"
     STARTED = "started"
@@ -20,27 +20,27 @@ class ProbeVerdict(Enum):
 
 @dataclass(frozen=True)
 class Watch:
-    """Where the judging of one life of a container stands."""
+    """Probe state of one container process."""
 
     startup: Probe | None
     liveness: Probe | None
     due: float
-    """When the next question is to be asked."""
+    """When the next probe is due."""
     started: bool
     failures: int = 0
-    """Bad answers in a row."""
+    """Consecutive failures."""
 
     @property
     def probe(self) -> Probe | None:
-        """The probe that counts now: startup until it has passed, liveness from then on."""
+        """The active probe: startup until it has passed, then liveness."""
         return self.liveness if self.started else self.startup
 
     def asks(self, now: float) -> Probe | None:
-        """Return the probe to ask at `now`, or None."""
+        """Return the probe that is due at `now`, or None."""
         return self.probe if now >= self.due else None
 
     def answered(self, good: bool, now: float) -> tuple["Watch", ProbeVerdict]:
-        """Take an answer; after `threshold` bad ones in a row the container has failed."""
+        """Record a probe result; after `threshold` consecutive failures the container has failed."""
         probe = self.probe
         if probe is None:
             return self, ProbeVerdict.NOTHING
@@ -53,13 +53,13 @@ class Watch:
 
 
 def watch(startup: Probe | None, liveness: Probe | None, now: float) -> Watch:
-    """Return the watch over a container started at `now`; without a startup probe it counts as started."""
+    """Return the state of a container started at `now`; without a startup probe it counts as started."""
     first = now + (liveness.period if startup is None and liveness else 0.0)
     return Watch(hastened(startup) if startup else None, liveness, due=first, started=startup is None)
 
 
 def hastened(probe: Probe) -> Probe:
-    """Return the probe asked every QUICK seconds, with the same time until it has failed."""
+    """Return the probe with a period of QUICK seconds and the same total time until it fails."""
     if probe.period <= QUICK:
         return probe
     return replace(probe, period=QUICK, threshold=math.ceil(probe.period * probe.threshold / QUICK))

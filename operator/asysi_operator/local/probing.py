@@ -1,4 +1,4 @@
-"""Questions over HTTP to the run's own processes, asked beside the loop, so a hung worker stops nothing."""
+"""HTTP requests to the run's own processes, made in threads so that a hung worker does not block the loop."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -9,21 +9,21 @@ _HERE = "127.0.0.1"
 
 
 class Asker:
-    """Asks on threads of its own; nothing leaves the machine, no redirect is followed."""
+    """HTTP client with its own threads; connects to localhost only and follows no redirects."""
 
     def __init__(self, threads: int = 8) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="asking")
 
     def is_well(self, port: int, path: str, timeout: float) -> "Future[bool]":
-        """Ask whether `path` answers with a code from 200 to 399 within `timeout` seconds."""
+        """Check whether `path` responds with a status code from 200 to 399 within `timeout` seconds."""
         return self._pool.submit(_is_well, port, path, timeout)
 
     def status(self, port: int, timeout: float) -> "Future[RunStatus | None]":
-        """Ask for a worker's status: None when it says nothing of use within `timeout` seconds."""
+        """Request a worker's status: None if there is no valid response within `timeout` seconds."""
         return self._pool.submit(ask, _HERE, port, seconds=timeout)
 
     def close(self) -> None:
-        """Ask nothing more."""
+        """Cancel pending requests and accept no more."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 

@@ -1,4 +1,4 @@
-"""One container as a process: a session of its own, a log of its own, and no life beyond the runner's."""
+"""One container as a process, with its own session and log; it does not outlive the runner."""
 
 import contextlib
 import os
@@ -17,15 +17,15 @@ _ENTRY = Path(__file__).with_name("container_entry.py")
 class Process:
     """A running container.
 
-    Must be created on the thread that lives as long as the runner: the kernel ties the child to the thread.
+    Must be created on a thread that lives as long as the runner: the kernel ties the child to the thread.
 
     Args:
-        command: the container's command; `python` is this interpreter.
-        env: its whole environment.
-        log: file that takes stdout and stderr; an older one is renamed first.
+        command: the container's command; `python` is replaced by this interpreter.
+        env: its complete environment.
+        log: file for stdout and stderr; an existing one is renamed first.
         port: port that it serves, 0 for none.
-        cpus: processors it is bound to, empty for all.
-        inherited: file descriptors that stay open in it.
+        cpus: CPUs it is bound to, empty for all.
+        inherited: file descriptors that the process inherits.
     """
 
     def __init__(
@@ -57,16 +57,16 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """The process's id, and its session's."""
+        """The process ID, which is also the session ID."""
         return self._child.pid
 
     def poll(self) -> int | None:
         """Return the exit code as a shell would (128 + signal), or None while it runs.
 
-        What the process leaves running in its session is killed with it, as with a container.
+        Processes left in its session are killed with it, as in a container.
         """
         if self._child.returncode is None:
-            # Looked at before it is reaped: until then the id cannot be anybody else's.
+            # Checked before reaping: until then the PID cannot be reused.
             if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 return None
             self._kill_session()
@@ -82,7 +82,7 @@ class Process:
     def kill(self) -> int:
         """Kill the whole session at once and return the exit code.
 
-        Raises subprocess.TimeoutExpired when the kernel has not ended it after 30 s.
+        Raises subprocess.TimeoutExpired if it has not ended after 30 s.
         """
         if self._child.returncode is None:
             self._kill_session()
@@ -95,7 +95,7 @@ class Process:
 
 
 def _opened(log: Path) -> IO[bytes]:
-    """Return the log; on a disk without room for another name, nothing is kept of what a container says."""
+    """Open the log; if the disk is too full to create it, the container's output is discarded."""
     try:
         return log.open("ab")
     except OSError:
@@ -103,7 +103,7 @@ def _opened(log: Path) -> IO[bytes]:
 
 
 def rotate(log: Path) -> None:
-    """Rename an existing log to the first free `<name>.<n>.log`, n from 1: the newest has the plain name."""
+    """Rename an existing log to the first free `<name>.<n>.log`, n >= 1; the newest has the plain name."""
     if not log.exists():
         return
     number = 1
@@ -113,7 +113,7 @@ def rotate(log: Path) -> None:
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody listens on now."""
+    """Return a currently unused port on 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""Continuing an unfinished run: whether that is possible, from which attempt, and what has changed."""
+"""Continuing an unfinished run: whether it is possible, from which attempt, and what has changed."""
 
 import sys
 from pathlib import Path
@@ -13,10 +13,10 @@ from asysi.contract.spec import ScanExperiment
 
 
 def continued(folder: Path, experiment: ScanExperiment) -> int:
-    """Return the number of the next attempt in a folder, 0 where nothing is to be continued, and say so.
+    """Return the next attempt number in a directory, 0 if there is no run to continue, and print a message.
 
     Raises:
-        ConfigError: the run in the folder is finished, or of another experiment.
+        ConfigError: the run in the directory is finished, or belongs to another experiment.
     """
     found, own = look(folder), identity_of(experiment)
     if found.finished:
@@ -28,10 +28,10 @@ def continued(folder: Path, experiment: ScanExperiment) -> int:
     if before is None:
         if found.begun:
             raise ConfigError(
-                f"{folder} holds results but neither identity.json nor {EXPERIMENT_FILE} to say of what: "
+                f"{folder} holds results, but neither identity.json nor {EXPERIMENT_FILE} identifies them: "
                 "choose another folder with --output"
             )
-        _say(f"there is no run to continue in {folder}: a new one begins")
+        _say(f"there is no run to continue in {folder}: starting a new one")
         return 0
     notes = _compared(folder, before, own)
     first = _next(found)
@@ -40,7 +40,7 @@ def continued(folder: Path, experiment: ScanExperiment) -> int:
 
 
 def _compared(folder: Path, before: Identity, own: Identity) -> str:
-    """Return what has changed in the spec without making it another one, in words."""
+    """Return a note on spec changes that do not affect the results."""
     if (before.namespace, before.name) != (own.namespace, own.name):
         raise ConfigError(
             f"{folder} holds a run of {before.namespace}/{before.name}, not of {own.namespace}/{own.name}: "
@@ -56,12 +56,12 @@ def _compared(folder: Path, before: Identity, own: Identity) -> str:
 
 
 def _next(found: FolderContent) -> int:
-    """Return the number of the next attempt: above 0 wherever there is anything to go on from."""
+    """Return the next attempt number: above 0 if there is anything to resume from."""
     return max(found.attempts, int(found.begun))
 
 
 def _stated(folder: Path) -> Identity | None:
-    """Return the identity of a run from before there were any, from the experiment that it states."""
+    """Return the identity of a run that predates identity files, from its experiment file."""
     try:
         tree = yaml.safe_load((folder / EXPERIMENT_FILE).read_bytes())
         return identity_of(ScanExperiment.model_validate(tree))

@@ -1,4 +1,4 @@
-"""The folders of a run, rings in shared memory and the rest in a scratch folder, and the lock of its name."""
+"""The directories of a run (rings in shared memory, the rest in a scratch directory) and the name's lock."""
 
 import contextlib
 import fcntl
@@ -16,26 +16,26 @@ from asysi.contract.quantity import format_bytes
 from asysi.contract.runtime import MOUNTS, Env
 from asysi.files import is_full
 
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the rings live in shared memory; the folder in it is private
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the rings are in shared memory, in a private directory
 
 
 class RunDirectories:
-    """Folders of one run, made on entering and removed on leaving, whatever happened between.
+    """Directories of one run: a context manager that creates them on entry and removes them on exit.
 
-    While they stand, no other run of this name starts here. A runner that was killed leaves its folders;
-    the next run finds them by their name and removes them: the lock proves that nobody uses them.
+    While they exist, no other run of this name can start here. A killed runner leaves its directories behind;
+    the next run finds them by name and removes them: the lock proves that they are not in use.
 
     Args:
         name: name of the experiment.
-        shared: folder for lock and rings.
-        scratch: folder for the rest; None takes the system's.
+        shared: directory for lock and rings.
+        scratch: directory for the rest; None uses the system's.
 
     Attributes:
-        rings: folder of the rings.
-        lock: file descriptor of the lock, to be inherited by every process that uses the folders.
+        rings: directory of the rings.
+        lock: file descriptor of the lock, to be inherited by every process that uses the directories.
 
     Raises:
-        ConfigError: an experiment of this name is running, or the folders cannot be made.
+        ConfigError: an experiment of this name is running, or the directories cannot be created.
     """
 
     def __init__(self, name: str, *, shared: Path = SHARED_MEMORY, scratch: Path | None = None) -> None:
@@ -43,7 +43,7 @@ class RunDirectories:
         self._lock_file = shared / f"asysi-{name}.lock"
         unique = f"asysi-{name}-{secrets.token_hex(4)}"
         self.rings = self._parents[0] / unique
-        self._scratch = self._parents[1] / f"{unique}.scratch"  # both parents may be the same
+        self._scratch = self._parents[1] / f"{unique}.scratch"  # the parents may be identical
         self.lock = -1
 
     def __enter__(self) -> Self:
@@ -55,7 +55,7 @@ class RunDirectories:
             self.fresh()
         except OSError as error:
             self._leave()
-            raise ConfigError(f"the folders of the run cannot be made: {error}") from error
+            raise ConfigError(f"cannot create the run's folders: {error}") from error
         return self
 
     def __exit__(
@@ -64,7 +64,7 @@ class RunDirectories:
         self._leave()
 
     def mounts(self, output: Path) -> dict[Env, Path]:
-        """Return what stands in the place of the pod's mounts."""
+        """Return the local paths that replace the pod's mounts."""
         return {
             Env.SHM: self.rings,
             Env.OUTPUT: output,
@@ -73,11 +73,11 @@ class RunDirectories:
         }
 
     def termination(self, container: str) -> Path:
-        """Return the file for a container's last words."""
+        """Return the file for a container's termination message."""
         return self._scratch / "termination" / container
 
     def fresh(self) -> None:
-        """Empty what belongs to one pod: the rings, the workspace and the last words."""
+        """Empty the directories of one pod: rings, workspace and termination messages."""
         for folder in (self.rings, self._scratch / "workspace", self._scratch / "termination"):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(mode=0o700)
@@ -117,7 +117,7 @@ class RunDirectories:
                 ) from error
             if self._is_current(lock):
                 return lock
-            os.close(lock)  # the run before removed the file between our open and our lock
+            os.close(lock)  # the previous run removed the file between open and lock
 
     def _is_current(self, lock: int) -> bool:
         with contextlib.suppress(FileNotFoundError):
@@ -134,19 +134,19 @@ class RunDirectories:
     def _leave(self) -> None:
         for folder in (self.rings, self._scratch):
             shutil.rmtree(folder, ignore_errors=True)
-        self._lock_file.unlink(missing_ok=True)  # while it is still held: nobody else's is removed
+        self._lock_file.unlink(missing_ok=True)  # still locked: never another run's
         os.close(self.lock)
 
 
 def refuse_small_memory(shared: Path, needed: int) -> None:
-    """Refuse a shared memory that cannot hold the rings.
+    """Reject a shared-memory file system that is too small for the rings.
 
     Args:
-        shared: a folder in it.
-        needed: bytes of the rings.
+        shared: a directory on it.
+        needed: size of the rings in bytes.
 
     Raises:
-        ConfigError: with the arithmetic.
+        ConfigError: too small; the message shows the calculation.
     """
     state = os.statvfs(shared)
     free, total = state.f_bavail * state.f_frsize, state.f_blocks * state.f_frsize

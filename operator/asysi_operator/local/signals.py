@@ -1,4 +1,4 @@
-"""What the user signals: Ctrl-C once for a clean end, twice to kill, SIGTERM to checkpoint and leave."""
+"""Signals from the user: Ctrl-C once for a clean end, twice to kill; SIGTERM to checkpoint and exit."""
 
 import signal
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from typing import Any, Self
 
 @dataclass
 class UserSignals:
-    """Counts signals; as a context it is the process's handler for them (main thread only)."""
+    """Counts signals; as a context manager, installs itself as their handler (main thread only)."""
 
     interrupts: int = 0
     terminated: bool = False
@@ -16,12 +16,12 @@ class UserSignals:
 
     @property
     def clean_end(self) -> bool:
-        """Whether the stream is to end early and in band."""
+        """Whether the stream should end early, in band."""
         return self.interrupts > 0
 
     @property
     def kill(self) -> bool:
-        """Whether nothing is to be waited for."""
+        """Whether to kill without waiting."""
         return self.interrupts > 1
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""What is said at the end."""
+"""The summary printed at the end of a run."""
 
 import json
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ _INDENT = f"\n{' ' * 11}"
 
 
 def summary(name: str, outcome: RunOutcome, status: RunStatus, output: Path) -> str:
-    """Return the run in a few lines: both verdicts, code, reason, FVU, kept and lapped shares, restarts."""
+    """Return a summary of a run: verdicts, exit code, reason, FVU, kept and lapped shares, restarts."""
     ledger, verdict = _object(output / LEDGER_FILE), read_verdict(output / VERDICT_FILE)
     mark = f"{verdict.mark} " if verdict else ""
     lines = [
@@ -53,7 +53,7 @@ def _indented(reason: str | None) -> list[str]:
 
 
 def _figures(verdict: RunVerdict | None, status: RunStatus) -> list[str]:
-    """Return FVU and hook point of every one that a trainer names, with what must be known with it."""
+    """Return the FVU of every trained hook point, with any caveat."""
     if verdict is None:
         return [f"{ratio(one.fvu)} {one.path}" for one in measured(status) if one.fvu is not None]
     return [
@@ -64,7 +64,7 @@ def _figures(verdict: RunVerdict | None, status: RunStatus) -> list[str]:
 
 
 def _books(verdict: RunVerdict | None, ledger: Mapping[str, Any]) -> str:
-    if verdict is None:  # of an attempt that never came to its verdict
+    if verdict is None:  # the attempt ended before its verdict
         return {True: "balanced", False: "NOT balanced"}.get(ledger.get("balanced", ""), "")
     said, message = verdict.ledger
     return _BALANCED.get(said, "not known") + (f": {message}" if said != "True" and message else "")
@@ -88,7 +88,7 @@ def _kept(ledger: Mapping[str, Any]) -> str:
 
 
 def _lapped(ledger: Mapping[str, Any]) -> str:
-    """Return what share of the rows kept for it each consumer lost, of those that lost any."""
+    """Return the share of rows that each consumer lost, for consumers that lost any."""
     try:
         whole = _whole(ledger)
         offered = {"hook": int(whole["capture"]["published"])}
@@ -101,7 +101,7 @@ def _lapped(ledger: Mapping[str, Any]) -> str:
 
 
 def _whole(ledger: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the totals of all attempts, of the last one where nobody has added them up."""
+    """Return the totals of all attempts, or of the last attempt if there are no such totals."""
     found: Mapping[str, Any] = ledger["allAttempts"] if "allAttempts" in ledger else ledger["totals"]
     return found
 

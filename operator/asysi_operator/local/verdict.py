@@ -1,4 +1,4 @@
-"""The verdict that finish left, read without trust: any part of it may be missing or of another kind."""
+"""Reads finish's verdict as untrusted input: any part may be missing or of the wrong type."""
 
 import contextlib
 import json
@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 MARKS = {"ok": "✓", "unknown": "?", "warning": "!", "fail": "✕"}
-"""Sign of each level."""
+"""Symbol for each level."""
 
 
 @dataclass(frozen=True)
 class RunVerdict:
-    """What `verdict.json` says."""
+    """Contents of `verdict.json`."""
 
     level: str
     sentence: str
@@ -22,18 +22,18 @@ class RunVerdict:
     ledger: tuple[str, str]
     """Status and message of the condition LedgerBalanced."""
     findings: tuple[tuple[str, str], ...] = ()
-    """Level and text of each, the worst first."""
+    """Level and text of each finding, worst first."""
     figures: tuple[tuple[str, float | None, str], ...] = ()
-    """Of each hook point with a trainer: path, held-out FVU, and what must be known with it."""
+    """For each hook point with a trainer: path, held-out FVU, and a caveat."""
 
     @property
     def mark(self) -> str:
-        """The sign before the summary."""
+        """The symbol in front of the summary."""
         return MARKS.get(self.level, "?")
 
 
 def read_verdict(file: Path) -> RunVerdict | None:
-    """Return the verdict in `file`; None when there is none."""
+    """Return the verdict in `file`, or None if there is none."""
     try:
         record = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -61,7 +61,7 @@ def _figure(point: Mapping[str, Any], sae: Mapping[str, Any]) -> tuple[str, floa
 
 
 OUTLIER = 0.5
-"""Share of the variance from which on a figure is not shown without what hides behind it."""
+"""Share of the variance above which the FVU is shown together with the FVU without the outlier."""
 
 
 def _part(part: Mapping[str, Any], key: str) -> Mapping[str, Any]:

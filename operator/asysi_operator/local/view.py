@@ -1,16 +1,16 @@
-"""What there is to see of a run at one moment."""
+"""A snapshot of a run for display."""
 
 from dataclasses import dataclass
 
 from asysi.contract.telemetry import RunStatus
 
 STARTING = RunStatus(phase="starting")
-"""Before finish has said anything."""
+"""Status before finish has responded."""
 
 
 @dataclass(frozen=True)
 class ProcessView:
-    """A container, for people."""
+    """A container, for display."""
 
     name: str
     state: str
@@ -19,27 +19,27 @@ class ProcessView:
 
 @dataclass(frozen=True)
 class View:
-    """A run at one moment."""
+    """Snapshot of a run."""
 
     name: str
     attempt: int = 0
     seconds: float = 0.0
-    """Since the run began."""
+    """Seconds since the start of the run."""
     processes: tuple[ProcessView, ...] = ()
     status: RunStatus = STARTING
     rows: str = ""
-    """How far the pipeline is, while it runs."""
+    """Progress of the pipeline while it runs."""
     notes: tuple[str, ...] = ()
-    """What the user should know now."""
+    """Current notices for the user."""
 
     @property
     def phase(self) -> str:
-        """Where the run stands, in one word."""
+        """Phase of the run in one word."""
         return self.status.phase or "running"
 
     @property
     def restarts(self) -> int:
-        """Restarts in place, of all containers."""
+        """Total in-place restarts of all containers."""
         return sum(process.restarts for process in self.processes)
 
     @property

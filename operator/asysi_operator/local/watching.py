@@ -1,4 +1,4 @@
-"""Looks at the pod while it runs: asks finish how it goes, and shows the answer."""
+"""Monitors the running pod: polls finish for its status and displays it."""
 
 import time
 from collections.abc import Callable
@@ -13,22 +13,22 @@ from asysi_operator.local.signals import UserSignals
 from asysi_operator.local.view import STARTING, ProcessView, View
 
 ASK_EVERY = 0.5
-"""Seconds between questions to finish."""
+"""Seconds between status requests to finish."""
 
 
 class Watching:
-    """Keeps the newest status and shows it.
+    """Keeps the latest status and displays it.
 
     Args:
         name: name of the experiment.
-        display: where it is shown.
-        asker: asks finish.
-        signals: what the user signals.
+        display: the display.
+        asker: HTTP client for finish.
+        signals: signals received from the user.
         fault: container that is killed once, if any.
-        rows: tells how far the pipeline is.
+        rows: returns the pipeline's progress.
 
     Attributes:
-        status: the newest answer of finish in any attempt.
+        status: the latest status of finish in the current attempt.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Watching:
         self.status = STARTING
 
     def look(self, attempt: int, pod: Pod) -> None:
-        """Ask when it is time, take an answer when there is one, show the run."""
+        """Request the status if due, take a response if there is one, and update the display."""
         if attempt != self._attempt:
             self._attempt, self.status, self._answer = attempt, STARTING, None
         self._ask(pod)
@@ -98,7 +98,7 @@ class Watching:
                 f"{self._fault} {done if pod.struck else 'will be killed once, to show that it recovers'}"
             )
         if self._signals.clean_end:
-            notes.append("ending early and cleanly: the model stops, files are written; Ctrl-C again to kill")
+            notes.append("stopping early: the model stops, files are written; Ctrl-C again to kill")
         elif self._signals.terminated:
-            notes.append("terminating: the workers write their checkpoints")
+            notes.append("terminating: the workers are writing their checkpoints")
         return notes

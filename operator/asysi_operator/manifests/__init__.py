@@ -1,4 +1,4 @@
-"""The Kubernetes objects of an experiment, rendered from its spec alone: no cluster, no clock, no chance."""
+"""The Kubernetes objects of an experiment, rendered deterministically from its spec alone."""
 
 from collections.abc import Sequence
 
@@ -29,22 +29,22 @@ def build(
     output: str | None = None,
     readers: Sequence[Manifest] | None = None,
 ) -> list[Manifest]:
-    """Return every object of the experiment, in the order in which they are created.
+    """Return all objects of the experiment, in creation order.
 
     Args:
         experiment: the resolved experiment.
         image: image of every container, except the host of a custom workload.
-        pull_policy: when the node fetches images; one of PULL_POLICIES.
-        output: folder of the results on the volume; None takes the spec's.
-        readers: peers of a NetworkPolicy that may call the pods' ports; None lets everybody.
+        pull_policy: image pull policy; one of PULL_POLICIES.
+        output: results directory on the volume; None uses the spec's.
+        readers: NetworkPolicy peers that may call the pods' ports; None allows all.
 
     Raises:
-        ConfigError: the memory limits cannot hold the rings, or the mode has no pod yet.
+        ConfigError: the memory limits cannot hold the rings, or the mode is not supported yet.
     """
     if experiment.spec.mode != "HPC":
         raise ConfigError(
-            f"spec.mode of experiment {experiment.metadata.name} is {experiment.spec.mode}, which has no "
-            "pod yet: write HPC"
+            f"spec.mode of experiment {experiment.metadata.name} is {experiment.spec.mode}, which is not "
+            "supported yet: use HPC"
         )
     refuse_impossible_memory(experiment.spec)
     place = str(output_path(experiment)) if output is None else output

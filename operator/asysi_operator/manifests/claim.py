@@ -1,4 +1,4 @@
-"""The PersistentVolumeClaim of the results, when the user has brought none."""
+"""The PersistentVolumeClaim for the results, if the user has not provided one."""
 
 from asysi.contract.spec import ScanExperiment
 from asysi_operator.manifests.kinds import Manifest
@@ -6,11 +6,11 @@ from asysi_operator.manifests.labels import metadata
 from asysi_operator.manifests.names import claim_name
 
 RETAINED = "asysi.dev/retained-by"
-"""Annotation of a claim that stays when its experiment is deleted: the identity of the first that asked."""
+"""Annotation of a claim that outlives its experiment: UID of the first experiment that retained it."""
 
 
 def claim(experiment: ScanExperiment) -> Manifest:
-    """Return the claim; one that is retained has no owner that could take it along."""
+    """Return the claim; a retained claim has no owner, so it is not garbage-collected."""
     output, described = experiment.spec.output, metadata(experiment, claim_name(experiment))
     if output.when_deleted == "Retain":
         described = _without_owner(described) | {"annotations": {RETAINED: experiment.metadata.uid or ""}}
@@ -28,13 +28,13 @@ def claim(experiment: ScanExperiment) -> Manifest:
 
 
 def retained_by(there: Manifest) -> str | None:
-    """Return who was the first to ask that a claim is retained, None when nobody did."""
+    """Return the UID of the experiment that first retained a claim, or None."""
     found = (there["metadata"].get("annotations") or {}).get(RETAINED)
     return None if found is None else str(found)
 
 
 def as_retained(wanted: Manifest, there: Manifest, uid: str) -> Manifest:
-    """Return a wanted claim; one that another experiment has retained stays nobody's, whatever is wanted."""
+    """Return the desired claim; one that another experiment has retained never gets an owner."""
     first = retained_by(there)
     if first is None or first == uid:
         return wanted

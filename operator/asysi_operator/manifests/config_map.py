@@ -1,4 +1,4 @@
-"""The whole experiment as one JSON file: what the workers read."""
+"""The ConfigMap with the complete experiment as one JSON file, which the workers read."""
 
 import json
 from typing import Any
@@ -13,9 +13,9 @@ from asysi_operator.manifests.names import config_name
 
 
 def config_map(experiment: ScanExperiment) -> Manifest:
-    """Return the ConfigMap. Its file is canonical: workers of a Job that an older operator made can read it.
+    """Return the ConfigMap. Its file is canonical, so workers of a Job from an older operator can read it.
 
-    Nulls stay in it: `sae: null` means something.
+    Nulls are kept: `sae: null` is meaningful.
     """
     document = canonical(experiment)
     return {
@@ -27,7 +27,7 @@ def config_map(experiment: ScanExperiment) -> Manifest:
 
 
 def applied_spec(there: Manifest) -> dict[str, Any]:
-    """Return the frozen part of the spec that a ConfigMap was made from, {} when it cannot be told."""
+    """Return the frozen part of the spec that a ConfigMap was created from, {} if unknown."""
     try:
         document = json.loads(there["data"][MOUNTS[Env.CONFIG].name])
         return frozen(document["spec"])

@@ -13,19 +13,19 @@ _SIDECARS = (Container.ARCHIVER, Container.SAE, Container.HOOK)
 
 
 def init_containers(experiment: ScanExperiment, settings: PodSettings) -> list[Manifest]:
-    """Return prepare, then the sidecars: each starts once the one before it has."""
+    """Return prepare, then the sidecars; each starts once the one before it has started."""
     present = containers_of(experiment.spec)
     sidecars = (_sidecar(experiment, settings, container) for container in _SIDECARS if container in present)
     return [_container(experiment, settings, Container.PREPARE), *sidecars]
 
 
 def main_containers(experiment: ScanExperiment, settings: PodSettings) -> list[Manifest]:
-    """Return host and finish, which run side by side."""
+    """Return host and finish, which run in parallel."""
     return [_host(experiment, settings), _container(experiment, settings, Container.FINISH)]
 
 
 def pipeline_container(experiment: ScanExperiment, settings: PodSettings) -> Manifest:
-    """Return the one container of the pipeline's pods."""
+    """Return the single container of the pipeline's pods."""
     return _container(experiment, settings, Container.PIPELINE)
 
 
@@ -54,7 +54,7 @@ def _container(experiment: ScanExperiment, settings: PodSettings, container: Con
 
 
 def _sidecar(experiment: ScanExperiment, settings: PodSettings, container: Container) -> Manifest:
-    """A native sidecar: restarted in place, and it does not keep the Job from ending."""
+    """Return a native sidecar: restarted in place, and it does not keep the Job from completing."""
     port = str(container)
     return {
         **_container(experiment, settings, container),
@@ -73,7 +73,7 @@ def _host(experiment: ScanExperiment, settings: PodSettings) -> Manifest:
 
 
 def container_security() -> Manifest:
-    """Return what Pod Security's level `restricted` asks of a container, and a read-only root file system."""
+    """Return a container securityContext for the `restricted` Pod Security level, with a read-only root."""
     return {
         "allowPrivilegeEscalation": False,
         "capabilities": {"drop": ["ALL"]},

@@ -8,7 +8,7 @@ from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.manifests.resources import threads
 
 _JOB = "batch.kubernetes.io/controller-uid"
-"""Label of a pod in which the API server says of which Job it is."""
+"""Pod label with the UID of its Job, set by the API server."""
 TERMINATION = "/dev/termination-log"
 
 
@@ -16,10 +16,10 @@ def environment(spec: Spec, container: Container, output: str) -> list[Manifest]
     """Return `env` of a container.
 
     Args:
-        spec: the experiment's.
-        container: which one.
-        output: folder of the results on the volume. The workers make it: where a node would make it, as the
-            mount of a subPath, it would belong to root.
+        spec: the experiment's spec.
+        container: the container.
+        output: results directory on the volume. The workers create it: if the node did, as the mount of a
+            subPath, it would be owned by root.
     """
     count = str(threads(spec, container))
     places = MOUNTS | {Env.OUTPUT: MOUNTS[Env.OUTPUT] / output}
@@ -38,7 +38,7 @@ def environment(spec: Spec, container: Container, output: str) -> list[Manifest]
 
 
 def output_of(job: Manifest) -> str:
-    """Return the folder on the volume that the pods of a Job write their results to."""
+    """Return the directory on the volume that a Job's pods write their results to."""
     pod = job["spec"]["template"]["spec"]
     for one in pod["containers"][0].get("env") or ():
         if one["name"] == Env.OUTPUT:
@@ -50,14 +50,14 @@ def output_of(job: Manifest) -> str:
 
 
 def environment_from(spec: Spec, container: Container) -> list[Manifest]:
-    """Return `envFrom` of a container: Secrets of which every key is a variable."""
+    """Return `envFrom` of a container: Secrets whose keys all become variables."""
     return [{"secretRef": {"name": ref.name}} for ref in secrets(spec, container) if not ref.key]
 
 
 def secrets(spec: Spec, container: Container) -> list[SecretRef]:
     """Return the Secrets that a container needs.
 
-    The pipeline's operators call endpoints and stores, prepare fetches the model, the others write results.
+    The pipeline's operators call endpoints and stores, prepare downloads the model, the others write results.
     """
     if container is Container.PIPELINE:
         return list(spec.data.pipeline.secret_refs) if spec.data and spec.data.pipeline else []

@@ -1,4 +1,4 @@
-"""The Job: a pod an attempt, so many attempts, and what makes another one pointless."""
+"""The Job: one pod per attempt, the retry limit, and the failures that are not retried."""
 
 from asysi.contract.runtime import Container, Exit
 from asysi.contract.spec import ScanExperiment
@@ -8,17 +8,17 @@ from asysi_operator.manifests.names import job_name, rows_name
 from asysi_operator.manifests.pod import pipeline_template, pod_template
 
 START_DEADLINE = "asysi.dev/start-deadline-seconds"
-"""Annotation: seconds in which the host must have started. A Job itself has no such deadline."""
+"""Annotation: seconds within which the host must start. The Job API has no such deadline."""
 TTL = "asysi.dev/ttl-seconds-after-finished"
-"""Annotation: seconds after which the operator removes the finished Job. Kubernetes' own field would remove
-it before its totals are read when the operator is away, and the experiment would begin anew."""
+"""Annotation: seconds after which the operator removes the finished Job. With ttlSecondsAfterFinished, a Job
+could be removed before a stopped operator has read its totals, and the experiment would start over."""
 
 
 def job(experiment: ScanExperiment, settings: PodSettings) -> Manifest:
     """Return the Job.
 
-    Failures are counted for the Job, not for its index: with a limit per index a failed pod is kept until its
-    successor is there, and in a namespace that is being deleted none can come, so both would stay for ever.
+    Failures are counted per Job, not per index: with backoffLimitPerIndex, a failed pod is kept until its
+    successor exists, which cannot happen in a namespace that is being deleted, so both would stay forever.
     """
     lifecycle = experiment.spec.lifecycle
     described = _described(experiment, job_name(experiment))
@@ -38,7 +38,7 @@ def job(experiment: ScanExperiment, settings: PodSettings) -> Manifest:
             "completionMode": "Indexed",
             **_lifecycle(experiment),
             "backoffLimit": lifecycle.max_restarts,
-            "podReplacementPolicy": "Failed",  # two attempts never write one output
+            "podReplacementPolicy": "Failed",  # two attempts must never write the same output
             "podFailurePolicy": {"rules": failure_rules()},
             "template": pod_template(experiment, settings),
         },
@@ -46,9 +46,9 @@ def job(experiment: ScanExperiment, settings: PodSettings) -> Manifest:
 
 
 def pipeline_job(experiment: ScanExperiment, settings: PodSettings) -> Manifest:
-    """Return the Job that runs before: one index per shard, and a dead one goes on where its ledger ends.
+    """Return the pipeline's Job: one index per shard; a restarted shard resumes from its ledger.
 
-    All shards together may fail as often as one attempt of the experiment may; see `job` for why not each.
+    `backoffLimit` applies to all shards together; `job` explains why it is not per index.
     """
     data = experiment.spec.data
     assert data is not None
@@ -63,7 +63,7 @@ def pipeline_job(experiment: ScanExperiment, settings: PodSettings) -> Manifest:
             "completionMode": "Indexed",
             **_lifecycle(experiment),
             "backoffLimit": experiment.spec.lifecycle.max_restarts,
-            "podReplacementPolicy": "Failed",  # two pods never write one ledger
+            "podReplacementPolicy": "Failed",  # two pods must never write the same ledger
             "podFailurePolicy": {
                 "rules": [
                     _rule("FailJob", Container.PIPELINE, "In", Exit.CONFIG),
@@ -79,7 +79,7 @@ _PUT_OUT: Manifest = {
     "action": "Ignore",
     "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
 }
-"""A drained, lost or overfull node, or a pod of higher priority: no failure, so it costs no restart."""
+"""Drain, node loss, node pressure or preemption: not a failure, so it does not count as a restart."""
 
 
 def _described(experiment: ScanExperiment, name: str) -> Manifest:
@@ -93,17 +93,17 @@ def _lifecycle(experiment: ScanExperiment) -> Manifest:
     lifecycle = experiment.spec.lifecycle
     deadline = lifecycle.active_deadline_seconds
     return {
-        # A queue suspends and resumes the Job itself: the field is Kueue's.
+        # In a queue, Kueue suspends and resumes the Job and owns this field.
         **({} if queue_of(experiment) else {"suspend": lifecycle.suspend}),
         **({"activeDeadlineSeconds": deadline} if deadline is not None else {}),
     }
 
 
 def failure_rules() -> list[Manifest]:
-    """Return the rules in order; the first that fits decides.
+    """Return the rules in order; the first match decides.
 
-    Bad configuration fails the Job. A pod that was put out has not failed, whatever its containers then ended
-    with. A dead host is tried again. Where only finish's verdict is bad, the same stream would bring the same
+    Bad configuration fails the Job. An evicted pod has not failed, whatever its containers' exit codes. A
+    failed host is retried. A bad verdict by finish alone is not retried: the same stream would give the same
     verdict.
     """
     return [

@@ -1,17 +1,17 @@
-"""What a manifest is to Python."""
+"""Types for manifests."""
 
 from dataclasses import dataclass
 from typing import Any
 
 Manifest = dict[str, Any]
-"""A Kubernetes object, or a part of one, as it stands in YAML."""
+"""A Kubernetes object, or part of one, as in YAML."""
 
 
 @dataclass(frozen=True)
 class PodSettings:
-    """What the pods of an experiment have in common that its spec does not say."""
+    """Settings of an experiment's pods that are not in its spec."""
 
     image: str
     pull_policy: str
     output: str = "."
-    """Folder of the results on the volume, relative."""
+    """Results directory, relative to the volume."""

@@ -1,4 +1,4 @@
-"""Labels and metadata that every object of an experiment carries."""
+"""Labels and metadata common to all objects of an experiment."""
 
 import re
 
@@ -9,36 +9,36 @@ from asysi_operator.manifests.kinds import Manifest
 
 EXPERIMENT = "asysi.dev/experiment"
 MANAGER = "asysi-operator"
-"""Field manager of everything that is applied, source of events, and who manages all our objects."""
+"""Field manager of all applies, source of events, and value of the managed-by label."""
 MANAGED_BY = "app.kubernetes.io/managed-by"
 COMPONENT = "app.kubernetes.io/component"
 QUEUE = "kueue.x-k8s.io/queue-name"
 SPEC = "asysi.dev/spec"
-"""Annotation of the pod: digest of what of the spec is frozen once the host has started."""
+"""Pod annotation: digest of the part of the spec that is frozen once the host has started."""
 _POD_PREFIX = "label.asysi.dev/"
 _PART = 63
-"""Characters of a label's name behind its prefix at most."""
+"""Maximum length of a label's name after its prefix."""
 _RESERVED = re.compile(r"(.*\.)?(kubernetes\.io|k8s\.io|asysi\.dev)/|(job-name|controller-uid)$")
-"""Labels by which Kubernetes and we know objects: a user's are not passed on."""
+"""Labels reserved for Kubernetes and the operator; user labels with these keys are not passed on."""
 
 
 def queue_of(experiment: ScanExperiment) -> str | None:
-    """Return the name of Kueue's LocalQueue: the spec's, or that of Kueue's own label on the experiment."""
+    """Return the name of Kueue's LocalQueue, from the spec or from Kueue's label on the experiment."""
     return experiment.spec.scheduling.queue_name or experiment.metadata.labels.get(QUEUE) or None
 
 
 def selector(experiment: ScanExperiment) -> dict[str, str]:
-    """Return the label that all objects of one experiment share, and no other object has."""
+    """Return the label shared by all objects of one experiment and by no other object."""
     return {EXPERIMENT: experiment.metadata.name}
 
 
 def labels(experiment: ScanExperiment) -> dict[str, str]:
-    """Return the user's labels and ours; those that mean something to a cluster are not the user's to set."""
+    """Return the user's labels and the operator's; the user cannot set reserved labels."""
     return {**_users(experiment), **_ours(experiment)}
 
 
 def pod_labels(experiment: ScanExperiment) -> dict[str, str]:
-    """Return the labels of a pod: the user's stand behind a prefix, so that no Service of others selects it.
+    """Return a pod's labels; the user's get a prefix, so that no unrelated Service selects the pod.
 
     `team` becomes `label.asysi.dev/team`, and `example.com/team` becomes `label.asysi.dev/example.com.team`.
     """
@@ -47,7 +47,7 @@ def pod_labels(experiment: ScanExperiment) -> dict[str, str]:
 
 
 def _short(key: str) -> str:
-    """Return a label's key as the part behind a prefix: at most 63 characters, without a slash."""
+    """Return a label key as a name after a prefix: at most 63 characters, without a slash."""
     name = key.replace("/", ".")
     return name if len(name) <= _PART else f"{name[: _PART - 11]}-{digest(key)[:10]}"
 
@@ -68,12 +68,12 @@ def _ours(experiment: ScanExperiment) -> dict[str, str]:
 
 
 def spec_digest(experiment: ScanExperiment) -> str:
-    """Return a digest of the frozen part of the spec, as SPEC holds it."""
+    """Return the digest of the frozen part of the spec, the value of SPEC."""
     return digest(frozen_part(experiment))
 
 
 def rows_digest(experiment: ScanExperiment) -> str:
-    """Return a digest of what of the spec the pipeline's pods are made from, as SPEC of theirs holds it."""
+    """Return the digest of the part of the spec that defines the pipeline's pods, the value of their SPEC."""
     spec = frozen_part(experiment)
     data = spec["data"]
     pipeline = {key: value for key, value in data["pipeline"].items() if key != "parallelism"}
@@ -82,7 +82,7 @@ def rows_digest(experiment: ScanExperiment) -> str:
 
 
 def metadata(experiment: ScanExperiment, name: str) -> Manifest:
-    """Return the metadata of an object, owned by the experiment once that has an identity in the cluster."""
+    """Return the metadata of an object, owned by the experiment if that has a UID."""
     uid = experiment.metadata.uid
     owner = {
         "apiVersion": API_VERSION,

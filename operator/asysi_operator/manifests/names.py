@@ -1,11 +1,11 @@
-"""Names of an experiment's objects; a name of 52 characters leaves room for every suffix."""
+"""Names of an experiment's objects; the limit of 52 characters leaves room for every suffix."""
 
 from asysi.contract.spec import ScanExperiment
 
 OUTPUT = "-output"
-"""Suffix of the claim that an experiment has of its own."""
+"""Suffix of an experiment's own claim."""
 ROWS = "-rows"
-"""Suffix of what belongs to the pipeline; it leaves room for a pod's index."""
+"""Suffix of the pipeline's objects; leaves room for a pod's index."""
 
 
 def job_name(experiment: ScanExperiment) -> str:
@@ -19,12 +19,12 @@ def config_name(experiment: ScanExperiment) -> str:
 
 
 def config_name_of(name: str) -> str:
-    """Return the same from the name of the experiment."""
+    """Return the name of the ConfigMap, given the experiment's name."""
     return f"{name}-config"
 
 
 def claim_name(experiment: ScanExperiment) -> str:
-    """Return the name of the claim that results go to: the user's, or the experiment's own."""
+    """Return the name of the claim for the results: the user's, or the experiment's own."""
     return experiment.spec.output.claim or f"{experiment.metadata.name}{OUTPUT}"
 
 

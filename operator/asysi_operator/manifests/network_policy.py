@@ -1,4 +1,4 @@
-"""What an experiment's pod may talk to: its metrics are read, and only prepare's sources are called."""
+"""NetworkPolicy of an experiment's pods: ingress to metrics, and egress only if a source is remote."""
 
 import re
 from collections.abc import Sequence
@@ -10,15 +10,15 @@ from asysi_operator.manifests.labels import COMPONENT, metadata, selector
 from asysi_operator.manifests.names import policy_name, rows_name
 
 _LOCAL = {"file", "python", "jsonl", "csv", "parquet", "memory"}
-"""Schemes that need no network; what stands behind a format's scheme is looked at too."""
+"""Schemes that need no network; a scheme nested in a format's scheme is checked too."""
 
 
 def network_policy(experiment: ScanExperiment, readers: Sequence[Manifest] | None = None) -> Manifest:
-    """Return the NetworkPolicy. Where everything is on the node, nothing leaves it, not even a DNS query.
+    """Return the NetworkPolicy. If all sources are local, all egress is denied, including DNS.
 
     Args:
         experiment: the experiment.
-        readers: peers that may read metrics and status; None lets everybody. A node's own probes pass anyway.
+        readers: peers that may read metrics and status; None allows all. The kubelet's probes always pass.
     """
     ports = [{"port": port, "protocol": "TCP"} for port in sorted(PORTS.values())]
     ingress = [] if readers == [] else [{"ports": ports, **({"from": list(readers)} if readers else {})}]
@@ -30,14 +30,14 @@ def network_policy(experiment: ScanExperiment, readers: Sequence[Manifest] | Non
             "podSelector": {"matchLabels": selector(experiment)},
             "policyTypes": ["Ingress", "Egress"],
             "ingress": ingress,
-            # A store may listen on any port of any host, so a remote source opens all of them.
+            # A store may use any host and port, so a remote source allows all egress.
             "egress": [{}] if needs_network(experiment.spec) else [],
         },
     }
 
 
 def pipeline_policy(experiment: ScanExperiment) -> Manifest:
-    """Return what opens the network for the pipeline's pods alone: an operator may call any endpoint."""
+    """Return the NetworkPolicy that allows all egress of the pipeline's pods: operators may call anything."""
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -51,7 +51,7 @@ def pipeline_policy(experiment: ScanExperiment) -> Manifest:
 
 
 def needs_network(spec: Spec) -> bool:
-    """Whether a source or the output lies beyond the node; a custom program may call whom it likes."""
+    """Whether a source or the output is remote; a custom program may make any connection."""
     data = spec.data.uri if spec.data and spec.data.pipeline is None else None
     uris = [spec.model.uri, spec.model.tokenizer, data, spec.output.uri]
     return spec.workload.custom is not None or any(_is_remote(uri) for uri in uris if uri)

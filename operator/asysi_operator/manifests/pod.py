@@ -1,4 +1,4 @@
-"""The pod of one attempt, and the pipeline's pods before it."""
+"""Pod templates of an attempt and of the pipeline that precedes it."""
 
 from asysi.contract.runtime import Container
 from asysi.contract.spec import Part, ScanExperiment
@@ -16,7 +16,7 @@ from asysi_operator.manifests.volumes import pipeline_volumes, volumes
 
 _REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 _USER = 65532
-"""Nobody in particular; the images need no name for it."""
+"""Arbitrary non-root UID; the images need no passwd entry for it."""
 
 
 def pod_template(experiment: ScanExperiment, settings: PodSettings) -> Manifest:
@@ -34,8 +34,8 @@ def pod_template(experiment: ScanExperiment, settings: PodSettings) -> Manifest:
 def pipeline_template(experiment: ScanExperiment, settings: PodSettings) -> Manifest:
     """Return the pod template of the pipeline's Job.
 
-    A claim that the experiment makes is on one node at a time unless its access modes say otherwise, so all
-    its shards go to one.
+    By default, the experiment's own claim can only be mounted on one node at a time, so all shards are placed
+    on the same node.
     """
     named = {**pod_labels(experiment), COMPONENT: str(Container.PIPELINE)}
     same = {key: named[key] for key in (EXPERIMENT, COMPONENT)}
@@ -88,7 +88,7 @@ def _affinity(experiment: ScanExperiment) -> Manifest:
 
 
 def _near(affinity: Manifest, term: Manifest) -> Manifest:
-    """Return an affinity that requires nearness to some pods besides what it asks for."""
+    """Return an affinity extended by a required pod affinity term."""
     pods = affinity.get("podAffinity", {})
     required = [*pods.get(_REQUIRED, ()), term]
     return affinity | {"podAffinity": pods | {_REQUIRED: required}}
@@ -99,7 +99,7 @@ def _set(part: Part) -> Manifest:
 
 
 def pod_security() -> Manifest:
-    """Return what Pod Security's level `restricted` asks of a pod."""
+    """Return a pod securityContext for the `restricted` Pod Security level."""
     return {
         "runAsNonRoot": True,
         "runAsUser": _USER,

@@ -1,13 +1,13 @@
-"""Startup and liveness of the sidecars. The host has neither: a slow step of a model is not a fault."""
+"""Startup and liveness probes of the sidecars. The host has none: a slow model step is not a fault."""
 
 from asysi_operator.manifests.kinds import Manifest
 
 START_SECONDS = 600
-"""Seconds that a sidecar has to attach its rings and to load its checkpoint."""
+"""Seconds for a sidecar to attach its rings and load its checkpoint."""
 
 
 def startup(port: str) -> Manifest:
-    """Return the startup probe: asked every second, the next container waits for it."""
+    """Return the startup probe: run every second, because the next container waits for it."""
     return {
         **_get("/readyz", port),
         "periodSeconds": 1,
@@ -17,7 +17,7 @@ def startup(port: str) -> Manifest:
 
 
 def liveness(port: str) -> Manifest:
-    """Return the liveness probe; a worker that hangs does not hear SIGTERM either, so its grace is short."""
+    """Return the liveness probe; its grace period is short, because a hung worker ignores SIGTERM too."""
     return {
         **_get("/livez", port),
         "periodSeconds": 10,

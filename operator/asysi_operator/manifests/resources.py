@@ -1,4 +1,4 @@
-"""CPU and memory of the containers: requests equal limits, so the pod is Guaranteed and whole CPUs pin."""
+"""CPU and memory of the containers: requests equal limits, for QoS class Guaranteed and pinned whole CPUs."""
 
 import math
 
@@ -12,13 +12,13 @@ from asysi_operator.manifests.kinds import Manifest
 _MIB = 2**20
 _DISK = "ephemeral-storage"
 _SCRATCH_REQUEST, _SCRATCH_LIMIT = 64 * _MIB, 2048 * _MIB
-"""Bytes of the node's disk for a container's logs and /tmp."""
+"""Ephemeral storage in bytes for a container's logs and /tmp."""
 
 
 def of_container(spec: Spec, container: Container) -> Resources:  # noqa: PLR0911 - a case each
-    """Return what the spec gives a container.
+    """Return the resources of a container from the spec.
 
-    Raises ValueError when the experiment has no such container.
+    Raises ValueError if the experiment has no such container.
     """
     match container:
         case Container.PREPARE:
@@ -39,7 +39,7 @@ def of_container(spec: Spec, container: Container) -> Resources:  # noqa: PLR091
 
 
 def containers_of(spec: Spec) -> list[Container]:
-    """Return the containers of the experiment's pod in the order in which they start."""
+    """Return the containers of the experiment's pod in start order."""
     absent = {Container.PIPELINE} | ({Container.SAE} if spec.sae is None else set())
     absent |= set() if spec.archive.enabled else {Container.ARCHIVER}
     return [container for container in Container if container not in absent]
@@ -60,39 +60,39 @@ def requirements(spec: Spec, container: Container) -> Manifest:
 
 
 def _disk_limit(spec: Spec, container: Container) -> int:
-    """Return how much of the node's disk a container may take: logs and /tmp, and one of them the workspace.
+    """Return a container's ephemeral-storage limit: logs and /tmp, plus the workspace for one container.
 
-    The kubelet holds the pod's volumes against the sum over the containers that run.
+    The kubelet checks the pod's volumes against the sum over the running containers.
     """
     holds_workspace = container in {Container.HOST, Container.PREPARE, Container.PIPELINE}
     return _SCRATCH_LIMIT + (parse_bytes(spec.resources.workspace) if holds_workspace else 0)
 
 
 def cpu_quantity(cpus: float) -> str:
-    """Return CPUs as Kubernetes writes them, `2` or `250m`; less than a thousandth is a thousandth."""
+    """Format CPUs as a Kubernetes quantity, `2` or `250m`; the minimum is `1m`."""
     thousandths = max(1, round(cpus * 1000))
     return str(thousandths // 1000) if thousandths % 1000 == 0 else f"{thousandths}m"
 
 
 def threads(spec: Spec, container: Container) -> int:
-    """Return how many threads a container's libraries may use: its whole CPUs, at least one."""
+    """Return the thread count for a container's libraries: its CPUs rounded down, at least one."""
     return max(1, math.floor(of_container(spec, container).cpus))
 
 
 def rings_bytes(spec: Spec) -> int:
-    """Return the bytes of both rings: what the spec asks for, and room for control files and descriptors."""
+    """Return the size of both rings in bytes, including control files and descriptors."""
     payload = parse_bytes(spec.capture.size) + parse_bytes(spec.bus.size)
     return math.ceil((payload + payload // 64 + 8 * _MIB) / _MIB) * _MIB
 
 
 def refuse_impossible_memory(spec: Spec) -> None:
-    """Refuse limits that the kernel would enforce by killing.
+    """Reject memory limits that would lead to an OOM kill.
 
-    Ring pages are charged to prepare while it runs, then to the pod. The contract checks the rings that the
-    spec names; here is counted what they take.
+    Ring pages are charged to prepare while it runs, then to the pod. The contract checks the ring sizes in
+    the spec; this checks the memory they actually take.
 
     Raises:
-        ConfigError: with the arithmetic.
+        ConfigError: the limits are too low; the message shows the calculation.
     """
     rings = rings_bytes(spec)
     running = [container for container in containers_of(spec) if container is not Container.PREPARE]

@@ -1,4 +1,4 @@
-"""Volumes of the pod, and where each container finds them."""
+"""Volumes of the pod and their mounts in each container."""
 
 import hashlib
 
@@ -12,10 +12,10 @@ from asysi_operator.manifests.resources import rings_bytes
 RINGS = "rings"
 """Name of the volume that holds the rings."""
 _LABEL = 63
-"""Characters of a DNS label at most."""
+"""Maximum length of a DNS label."""
 _CAPTURE = CAPTURE_RING.parts[0]
 _SHARING = {Container.PIPELINE, Container.PREPARE, Container.HOST, Container.FINISH}
-"""Containers that write the workspace; the others may look."""
+"""Containers that write to the workspace; the others mount it read-only."""
 
 
 def volumes(experiment: ScanExperiment) -> list[Manifest]:
@@ -45,7 +45,7 @@ def pipeline_volumes(experiment: ScanExperiment) -> list[Manifest]:
 
 
 def mounts(experiment: ScanExperiment, container: Container) -> list[Manifest]:
-    """Return the mounts of a container. Those who read the model and the data see the inputs."""
+    """Return the mounts of a container. Only containers that read the model or the data mount the inputs."""
     inputs = experiment.spec.inputs if container in _SHARING else []
     return [
         *_rings(container),
@@ -58,7 +58,7 @@ def mounts(experiment: ScanExperiment, container: Container) -> list[Manifest]:
 
 
 def _input(claim: str) -> str:
-    """Return the name of a claim's volume: a DNS label, which the name of a claim need not be."""
+    """Return the name of a claim's volume: a DNS label, unlike a claim's name."""
     name = f"input-{claim}"
     if len(name) <= _LABEL and "." not in name:
         return name
@@ -67,7 +67,7 @@ def _input(claim: str) -> str:
 
 
 def _rings(container: Container) -> list[Manifest]:
-    """The host sees the capture ring alone, inside a /dev/shm of its own."""
+    """Return the ring mounts; the host gets only the capture ring, in its own /dev/shm."""
     if container is Container.PIPELINE:
         return []
     if container is not Container.HOST:

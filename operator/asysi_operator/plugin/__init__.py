@@ -1,6 +1,6 @@
-"""`kubectl asysi` and `asysi cluster`: what a user does with an experiment after `kubectl apply`.
+"""`kubectl asysi` and `asysi cluster`: user commands for an experiment after `kubectl apply`.
 
-Everything goes through the kubectl binary: its contexts, its ways to log in, its proxies and its permissions
-are the user's own, and it carries streams in and out of pods. `kubectl` is the edge; `access`, `diagnosis`,
-`seen` and `files_pod` are pure.
+All requests go through the kubectl binary, so that the user's contexts, authentication, proxies and
+permissions apply; it also streams data into and out of pods. `kubectl` does the I/O; `access`, `diagnosis`,
+`experiment_view` and `files_pod` are pure.
 """

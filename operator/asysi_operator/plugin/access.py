@@ -1,4 +1,4 @@
-"""What kubectl's refusals mean, as sentences. Pure."""
+"""Translates kubectl's errors into sentences for the user. Pure."""
 
 import re
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ NOT_INSTALLED = (
 
 
 class ClusterError(Exception):
-    """The cluster, or kubectl, did not do what was asked; the message is a sentence for the user.
+    """A request to the cluster, or kubectl itself, failed; the message is a sentence for the user.
 
     Attributes:
-        said: what kubectl has said, if it has.
+        said: kubectl's output, if any.
         forbidden: whether a permission is missing.
     """
 
@@ -33,11 +33,11 @@ class ClusterError(Exception):
 
 
 def refused(said: str, arguments: Sequence[str]) -> ClusterError:
-    """Return what a failing call of kubectl means.
+    """Return the error for a failed kubectl call.
 
     Args:
         said: its standard error.
-        arguments: what it was called with.
+        arguments: its arguments.
     """
     if missing := _CANNOT.search(said):
         return ClusterError(permission(**missing.groupdict()), said=said, forbidden=True)
@@ -51,7 +51,7 @@ def refused(said: str, arguments: Sequence[str]) -> ClusterError:
 
 
 def permission(verb: str, resource: str, group: str, namespace: str | None) -> str:
-    """Return the sentence about a missing permission, with a command that shows it."""
+    """Return the message for a missing permission, with a command to check it."""
     full = f"{resource}.{group}" if group else resource
     where = f"in namespace {namespace}" if namespace else "in all namespaces"
     plain, _, sub = full.partition("/")
@@ -63,9 +63,9 @@ def permission(verb: str, resource: str, group: str, namespace: str | None) -> s
 
 
 def _last(said: str) -> str:
-    """Return the line that says it: kubectl's warnings and notices come before."""
+    """Return the line with the error, skipping kubectl's warnings and notices."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     telling = [line for line in lines if line.startswith(("Error", "error"))]
     if len(lines) > 1 and lines[-1].startswith("command terminated with exit code"):
         return f"{lines[-2]} ({lines[-1]})"
-    return (telling or lines or ["it said nothing"])[-1]
+    return (telling or lines or ["no error output"])[-1]

@@ -1,4 +1,4 @@
-"""Everything that a report of a problem needs, in one archive. Secrets are never read."""
+"""Collects the data for a bug report in one archive. Secrets are never read."""
 
 import io
 import re
@@ -21,22 +21,22 @@ from asysi_operator.plugin.kubectl import Kubectl
 from asysi_operator.plugin.observe import OPERATOR
 
 LINES = 20_000
-"""Lines of a log at most, the last ones."""
+"""Maximum number of lines per log, counted from the end."""
 FILE_LIMIT = 8 * 2**20
-"""Bytes of a file in the bundle at most."""
+"""Maximum bytes per file in the bundle."""
 HIDDEN = "[removed]"
 _PASSWORD = re.compile(r"(?<=://)[^/\s\"'@]+(?=@)")
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}")
 _NAMES = r"(?:pass(?:word|wd)?|secret|token|credential|(?:api|private|access)[-_.]?key|authorization)"
 _TELLING = re.compile(_NAMES, re.IGNORECASE)
-"""Names of variables whose values are nobody's business."""
+"""Names of variables whose values are confidential."""
 _ASSIGNED = re.compile(rf"([\w.-]*{_NAMES}[\"']?[ \t]*[=:][ \t]*[\"']?)[^\s\"',}}\[\]]{{6,}}", re.IGNORECASE)
 _APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 Part = tuple[str, Callable[[], str]]
 
 
 def write_bundle(kubectl: Kubectl, seen: ExperimentView, target: Path) -> list[str]:
-    """Write the archive, atomically; return a sentence for each part that could not be had.
+    """Write the archive atomically; return a sentence for each part that could not be collected.
 
     Raises:
         OSError: the file cannot be written.
@@ -62,7 +62,7 @@ def write_bundle(kubectl: Kubectl, seen: ExperimentView, target: Path) -> list[s
 
 
 def _parts(kubectl: Kubectl, seen: ExperimentView) -> Iterator[Part]:
-    """Yield the name of each file and how its text is had."""
+    """Yield the name of each file and a function that returns its text."""
     yield "why.txt", lambda: "".join(f"{line}\n" for line in explain(seen))
     yield "versions.txt", lambda: f"asysi {__version__}\n{kubectl.run('version')}"
     yield "experiment.yaml", lambda: _yaml([seen.experiment])
@@ -127,7 +127,7 @@ def _logs(kubectl: Kubectl, pod: Manifest, folder: str) -> Iterator[Part]:
 
 
 def _crd(kubectl: Kubectl) -> Manifest:
-    """Return what is known of the definition; its schema is the same as the release's."""
+    """Return the CRD without its schema, which is that of the release."""
     found = kubectl.get("customresourcedefinition", "scanexperiments.asysi.dev")
     versions = [
         {key: one.get(key) for key in ("name", "served", "storage")} for one in found["spec"]["versions"]
@@ -149,7 +149,7 @@ def _yaml(objects: Any) -> str:
 
 
 def clean(item: Any) -> Any:
-    """Return an object without Secrets, values with telling names, and copies of itself. Pure."""
+    """Return an object without Secrets, confidential values, and embedded copies of itself. Pure."""
     if isinstance(item, list):
         return [clean(one) for one in item]
     if not isinstance(item, dict):
@@ -162,7 +162,7 @@ def clean(item: Any) -> Any:
 
 
 def scrub(text: str) -> str:
-    """Return a text without passwords in URLs, bearer tokens and values of telling names. Pure."""
+    """Return a text without passwords in URLs, bearer tokens and values with confidential names. Pure."""
     text = _PASSWORD.sub(HIDDEN, text)
     text = _BEARER.sub(rf"\1 {HIDDEN}", text)
     return _ASSIGNED.sub(rf"\1{HIDDEN}", text)

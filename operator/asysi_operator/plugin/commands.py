@@ -1,4 +1,4 @@
-"""The verbs of `asysi cluster` and `kubectl asysi`."""
+"""The subcommands of `asysi cluster` and `kubectl asysi`."""
 
 import os
 import signal
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class Verb(TyperCommand):
-    """Turns what the cluster refuses into its sentence and exit code 1, what the user got wrong into 2."""
+    """Maps cluster errors to a message and exit code 1, user errors to exit code 2."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the verb; SIGTERM ends it as Ctrl-C does, so that nothing is left behind."""
+        """Run the command; SIGTERM is handled like Ctrl-C, so that nothing is left behind."""
         before = signal.signal(signal.SIGTERM, _terminated)
         try:
             with exit_codes():
@@ -130,7 +130,7 @@ def fetch(  # noqa: PLR0917 - each is an option of the command
     alone, file = paths == [str(REPORT_FILE)], target / REPORT_FILE
     if not alone:
         transfer.refuse_existing(target, overwrite=overwrite)
-    else:  # before a pod is made for nothing
+    else:  # checked before a pod is created
         transfer.refuse_folder(file)
         if file.exists() and not overwrite:
             raise ConfigError(f"{file} exists: choose another --output, or give --overwrite")
@@ -343,7 +343,7 @@ def _size(size: int) -> str:
 
 
 def _has_display() -> bool:
-    """Whether a browser has somewhere to show a page."""
+    """Whether there is a display for a browser."""
     if not sys.stdout.isatty():
         return False
     return sys.platform in {"darwin", "win32"} or any(

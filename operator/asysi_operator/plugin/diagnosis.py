@@ -1,4 +1,4 @@
-"""What holds an experiment up, in sentences that a person can act on. Pure."""
+"""Explains what blocks an experiment, in actionable sentences. Pure."""
 
 import re
 from collections.abc import Iterator
@@ -29,14 +29,14 @@ ADVICE = {
     "StartupProbeFailed": "`asysi cluster logs {name} -c {container} --previous` shows how far it came",
     "Error": "`asysi cluster logs {name} -c {container}` shows the rest",
 }
-"""By reason of a failure, what to do."""
+"""Advice by failure reason."""
 _QUOTA = re.compile(r"exceeded quota: (?P<quota>[^,]+), (?P<figures>requested: .*?)(?:\s*$|\. )", re.DOTALL)
 _POD_SECURITY = re.compile(r"violates PodSecurity \"(?P<level>[^\"]+)\": (?P<what>.*)", re.DOTALL)
 _WELL = {"Running", "Finishing"}
 
 
 def explain(seen: ExperimentView) -> list[str]:
-    """Return what holds the experiment up, the most telling sentence first; never nothing."""
+    """Return what blocks the experiment, most relevant sentence first; never empty."""
     said = [*_of_experiment(seen), *_of_age(seen), *_of_operator(seen)]
     return said or [f"{seen.name} is {_phase(seen)}, and no cause is visible that blocks it."]
 
@@ -138,10 +138,10 @@ def _of_workload(seen: ExperimentView) -> str:
             if found and found["status"] == ("True" if kind == "Evicted" else "False"):
                 return f"Kueue has not admitted it: {found.get('message') or found.get('reason')}"
     if own:
-        return "Kueue has not decided about it yet."
+        return "Kueue has not processed it yet."
     if "workloads" in seen.hidden:
         return f"Kueue has not admitted it, and the cause cannot be read: {seen.hidden['workloads']}."
-    return "Kueue has made no Workload for its Job: does it run, and is the LocalQueue in this namespace?"
+    return "Kueue has made no Workload for its Job: is it running, with the LocalQueue in this namespace?"
 
 
 def _of_run(seen: ExperimentView, phase: str) -> Iterator[str]:
@@ -158,7 +158,7 @@ def _of_run(seen: ExperimentView, phase: str) -> Iterator[str]:
     elif pod is None:
         yield _without_pod(seen)
     elif leaving(pod):
-        yield f"The pod {pod['metadata']['name']} is ending and writes its checkpoints; another follows."
+        yield f"The pod {pod['metadata']['name']} is terminating and writes its checkpoints; another follows."
     elif unheard(pod):
         yield f"The node of {pod['metadata']['name']} is unreachable."
     else:
@@ -176,21 +176,21 @@ def _without_pod(seen: ExperimentView) -> str:
         return f"The Job {name} is suspended" + (f": {_of_workload(seen)}" if _queue(seen) else ".")
     if finished(job):
         return f"The Job {name} has ended, and the operator has not recorded it yet."
-    return f"The Job {name} has no pod yet: Kubernetes makes another after a failure with growing delay."
+    return f"The Job {name} has no pod yet: after a failure, Kubernetes creates the next with back-off."
 
 
 def _of_claims(seen: ExperimentView) -> Iterator[str]:
-    """Yield what is wrong with the claims that the experiment names."""
+    """Yield problems with the claims that the experiment references."""
     if "persistentvolumeclaims" in seen.hidden:
         return
     there = {one["metadata"]["name"]: one for one in seen.claims}
     for name in seen.claim_names:
         claim = there.get(name)
         if claim is None:
-            if name != f"{seen.name}-output":  # the operator makes that one
+            if name != f"{seen.name}-output":  # created by the operator
                 yield (
-                    f"The claim {name} does not exist in namespace {seen.namespace}: make it, or let "
-                    f"`asysi cluster put {name} FILES… --create 10Gi` make and fill it."
+                    f"The claim {name} does not exist in namespace {seen.namespace}: create it, or let "
+                    f"`asysi cluster put {name} FILES… --create 10Gi` create and fill it."
                 )
             continue
         phase = (claim.get("status") or {}).get("phase")
@@ -202,13 +202,13 @@ def _of_claims(seen: ExperimentView) -> Iterator[str]:
 
 
 def _of_provisioning(seen: ExperimentView, claim: Manifest) -> Manifest | None:
-    """Return the event that says why a claim waits; to wait for its pod is not trouble."""
+    """Return the event that explains why a claim is pending; waiting for a first consumer is no error."""
     telling = {"ProvisioningFailed", "FailedBinding"}
     return next((one for one in seen.events_of(claim) if one.get("reason") in telling), None)
 
 
 def _of_events(seen: ExperimentView) -> Iterator[str]:
-    """Yield why the Job could not make its pod, in words that are not the controller's."""
+    """Yield why the Job could not create its pod, rephrased from the controller's event."""
     job = seen.job
     if job is None or seen.pod is not None:
         return
@@ -229,7 +229,7 @@ def _of_events(seen: ExperimentView) -> Iterator[str]:
 
 
 def _sentence(seen: ExperimentView, failure: Failure) -> str:
-    """Return a failure as a sentence with what to do."""
+    """Return a failure as a sentence, with advice."""
     who = f"{failure.container}: " if failure.container else ""
     message = failure.message.strip().rstrip(".")
     advice = ADVICE.get(failure.reason, "")
@@ -261,7 +261,7 @@ def _of_progress(seen: ExperimentView, pod: Manifest, phase: str) -> str:
 
 
 def _operator_runs(seen: ExperimentView) -> bool:
-    """Whether an operator that looks after the namespace runs; True too where that cannot be seen."""
+    """Whether an operator that watches the namespace is ready; also True if that cannot be read."""
     return "deployments" in seen.hidden or any(
         (one.get("status") or {}).get("readyReplicas") and watches(one, seen.namespace)
         for one in seen.operators
@@ -293,18 +293,18 @@ def _of_operator(seen: ExperimentView) -> Iterator[str]:
 
 
 def watched(deployment: Manifest) -> list[str]:
-    """Return the namespaces that an operator's Deployment watches; none means all."""
+    """Return the namespaces that an operator's Deployment watches; empty means all."""
     arguments = deployment["spec"]["template"]["spec"]["containers"][0].get("args") or ()
     return [one.partition("=")[2] for one in arguments if one.startswith("--namespace=")]
 
 
 def watches(deployment: Manifest, namespace: str) -> bool:
-    """Return whether an operator looks after a namespace."""
+    """Return whether an operator watches a namespace."""
     names = watched(deployment)
     return not names or namespace in names
 
 
 def no_such(name: str, namespace: str, known: list[str]) -> str:
-    """Return the sentence about an experiment that is not there."""
+    """Return the message for an experiment that does not exist."""
     there = f"there are {', '.join(sorted(known))}" if known else "there is none"
     return f"there is no {KIND} {name} in namespace {namespace}: {there}"

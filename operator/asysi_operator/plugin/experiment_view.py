@@ -1,4 +1,4 @@
-"""What the plugin has seen of an experiment on a cluster, as kubectl gave it."""
+"""A snapshot of an experiment on a cluster, as read through kubectl."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from asysi_operator.observation import Observed, leaving
 
 @dataclass(frozen=True)
 class ExperimentView:
-    """An experiment and what is around it. What may not be read is named in `hidden`."""
+    """An experiment and its related objects. Kinds that could not be read are listed in `hidden`."""
 
     experiment: Manifest
     now: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -21,13 +21,13 @@ class ExperimentView:
     claims: Sequence[Manifest] = ()
     """Every claim of the namespace."""
     events: Sequence[Manifest] = ()
-    """Of the namespace."""
+    """Events of the namespace."""
     workloads: Sequence[Manifest] = ()
-    """Kueue's, of the namespace."""
+    """Kueue's Workloads of the namespace."""
     operators: Sequence[Manifest] = ()
     """Deployments of the operator, in any namespace."""
     hidden: Mapping[str, str] = field(default_factory=dict)
-    """By kind, why it could not be read."""
+    """Why a kind could not be read, by kind."""
 
     @property
     def name(self) -> str:
@@ -46,7 +46,7 @@ class ExperimentView:
 
     @property
     def observed(self) -> Observed:
-        """The same as the operator would observe it, about the Job that matters now."""
+        """The snapshot as the operator sees it, viewed for the current Job."""
         events = [one for one in self.events if one.get("type") == "Warning"]
         jobs = [{**one, "kind": "Job"} for one in self.jobs]
         found = Observed(
@@ -56,26 +56,26 @@ class ExperimentView:
 
     @property
     def named_claims(self) -> list[Manifest]:
-        """The claims that the experiment names or has."""
+        """The claims that the experiment references or owns."""
         return [one for one in self.claims if one["metadata"]["name"] in self.claim_names]
 
     @property
     def claim_names(self) -> list[str]:
-        """Names of the claims that the experiment names or has."""
+        """Names of the claims that the experiment references or owns."""
         spec = self.experiment.get("spec") or {}
         output = (spec.get("output") or {}).get("claim") or f"{self.name}-output"
         return [output, *(one["claim"] for one in spec.get("inputs") or ())]
 
     @property
     def pod(self) -> Manifest | None:
-        """The pod that matters now: the newest that is not on its way out, else the newest."""
+        """The current pod: the newest that is not being deleted, else the newest."""
         newest = sorted(self.pods, key=lambda one: str(one["metadata"].get("creationTimestamp", "")))
         staying = [one for one in newest if not leaving(one)]
         return next(reversed(staying or newest), None)
 
     @property
     def job(self) -> Manifest | None:
-        """The experiment's Job; before it is there, that of the pipeline."""
+        """The experiment's Job, or the pipeline's if that does not exist yet."""
         jobs = {one["metadata"]["name"]: one for one in self.jobs}
         return jobs.get(self.name) or jobs.get(f"{self.name}{ROWS}")
 

@@ -1,4 +1,4 @@
-"""The short-lived pod that has a claim's files, where no pod of the experiment has them. Pure."""
+"""The short-lived pod that mounts a claim when no pod of the experiment does. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,26 +16,26 @@ _KEPT = (
     *("nodeSelector", "tolerations", "imagePullSecrets", "serviceAccountName", "runtimeClassName"),
     "securityContext",
 )
-"""Of an experiment's pod: where it may run, as whom, and by what its image is fetched."""
+"""Fields copied from an experiment's pod: placement, identity, and image pull secrets."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What the pod takes over from the experiment's own."""
+    """Settings copied from the experiment's own pods."""
 
     image: str
     pull_policy: str = "IfNotPresent"
     security: Manifest | None = None
-    """Security context of the container; None takes the one that every container of ours has."""
+    """Security context of the container; None uses the default one."""
     pod: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the pod's spec: _KEPT, and the affinity to nodes."""
+    """Fields of the pod's spec: those in _KEPT, and the node affinity."""
 
 
 def origin_of(job: Manifest) -> Origin:
-    """Return what a pod takes over from a Job of an experiment."""
+    """Return the settings to copy from an experiment's Job."""
     spec = job["spec"]["template"]["spec"]
     containers = {one["name"]: one for one in spec["containers"]}
-    near = (spec.get("affinity") or {}).get("nodeAffinity")  # not what binds pods to other pods
+    near = (spec.get("affinity") or {}).get("nodeAffinity")  # without pod affinity
     ours = containers.get(Container.FINISH) or spec["containers"][0]  # the host's image may be the user's
     return Origin(
         str(ours["image"]),
@@ -51,16 +51,16 @@ def files_pod(
 ) -> Manifest:
     """Return the pod.
 
-    It carries no label of an experiment: the operator must not take it for an attempt. It ends by itself, so
-    that nothing is left where the one who made it was killed.
+    It has no experiment label, so that the operator does not take it for an attempt. It ends by itself, so
+    that nothing is left if its creator is killed.
 
     Args:
-        name: its name, known before it is made, so that it can be deleted whatever happens.
-        claim: name of the claim that it mounts.
-        origin: image, place and security of the experiment's pods.
+        name: its name, chosen before creation, so that it can always be deleted.
+        claim: name of the claim to mount.
+        origin: image, placement and security of the experiment's pods.
         seconds: its deadline.
-        read_only: whether it may only read the claim.
-        node: the node that it must be on: where another pod has the claim, and it can be on one node only.
+        read_only: whether to mount the claim read-only.
+        node: required node: the one where another pod mounts a claim that only one node can mount.
     """
     pod = dict(origin.pod)
     if node is not None:
@@ -97,7 +97,7 @@ def files_pod(
 
 
 def _on(node: str) -> Manifest:
-    """Return the affinity to one node, which the scheduler checks as it does all else; nodeName would not."""
+    """Return an affinity to one node; unlike nodeName, it does not bypass the scheduler."""
     field_of = {"key": "metadata.name", "operator": "In", "values": [node]}
     terms = [{"matchFields": [field_of]}]
     return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}

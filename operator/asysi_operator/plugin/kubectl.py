@@ -1,4 +1,4 @@
-"""The edge: every call of the kubectl binary, with the user's kubeconfig, context and namespace."""
+"""All calls of the kubectl binary, with the user's kubeconfig, context and namespace."""
 
 import json
 import shutil
@@ -13,22 +13,22 @@ from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.plugin.access import ClusterError, refused
 
 _SECONDS = 60
-"""Longest time that a request may take which only asks."""
+"""Timeout in seconds of a read request."""
 
 
 def _find() -> str:
     found = shutil.which("kubectl")
     if found is None:
         raise ClusterError(
-            "there is no kubectl on the PATH, and this command works through it: install it as "
-            "https://kubernetes.io/docs/tasks/tools/ says"
+            "there is no kubectl on the PATH, and this command requires it: see "
+            "https://kubernetes.io/docs/tasks/tools/"
         )
     return found
 
 
 @dataclass(frozen=True)
 class Kubectl:
-    """kubectl with the options that say which cluster and namespace."""
+    """kubectl with options that select the cluster and namespace."""
 
     context: str | None = None
     namespace: str | None = None
@@ -36,21 +36,21 @@ class Kubectl:
     program: str = field(default_factory=_find)
 
     def command(self, *arguments: str) -> list[str]:
-        """Return the command line of a call."""
+        """Return the full command line."""
         options = {"--kubeconfig": self.kubeconfig, "--context": self.context, "--namespace": self.namespace}
         given = [f"{name}={value}" for name, value in options.items() if value]
         return [self.program, *given, *arguments]
 
     def run(self, *arguments: str, content: str | None = None, seconds: float = _SECONDS) -> str:
-        """Call kubectl and return what it says.
+        """Call kubectl and return its standard output.
 
         Args:
             arguments: verb and options.
             content: its standard input.
-            seconds: the longest time that it may take.
+            seconds: timeout.
 
         Raises:
-            ClusterError: it refused, in a sentence.
+            ClusterError: it failed.
         """
         try:
             done = subprocess.run(  # noqa: S603 - kubectl, as the user has it
@@ -64,7 +64,7 @@ class Kubectl:
                 timeout=seconds,
             )
         except subprocess.TimeoutExpired:
-            raise ClusterError(f"kubectl {arguments[0]} has not answered within {seconds:.0f} s") from None
+            raise ClusterError(f"kubectl {arguments[0]} did not respond within {seconds:.0f} s") from None
         if done.returncode != 0:
             raise refused(done.stderr or done.stdout, arguments)
         return done.stdout
@@ -73,12 +73,12 @@ class Kubectl:
         """Return an object, or a list of them.
 
         Raises:
-            ClusterError: there is none, it may not be read, or the API server does not answer.
+            ClusterError: it does not exist, access is forbidden, or the API server does not respond.
         """
         return _parsed(self.run("get", *what, "--output=json"))
 
     def find(self, *what: str) -> Manifest | None:
-        """Return an object, None when there is none."""
+        """Return an object, or None if it does not exist."""
         said = self.run("get", *what, "--output=json", "--ignore-not-found")
         return _parsed(said) if said.strip() else None
 
@@ -87,7 +87,7 @@ class Kubectl:
         return list(self.get(kind, *options).get("items") or ())
 
     def current_namespace(self) -> str:
-        """Return the namespace that requests go to: the option's, the context's, or `default`."""
+        """Return the namespace of requests: from the option, the context, or `default`."""
         if self.namespace:
             return self.namespace
         said = self.run("config", "view", "--minify", "--output=jsonpath={..namespace}")
@@ -95,9 +95,9 @@ class Kubectl:
 
     @contextmanager
     def stream(self, *arguments: str, content: bool = False) -> Iterator["subprocess.Popen[bytes]"]:
-        """Call kubectl with its standard output, or its standard input, as a pipe; kills it on the way out.
+        """Call kubectl with its standard output, and optionally its input, as pipes; kill it on exit.
 
-        The caller reads or writes, then asks `finish`.
+        The caller reads or writes, then calls `finish`.
         """
         process = subprocess.Popen(  # noqa: S603 - kubectl, as the user has it
             self.command(*arguments),
@@ -115,7 +115,7 @@ class Kubectl:
                 _close(pipe)
 
     def remove(self, kind: str, name: str) -> bool:
-        """Delete an object without waiting for its end, also through another Ctrl-C; whether it was done."""
+        """Delete an object without waiting, ignoring further Ctrl-C; return whether it succeeded."""
         command = self.command("delete", kind, name, "--ignore-not-found", "--wait=false", "--grace-period=1")
         with _undisturbed():
             try:
@@ -125,7 +125,7 @@ class Kubectl:
                     capture_output=True,
                     check=False,
                     timeout=_SECONDS,
-                    start_new_session=True,  # the terminal's Ctrl-C goes to every process of ours
+                    start_new_session=True,  # the terminal sends Ctrl-C to the whole process group
                 )
             except subprocess.TimeoutExpired:
                 return False
@@ -145,7 +145,7 @@ def _parsed(said: str) -> Manifest:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Ignore SIGINT and SIGTERM for as long as what must not be left half done takes."""
+    """Ignore SIGINT and SIGTERM during an operation that must not be interrupted."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -155,10 +155,10 @@ def _undisturbed() -> Iterator[None]:
 
 
 def finish(process: "subprocess.Popen[bytes]", arguments: Sequence[str]) -> str:
-    """Wait for a streaming call and return what it said on its standard error, when it went well.
+    """Wait for a streaming call to succeed and return its standard error.
 
     Raises:
-        ClusterError: it did not.
+        ClusterError: it failed.
     """
     assert process.stderr is not None
     said = process.stderr.read().decode(errors="replace")
@@ -171,5 +171,5 @@ def _close(pipe: IO[bytes] | None) -> None:
     if pipe is not None:
         try:
             pipe.close()
-        except OSError:  # what is still in its buffer has nobody left to read it
+        except OSError:  # the other end is closed: buffered data cannot be delivered
             return

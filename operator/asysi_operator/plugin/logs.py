@@ -15,7 +15,7 @@ from asysi_operator.plugin.kubectl import Kubectl
 from asysi_operator.plugin.observe import find_experiment
 
 PAUSE = 1.0
-"""Seconds between two looks at which containers have begun."""
+"""Seconds between two checks for containers that have started."""
 
 
 def show(
@@ -29,7 +29,7 @@ def show(
     experiment = find_experiment(kubectl, name)
     pod = newest(kubectl, experiment)
     if pod is None:
-        raise ConfigError(f"{name} has no pod, and so no logs: `asysi cluster why {name}` says why")
+        raise ConfigError(f"{name} has no pod and therefore no logs: `asysi cluster why {name}` says why")
     known = [one["name"] for one in _containers_of(pod)]
     if container is not None and container not in known:
         raise ConfigError(f"the pod of {name} has no container {container}: it has {', '.join(known)}")
@@ -47,7 +47,7 @@ def show(
 
 
 def newest(kubectl: Kubectl, experiment: Manifest) -> Manifest | None:
-    """Return the pod that matters now, None when there is none."""
+    """Return the current pod, or None."""
     name = experiment["metadata"]["name"]
     return ExperimentView(experiment, pods=kubectl.items("pods", f"--selector={EXPERIMENT}={name}")).pod
 
@@ -70,7 +70,7 @@ def _call(kubectl: Kubectl, pod: Manifest, container: str, options: Sequence[str
 
 
 def _follow(kubectl: Kubectl, pod: Manifest, chosen: Sequence[str], options: Sequence[str]) -> int:
-    """Follow each container from when it begins until the pod has ended."""
+    """Follow each container from its start until the pod has ended."""
     name = pod["metadata"]["name"]
     prefix = ["--prefix"] if len(chosen) > 1 else []
     followed: dict[str, subprocess.Popen[bytes]] = {}

@@ -1,15 +1,15 @@
-"""How far a transfer is, on a terminal."""
+"""Progress of a transfer on a terminal."""
 
 import sys
 import time
 from typing import IO
 
 PAUSE = 0.5
-"""Seconds between two lines."""
+"""Seconds between two updates."""
 
 
 class Meter:
-    """A stream that counts what passes, and shows it where somebody looks; elsewhere it is silent."""
+    """A stream wrapper that counts bytes and shows the count on a terminal; otherwise silent."""
 
     def __init__(self, stream: IO[bytes], screen: IO[str] | None = None) -> None:
         self._stream, self._screen = stream, screen or sys.stderr
@@ -30,7 +30,7 @@ class Meter:
         return count
 
     def close(self) -> None:
-        """Take the line away; the stream stays open."""
+        """Clear the progress line; the stream stays open."""
         if self._visible:
             self._screen.write("\r\x1b[K")
             self._screen.flush()

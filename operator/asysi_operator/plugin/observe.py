@@ -1,4 +1,4 @@
-"""Reads what an `ExperimentView` holds, by kind; what may not be read is noted, and the rest goes on."""
+"""Reads the objects of an `ExperimentView`; kinds that cannot be read are recorded and skipped."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,8 +21,8 @@ def find_experiment(kubectl: Kubectl, name: str) -> Manifest:
     """Return an experiment.
 
     Raises:
-        ConfigError: there is none of that name.
-        ClusterError: it may not be read.
+        ConfigError: no experiment has that name.
+        ClusterError: access is forbidden.
     """
     found = kubectl.find(KIND, name)
     if found is None:
@@ -31,17 +31,17 @@ def find_experiment(kubectl: Kubectl, name: str) -> Manifest:
 
 
 def unknown(kubectl: Kubectl, name: str) -> ConfigError:
-    """Return the error of an experiment that is not there, with the names of those that are."""
+    """Return the error for a missing experiment, listing the existing ones."""
     known = [one["metadata"]["name"] for one in attempt(lambda: kubectl.items(KIND))]
     return ConfigError(no_such(name, kubectl.current_namespace(), known))
 
 
 def observe(kubectl: Kubectl, name: str) -> ExperimentView:
-    """Return an experiment with everything around it that may be read.
+    """Return an experiment with all related objects that can be read.
 
     Raises:
         ConfigError: there is no such experiment.
-        ClusterError: it may not be read, or the cluster does not answer.
+        ClusterError: access is forbidden, or the cluster does not respond.
     """
     experiment = find_experiment(kubectl, name)
     mine = f"--selector={EXPERIMENT}={name}"
@@ -73,13 +73,13 @@ def _items(kubectl: Kubectl, kind: str, what: tuple[str, ...], hidden: dict[str,
     try:
         return kubectl.items(*what)
     except ClusterError as error:
-        if kind != "workloads" or error.forbidden:  # a cluster without Kueue does not know them
+        if kind != "workloads" or error.forbidden:  # expected on a cluster without Kueue
             hidden[kind] = str(error)
         return []
 
 
 def attempt(read: Callable[[], list[Manifest]]) -> list[Manifest]:
-    """Return what may be read, nothing where it may not."""
+    """Return the objects, or an empty list if they cannot be read."""
     try:
         return read()
     except ClusterError:

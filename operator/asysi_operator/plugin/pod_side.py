@@ -1,10 +1,10 @@
-"""What runs in the pod, as `python -c` with this file's text: with the standard library alone.
+"""The transfer code that runs in the pod, passed to `python -c`: standard library only.
 
-    send FOLDER [PATH …]     a tar stream of the folder, or of paths in it, on the standard output
-    receive FOLDER [replace] a tar stream from the standard input, into the folder
+    send FOLDER [PATH …]     write a tar stream of the folder, or of paths in it, to standard output
+    receive FOLDER [replace] extract a tar stream from standard input into the folder
 
-The last member of a stream is a tally of what came before. A stream that was cut off has none, and counts for
-nothing: tar itself ends as quietly between two members as at the end.
+The last member of a stream is a tally of the members before it. A stream without it is truncated and is
+rejected: tar itself does not distinguish a cut between two members from the end.
 """
 
 import io
@@ -20,27 +20,27 @@ from pathlib import Path
 from typing import IO, Any
 
 TALLY = ".asysi-tally"
-"""Name of the last member: JSON with the number of files and of bytes."""
+"""Name of the last member: JSON with the number of files and bytes."""
 STAGE = ".asysi-put-"
-"""Beginning of the folder's name that is filled before anything is put in its place."""
+"""Prefix of the staging folder, which is filled before anything is moved into place."""
 STALE_SECONDS = 2 * 24 * 3600
-"""Age from which such a folder is of a transfer that was killed: no short-lived pod lives as long."""
+"""Age after which a staging folder belongs to a killed transfer: no short-lived pod lives that long."""
 _FILTER: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-"""Python 3.11 has it from 3.11.4 on, and Debian's is older."""
+"""The filter requires Python 3.11.4; Debian's is older."""
 
 
 class WrongError(Exception):
-    """Something that the user must know, in a sentence."""
+    """An error whose message is a sentence for the user."""
 
 
 def send(folder: Path, paths: list[str], stream: IO[bytes]) -> None:
     """Write a folder, or paths in it, as a tar stream with a tally.
 
-    Files that vanish meanwhile are left out; of one that grows, what it had at first is sent. Links and what
-    is not a file are left out.
+    Files that vanish in the meantime are skipped; of a file that grows, only the initial size is sent. Links
+    and other non-regular files are skipped.
     """
     if not folder.is_dir():
-        raise WrongError(f"there is no folder {folder} on the claim: nothing was written yet")
+        raise WrongError(f"there is no folder {folder} on the claim: nothing has been written yet")
     for path in paths:
         if not (folder / path).exists():
             raise WrongError(f"there is no {path} in {folder} yet")
@@ -54,7 +54,7 @@ def send_several(sources: list[Path], stream: IO[bytes]) -> None:
 
 
 def write(files: Iterable[tuple[Path, Path]], stream: IO[bytes]) -> None:
-    """Write files under the names beside them, then the tally."""
+    """Write (file, name) pairs to a tar stream, then the tally."""
     count = size = 0
     with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as tar:
         for file, name in files:
@@ -91,10 +91,10 @@ def _add_tally(tar: tarfile.TarFile, files: int, size: int) -> None:
 
 
 def unpack(stream: IO[bytes], folder: Path) -> tuple[int, int]:
-    """Extract a stream into an empty folder; return the number of files and of bytes.
+    """Extract a stream into an empty folder; return the number of files and bytes.
 
-    What would leave the folder, by `..`, an absolute path or a link, and what is neither file nor folder, is
-    refused.
+    Members that would escape the folder (by `..`, an absolute path or a link), or that are neither a file nor
+    a folder, are rejected.
     """
     files = size = 0
     tally = None
@@ -116,7 +116,7 @@ def unpack(stream: IO[bytes], folder: Path) -> tuple[int, int]:
 
 
 def _refuse_outside(member: tarfile.TarInfo) -> None:
-    """Refuse what would leave the folder. Without any link in it, names alone decide that."""
+    """Reject a member that would escape the folder. Without links, its name alone decides."""
     if not (member.isreg() or member.isdir()):
         raise WrongError(f"{member.name} is neither a file nor a folder, and is refused")
     if member.name.startswith("/") or ".." in Path(member.name).parts:
@@ -124,10 +124,10 @@ def _refuse_outside(member: tarfile.TarInfo) -> None:
 
 
 def receive(folder: Path, stream: IO[bytes], *, replace: bool) -> tuple[int, int]:
-    """Put what a stream holds into a folder: each of its top entries is there as a whole, or not at all."""
+    """Extract a stream into a folder; each top-level entry appears complete or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob(f"{STAGE}*"):
-        if time.time() - old.stat().st_mtime > STALE_SECONDS:  # another transfer may be under way
+        if time.time() - old.stat().st_mtime > STALE_SECONDS:  # a newer one may be in use by another transfer
             shutil.rmtree(old, ignore_errors=True)
     stage = Path(tempfile.mkdtemp(prefix=STAGE, dir=folder))
     try:
@@ -150,7 +150,7 @@ def receive(folder: Path, stream: IO[bytes], *, replace: bool) -> tuple[int, int
 
 
 def main(arguments: list[str]) -> int:
-    """Do what the arguments say; returns the exit code."""
+    """Execute the command given by the arguments; returns the exit code."""
     verb, folder, *rest = arguments
     try:
         if verb == "send":

@@ -1,4 +1,4 @@
-"""A container that has a claim's files: the experiment's own while it runs, else a pod made for it."""
+"""Finds a container that mounts a claim: the experiment's own while it runs, else a short-lived pod."""
 
 import json
 import re
@@ -24,27 +24,25 @@ from asysi_operator.plugin.observe import KIND, OPERATOR, attempt, unknown
 from asysi_operator.plugin.transfer import ClaimFolder
 
 READY_SECONDS = 180.0
-"""Longest wait for the pod: its image is on the node as a rule, because the experiment ran there."""
+"""Timeout for the pod to start; its image is usually on the node, because the experiment ran there."""
 PATIENCE_SECONDS = 15.0
-"""How long something that keeps it from starting must last: a volume that is being made looks so at first."""
+"""Seconds that a startup problem must persist: a volume being provisioned looks like one at first."""
 _QUANTITY = re.compile(r"[1-9][0-9]*(\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)?")
 _ENDED = {"Succeeded", "Failed"}
 _OUTPUT = MOUNTS[Env.OUTPUT]
 
 
 def results_of(experiment: Manifest) -> tuple[str, str]:
-    """Return the claim of an experiment's results and the folder on it.
+    """Return the claim with an experiment's results and the folder on it.
 
     Raises:
-        ConfigError: nothing is written yet, and nobody knows where.
+        ConfigError: nothing has been written yet.
     """
     name = experiment["metadata"]["name"]
     recorded = (experiment.get("status") or {}).get("output")
     if not recorded:
-        phase = (experiment.get("status") or {}).get("phase", "not looked at yet")
-        raise ConfigError(
-            f"{name} is {phase} and has written nothing: `asysi cluster why {name}` says what it waits for"
-        )
+        phase = (experiment.get("status") or {}).get("phase", "not processed yet")
+        raise ConfigError(f"{name} is {phase} and has written nothing: see `asysi cluster why {name}`")
     claim, _, folder = str(recorded).partition("/")
     path = PurePosixPath(folder or ".")
     if path.is_absolute() or ".." in path.parts:
@@ -54,14 +52,14 @@ def results_of(experiment: Manifest) -> tuple[str, str]:
 
 @contextmanager
 def results(kubectl: Kubectl, name: str, *, image: str | None, seconds: int) -> Iterator[ClaimFolder]:
-    """Yield the place of an experiment's results.
+    """Yield the location of an experiment's results.
 
-    Of one that was deleted they are on the claim that it had of its own, where that was to be kept.
+    For a deleted experiment, that is its own claim, if it was retained.
 
     Args:
         kubectl: the cluster.
-        name: the experiment's.
-        image: image of the pod, if one must be made; None takes that of the experiment.
+        name: name of the experiment.
+        image: image of the short-lived pod, if one is needed; None uses the experiment's.
         seconds: deadline of that pod.
     """
     experiment = kubectl.find(KIND, name)
@@ -92,11 +90,11 @@ def mounted(
     seconds: int,
     read_only: bool,
 ) -> Iterator[str]:
-    """Yield the name of a pod that has a claim in `FOLDER`; it is deleted however this ends.
+    """Yield the name of a pod that mounts a claim at `FOLDER`; the pod is always deleted afterwards.
 
     Raises:
-        ConfigError: nobody says which image it is to have.
-        ClusterError: it may not be made, or does not start.
+        ConfigError: its image is unknown.
+        ClusterError: it cannot be created, or does not start.
     """
     origin = find_origin(kubectl, experiment, image)
     node = _node_of(kubectl, claim)
@@ -112,10 +110,10 @@ def mounted(
 
 
 def find_origin(kubectl: Kubectl, experiment: Manifest | None, image: str | None) -> Origin:
-    """Return image, place and security of the experiment's pods, from its Job, another's, or the operator.
+    """Return image, placement and security of the pod, from the experiment's Job, another, or the operator.
 
     Raises:
-        ConfigError: there is neither, or it may not be read.
+        ConfigError: none of them exists or can be read.
     """
     job = _job_of(kubectl, experiment) if experiment else None
     if job is not None:
@@ -138,8 +136,8 @@ def find_origin(kubectl: Kubectl, experiment: Manifest | None, image: str | None
         if "--image" in given:
             return Origin(given["--image"], given.get("--image-pull-policy", "IfNotPresent"), pod=place)
     raise ConfigError(
-        "no Job of an experiment is there, and no Deployment of the operator can be read, so nobody says "
-        "which image the short-lived pod is to have: name the workers' image with --image"
+        "there is no Job of an experiment, and no Deployment of the operator can be read, so the image of "
+        "the short-lived pod is unknown: name the workers' image with --image"
     )
 
 
@@ -152,14 +150,14 @@ def _job_of(kubectl: Kubectl, experiment: Manifest) -> Manifest | None:
 
 
 def _place_of(experiment: Manifest) -> Manifest:
-    """Return where an experiment's pods may run, by its spec."""
+    """Return the placement of an experiment's pods from its spec."""
     scheduling = (experiment.get("spec") or {}).get("scheduling") or {}
     wanted = {key: scheduling.get(key) for key in ("nodeSelector", "tolerations", "runtimeClassName")}
     return {key: value for key, value in wanted.items() if value}
 
 
 def _node_of(kubectl: Kubectl, claim: str) -> str | None:
-    """Return the node of a pod that has a claim now, where others of other nodes may not have it too."""
+    """Return the node of a pod that mounts the claim, if pods on other nodes could not mount it too."""
     found = kubectl.find("persistentvolumeclaim", claim)
     if found is None:
         raise ConfigError(
@@ -199,7 +197,7 @@ def _await_ready(kubectl: Kubectl, name: str) -> None:
 
 
 def trouble_of(pod: Manifest) -> str | None:
-    """Return why a pod cannot start, None while it still may. Pure."""
+    """Return why a pod cannot start, or None if nothing prevents it. Pure."""
     phase = (pod.get("status") or {}).get("phase")
     if phase in _ENDED:
         return str(pod["status"].get("message") or f"it is {phase}")
@@ -214,10 +212,10 @@ def trouble_of(pod: Manifest) -> str | None:
 
 
 def input_claim(kubectl: Kubectl, name: str) -> tuple[str, Manifest | None]:
-    """Return the claim that `put` fills, and the experiment that reads it, from the name of either.
+    """Return the claim that `put` fills and the experiment that reads it, given the name of either.
 
     Raises:
-        ConfigError: there is neither, or the experiment reads none or several.
+        ConfigError: neither exists, or the experiment reads no claim or several.
     """
     if kubectl.find("persistentvolumeclaim", name) is not None:
         return name, None
@@ -237,11 +235,11 @@ def input_claim(kubectl: Kubectl, name: str) -> tuple[str, Manifest | None]:
 
 
 def make_claim(kubectl: Kubectl, name: str, size: str) -> None:
-    """Make a claim of the cluster's default class, unless there is one of that name.
+    """Create a claim with the default storage class, unless one of that name exists.
 
     Raises:
         ConfigError: `size` is not a quantity.
-        ClusterError: it may not be made.
+        ClusterError: it cannot be created.
     """
     if not _QUANTITY.fullmatch(size):
         raise ConfigError(f"--create is {size}, which is not a size: write 10Gi or 500Mi")

@@ -1,4 +1,4 @@
-"""Files between this machine and a claim, through a pod that has it."""
+"""Transfers files between this machine and a claim, through a pod that mounts it."""
 
 import contextlib
 import json
@@ -16,12 +16,12 @@ from asysi_operator.plugin.kubectl import Kubectl, finish
 from asysi_operator.plugin.meter import Meter
 
 _SAYS = "asysi: "
-"""How a sentence of the pod's side begins."""
+"""Prefix of error messages from the pod side."""
 
 
 @dataclass(frozen=True)
 class ClaimFolder:
-    """A folder in a container that runs."""
+    """A folder in a running container."""
 
     pod: str
     container: str
@@ -30,7 +30,7 @@ class ClaimFolder:
 
 @dataclass(frozen=True)
 class Moved:
-    """What a transfer has moved."""
+    """Result of a transfer."""
 
     files: int
     size: int
@@ -40,11 +40,11 @@ class Moved:
 def fetch(
     kubectl: Kubectl, place: ClaimFolder, paths: Sequence[str], target: Path, *, overwrite: bool
 ) -> Moved:
-    """Copy a folder of a container, or paths in it, to `target`, which is there whole or not at all.
+    """Copy a folder of a container, or paths in it, to `target`, atomically.
 
     Raises:
-        ConfigError: `target` exists and is not to be replaced, or what was asked for is not there.
-        ClusterError: the stream broke off.
+        ConfigError: `target` exists and may not be replaced, or the source does not exist.
+        ClusterError: the stream was cut off.
     """
     refuse_existing(target, overwrite=overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def fetch(
 
 
 def fetch_file(kubectl: Kubectl, place: ClaimFolder, path: str, target: Path) -> Moved:
-    """Copy one file of a container to `target`, atomically; one that is there is replaced."""
+    """Copy one file of a container to `target`, atomically; an existing file is replaced."""
     target.parent.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
@@ -70,10 +70,10 @@ def fetch_file(kubectl: Kubectl, place: ClaimFolder, path: str, target: Path) ->
 
 
 def refuse_existing(target: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that is there, unless it is empty or to be replaced.
+    """Reject an existing folder, unless it is empty or may be replaced.
 
     Raises:
-        ConfigError: it is there.
+        ConfigError: it exists.
     """
     if target.exists() and not overwrite and not (target.is_dir() and not any(target.iterdir())):
         raise ConfigError(
@@ -92,11 +92,11 @@ def refuse_folder(file: Path) -> None:
 
 
 def put(kubectl: Kubectl, place: ClaimFolder, sources: Sequence[Path], *, overwrite: bool) -> Moved:
-    """Copy files and folders of this machine into a folder of a container, each whole or not at all.
+    """Copy local files and folders into a folder of a container, each atomically.
 
     Raises:
-        ConfigError: one of them is there already.
-        ClusterError: the stream broke off.
+        ConfigError: one of them already exists there.
+        ClusterError: the stream was cut off.
     """
     arguments = _exec(place, "receive", *(["replace"] if overwrite else []), stdin=True)
     with kubectl.stream(*arguments, content=True) as process:
@@ -106,7 +106,7 @@ def put(kubectl: Kubectl, place: ClaimFolder, sources: Sequence[Path], *, overwr
         with (
             contextlib.closing(meter),
             contextlib.suppress(BrokenPipeError),
-        ):  # the pod says why it reads no further
+        ):  # the pod reports why it stopped reading
             pod_side.send_several(list(sources), cast(IO[bytes], meter))
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
@@ -127,7 +127,7 @@ def _unpack(kubectl: Kubectl, place: ClaimFolder, paths: Sequence[str], folder: 
         except pod_side.WrongError as error:
             process.stdout.close()
             with _explained():
-                finish(process, arguments)  # it knows better why the stream broke off
+                finish(process, arguments)  # its error explains the cut stream better
             raise ClusterError(f"{error}; nothing was kept, try again") from error
         process.stdout.read()
         with _explained():
@@ -136,7 +136,7 @@ def _unpack(kubectl: Kubectl, place: ClaimFolder, paths: Sequence[str], folder: 
 
 
 def _swap(new: Path, target: Path, aside: Path) -> None:
-    """Put `new` in the place of `target`."""
+    """Replace `target` with `new`."""
     if target.exists():
         target.rename(aside)
     new.rename(target)
@@ -152,7 +152,7 @@ def _exec(place: ClaimFolder, verb: str, *rest: str, stdin: bool = False) -> lis
 
 @contextlib.contextmanager
 def _explained() -> Iterator[None]:
-    """Turn what the pod's side has said into an error of the user's."""
+    """Convert an error message from the pod side into a ConfigError."""
     try:
         yield
     except ClusterError as error:
@@ -167,14 +167,14 @@ def _moved(said: bytes) -> Moved:
         found = json.loads(said)
         return Moved(int(found["files"]), int(found["bytes"]))
     except (ValueError, KeyError, TypeError) as error:
-        raise ClusterError("the pod did not say what it has received: try again") from error
+        raise ClusterError("the pod did not report what it received: try again") from error
 
 
 def result_path(text: str, option: str = "--only") -> str:
-    """Return a path within a folder as the user wrote it.
+    """Validate a relative path within a folder.
 
     Raises:
-        ConfigError: it leads elsewhere.
+        ConfigError: it leads out of the folder.
     """
     path = PurePosixPath(text)
     if path.is_absolute() or ".." in path.parts or not path.parts:
@@ -185,17 +185,17 @@ def result_path(text: str, option: str = "--only") -> str:
 
 
 def distinct(files: Sequence[Path]) -> list[Path]:
-    """Return the files and folders to copy, which are told apart by their names.
+    """Return the files and folders to copy; their names must be unique.
 
     Raises:
-        ConfigError: two have one name, or one has none.
+        ConfigError: two share a name, or one has none.
     """
     found: dict[str, Path] = {}
     for file in files:
         path = file.resolve() if file.name in {"", ".."} else file
         if path.name in found:
             raise ConfigError(
-                f"{found[path.name]} and {path} would both be {path.name} on the claim: put one of them"
+                f"{found[path.name]} and {path} would both be {path.name} on the claim: copy only one of them"
             )
         found[path.name] = path
     if "" in found:

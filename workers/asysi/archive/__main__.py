@@ -9,7 +9,7 @@ from asysi.monitor.worker import Worker
 
 
 def main(worker: Worker) -> int:
-    """Write the bus's packets to `.mscan` segments until the stream ends, then wait for the pod's end."""
+    """Write the bus's packets to `.mscan` segments until the stream ends, then wait until the pod ends."""
     with CppShardedSPMCBus(worker.shm / BUS_RING).consumer(READER) as stream:
         archiver = ArchiverWorker.resumed(worker, stream)
         worker.health.ready()

@@ -67,7 +67,7 @@ def info(path: _Path) -> None:
     from asysi.archive.summary import points_table, retired_lines, segments_table  # noqa: PLC0415
 
     dataset = _open(path, scan=True)
-    console = Console() if sys.stdout.isatty() else Console(width=140)  # a file has room for whole names
+    console = Console() if sys.stdout.isatty() else Console(width=140)  # wide enough for full names
     console.print(segments_table(dataset))
     console.print(points_table(dataset))
     for line in retired_lines(path):

@@ -17,7 +17,7 @@ from asysi.contract.runtime import ARCHIVE_FOLDER
 from asysi.locations import is_remote
 
 Range = tuple[int, int]
-"""From, up to but without."""
+"""Half-open interval [from, to)."""
 
 
 class Address(NamedTuple):
@@ -29,7 +29,7 @@ class Address(NamedTuple):
 
 
 def find_segments(path: Path) -> list[Path]:
-    """Return the segments in a file, a folder, or the `archive/` of an output folder, by name.
+    """Return the segments at a path (a file, a folder, or an output folder with `archive/`), sorted by name.
 
     Raises:
         FileNotFoundError: there are none.
@@ -52,7 +52,7 @@ def open_segments(path: str | Path, *, scan: bool = False) -> list[Segment]:
 
 
 class MScanDataset:
-    """The segments of an experiment, in the order of attempt and number.
+    """The segments of an experiment, ordered by attempt and number.
 
     Args:
         path: a segment, a folder of segments, or an output folder with `archive/` in it; also the address of
@@ -64,8 +64,8 @@ class MScanDataset:
 
     Raises:
         FileNotFoundError: there is no segment.
-        VersionError, TornError, CorruptError: a segment cannot be read. The same is raised later, by any
-            method, for a chunk that is not what was written.
+        VersionError, TornError, CorruptError: a segment cannot be read. Any method may raise the same for a
+            damaged chunk.
     """
 
     def __init__(self, path: str | Path, *, scan: bool = False, verify: bool = True) -> None:
@@ -75,10 +75,10 @@ class MScanDataset:
         self.segments = sorted(
             segments, key=lambda segment: (segment.attempt, segment.number, segment.path.name)
         )
-        """In the order in which they were written."""
+        """Segments in the order in which they were written."""
         paths = [s.points[index].path for s in self.segments for index in sorted(s.points)]
         self.points = list(dict.fromkeys(paths))
-        """Paths of the hook points, each once; their indices are those of `metrics`."""
+        """Unique paths of the hook points; `metrics` refers to them by index."""
 
     def chunks(
         self,
@@ -88,7 +88,7 @@ class MScanDataset:
         steps: Range | None = None,
         samples: Range | None = None,
     ) -> Iterator[tuple[Segment, int]]:
-        """Yield segment and number of the chunks that may hold what is asked for, without reading them."""
+        """Yield segment and number of the chunks that may contain matching rows, without reading them."""
         for segment in self.segments:
             entries = segment.entries
             chosen = entries["kind"] == kind
@@ -104,7 +104,7 @@ class MScanDataset:
     def records(
         self, point: str | None = None, *, steps: Range | None = None, samples: Range | None = None
     ) -> Iterator[NDArray[np.void]]:
-        """Yield METRICS records a chunk at a time, [n] of METRICS_DTYPE; `hook_point` indexes `points`."""
+        """Yield METRICS records per chunk, [n] of METRICS_DTYPE; `hook_point` is an index into `points`."""
         place = {path: index for index, path in enumerate(self.points)}
         for segment, chunk in self.chunks(ChunkKind.METRICS, point, steps=steps, samples=samples):
             records = segment.records(chunk)
@@ -126,7 +126,7 @@ class MScanDataset:
     def packets(
         self, point: str | None = None, *, steps: Range | None = None, samples: Range | None = None
     ) -> Iterator[ActivationPacket]:
-        """Yield whole packets as they came, chunk by chunk; with `samples` those that hold a row of one."""
+        """Yield complete packets chunk by chunk; with `samples`, those with a matching row."""
         for segment, chunk in self.chunks(ChunkKind.TENSOR, point, steps=steps, samples=samples):
             for packet in segment.packets(chunk):
                 if not _within(int(packet.header["step"]), steps):
@@ -137,14 +137,14 @@ class MScanDataset:
     def tensors(
         self, point: str, *, steps: Range | None = None, samples: Range | None = None
     ) -> Iterator[NDArray[np.float32]]:
-        """Yield the rows of a hook point as float32 blocks [rows, width], scales applied."""
+        """Yield the rows of a hook point as float32 blocks [rows, width], dequantised."""
         for _, block in self.blocks(point, steps=steps, samples=samples):
             yield block
 
     def blocks(
         self, point: str, *, steps: Range | None = None, samples: Range | None = None
     ) -> Iterator[tuple[ActivationPacket, NDArray[np.float32]]]:
-        """Yield, a packet at a time, the packet cut to the rows asked for and these rows as float32."""
+        """Yield each packet reduced to the matching rows, together with these rows as float32."""
         for packet in self.packets(point, steps=steps, samples=samples):
             chosen = cut(packet, _inside(packet.rows["sample"], samples))
             yield chosen, chosen.to_float32()
@@ -166,14 +166,14 @@ class MScanDataset:
 
 
 def replay(dataset: MScanDataset, log: Iterable[tuple[int, int, int]]) -> Iterator[ActivationPacket]:
-    """Yield the packets that a consumer logged, in the order of its log: what it saw, bit by bit.
+    """Yield the packets that a consumer logged, in log order, bit for bit as it saw them.
 
     Args:
         dataset: the archive of the same experiment.
         log: (attempt, shard, sequence) of each packet consumed.
 
     Raises:
-        MScanError: the archive does not hold a packet of the log.
+        MScanError: a packet of the log is not in the archive.
     """
     where = _whereabouts(dataset)
     held: dict[tuple[int, int], dict[int, ActivationPacket]] = {}
@@ -187,12 +187,12 @@ def replay(dataset: MScanDataset, log: Iterable[tuple[int, int, int]]) -> Iterat
             number, chunk = place
             held[place] = {_sequence(p): p for p in dataset.segments[number].packets(chunk)}
         else:
-            held[place] = held.pop(place)  # the least recently used goes first
+            held[place] = held.pop(place)  # LRU: move to the end
         yield held[place][address[2]]
 
 
 _HELD_CHUNKS = 64
-"""Decompressed chunks that `replay` keeps: at least one per hook point of a usual experiment."""
+"""Decompressed chunks cached by `replay`: at least one per hook point of a typical experiment."""
 
 
 def _whereabouts(dataset: MScanDataset) -> dict[Address, tuple[int, int]]:
@@ -226,7 +226,7 @@ def _inside(values: NDArray[Any], bounds: Range | None) -> NDArray[np.bool_]:
 
 
 def cut(packet: ActivationPacket, keep: NDArray[np.bool_]) -> ActivationPacket:
-    """Return the packet with the rows of `keep` alone; its header still describes the whole."""
+    """Return the packet with only the rows in `keep`; its header still describes the complete packet."""
     return packet if keep.all() else pick(packet, np.flatnonzero(keep))
 
 

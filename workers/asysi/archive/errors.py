@@ -1,15 +1,15 @@
-"""What can be wrong with an archive; every error names the file and the place in it."""
+"""Errors of archives; each names the file and the position in it."""
 
 from pathlib import Path
 
 
 class MScanError(Exception):
-    """An archive that cannot be read, or not at this place.
+    """An archive, or a part of it, cannot be read.
 
     Attributes:
-        problem: what is wrong.
+        problem: the problem.
         path: the segment.
-        offset: byte in the segment, None when it is about the whole file.
+        offset: byte offset in the segment, None if it concerns the whole file.
         chunk: number of the chunk, None outside chunks.
     """
 
@@ -31,8 +31,8 @@ class TornError(MScanError):
 
 
 class CorruptError(MScanError):
-    """Bytes do not have their checksum, or sizes contradict each other."""
+    """A checksum does not match, or sizes are inconsistent."""
 
 
 class VersionError(MScanError):
-    """No `.mscan` segment, or one of a version that this reader does not know."""
+    """Not an `.mscan` segment, or one of an unsupported version."""

@@ -1,7 +1,7 @@
-"""Turns an archive into files of other formats, one for each hook point.
+"""Exports an archive to other formats, one file per hook point.
 
-Rows stream: memory holds a few chunks, never a hook point. A visible file is whole: it is written under
-another name, synced, then renamed.
+Rows are streamed: only a few chunks are in memory. Files appear atomically: they are written under a
+temporary name, synced, then renamed.
 """
 
 import re
@@ -21,7 +21,7 @@ from asysi.model.globs import match_glob
 Content = Literal["metrics", "tensors"]
 _GROUP_ROWS = 8192
 _GROUP_BYTES = 32 << 20
-"""Rows and bytes at which a batch goes to the file: a Parquet row group."""
+"""Rows and bytes at which a batch is written: a Parquet row group."""
 _LINEAGE = ("sample", "sequence", "position", "token")
 _PLACE = {*_LINEAGE, "step", "flags", "hook_point", "call_index", "document_position"}
 _MEASURED = [name for name in METRICS_DTYPE.names or () if name not in _PLACE]
@@ -39,22 +39,22 @@ def export(
     dtype: str = "float32",
     progress: Callable[[int], None] = lambda _bytes: None,
 ) -> list[Path]:
-    """Write a file for each hook point into `folder`, and return the files.
+    """Write one file per hook point to `folder`, and return the files.
 
     Args:
         dataset: the archive.
-        folder: made when it is not there; a file in it that has the same name is replaced.
+        folder: created if missing; files of the same name are replaced.
         output_format: `parquet`, `arrow` (IPC file), `safetensors` or `npz`.
         content: `metrics`, the records of every row, or `tensors`, the rows themselves with their lineage.
         points: glob on the paths of hook points: `*` stops at a dot, `**` crosses dots.
-        steps: steps from, up to but without.
-        samples: samples from, up to but without.
+        steps: range of steps [from, to).
+        samples: range of samples [from, to).
         dtype: type of the exported activations: `float32` or `float16`.
-        progress: told the bytes of each batch that was written.
+        progress: called with the bytes of each written batch.
 
     Raises:
-        ConfigError: no hook point matches, the archive holds no such content, or pyarrow is missing.
-        MScanError: the archive is damaged; what was written of the file at hand is removed.
+        ConfigError: no hook point matches, the archive has no such content, or pyarrow is missing.
+        MScanError: the archive is damaged; the partially written file is removed.
     """
     require(output_format)
     chosen = match_points(dataset.points, points)
@@ -84,7 +84,7 @@ _KIND = {"metrics": ChunkKind.METRICS, "tensors": ChunkKind.TENSOR}
 
 
 def exported_bytes(dataset: MScanDataset, content: Content, points: str) -> int:
-    """Return the payload bytes that an export reads, by the index."""
+    """Return the payload bytes that an export reads, according to the index."""
     return sum(
         int(segment.entries["raw_bytes"][chunk])
         for point in match_points(dataset.points, points)
@@ -93,7 +93,7 @@ def exported_bytes(dataset: MScanDataset, content: Content, points: str) -> int:
 
 
 def match_points(points: list[str], glob: str) -> list[str]:
-    """Return the points that match; ConfigError when none does."""
+    """Return the matching points; raises ConfigError if there are none."""
     if chosen := match_glob(glob, points):
         return chosen
     raise ConfigError(
@@ -102,7 +102,7 @@ def match_points(points: list[str], glob: str) -> list[str]:
 
 
 def file_name(point: str) -> str:
-    """Return a name that stays in its folder, whatever the archive calls its hook point."""
+    """Return a safe file name for a hook point's path."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", point).lstrip(".")[:191] or "point"
 
 
@@ -142,7 +142,7 @@ def _size(columns: Columns) -> int:
 
 
 def _grouped(batches: Iterator[Columns]) -> Iterator[Columns]:
-    """Join batches to groups that are worth a write."""
+    """Combine batches into groups large enough for a write."""
     held: list[Columns] = []
     rows = size = 0
     for columns in batches:

@@ -4,7 +4,7 @@
     chunk = chunk header (192) | payload | zeros to a multiple of 64
     footer = footer header (64) | final counts (128) | one chunk header per chunk | hook points JSON
 
-Pure functions pack and check; nothing here touches a file.
+Pure functions pack and check; there is no I/O here.
 """
 
 import json
@@ -25,7 +25,7 @@ MINOR = 2
 """1.1 added fields at the end of METRICS records; 1.2 codecs, in chunks that earlier readers refuse."""
 ALIGNMENT = 64
 MAX_CHUNK_BYTES = 64 << 20
-"""Payload bytes of a chunk at most, stored and raw: what a reader may have to hold at once."""
+"""Maximum payload bytes of a chunk, stored and raw: what a reader must be able to hold in memory."""
 MAX_JSON_BYTES = 16 << 20
 MAX_POINTS = 65_535
 
@@ -41,18 +41,18 @@ TRAILER_MAGIC = _magic(b"MSCANend")
 
 
 class ChunkKind(IntEnum):
-    """What a chunk holds."""
+    """Content of a chunk."""
 
     METRICS = 1
     """Records of METRICS_DTYPE, one per row."""
     TENSOR = 2
     """Packets in their wire form, each padded to 8 bytes; `account` is the segment's index of the point."""
     POINTS = 3
-    """JSON: hook points that the chunks from here on may name."""
+    """JSON: hook points that the following chunks may refer to."""
 
 
 class CountsFlag(IntFlag):
-    """Circumstances of a closed segment."""
+    """Flags of a closed segment."""
 
     FINAL = 1
     RECOVERED = 2
@@ -172,17 +172,17 @@ METRICS_DTYPE = np.dtype(
 )
 assert METRICS_DTYPE.itemsize == 88
 _LEAST_METRICS_BYTES = 80
-"""Of a record of version 1.0."""
+"""Bytes of a record in version 1.0."""
 
 
 def parse_metrics(raw: Bytes, count: int) -> NDArray[np.void]:
     """Return the records [count] of a METRICS payload of any minor version, as METRICS_DTYPE.
 
-    What records of version 1.0 lack is filled in: call index 0, and the position in the sequence as that in
-    the document. Fields of later versions are left out.
+    Fields missing in version 1.0 are filled in: call index 0, and the sequence position as the position
+    in the document. Fields of later versions are ignored.
 
     Raises:
-        ValueError: the bytes are not so many records.
+        ValueError: the size does not match the number of records.
     """
     size, rest = divmod(len(raw), count) if count else (METRICS_DTYPE.itemsize, len(raw))
     if rest or size < _LEAST_METRICS_BYTES:
@@ -215,9 +215,9 @@ class SegmentPoint:
     path: str
     """Exact path in the model."""
     alias: str | None
-    """TransformerLens' name of it, where it has one."""
+    """Its name in TransformerLens, if any."""
     width: int
-    """Elements in a row, 0 when unknown."""
+    """Elements per row, 0 if unknown."""
 
 
 def checksum(*parts: Bytes) -> int:
@@ -229,7 +229,7 @@ def checksum(*parts: Bytes) -> int:
 
 
 def padding(size: int, alignment: int = ALIGNMENT) -> int:
-    """Return the bytes that take `size` to the next multiple of `alignment`."""
+    """Return the padding bytes from `size` to the next multiple of `alignment`."""
     return -size % alignment
 
 
@@ -242,18 +242,18 @@ def record(dtype: np.dtype[Any], **fields: int) -> NDArray[np.void]:
 
 
 def seal(array: NDArray[np.void]) -> NDArray[np.void]:
-    """Return the record [1] with its checksum, its last field, computed anew."""
+    """Recompute the checksum, the last field, of the record [1], and return it."""
     array["checksum"] = checksum(array.tobytes()[:-8])
     return array
 
 
 def sealed(array: NDArray[np.void]) -> bool:
-    """Return whether the record [1] has its checksum."""
+    """Return whether the checksum of the record [1] matches."""
     return int(array["checksum"][0]) == checksum(array.tobytes()[:-8])
 
 
 def view(data: Bytes, dtype: np.dtype[Any], offset: int) -> NDArray[np.void] | None:
-    """Return the record [1] at `offset`, None where the data ends before it does."""
+    """Return the record [1] at `offset`, or None if the data ends before its end."""
     if offset < 0 or offset + dtype.itemsize > len(data):
         return None
     return np.frombuffer(data[offset : offset + dtype.itemsize], dtype)
@@ -278,7 +278,7 @@ def unpack_json(data: Bytes) -> object:
 
 
 def points_json(points: list[SegmentPoint]) -> list[dict[str, object]]:
-    """Return the table of hook points as it stands in metadata, POINTS chunks and footer."""
+    """Return the table of hook points as stored in metadata, POINTS chunks and footer."""
     return [{"index": p.index, "path": p.path, "alias": p.alias, "width": p.width} for p in points]
 
 
@@ -286,7 +286,7 @@ def parse_points(value: object) -> list[SegmentPoint]:
     """Return the hook points of a JSON table.
 
     Raises:
-        ValueError: the value is no such table.
+        ValueError: the value is not such a table.
     """
     if not isinstance(value, list) or len(value) > MAX_POINTS:
         raise ValueError("the table of hook points is not a list, or too long")
@@ -309,7 +309,7 @@ def parse_header(data: Bytes) -> tuple[np.void, dict[str, Any]]:
     """Return the file header and the metadata.
 
     Raises:
-        VersionError, TornError, CorruptError: what stands there is no header of this version.
+        VersionError, TornError, CorruptError: there is no valid header of this version.
     """
     header = view(data, HEADER_DTYPE, 0)
     if header is None:
@@ -338,10 +338,10 @@ def parse_header(data: Bytes) -> tuple[np.void, dict[str, Any]]:
 
 
 def parse_counts(data: Bytes, offset: int) -> NDArray[np.void] | None:
-    """Return the final counts [1] at `offset`, None when they are not filled in (all zeros).
+    """Return the final counts [1] at `offset`, None if they are not filled in (all zeros).
 
     Raises:
-        CorruptError: they are filled in with something else.
+        CorruptError: they are invalid.
     """
     counts = view(data, COUNTS_DTYPE, offset)
     if counts is None:
@@ -354,7 +354,7 @@ def parse_counts(data: Bytes, offset: int) -> NDArray[np.void] | None:
 
 
 def parse_chunk(data: Bytes, offset: int, key: int | None = None) -> NDArray[np.void]:
-    """Return the chunk header [1] at `offset`, every size in it checked against the data.
+    """Return the chunk header [1] at `offset`, with all its sizes checked against the data.
 
     Args:
         data: the segment.
@@ -363,7 +363,7 @@ def parse_chunk(data: Bytes, offset: int, key: int | None = None) -> NDArray[np.
 
     Raises:
         TornError: the data ends before the chunk does.
-        CorruptError: no chunk header of this segment stands there.
+        CorruptError: there is no valid chunk header of this segment.
     """
     chunk = view(data, CHUNK_DTYPE, offset)
     if chunk is None:
@@ -396,7 +396,7 @@ def chunk_size(head: np.void) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Footer:
-    """What a segment's footer says."""
+    """Contents of a segment's footer."""
 
     offset: int
     counts: NDArray[np.void]
@@ -437,7 +437,7 @@ def parse_footer(data: Bytes) -> Footer:
 
     Raises:
         TornError: there is none.
-        CorruptError: it does not have its checksum, or contradicts itself.
+        CorruptError: its checksum does not match, or it is inconsistent.
     """
     trailer = view(data, TRAILER_DTYPE, len(data) - TRAILER_BYTES)
     if trailer is None or trailer["magic"][0] != TRAILER_MAGIC:

@@ -1,4 +1,4 @@
-"""What METRICS records say about a row, computed for whole blocks of rows."""
+"""Computes METRICS records of rows, vectorised over blocks."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,7 +7,7 @@ from asysi.archive.format import METRICS_DTYPE
 from asysi.bus.packet import FLAG_MASK, ActivationPacket, document_positions
 
 _BLOCK_ELEMENTS = 1 << 16
-"""Elements measured at once: a block and its temporaries stay in the processor's cache."""
+"""Elements per block, so that a block and its temporaries fit into the CPU cache."""
 
 
 def measure(packet: ActivationPacket) -> NDArray[np.void]:
@@ -55,7 +55,7 @@ def _measure_block(values: NDArray[np.float32], records: NDArray[np.void]) -> No
 
 
 def _measure_row(values: NDArray[np.float32], record: np.void) -> None:
-    """Measure a row whose squares do not fit float32: it holds NaN, infinities or very large numbers."""
+    """Measure a row whose squares overflow float32: it contains NaN, infinities or very large numbers."""
     record["nan_count"] = np.isnan(values).sum()
     record["inf_count"] = np.isinf(values).sum()
     finite = values[np.isfinite(values)].astype(np.float64)

@@ -1,4 +1,4 @@
-"""Gives a torn or damaged segment its footer back."""
+"""Rebuilds the footer of a torn or damaged segment."""
 
 import os
 import re
@@ -42,24 +42,24 @@ _NAME = re.compile(r"attempt-(\d{1,9})-segment-(\d{1,9})")
 
 @dataclass(frozen=True)
 class Recovery:
-    """What `recover` did."""
+    """Result of `recover`."""
 
     path: Path
     changed: bool
-    """False when the segment was whole."""
+    """False if the segment was intact."""
     chunks: int
-    """Chunks that were kept."""
+    """Number of chunks kept."""
     damage: list[MScanError]
-    """What had to be left out."""
+    """What was lost."""
     original: Path | None
-    """Where the damaged original is kept; None when nothing but an unfinished tail was left out."""
+    """Where the damaged original is kept; None if only an unfinished tail was lost."""
 
 
 def recover(path: Path, progress: Callable[[int], None] = lambda _bytes: None) -> Recovery:
-    """Rebuild the index of a segment from its chunks, and put the mended file in its place.
+    """Rebuild the index of a segment from its chunks, and replace the file with the repaired one.
 
-    Every chunk that has its checksums is kept; the mended file holds nothing else. It is written beside the
-    original, synced, then renamed. When more was lost than an unfinished tail, the original stays as
+    Every chunk with valid checksums is kept, and nothing else. The repaired file is written next to the
+    original, synced, then renamed. If more than an unfinished tail was lost, the original is kept as
     `….damaged`.
 
     Args:
@@ -96,7 +96,7 @@ def _keep(path: Path) -> Path:
         number += 1
     try:
         os.link(path, kept)
-    except OSError:  # no hard links here: for a moment the name is missing
+    except OSError:  # no hard links: the name is missing for a moment
         path.rename(kept)
     return kept
 
@@ -137,7 +137,7 @@ def _write(segment: Segment, fresh: Path, progress: Callable[[int], None]) -> No
 
 
 def _start(segment: Segment) -> tuple[bytes, int]:
-    """Return the bytes before the first chunk, and the checksum of the metadata in them."""
+    """Return the bytes before the first chunk, and the checksum of their metadata."""
     try:
         header, _ = parse_header(segment.data)
         text = bytes(segment.data[HEADER_BYTES : HEADER_BYTES + int(header["metadata_bytes"])])
@@ -166,7 +166,7 @@ def _copy(
     """Write one table of hook points, then every other chunk.
 
     Returns:
-        The chunks' headers, and the size of the file so far.
+        The chunk headers, and the current file size.
     """
     data = segment.data
     table = pack_json(points_json(sorted(segment.points.values(), key=lambda point: point.index)))

@@ -1,4 +1,4 @@
-"""Reads one segment: mapped, lazy, every chunk checked before a byte of it is believed."""
+"""Reads one segment: memory-mapped, lazy, with every chunk verified before use."""
 
 import contextlib
 import mmap
@@ -41,7 +41,7 @@ _MAGIC = CHUNK_MAGIC.to_bytes(8, "little")
 
 @dataclass
 class Segment:
-    """A segment that is open for reading. It stays mapped as long as anything that was read from it lives."""
+    """A segment open for reading. It stays mapped as long as anything read from it is referenced."""
 
     path: Path
     data: memoryview
@@ -64,15 +64,15 @@ class Segment:
 
     @cached_property
     def names(self) -> list[str]:
-        """Paths of the hook points by index; a gap in the table has the name `unknown-…`."""
+        """Paths of the hook points by index; gaps in the table are named `unknown-…`."""
         size = max(self.points, default=-1) + 1
         return [self.points[i].path if i in self.points else f"unknown-{i}" for i in range(size)]
 
     def read(self, chunk: int) -> memoryview:
-        """Return the payload of a chunk, raw: a view of the file, or what it was decompressed to.
+        """Return the raw payload of a chunk: a view of the file, or the decompressed bytes.
 
         Raises:
-            CorruptError, TornError: the chunk is not what was written.
+            CorruptError, TornError: the chunk is damaged.
         """
         entry = self.entries[chunk]
         offset = int(entry["offset"])
@@ -117,7 +117,7 @@ class Segment:
 
 
 def packet_size(header: np.void) -> int:
-    """Return the bytes of a packet in a TENSOR chunk, its padding included."""
+    """Return the bytes of a packet in a TENSOR chunk, including padding."""
     size = payload_at(int(header["rows"]), int(header["scale_bytes"])) + int(header["payload_bytes"])
     return size + padding(size, 8)
 
@@ -159,10 +159,10 @@ def open_segment(path: Path, *, scan: bool = False) -> Segment:
 
     Args:
         path: the file.
-        scan: whether a missing or damaged index is rebuilt in memory; what had to be left out is in `damage`.
+        scan: whether to rebuild a missing or damaged index in memory; losses are listed in `damage`.
 
     Raises:
-        VersionError, TornError, CorruptError: it cannot be read; with `scan` only when it holds nothing.
+        VersionError, TornError, CorruptError: it cannot be read; with `scan`, only if nothing is intact.
     """
     return read_segment(map_file(path), path, scan=scan)
 
@@ -201,7 +201,7 @@ def _indexed(data: memoryview, path: Path) -> Segment:
 
 
 def rescan(data: memoryview, path: Path) -> Segment:
-    """Return the segment as its chunks tell it; header and footer help where they are intact.
+    """Rebuild the segment from its chunks; header and footer are used if intact.
 
     Raises:
         VersionError, TornError, CorruptError: neither the header nor any chunk is intact.
@@ -227,7 +227,7 @@ def rescan(data: memoryview, path: Path) -> Segment:
 
 
 def _lost_rows(entries: list[NDArray[np.void]], spoilt: list[NDArray[np.void]]) -> int:
-    """Return the rows that the running totals count and the intact chunks do not hold."""
+    """Return the number of rows in the running totals that are not in intact chunks."""
     said: dict[tuple[int, int], int] = {}
     for head in (*entries, *spoilt):
         place = (int(head["kind"][0]), int(head["point"][0]))
@@ -237,7 +237,7 @@ def _lost_rows(entries: list[NDArray[np.void]], spoilt: list[NDArray[np.void]]) 
 
 
 def _known_points(segment: Segment) -> dict[int, SegmentPoint]:
-    """Return the hook points that metadata, footer and chunks name, and placeholders for others in use."""
+    """Return the hook points named in metadata, footer and chunks, with placeholders for unnamed ones."""
     points: list[SegmentPoint] = []
     with contextlib.suppress(ValueError):
         points += parse_points(segment.metadata.get("hook_points"))
@@ -268,13 +268,12 @@ def scan(
 
     Args:
         data: the segment.
-        at: where the first chunk should begin.
-        key: the segment's key; None takes that of the first intact chunk.
+        at: expected offset of the first chunk.
+        key: the segment's key; None uses that of the first intact chunk.
 
     Returns:
-        Headers of the intact chunks; headers of those whose payload lost its checksum; and what is damaged:
-        such a chunk, a stretch of bytes without a chunk header, a tail that was not written to its end
-        (TornError).
+        Headers of the intact chunks; headers of chunks whose payload checksum does not match; and the damage:
+        such a chunk, a range of bytes without a chunk header, or an unfinished tail (TornError).
     """
     entries: list[NDArray[np.void]] = []
     spoilt: list[NDArray[np.void]] = []
@@ -302,7 +301,7 @@ def scan(
 
 
 def _next_chunk(data: memoryview, at: int, key: int | None) -> int | None:
-    """Return where the next chunk header stands, at a multiple of 64 bytes; None when there is none."""
+    """Return the offset of the next chunk header, a multiple of 64 bytes, or None."""
     source = data.obj if isinstance(data.obj, mmap.mmap) else bytes(data)
     while (at := source.find(_MAGIC, at)) >= 0:
         if at % ALIGNMENT == 0:

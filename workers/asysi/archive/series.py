@@ -1,4 +1,4 @@
-"""The segments of one attempt: begun when there is something to write, closed when large, never resumed."""
+"""The segments of one attempt: opened on the first write, closed when full, never reopened."""
 
 import logging
 import time
@@ -26,43 +26,43 @@ def segment_name(attempt: int, segment: int) -> str:
 
 @dataclass
 class Series:
-    """Writes packets, and the metrics of their rows, to segments that follow one another."""
+    """Writes packets, and the metrics of their rows, to consecutive segments."""
 
     folder: Path
     attempt: int
     metadata: Mapping[str, object]
-    """For the header of each segment."""
+    """Metadata for each segment's header."""
     points: Sequence[tuple[str, str | None, int]] = ()
     """Hook points known beforehand: path, alias, width."""
     tensors: bool = True
-    """Whether payloads are kept beside the metrics of their rows."""
+    """Whether to store payloads in addition to the metrics of their rows."""
     compression: Compression = "none"
     rotate: int = 1 << 30
-    """Bytes at which a segment is closed and the next begun."""
+    """Bytes at which a segment is closed and the next one started."""
     rotate_seconds: float | None = None
     """Seconds after which a segment is closed that holds anything; None: only its size counts."""
     budget: int | None = None
     """Bytes of the folder's segments beyond which the oldest closed ones are deleted; None: never."""
     number: int = 0
-    """Of the next segment."""
+    """Number of the next segment."""
     retired: int = 0
     """Rows deleted since the start to keep to the budget."""
     clock: Callable[[], float] = time.monotonic
     closed_bytes: int = 0
     rows: int = 0
-    """Appended since the start."""
+    """Rows appended since the start."""
     packets: int = 0
     _writer: MScanWriter | None = field(default=None, repr=False)
     _begun: float = field(default=0.0, repr=False)
 
     @property
     def size(self) -> int:
-        """Bytes written since the start, what is buffered left out."""
+        """Bytes written since the start, excluding buffered ones."""
         return self.closed_bytes + (self._writer.size if self._writer else 0)
 
     @property
     def buffered(self) -> int:
-        """Payload bytes that wait for their chunk to fill."""
+        """Buffered payload bytes of unfinished chunks."""
         return self._writer.buffered if self._writer else 0
 
     @property
@@ -84,12 +84,12 @@ class Series:
         self.packets += 1
 
     def flush(self) -> None:
-        """Wait until the storage holds everything that was appended."""
+        """Sync everything appended so far to storage."""
         if self._writer is not None:
             self._writer.flush()
 
     def close(self) -> bool:
-        """Close the segment, if one was begun; return whether one was."""
+        """Close the open segment, if any; return whether there was one."""
         if self._writer is None:
             return False
         self._writer.close()
@@ -121,14 +121,14 @@ class Series:
 
 
 def resume(folder: Path, attempt: int, *, tensors: bool) -> tuple[int, Counter[str]]:
-    """Mend what a killed archiver left of an attempt, and of those before it.
+    """Repair the segments that a killed archiver left in this attempt or earlier ones.
 
-    Torn segments get their footer; one that holds nothing any more is set aside as `….damaged`.
+    The footer of torn segments is rebuilt; a segment without intact data is renamed to `….damaged`.
 
     Args:
         folder: the archive.
         attempt: number of the attempt.
-        tensors: whether a row is whole only with its payload.
+        tensors: whether a row is complete only with its payload.
 
     Returns:
         The number of the next segment, and the durable rows of each hook point, deleted ones included.
@@ -142,7 +142,7 @@ def resume(folder: Path, attempt: int, *, tensors: bool) -> tuple[int, Counter[s
         if one["attempt"] == attempt:
             number = max(number, int(one["name"].split("-segment-")[1].split(".")[0]) + 1)
     for path in sorted(folder.glob("attempt-*-segment-*.mscan")):
-        if int(path.name.split("-")[1]) < attempt:  # where everything was killed, nobody else has mended them
+        if int(path.name.split("-")[1]) < attempt:  # if the whole pod was killed, they are still unrepaired
             _mended(path)
     for path in sorted(folder.glob(f"attempt-{attempt:04d}-segment-*.mscan*")):
         number = max(number, int(path.name.split("-segment-")[1].split(".")[0]) + 1)

@@ -1,4 +1,4 @@
-"""The files that an export writes: columns in, one atomic file out."""
+"""Output files of an export: take columns and write one file atomically."""
 
 import json
 import os
@@ -24,20 +24,20 @@ Columns = dict[str, NDArray[Any]]
 
 
 class RowSink(Protocol):
-    """A file in the making."""
+    """A file being written."""
 
     def write(self, columns: Columns) -> None:
         """Append a batch of rows."""
 
     def close(self) -> None:
-        """Write what the format wants at its end."""
+        """Write the end of the file."""
 
     def release(self) -> None:
-        """Let go of everything, whether closed or not."""
+        """Release all resources, whether closed or not."""
 
 
 def require(output_format: Format) -> None:
-    """Raise ConfigError when the format needs a package that is not there."""
+    """Raise ConfigError if the format needs a package that is not installed."""
     if output_format in {"parquet", "arrow"} and find_spec("pyarrow") is None:
         raise ConfigError(
             f"{output_format} needs pyarrow: pip install 'asysi[export]', or export npz or safetensors"
@@ -48,7 +48,7 @@ def require(output_format: Format) -> None:
 def atomic_sink(
     path: Path, output_format: Format, metadata: dict[str, str]
 ) -> Iterator[Callable[[Columns], None]]:
-    """Give a function that appends batches; the file appears, whole, at the end, if there was a batch."""
+    """Yield a function that appends batches; the file appears atomically at the end, if there was a batch."""
     fresh = path.with_name(f".{path.name}.part")
     sinks: list[RowSink] = []
 
@@ -76,7 +76,7 @@ def _sync(path: Path) -> None:
 
 
 class _Arrow:
-    """Parquet, or an Arrow IPC file: activations are lists of fixed size."""
+    """Parquet or Arrow IPC file; activations are fixed-size lists."""
 
     def __init__(self, path: Path, columns: Columns, metadata: dict[str, str], *, parquet: bool) -> None:
         import pyarrow as pa  # noqa: PLC0415 - an extra
@@ -94,7 +94,7 @@ class _Arrow:
         self._writer.close()
 
     def release(self) -> None:
-        with suppress(Exception):  # an unfinished file goes away in any case
+        with suppress(Exception):  # an unfinished file is removed anyway
             self._writer.close()
 
 
@@ -113,7 +113,7 @@ def _arrow(column: NDArray[Any]) -> Any:
 
 
 class _Spooled:
-    """Formats that need a column's length before its first byte: columns wait in files of their own."""
+    """Formats that need a column's length first: columns are spooled to temporary files."""
 
     def __init__(self, path: Path, columns: Columns, metadata: dict[str, str]) -> None:
         self._path, self._metadata, self._rows = path, metadata, 0
@@ -161,7 +161,7 @@ _SAFETENSORS = {
 
 
 class _Safetensors(_Spooled):
-    """safetensors: length of a JSON table, the table, the columns; widest first, so that all are aligned."""
+    """safetensors: length of a JSON table, the table, the columns; widest type first, for alignment."""
 
     def close(self) -> None:
         names = sorted(self._like, key=lambda name: -self._like[name].itemsize)

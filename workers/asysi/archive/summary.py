@@ -1,4 +1,4 @@
-"""Tables of what an archive holds."""
+"""Summary tables of an archive."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ _ROWS = (ChunkKind.METRICS, ChunkKind.TENSOR)
 
 
 def segments_table(dataset: MScanDataset) -> Table:
-    """Return a row a segment: when, how much, whether it is whole."""
+    """Return one row per segment: time, size, and state."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("attempt", "segment"):
         table.add_column(name, justify="right")
@@ -76,7 +76,7 @@ def retired_lines(path: Path) -> list[str]:
 
 
 def plain(text: str) -> Text:
-    """Return text of an archive, which anybody may have written: no markup, nothing that moves the cursor."""
+    """Sanitise untrusted text from an archive: no markup, no control characters."""
     return Text("".join(c if c.isprintable() else "�" for c in text))
 
 

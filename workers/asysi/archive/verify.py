@@ -1,4 +1,4 @@
-"""Checks everything a segment says about itself."""
+"""Verifies a segment completely."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from asysi.archive.segment import Segment, map_file, read_points, read_segment
 
 
 def verify(path: Path, progress: Callable[[int], None] = lambda _bytes: None) -> list[MScanError]:
-    """Return what is wrong with a segment: checksums, sizes, order, counts of header, footer and chunks.
+    """Return all problems of a segment: checksums, sizes, order, and counts of header, footer and chunks.
 
     Args:
         path: the segment.
@@ -39,7 +39,7 @@ def verify(path: Path, progress: Callable[[int], None] = lambda _bytes: None) ->
 def verify_data(
     data: memoryview, path: Path, progress: Callable[[int], None] = lambda _bytes: None
 ) -> list[MScanError]:
-    """Return what is wrong with the segment in `data`; see `verify`."""
+    """Return all problems of the segment in `data`; see `verify`."""
     try:
         segment = read_segment(data, path)
     except MScanError as error:
@@ -59,7 +59,7 @@ def verify_data(
 
 
 def _layout(segment: Segment) -> list[MScanError]:
-    """Chunks must follow one another without a gap from the header to the footer."""
+    """Check that the chunks are contiguous from the header to the footer."""
     header, _ = parse_header(segment.data)
     at = HEADER_BYTES + int(header["metadata_bytes"])
     for number, entry in enumerate(segment.entries):

@@ -1,4 +1,4 @@
-"""The archiver's loop: pull, book, append; every second or two wait for the storage and declare durable."""
+"""The archiver's loop: pull, take, append; every 1.5 s sync to storage and acknowledge durable rows."""
 
 import logging
 import time
@@ -17,22 +17,22 @@ from asysi.monitor.worker import Worker
 
 FLUSH_SECONDS = 1.5
 BUFFER_BYTES = 64 << 20
-"""Bytes waiting for their chunks to fill at which they are written, however many hook points there are."""
+"""Buffered bytes of unfinished chunks at which they are written, whatever the number of hook points."""
 _BATCH = 16
 _WAIT_SECONDS = 0.1
 log = logging.getLogger("asysi")
 
 
 class ArchiverWorker:
-    """Writes what the bus carries to the segments of an attempt.
+    """Writes the bus's packets to the segments of an attempt.
 
-    A packet is taken from the bus before it is appended: the files then never hold a row that the books do
-    not know. So after kill -9 what the files hold is durable, and the rest of what was consumed rolled back.
+    A packet is taken from the bus before it is appended, so the files never contain an uncounted row.
+    After kill -9, the rows in the files are durable and the other consumed rows are rolled back.
 
     Args:
-        worker: the process's frame.
+        worker: the worker process.
         stream: the bus's consumer "archiver", just attached.
-        series: where packets go.
+        series: the segments to write.
     """
 
     def __init__(self, worker: Worker, stream: Consumer, series: Series) -> None:
@@ -47,10 +47,10 @@ class ArchiverWorker:
 
     @classmethod
     def resumed(cls, worker: Worker, stream: Consumer) -> Self:
-        """Mend what a killed predecessor left, restore the books, and return the worker.
+        """Repair the segments of a killed predecessor, restore the counters, and return the worker.
 
         Raises:
-            ConfigError: the archive holds rows of another run.
+            ConfigError: the archive contains rows of another run.
         """
         spec = worker.experiment.spec
         folder = worker.output / ARCHIVE_FOLDER
@@ -78,10 +78,10 @@ class ArchiverWorker:
         return cls(worker, stream, series)
 
     def run(self) -> StreamEnd | None:
-        """Archive until the stream has ended; return how, or None when SIGTERM came first.
+        """Archive until the stream has ended; return how it ended, or None on SIGTERM.
 
         Raises:
-            OSError: the storage failed; nothing is tried again, the segment stays torn.
+            OSError: the storage failed; there is no retry, and the segment stays torn.
             RevokedError: another archiver has attached.
         """
         stop, health = self._worker.stop, self._worker.health
@@ -99,7 +99,7 @@ class ArchiverWorker:
         return end
 
     def status(self) -> dict[str, object]:
-        """Return what `/status` answers."""
+        """Return the response for `/status`."""
         return {
             "segments": self._series.number,
             "packets": self._series.packets,
@@ -117,7 +117,7 @@ class ArchiverWorker:
             self._records.labels("tensor").inc(len(packet.rows))
 
     def _settle_segment(self) -> None:
-        """Close a segment that is full; make durable what has waited long enough."""
+        """Close a full segment; flush when due."""
         if self._series.full:
             self._close_segment()
         elif time.monotonic() - self._flushed >= FLUSH_SECONDS or self._series.buffered >= BUFFER_BYTES:

@@ -1,4 +1,4 @@
-"""Writes a segment: append, flush, close. What was flushed survives a kill and a loss of power."""
+"""Writes a segment: append, flush, close. Flushed data survives a kill and a power loss."""
 
 import ctypes
 import errno
@@ -52,22 +52,22 @@ _NOT_REWRITABLE = {errno.ESPIPE, errno.EPERM, errno.EOPNOTSUPP, errno.EROFS}
 
 
 class SeqInfo(NamedTuple):
-    """Where records come from."""
+    """Origin of records."""
 
     point: str
     """Exact path of the hook point."""
     shard: int = 0
     first: int = 0
-    """First sequence number of the shard that they were made from."""
+    """First sequence number of the shard that they were computed from."""
     last: int = 0
-    """And the last."""
+    """Last sequence number."""
     width: int = 0
-    """Elements in a row, 0 when unknown."""
+    """Elements per row, 0 if unknown."""
 
 
 @dataclass
 class _OpenSegment:
-    """The chunk of one kind and hook point that is being filled."""
+    """The open chunk of one kind and hook point."""
 
     kind: ChunkKind
     point: int
@@ -85,7 +85,7 @@ class _OpenSegment:
     sequences: tuple[int, int] = (2**64 - 1, 0)
 
     def add(self, part: Bytes) -> None:
-        """Copy bytes behind what is there."""
+        """Append bytes."""
         end = self.size + len(part)
         if end > len(self.buffer):
             grown = memoryview(bytearray(end))
@@ -96,7 +96,7 @@ class _OpenSegment:
 
     @property
     def payload(self) -> memoryview:
-        """What is filled."""
+        """The used part of the buffer."""
         return self.buffer[: self.size]
 
 
@@ -117,9 +117,9 @@ class MScanWriter:
         segment: number of the segment in its attempt.
 
     Raises:
-        FileExistsError: the file is there already; segments are never appended to.
-        OSError: the storage failed. It is never tried again: every later call raises MScanError, and the file
-            is left as a torn segment with everything that was flushed.
+        FileExistsError: the file already exists; segments are never appended to.
+        OSError: the storage failed. There is no retry: every later call raises MScanError, and the file is
+            left as a torn segment with all flushed data.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class MScanWriter:
 
     @property
     def size(self) -> int:
-        """Bytes of the file so far, what is buffered left out."""
+        """Current file size in bytes, excluding buffered data."""
         return self._size
 
     @property
@@ -188,7 +188,7 @@ class MScanWriter:
 
     @property
     def rows(self) -> dict[str, int]:
-        """METRICS records written for each hook point, what is buffered left out."""
+        """METRICS records written per hook point, excluding buffered ones."""
         return {path: self._totals.get((ChunkKind.METRICS, p.index), 0) for path, p in self._points.items()}
 
     def append_records(self, records: NDArray[np.void], seq_info: SeqInfo) -> None:
@@ -196,7 +196,7 @@ class MScanWriter:
 
         Args:
             records: [n] of METRICS_DTYPE; `hook_point` is filled in here.
-            seq_info: the hook point and the packets that they were made from.
+            seq_info: the hook point and the packets that they were computed from.
 
         Raises:
             ValueError: the records have another type or shape, or are of several kinds.
@@ -219,14 +219,14 @@ class MScanWriter:
             _extend(chunk, part["step"], part["sample"], len(part), seq_info)
 
     def append_tensor(self, packet: ActivationPacket, shard: int = 0) -> None:
-        """Append a packet as it came: header, row records, scales and quantised payload.
+        """Append a packet unchanged: header, row records, scales and quantised payload.
 
         Args:
             packet: the packet; its bytes are copied.
             shard: shard of the bus that it came from.
 
         Raises:
-            ValueError: the packet is larger than any chunk may be.
+            ValueError: the packet exceeds the maximum chunk size.
         """
         header = packet.header.copy()
         name = name_of(packet.point, Kind(int(header["kind"])))
@@ -260,7 +260,7 @@ class MScanWriter:
         )
 
     def flush(self) -> None:
-        """Write every begun chunk and wait until the storage holds it: what was appended is durable."""
+        """Write all open chunks and sync them: everything appended so far is durable."""
         self._drain()
         self._guard(os.fsync)
 
@@ -317,14 +317,14 @@ class MScanWriter:
         return point.index
 
     def _define(self, points: list[SegmentPoint]) -> None:
-        """Name hook points in the file before any chunk refers to them."""
+        """Define hook points in the file before any chunk refers to them."""
         self._points |= {point.path: point for point in points}
         chunk = _OpenSegment(ChunkKind.POINTS, 0, 0, memoryview(bytearray()), records=len(points))
         chunk.add(pack_json(points_json(points)))
         self._spill(chunk)
 
     def _chunk(self, kind: ChunkKind, point: int, shard: int, room: int, element: int) -> _OpenSegment:
-        """Return the chunk to append to, with room for `room` bytes unless it is empty."""
+        """Return the open chunk, with space for `room` bytes unless it is empty."""
         self._usable()
         chunk = self._open.get((kind, point))
         if chunk is not None and (chunk.shard != shard or chunk.size + room > self._chunk_bytes):
@@ -375,7 +375,7 @@ class MScanWriter:
             begin_writeback(self._fd, self._written_back, self._size)
             self._written_back = self._size
         if len(chunk.buffer) == self._chunk_bytes and len(self._spare) < _SPARE_BUFFERS:
-            self._spare.append(chunk.buffer)  # its pages are there already; new ones would have to be zeroed
+            self._spare.append(chunk.buffer)  # reuse its pages; new ones would have to be zeroed
 
     def _write(self, *parts: Bytes) -> None:
         self._guard(lambda fd: write_all(fd, *parts))
@@ -390,7 +390,7 @@ class MScanWriter:
             raise MScanError("writing failed before; the segment is left torn", self.path)
 
     def _guard(self, act: Callable[[int], object]) -> None:
-        """Do something with the file; whatever fails, fails for good: pages may be lost already."""
+        """Run a file operation; a failure is permanent, because pages may already be lost."""
         try:
             act(self._fd)
         except OSError as error:
@@ -405,7 +405,7 @@ def name_of(point: str, kind: Kind) -> str:
 
 
 def write_all(fd: int, *parts: Bytes) -> None:
-    """Write all parts at the file's position, however often the kernel stops short."""
+    """Write all parts at the file's position, handling short writes."""
     total = sum(len(part) for part in parts)
     done = os.writev(fd, parts)
     if done < total:
@@ -425,7 +425,7 @@ _sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)
 
 
 def rewrite_counts(fd: int, counts: NDArray[np.void]) -> None:
-    """Fill in the header's final counts, where the storage can be rewritten."""
+    """Fill in the header's final counts, if the storage supports rewriting."""
     try:
         os.pwrite(fd, counts.tobytes(), HEADER_DTYPE.itemsize)
     except OSError as error:
@@ -434,7 +434,7 @@ def rewrite_counts(fd: int, counts: NDArray[np.void]) -> None:
 
 
 def _create(path: Path, start: bytes) -> int:
-    """Return the descriptor of the new file; whoever sees it sees a whole header."""
+    """Create the file and return its descriptor; it becomes visible only with a complete header."""
     if path.exists():
         raise FileExistsError(errno.EEXIST, "a segment is never appended to", str(path))
     fresh = path.with_name(f".{path.name}.new")
@@ -467,6 +467,6 @@ def _extend(
 
 
 def _range(name: str, bounds: tuple[int, int]) -> dict[str, int]:
-    """Return first and last as header fields; both 0 where nothing was counted."""
+    """Return first and last as header fields; both 0 if nothing was counted."""
     first, last = bounds if bounds[0] <= bounds[1] else (0, 0)
     return {f"{name}_first": first, f"{name}_last": last}

@@ -1,1 +1,1 @@
-"""Packets and the buses that carry them."""
+"""Packets and the buses that transport them."""

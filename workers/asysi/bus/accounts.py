@@ -1,4 +1,4 @@
-"""What the counters of a stream say at one moment. A row is one token at one hook point."""
+"""A snapshot of a stream's counters. A row is one token at one hook point."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from asysi.bus.states import DropReason, ProducerState, ReaderState
 
 
 class StreamCounters(Protocol):
-    """The counters as whatever carries the stream keeps them; each list is by account."""
+    """The raw counters of a stream's transport; each list is indexed by account."""
 
     def accounts(self) -> list[str]: ...
     def readers(self) -> list[str]: ...
@@ -25,13 +25,13 @@ class StreamCounters(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Produced:
-    """Rows of one hook point at the writing side of a stream."""
+    """Rows of one hook point at the producer of a stream."""
 
     seen: int = 0
     published: int = 0
     sampled_out: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
-    """Rows dropped, by reason; only reasons that occurred."""
+    """Rows dropped, by reason; contains only reasons that occurred."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,24 +39,24 @@ class Consumed:
     """Rows of one hook point at one reader of a stream."""
 
     durable: int = 0
-    """Rows whose effect is on disk, or was handed on."""
+    """Rows whose effect was persisted or passed on."""
     lapped: int = 0
-    """Rows overwritten before the reader came to them."""
+    """Rows overwritten before they were read."""
     rolled_back: int = 0
-    """Rows consumed after the last checkpoint of a reader that was killed."""
+    """Rows consumed by a killed reader after its last checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConsumerAccounts:
-    """One reader."""
+    """Counters of one reader."""
 
     state: ReaderState
     lag: float
-    """Largest share of a shard's depth that is unread, 0..1."""
+    """Largest unread share of a shard's depth, 0..1."""
     consumed: Mapping[str, Consumed]
     """By hook point."""
     position: Mapping[str, int]
-    """Rows of each hook point that it was given, or that were lapped."""
+    """Rows received or lapped, by hook point."""
     cursors: Sequence[int]
     """Sequence of the last packet taken, by shard."""
     gauges: Mapping[str, Sequence[float]]
@@ -65,26 +65,26 @@ class ConsumerAccounts:
 
 @dataclass(frozen=True, slots=True)
 class StreamAccounts:
-    """One stream."""
+    """Counters of one stream."""
 
     state: ProducerState
     generation: int
-    """How many producers there have been: one more for every restart."""
+    """Number of producers so far; incremented at every restart."""
     produced: Mapping[str, Produced]
-    """By hook point, in the order in which they joined."""
+    """By hook point, in order of registration."""
     packets: Mapping[str, int]
     """Packets published, by hook point."""
     heads: Sequence[int]
     """Newest sequence, by shard."""
     depth: int
-    """Packets of a shard that can be unread at once."""
+    """Maximum number of unread packets per shard."""
     consumers: Mapping[str, ConsumerAccounts]
 
 
 def read_accounts(counters: StreamCounters) -> StreamAccounts:
-    """Read all counters. They are a moment apart; no reader is ahead of the producer.
+    """Read all counters, not atomically, but so that no reader is ahead of the producer.
 
-    While the stream moves, its equations may be a packet out of balance.
+    While the stream is active, its equations may be off by a packet.
     """
     points = counters.accounts()  # consumers before the producer
     consumers = {
@@ -104,7 +104,7 @@ def read_accounts(counters: StreamCounters) -> StreamAccounts:
 
 
 def _consumer(counters: StreamCounters, name: str, points: Sequence[str]) -> ConsumerAccounts:
-    rows = dict(zip(points, counters.consumed(name), strict=False))  # a hook point may join in between
+    rows = dict(zip(points, counters.consumed(name), strict=False))  # a hook point may be added in between
     return ConsumerAccounts(
         state=ReaderState(counters.reader_state(name)),
         lag=counters.lag(name),
@@ -128,7 +128,7 @@ def _count(value: object) -> int:
 
 
 def total_produced(rows: Iterable[Produced]) -> Produced:
-    """Return the sum over hook points; only reasons that occurred are named."""
+    """Return the sum over hook points, with only the reasons that occurred."""
     listed = list(rows)
     dropped: dict[str, int] = {}
     for row in listed:

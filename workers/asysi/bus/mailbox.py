@@ -1,6 +1,6 @@
-"""Words of the control file's mailbox, by which workers tell each other single numbers.
+"""Words of the control file's mailbox, through which workers share single numbers.
 
-Every word has one writer. The numbers survive the writer.
+Every word has one writer. The numbers outlive their writer.
 """
 
 from enum import IntEnum
@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class Mailbox(Protocol):
-    """Shared single numbers, by word."""
+    """Shared numbers, addressed by word."""
 
     def get(self, word: int, /) -> int: ...
     def set(self, word: int, value: int, /) -> None: ...
@@ -45,11 +45,11 @@ class CaptureWord(IntEnum):
     RATE = 0
     """float: sampling rate for the next step. Written by hook, latched by host."""
     STEPS = 1
-    """Steps begun. Written by host, like all below."""
+    """Steps started. Written by host, like all following words."""
     STEPS_TOTAL = 2
-    """Steps of the whole run, 0 when unknown."""
+    """Steps of the whole run; 0 if unknown."""
     TOKENS = 3
-    """Content tokens that the model has read."""
+    """Content tokens read by the model."""
     TOKENS_EXCLUDED = 4
     """Special and padding tokens, which are never data."""
     STARTED_NS = 5
@@ -57,35 +57,35 @@ class CaptureWord(IntEnum):
     STEPS_DROPPED = 6
     """Whole steps dropped because the ring was full."""
     CAPTURE_ERRORS = 7
-    """Exceptions swallowed by capture so that the model never sees one."""
+    """Exceptions suppressed by capture so that they do not reach the model."""
     PASS = 8
-    """Pass over the data, from 0."""
+    """Current pass over the data, from 0."""
     INTERRUPTED = 9
-    """1 when the user ended the run early."""
+    """1 if the user stopped the run early."""
     CAPTURE_NS = 10
-    """Nanoseconds spent in hooks, all steps together."""
+    """Nanoseconds spent in hooks, over all steps."""
     FORWARD_NS = 11
-    """Nanoseconds spent in the model's forward, hooks included."""
+    """Nanoseconds spent in the model's forward pass, including hooks."""
     TOKENS_TOTAL = 12
-    """Content tokens of the whole run, all passes."""
+    """Content tokens of the whole run, over all passes."""
     SEQUENCES = 13
-    """Sequences that the model has read, earlier attempts included."""
+    """Sequences read by the model, including earlier attempts."""
     SEQUENCES_OPENED = 14
-    """Of these, those that began with the tokenizer's BOS or CLS token."""
+    """How many of these began with the tokenizer's BOS or CLS token."""
     STEPS_BEFORE = 15
-    """Steps of the run that earlier attempts have done, so that this one began behind them."""
+    """Steps of the run completed by earlier attempts; this attempt started after them."""
     TOKENS_BEFORE = 16
     """Content tokens of these steps."""
 
 
 class Gauge(IntEnum):
-    """Gauges a consumer keeps for each hook point in the bus's control file."""
+    """Gauges of a consumer per hook point in the bus's control file."""
 
     FVU = 0
     """Held-out FVU over content tokens."""
     L0 = 1
     DEAD = 2
-    """Share of latents that are dead, 0..1."""
+    """Share of dead latents, 0..1."""
     LOSS = 3
     TRAINED = 4
     """Rows trained on."""
@@ -96,7 +96,7 @@ class Gauge(IntEnum):
 
 
 class HookGauge(IntEnum):
-    """Gauges that the hook worker keeps for each hook point in the capture ring's control file."""
+    """Gauges of the hook worker per hook point in the capture ring's control file."""
 
     NOT_FINITE = 0
     """Captured rows with NaN or infinite elements."""

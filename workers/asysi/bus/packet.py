@@ -1,9 +1,9 @@
-"""The wire form of a packet: a fixed little-endian header, a record a row, scales, payload.
+"""The wire format of a packet: a fixed little-endian header, one record per row, scales, payload.
 
     header (192 bytes) | rows × ROW_DTYPE | rows × float32 scale (int8 only) | zeros | rows × width elements
 
-The elements begin at a multiple of 64 bytes: no store or load of a vector is split between two cache lines.
-The C++ twin of the header is `native/include/asysi/packet.hpp`; one test holds both to the same layout.
+The elements are aligned to 64 bytes, so that no vector load or store is split across two cache lines. The
+C++ counterpart of the header is `native/include/asysi/packet.hpp`; a test checks that both layouts match.
 """
 
 import struct
@@ -21,7 +21,7 @@ PAYLOAD_ALIGNMENT = 64
 
 
 class Kind(IntEnum):
-    """What a packet holds."""
+    """Content type of a packet."""
 
     ACTIVATION = 0
     GRADIENT = 1
@@ -29,7 +29,7 @@ class Kind(IntEnum):
 
 
 def account_name(path: str, kind: Kind = Kind.ACTIVATION) -> str:
-    """Return the name of the account of a hook point and kind: the path alone for activations."""
+    """Return the account name of a hook point and kind; for activations, only the path."""
     return path if kind is Kind.ACTIVATION else f"{path}:{kind.name.lower()}"
 
 
@@ -44,12 +44,12 @@ class Dtype(IntEnum):
 
     @property
     def itemsize(self) -> int:
-        """Bytes of an element."""
+        """Size of an element in bytes."""
         return {0: 4, 1: 2, 2: 2, 3: 1, 4: 1}[self.value]
 
 
 class Quantization(IntEnum):
-    """How the payload was reduced on its way; the spec's words in lower case."""
+    """Quantisation of the payload; the spec uses the names in lower case."""
 
     NONE = 0
     BF16 = 1
@@ -58,31 +58,31 @@ class Quantization(IntEnum):
 
 
 class PacketFlag(IntFlag):
-    """Circumstances of a packet."""
+    """Flags of a packet."""
 
     RECOMPUTED = 1
-    """Seen again under activation checkpointing."""
+    """Recomputed by activation checkpointing."""
     LOSS_SCALED = 2
     REDUCED = 4
     """Reduced over ranks."""
     STEP_INCOMPLETE = 8
-    """A later packet of the same step found no room."""
+    """A later packet of the same step did not fit."""
 
 
 class RowFlag(IntFlag):
-    """Circumstances of a row."""
+    """Flags of a row."""
 
     HOLDOUT = 1
-    """Of a held-out document: never trained on."""
+    """The row belongs to a held-out document and is never trained on."""
     IN_DOCUMENT = 2
     """Bits 8 to 31 of the flags hold the token's position in its document."""
 
 
 _POSITION_BITS = 8
-"""Bits of a row's flags below its position in the document."""
+"""Number of flag bits below the position in the document."""
 FLAG_MASK = (1 << _POSITION_BITS) - 1
 MOST_POSITION = (1 << (32 - _POSITION_BITS)) - 1
-"""Positions in a document beyond it are written as it: 16,777,215."""
+"""Maximum position in a document, 16,777,215; larger positions are clamped to it."""
 
 
 HEADER_DTYPE = np.dtype(
@@ -91,7 +91,7 @@ HEADER_DTYPE = np.dtype(
         ("version", "<u2"),
         ("header_bytes", "<u2"),
         ("sequence", "<u8"),  # of the ring's shard; the ring writes it
-        ("source", "<u8"),  # bus: (capture sequence << 16) | part, the mark a restarted hook continues from
+        ("source", "<u8"),  # bus: (capture sequence << 16) | part, the mark where a restarted hook resumes
         ("rows_before", "<u8"),  # rows published for this account before this packet; the ring writes it
         ("step", "<u8"),
         ("captured_ns", "<u8"),  # CLOCK_MONOTONIC
@@ -103,9 +103,9 @@ HEADER_DTYPE = np.dtype(
         ("call_index", "<u4"),
         ("rows", "<u4"),
         ("width", "<u4"),  # elements in a row
-        ("step_rows", "<u4"),  # rows of the whole step at this point that are data
-        ("step_kept", "<u4"),  # and that were kept
-        ("batch", "<u4"),  # shape of the tensor as the model gave it: batch × length × width
+        ("step_rows", "<u4"),  # data rows of the whole step at this hook point
+        ("step_kept", "<u4"),  # of these, rows that were kept
+        ("batch", "<u4"),  # shape of the tensor in the model: batch × length × width
         ("length", "<u4"),
         ("part", "<u2"),
         ("parts", "<u2"),
@@ -122,37 +122,37 @@ assert HEADER_DTYPE.itemsize == HEADER_BYTES
 
 ROW_DTYPE = np.dtype(
     [
-        ("sample", "<u8"),  # row of the input: its `_i`, or its line number
+        ("sample", "<u8"),  # input row: its `_i`, or its line number
         ("sequence", "<u4"),  # which sequence of the step's batch
         ("position", "<u4"),  # token's position in its sequence
         ("token", "<i4"),
-        ("flags", "<u4"),  # RowFlag, and with IN_DOCUMENT the position in the document above it
+        ("flags", "<u4"),  # RowFlag; with IN_DOCUMENT, the upper bits hold the position in the document
     ]
 )
 assert ROW_DTYPE.itemsize == 24
 
 
 def place_in_document(rows: NDArray[np.void], positions: NDArray[np.int32], known: NDArray[np.bool_]) -> None:
-    """Write positions in the document into the flags of rows, where they are known; all of one shape."""
+    """Store known document positions in the flags of `rows`; all arrays have the same shape."""
     placed = np.minimum(positions, MOST_POSITION).astype(np.uint32) << np.uint32(_POSITION_BITS)
     rows["flags"] |= np.where(known, placed | np.uint32(RowFlag.IN_DOCUMENT), np.uint32(0))
 
 
 def document_positions(rows: NDArray[np.void]) -> NDArray[np.uint32]:
-    """Return the position of each row's token in its document, or in its sequence where no other is known."""
+    """Return the position of each row's token in its document, or in its sequence if that is unknown."""
     flags = rows["flags"]
     known = (flags & RowFlag.IN_DOCUMENT) != 0
     return np.where(known, flags >> _POSITION_BITS, rows["position"]).astype(np.uint32)
 
 
 def payload_at(rows: int, scale_bytes: int) -> int:
-    """Return where the payload of a packet of so many rows begins, in bytes."""
+    """Return the byte offset of the payload in a packet with `rows` rows."""
     end = HEADER_BYTES + rows * ROW_DTYPE.itemsize + scale_bytes
     return end + -end % PAYLOAD_ALIGNMENT
 
 
 def rows_that_fit(chunk_bytes: int, row_bytes: int, scale_bytes: int = 0) -> int:
-    """Return how many rows fit a chunk as one packet, each of `row_bytes` payload and `scale_bytes` scale."""
+    """Return how many rows, of `row_bytes` payload and `scale_bytes` scale each, fit a chunk as a packet."""
     rows = max(0, (chunk_bytes - HEADER_BYTES) // (ROW_DTYPE.itemsize + scale_bytes + row_bytes))
     while rows and payload_at(rows, rows * scale_bytes) + rows * row_bytes > chunk_bytes:
         rows -= 1  # at most three times: the padding is smaller than three records
@@ -170,11 +170,11 @@ class ActivationPacket:
     rows: NDArray[np.void]
     """[rows] of ROW_DTYPE."""
     scales: NDArray[np.float32] | None
-    """[rows], int8 only."""
+    """[rows]; int8 only."""
     payload: NDArray[np.generic]
     """[rows, width]: float32, float16, int8, or uint16 holding bfloat16 bits."""
     shard: int = 0
-    """Part of the stream that carried it; the header's sequence counts in it."""
+    """Shard that carried the packet; the header's sequence is per shard."""
 
     def to_float32(self) -> NDArray[np.float32]:
         """Return the rows as a new float32 array [rows, width], scales applied."""
@@ -193,8 +193,8 @@ _ELEMENTS: dict[int, np.dtype[Any]] = {
     Dtype.FP8_E4M3.value: np.dtype("u1"),
 }
 _SCALE = np.dtype("<f4")
-# magic, version, account, rows, width, dtype, payload_bytes, scale_bytes: a structured scalar takes longer
-# for each of them than struct does for all.
+# magic, version, account, rows, width, dtype, payload_bytes, scale_bytes: struct unpacks all of them faster
+# than a structured scalar returns one.
 _SIZES = struct.Struct("<IH62xI4xII22xH4xQI")
 
 
@@ -204,10 +204,10 @@ def parse_packet(buffer: memoryview, points: list[str], shard: int = 0) -> Activ
     Args:
         buffer: the published bytes of a chunk.
         points: names of the hook points, by account.
-        shard: part of the stream that carried it.
+        shard: shard that carried the packet.
 
     Raises:
-        ValueError: the bytes are no packet of this version, or its sizes contradict each other.
+        ValueError: the bytes are not a packet of this version, or its sizes are inconsistent.
     """
     if len(buffer) < HEADER_BYTES:
         raise ValueError(f"a packet has at least {HEADER_BYTES} bytes, this one {len(buffer)}")

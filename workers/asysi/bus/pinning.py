@@ -1,11 +1,11 @@
-"""Makes a ring's pool known to the accelerator's driver: copies to and from it need no staging then."""
+"""Registers a ring's pool with the accelerator's driver, so that copies need no staging buffer."""
 
 from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
 
 Hook = Callable[[int, int], Callable[[], None]]
-"""Registers (address, bytes) and returns what undoes it; raises RuntimeError when the driver refuses."""
+"""Registers (address, bytes) and returns the undo function; raises RuntimeError if the driver refuses."""
 
 _PORTABLE = 1  # cudaHostRegisterPortable: for every context of the process
 
@@ -18,12 +18,12 @@ class Participant(Protocol):
         ...
 
     def note_registered(self, registered: bool) -> None:
-        """Tell those who look on."""
+        """Publish whether the pool is registered to monitoring."""
         ...
 
 
 def cuda_hook() -> Hook | None:
-    """Return the hook that calls cudaHostRegister; None where CUDA is absent."""
+    """Return a hook that calls cudaHostRegister; None if CUDA is not available."""
     import torch  # noqa: PLC0415 - heavy, and a consumer needs none
 
     if not torch.cuda.is_available():
@@ -43,22 +43,22 @@ def cuda_hook() -> Hook | None:
 
 
 class Pinning:
-    """The registration of a participant's pool, while it is entered; leave it before the participant goes.
+    """Context manager that registers a participant's pool; exit it before closing the participant.
 
     Args:
-        participant: whose pool it is. It is kept alive, and so are its pages.
-        hook: registers and undoes; None leaves the pool as it is.
+        participant: owner of the pool; it is kept alive, and so are its pages.
+        hook: registers the pool; None leaves it unregistered.
     """
 
     def __init__(self, participant: Participant, hook: Hook | None) -> None:
         self._participant, self._hook = participant, hook
         self._undo: Callable[[], None] | None = None
         self.refused: str | None = None
-        """Why the driver refused; a pool that is not registered works all the same."""
+        """Why the driver refused; an unregistered pool still works."""
 
     @property
     def registered(self) -> bool:
-        """Whether the driver knows the pool."""
+        """Whether the pool is registered."""
         return self._undo is not None
 
     def __enter__(self) -> Self:

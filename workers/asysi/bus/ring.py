@@ -1,4 +1,4 @@
-"""The bus of HPC mode: the sharded ring in shared memory. What is handed out are views into it."""
+"""The bus of HPC mode: a sharded ring in shared memory. Packets are views into it."""
 
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ class CppShardedSPMCBus:
     """A ring as a bus.
 
     Args:
-        folder: of the ring.
+        folder: folder of the ring.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -33,7 +33,7 @@ class CppShardedSPMCBus:
             threads: that convert a packet together, the caller's among them.
 
         Raises:
-            StreamError: no ring of this version stands there, or another producer is alive.
+            StreamError: the folder has no ring of this version, or another producer is alive.
         """
         try:
             writer = asysi_ring.Writer(self._folder)
@@ -46,8 +46,8 @@ class CppShardedSPMCBus:
         """Attach as the reader `name`.
 
         Raises:
-            StreamError: no ring of this version stands there, or a reader of this name is alive.
-            ValueError: the ring was created without a reader of this name.
+            StreamError: the folder has no ring of this version, or a reader with this name is alive.
+            ValueError: the ring was created without a reader with this name.
         """
         control = self.control()
         try:
@@ -57,10 +57,10 @@ class CppShardedSPMCBus:
             raise StreamError(str(error)) from error
 
     def control(self) -> asysi_ring.Control:
-        """Look at the ring without taking part.
+        """Open the ring read-only.
 
         Raises:
-            StreamError: no ring of this version stands there.
+            StreamError: the folder has no ring of this version.
         """
         try:
             return asysi_ring.Control(self._folder)
@@ -69,7 +69,7 @@ class CppShardedSPMCBus:
 
 
 class _Route(NamedTuple):
-    """Where a hook point's packets go."""
+    """Destination of a hook point's packets."""
 
     account: int
     shard: int
@@ -84,21 +84,21 @@ class RingChannel(NamedTuple):
 
 
 class RingProducer:
-    """The ring's producer. Packets of a hook point go to the shard that its name decides.
+    """The ring's producer. The name of a hook point determines its shard.
 
     Args:
-        writer: just attached.
+        writer: a newly attached writer.
     """
 
     def __init__(self, writer: asysi_ring.Writer) -> None:
         self._writer = writer
         self._routes: dict[str, _Route] = {}
         self._header = np.zeros(1, HEADER_DTYPE)
-        # Views of fields: assigning through them costs a fraction of naming them.
+        # Views of fields: assigning through them is much faster than by field name.
         fields = (self._header[name] for name in ("account", "source", "quantization", "dtype"))
         self._account, self._source, self._quantization, self._dtype = fields
         self.packet_bytes = writer.chunk_bytes
-        """Bytes of the largest packet: a chunk."""
+        """Maximum packet size: one chunk."""
         self.depth = writer.depth
         """Chunks of a shard that can be unread at once."""
         self.memory = writer
@@ -109,10 +109,10 @@ class RingProducer:
     def push(
         self, packet: ActivationPacket, *, source: int = 0, quantization: Quantization = Quantization.NONE
     ) -> bool:
-        """Copy the packet into a chunk, converting on the way; False when no chunk was to be had.
+        """Copy the packet into a chunk, converting it; return False if no chunk was available.
 
         Raises:
-            ValueError: the packet is larger than a chunk, or there is no such conversion.
+            ValueError: the packet is larger than a chunk, or the conversion is not supported.
         """
         account, shard = self._route(packet.point)
         header, payload = self._header, packet.payload
@@ -153,15 +153,15 @@ class RingProducer:
             raise LaneError(str(error)) from error
 
     def room(self, point: str) -> int:
-        """Return the free chunks of the point's shard; all of them where the oldest is overwritten."""
+        """Return the free chunks of the point's shard; all of them if the oldest is overwritten."""
         return self._writer.free(self._route(point).shard)
 
     def settled(self, point: str) -> int:
-        """Return the highest mark of the point's shard; exact after kill -9."""
+        """Return the highest mark of the point's shard; exact even after kill -9."""
         return self._writer.source(self._route(point).shard)
 
     def drop(self, point: str, rows: int, reason: DropReason, *, source: int = 0) -> None:
-        """Book rows as seen and dropped, and with `source` only above the shard's mark."""
+        """Count rows as seen and dropped; with `source`, only if it is above the shard's mark."""
         account, shard = self._route(point)
         self._writer.book(account, seen=rows, dropped=rows, reason=reason, shard=shard, source=source)
 
@@ -196,8 +196,8 @@ class RingConsumer:
     """One of the ring's readers.
 
     Args:
-        reader: just attached.
-        control: of the same ring.
+        reader: a newly attached reader.
+        control: control of the same ring.
     """
 
     def __init__(self, reader: asysi_ring.Reader, control: asysi_ring.Control) -> None:
@@ -206,15 +206,15 @@ class RingConsumer:
         self._accounts: dict[str, int] = {}
         self._held: deque[asysi_ring.View] = deque()
         self._taken = 0
-        """How many of these are taken."""
-        # A caller's variable still holds the last batch while it asks for the next: both must fit the pins.
+        """How many packets in `_held` are taken."""
+        # The caller may still hold the last batch while pulling the next: both must fit the pins.
         self._batch = max(1, int(control.geometry()["pins"]) // 2)
 
     def pull(self, limit: int = 64, timeout: float = 0.1) -> list[ActivationPacket]:
         """Return views into the ring, at most half of its pins at once, however large `limit` is.
 
         Raises:
-            RevokedError: the ring had taken back what this reader still held: its bytes may have been wrong.
+            RevokedError: the ring reclaimed a chunk that this reader still held; its data may be corrupt.
         """
         self._take_all()
         self._release()
@@ -224,20 +224,20 @@ class RingConsumer:
         return packets
 
     def take(self) -> None:
-        """Book the next packet as consumed: its rows, and those lost before it."""
+        """Count the rows of the next packet as consumed, and the rows lost before it as lapped."""
         self._reader.consumed(self._held[self._taken])
         self._taken += 1
 
     def acknowledge(self) -> None:
-        """Declare everything taken durable, and unpin it where no array of it lives."""
+        """Mark everything taken as durable, and unpin packets with no live arrays."""
         self._reader.mark_durable()
         self._release()
 
     def resume(self, durable: Mapping[str, int]) -> None:
-        """Book what the storage holds as durable, and the rest of what was consumed as rolled back.
+        """Count the rows in the storage as durable, and the other consumed rows as rolled back.
 
         Raises:
-            AheadError: the storage holds more than was consumed.
+            AheadError: the storage has more rows than were consumed.
         """
         points = self._control.accounts()
         for point, rows in durable.items():
@@ -251,12 +251,12 @@ class RingConsumer:
                 raise AheadError(point, rows, str(error)) from error
 
     def ended(self) -> StreamEnd | None:
-        """Return how the producer closed, once everything is consumed."""
+        """Return how the producer closed the stream, once everything is consumed."""
         end = self._reader.ended()
         return StreamEnd(end) if end else None
 
     def finish(self, end: StreamEnd) -> None:
-        """Count what was not consumed as lapped, the rest as durable, and say how this reader ended."""
+        """Count unconsumed rows as lapped, the others as durable, and record how this reader ended."""
         self._reader.settle()
         self.acknowledge()
         self._reader.finalise(end.reader_state)
@@ -272,11 +272,11 @@ class RingConsumer:
         self._reader.gauge(self._accounts[point], slot, value)
 
     def lag(self) -> float:
-        """Return the largest share of a shard's depth that is unread."""
+        """Return the largest unread share of a shard's depth."""
         return self._reader.lag()
 
     def close(self) -> None:
-        """Leave the ring; the lock goes with the last array over it."""
+        """Detach from the ring; the lock is released with the last array that views it."""
         self._taken = len(self._held)
         self._release()
         self._reader.close()
@@ -300,7 +300,7 @@ class RingConsumer:
             self.take()
 
     def _release(self) -> None:
-        """Unpin what is taken; an array that the caller still holds keeps its pin."""
+        """Unpin taken packets; arrays that the caller still holds keep their pins."""
         taken, self._taken = self._taken, 0
         for _ in range(taken):
             try:

@@ -1,4 +1,4 @@
-"""The words for how streams end, where their producers and readers stand, and why rows were dropped."""
+"""States of streams, producers and readers, and reasons for dropped rows."""
 
 from enum import IntEnum, StrEnum
 
@@ -9,22 +9,22 @@ class StreamEnd(StrEnum):
     COMPLETE = "complete"
     """Everything was published."""
     ATTEMPT_OVER = "attempt_over"
-    """The host died, or was told to leave: the next attempt continues."""
+    """The host died or was terminated; the next attempt continues."""
 
     @property
     def reader_state(self) -> "ReaderState":
-        """What a reader becomes that has finished such a stream."""
+        """State of a reader that has finished such a stream."""
         return ReaderState.FINALISED if self is StreamEnd.COMPLETE else ReaderState.CHECKPOINTED
 
 
 class ProducerState(StrEnum):
-    """Where the producer of a stream stands."""
+    """State of a stream's producer."""
 
     ABSENT = "absent"
-    """It never came."""
+    """It never attached."""
     ATTACHED = "attached"
     GONE = "gone"
-    """It is not alive and has not closed the stream."""
+    """It died without closing the stream."""
     COMPLETE = "complete"
     ATTEMPT_OVER = "attempt_over"
 
@@ -35,21 +35,21 @@ class ProducerState(StrEnum):
 
 
 class ReaderState(StrEnum):
-    """Where a reader of a stream stands."""
+    """State of a stream's reader."""
 
     ABSENT = "absent"
-    """It never came."""
+    """It never attached."""
     ATTACHED = "attached"
     GONE = "gone"
-    """It is not alive and has not finished."""
+    """It died without finishing."""
     FINALISED = "finalised"
-    """It has finished a complete stream, and its files."""
+    """It has finished a complete stream and finalised its files."""
     CHECKPOINTED = "checkpointed"
-    """The attempt was over; it has kept what the next attempt needs."""
+    """The attempt ended; it has saved the state for the next attempt."""
 
     @property
     def final(self) -> bool:
-        """Whether it has finished the stream, one way or the other."""
+        """Whether it has finished the stream in either way."""
         return self in _FINAL
 
 
@@ -58,27 +58,25 @@ _FINAL = {ReaderState.FINALISED, ReaderState.CHECKPOINTED}
 
 
 class DropReason(IntEnum):
-    """Why rows were dropped; the numbers are those of the ring, the words those of ledger and metrics."""
+    """Why rows were dropped; the ring uses the numbers, the ledger and metrics use the names."""
 
     CRASH = 0
     """The open claim of a killed producer."""
     RING_FULL = 1
-    """A whole step without room."""
+    """A whole step did not fit."""
     MID_STEP = 2
-    """The rest of a step that ran out of room."""
+    """The rest of a step that ran out of space."""
     NO_CHUNK = 3
     """Every chunk was pinned."""
     TOO_LARGE = 4
-    """A row larger than a chunk."""
+    """A row is larger than a chunk."""
     ERROR = 5
-    """An exception in capture, or a packet that cannot be carried."""
+    """An exception in capture, or a packet that cannot be published."""
     OTHER = 6
     NO_TOKEN = 7
-    """Rows of an output that does not have one for each token of the step, so that nobody knows which tokens
-    they belong to.
-    """
+    """Rows of an output that does not have one row per token, so that the tokens of its rows are unknown."""
 
     @property
     def word(self) -> str:
-        """The reason as ledger and metrics spell it."""
+        """The reason's name in ledger and metrics."""
         return self.name.lower()

@@ -1,8 +1,8 @@
-"""The stream: packets from one producer to every consumer, whatever carries them.
+"""The stream interface: packets from one producer to every consumer, independent of the transport.
 
 A packet is *published* by the producer, *handed out* by `pull`, *taken* (the consumer has received it), and
 *durable* once the consumer has acknowledged it. Packets of one hook point keep their order; those of
-different hook points may not. What is lost on the way is counted, by hook point and reason.
+different hook points may not. Lost rows are counted by hook point and reason.
 """
 
 import zlib
@@ -21,11 +21,11 @@ from asysi.bus.states import DropReason, StreamEnd
 
 
 class StreamError(Exception):
-    """A stream is missing, cannot be read, or has the asked-for place taken; the message names it."""
+    """A stream is missing, cannot be read, or the requested role is taken; the message names it."""
 
 
 class AheadError(ValueError):
-    """A consumer's storage holds more rows of a hook point than the stream has handed out."""
+    """A consumer's storage has more rows of a hook point than the stream has handed out."""
 
     def __init__(self, point: str, rows: int, why: str) -> None:
         super().__init__(why)
@@ -86,7 +86,7 @@ class BlockProducer(Protocol):
 
     @property
     def packet_bytes(self) -> int:
-        """Bytes of the largest packet."""
+        """Maximum packet size in bytes."""
         ...
 
     @property
@@ -104,7 +104,7 @@ class BlockProducer(Protocol):
 
 
 class Producer(BlockProducer, Protocol):
-    """The one that publishes. It never waits for a consumer."""
+    """Publishes packets. Never waits for a consumer."""
 
     @property
     def memory(self) -> Participant | None:
@@ -127,16 +127,16 @@ class Producer(BlockProducer, Protocol):
     def push(
         self, packet: ActivationPacket, *, source: int = 0, quantization: Quantization = Quantization.NONE
     ) -> bool:
-        """Publish a copy of the packet; False when there was no room: its rows are then booked as dropped.
+        """Publish a copy of the packet; return False if there was no room and its rows were dropped.
 
         Args:
-            packet: its header is read, not changed; account, sequence and rows_before are the stream's.
-            source: grows from push to push within a hook point, so that a producer that was killed continues
-                behind `settled`; 0 where it cannot.
-            quantization: of the copy; NONE keeps the payload as it is.
+            packet: its header is not modified; the stream sets account, sequence and rows_before in the copy.
+            source: increases with every push of a hook point, so that a restarted producer can resume after
+                `settled`; 0 if it cannot resume.
+            quantization: quantisation of the copy; NONE keeps the payload unchanged.
 
         Raises:
-            ValueError: the packet is larger than `packet_bytes`, or there is no such conversion.
+            ValueError: the packet is larger than `packet_bytes`, or the conversion is not supported.
         """
         ...
 
@@ -145,90 +145,90 @@ class Producer(BlockProducer, Protocol):
         ...
 
     def settled(self, point: str) -> int:
-        """Return a mark up to which every `source` of the hook point is published or booked; 0 at first."""
+        """Return the mark up to which every `source` of the hook point is published or counted, or 0."""
         ...
 
     def drop(self, point: str, rows: int, reason: DropReason, *, source: int = 0) -> None:
-        """Book rows that were seen and are not published. With `source`, at most once for each mark."""
+        """Count rows that were seen but not published. With `source`, at most once per mark."""
         ...
 
     def end(self, end: StreamEnd) -> None:
-        """Tell the consumers that nothing more comes, and leave."""
+        """Signal the end of the stream to the consumers, and detach."""
         ...
 
     def close(self) -> None:
-        """Leave. The stream stays open for a successor, unless it was ended."""
+        """Detach. The stream stays open for a successor unless it was ended."""
         ...
 
 
 class Consumer(Protocol):
-    """One of the stream's named readers; each of them sees every packet."""
+    """One of the stream's named readers; each receives every packet."""
 
     def pull(self, limit: int = 64, timeout: float = 0.1) -> list[ActivationPacket]:
         """Return at most `limit` packets, waiting up to `timeout` seconds for the first.
 
-        They are views, valid until the next `pull` or `close`: copy what is kept longer. What was handed out
-        before is taken. A packet whose bytes contradict each other is not handed out, its rows are lapped.
+        They are views, valid until the next `pull` or `close`; copy what must be kept longer. All packets
+        handed out before become taken. An inconsistent packet is not handed out; its rows count as lapped.
         """
         ...
 
     def take(self) -> None:
-        """Take the first packet handed out that is not taken yet, ahead of the next `pull`."""
+        """Take the first packet that was handed out and is not taken yet, before the next `pull`."""
         ...
 
     def acknowledge(self) -> None:
-        """Declare everything taken durable.
+        """Mark everything taken as durable.
 
-        The memory of what is taken is given back, where the caller holds no array of it any more.
+        The memory of taken packets is released unless the caller still holds arrays that view it.
         """
         ...
 
     def resume(self, durable: Mapping[str, int]) -> None:
-        """Before the first pull: these rows of each hook point, and no others, are in the consumer's storage.
+        """Declare, before the first pull, exactly which rows of each hook point the consumer has stored.
 
-        They are not handed out again. Others that a predecessor took are handed out again where the stream
-        still has them, and booked as rolled back where it has not.
+        Stored rows are not handed out again. Other rows that a predecessor took are handed out again if the
+        stream still has them, and counted as rolled back otherwise.
 
         Raises:
-            AheadError: more rows than the stream has handed out: the storage is of another run.
+            AheadError: more rows than the stream has handed out; the storage belongs to another run.
         """
         ...
 
     def ended(self) -> StreamEnd | None:
-        """Return how the producer ended, once everything is taken; None before."""
+        """Return how the producer ended the stream, once everything is taken; None before."""
         ...
 
     def finish(self, end: StreamEnd) -> None:
-        """Declare everything taken durable and say that nothing more is read; the rest counts as lapped."""
+        """Mark everything taken as durable and stop reading; the rest counts as lapped."""
         ...
 
     def points(self) -> list[str]:
-        """Return the hook points of the stream so far, in the order in which they joined it."""
+        """Return the hook points of the stream so far, in order of registration."""
         ...
 
     def gauge(self, point: str, slot: int, value: float) -> None:
-        """Show a number of a hook point to those who look on; it outlives this consumer."""
+        """Publish a number of a hook point for monitoring; it outlives this consumer."""
         ...
 
     def lag(self) -> float:
-        """Return the largest share of what the stream can hold that is not taken, 0..1."""
+        """Return the largest share of the stream's capacity that is not taken yet, 0..1."""
         ...
 
     def close(self) -> None:
-        """Leave. What was handed out and not taken is handed out again to the successor."""
+        """Detach. Packets that were handed out but not taken are handed out again to the successor."""
         ...
 
 
 class StreamControl(StreamCounters, Mailbox, Protocol):
-    """Looks at a stream without taking part: its counters, and its mailbox."""
+    """Read-only access to a stream's counters and mailbox."""
 
     def close(self) -> None:
-        """Look no more."""
+        """Close the control."""
         ...
 
 
 class DataBus(Protocol):
-    """A stream, as its two ends find it."""
+    """A stream to which producers and consumers attach."""
 
     def producer(self) -> Producer:
         """Attach as the producer.
@@ -242,13 +242,13 @@ class DataBus(Protocol):
         """Attach as the consumer `name`; a predecessor's progress is kept.
 
         Raises:
-            StreamError: there is no stream, or another consumer of this name is alive.
-            ValueError: the stream has no consumer of this name.
+            StreamError: there is no stream, or another consumer with this name is alive.
+            ValueError: the stream has no consumer with this name.
         """
         ...
 
     def control(self) -> StreamControl:
-        """Look on.
+        """Open the stream read-only.
 
         Raises:
             StreamError: there is no stream.
@@ -257,5 +257,5 @@ class DataBus(Protocol):
 
 
 def shard_of(point: str, shards: int) -> int:
-    """Return the shard that carries a hook point: the same in every process and on every machine."""
+    """Return the shard of a hook point; the same in every process and on every machine."""
     return zlib.crc32(point.encode()) % shards

@@ -1,1 +1,1 @@
-"""Capture: from the forward pass of a model into the capture ring, without the model noticing."""
+"""Capture: copies activations from a model's forward pass to the capture ring, invisible to the model."""

@@ -14,16 +14,16 @@ _ROOM = 1 << 40
 
 @dataclass
 class Rows:
-    """Rows of one hook point, in the order in which the model made them."""
+    """Rows of one hook point, in the order in which the model produced them."""
 
     records: list[NDArray[np.void]] = field(default_factory=list)
-    """[n] of ROW_DTYPE, a call each."""
+    """[n] of ROW_DTYPE, one array per call."""
     calls: list[int] = field(default_factory=list)
     """Call index of each entry of `records`."""
     values: list[NDArray[np.float32]] = field(default_factory=list)
     """[n, width] of each entry of `records`."""
     dropped: dict[str, int] = field(default_factory=dict)
-    """Rows that could not be taken, by reason."""
+    """Rows that could not be captured, by reason."""
 
 
 class CollectorChannel:
@@ -74,7 +74,7 @@ class Collector:
 
     def __init__(self) -> None:
         self.points: dict[str, Rows] = {}
-        """By name of the hook point."""
+        """Rows by name of the hook point."""
         self._channels: dict[str, CollectorChannel] = {}
 
     def channel(self, point: str, /) -> CollectorChannel:
@@ -85,11 +85,11 @@ class Collector:
         return self._channels[point]
 
     def free(self) -> int:
-        """Return the packets that it takes: any number."""
+        """Return the number of packets it can accept, which is unlimited."""
         return _ROOM
 
     def take(self) -> dict[str, Rows]:
-        """Return what was published since the last time, and forget it."""
+        """Return and clear the rows published since the last call."""
         taken = {
             name: Rows(rows.records, rows.calls, rows.values, rows.dropped)
             for name, rows in self.points.items()

@@ -348,14 +348,14 @@ class Devices:
         return one
 
     def gather(self, tensor: torch.Tensor, width: int, kept: NDArray[np.int64]) -> torch.Tensor:
-        """Return the kept rows [len(kept), width] of a tensor, in the host's memory.
+        """Return the kept rows [len(kept), width] of a tensor in host memory.
 
-        Gathered on the compute stream, so that no later in-place operation overtakes it; the copy then waits.
+        The gather runs on the compute stream, before any later in-place operation; the copy is synchronous.
 
         Args:
-            tensor: on any device, with rows of `width` elements.
-            width: elements of a row.
-            kept: indices of the rows, the same for every call of a step.
+            tensor: tensor on any device, with rows of `width` elements.
+            width: elements per row.
+            kept: indices of the rows, identical for every call of a step.
         """
         device = tensor.device
         if device not in self._kept:

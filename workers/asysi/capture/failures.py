@@ -1,4 +1,4 @@
-"""Exceptions in capture: counted, kept away from the model, and logged when no layer waits."""
+"""Exceptions in capture: counted, hidden from the model, and logged outside the forward pass."""
 
 import logging
 
@@ -10,16 +10,16 @@ class DeviceRefusedError(RuntimeError):
 
 
 class Failures:
-    """What went wrong in capture."""
+    """Records failures of capture."""
 
     def __init__(self) -> None:
         self.count = 0
-        """Exceptions that the model never saw."""
+        """Number of suppressed exceptions."""
         self._told: set[type[Exception] | str] = set()
         self._untold: list[tuple[str, Exception]] = []
 
     def add(self, where: str, error: Exception) -> None:
-        """Count an exception; the first of its kind is logged by `tell`."""
+        """Count an exception; `tell` logs the first one of each type."""
         self.count += 1
         kind = str(error) if isinstance(error, DeviceRefusedError) else type(error)
         if kind not in self._told:
@@ -27,14 +27,16 @@ class Failures:
             self._untold.append((where, error))
 
     def note(self, where: str, error: Exception) -> None:
-        """Have `tell` log what was not an exception, once for each `where`."""
+        """Record a problem that is not an exception; `tell` logs it once per `where`."""
         if where not in self._told:
             self._told.add(where)
             self._untold.append((where, error))
 
     def tell(self) -> None:
-        """Log what came since the last time."""
+        """Log the failures since the last call."""
         while self._untold:
             where, error = self._untold.pop(0)
             kind = type(error).__name__
-            log.warning("capture failed at %s, the model goes on: %s: %s", where, kind, error, exc_info=error)
+            log.warning(
+                "capture failed at %s, the model continues: %s: %s", where, kind, error, exc_info=error
+            )

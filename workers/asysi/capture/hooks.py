@@ -30,7 +30,7 @@ from asysi.contract.spec import Sampling
 from asysi.model.points import HookPoint
 from asysi.text.grid import StepTokens
 
-# Plain numbers: the call of an enumeration's method costs more than the rest of a drop.
+# Plain integers: calling an enum's method would cost more than the rest of a drop.
 _RING_FULL, _MID_STEP, _TOO_LARGE = (
     int(DropReason.RING_FULL),
     int(DropReason.MID_STEP),
@@ -106,7 +106,7 @@ class ActivationHooker:
         self.capture_ns = 0
         """Time spent in hooks."""
         self.forward_ns = 0
-        """Time spent in the root's forward, hooks included."""
+        """Time spent in the root's forward pass, including hooks."""
 
     def __enter__(self) -> Self:
         self.attach()
@@ -118,7 +118,7 @@ class ActivationHooker:
         self.detach()
 
     def attach(self) -> None:
-        """Register the hooks; once they are, does nothing."""
+        """Register the hooks; does nothing if they are registered."""
         if self._handles:
             return
         compiled = _is_compiled(self._root)
@@ -141,10 +141,10 @@ class ActivationHooker:
         self._failures.tell()
 
     def step(self, tokens: StepTokens) -> None:
-        """Say what the next forward of the root will read; without it, its arguments tell."""
+        """Set the tokens of the root's next forward pass; by default they are derived from its arguments."""
         self._handed = tokens
 
-    # -- what came of it
+    # -- results
 
     @property
     def rate(self) -> float:
@@ -153,32 +153,32 @@ class ActivationHooker:
 
     @property
     def kept(self) -> NDArray[np.int64]:
-        """Indices, in the step's grid, of the tokens that were kept; empty when the step was dropped."""
+        """Indices of the kept tokens in the step's grid; empty if the step was dropped."""
         return self._step.kept
 
     @property
     def steps(self) -> int:
-        """Steps begun."""
+        """Number of steps started."""
         return self._step.number
 
     @property
     def steps_dropped(self) -> int:
-        """Whole steps that found no room."""
+        """Number of whole steps dropped for lack of room."""
         return self._step.dropped
 
     @property
     def tokens_seen(self) -> int:
-        """Tokens that are data, over all steps."""
+        """Number of content tokens over all steps."""
         return self._step.tokens_seen
 
     @property
     def tokens_excluded(self) -> int:
-        """Tokens that are none."""
+        """Number of other tokens over all steps."""
         return self._step.tokens_excluded
 
     @property
     def errors(self) -> int:
-        """Exceptions that the model never saw."""
+        """Number of suppressed exceptions."""
         return self._failures.count
 
     @property
@@ -188,17 +188,17 @@ class ActivationHooker:
 
     @property
     def calls(self) -> dict[str, int]:
-        """Calls at each hook point so far, over all steps, by name of the account."""
+        """Number of calls at each hook point over all steps, by account name."""
         return {state.name: state.calls_in_all for state in self._states}
 
-    # -- the hooks: each swallows what goes wrong
+    # -- the hooks: each suppresses exceptions
 
     def _begin(self, _module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         self._begun_ns = started = perf_counter_ns()
         self._inside = True
         try:
             self._open(args, kwargs)
-        except Exception as error:  # noqa: BLE001 - the model never sees one
+        except Exception as error:  # noqa: BLE001 - never reaches the model
             self._step.abandon()
             self._failures.add("the start of a step", error)
         self.capture_ns += perf_counter_ns() - started
@@ -210,14 +210,14 @@ class ActivationHooker:
                 call = state.calls
                 state.calls = call + 1
                 self._capture(state, call, output, started)
-        except Exception as error:  # noqa: BLE001 - the model never sees one
+        except Exception as error:  # noqa: BLE001 - never reaches the model
             self._give_up(state, error)
         elapsed = perf_counter_ns() - started
         self.capture_ns += elapsed
         self.latency.add(elapsed)
 
     def _expect_gradient(self, state: HookState, _module: torch.nn.Module, _args: Any, output: Any) -> None:
-        """Ask for the gradient of what a module returned, where there will be one."""
+        """Register a hook for the gradient of a module's output, if it requires one."""
         try:
             if self._step.tokens is None or not (tensor := first_tensor(output)).requires_grad:
                 return
@@ -225,23 +225,23 @@ class ActivationHooker:
             state.calls = call + 1
             seen = partial(self._seen_gradient, state, call, self._step.number)
             tensor.register_hook(seen)  # type: ignore[no-untyped-call]
-        except Exception as error:  # noqa: BLE001 - the model never sees one
+        except Exception as error:  # noqa: BLE001 - never reaches the model
             self._give_up(state, error)
 
     def _seen_gradient(self, state: HookState, call: int, step: int, gradient: torch.Tensor) -> None:
         started = perf_counter_ns()
         try:
-            if self._handles:  # else nobody watches any more
+            if self._handles:  # otherwise capture has been detached
                 self._refuse_late(state, step, gradient)
                 self._capture(state, call, gradient, started)
-        except Exception as error:  # noqa: BLE001 - the model never sees one
+        except Exception as error:  # noqa: BLE001 - never reaches the model
             self._give_up(state, error)
         elapsed = perf_counter_ns() - started
         self.capture_ns += elapsed
         self.latency.add(elapsed)
 
     def _refuse_late(self, state: HookState, step: int, gradient: torch.Tensor) -> None:
-        """Refuse rows of an earlier step: mask and tokens are those of the step that runs now."""
+        """Reject rows of an earlier step: mask and tokens are those of the current step."""
         if step != self._step.number:
             state.unbooked = leading_rows(gradient.shape)
             raise RuntimeError(f"the backward pass of step {step} runs after step {step + 1} has begun")
@@ -254,7 +254,7 @@ class ActivationHooker:
             if self._devices.in_graph:
                 self._count_replays()
             self._report()
-        except Exception as error:  # noqa: BLE001 - the model never sees one
+        except Exception as error:  # noqa: BLE001 - never reaches the model
             self._failures.add("the end of a step", error)
         self._failures.tell()
         self.capture_ns += perf_counter_ns() - started
@@ -262,7 +262,7 @@ class ActivationHooker:
     # -- a step
 
     def _open(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-        """Begin a step, and fill what the headers of its packets share."""
+        """Begin a step, and fill the common fields of its packet headers."""
         step = self._step
         handed, self._handed = self._handed, None
         tokens = derive_tokens(args, kwargs, step.number, step.samples) if handed is None else handed
@@ -295,10 +295,10 @@ class ActivationHooker:
         tell(CaptureWord.CAPTURE_NS, self.capture_ns)
         tell(CaptureWord.FORWARD_NS, self.forward_ns)
 
-    # -- a hook point: everything here runs between two layers of the model
+    # -- a hook point: all of this runs between two layers of the model
 
     def _capture(self, state: HookState, call: int, output: Any, now: int) -> None:
-        """Book and publish what one call of a module returned, or its gradient."""
+        """Count and publish the output of one module call, or its gradient."""
         if state.call is not None and call != state.call:
             return
         step = self._step
@@ -371,12 +371,12 @@ class ActivationHooker:
         state.unbooked = 0
 
     def _give_up(self, state: HookState, error: Exception) -> None:
-        """Count an exception, and book the rows of the failed call that are not booked yet."""
+        """Count an exception, and count the remaining rows of the failed call as dropped."""
         self._failures.add(state.name, error)
         try:
             if state.unbooked:
                 self._drop(state, _ERROR, state.unbooked)
-        except Exception as again:  # noqa: BLE001 - the model never sees one
+        except Exception as again:  # noqa: BLE001 - never reaches the model
             self._failures.add(state.name, again)
 
 
@@ -392,11 +392,11 @@ _REGISTRARS: dict[Kind, Callable[[ActivationHooker, torch.nn.Module, HookState],
     Kind.ACTIVATION: _on_outputs,
     Kind.GRADIENT: _on_gradients,
 }
-"""How each kind is hooked to a module; one that is missing cannot be captured."""
+"""Function that registers the hook for each kind; kinds missing here cannot be captured."""
 
 
 def _headers(count: int, attempt: int, rank: int) -> NDArray[np.void]:
-    """Return a packet header for each state, filled with what never changes."""
+    """Return one packet header per state, with the constant fields filled in."""
     headers = np.zeros(count, HEADER_DTYPE)
     headers["magic"], headers["version"], headers["header_bytes"] = MAGIC, VERSION, HEADER_BYTES
     headers["attempt"], headers["rank"] = attempt, rank
@@ -423,7 +423,7 @@ def _device_of(module: torch.nn.Module, root: torch.nn.Module) -> torch.device |
 
 
 def _converted(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a floating-point tensor of a type that packets do not know as float32."""
+    """Return a floating-point tensor with a dtype unsupported by packets as float32."""
     if not tensor.is_floating_point():
         raise TypeError(f"the module returns {tensor.dtype}, which is not a floating-point type")
     return tensor.detach().float()

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-_FINE = 3  # 2**3 buckets an octave: a bucket is at most 12.5 % wide
+_FINE = 3  # 2**3 buckets per octave: a bucket is at most 12.5% wide
 _SIZE = (65 - _FINE) << _FINE
 
 
@@ -22,11 +22,11 @@ class LatencyHistogram:
 
     @property
     def count(self) -> int:
-        """Durations counted."""
+        """Number of durations."""
         return sum(self._buckets)
 
     def quantile(self, share: float) -> int:
-        """Return the upper edge, in nanoseconds, of the bucket of the quantile (0..1); 0 when empty."""
+        """Return the upper bound in nanoseconds of the quantile's bucket (0..1); 0 if empty."""
         wanted = share * self.count
         passed = 0
         for at, count in enumerate(self._buckets):
@@ -36,7 +36,7 @@ class LatencyHistogram:
         return 0
 
     def cumulative(self, bounds: Sequence[int]) -> list[int]:
-        """Return how many durations lie at or below each of `bounds` (ascending nanoseconds), to a bucket."""
+        """Return how many durations are <= each of `bounds` (ascending nanoseconds), to bucket precision."""
         result: list[int] = []
         passed, at = 0, 0
         for bound in bounds:

@@ -1,4 +1,4 @@
-"""What of a module's output is a row of a token: one rule for capture, check and report."""
+"""Defines the token rows of a module's output, for capture, check and report."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,12 +10,12 @@ def first_tensor(output: Any) -> torch.Tensor:
     """Return a module's output, or the first tensor of a tuple, list, mapping or model output.
 
     Raises:
-        TypeError: it holds none.
+        TypeError: the output contains no tensor.
     """
     if isinstance(output, torch.Tensor):
         return output
     values: Sequence[Any] = ()
-    if isinstance(output, Mapping):  # a ModelOutput is one
+    if isinstance(output, Mapping):  # a ModelOutput is a Mapping
         values = list(output.values())
     elif isinstance(output, (tuple, list)):
         values = output
@@ -26,15 +26,15 @@ def first_tensor(output: Any) -> torch.Tensor:
 
 
 def row_shape(shape: Sequence[int], batch: int, length: int) -> tuple[int, ...] | None:
-    """Return the shape of a token's row in a tensor, None when it does not have a row for each token.
+    """Return the shape of a token's row in a tensor; None if the tensor does not have one row per token.
 
-    A tensor has them as [batch, length, …] or as [batch × length, …]. A module that runs on part of a batch
-    returns fewer rows, and nothing in them says which tokens they belong to.
+    Rows are arranged as [batch, length, …] or [batch × length, …]. A module that runs on part of a batch
+    returns fewer rows, and their tokens are unknown.
 
     Args:
-        shape: of the tensor.
+        shape: shape of the tensor.
         batch: sequences in the step.
-        length: tokens in a sequence, padding included.
+        length: tokens per sequence, including padding.
     """
     if len(shape) > 2 and (shape[0], shape[1]) == (batch, length):
         return tuple(shape[2:])
@@ -44,7 +44,7 @@ def row_shape(shape: Sequence[int], batch: int, length: int) -> tuple[int, ...] 
 
 
 def leading_rows(shape: Sequence[int]) -> int:
-    """Return the rows of a tensor that does not have one for each token, by its leading dimensions."""
+    """Return the number of rows of a tensor without one row per token, from its leading dimensions."""
     leading = shape[: 2 if len(shape) > 2 else max(0, len(shape) - 1)]
     count = 1
     for size in leading:

@@ -1,7 +1,7 @@
-"""Which tokens of a step are kept: a hash of seed, step and token, compared with the rate.
+"""Selects the tokens of a step to keep: a hash of seed, step and token is compared with the rate.
 
-The same everywhere: 64-bit integer arithmetic, one exact conversion to float64, one comparison. The hash does
-not depend on the rate, so a token that is kept at one rate is kept at every higher one.
+Deterministic on all platforms: 64-bit integer arithmetic, one exact conversion to float64, one comparison.
+The hash does not depend on the rate, so a token kept at one rate is also kept at every higher rate.
 """
 
 import numpy as np
@@ -17,10 +17,10 @@ _ALL = (1 << 64) - 1
 
 
 def uniform(seed: int, step: int, tokens: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """Return a number in [0, 1) for each token, a pure function of the three.
+    """Return a number in [0, 1) per token, a pure function of the arguments.
 
     Args:
-        seed: of the experiment, >= 0.
+        seed: seed of the experiment, >= 0.
         step: number of the step, >= 0.
         tokens: [n] indices of the tokens in the step's batch × length grid.
     """
@@ -37,7 +37,7 @@ def keep_mask(seed: int, step: int, tokens: NDArray[np.uint64], rate: float) -> 
 
 
 def keep_step(seed: int, step: int, rate: float) -> bool:
-    """Return whether the whole step is kept at `rate`: the fate of its first token."""
+    """Return whether the whole step is kept at `rate`, decided by its first token."""
     return rate >= 1.0 or bool(uniform(seed, step, np.zeros(1, np.uint64))[0] < rate)
 
 

@@ -1,4 +1,4 @@
-"""What one hook point of one kind carries from call to call."""
+"""State of a hook point and kind, kept between calls."""
 
 import numpy as np
 import torch
@@ -9,8 +9,8 @@ from asysi.bus.stream import BlockChannel
 from asysi.model.points import HookPoint
 
 _OUTSIDE = {Kind.ACTIVATION: int(PacketFlag.RECOMPUTED), Kind.GRADIENT: 0}
-"""Flags of rows that are seen when no forward of the root runs. An output is seen again then, because
-activation checkpointing runs its module once more; a gradient is seen then for the first time."""
+"""Flags of rows seen outside the root's forward pass. Outputs are then recomputed by activation
+checkpointing, while gradients are seen for the first time."""
 
 
 class HookState:
@@ -73,19 +73,19 @@ class HookState:
         self.unbooked = 0
         self.header = headers[at : at + 1]
         self.header["account"], self.header["kind"] = channel.account, kind
-        # Views of fields: assigning through them costs a fraction of naming them.
+        # Views of fields: assigning through them is much faster than by field name.
         self.captured, self.part = self.header["captured_ns"], self.header["part"]
         self._fields = [self.header[name] for name in ("call_index", "flags", "width", "parts")]
         self._shown = (0, 0, 0, 0)
 
     def begin_step(self) -> None:
-        """Expect as many calls as the step before had, where these were more than expected."""
+        """Raise the expected number of calls if the previous step had more."""
         if self.call is None and self.calls > self.calls_expected:
             self.calls_expected = self.calls
         self.calls, self.left_out = 0, False
 
     def show(self, *values: int) -> None:
-        """Put call index, flags, width and number of parts into the header, where they mostly stand."""
+        """Write call index, flags, width and number of parts to the header if they changed."""
         if values != self._shown:
             self._shown = values  # type: ignore[assignment]
             for view, value in zip(self._fields, values, strict=True):

@@ -1,7 +1,7 @@
-"""The step that the model runs: its rate, its mask, and the room that is left for it.
+"""The current step: its sampling rate, its mask, and the room available for it.
 
-All of it is fixed before anything of the step is seen, and the same for all hook points. A step that does not
-fit is left out as a whole.
+They are fixed at the start of the step and identical for all hook points. A step that does not fit is dropped
+as a whole.
 """
 
 from collections.abc import Sequence
@@ -24,21 +24,21 @@ from asysi.contract.spec import Sampling
 from asysi.text.grid import StepTokens
 
 DTYPES = {torch.float32: Dtype.FLOAT32, torch.bfloat16: Dtype.BFLOAT16, torch.float16: Dtype.FLOAT16}
-"""Types whose rows travel as they are."""
+"""Dtypes that packets support without conversion."""
 _NOTHING = np.empty(0, np.int64)
 
 _Part = tuple[NDArray[np.int64], NDArray[np.void], int]
-"""Kept rows that travel in one packet: their indices in the step's grid, their records, their number."""
+"""Kept rows of one packet: their indices in the step's grid, their records, their number."""
 
 
 class Layout(NamedTuple):
-    """How the rows of a tensor of some shape and type lie, worked out once a step."""
+    """Layout of the rows of a tensor with a given shape and dtype, computed once per step."""
 
     stride: int
-    """Bytes of a row."""
+    """Row size in bytes."""
     dtype: int
     parts: list[_Part]
-    """None when no row fits a chunk."""
+    """Empty if a row does not fit a chunk."""
     width: int
     """Elements of a row."""
     counts: NDArray[np.uint32]
@@ -74,33 +74,33 @@ class CaptureStep:
         self.rate = sampling.rate
         """Sampling rate of the step."""
         self.tokens: StepTokens | None = None
-        """The step's grid; None where it could not begin, so that nothing of it is captured."""
+        """The step's grid; None if the step could not begin and is not captured."""
         self.kept: NDArray[np.int64] = _NOTHING
-        """Indices, in the step's grid, of the tokens that are kept; empty when the step is dropped."""
+        """Indices of the kept tokens in the step's grid; empty if the step is dropped."""
         self.content = 0
-        """Tokens that are data."""
+        """Number of content tokens of the step."""
         self.kept_count = 0
-        """Tokens that the mask keeps."""
+        """Number of tokens kept by the mask."""
         self.fits = False
         """Whether there is room for the whole step."""
         self.layouts: dict[tuple[torch.Size, torch.dtype], Layout] = {}
         self.widths: dict[torch.Size, int] = {}
-        """Elements in a token's row by shape of the tensor, 0 where it has no row for each token."""
+        """Elements of a token's row by tensor shape; 0 if the tensor does not have one row per token."""
         self._kept_rows: NDArray[np.void] = np.empty(0, ROW_DTYPE)
         self._room = 0
         self.number = 0
-        """Steps begun."""
+        """Number of steps started."""
         self.dropped = 0
-        """Whole steps that found no room."""
+        """Number of whole steps dropped for lack of room."""
         self.samples = 0
-        """Sequences of all steps before."""
+        """Number of sequences in all previous steps."""
         self.tokens_seen = 0
-        """Tokens that are data, over all steps."""
+        """Number of content tokens over all steps."""
         self.tokens_excluded = 0
-        """Tokens that are none."""
+        """Number of other tokens over all steps."""
 
     def open(self, tokens: StepTokens, states: Sequence[HookState]) -> None:
-        """Latch the rate, fix the mask, and see whether the step fits."""
+        """Latch the rate, fix the mask, and check whether the step fits."""
         content = np.flatnonzero(tokens.content)
         self.rate = self._latch()
         if self._sampling.unit == "step":
@@ -124,7 +124,7 @@ class CaptureStep:
         self.tokens, self.kept = None, _NOTHING
 
     def _latch(self) -> float:
-        """Return the rate that was asked for last, within the spec's bounds; before that the top."""
+        """Return the last requested rate, clamped to the spec's bounds; the maximum if none was requested."""
         rate = self._mailbox.get_float(CaptureWord.RATE)
         if not rate > 0:
             return self._sampling.rate
@@ -140,7 +140,7 @@ class CaptureStep:
         return self._room >= 0
 
     def _admit(self, states: Sequence[HookState]) -> None:
-        """Decide whether the step fits, or would without the hook points that outgrew their plan."""
+        """Decide whether the step fits, possibly without hook points that exceed their plan."""
         for state in states:
             state.begin_step()
         self._room = self._devices.free(self._free)
@@ -157,17 +157,18 @@ class CaptureStep:
         return self._chunks(state.row_bytes, state.calls_expected)
 
     def _chunks(self, row_bytes: int, calls: int) -> int:
-        """Return the chunks that the step's kept rows of some calls need."""
+        """Return the number of chunks needed for the step's kept rows of `calls` calls."""
         if not self.kept_count:
             return 0
-        if not row_bytes:  # a point never seen before counts as small
+        if not row_bytes:  # a hook point of unknown size counts as small
             return calls
         rows = max(1, rows_that_fit(self._packet_bytes, row_bytes))
         return calls * -(-self.kept_count // rows)
 
     def _leave_out_grown(self, states: Sequence[HookState], needed: int) -> None:
-        """Leave out, for this step, hook points that need more than was planned for them, until the others
-        fit: a step that can never fit would be dropped at every hook point, and so would all after it.
+        """Exclude hook points that exceed their plan from this step until the others fit.
+
+        Otherwise the step, and all following ones, would never fit and be dropped at every hook point.
         """
         grown = [(self._chunks_of(state) - self._chunks(*state.planned), state) for state in states]
         for excess, state in sorted(grown, key=lambda pair: -pair[0]):
@@ -186,17 +187,17 @@ class CaptureStep:
             "(too_large); raise spec.capture.size"
         )
 
-    # -- how rows lie
+    # -- layout of rows
 
     def find_width(self, shape: torch.Size) -> int:
-        """Return the elements of a tensor of this shape that belong to one token of the step, 0 for none."""
+        """Return the elements per token of a tensor of this shape; 0 if it has no row per token."""
         assert self.tokens is not None
         row = row_shape(shape, self.tokens.batch, self.tokens.length)
         width = self.widths[shape] = 0 if row is None else prod(row)
         return width
 
     def find_layout(self, shape: torch.Size, element: torch.dtype, width: int) -> Layout:
-        """Work out how rows of such a tensor lie and how the kept ones are cut."""
+        """Compute the layout of the tensor's rows and the split of the kept rows into packets."""
         dtype = DTYPES[element]
         stride = width * dtype.itemsize
         most = rows_that_fit(self._packet_bytes, stride)

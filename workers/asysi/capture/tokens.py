@@ -1,4 +1,4 @@
-"""The tokens of a forward call whose host said nothing about them."""
+"""Derives the tokens of a forward pass from its arguments, if the host did not provide them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,16 +11,16 @@ from asysi.text.grid import StepTokens
 
 
 def derive_tokens(args: Sequence[Any], kwargs: Mapping[str, Any], step: int, first_sample: int) -> StepTokens:
-    """Return the tokens of a forward call whose host said nothing about them.
+    """Derive the tokens of a forward pass from its arguments.
 
-    Tokens are `input_ids`, or the first tensor among the arguments; a sequence is a sample, numbered on from
-    `first_sample`; what `attention_mask` leaves out is not data.
+    Tokens are `input_ids`, or the first tensor argument; every sequence is a sample, numbered from
+    `first_sample`; tokens masked out by `attention_mask` are not data.
 
     Raises:
         ValueError: no argument is a tensor.
     """
     tensor = _first_input(args, kwargs)
-    # A float tensor [batch, features] has no positions: one row a sample.
+    # A float tensor [batch, features] has no positions: one row per sample.
     has_length = tensor.ndim > 2 or (tensor.ndim == 2 and not tensor.is_floating_point())
     batch, length = (tensor.shape[0], tensor.shape[1]) if has_length else (tensor.shape[0], 1)
     rows = np.zeros((batch, length), ROW_DTYPE)

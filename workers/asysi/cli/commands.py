@@ -50,17 +50,17 @@ app.add_typer(
 app.add_typer(
     typer.Typer(cls=deferred("asysi_operator.plugin.commands"), no_args_is_help=True, rich_markup_mode=None),
     name="cluster",
-    help="Look at experiments on a cluster, fill their inputs, fetch their results.",
+    help="Inspect experiments on a cluster, upload their inputs, download their results.",
 )
 
-Files = Annotated[list[Path] | None, typer.Argument(metavar="FILES", help="YAML files; later ones win.")]
+Files = Annotated[list[Path] | None, typer.Argument(metavar="FILES", help="YAML files; later ones override.")]
 Layers = Annotated[
     list[Path] | None,
     typer.Option(
         "--file",
         "-f",
         metavar="FILE",
-        help="A YAML file; repeat it, later ones win.",
+        help="A YAML file; can be repeated, later ones take precedence.",
     ),
 ]
 Settings = Annotated[
@@ -74,7 +74,7 @@ OutputFolder = Annotated[
     typer.Option("--output", "-o", metavar="DIR", help="Folder of the results, instead of spec.output.uri."),
 ]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace the results of an older run in that folder.")
+    bool, typer.Option("--overwrite", help="Replace the results of an earlier run in that folder.")
 ]
 Resume = Annotated[
     bool,
@@ -100,15 +100,16 @@ def asysi(
 ) -> None:
     """A microscope for PyTorch models in motion.
 
-    One YAML file, a ScanExperiment, says which model to watch, where, and what to do with what is seen.
+    One YAML file, a ScanExperiment, defines the model to observe, the hook points, and how to process the
+    activations.
 
     \b
     Begin with:
-      asysi check scan.yaml     which hook points match, and what would be refused
-      asysi run scan.yaml       watch the model; results and report.html in runs/<name>
-      asysi render scan.yaml    the same experiment as Kubernetes objects
+      asysi check scan.yaml     show the matching hook points and any problems
+      asysi run scan.yaml       run it; results and report.html in runs/<name>
+      asysi render scan.yaml    print the same experiment as Kubernetes objects
 
-    Exit codes: 0 done, 1 failed, 2 bad configuration or input, 130 ended by Ctrl-C.
+    Exit codes: 0 success, 1 failure, 2 invalid configuration or input, 130 stopped by Ctrl-C.
     """
     if version:
         print_version()
@@ -116,7 +117,7 @@ def asysi(
 
 
 @app.command()
-def run(  # noqa: PLR0917 - each is an option of the command
+def run(  # noqa: PLR0917 - options of the command
     files: Files = None,
     layers: Layers = None,
     settings: Settings = None,
@@ -126,10 +127,10 @@ def run(  # noqa: PLR0917 - each is an option of the command
     plain: Plain = False,
     kill_once: KillOnce = None,
 ) -> None:
-    """Watch a model on this machine: the experiment's pod as processes.
+    """Run an experiment on this machine, with the containers of its pod as processes.
 
-    Ctrl-C ends the run early and cleanly, with a report; a second Ctrl-C kills it. A run that was ended early
-    or killed is continued with --resume.
+    Ctrl-C stops the run early and cleanly, with a report; a second Ctrl-C kills it. A run that was stopped
+    early or killed can be continued with --resume.
 
     \b
     Examples:
@@ -142,9 +143,9 @@ def run(  # noqa: PLR0917 - each is an option of the command
 
 
 @profile.command(cls=Command)
-def run_profile(  # noqa: PLR0917 - each is an option of the command
+def run_profile(  # noqa: PLR0917 - options of the command
     config: Annotated[
-        Path, typer.Option("--config", metavar="PROFILE", help="The profile; base.yaml lies beside it.")
+        Path, typer.Option("--config", metavar="PROFILE", help="The profile; base.yaml is next to it.")
     ],
     settings: Settings = None,
     output: OutputFolder = None,
@@ -153,7 +154,7 @@ def run_profile(  # noqa: PLR0917 - each is an option of the command
     plain: Plain = False,
     kill_once: KillOnce = None,
 ) -> None:
-    """Run a profile over the base.yaml beside it: `asysi run -f base.yaml -f PROFILE`.
+    """Run a profile on top of the base.yaml next to it: `asysi run -f base.yaml -f PROFILE`.
 
     \b
     Example:
@@ -172,10 +173,10 @@ def run_profile(  # noqa: PLR0917 - each is an option of the command
 
 @app.command()
 def check(files: Files = None, layers: Layers = None, settings: Settings = None) -> None:
-    """Say what an experiment would watch, without running it.
+    """Check an experiment without running it.
 
-    Prints the hook points that match, with alias, row and type, what there is to read, the rings, and what
-    would be refused: with any of that the exit code is 2.
+    Prints the matching hook points with alias, row shape and dtype, the data, the rings, and all problems; if
+    there are any, the exit code is 2.
 
     \b
     Examples:
@@ -197,7 +198,7 @@ def render(
         str, typer.Option("--format", "-o", metavar="yaml|json", help="Output format of the objects.")
     ] = "yaml",
 ) -> None:
-    """Print an experiment as Kubernetes objects, as the operator makes them.
+    """Print an experiment as Kubernetes objects, as the operator creates them.
 
     \b
     Examples:
@@ -218,11 +219,11 @@ RingFolder = Annotated[
 
 @ring.command()
 def inspect(folder: RingFolder) -> None:
-    """Print what a ring holds, while it is in use or afterwards.
+    """Print the state of a ring, while it is in use or afterwards.
 
-    Geometry and memory; the producer's generation; each reader's epoch, lag and pins; each shard's head,
-    open claims and cursors, and how often several claims had no neighbouring chunks (scattered); the books of
-    every hook point, with what was dropped and why. Read-only.
+    Shows geometry and memory; the producer's generation; each reader's epoch, lag and pins; each shard's
+    head, open claims and cursors, and how often claims of several chunks were not adjacent (scattered); the
+    row counters of every hook point, with drops by reason. Read-only.
 
     \b
     Examples:
@@ -235,12 +236,12 @@ def inspect(folder: RingFolder) -> None:
 @ring.command()
 def reset(
     folder: RingFolder,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Empty a ring that nobody uses, and keep its shape.
+    """Empty an unused ring, keeping its geometry.
 
-    Packets, books, hook points and cursors are forgotten. A ring whose producer or reader is alive is left as
-    it is.
+    Packets, counters, hook points and cursors are deleted. A ring with a live producer or reader is not
+    modified.
 
     \b
     Example:
@@ -252,7 +253,7 @@ def reset(
 @app.command("version")
 def print_version() -> None:
     """Print the version."""
-    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - slow, and seldom asked for
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - slow and rarely used
 
     try:
         typer.echo(f"asysi {version('asysi')}")
@@ -270,7 +271,7 @@ def _load(
 
 
 def _find_modules_beside(files: list[Path]) -> None:
-    """Let this process, and those that it starts, import python:// modules that lie beside the files."""
+    """Let this process and its child processes import python:// modules next to the files."""
     from asysi.contract.runtime import Env  # noqa: PLC0415 - not needed for help
 
     folders = [os.environ.get(Env.MODULES, ""), *(str(file.absolute().parent) for file in files)]

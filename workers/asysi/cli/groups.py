@@ -1,4 +1,4 @@
-"""Groups of commands: one that turns errors into sentences, one that is imported when it is asked for."""
+"""Command groups: one that prints errors as messages, and one that is imported lazily."""
 
 import sys
 from collections.abc import Iterator
@@ -14,16 +14,16 @@ from asysi.contract.runtime import Exit
 
 
 class Commands(TyperGroup):
-    """The commands of `asysi`: a ConfigError ends in its sentences and exit code 2, Ctrl-C in 130."""
+    """The commands of `asysi`: a ConfigError prints its messages and exits with 2, Ctrl-C exits with 130."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that was named."""
+        """Run the given command."""
         with exit_codes():
             return super().invoke(ctx)
 
 
 class Command(TyperCommand):
-    """A program of one command, whose errors end as those of `Commands` do."""
+    """A program with a single command, with the error handling of `Commands`."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -33,7 +33,7 @@ class Command(TyperCommand):
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Print the sentences of a ConfigError and exit with 2; exit with 130 after Ctrl-C."""
+    """Print the messages of a ConfigError and exit with 2; exit with 130 after Ctrl-C."""
     try:
         yield
     except ConfigError as error:
@@ -62,10 +62,10 @@ def deferred(*modules: str) -> type[TyperGroup]:
 
 
 def door(module: str, name: str) -> Any:
-    """Return `name` of `module`, imported now.
+    """Import and return `name` of `module`.
 
     Raises:
-        ConfigError: a package that it needs is not installed.
+        ConfigError: a required package is not installed.
     """
     try:
         return getattr(import_module(module), name)

@@ -1,4 +1,4 @@
-"""Kubernetes objects as text."""
+"""Formats Kubernetes objects as YAML or JSON."""
 
 import json
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import yaml
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes text of several lines as a block, and every value out."""
+    """Writes multi-line strings as blocks, and no aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -22,7 +22,7 @@ _Dumper.add_representer(str, _text)
 
 
 def as_yaml(objects: Sequence[Any]) -> str:
-    """Return the objects as documents of one YAML stream."""
+    """Return the objects as a YAML stream of documents."""
     return yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, width=110, explicit_start=True)
 
 

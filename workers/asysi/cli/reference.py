@@ -1,4 +1,4 @@
-"""`python -m asysi.cli.reference` prints the reference page of the command line, made from the help."""
+"""`python -m asysi.cli.reference` prints the reference page of the command line, generated from the help."""
 
 import sys
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ def _usage(command: Any, name: str) -> str:
 
 
 def _help(text: str) -> str:
-    """Return a help text with its preformatted paragraphs (those after `\\b`) as code."""
+    """Return a help text with its preformatted paragraphs (after `\\b`) as code blocks."""
     paragraphs = []
     for paragraph in text.split("\n\n"):
         lines = paragraph.strip("\n").splitlines()

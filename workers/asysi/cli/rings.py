@@ -1,4 +1,4 @@
-"""What `asysi ring inspect` prints, and what `asysi ring reset` does."""
+"""Implementation of `asysi ring inspect` and `asysi ring reset`."""
 
 import sys
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def print_ring(folder: Path) -> None:
-    """Print geometry, memory, claims, cursors, lag, pins and books of the ring in `folder`.
+    """Print geometry, memory, claims, cursors, lag, pins and row counters of the ring in `folder`.
 
     Raises:
         ConfigError: there is no ring of this version.
@@ -39,12 +39,12 @@ def print_ring(folder: Path) -> None:
 
 
 def reset_ring(folder: Path, sure: bool) -> None:
-    """Empty the ring in `folder`; ask first when that forgets rows, unless `sure`.
+    """Empty the ring in `folder`; ask for confirmation if that deletes row counters, unless `sure`.
 
     Raises:
-        ConfigError: there is no ring of this version, somebody is attached to it, or nobody can be asked.
+        ConfigError: there is no ring of this version, it is in use, or confirmation is not possible.
     """
-    from asysi_ring import BusyError, reset  # noqa: PLC0415 - a check needs no compiled ring
+    from asysi_ring import BusyError, reset  # noqa: PLC0415 - `asysi check` works without the compiled ring
 
     with _open(folder) as control:
         produced = read_accounts(control).produced
@@ -58,22 +58,22 @@ def reset_ring(folder: Path, sure: bool) -> None:
     try:
         reset(str(folder), timeout=1)
     except BusyError as error:
-        raise ConfigError(f"{folder} was not emptied: {error}. Stop whoever uses it first") from error
-    typer.echo(f"{folder} is empty; forgotten: {lost}")
+        raise ConfigError(f"{folder} was not emptied: {error}. Stop the processes using it first") from error
+    typer.echo(f"{folder} is empty; deleted: {lost}")
 
 
 def _open(folder: Path) -> "Control":
-    from asysi_ring import Control, RingError  # noqa: PLC0415 - a check needs no compiled ring
+    from asysi_ring import Control, RingError  # noqa: PLC0415 - `asysi check` works without the compiled ring
 
     folder = _ring_folder(folder)
     try:
         return Control(str(folder))
     except (RingError, OSError) as error:
-        raise ConfigError(f"{folder} holds no ring that can be read: {error}") from error
+        raise ConfigError(f"{folder} has no readable ring: {error}") from error
 
 
 def _ring_folder(path: Path) -> Path:
-    """Return the folder of a ring; `path` may be one of its files."""
+    """Return the folder of a ring; `path` can be one of its files."""
     if path.name in {"control", "data"} and path.is_file():
         return path.parent
     if not path.exists():
@@ -95,9 +95,7 @@ def _facts(control: "Control") -> Table:
     dropped = total_produced(read_accounts(control).produced.values()).dropped
     writer = f"{control.writer_state()}, generation {ring['generation']}; {_mapped(memory['writer'])}"
     facts = Table.grid(padding=(0, 2))
-    facts.add_row(
-        "ring", f"{shape} ({ring['depth']} a shard can be unread), {ring['policy']}, ABI {ring['abi']}"
-    )
+    facts.add_row("ring", f"{shape} ({ring['depth']} unread per shard), {ring['policy']}, ABI {ring['abi']}")
     facts.add_row("memory", _memory(memory))
     facts.add_row("writer", writer)
     facts.add_row("claims", _claims(control))
@@ -119,7 +117,7 @@ def _memory(memory: dict[str, Any]) -> str:
     shares = ", ".join(
         f"{count / sum(pages.values()):.0%} on NUMA node {node}" for node, count in pages.items()
     )
-    nodes = "one NUMA node" if memory["machine_nodes"] == 1 else shares or "NUMA nodes not told"
+    nodes = "one NUMA node" if memory["machine_nodes"] == 1 else shares or "NUMA nodes unknown"
     huge = "huge pages on request" if memory["huge_on_request"] else "no huge pages for shared memory"
     return f"{format_bytes(memory['bytes'])} of {kind}, {whole}; {nodes}; {huge}"
 
@@ -128,7 +126,7 @@ def _mapped(attached: dict[str, Any]) -> str:
     if not attached["bytes"]:
         return "nothing mapped yet"
     how = {"madvise": "populated", "touched": "populated by touching", "no": "not populated"}
-    driver = ", known to the CUDA driver" if attached["registered"] else ""
+    driver = ", registered with CUDA" if attached["registered"] else ""
     return f"{format_bytes(attached['bytes'])} mapped, {how[attached['populated']]}{driver}"
 
 
@@ -158,7 +156,7 @@ def _shards(control: "Control") -> Table:
     cursors = {reader: control.cursors(reader) for reader in readers}
     pins = {reader: control.pins(reader) for reader in readers}
     claims, scattered = control.open_claims(), control.scattered()
-    heads = control.heads()  # after the cursors: nobody is ahead of the producer then
+    heads = control.heads()  # read after the cursors, so that no reader is ahead of the producer
     idle = 0
     for shard, head in enumerate(heads):
         if not head and not claims[shard] and not scattered[shard]:
@@ -198,7 +196,7 @@ def _consumed(reader: str, consumer: ConsumerAccounts) -> Table:
 
 
 def _reasons(dropped: Mapping[str, int]) -> str:
-    """Return the reasons and their rows, in the ring's order."""
+    """Return the rows by reason as text, in the ring's order."""
     named = ((reason.word, dropped.get(reason.word, 0)) for reason in DropReason)
     return ", ".join(f"{word} {count:,}" for word, count in named if count) or "0"
 

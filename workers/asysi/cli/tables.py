@@ -1,4 +1,4 @@
-"""What `asysi check` prints, and the tables of other commands."""
+"""Output of `asysi check`, and tables for other commands."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def print_check(report: "CheckReport") -> None:
-    """Print what an experiment would do on stdout, and what is refused on stderr."""
+    """Print the results of a check on stdout, and warnings and problems on stderr."""
     console = stdout_console()
     if report.model is not None:
         console.print(
@@ -28,7 +28,7 @@ def print_check(report: "CheckReport") -> None:
     if report.points:
         console.print(_points(report))
     if report.documents:
-        held = f"{report.held_out:,} held out, {report.duplicates:,} duplicates left out"
+        held = f"{report.held_out:,} held out, {report.duplicates:,} duplicates removed"
         console.print(f"data       {report.documents:,} distinct documents: {held}", highlight=False)
     for ring in report.rings:
         console.print(f"{'ring':<10} {_ring(ring)}", highlight=False)
@@ -48,7 +48,7 @@ def print_check(report: "CheckReport") -> None:
 
 
 def stdout_console() -> Console:
-    """Return the console; what is not a terminal has room for a hook point's whole name."""
+    """Return the console; output that is not a terminal is wide enough for full hook point names."""
     return Console() if sys.stdout.isatty() else Console(width=140)
 
 
@@ -72,7 +72,7 @@ def _ring(ring: "RingPlan") -> str:
 
 
 def new_table(title: str, *columns: str, left: int = 1) -> Table:
-    """Return an empty table; the first `left` columns hold words, the others numbers."""
+    """Return an empty table; the first `left` columns contain text, the others numbers."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index < left else "right", overflow="fold")

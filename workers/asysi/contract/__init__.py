@@ -1,4 +1,4 @@
-"""What every part of A-Sys-I agrees on: the experiment's spec and the pod's runtime.
+"""The contract between all parts of A-Sys-I: the experiment's spec and the pod's runtime.
 
-Imports pydantic and YAML, nothing heavier.
+Imports only pydantic and YAML, no heavier dependencies.
 """

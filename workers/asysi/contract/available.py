@@ -1,4 +1,4 @@
-"""What the schema names and this version does not do yet: refused by name, never ignored."""
+"""Features in the schema that this version does not implement yet: rejected by name, never ignored."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,27 +14,27 @@ Available = Callable[[Any], bool]
 
 @dataclass(frozen=True)
 class Refusal:
-    """A field, or some of its values, whose feature does not exist yet."""
+    """A field, or some of its values, whose feature is not implemented yet."""
 
     pattern: str
     """Path of the field, list items as `[]`."""
     available: Available | None
-    """Whether a value is available; None: the field has no effect yet, only its default passes."""
+    """Returns whether a value is available; None if the field has no effect yet (only its default passes)."""
     advice: str
-    """What is missing and what to do instead, as the rest of a sentence that begins with path and value."""
+    """What is missing and what to do instead; continues a sentence that begins with path and value."""
 
     note: str = ""
-    """What the reference page says is missing, where neither the field nor a value of its list is."""
+    """What the reference page reports as missing, if it is neither the field nor a list of its values."""
 
     def passes(self, value: Any) -> bool:
-        """Return whether `value` may stand here."""
+        """Return whether `value` is available."""
         return value == _DEFAULTS[self.pattern] if self.available is None else self.available(value)
 
 
 def refused(experiment: ScanExperiment) -> list[Problem]:
-    """Return every use of something that is not available yet.
+    """Return every use of a feature that is not available yet.
 
-    A part that is refused as a whole is named once, not field by field.
+    A part that is rejected as a whole is reported once, not field by field.
     """
     return list(_refused(experiment))
 
@@ -51,18 +51,18 @@ def _refused(experiment: ScanExperiment) -> Iterator[Problem]:
 
 
 def _subject(refusal: Refusal, value: Any) -> str:
-    """Return the value that is not available, as it was written; nothing when the field itself is not."""
+    """Return the unavailable value as written; "" if the field itself is unavailable."""
     if isinstance(value, list) and refusal.available is not None:
         return f"{', '.join(str(item) for item in value if not refusal.available(item))} "
     return f"{value} " if isinstance(value, str) else ""
 
 
 def missing(refusal: Refusal | None, choices: Sequence[Any]) -> str:
-    """Return what of a field is not available yet, "" when nothing is: advice, a note, or values.
+    """Return what is not available yet for a field: advice, a note, or values; "" if everything is available.
 
     Args:
-        refusal: what the field refuses, None when nothing.
-        choices: the values that the schema lets stand there, none when it has no list of them.
+        refusal: refusal of the field, or None.
+        choices: values that the schema allows; empty if it does not list them.
     """
     if refusal is None:
         return ""
@@ -80,13 +80,13 @@ def _schemes(*known: str) -> Available:
 
 
 def scheme_of(uri: str) -> str:
-    """Return the scheme of `uri`: `jsonl` of `jsonl://./text.jsonl`, nothing of a plain path."""
+    """Return the scheme of `uri`: `jsonl` for `jsonl://./text.jsonl`, "" for a plain path."""
     scheme, separator, _rest = uri.partition("://")
     return scheme if separator else ""
 
 
 REFUSALS = (
-    Refusal("spec.mode", _only("HPC"), "CONSUMER mode comes with a later version; take `mode: HPC`"),
+    Refusal("spec.mode", _only("HPC"), "CONSUMER mode comes with a later version; use `mode: HPC`"),
     Refusal(
         "spec.model.uri",
         _schemes("hf", "file", "python"),
@@ -100,7 +100,7 @@ REFUSALS = (
     Refusal(
         "spec.model.secretRef",
         None,
-        "models are read without credentials; fetch a gated model yourself and take file://folder",
+        "models are read without credentials; download a gated model yourself and use file://folder",
     ),
     Refusal(
         "spec.data.uri",
@@ -112,32 +112,32 @@ REFUSALS = (
         None,
         "put the finished text into the field that data.tokens.textField names",
     ),
-    Refusal("spec.workload.ppo", None, "take workload.scan; PPO comes with a later version"),
+    Refusal("spec.workload.ppo", None, "use workload.scan; PPO comes with a later version"),
     Refusal(
         "spec.workload.custom",
         None,
-        "take workload.scan with a python:// model; own programs come with a later version",
+        "use workload.scan with a python:// model; custom programs come with a later version",
     ),
     Refusal("spec.workload.scan.loss", _only("none"), "a scan runs forward only; drop it", "all but `none`"),
     Refusal(
-        "spec.capture.kinds", _only("activations"), "gradients come with a later version; take [activations]"
+        "spec.capture.kinds", _only("activations"), "gradients come with a later version; use [activations]"
     ),
     Refusal("spec.capture.parameters", None, "gradients of parameters come with a later version; drop it"),
     Refusal(
         "spec.capture.positions.mode",
         _only("all"),
-        "every content token is captured; take `all` and lower sampling.rate",
+        "every content token is captured; use `all` and lower sampling.rate",
     ),
     Refusal("spec.capture.positions.count", None, "every content token is captured; drop it"),
-    Refusal("spec.capture.quantization", _only("none", "bf16", "int8"), "take none, bf16 or int8"),
+    Refusal("spec.capture.quantization", _only("none", "bf16", "int8"), "use none, bf16 or int8"),
     Refusal(
         "spec.bus.redis", None, "Redis belongs to CONSUMER mode, which comes with a later version; drop it"
     ),
-    Refusal("spec.sae.train[].variant", _only(*VARIANTS), f"take {', '.join(VARIANTS)}"),
+    Refusal("spec.sae.train[].variant", _only(*VARIANTS), f"use {', '.join(VARIANTS)}"),
     Refusal(
         "spec.output.uri",
         _schemes("file", ""),
-        "results are written to a folder; copy them on when the run is over",
+        "results are written to a folder; copy them after the run",
     ),
     Refusal("spec.output.secretRef", None, "results are written without credentials; drop it"),
     Refusal("spec.resources.binding.numa", None, "start `asysi run` under `numactl --membind`"),
@@ -147,10 +147,10 @@ REFUSALS = (
         "it belongs to CONSUMER mode, which comes with a later version; drop it",
     ),
 )
-"""Everything that is refused. A test walks the schema: a field stands here, or in READ_BY, or in both."""
+"""All refusals. A test checks that every field of the schema is listed here, in READ_BY, or in both."""
 
 BY_PATTERN = {refusal.pattern: refusal for refusal in REFUSALS}
-"""What is refused, by the path of its field."""
+"""Refusals by the path of their field."""
 _DEFAULTS = {field.pattern: field.info.get_default() for field in schema_fields(ScanExperiment)}
 
 READ_BY = {
@@ -318,5 +318,5 @@ READ_BY = {
     ),
     "asysi_operator.local": ("spec.output.uri", "spec.resources.binding.cpus"),
 }
-"""Who reads each field that has an effect, parts that are read as a whole included. A test looks into that
+"""The package that reads each field that has an effect, including parts read as a whole. A test searches that
 package for the field's name."""

@@ -1,9 +1,9 @@
-"""The form of a spec that digests are made from and that pods read. A growing schema does not change it.
+"""The canonical form of a spec, used for digests and read by pods. Extending the schema does not change it.
 
-Fields of the schema's first version are always in it, later ones only where they differ from their defaults.
-So an upgrade changes neither the digest nor the file of an experiment that uses nothing new: a Job that an
-older operator has made is still the wanted one, its workers can read the file although they do not know the
-new fields, and a rollback finds everything as it was.
+It always contains the fields of the schema's first version, and later fields only if they differ from their
+defaults. An upgrade therefore changes neither the digest nor the file of an experiment that uses no new
+field: a Job created by an older operator is still the desired one, its workers can read the file without
+knowing the new fields, and a rollback works.
 """
 
 import hashlib
@@ -69,7 +69,7 @@ FIRST_FIELDS = frozenset(
     for part, _, keys in (line.partition(": ") for line in _FIRST.strip().splitlines())
     for key in keys.split()
 )
-"""Paths of the fields that the first version of v1alpha1 had, list items as `[]`. Never to be changed."""
+"""Paths of the fields in the first version of v1alpha1, list items as `[]`. Must never change."""
 
 
 def canonical(experiment: ScanExperiment) -> dict[str, Any]:
@@ -78,12 +78,12 @@ def canonical(experiment: ScanExperiment) -> dict[str, Any]:
 
 
 def canonical_data(data: Data) -> dict[str, Any]:
-    """Return what the model reads as JSON, keys as in Python: what a pipeline's folder is named by."""
+    """Return the data section as JSON, keys as in Python; determines the name of a pipeline's folder."""
     return cast("dict[str, Any]", _canonical(data, "spec.data", by_alias=False))
 
 
 def digest(value: Any) -> str:
-    """Return 16 hexadecimal digits that stand for a JSON value."""
+    """Return a digest of a JSON value, 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -106,5 +106,5 @@ def _canonical(value: Any, pattern: str, *, by_alias: bool) -> Any:
 
 @cache
 def _default(model: type[BaseModel], name: str) -> Any:
-    """Return a field's default, to be compared with and never changed: each new one is a deep copy."""
+    """Return a field's default, for comparison only; cached because creating one makes a deep copy."""
     return model.model_fields[name].get_default(call_default_factory=True)

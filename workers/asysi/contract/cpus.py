@@ -1,13 +1,13 @@
-"""Lists of processors as in `taskset -c`: `0,2-3`."""
+"""CPU lists in the format of `taskset -c`: `0,2-3`."""
 
 from collections.abc import Iterable
 
 RANGE_LIMIT = 4096
-"""Processors that one range may name; a longer one is not of a machine."""
+"""Maximum length of a range; no machine has more CPUs."""
 
 
 def processors(text: str) -> frozenset[int]:
-    """Return the processors in a list; nothing for one with a range that is too long to be true."""
+    """Return the CPUs in a list; empty if a range is implausibly long."""
     found: set[int] = set()
     for part in text.split(","):
         first, _dash, last = part.partition("-")
@@ -18,7 +18,7 @@ def processors(text: str) -> frozenset[int]:
 
 
 def listed(cpus: Iterable[int]) -> str:
-    """Return processors as a list; `processors` is its inverse."""
+    """Return CPUs as a list; the inverse of `processors`."""
     runs: list[list[int]] = []
     for number in sorted(cpus):
         if runs and number == runs[-1][1] + 1:

@@ -1,4 +1,4 @@
-"""The custom resource definition, made from the models: structural, bounded, with defaults and CEL rules."""
+"""Generates the CRD from the models: structural, bounded, with defaults and CEL rules."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -27,7 +27,7 @@ _MERGED = {
     "capture.kinds": (),
     "weights.when": (),
 }
-"""Lists of the spec that server-side apply merges: by the keys of their items, or without keys as sets."""
+"""Lists that server-side apply merges: by the keys of their items, or as sets if they have no keys."""
 _COLUMNS = (
     ("Phase", "string", ".status.phase", 0),
     ("Reason", "string", ".status.reason", 0),
@@ -44,7 +44,7 @@ _COLUMNS = (
 
 
 def custom_resource_definition() -> Schema:
-    """Return the `apiextensions.k8s.io/v1` object that teaches a cluster what a ScanExperiment is."""
+    """Return the `apiextensions.k8s.io/v1` object that defines ScanExperiment."""
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -75,7 +75,7 @@ def custom_resource_definition() -> Schema:
 
 
 def structural(part: type[BaseModel]) -> Schema:
-    """Return the structural schema of `part`: no references, no `anyOf`, nothing an API server refuses."""
+    """Return the structural schema of `part`, without references or `anyOf`, as the API server requires."""
     schema = part.model_json_schema(by_alias=True)
     return _structural(schema, schema.get("$defs", {}))
 
@@ -104,7 +104,7 @@ def _root() -> Schema:
         "properties": {
             "apiVersion": {"type": "string"},
             "kind": {"type": "string"},
-            # An API server lets a definition restrict the name, and nothing else of the metadata.
+            # A CRD can only restrict the name and generateName in the metadata.
             "metadata": {
                 "type": "object",
                 "properties": {"name": {key: name[key] for key in ("type", "pattern", "maxLength")}},
@@ -125,7 +125,7 @@ def _root() -> Schema:
 
 
 def _explain(spec: Schema) -> None:
-    """Add to descriptions what `kubectl explain` does not show: defaults, items, what is not available."""
+    """Add what `kubectl explain` does not show to the descriptions: defaults, items, unavailable features."""
     for field in schema_fields(ScanExperiment):
         if field.pattern.startswith("spec."):
             member = at(spec, field.pattern.removeprefix("spec."))
@@ -152,7 +152,7 @@ def _plain(value: Any) -> str:
 
 
 def at(schema: Schema, pattern: str) -> Schema:
-    """Return the schema of a field by its path below `schema`, list items as `[]`: `sae.train[].k`."""
+    """Return the schema of a field by its path within `schema`, list items as `[]`: `sae.train[].k`."""
     for step in pattern.split("."):
         schema = schema["properties"][step.removesuffix("[]")]
         if step.endswith("[]"):
@@ -161,7 +161,7 @@ def at(schema: Schema, pattern: str) -> Schema:
 
 
 def choices(member: Schema) -> list[Any]:
-    """Return the values that may stand in a field or in its list, none when the schema lists none."""
+    """Return the allowed values of a field or its list items; empty if the schema does not list them."""
     listed: list[Any] = member.get("items", member).get("enum", [])
     return listed
 
@@ -194,9 +194,9 @@ def _structural(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> Sche
 
 
 def _resolved(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> Schema:
-    """Return `node` with its reference and its `anyOf [X, null]` replaced by what they mean.
+    """Return `node` with its reference and its `anyOf [X, null]` resolved.
 
-    What stands beside a reference wins.
+    Keys next to a reference take precedence.
     """
     flat = dict(node)
     if "anyOf" in flat:
@@ -216,7 +216,7 @@ def _add_members(schema: Schema, node: Mapping[str, Any], definitions: Mapping[s
             name: _structural(member, definitions) for name, member in node["properties"].items()
         }
         return
-    # Of a mapping whose keys have a pattern pydantic says the values so; keys are a rule's business.
+    # For a mapping with a key pattern, pydantic puts the values here; rules validate the keys.
     values = node.get("additionalProperties", next(iter(node.get("patternProperties", {}).values()), True))
     if values is True:
         schema["x-kubernetes-preserve-unknown-fields"] = True
@@ -227,10 +227,10 @@ def _add_members(schema: Schema, node: Mapping[str, Any], definitions: Mapping[s
 
 
 def _without_null(default: Any) -> Any:
-    """Return `default` without the members that are null, which to the API server is the same as absent.
+    """Return `default` without null members, which the API server treats as absent.
 
-    The rest stays written out: the API server tests a default against the rules before it fills in
-    its members.
+    The other members stay explicit: the API server validates a default against the rules before filling in
+    defaults of its members.
     """
     if isinstance(default, list):
         return [_without_null(item) for item in default]

@@ -1,27 +1,27 @@
-"""Errors that a person can act on."""
+"""Errors that users can act on."""
 
 import os
 from pathlib import Path
 
 NO_ROOM = "no room is left in"
-"""How the sentence of a worker begins that could not write its results."""
+"""Prefix of the message of a worker that could not write its results."""
 
 
 def no_room(folder: Path) -> str:
-    """Return the sentence about a full folder: how large it is, and what to do."""
+    """Return the message about a full folder: its size, and what to do."""
     try:
         state = os.statvfs(folder)
-        size = f" ({state.f_blocks * state.f_frsize / 2**20:,.0f} MiB in all)"
+        size = f" ({state.f_blocks * state.f_frsize / 2**20:,.0f} MiB in total)"
     except OSError:
         size = ""
     return f"{NO_ROOM} {folder}{size}: free space there; the checkpoints are intact and can be resumed"
 
 
 class ConfigError(Exception):
-    """Bad configuration or input: exit code 2, trying again cannot help.
+    """Invalid configuration or input: exit code 2, not retriable.
 
     Attributes:
-        problems: one complete sentence each, naming the thing, why it is wrong and what to do.
+        problems: one complete sentence each: what is wrong, why, and what to do.
     """
 
     def __init__(self, *problems: str) -> None:

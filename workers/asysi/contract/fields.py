@@ -1,4 +1,4 @@
-"""The schema as a list of fields: what the docs, the suggestions and the tests walk over."""
+"""The schema as a list of fields, used by the docs, the suggestions and the tests."""
 
 import typing
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from asysi.contract.quantity import PATTERN as QUANTITY
 
 Path = tuple[str | int, ...]
-"""Where a value stands: keys as the file writes them, and indices into lists."""
+"""Path of a value: keys as in the file, and list indices."""
 
 
 @dataclass(frozen=True)
@@ -21,18 +21,18 @@ class SchemaField:
     pattern: str
     """Its path, list items as `[]`: `spec.sae.train[].latents`."""
     owner: type[BaseModel]
-    """The part it belongs to."""
+    """The part that has the field."""
     name: str
     """Its name in Python."""
     info: FieldInfo
     part: type[BaseModel] | None
-    """The part it holds, itself or as items of a list."""
+    """The part that is its value or its list item, or None."""
     repeated: bool
-    """Whether it holds a list of parts."""
+    """Whether its value is a list of parts."""
 
     @property
     def quantity(self) -> bool:
-        """Whether it holds an amount of memory, which can be spelled in several ways."""
+        """Whether its value is a memory quantity, which can be written in several ways."""
         return any(getattr(rule, "pattern", None) == QUANTITY for rule in self.info.metadata)
 
     @property
@@ -42,7 +42,7 @@ class SchemaField:
 
 
 def schema_fields(part: type[BaseModel], prefix: str = "") -> Iterator[SchemaField]:
-    """Yield every field of `part` and of the parts in it, outer ones first."""
+    """Yield every field of `part` and of its nested parts, outer fields first."""
     for name, info in part.model_fields.items():
         pattern = f"{prefix}{info.alias or name}"
         inner, repeated = part_in(info.annotation)
@@ -52,7 +52,7 @@ def schema_fields(part: type[BaseModel], prefix: str = "") -> Iterator[SchemaFie
 
 
 def values(part: BaseModel, prefix: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """Yield the path and the value of every field of `part` and of the parts in it, outer ones first."""
+    """Yield path and value of every field of `part` and of its nested parts, outer fields first."""
     for name, info in type(part).model_fields.items():
         path, value = (*prefix, info.alias or name), getattr(part, name)
         yield path, value
@@ -65,17 +65,17 @@ def values(part: BaseModel, prefix: Path = ()) -> Iterator[tuple[Path, Any]]:
 
 
 def written(path: Path) -> str:
-    """Return `path` as people write it: `spec.capture.hookPoints[0]`."""
+    """Return `path` as a string: `spec.capture.hookPoints[0]`."""
     return _joined(path, "[{}]")
 
 
 def pattern_of(path: Path) -> str:
-    """Return `path` with every index left out: `spec.capture.hookPoints[]`."""
+    """Return `path` as a string without indices: `spec.capture.hookPoints[]`."""
     return _joined(path, "[]")
 
 
 def part_at(part: type[BaseModel], path: Path) -> type[BaseModel] | None:
-    """Return the part that stands at `path` below `part`, None when no part stands there."""
+    """Return the part at `path` within `part`; None if there is no part."""
     current: type[BaseModel] | None = part
     for step in path:
         if current is None:
@@ -95,7 +95,7 @@ def _joined(path: Path, index: str) -> str:
 
 
 def part_in(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
-    """Return the part that an annotation names, None when it names none, and whether it is in a list."""
+    """Return the part in a type annotation, or None, and whether it is a list item."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation, False
     repeated = typing.get_origin(annotation) is list

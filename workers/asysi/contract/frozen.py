@@ -1,6 +1,6 @@
-"""What of a spec is frozen once its host has started: everything but a few fields.
+"""Defines which fields of a spec are immutable once its host has started: all but a few.
 
-Results of two specs in one output would be nobody's results, so a changed experiment is a new one.
+Results of two different specs must not be mixed in one output, so a changed experiment is a new one.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,11 +17,11 @@ MUTABLE = (
     *("lifecycle.suspend", "lifecycle.activeDeadlineSeconds", "lifecycle.ttlSecondsAfterFinished"),
     "output.whenDeleted",
 )
-"""Fields of the spec that may change at any time: a part and one of its fields."""
+"""Fields of the spec that can change at any time, as part and field."""
 _THAWED = frozenset(field.partition(".")[0] for field in MUTABLE)
-"""Parts of the spec with such a field."""
+"""Parts of the spec with a mutable field."""
 QUANTITIES = frozenset(field.pattern for field in schema_fields(ScanExperiment) if field.quantity)
-"""Paths of the fields that hold amounts of memory, list items as `[]`."""
+"""Paths of the fields with memory quantities, list items as `[]`."""
 MESSAGE = (
     f"is frozen once the host has started, as all of the spec but {', '.join(MUTABLE)}: "
     "delete the experiment and recreate it"
@@ -29,12 +29,12 @@ MESSAGE = (
 
 
 def frozen_part(experiment: ScanExperiment) -> dict[str, Any]:
-    """Return the spec in its canonical form without what may always change."""
+    """Return the canonical spec of an experiment without its mutable fields."""
     return frozen(canonical(experiment)["spec"])
 
 
 def frozen(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a spec in its canonical form without what may always change."""
+    """Return a canonical spec without its mutable fields."""
     return {
         part: {key: value for key, value in content.items() if f"{part}.{key}" not in MUTABLE}
         if part in _THAWED
@@ -44,23 +44,23 @@ def frozen(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def respelled(spec: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a spec whose quantities are written as they were `before` where they are the same amounts.
+    """Return `spec` with quantities written as in `before` if they are the same amounts.
 
-    `1Gi` and `1024Mi` are one amount: a spec that only spells it anew is the spec that was there.
+    `1Gi` and `1024Mi` are the same amount; a spec that only writes it differently is unchanged.
     """
     return cast("dict[str, Any]", _respelled(spec, before, "spec"))
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Return the paths of what differs between two frozen parts, such as `spec.sae.cpus`."""
+    """Return the paths that differ between two frozen parts, such as `spec.sae.cpus`."""
     return [written(("spec", *path)) for path in _changes(before, after)]
 
 
 def rules() -> Iterator[tuple[str, str]]:
-    """Yield for each part of the spec its path, and the same for the API server: a transition rule in CEL.
+    """Yield the path of each immutable part of the spec with its CEL transition rule for the API server.
 
-    They are rules of the whole object. An update's status is ignored there, so what a client sends as status
-    cannot thaw anything.
+    The rules apply to the whole object. The API server ignores the status in an update of the spec, so
+    clients cannot make fields mutable by sending a status.
     """
     thawed = "!has(oldSelf.status) || !has(oldSelf.status.startTime)"
     for field in schema_fields(ScanExperiment):
@@ -100,9 +100,9 @@ def _changes(before: Any, after: Any) -> Iterator[Path]:
 
 
 def _same(path: str, info: FieldInfo) -> str:
-    """Return CEL that says that a field is as it was, amounts however they are spelled.
+    """Return a CEL expression that is true if a field is unchanged; quantities are compared as amounts.
 
-    A null is to the API server an absent field, so parity comes first where there may be one.
+    The API server treats null as absent, so the presence of optional fields is compared first.
     """
     now, before = f"self.{path}", f"oldSelf.{path}"
     optional = type(None) in get_args(info.annotation)

@@ -1,4 +1,4 @@
-"""Writes what is generated from the contract, or tells whether the committed files still agree with it.
+"""Generates files from the contract, or checks whether the committed files are up to date.
 
 `python -m asysi.contract.generate` writes them; with `--check` it compares and prints the difference.
 """
@@ -16,11 +16,11 @@ from asysi.contract.crd import GROUP, PLURAL, custom_resource_definition
 from asysi.contract.reference import pipeline_page, reference_page
 
 ROOT = Path(__file__).resolve().parents[3]
-"""The repository, where this module lies in it."""
+"""Root of the repository that contains this module."""
 
 
 class _CrdDumper(yaml.SafeDumper):
-    """Writes every value out: aliases would puzzle a reader."""
+    """Writes values without YAML aliases, for readability."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -44,7 +44,7 @@ def crd_yaml() -> str:
 
 
 def difference(root: Path, files: Mapping[Path, str]) -> str:
-    """Return how the files below `root` differ from `files` as a unified diff; nothing when they agree."""
+    """Return a unified diff between the files below `root` and `files`; "" if they are equal."""
     diff = ""
     for path, wanted in files.items():
         file = root / path
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _cli_page() -> str:
-    """Ask the command line for its page: the contract does not import it."""
+    """Generate the page of the command line in a subprocess, since the contract must not import it."""
     command = [sys.executable, "-m", "asysi.cli.reference"]
     answer = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - our own module
     return answer.stdout

@@ -1,7 +1,8 @@
-"""Whose an output folder is: its identity, what is in it, and who may go on there.
+"""Ownership of an output folder: its identity, its content, and which experiment can continue in it.
 
-Two experiments in one folder would mix their checkpoints, archives and reports, and no file would show it. So
-a folder belongs to one experiment: to its namespace, its name and the digest of what decides the content.
+Two experiments in one folder would mix their checkpoints, archives and reports without any file showing it.
+Therefore a folder belongs to one experiment, identified by namespace, name and a digest of the fields that
+determine the content.
 """
 
 import json
@@ -35,11 +36,11 @@ _ELSEWHERE: tuple[FieldPath, ...] = (
     ("scheduling",),
     ("lifecycle",),
 )
-"""Fields of the spec that change where and with what an experiment runs, but not what its results are of.
-A field that is not named here decides the content."""
+"""Fields of the spec that affect where and how an experiment runs, but not the content of its results.
+All other fields determine the content."""
 _SEGMENT = re.compile(r"attempt-(\d{1,9})-segment-")
 _NUMBER = re.compile(r"\d{1,9}")
-"""An attempt's: packets and file names have room for no more."""
+"""Number of an attempt; packets and file names limit its length."""
 
 
 class Identity(BaseModel):
@@ -50,19 +51,19 @@ class Identity(BaseModel):
     namespace: Annotated[str, Field(max_length=253)]
     name: Annotated[str, Field(max_length=253)]
     digest: Annotated[str, Field(max_length=64)]
-    """Of what decides the content."""
+    """Digest of the fields that determine the content."""
     uid: Annotated[str, Field(max_length=253)] | None = None
-    """Given by the API server, to the experiment or else to its Job; None where none has."""
+    """UID of the experiment, or else of its Job, assigned by the API server; None in a local run."""
     spec: dict[str, Any] = {}
-    """The canonical spec, to say what has changed."""
+    """The canonical spec, used to report what changed."""
 
     def same_content(self, other: "Identity") -> bool:
-        """Whether both are of one name and would have the same results."""
+        """Return whether both have the same name and would produce the same results."""
         return (self.namespace, self.name, self.digest) == (other.namespace, other.name, other.digest)
 
 
 def identity_of(experiment: ScanExperiment) -> Identity:
-    """Return the identity that the output folder of an experiment has."""
+    """Return the identity of an experiment's output folder."""
     spec = canonical(experiment)["spec"]
     metadata = experiment.metadata
     return Identity(
@@ -91,7 +92,7 @@ def _drop(tree: dict[str, Any], path: FieldPath) -> None:
 
 
 def spec_changes(before: Identity, now: Identity) -> tuple[list[str], list[str]]:
-    """Return the paths of the spec that differ: those that decide the content, and the others."""
+    """Return the paths of the spec that differ: those that determine the content, and the others."""
     every = changes(before.spec, now.spec) if before.spec else []
     content = changes(_content(before.spec), _content(now.spec)) if before.spec else []
     return content, [path for path in every if path not in content]
@@ -99,19 +100,19 @@ def spec_changes(before: Identity, now: Identity) -> tuple[list[str], list[str]]
 
 @dataclass(frozen=True)
 class FolderContent:
-    """What is in an output folder."""
+    """The state of an output folder."""
 
     identity: Identity | None
     begun: bool
-    """Whether the model has run: there are results, whole or in part."""
+    """Whether the model has run: there are complete or partial results."""
     finished: bool
-    """Whether the last file that a run writes is there, and the run was not ended early."""
+    """Whether the last file of a run exists and the run was not stopped early."""
     attempts: int
-    """Number of the next attempt: above all that were taken, or that left something."""
+    """Number of the next attempt: greater than any that was allocated or left files."""
 
 
 def look(folder: Path) -> FolderContent:
-    """Return what is in an output folder.
+    """Return the state of an output folder.
 
     Raises:
         ConfigError: its identity cannot be read.
@@ -129,7 +130,7 @@ def look(folder: Path) -> FolderContent:
 
 
 def ended_early(folder: Path) -> bool:
-    """Return whether the user has ended the run in a folder before all of its text was read."""
+    """Return whether the user stopped the run in a folder before all of its text was read."""
     try:
         ledger = json.loads((folder / runtime.LEDGER_FILE).read_bytes())
     except (OSError, ValueError):
@@ -138,7 +139,7 @@ def ended_early(folder: Path) -> bool:
 
 
 def read_identity(folder: Path) -> Identity | None:
-    """Return the identity of a folder, None where there is none.
+    """Return the identity of a folder; None if it has none.
 
     Raises:
         ConfigError: the file cannot be read.
@@ -155,14 +156,14 @@ def read_identity(folder: Path) -> Identity | None:
 
 
 def _prepared(folder: Path) -> Iterator[int]:
-    """Yield the numbers that were taken, whether or not anything came of the attempt."""
+    """Yield all allocated attempt numbers, whether or not the attempt left files."""
     for file in (folder / runtime.ATTEMPTS_FOLDER).glob("*"):
         if _NUMBER.fullmatch(file.name):
             yield int(file.name)
 
 
 def _attempts(folder: Path) -> Iterator[int]:
-    """Yield the numbers of the attempts that have left something."""
+    """Yield the numbers of the attempts that left files."""
     for file in (folder / runtime.ARCHIVE_FOLDER).glob("*.mscan*"):
         if found := _SEGMENT.search(file.name):
             yield int(found[1])
@@ -176,17 +177,17 @@ def _attempts(folder: Path) -> Iterator[int]:
 
 
 def refusal(own: Identity, found: FolderContent, *, kept: bool, resume: bool) -> str | None:
-    """Return why an experiment may not write into a folder, as the rest of a sentence; None when it may.
+    """Return why an experiment must not write into a folder, as the rest of a sentence; None if it can.
 
-    Names are unique in a namespace. So where the API server has given this experiment, or its Job, its uid,
-    another uid of the same name is gone: nobody has to be asked. Without a uid, as in a local run, nothing is
-    known about the owner.
+    Names are unique within a namespace. If this experiment or its Job has a uid from the API server, an owner
+    with the same name and another uid no longer exists, so no confirmation is needed. Without a uid, as in a
+    local run, nothing is known about the owner.
 
     Args:
         own: the experiment's identity.
-        found: what is in the folder.
-        kept: whether results that name no owner can only be the experiment's own.
-        resume: whether the user says that the owner is gone.
+        found: state of the folder.
+        kept: whether results without an owner can only be this experiment's own.
+        resume: whether the user confirms that the owner is gone.
     """
     recorded = found.identity
     if recorded is None:
@@ -215,7 +216,7 @@ def _difference(recorded: Identity, own: Identity) -> str:
 
 
 def output_path(experiment: ScanExperiment) -> PurePosixPath:
-    """Return the folder of an experiment's results on the volume: a named claim may have several users."""
+    """Return the folder of an experiment's results on the volume; experiments can share a named claim."""
     output = experiment.spec.output
     if output.path is not None:
         return PurePosixPath(output.path)

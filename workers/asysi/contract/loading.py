@@ -1,4 +1,4 @@
-"""From YAML files to a checked experiment, or to sentences that say what is wrong, where, and what to do.
+"""Loads a validated experiment from YAML files, or reports what is wrong, where, and what to do.
 
 Relative paths in `model.uri`, `model.tokenizer`, `data.uri` and `output.uri` are relative to the current
 folder; those that begin with `./` or `../` are relative to the folder of the file that states them.
@@ -22,9 +22,9 @@ from asysi.contract.rules import Problem, rule_problems
 from asysi.contract.spec import ScanExperiment
 
 MAX_NODES = 100_000
-"""Nodes a file may expand to: aliases of aliases can stand for billions."""
+"""Maximum number of nodes after expanding a file: nested aliases can expand to billions."""
 MAX_DEPTH = 64
-"""Levels of a file: an alias can stand for what it is in."""
+"""Maximum nesting depth of a file: aliases can be recursive."""
 _KUBERNETES_METADATA = frozenset(
     {
         *(
@@ -37,7 +37,7 @@ _KUBERNETES_METADATA = frozenset(
         *("generateName", "generation", "managedFields", "ownerReferences", "resourceVersion", "selfLink"),
     }
 )
-"""What else an API server writes there: allowed, not read."""
+"""Other metadata fields written by the API server: allowed but ignored."""
 _PATHS: tuple[Path, ...] = (
     ("spec", "model", "uri"),
     ("spec", "model", "tokenizer"),
@@ -47,18 +47,18 @@ _PATHS: tuple[Path, ...] = (
 _LOCAL = re.compile(
     r"(?P<scheme>(?:(?:jsonl|csv|parquet)://)?(?:file://)?)(?P<rest>(?![/~]|[\w:+]+://)(?P<dots>\.\.?(?=/|$))?.*)$"
 )
-"""A relative path, maybe behind a scheme: `./x` and `../x` have dots."""
+"""A relative path, optionally with a scheme; `./x` and `../x` have dots."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """Where a value was written."""
+    """Location of a value in the input."""
 
     file: str
     line: int
-    """From 1; 0 when there are no lines."""
+    """Line number from 1; 0 if there are no lines."""
     layer: int = 0
-    """Which of the merged files it is."""
+    """Index of the merged file."""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}" if self.line else self.file
@@ -66,7 +66,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class MarkedTree:
-    """One file's tree, and where each of its values stands."""
+    """One file's tree, and the location of each value."""
 
     tree: Any
     marks: Mapping[Path, Mark]
@@ -74,14 +74,14 @@ class MarkedTree:
 
 
 def load(files: Sequence[File], settings: Sequence[str] = ()) -> ScanExperiment:
-    """Return the experiment that `files` describe together; later files win, lists are replaced.
+    """Return the experiment merged from `files`; later files take precedence, lists are replaced.
 
     Args:
         files: YAML files, at least one.
-        settings: `path=value` pairs that win over every file, like `spec.workload.scan.passes=2`.
+        settings: `path=value` pairs that override every file, such as `spec.workload.scan.passes=2`.
 
     Raises:
-        ConfigError: everything that is wrong, a sentence each: file, line, path, what, and what to do.
+        ConfigError: all problems, one sentence each: file, line, path, what is wrong, and what to do.
     """
     if not files:
         raise ConfigError("no experiment is given: name its YAML file, like `asysi run scan.yaml`")
@@ -93,10 +93,10 @@ def load(files: Sequence[File], settings: Sequence[str] = ()) -> ScanExperiment:
 
 
 def assemble(layers: Sequence[MarkedTree]) -> ScanExperiment:
-    """Return the experiment that `layers` make, the last one winning.
+    """Return the experiment merged from `layers`; the last one takes precedence.
 
     Raises:
-        ConfigError: everything that is wrong with it.
+        ConfigError: all problems of the experiment.
     """
     tree: Any = {}
     marks: dict[Path, Mark] = {}
@@ -108,10 +108,10 @@ def assemble(layers: Sequence[MarkedTree]) -> ScanExperiment:
 
 
 def check(tree: Mapping[str, Any], marks: Mapping[Path, Mark] | None = None) -> ScanExperiment:
-    """Return the experiment in `tree`: what a file holds, or an object of the API server.
+    """Return the validated experiment in `tree`, the content of a file or an API server object.
 
     Raises:
-        ConfigError: everything that is wrong with it, by `marks` with file and line.
+        ConfigError: all problems of the experiment, with file and line from `marks`.
     """
     tree = {key: value for key, value in tree.items() if key != "status"}
     experiment, problems = _validated(tree)
@@ -129,19 +129,19 @@ def check(tree: Mapping[str, Any], marks: Mapping[Path, Mark] | None = None) -> 
 
 
 def merge(base: Any, overlay: Any) -> Any:
-    """Return `base` with `overlay` laid over it: mappings merge key by key, everything else is replaced."""
+    """Return `base` merged with `overlay`: mappings are merged key by key, everything else is replaced."""
     if not (isinstance(base, dict) and isinstance(overlay, dict)):
         return overlay
     return base | {key: merge(base[key], value) if key in base else value for key, value in overlay.items()}
 
 
 def resolve_paths(tree: Any, folders: Mapping[Path, File], here: File) -> Any:
-    """Return `tree` with its local paths made absolute, so that they mean the same in every process.
+    """Return `tree` with absolute local paths, which are valid in every process.
 
     Args:
         tree: the experiment.
-        folders: the folder of the file that states a value, by the value's path: where `./` and `../` begin.
-        here: where all other relative paths begin.
+        folders: folder of the file that contains a value, by the value's path; base of `./` and `../`.
+        here: base of all other relative paths.
     """
     for path in _PATHS:
         value = _value_at(tree, path)
@@ -152,18 +152,18 @@ def resolve_paths(tree: Any, folders: Mapping[Path, File], here: File) -> Any:
 
 
 def resolve_path(value: Any, folder: File, here: File) -> Any:
-    """Return a local path, maybe behind a scheme, made absolute; everything else as it is.
+    """Return a local path, optionally with a scheme, as an absolute path; return other values unchanged.
 
     Args:
-        value: what the file says.
-        folder: where `./` and `../` begin.
-        here: where all other relative paths begin.
+        value: value in the file.
+        folder: base of `./` and `../`.
+        here: base of all other relative paths.
     """
     local = _LOCAL.match(value) if isinstance(value, str) else None
     if not local:
         return value
     base = folder if local["dots"] else here
-    absolute = os.path.normpath(base.resolve() / local["rest"])  # a link at the end stays a link
+    absolute = os.path.normpath(base.resolve() / local["rest"])  # a final symlink is not resolved
     return f"{local['scheme']}{absolute}"
 
 
@@ -185,12 +185,12 @@ def read(file: File) -> MarkedTree:
 
 
 def parse(text: str, name: str) -> MarkedTree:
-    """Return the tree of a YAML text; `name` is what errors call it. Raises ConfigError as `read` does."""
+    """Return the tree of a YAML text; errors refer to it as `name`. Raises ConfigError like `read`."""
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
-            found = "is empty" if node is None else "holds no mapping"
+            found = "is empty" if node is None else "is not a mapping"
             raise ConfigError(f"{name} {found}: an experiment has `metadata:` and `spec:`")
         walk = _Walk(name)
         walk.marks[()] = Mark(name, 1)
@@ -226,7 +226,7 @@ def set_value(setting: str) -> MarkedTree:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe types, with numbers as everybody writes them: `2e-4` is one."""
+    """Safe YAML loader that also parses numbers such as `2e-4`."""
 
 
 _Loader.add_implicit_resolver(
@@ -237,7 +237,7 @@ _Loader.add_implicit_resolver(
 
 
 class _Walk:
-    """Goes through a document's nodes: notes where each value stands, and the keys that stand there twice."""
+    """Walks a document's nodes, recording the location of each value and duplicate keys."""
 
     def __init__(self, name: str) -> None:
         self.marks: dict[Path, Mark] = {}
@@ -288,7 +288,7 @@ class _Walk:
 
 
 def _validated(tree: Mapping[str, Any]) -> tuple[ScanExperiment | None, list[Problem]]:
-    """Validate `tree`; when it is wrong, also what is left without the wrong values, to check that too."""
+    """Validate `tree`; if it is invalid, also validate it without the invalid values for further checks."""
     try:
         return ScanExperiment.model_validate(tree, by_alias=True, by_name=False), []
     except ValidationError as error:
@@ -312,12 +312,12 @@ def _unknown_metadata(tree: Mapping[str, Any]) -> list[Problem]:
 def sentences(
     problems: Sequence[Problem], marks: Mapping[Path, Mark], whole: str = "the experiment"
 ) -> list[str]:
-    """Return the problems as sentences, in the order of the files and of the lines in them.
+    """Return the problems as sentences, sorted by file and line.
 
     Args:
-        problems: what is wrong.
-        marks: where each value stands.
-        whole: what the tree is called where no value of it is meant.
+        problems: the problems.
+        marks: location of each value.
+        whole: name of the tree, for problems without a path.
     """
     placed: list[tuple[int, int, str]] = []
     for problem in problems:

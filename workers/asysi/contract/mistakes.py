@@ -1,4 +1,4 @@
-"""Mistakes in an experiment as sentences: what is wrong with a value, and which key was probably meant."""
+"""Describes mistakes in an experiment: what is wrong with a value, and which key was probably meant."""
 
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
@@ -34,7 +34,7 @@ _PATTERNS = {
 
 
 def problem_of(detail: ErrorDetails, root: type[BaseModel] = ScanExperiment) -> Problem:
-    """Return what pydantic found in a tree of `root` as a problem with a sentence of ours."""
+    """Convert a pydantic error in a tree of `root` to a problem with our own message."""
     path: Path = tuple(step for step in detail["loc"] if step != "[key]")
     kind, given, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind == "extra_forbidden":
@@ -55,7 +55,7 @@ def problem_of(detail: ErrorDetails, root: type[BaseModel] = ScanExperiment) -> 
 
 
 def unknown_key(path: Path, root: type[BaseModel] = ScanExperiment) -> Problem:
-    """Return the problem of a key that no part knows, with the key that was probably meant."""
+    """Return the problem of an unknown key, with a suggestion."""
     key = str(path[-1])
     part = part_at(root, path[:-1])
     siblings = [info.alias or name for name, info in part.model_fields.items()] if part else []
@@ -66,7 +66,7 @@ def unknown_key(path: Path, root: type[BaseModel] = ScanExperiment) -> Problem:
 
 
 def shown(value: Any) -> str:
-    """Return a value as an error names it, cut to a line."""
+    """Return a value formatted for error messages, truncated to one line."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -86,12 +86,12 @@ def _unknown_of(key: str, known: list[str]) -> str:
 
 
 def _words(expected: str) -> list[str]:
-    """Return the words of pydantic's `'a', 'b' or 'c'`."""
+    """Return the words in pydantic's `'a', 'b' or 'c'`."""
     return [word.strip("'") for word in expected.replace(" or ", ", ").split(", ")]
 
 
 def _nearest(word: str, known: list[str]) -> str | None:
-    """Return the known word closest to `word`, whatever its case and underscores."""
+    """Return the known word closest to `word`, ignoring case and underscores."""
     folded = {name.lower(): name for name in known}
     near = get_close_matches(word.lower().replace("_", "").replace("-", ""), folded, n=1, cutoff=0.6)
     return folded[near[0]] if near else None

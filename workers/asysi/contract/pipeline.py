@@ -1,6 +1,6 @@
-"""The spec of a pipeline: the file that `asysi pipeline run` reads, and the source of its reference page.
+"""The spec of a pipeline: the file for `asysi pipeline run`, and the source of its reference page.
 
-What it has in common with `spec.data.pipeline` of an experiment is `asysi.contract.spec.Pipeline`.
+`asysi.contract.spec.Pipeline` has the fields shared with `spec.data.pipeline` of an experiment.
 """
 
 from typing import Annotated, Literal
@@ -16,17 +16,16 @@ class PipelineFile(Pipeline):
     pipeline_id: PipelineName
     """Name of the pipeline, unique among those that share a `basePath`."""
     input_uri: Uri
-    """Where rows come from: `jsonl://`, `csv://` or `parquet://` and a path (also a glob) or any fsspec
-    URL."""
+    """Input rows: `jsonl://`, `csv://` or `parquet://` followed by a path, a glob or any fsspec URL."""
     output_uri: Uri
-    """Where the last operator's rows go."""
+    """Output of the last operator."""
     base_path: Uri = "tmp"
-    """Folder of everything that has no name of its own."""
+    """Base folder of all files without an explicit path."""
     results_dir: Uri | None = None
-    """Folder of image, checkpoint and ledger; unset takes the pipeline's name in `basePath`."""
+    """Folder of image, checkpoint and ledger; defaults to a folder with the pipeline's name in `basePath`."""
     log_dir: Uri = "logs"
     """Folder of `platform.log`."""
     default_protocol: Literal["jsonl://", "csv://", "parquet://", "memory://"] = "jsonl://"
-    """Protocol of the buses between the nodes."""
+    """Protocol of the buses between nodes."""
     protocol_prefix: Annotated[str, Field(max_length=253)] = ""
-    """Put before the names of the buses between the nodes."""
+    """Prefix of the names of the buses between nodes."""

@@ -10,13 +10,13 @@ _SUFFIX = {
     "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40,
 }  # fmt: skip
 PATTERN = r"^([0-9]*[1-9][0-9]*(\.[0-9]+)?|0+\.[0-9]*[1-9][0-9]*)(k|M|G|T|Ki|Mi|Gi|Ti)?$"
-"""More than nothing: to Kubernetes a limit of 0 is none."""
+"""Greater than zero: Kubernetes treats a limit of 0 as no limit."""
 
 
 def parse_bytes(quantity: str) -> int:
-    """Return the number of bytes that a memory quantity names.
+    """Return the number of bytes of a memory quantity.
 
-    Raises ValueError when the text is not a quantity.
+    Raises ValueError if the text is not a quantity.
     """
     match = re.fullmatch(PATTERN, quantity)
     if match is None:
@@ -29,7 +29,7 @@ def parse_bytes(quantity: str) -> int:
 
 
 def format_bytes(count: int) -> str:
-    """Return the largest binary unit that writes `count` (bytes, >= 0) without a fraction."""
+    """Return `count` (bytes, >= 0) as a quantity in the largest binary unit without a fraction."""
     for suffix in ("Ti", "Gi", "Mi", "Ki"):
         if count and count % _SUFFIX[suffix] == 0:
             return f"{count // _SUFFIX[suffix]}{suffix}"
@@ -37,7 +37,7 @@ def format_bytes(count: int) -> str:
 
 
 def same_amount(one: str, other: str) -> bool:
-    """Whether two texts are quantities of one amount: `1Gi` and `1024Mi`."""
+    """Return whether two texts are quantities of the same amount, such as `1Gi` and `1024Mi`."""
     try:
         return parse_bytes(one) == parse_bytes(other)
     except ValueError:
@@ -50,4 +50,4 @@ def _checked(quantity: str) -> str:
 
 
 Memory = Annotated[str, Field(pattern=PATTERN, max_length=16), AfterValidator(_checked)]
-"""A memory quantity as Kubernetes writes it."""
+"""A memory quantity in Kubernetes notation."""

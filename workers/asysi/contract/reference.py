@@ -1,4 +1,4 @@
-"""The reference page of the spec, made from the models."""
+"""Generates the reference page of the spec from the models."""
 
 import json
 from collections.abc import Iterator
@@ -19,8 +19,9 @@ _INTRODUCTION = """\
 
 <!-- Generated from asysi.contract by `python -m asysi.contract.generate`. Do not edit. -->
 
-One file says which model to watch, where, and what to do with what is seen. The same file runs as processes
-on one machine (`asysi run scan.yaml`) and as a pod on a cluster (`kubectl apply -f scan.yaml`). The shortest:
+One file defines which model to observe, at which hook points, and how to process the activations. The same
+file runs as processes on one machine (`asysi run scan.yaml`) and as a pod on a cluster
+(`kubectl apply -f scan.yaml`). Minimal example:
 
 ```yaml
 apiVersion: asysi.dev/v1alpha1
@@ -33,14 +34,14 @@ spec:
   capture: {hookPoints: ["encoder.layer.*.output"]}
 ```
 
-- **Several files**: `asysi run -f base.yaml -f profile.yaml` merges mappings key by key; later files win;
-  lists are replaced as a whole; `null` unsets a field.
-- **Relative paths** in `model.uri`, `model.tokenizer`, `data.uri` and `output.uri` begin at the current
-  folder; those that begin with `./` or `../` (`file://./model`) are relative to the folder of the file that
-  states them.
-- **Types are strict**, as the API server's are: `"8"` is not a number.
-- **Unknown keys are errors** that name the nearest known key. What is marked *not available yet* is
-  refused by name, never ignored.
+- **Several files**: `asysi run -f base.yaml -f profile.yaml` merges mappings key by key; later files take
+  precedence; lists are replaced as a whole; `null` unsets a field.
+- **Relative paths** in `model.uri`, `model.tokenizer`, `data.uri` and `output.uri` are relative to the
+  current folder; paths that begin with `./` or `../` (`file://./model`) are relative to the folder of the
+  file that contains them.
+- **Types are strict**, as in the API server: `"8"` is not a number.
+- **Unknown keys are errors**; the message suggests the closest known key. Features marked *not available
+  yet* are rejected by name, never ignored.
 - A **memory quantity** is a number with `Ki`, `Mi`, `Gi` or `Ti` (or `k`, `M`, `G`, `T`).
 """
 
@@ -49,8 +50,8 @@ _PIPELINE = """\
 
 <!-- Generated from asysi.contract by `python -m asysi.contract.generate`. Do not edit. -->
 
-What `asysi pipeline run FILE` reads; `pipeline` below is the file itself. How it behaves is told in
-[the pipeline's page](../pipeline.md). The shortest:
+The file for `asysi pipeline run FILE`; `pipeline` below is the file itself.
+[The pipeline's page](../pipeline.md) describes its behaviour. Minimal example:
 
 ```yaml
 pipelineId: clean
@@ -60,10 +61,10 @@ operators:
   - {operator: "cleaning:Clean"}
 ```
 
-- **Relative paths** begin at the current folder; those that begin with `./` or `../` (`jsonl://./raw.jsonl`)
-  are relative to the folder of the file.
-- **Types are strict**, and **unknown keys are errors** that name the nearest known key.
-- `--set PATH=VALUE` sets one field over the file: `--set batchSize=10`, `--set writer.fsync=false`.
+- **Relative paths** are relative to the current folder; paths that begin with `./` or `../`
+  (`jsonl://./raw.jsonl`) are relative to the folder of the file.
+- **Types are strict**, and **unknown keys are errors**; the message suggests the closest known key.
+- `--set PATH=VALUE` overrides one field of the file: `--set batchSize=10`, `--set writer.fsync=false`.
 """
 
 
@@ -71,13 +72,13 @@ def reference_page() -> str:
     """Return the reference of spec and status as Markdown."""
     sections = [_INTRODUCTION, *_parts(ScanExperiment, "")]
     sections.append(f"## Rules between fields\n\n{_rules()}\n")
-    sections.append("# Status\n\nWhat `kubectl get scanx -o yaml` shows under `status`.\n")
+    sections.append("# Status\n\nThe `status` section of `kubectl get scanx -o yaml`.\n")
     sections += _parts(Status, "status.")
     return "\n".join(sections)
 
 
 def pipeline_page() -> str:
-    """Return the reference of a pipeline's file as Markdown."""
+    """Return the reference of a pipeline file as Markdown."""
     return "\n".join([_PIPELINE, *_parts(PipelineFile, "pipeline.")])
 
 

@@ -1,4 +1,4 @@
-"""Where the rows of an experiment are: its input itself, or what its pipeline makes of it."""
+"""Locates the rows of an experiment: its input, or the output of its pipeline."""
 
 from pathlib import Path, PurePosixPath
 
@@ -10,30 +10,30 @@ from asysi.contract.spec import Data, DataPipeline, Pipeline, ScanExperiment
 
 ROWS = "rows.jsonl"
 _ELSEWHERE = frozenset(DataPipeline.model_fields) - frozenset(Pipeline.model_fields) | {"budget"}
-"""Fields that change where a pipeline runs, or how long it may, but no row: it goes on where it was."""
+"""Fields that affect where or how long a pipeline runs but not its rows; changing them allows resuming."""
 
 
 def pipeline_folder(data: Data) -> PurePosixPath:
-    """Return the folder of a pipeline's files below the output. Another input or pipeline has another."""
+    """Return the folder of a pipeline's files in the output, unique for its input and configuration."""
     content = canonical_data(data)["pipeline"]
     made = {key: value for key, value in content.items() if key not in _ELSEWHERE}
     return PIPELINE_FOLDER / digest([data.uri, made])
 
 
 def read_rows(data: Data, output: Path) -> Data:
-    """Return what the model reads: the data with its rows in the place of the pipeline's input."""
+    """Return the data with the URI of the rows that the model reads instead of the pipeline's input."""
     return data.model_copy(update={"uri": rows_uri(data, output)})
 
 
 def rows_uri(data: Data, output: Path) -> str:
-    """Return the URI of what the model reads.
+    """Return the URI of the rows that the model reads.
 
     Args:
-        data: the spec's.
+        data: the spec's data.
         output: folder of the results.
 
     Raises:
-        ConfigError: the last operator writes something else than JSON lines.
+        ConfigError: the last operator does not write JSON Lines.
     """
     if data.pipeline is None:
         return data.uri
@@ -49,7 +49,7 @@ def rows_uri(data: Data, output: Path) -> str:
 
 
 def _below(uri: str, folder: Path) -> str:
-    """Return a URI whose relative path begins at a folder."""
+    """Return a URI with its relative path resolved against a folder."""
     scheme, _, rest = uri.partition("://")
     return (
         uri if rest.startswith("/") or "://" in rest or scheme == "memory" else f"{scheme}://{folder / rest}"
@@ -57,10 +57,10 @@ def _below(uri: str, folder: Path) -> str:
 
 
 def pipeline_file(experiment: ScanExperiment, output: Path) -> PipelineFile:
-    """Return the experiment's pipeline as `asysi pipeline run` would be given it.
+    """Return the experiment's pipeline as a file for `asysi pipeline run`.
 
     Args:
-        experiment: one with a pipeline.
+        experiment: an experiment with a pipeline.
         output: folder of the results.
     """
     data = experiment.spec.data

@@ -1,4 +1,4 @@
-"""Rules that hold between fields, once for Python and once for the API server."""
+"""Validation rules across fields, both for Python and for the API server (CEL)."""
 
 import re
 from collections import Counter
@@ -11,9 +11,9 @@ from asysi.contract.spec import LABEL_NAME, Model, Positions, SaeTrain, Sampling
 from asysi.contract.workloads import PARTS, WORKLOADS
 
 PREPARE_HEAP = 512 * 2**20
-"""Bytes that prepare needs besides the rings: the interpreter, torch, the model's structure."""
+"""Memory that prepare needs besides the rings: the interpreter, torch, the model's structure."""
 HEAP = 256 * 2**20
-"""Bytes that any process needs beside the rings, at the least: an interpreter with its libraries."""
+"""Minimum memory that any process needs besides the rings: an interpreter with its libraries."""
 _OURS = "ASYSI_"
 _TAKEN = ("HOME", "HF_HOME", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "JOB_COMPLETION_INDEX")
 _PACKED = "[.](gz|bz2|xz|zst)$"
@@ -21,30 +21,30 @@ _PACKED = "[.](gz|bz2|xz|zst)$"
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with an experiment."""
+    """A problem with an experiment."""
 
     path: Path
-    """Where: keys as the file writes them, and indices."""
+    """Path of the value: keys as in the file, and list indices."""
     text: str
-    """What is wrong and what to do, as the rest of a sentence that begins with the path."""
+    """What is wrong and what to do; continues a sentence that begins with the path."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule between fields."""
+    """A validation rule across fields."""
 
     at: str
-    """Path of the part that the rule is about."""
+    """Path of the part that the rule validates."""
     cel: str
-    """The rule for the API server; `self` is the part."""
+    """The CEL rule for the API server; `self` is the part."""
     message: str
-    """What the API server says. The Python side says more."""
+    """Message of the API server. The Python check gives more detail."""
     check: Callable[[Spec], Iterator[Problem]]
-    """Yields what is wrong."""
+    """Yields the problems."""
 
 
 def rule_problems(spec: Spec) -> list[Problem]:
-    """Return what is wrong between the fields of `spec`, in the order of RULES."""
+    """Return the violations of rules in `spec`, in the order of RULES."""
     return [problem for rule in RULES for problem in rule.check(spec)]
 
 
@@ -56,7 +56,7 @@ def _one_workload(spec: Spec) -> Iterator[Problem]:
 
 
 def _reads_data(name: str) -> Rule:
-    """Return the rule that a workload which reads text has data."""
+    """Return the rule that a workload that reads text requires data."""
 
     def check(spec: Spec) -> Iterator[Problem]:
         if getattr(spec.workload, PARTS[name]) is not None and spec.data is None:
@@ -80,9 +80,7 @@ def _rates_are_ordered(spec: Spec) -> Iterator[Problem]:
 def _positions_are_counted(spec: Spec) -> Iterator[Problem]:
     positions: Positions = spec.capture.positions
     if (positions.mode == "random") != (positions.count is not None):
-        yield Problem(
-            ("spec", "capture", "positions", "count"), "goes with `mode: random`, and with nothing else"
-        )
+        yield Problem(("spec", "capture", "positions", "count"), "is only valid with `mode: random`")
 
 
 def _few_enough_fire(spec: Spec) -> Iterator[Problem]:
@@ -150,7 +148,7 @@ def _host_holds_its_shm(spec: Spec) -> Iterator[Problem]:
 
 def _each_limit_holds_a_process(spec: Spec) -> Iterator[Problem]:
     for path, limit in _limits(spec).items():
-        if path[-1] != "host" and parse_bytes(limit) < HEAP:  # the host's holds its /dev/shm too
+        if path[-1] != "host" and parse_bytes(limit) < HEAP:  # the host's limit includes its /dev/shm
             yield Problem(
                 ("spec", *path, "memory"),
                 f"is {limit}; a process needs {format_bytes(HEAP)} at least: raise it",
@@ -163,9 +161,11 @@ def _tolerations_are_whole(spec: Spec) -> Iterator[Problem]:
         if one.key is None and one.operator != "Exists":
             yield Problem((*path, "operator"), "must be Exists where no key is given: give a key, or Exists")
         if one.operator == "Exists" and one.value:
-            yield Problem((*path, "value"), "goes with `operator: Equal`: Exists takes any value; drop it")
+            yield Problem(
+                (*path, "value"), "is only valid with `operator: Equal`: Exists matches any value; remove it"
+            )
         if one.toleration_seconds is not None and one.effect != "NoExecute":
-            yield Problem((*path, "tolerationSeconds"), "goes with `effect: NoExecute`, and with no other")
+            yield Problem((*path, "tolerationSeconds"), "is only valid with `effect: NoExecute`")
 
 
 def _inputs_are_distinct(spec: Spec) -> Iterator[Problem]:
@@ -190,14 +190,15 @@ def _a_named_claim_is_as_it_is(spec: Spec) -> Iterator[Problem]:
             if not default:
                 yield Problem(
                     ("spec", "output", field),
-                    f"is of a claim that is made; {output.claim} is yours and stays as it is: drop either",
+                    f"only applies to a created claim; {output.claim} is an existing claim and is not "
+                    "modified: remove either",
                 )
 
 
 def _revision_is_for_the_hub(spec: Spec) -> Iterator[Problem]:
     model: Model = spec.model
     if model.revision is not None and not model.uri.startswith("hf://"):
-        yield Problem(("spec", "model", "revision"), f"is for hf:// models; {model.uri!r} has none")
+        yield Problem(("spec", "model", "revision"), f"is only for hf:// models, not for {model.uri!r}")
 
 
 def _hash_is_for_files(spec: Spec) -> Iterator[Problem]:
@@ -212,7 +213,7 @@ def _separator_is_for_concat(spec: Spec) -> Iterator[Problem]:
     if tokens is not None and tokens.separator_token is not None and tokens.packing != "concat":
         yield Problem(
             ("spec", "data", "tokens", "separatorToken"),
-            f"goes with `packing: concat`; `packing: {tokens.packing}` joins no documents",
+            f"goes with `packing: concat`; `packing: {tokens.packing}` does not join documents",
         )
 
 
@@ -233,7 +234,7 @@ def _keys_are_variables_of_their_own(spec: Spec) -> Iterator[Problem]:
         if ref.key is not None and counts[ref.key] > 1:
             yield Problem(path, f"is {ref.key} {counts[ref.key]} times: each variable has one value")
         elif ref.key is not None and (ref.key.startswith(_OURS) or ref.key in _TAKEN):
-            yield Problem(path, f"is {ref.key}, a variable of ours: give the Secret's key another name")
+            yield Problem(path, f"is {ref.key}, a reserved variable: give the Secret's key another name")
 
 
 def _shards_split_plain_files(spec: Spec) -> Iterator[Problem]:
@@ -262,7 +263,7 @@ def _trainers(spec: Spec) -> list[SaeTrain]:
 
 
 def _limits(spec: Spec) -> dict[tuple[str, ...], str]:
-    """Return the memory limits of the containers that run side by side, by the path below the spec."""
+    """Return the memory limits of the containers that run concurrently, by path within the spec."""
     return {
         ("resources", "host"): spec.resources.host.memory,
         ("resources", "hook"): spec.resources.hook.memory,
@@ -273,7 +274,7 @@ def _limits(spec: Spec) -> dict[tuple[str, ...], str]:
 
 
 _CONTAINERS = {"archive": "archiver"}
-"""Containers that are called otherwise than the part that is about them."""
+"""Containers with a different name than their part of the spec."""
 
 
 def _holds_a_process(part: str) -> str:
@@ -281,7 +282,7 @@ def _holds_a_process(part: str) -> str:
 
 
 def _beside_heap(memory: str) -> str:
-    """Return what a limit leaves beside the process's own heap, in CEL."""
+    """Return a CEL expression for a memory limit minus the process's own heap."""
     return f"quantity({memory}).sub(quantity('{format_bytes(HEAP)}'))"
 
 
@@ -302,7 +303,7 @@ RULES = (
     Rule(
         "spec.capture.positions",
         "(self.mode == 'random') == has(self.count)",
-        "count goes with mode random, and with nothing else",
+        "count is only valid with mode random",
         _positions_are_counted,
     ),
     Rule("spec.sae.train[]", "self.k <= self.latents", "k must not be more than latents", _few_enough_fire),
@@ -357,7 +358,7 @@ RULES = (
         "spec.scheduling",
         f"self.nodeSelector.all(key, key.matches(r'{LABEL_NAME}'))",
         "nodeSelector's keys must be names of labels",
-        lambda _spec: iter(()),  # the models look at keys themselves
+        lambda _spec: iter(()),  # the models validate keys themselves
     ),
     Rule(
         "spec.scheduling.tolerations[]",
@@ -370,14 +371,14 @@ RULES = (
     Rule(
         "spec.inputs",
         "self.all(one, self.exists_one(other, other.claim == one.claim))",
-        "each input is named once",
+        "each input must be listed once",
         _inputs_are_distinct,
     ),
     Rule(
         "spec.output",
         "!has(self.claim) || (!has(self.storageClassName) && self.accessModes == ['ReadWriteOnce']"
         " && self.whenDeleted == 'Delete')",
-        "storageClassName, accessModes and whenDeleted are of a claim that is made: drop them, or claim",
+        "storageClassName, accessModes and whenDeleted only apply to a created claim: remove them, or claim",
         _a_named_claim_is_as_it_is,
     ),
     Rule(
@@ -410,7 +411,7 @@ RULES = (
         + _OURS
         + f"') && !(one.key in {list(_TAKEN)})"
         " && self.secretRefs.exists_one(other, has(other.key) && other.key == one.key)))",
-        "each key of secretRefs is a variable of its own, and none of ours",
+        "each key of secretRefs must be unique, and not a reserved variable",
         _keys_are_variables_of_their_own,
     ),
     Rule(
@@ -426,4 +427,4 @@ RULES = (
         _queues_are_for_consumer_mode,
     ),
 )
-"""Every rule, in the order in which problems are reported."""
+"""All rules, in the order in which problems are reported."""

@@ -1,6 +1,6 @@
-"""The pod's agreement: containers, mounts, environment, ports, exit codes and the folders of the output.
+"""The runtime contract of the pod: containers, mounts, environment, ports, exit codes and output folders.
 
-The manifests render it, the local runner imitates it, the workers live by it.
+The manifests render it, the local runner emulates it, and the workers rely on it.
 """
 
 from enum import IntEnum, StrEnum
@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 
 class Container(StrEnum):
-    """Containers of an experiment in the order in which they start: pipeline in a pod of its own."""
+    """Containers of an experiment in order of start; the pipeline runs in its own pod."""
 
     PIPELINE = "pipeline"
     PREPARE = "prepare"
@@ -27,7 +27,7 @@ MODULES = {
     Container.HOOK: "asysi.hook",
     Container.FINISH: "asysi.finish",
 }
-"""`python -m` of each container but the host, which `contract/workloads.py` knows."""
+"""`python -m` module of each container except the host, which is defined in `contract/workloads.py`."""
 
 PORTS = {
     Container.HOST: 9101,
@@ -40,28 +40,28 @@ PORTS = {
 
 
 class Env(StrEnum):
-    """Environment of every container."""
+    """Environment variables of every container."""
 
     CONFIG = "ASYSI_CONFIG"
     """File with the whole experiment as JSON."""
     SHM = "ASYSI_SHM"
-    """Folder of the rings: `capture/rank-0` and `bus` in it."""
+    """Folder of the rings `capture/rank-0` and `bus`."""
     OUTPUT = "ASYSI_OUTPUT"
     """Folder of the results."""
     WORKSPACE = "ASYSI_WORKSPACE"
-    """Folder that prepare, host and finish share: the model, the matched hook points."""
+    """Folder shared by prepare, host and finish, with the model and the resolved hook points."""
     ATTEMPT = "ASYSI_ATTEMPT"
-    """Number of the attempt, from 0. Where it is not set, prepare takes the next one of the output."""
+    """Number of the attempt, from 0. If unset, prepare allocates the next one of the output."""
     JOB = "ASYSI_JOB"
-    """Identity that the API server has given the Job, where one has."""
+    """UID of the Job assigned by the API server, if any."""
     PORT = "ASYSI_PORT"
-    """Port of the worker's HTTP endpoints; 0 serves none."""
+    """Port of the worker's HTTP endpoints; 0 disables them."""
     TERMINATION = "ASYSI_TERMINATION"
-    """File for the last words of a container (at most 4 KiB), as Kubernetes' termination message."""
+    """File for the container's termination message (at most 4 KiB), as in Kubernetes."""
     MEMORY = "ASYSI_MEMORY"
     """Memory limit of the container in bytes."""
     MODULES = "ASYSI_MODULES"
-    """Folders, separated by colons, in which python:// finds modules that are not installed."""
+    """Colon-separated folders in which python:// finds modules that are not installed."""
 
 
 MOUNTS = {
@@ -70,11 +70,11 @@ MOUNTS = {
     Env.WORKSPACE: PurePosixPath("/workspace"),
     Env.CONFIG: PurePosixPath("/etc/asysi/experiment.json"),
 }
-"""Where the pod mounts them; a local run puts its own folders in their place."""
+"""Mount paths in the pod; a local run uses its own folders instead."""
 
 
 INPUTS = PurePosixPath("/inputs")
-"""Folder below which the claims of `spec.inputs` are mounted."""
+"""Folder in which the claims of `spec.inputs` are mounted."""
 
 
 class Exit(IntEnum):
@@ -83,51 +83,51 @@ class Exit(IntEnum):
     OK = 0
     FAILED = 1
     CONFIG = 2
-    """Bad configuration: trying again cannot help."""
+    """Invalid configuration: not retriable."""
     INTERRUPTED = 130
-    """Ended early and cleanly at the user's wish."""
+    """Stopped early and cleanly at the user's request."""
     KILLED = 137
     TERMINATED = 143
-    """SIGTERM: what was seen is checkpointed."""
+    """SIGTERM: progress is checkpointed."""
 
 
 CAPTURE_RING = PurePosixPath("capture/rank-0")
 BUS_RING = PurePosixPath("bus")
 
-# Folders and files below the output.
+# Folders and files in the output.
 IDENTITY_FILE = PurePosixPath("identity.json")
-"""Whose the folder is: namespace, name, digest of what decides the content, uid."""
+"""Owner of the folder: namespace, name, digest of the fields that determine the content, uid."""
 EXPERIMENT_FILE = PurePosixPath("experiment.yaml")
 LEDGER_FILE = PurePosixPath("ledger.json")
 VERDICT_FILE = PurePosixPath("verdict.json")
-"""The verdict on the books and on the data: level, both conditions, findings, and what was measured."""
+"""The verdict on the ledger and the data: level, both conditions, findings and measurements."""
 REPORT_FILE = PurePosixPath("report.html")
 TIMELINE_FILE = PurePosixPath("timeline.jsonl")
-"""A line a second: time, rate, offered and consumed rows a second, drops, lag and restarts."""
+"""One line per second: time, rate, offered and consumed rows per second, drops, lag and restarts."""
 EVENTS_FILE = PurePosixPath("events.jsonl")
-"""A line for each start, exit, kill and restart of a container: {time (Unix, s), container, event, attempt,
+"""One line per start, exit, kill and restart of a container: {time (Unix, s), container, event, attempt,
 code, reason}. Written by the local runner."""
 SAE_FOLDER = PurePosixPath("sae")
 """`sae/<trainer>/<hook point>/`: SAELens' layout."""
 TRAINING_FILE = PurePosixPath("training.json")
-"""`sae/<trainer>/training.json`: for each hook point its figures, training curve, and why there is no SAE."""
+"""`sae/<trainer>/training.json`: metrics and training curve per hook point, or why there is no SAE."""
 CHECKPOINT_FOLDER = PurePosixPath("checkpoints")
 """`checkpoints/<trainer>.ckpt`: atomic, one per trainer."""
 ARCHIVE_FOLDER = PurePosixPath("archive")
 """`archive/attempt-0000-segment-0000.mscan`, …"""
 HOST_FOLDER = PurePosixPath("host")
-"""`host/progress.json` and `host/seen.json` (what the host saw, by length and position)."""
+"""`host/progress.json` and `host/seen.json` (counts of the tokens read, by length and position)."""
 MODEL_FOLDER = PurePosixPath("model")
-"""The model as the run left it, a Hugging Face folder, where the workload trains it."""
+"""The model after the run as a Hugging Face folder, if the workload trains it."""
 TRAIN_FOLDER = PurePosixPath("train")
 """The run of a training project: checkpoint, weights, `report.json` and `report.html`."""
 WEIGHTS_FOLDER = PurePosixPath("weights")
-"""What the parameters say: `before.csv`, `after.csv`, `difference.csv`, `report.html`, `run_meta.json`."""
+"""Parameter analysis: `before.csv`, `after.csv`, `difference.csv`, `report.html`, `run_meta.json`."""
 PIPELINE_FOLDER = PurePosixPath("pipeline")
 """`pipeline/<digest>/rows.jsonl`, sealed, with the ledgers of its shards and the rows between operators."""
 LOG_FOLDER = PurePosixPath("logs")
 ATTEMPTS_FOLDER = PurePosixPath("attempts")
-"""`attempts/<number>/`: made by prepare, once a number; finish leaves the attempt's ledger in it."""
+"""`attempts/<number>/`: created by prepare, once per number; finish writes the attempt's ledger to it."""
 OUTPUTS = (
     *(EVENTS_FILE, EXPERIMENT_FILE, LEDGER_FILE, REPORT_FILE, VERDICT_FILE, TIMELINE_FILE, IDENTITY_FILE),
     *(
@@ -142,15 +142,15 @@ OUTPUTS = (
     ),
     *(ATTEMPTS_FOLDER, PIPELINE_FOLDER, PurePosixPath(".identity.lock"), PurePosixPath("statistics.json")),
 )
-"""Everything that a run makes at the top of its output folder."""
+"""All top-level files and folders that a run creates in its output folder."""
 
-# Files below the workspace.
+# Files in the workspace.
 ATTEMPT_FILE = PurePosixPath("attempt")
-"""Number of the attempt, as prepare took it."""
+"""Number of the attempt allocated by prepare."""
 POINTS_FILE = PurePosixPath("points.json")
-"""The matched hook points: a list of {path, alias, shape, dtype}."""
+"""The resolved hook points: a list of {path, alias, shape, dtype}."""
 MODEL_FILE = PurePosixPath("model.json")
-"""What prepare resolved: {uri, path, sha256, revision, class_name, tokenizer}."""
+"""The model resolved by prepare: {uri, path, sha256, revision, class_name, tokenizer}."""
 REREAD_FILE = PurePosixPath("reread.safetensors")
 """Rows and tokens of the report's documents, left by a host with a GPU."""
 REREAD_LOCK = PurePosixPath("reread.lock")

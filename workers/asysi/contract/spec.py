@@ -1,7 +1,7 @@
-"""The spec of a `ScanExperiment`: the one source of the CRD, the reference page and the help.
+"""The spec of a `ScanExperiment`: the single source of the CRD, the reference page and the help.
 
-The docstring under a field is its only description. A field that is declared here but whose feature does not
-exist yet is listed in `asysi.contract.available` and refused by name.
+The docstring below a field is its only description. Fields whose feature is not implemented yet are listed in
+`asysi.contract.available` and rejected by name.
 """
 
 from typing import Annotated, Any, Final, Literal
@@ -15,7 +15,7 @@ API_VERSION: Final = "asysi.dev/v1alpha1"
 KIND: Final = "ScanExperiment"
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,50}[a-z0-9])?$", max_length=52)]
-"""A DNS label, short enough for the names made from it."""
+"""A DNS label, short enough for the names derived from it."""
 Glob = Annotated[str, Field(min_length=1, max_length=191)]
 Uri = Annotated[str, Field(min_length=1, max_length=1024)]
 Short = Annotated[str, Field(min_length=1, max_length=253)]
@@ -25,7 +25,7 @@ OBJECT_NAME = f"^{_SUBDOMAIN}$"
 LABEL_NAME = f"^({_SUBDOMAIN}/)?[A-Za-z0-9]([-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?$"
 LABEL_VALUE = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
 ObjectName = Annotated[str, Field(pattern=OBJECT_NAME, max_length=253)]
-"""A name as Kubernetes' objects have it."""
+"""A Kubernetes object name."""
 LabelName = Annotated[str, Field(pattern=LABEL_NAME, max_length=253)]
 """The key of a label or a taint."""
 LabelValue = Annotated[str, Field(pattern=LABEL_VALUE, max_length=63)]
@@ -35,13 +35,13 @@ Labels = Annotated[dict[LabelName, LabelValue], Field(max_length=64)]
 OutputPath = Annotated[
     str, Field(pattern=r"^(\.|[A-Za-z0-9_][-._A-Za-z0-9]*(/[A-Za-z0-9_][-._A-Za-z0-9]*)*)$", max_length=253)
 ]
-"""A relative path that leads nowhere else: no part of it begins with a dot."""
+"""A relative path that stays within its folder: no component begins with a dot."""
 
 
 class Part(BaseModel):
-    """A part of the spec: camelCase in files, snake_case in Python, unknown keys refused, never changed.
+    """A part of the spec: camelCase in files, snake_case in Python, rejects unknown keys, immutable.
 
-    Strict, because the API server is: the text "8" is not a number, `yes` is not a count.
+    Strict, like the API server: the string "8" is not a number, `yes` is not a count.
     """
 
     model_config = ConfigDict(
@@ -57,78 +57,78 @@ class Part(BaseModel):
 
 
 VARIABLE = r"^[A-Za-z_][-._A-Za-z0-9]*$"
-"""Names that both a Secret's key and an environment variable may have."""
+"""Names that are valid both as a key of a Secret and as an environment variable."""
 
 
 class SecretRef(Part):
-    """Names a Secret in the experiment's namespace."""
+    """Reference to a Secret in the experiment's namespace."""
 
     name: ObjectName
     """Name of the Secret."""
     key: Annotated[str, Field(pattern=VARIABLE, max_length=253)] | None = None
-    """Key within the Secret, which becomes the environment variable of that name; without it every key
-    does."""
+    """Key within the Secret, set as the environment variable of that name; if unset, all keys are set."""
 
 
 class Model(Part):
-    """The model to watch."""
+    """The model to observe."""
 
     uri: Uri
-    """Where the model comes from: `hf://owner/name`, `file://folder` (a Hugging Face folder with
-    safetensors), `file://model.gguf` (one GGUF file of an architecture that transformers reads; dequantised
-    when it is loaded) or `python://package.module:factory` (a function that returns the module, or the module
-    and its tokenizer). The function is called without arguments, or with `device=` where it has that
-    parameter: `meta` for the model's structure alone, else the device that the model runs on."""
+    """Location of the model: `hf://owner/name`, `file://folder` (a Hugging Face folder with safetensors),
+    `file://model.gguf` (a GGUF file with an architecture supported by transformers; dequantised on loading)
+    or `python://package.module:factory` (a function that returns the module, or the module and its
+    tokenizer). The function is called without arguments, or with `device=` if it has that parameter: `meta`
+    for the model's structure only, otherwise the device on which the model runs."""
     revision: Short | None = None
     """Git revision of a `hf://` model: a branch, a tag or a commit."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type that the weights are loaded in."""
+    """Dtype of the loaded weights."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)] | None = None
-    """SHA-256 that the weights must have: of the one safetensors or GGUF file, or of the concatenated digests
-    of several in the order of their names."""
+    """Expected SHA-256 of the weights: of a single safetensors or GGUF file, or of the concatenated
+    hexadecimal digests of several files, sorted by name."""
     tokenizer: Uri | None = None
-    """Folder, GGUF file or `hf://` name of the tokenizer when it is not the model's own."""
+    """Folder, GGUF file or `hf://` name of the tokenizer; unset uses the model's own."""
     secret_ref: SecretRef | None = None
     """Secret with the credentials for the model's source."""
 
 
 class Tokens(Part):
-    """How text becomes tokens, and which tokens are data."""
+    """How text is tokenised, and which tokens are data."""
 
     text_field: Short = "text"
-    """Field of a row that holds its text."""
+    """Field of a row that contains its text."""
     context_length: Annotated[int, Field(ge=8, le=1_048_576)] = 128
-    """Tokens a sequence holds at most, special tokens included; longer documents are cut."""
+    """Maximum number of tokens per sequence, including special tokens; longer documents are truncated."""
     packing: Literal["none", "bucket", "concat"] = "bucket"
-    """`none` takes documents in order, `bucket` puts documents of similar length into one batch (less
-    padding, same tokens), `concat` joins documents to full sequences with the separator token between
-    them."""
+    """`none` reads documents in order, `bucket` batches documents of similar length (less padding, same
+    tokens), `concat` concatenates documents into full sequences, with the separator token between
+    documents."""
     prepend_bos: bool | None = None
-    """Whether sequences begin with the BOS token, or CLS where the tokenizer has no BOS; unset does what the
-    tokenizer itself does."""
+    """Whether sequences begin with the BOS token, or CLS if the tokenizer has no BOS; unset follows the
+    tokenizer's default."""
     chat_template: bool = False
-    """Whether rows hold `messages` that the tokenizer's chat template turns into text."""
+    """Whether rows contain `messages` to format with the tokenizer's chat template."""
     separator_token: Short | None = None
-    """Token between documents under `packing: concat`; unset takes the tokenizer's EOS or SEP token."""
+    """Token between documents with `packing: concat`; unset uses the tokenizer's EOS or SEP token."""
     exclude_tokens: Annotated[list[Short], Field(max_length=64)] = ["special", "padding"]
-    """Tokens that are never data: the groups `special` and `padding`, or tokens by their text."""
+    """Tokens that are never data: the groups `special` and `padding`, or individual tokens by their text."""
     special_tokens_in_text: Literal["tokens", "text"] = "tokens"
-    """What becomes of text that spells a special token, as `<|endoftext|>` in a page about language models:
-    `tokens` reads it as that token, as tokenizers do, so that it is data only where `excludeTokens` says so;
-    `text` reads it as ordinary text. Either way it is counted."""
+    """How to treat text that spells a special token, such as `<|endoftext|>` in a page about language models:
+    `tokens` reads it as that token, the default of tokenizers, so that `excludeTokens` decides whether it is
+    data; `text` reads it as ordinary text. Occurrences are counted in both cases."""
     max_norm_multiple: Annotated[float, Field(gt=1, le=10_000)] | None = None
-    """Leaves out tokens whose activation norm exceeds this multiple of the hook point's running median: no
-    autoencoder is trained or measured on them. They are counted for each hook point, and the archive keeps
-    them. 10 is a usual value where the first position of a sequence holds most of the variance."""
+    """Excludes tokens whose activation norm exceeds this multiple of the hook point's running median from
+    training and evaluation of autoencoders. They are counted per hook point and kept in the archive. 10 is a
+    common value if the first position of a sequence holds most of the variance."""
 
 
 class Holdout(Part):
     """Documents that are never trained on."""
 
     share: Annotated[float, Field(ge=0, le=0.5)] = 0.1
-    """Share of the distinct documents that is held out."""
+    """Share of the distinct documents to hold out."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
-    """Seed of the hash that chooses them: a document's fate depends on its text and this seed alone."""
+    """Seed of the hash that selects them; whether a document is held out depends only on its text, the share
+    and this seed."""
 
 
 PipelineName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", max_length=128)]
@@ -139,21 +139,21 @@ Few = Annotated[int, Field(ge=1, le=1024)]
 
 
 class PipelineWriter(Part):
-    """How computed rows reach the disk."""
+    """How output rows are written to disk."""
 
     async_mode: bool = True
-    """Whether a thread of its own writes, so that computing goes on meanwhile."""
+    """Whether a separate thread writes rows while computation continues."""
     queue_size: Annotated[int, Field(ge=1, le=10_000_000)] = 20_000
-    """Computed rows that may wait for the disk; beyond it, computing waits."""
+    """Maximum number of rows waiting to be written; computation blocks when it is reached."""
     flush_batch_size: Annotated[int, Field(ge=1, le=10_000_000)] = 500
-    """Rows gathered before they are written."""
+    """Rows to collect before writing."""
     flush_interval: Annotated[float, Field(gt=0, le=3600)] = 1.0
-    """Seconds after which even a single row is written."""
+    """Seconds after which fewer rows are written."""
     retry_interval: Annotated[float, Field(gt=0, le=60)] = 0.1
-    """Longest time that the writing thread sleeps before it looks at its queue, seconds."""
+    """Maximum seconds that the writer thread sleeps before checking its queue."""
     fsync: bool = True
-    """Whether rows and ledger are on the disk with each commit. Off, they survive a killed process but not a
-    lost machine; either way a resume is exact."""
+    """Whether each commit calls fsync on rows and ledger. If false, they survive a killed process but not a
+    machine failure; resuming is exact in both cases."""
 
 
 class PipelineNode(Part):
@@ -164,96 +164,97 @@ class PipelineNode(Part):
     params: FreeForm = {}
     """Parameters of the operator."""
     name: PipelineName | None = None
-    """Name of the node in files, logs and the ledger; unset takes its place and its operator's name."""
+    """Name of the node in files, logs and the ledger; unset derives it from its index and operator."""
     parallel_size: Few | None = None
-    """Batches in flight at once, on threads; unset takes the pipeline's."""
+    """Batches processed concurrently by threads; unset uses the pipeline's value."""
     batch_size: Annotated[int, Field(ge=1, le=65_536)] | None = None
-    """Source rows in a batch; unset takes the pipeline's."""
+    """Source rows per batch; unset uses the pipeline's value."""
     processes: Few | None = None
-    """Processes that compute, one reading for all of them; unset takes the pipeline's."""
+    """Worker processes, fed by one reader; unset uses the pipeline's value."""
     output_uri: Uri | None = None
-    """Where the node's rows go; unset keeps them in the pipeline's folder. In an experiment a relative path
-    begins there too, and the model reads what the last operator writes: JSON lines."""
+    """Output of the node; unset keeps its rows in the pipeline's folder. In an experiment, relative paths are
+    relative to that folder, and the last operator must write JSON Lines, which the model reads."""
     on_error: OnError | None = None
-    """What becomes of a row that cannot be processed; unset takes the pipeline's."""
+    """How to handle a row that cannot be processed; unset uses the pipeline's value."""
     writer: PipelineWriter | None = None
-    """How the node writes; unset takes the pipeline's."""
+    """How the node writes; unset uses the pipeline's value."""
 
 
 class Pipeline(Part):
     """Operators over rows, and how they run."""
 
     operators: Annotated[list[PipelineNode], Field(min_length=1, max_length=64)]
-    """Nodes in the order in which rows pass them."""
+    """Nodes in processing order."""
     streaming: bool = False
-    """Whether all nodes run at once, each on the rows that the one before has committed."""
+    """Whether all nodes run concurrently, each on the rows committed by the previous node."""
     parallel_size: Few = 1
-    """Batches in flight at once in each node, on threads: for operators that wait."""
+    """Batches processed concurrently by threads in each node; for I/O-bound operators."""
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 1
-    """Source rows in a batch."""
+    """Source rows per batch."""
     processes: Few = 1
-    """Processes that compute in each node, one reading for all of them: for operators that compute."""
+    """Worker processes of each node, fed by one reader; for CPU-bound operators."""
     shards: Few = 1
-    """Parts of the input, by byte ranges of its files, each run by a process with a ledger of its own, and
-    merged at the end: for inputs so large that even one reader is too slow."""
+    """Number of shards of the input, split by byte ranges of its files. Each is run by a process with its own
+    ledger, and the outputs are merged; for inputs too large for a single reader."""
     writer: PipelineWriter = PipelineWriter()
     """How nodes write."""
     on_error: OnError = "fail"
-    """`fail` ends the run at the first row that cannot be processed; `dead_letter` sets such rows aside, for
+    """`fail` stops the run at the first row that cannot be processed; `dead_letter` stores such rows for
     `asysi pipeline redrive`."""
     max_dead_letters: Annotated[int, Field(ge=0, le=100_000_000)] = 1000
-    """Rows that each node may set aside before the run fails."""
+    """Maximum number of dead letters per node before the run fails."""
     budget: Budget = {}
-    """By name of what operators report (`cost`, `total_tokens`), how much may be spent before the run ends
-    cleanly. Of shards, each has its share."""
+    """Limits by name of the usage that operators report (`cost`, `total_tokens`); the run stops cleanly when
+    one is reached. Limits are divided among shards."""
 
 
 class DataPipeline(Pipeline):
-    """A data pipeline that runs before the experiment: on a cluster in a Job of its own, a pod a shard."""
+    """A data pipeline that runs before the experiment; on a cluster in its own Job, one pod per shard."""
 
     parallelism: Few | None = None
-    """Shards that run at once on a cluster; unset runs all."""
+    """Maximum number of shards that run concurrently on a cluster; unset runs all."""
     cpus: Annotated[float, Field(gt=0, le=1024)] = 1.0
-    """CPUs of a shard; whole CPUs are pinned on a node that can."""
+    """CPUs per shard; whole CPUs are pinned if the node supports it."""
     memory: Memory = "1Gi"
-    """Memory of a shard."""
+    """Memory per shard."""
     secret_refs: Annotated[list[SecretRef], Field(max_length=16)] = []
-    """Secrets with the keys of endpoints and stores, as environment variables of the operators. A local run
-    takes its own environment."""
+    """Secrets with credentials for endpoints and stores, set as environment variables of the operators. A
+    local run uses its own environment."""
 
 
 class Data(Part):
-    """What the model reads."""
+    """The data that the model reads."""
 
     uri: Uri
-    """Where the rows are: `jsonl://path`, one JSON object per line; a path, a glob, or any fsspec URL."""
+    """Location of the rows: `jsonl://` followed by a path, a glob or any fsspec URL; one JSON object per
+    line."""
     tokens: Tokens = Tokens()
-    """How text becomes tokens, and which tokens are data."""
+    """How text is tokenised, and which tokens are data."""
     holdout: Holdout = Holdout()
     """Documents that are never trained on."""
     pipeline: DataPipeline | None = None
-    """A data pipeline over the rows of `uri`: the model reads what it makes of them, which stays in
-    `pipeline/` of the output."""
+    """A data pipeline that processes the rows of `uri`; the model reads its output, which is kept in
+    `pipeline/` of the output folder."""
 
 
 class Input(Part):
     """A volume that the experiment reads from."""
 
     claim: ObjectName
-    """PersistentVolumeClaim that exists; its files stand read-only in `/inputs/<claim>`, where prepare, host
-    and finish find them: `file:///inputs/<claim>/model`, `jsonl:///inputs/<claim>/text.jsonl`."""
+    """Existing PersistentVolumeClaim, mounted read-only at `/inputs/<claim>` in prepare, host and finish; use
+    `file:///inputs/<claim>/model` or `jsonl:///inputs/<claim>/text.jsonl`."""
 
 
 class Scan(Part):
     """Runs the model over the data, forward only."""
 
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 32
-    """Sequences in a step."""
+    """Sequences per step."""
     max_samples: Annotated[int, Field(ge=1)] | None = None
-    """Distinct documents to read at most; unset reads all."""
+    """Maximum number of distinct documents to read; unset reads all."""
     passes: Annotated[int, Field(ge=1, le=10_000)] = 1
-    """Times that the training documents are read; each held-out document is read once, an equal share of them
-    in every pass."""
+    """How many times the training documents are read; each held-out document is read once, with an equal
+    share of them in every pass."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     """Seed of the order of batches and of the token sampling."""
     loss: Annotated[str, Field(max_length=256)] = "none"
@@ -288,14 +289,14 @@ class Custom(Part):
 
 
 class Workload(Part):
-    """What runs the model: exactly one of its fields."""
+    """The program that runs the model: exactly one of these fields."""
 
     scan: Scan | None = None
     """Runs the model over the data, forward only."""
     train: Train | None = None
     """Trains the model of a training project."""
     ppo: FreeForm | None = None
-    """Trains the model by PPO."""
+    """Trains the model with PPO."""
     custom: Custom | None = None
     """Runs the user's own program with capture injected."""
 
@@ -304,64 +305,64 @@ class Positions(Part):
     """Which positions of a sequence are captured."""
 
     mode: Literal["all", "last", "random"] = "all"
-    """`all`, the `last` content token of a sequence, or `random` ones."""
+    """`all` positions, the `last` content token of a sequence, or `random` positions."""
     count: Annotated[int, Field(ge=1, le=65_536)] | None = None
-    """Positions a sequence under `random`."""
+    """Positions per sequence with `mode: random`."""
 
 
 class Sampling(Part):
-    """How much is kept when consumers are slower than the model."""
+    """How many tokens to keep if consumers are slower than the model."""
 
     rate: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the tokens kept at most; the consumers' pace lowers it."""
+    """Maximum share of tokens to keep; lowered automatically if consumers are too slow."""
     min_rate: Annotated[float, Field(gt=0, le=1)] = 0.01
-    """Share of the tokens kept at least."""
+    """Minimum share of tokens to keep."""
     unit: Literal["token", "step"] = "token"
-    """What is kept or left out as a whole: single tokens, or whole steps."""
+    """Unit of sampling: individual tokens or whole steps."""
 
 
 class Capture(Part):
-    """What is taken out of the model."""
+    """What to capture from the model."""
 
     hook_points: Annotated[list[Glob], Field(min_length=1, max_length=256)]
     """Globs on the paths of `named_modules()`: `*` stops at a dot, `**` crosses dots, `?` is one
-    character. TransformerLens' names, like `blocks.*.hook_resid_post`, mean the same modules where `asysi
-    check` shows them as an alias. A module that a forward calls several times gives one row per token and
-    call; `#n` behind a glob takes the n-th call alone, from 0, as a hook point of its own."""
+    character. TransformerLens names such as `blocks.*.hook_resid_post` can be used if `asysi check` shows
+    them as aliases. A module called several times per forward pass produces one row per token and call; `#n`
+    after a glob selects only the n-th call, from 0, as a separate hook point."""
     parameters: Annotated[list[Glob], Field(max_length=256)] = []
-    """Globs on parameters whose gradients are taken."""
+    """Globs on parameters whose gradients are captured."""
     kinds: Annotated[
         list[Literal["activations", "gradients", "parameterGradients"]], Field(min_length=1, max_length=3)
     ] = ["activations"]
-    """What is taken at a hook point."""
+    """What to capture at a hook point."""
     positions: Positions = Positions()
     """Which positions of a sequence are captured."""
     sampling: Sampling = Sampling()
-    """How much is kept when consumers are slower than the model."""
+    """How many tokens to keep if consumers are slower than the model."""
     quantization: Literal["none", "bf16", "fp8", "int8"] = "bf16"
-    """How activations travel on the bus and into the archive; int8 has one scale per row."""
+    """Quantisation of activations on the bus and in the archive; int8 has one scale per row."""
     size: Memory = "64Mi"
-    """Memory of the capture ring of a rank; it must hold at least one whole step."""
+    """Memory of the capture ring per rank; must hold at least one whole step."""
 
 
 class Redis(Part):
     """The Redis of CONSUMER mode."""
 
     url: Uri | None = None
-    """Address of a Redis that exists."""
+    """Address of an existing Redis."""
     secret_ref: SecretRef | None = None
-    """Secret that holds the address."""
+    """Secret with the address."""
     managed: bool = False
     """Whether the operator runs a Redis for this experiment."""
 
 
 class Bus(Part):
-    """The ring, or the queue, between hook and consumers."""
+    """The ring or queue between the hook and the consumers."""
 
     shards: Annotated[int, Field(ge=1, le=64)] = 2
     """Independent rings; a hook point always uses the same one."""
     size: Memory = "128Mi"
-    """Memory of all shards together."""
+    """Total memory of all shards."""
     redis: Redis | None = None
     """The Redis of CONSUMER mode."""
 
@@ -370,19 +371,19 @@ class Buffer(Part):
     """The mixing buffer: rows leave it in random order."""
 
     batches: Annotated[int, Field(ge=1, le=65_536)] = 64
-    """Batches it holds at least."""
+    """Minimum capacity in batches."""
     sequences: Annotated[int, Field(ge=1, le=1_048_576)] = 1000
-    """Sequences it holds at least; the larger of the two counts."""
+    """Minimum capacity in sequences; the larger of the two minimums applies."""
     memory: Memory = "256Mi"
-    """Memory of all mixing buffers of a trainer; the cap wins over both counts."""
+    """Memory limit of all mixing buffers of a trainer; takes precedence over both minimums."""
 
 
 class AuxK(Part):
     """The auxiliary loss that revives dead latents (Gao et al. 2024, arXiv 2406.04093, appendix A.2)."""
 
     k: Annotated[int, Field(ge=0, le=65_536)] | None = None
-    """Dead latents that rebuild the residual; unset takes half the width of the activation; 0 turns it
-    off."""
+    """Number of dead latents that reconstruct the residual; unset uses half the activation width; 0 disables
+    the loss."""
     coefficient: Annotated[float, Field(ge=0, le=1)] = 1 / 32
     """Weight of the auxiliary loss."""
     dead_after: Annotated[int, Field(ge=1)] = 20_000
@@ -390,16 +391,16 @@ class AuxK(Part):
 
 
 class Stop(Part):
-    """When training ends before the stream does."""
+    """When to stop training before the end of the stream."""
 
     tokens: Annotated[int, Field(ge=1)] | None = None
-    """Tokens trained on at most."""
+    """Maximum number of tokens to train on."""
     fvu: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Held-out FVU at which training ends."""
+    """Held-out FVU at which training stops."""
 
 
 class SaeTrain(Part):
-    """One trainer: a sparse autoencoder for each of its hook points."""
+    """A trainer with one sparse autoencoder per hook point."""
 
     name: Name = "topk"
     """Name of the trainer and of its folder in the output."""
@@ -410,23 +411,23 @@ class SaeTrain(Part):
     latents: Annotated[int, Field(ge=2, le=1_048_576)] = 1024
     """Number of latents."""
     k: Annotated[int, Field(ge=1, le=65_536)] = 32
-    """Latents that fire for a token."""
+    """Number of latents that fire per token."""
     lr: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Peak of Adam's learning rate. Unset takes 2e-3 / sqrt(latents / 16384) when the run's length is known,
-    for then it falls linearly to 0, and a tenth of that when it is not."""
+    """Peak learning rate of Adam. Unset uses 2e-3 / sqrt(latents / 16384) if the run's length is known, as it
+    then decays linearly to 0, and a tenth of that otherwise."""
     batch: Annotated[int, Field(ge=1, le=1_048_576)] = 512
-    """Rows in a training step."""
+    """Rows per training step."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     """Seed of the initial weights and of the mixing buffer."""
     buffer: Buffer = Buffer()
     """The mixing buffer: rows leave it in random order."""
     normalisation: Literal["none", "expectedNorm"] = "expectedNorm"
-    """`expectedNorm` scales activations to a mean norm of sqrt(width), estimated on the first tokens, then
-    frozen and folded into the weights at export."""
+    """`expectedNorm` scales activations to a mean norm of sqrt(width); the factor is estimated on the first
+    tokens, then frozen, and folded into the weights at export."""
     auxk: AuxK = AuxK()
     """The auxiliary loss that revives dead latents."""
     stop: Stop = Stop()
-    """When training ends before the stream does."""
+    """When to stop training before the end of the stream."""
     checkpoint_seconds: Annotated[int, Field(ge=1, le=86_400)] = 15
     """Seconds between checkpoints."""
 
@@ -440,9 +441,9 @@ class Sae(Part):
     """Training of sparse autoencoders on the live stream."""
 
     enabled: bool = True
-    """Whether any are trained; false is the same as `sae: null`, which `kubectl apply` does not pass on."""
+    """Whether to train autoencoders; false is equivalent to `sae: null`, which `kubectl apply` drops."""
     cpus: Annotated[float, Field(gt=0, le=1024)] = 1.0
-    """CPUs of the container; whole CPUs are pinned on a node that can."""
+    """CPUs of the container; whole CPUs are pinned if the node supports it."""
     memory: Memory = "3Gi"
     """Memory of the container."""
     gpus: Annotated[int, Field(ge=0, le=1)] = 0
@@ -453,16 +454,16 @@ class Sae(Part):
     has, `nvidia.com/gpu.shared` (time slices, MPS) or `nvidia.com/mig-1g.10gb` a part of one, where the
     cluster's device plugin offers it. A local run takes the first device that it sees."""
     train: Annotated[list[SaeTrain], Field(min_length=1, max_length=16)] = [SaeTrain()]
-    """Trainers, all fed from one stream."""
+    """Trainers, all reading the same stream."""
 
 
 class Archive(Part):
     """Writing the stream to `.mscan` files."""
 
     enabled: bool = True
-    """Whether the stream is archived."""
+    """Whether to archive the stream."""
     tensors: bool = True
-    """Whether payloads are archived beside the metrics of every row."""
+    """Whether to archive payloads in addition to the metrics of every row."""
     compression: Literal["none", "zstd", "lz4"] = "none"
     """Compression of chunks: lz4 is faster, zstd smaller. Bytes of 16 and 32-bit activations are shuffled
     first."""
@@ -484,13 +485,13 @@ class Weights(Part):
     """Analysis of the parameters."""
 
     enabled: bool = False
-    """Whether the parameters are analysed."""
+    """Whether to analyse the parameters."""
     when: Annotated[list[Literal["before", "after"]], Field(max_length=2)] = ["before", "after"]
-    """Whether before the run, after it, or both."""
+    """When to analyse them: before the run, after it, or both."""
 
 
 class Finish(Part):
-    """What is looked at once the stream has ended."""
+    """Analysis after the stream has ended."""
 
     max_tokens: Annotated[int, Field(ge=256, le=10_000_000)] = 20_000
     """Tokens that the report reads again at most, held-out documents first. Their activations may take a
@@ -499,63 +500,63 @@ class Finish(Part):
     """Seconds that this reading may take. No forward begins that would end later, and at least one is run;
     the report says how many tokens were read, and why no more."""
     splice_tokens: Annotated[int, Field(ge=0, le=10_000_000)] = 20_000
-    """Tokens that may run through a language model, all forwards together, to measure the cross-entropy of
-    the next token with each SAE spliced in; 0 measures none."""
+    """Maximum number of tokens, over all forward passes of a language model, for measuring the next-token
+    cross-entropy with each SAE spliced in; 0 disables the measurement."""
     splice_seconds: Annotated[int, Field(ge=1, le=86_400)] = 20
     """Seconds that these forwards may take, on the CPU; fewer documents are read where they would take
     longer."""
 
 
 class Output(Part):
-    """Where results go."""
+    """Where to write the results."""
 
     uri: Uri | None = None
-    """Folder of a local run, plain or as `file://folder`; unset takes `runs/<name>`. In a pod the claim holds
-    the results."""
+    """Folder of a local run, as a path or `file://folder`; unset uses `runs/<name>`. In a pod, results are
+    written to the claim."""
     claim: ObjectName | None = None
-    """PersistentVolumeClaim that results are written to; unset makes one, as the next four fields say."""
+    """Existing PersistentVolumeClaim for the results; unset creates one according to the next four fields."""
     size: Memory = "10Gi"
-    """Size of the claim that is made when none is given."""
+    """Size of the created claim."""
     storage_class_name: ObjectName | None = None
-    """StorageClass of the claim that is made; unset takes the cluster's default class."""
+    """StorageClass of the created claim; unset uses the cluster's default class."""
     access_modes: Annotated[
         list[Literal["ReadWriteOnce", "ReadWriteOncePod", "ReadWriteMany"]], Field(min_length=1, max_length=3)
     ] = ["ReadWriteOnce"]
-    """Access modes of the claim that is made. With `ReadWriteMany` the shards of a pipeline may run on
-    several nodes."""
+    """Access modes of the created claim. With `ReadWriteMany`, the shards of a pipeline can run on several
+    nodes."""
     when_deleted: Literal["Delete", "Retain"] = "Delete"
-    """What becomes of the claim that is made when the experiment is deleted: `Delete` removes it with all
-    results, `Retain` leaves it. An experiment of the same name that is created later finds a retained claim,
-    and never deletes it. May be changed at any time."""
+    """What happens to the created claim when the experiment is deleted: `Delete` deletes it with all results,
+    `Retain` keeps it. An experiment created later with the same name reuses a retained claim and never
+    deletes it. Can be changed at any time."""
     path: OutputPath | None = None
-    """Folder of the results on the claim, `.` for its root. Unset takes the experiment's name on a named
-    claim, so that experiments can share it, and the root of the claim that is made. In a local run it is
-    below `uri`, or below `runs`."""
+    """Folder of the results on the claim, `.` for its root. Unset uses the experiment's name on a named
+    claim, so that experiments can share it, and the root of a created claim. In a local run it is relative
+    to `uri`, or to `runs`."""
     when_full: Literal["stop", "continue"] = "stop"
-    """What the model does when there is no room left for results: `stop` ends it with exit code 1,
-    `continue` lets it run to its end. Either way the run fails, and what is checkpointed stands."""
+    """What the host does when there is no space left for results: `stop` exits with code 1, `continue` runs
+    to the end. In both cases the run fails, and existing checkpoints are kept."""
     resume: bool = False
-    """Whether to continue an unfinished experiment of the same name and content in that folder although it is
-    not known to be gone. Not needed for the experiment's own attempts, nor after it was deleted and created
-    anew."""
+    """Whether to continue an unfinished experiment with the same name and content in that folder although it
+    might still be running. Not needed for the experiment's own attempts, or after it was deleted and
+    recreated."""
     secret_ref: SecretRef | None = None
     """Secret with the credentials for the output."""
 
 
 class Resources(Part):
-    """What a container gets: request and limit are the same."""
+    """Resources of a container; requests equal limits."""
 
     cpus: Annotated[float, Field(gt=0, le=1024)] = 0.25
-    """CPUs; whole CPUs are pinned on a node that can."""
+    """CPUs; whole CPUs are pinned if the node supports it."""
     memory: Memory = "1Gi"
     """Memory limit."""
 
 
 class HostResources(Resources):
-    """What the host gets."""
+    """Resources of the host."""
 
     cpus: Annotated[float, Field(gt=0, le=1024)] = 1.0
-    """CPUs; whole CPUs are pinned on a node that can."""
+    """CPUs; whole CPUs are pinned if the node supports it."""
     memory: Memory = "4Gi"
     """Memory limit."""
     gpus: Annotated[int, Field(ge=0, le=16)] = 0
@@ -565,82 +566,82 @@ class HostResources(Resources):
 
 
 class HookResources(Resources):
-    """What the hook sidecar gets."""
+    """Resources of the hook sidecar."""
 
     cpus: Annotated[float, Field(gt=0, le=1024)] = 1.0
     """CPUs; whole CPUs are pinned on a node that can, and as many threads convert rows."""
 
 
 class PrepareResources(Resources):
-    """What the init container gets."""
+    """Resources of the init container."""
 
     cpus: Annotated[float, Field(gt=0, le=1024)] = 1.0
-    """CPUs; whole CPUs are pinned on a node that can."""
+    """CPUs; whole CPUs are pinned if the node supports it."""
     memory: Memory = "2Gi"
-    """Memory limit; the rings are created here and count towards it."""
+    """Memory limit; includes the rings, which are created here."""
 
 
 class FinishResources(Resources):
-    """What the container that writes ledger and report gets."""
+    """Resources of the container that writes the ledger and the report."""
 
     memory: Memory = "2Gi"
     """Memory limit."""
 
 
 class Binding(Part):
-    """Binding of local processes to processors."""
+    """Binding of local processes to CPUs."""
 
     cpus: dict[
         Literal["host", "hook", "sae", "archiver", "prepare", "finish"],
         Annotated[str, Field(pattern=r"^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$", max_length=64)],
     ] = {}
-    """Processors of each container in a local run, as in `taskset -c`: `0`, `0-3`, `1,3`."""
+    """CPUs of each container in a local run, as in `taskset -c`: `0`, `0-3`, `1,3`."""
     numa: Annotated[int, Field(ge=0, le=255)] | None = None
     """NUMA node that the rings are bound to."""
 
 
 class AllResources(Part):
-    """What each container gets."""
+    """Resources of each container."""
 
     host: HostResources = HostResources()
     """The model's container."""
     hook: HookResources = HookResources()
     """The hook sidecar."""
     prepare: PrepareResources = PrepareResources()
-    """The init container that fetches the model and creates the rings; its memory holds the rings too."""
+    """The init container that downloads the model and creates the rings; its memory includes the rings."""
     finish: FinishResources = FinishResources()
-    """The container that writes ledger and report."""
+    """The container that writes the ledger and the report."""
     binding: Binding = Binding()
-    """Binding of local processes to processors."""
+    """Binding of local processes to CPUs."""
     workspace: Memory = "50Gi"
-    """Disk of the node that the pod's workspace may take, in a pod: models fetched from `hf://` lie there. A
-    pod that takes more is evicted."""
+    """Limit of the node's disk space for the pod's workspace, which stores models downloaded from `hf://`. A
+    pod that exceeds it is evicted."""
 
 
 class Consumers(Part):
     """The consumers of CONSUMER mode."""
 
     replicas: Annotated[int, Field(ge=1, le=256)] = 1
-    """Pods that share the streams."""
+    """Number of pods that share the streams."""
 
 
 class Toleration(Part):
-    """A taint that the pod tolerates, as Kubernetes writes it."""
+    """A toleration of the pod, as in Kubernetes."""
 
     key: LabelName | None = None
     """Key of the taint; unset matches every key, with `operator: Exists`."""
     operator: Literal["Exists", "Equal"] = "Equal"
-    """Whether the value counts."""
+    """Relationship of key and value: `Exists` matches any value."""
     value: LabelValue | None = None
     """Value of the taint."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
     """Effect of the taint; unset matches all."""
     toleration_seconds: Annotated[int, Field(ge=0)] | None = None
-    """Seconds that the pod stays after a NoExecute taint appeared; unset is for ever."""
+    """Seconds that the pod stays bound after a NoExecute taint is added; unset means forever."""
 
 
 class Requirement(Part):
-    """What a label must be, as Kubernetes writes it."""
+    """A requirement on a label, as in Kubernetes."""
 
     key: LabelName
     """Key of the label."""
@@ -651,7 +652,7 @@ class Requirement(Part):
 
 
 class NodeRequirement(Part):
-    """What a node's label must be, as Kubernetes writes it."""
+    """A requirement on a node's label, as in Kubernetes."""
 
     key: LabelName
     """Key of the label."""
@@ -662,12 +663,12 @@ class NodeRequirement(Part):
 
 
 class LabelSelector(Part):
-    """Selects pods of the namespace by their labels."""
+    """Selects pods in the namespace by their labels."""
 
     match_labels: Labels = {}
     """Labels that a pod must have."""
     match_expressions: Annotated[list[Requirement], Field(max_length=16)] = []
-    """What else its labels must be."""
+    """Further requirements on its labels."""
 
 
 class NodeTerm(Part):
@@ -678,94 +679,94 @@ class NodeTerm(Part):
 
 
 class PreferredNodes(Part):
-    """Nodes that are better than others."""
+    """Preferred nodes."""
 
     weight: Annotated[int, Field(ge=1, le=100)]
-    """How much better."""
+    """Weight of the preference."""
     preference: NodeTerm
-    """Which nodes."""
+    """The preferred nodes."""
 
 
 class RequiredNodes(Part):
-    """Nodes that alone will do."""
+    """Required nodes."""
 
     node_selector_terms: Annotated[list[NodeTerm], Field(min_length=1, max_length=8)]
-    """Terms, one of which a node must meet."""
+    """Terms of which a node must match at least one."""
 
 
 class NodeAffinity(Part):
-    """Which nodes the pod may run on, and which are better."""
+    """Nodes on which the pod can run, and preferred nodes."""
 
     required_during_scheduling_ignored_during_execution: RequiredNodes | None = None
-    """Nodes that alone will do."""
+    """Nodes on which the pod can run."""
     preferred_during_scheduling_ignored_during_execution: Annotated[
         list[PreferredNodes], Field(max_length=8)
     ] = []
-    """Nodes that are better than others."""
+    """Preferred nodes."""
 
 
 class PodTerm(Part):
-    """Pods of the namespace, and how near counts as near."""
+    """Pods in the namespace, and the topology domain that they share."""
 
     label_selector: LabelSelector
-    """Which pods."""
+    """The pods."""
     topology_key: LabelName
-    """Label of nodes: nodes of one value are one place, as `kubernetes.io/hostname`."""
+    """Node label such as `kubernetes.io/hostname`; nodes with the same value form one topology domain."""
 
 
 class PreferredPods(Part):
-    """Pods whose nearness is better, or worse."""
+    """Pods to prefer being close to, or away from."""
 
     weight: Annotated[int, Field(ge=1, le=100)]
-    """How much."""
+    """Weight of the preference."""
     pod_affinity_term: PodTerm
-    """Which pods."""
+    """The pods."""
 
 
 class PodAffinity(Part):
-    """Which pods to be near to, or far from."""
+    """Pods to be scheduled close to, or away from."""
 
     required_during_scheduling_ignored_during_execution: Annotated[list[PodTerm], Field(max_length=8)] = []
-    """What must hold."""
+    """Terms that must be met."""
     preferred_during_scheduling_ignored_during_execution: Annotated[
         list[PreferredPods], Field(max_length=8)
     ] = []
-    """What is better."""
+    """Terms that should be met."""
 
 
 class Affinity(Part):
-    """Nodes and pods that the pod is drawn to or kept from, as Kubernetes writes it."""
+    """Affinity of the pod to nodes and other pods, as in Kubernetes."""
 
     node_affinity: NodeAffinity | None = None
-    """Nodes."""
+    """Affinity to nodes."""
     pod_affinity: PodAffinity | None = None
-    """Pods to be near to."""
+    """Pods to be scheduled close to."""
     pod_anti_affinity: PodAffinity | None = None
-    """Pods to be far from."""
+    """Pods to be scheduled away from."""
 
 
 class TopologySpread(Part):
-    """How pods spread over places, as Kubernetes writes it."""
+    """How pods spread over topology domains, as in Kubernetes."""
 
     max_skew: Annotated[int, Field(ge=1, le=1000)]
-    """Pods by which the fullest place may exceed the emptiest."""
+    """Maximum difference in the number of pods between two topology domains."""
     topology_key: LabelName
-    """Label of nodes: nodes of one value are one place."""
+    """Node label; nodes with the same value form one topology domain."""
     when_unsatisfiable: Literal["DoNotSchedule", "ScheduleAnyway"]
-    """Whether the pod then waits."""
+    """What to do with a pod that does not satisfy the constraint."""
     label_selector: LabelSelector
     """Pods that are counted."""
 
 
 class ObjectRef(Part):
-    """Names an object in the experiment's namespace."""
+    """Reference to an object in the experiment's namespace."""
 
     name: ObjectName
     """Name of the object."""
 
 
 class Scheduling(Part):
-    """Where the pod may run, and as whom."""
+    """Scheduling constraints and identity of the pod."""
 
     node_selector: Labels = {}
     """Labels that the node must have."""
@@ -776,72 +777,73 @@ class Scheduling(Part):
     runtime_class_name: ObjectName | None = None
     """RuntimeClass of the pod."""
     queue_name: Annotated[str, Field(pattern=OBJECT_NAME, max_length=63)] | None = None
-    """Kueue's LocalQueue. Kueue's own label `kueue.x-k8s.io/queue-name` on the experiment says the same."""
+    """LocalQueue of Kueue; equivalent to the label `kueue.x-k8s.io/queue-name` on the experiment."""
     service_account_name: ObjectName | None = None
-    """ServiceAccount of the pods, for the workload identity of a cloud; the operator's settings must allow
-    it. Pods mount no token of the API either way. Unset takes the namespace's `default`."""
+    """ServiceAccount of the pods, for workload identity in a cloud; must be allowed in the operator's
+    settings. Pods never mount an API token. Unset uses the namespace's `default`."""
     image_pull_secrets: Annotated[list[ObjectRef], Field(max_length=16)] = []
-    """Secrets with which the node fetches images."""
+    """Secrets for pulling images."""
     affinity: Affinity | None = None
-    """Nodes and pods that the pod is drawn to or kept from."""
+    """Affinity of the pod to nodes and other pods."""
     topology_spread_constraints: Annotated[list[TopologySpread], Field(max_length=8)] = []
     """How pods spread over zones or nodes."""
 
 
 class Lifecycle(Part):
-    """Deadlines, restarts and cleaning up."""
+    """Deadlines, restarts and cleanup."""
 
     suspend: bool = False
-    """Whether the experiment waits."""
+    """Whether the experiment is suspended."""
     active_deadline_seconds: Annotated[int, Field(ge=1)] | None = None
-    """Seconds after which a running experiment fails; a pipeline before it has as many of its own."""
+    """Seconds after which a running experiment fails; a preceding pipeline has the same deadline of its
+    own."""
     start_deadline_seconds: Annotated[int, Field(ge=1)] | None = None
     """Seconds after which an experiment that has not started fails."""
     max_restarts: Annotated[int, Field(ge=0, le=100)] = 2
-    """New attempts after the host has died."""
+    """Maximum number of new attempts after the host has died."""
     grace_period_seconds: Annotated[int, Field(ge=1, le=3600)] = 60
-    """Seconds that the workers have to write their checkpoints after SIGTERM."""
+    """Seconds for the workers to write their checkpoints after SIGTERM."""
     ttl_seconds_after_finished: Annotated[int, Field(ge=0)] | None = None
-    """Seconds after which what a finished experiment ran with is removed: Jobs, pods, configuration, network
-    policies. The experiment, its status and its claim stay; unset keeps everything."""
+    """Seconds after which the resources of a finished experiment are deleted: Jobs, pods, configuration,
+    network policies. The experiment, its status and its claim are kept; unset keeps everything."""
 
 
 class Spec(Part):
-    """What to watch, where, and what to do with what is seen."""
+    """The model to observe, the hook points, and how to process the activations."""
 
     mode: Literal["HPC", "CONSUMER"] = "HPC"
     """`HPC`: shared-memory ring on one node. `CONSUMER`: pure Python and queues."""
     model: Model
-    """The model to watch."""
+    """The model to observe."""
     data: Data | None = None
-    """What the model reads."""
+    """The data that the model reads."""
     inputs: Annotated[list[Input], Field(max_length=16)] = []
-    """Volumes of the cluster that hold the model or the data. A local run takes files where they are; one
-    with inputs needs their folders below /inputs."""
+    """Volumes of the cluster with the model or the data. A local run reads files in place; if it has inputs,
+    their folders must exist in /inputs."""
     workload: Workload
-    """What runs the model: exactly one of its fields."""
+    """The program that runs the model: exactly one of its fields."""
     capture: Capture
-    """What is taken out of the model."""
+    """What to capture from the model."""
     bus: Bus = Bus()
-    """The ring, or the queue, between hook and consumers."""
+    """The ring or queue between the hook and the consumers."""
     sae: Sae | None = Sae()
-    """Training of sparse autoencoders; null trains none."""
+    """Training of sparse autoencoders; null disables it."""
     archive: Archive = Archive()
     """Writing the stream to `.mscan` files."""
     weights: Weights = Weights()
     """Analysis of the parameters."""
     finish: Finish = Finish()
-    """What is looked at once the stream has ended."""
+    """Analysis after the stream has ended."""
     output: Output = Output()
-    """Where results go."""
+    """Where to write the results."""
     resources: AllResources = AllResources()
-    """What each container gets."""
+    """Resources of each container."""
     consumers: Consumers = Consumers()
     """The consumers of CONSUMER mode."""
     scheduling: Scheduling = Scheduling()
-    """Where the pod may run."""
+    """Scheduling constraints of the pod."""
     lifecycle: Lifecycle = Lifecycle()
-    """Deadlines, restarts and cleaning up."""
+    """Deadlines, restarts and cleanup."""
 
     @field_validator("sae")
     @classmethod
@@ -859,14 +861,14 @@ class Metadata(Part):
     namespace: Name = "default"
     """Namespace of the experiment."""
     labels: Labels = {}
-    """Labels, passed on to everything made for the experiment; on pods behind the prefix `label.asysi.dev/`,
-    so that no Service that selects by them finds those."""
+    """Labels, copied to all objects created for the experiment; on pods with the prefix `label.asysi.dev/`,
+    so that Services that select by these labels do not match the pods."""
     uid: Short | None = None
-    """Identity given by the API server."""
+    """UID assigned by the API server."""
 
 
 class ScanExperiment(Part):
-    """An experiment: one file says which model to watch, where, and what to do with what is seen."""
+    """An experiment: the model to observe, the hook points, and how to process the activations."""
 
     api_version: Literal["asysi.dev/v1alpha1"] = API_VERSION
     """Version of this schema."""
@@ -875,4 +877,4 @@ class ScanExperiment(Part):
     metadata: Metadata
     """The experiment's name and labels."""
     spec: Spec
-    """What to watch, where, and what to do with what is seen."""
+    """The model to observe, the hook points, and how to process the activations."""

@@ -1,4 +1,4 @@
-"""The status of a `ScanExperiment`: what the operator says about it."""
+"""The status of a `ScanExperiment`, written by the operator."""
 
 from typing import Annotated, Literal
 
@@ -15,32 +15,32 @@ class Condition(Part):
     """A condition, as `metav1.Condition`."""
 
     type: Annotated[str, Field(min_length=1, max_length=316)]
-    """What is said, in CamelCase."""
+    """Type of the condition, in CamelCase."""
     status: Literal["True", "False", "Unknown"]
-    """Whether it holds."""
+    """Whether the condition holds."""
     observed_generation: Count | None = None
-    """Generation of the spec that it was seen for."""
+    """Generation of the spec for which it was observed."""
     last_transition_time: Time
-    """When its status last changed."""
+    """Time of the last change of the status."""
     reason: Annotated[str, Field(min_length=1, max_length=1024)]
-    """Why, in one CamelCase word."""
+    """Reason as one CamelCase word."""
     message: Annotated[str, Field(max_length=32_768)] = ""
-    """Why, in a sentence."""
+    """Human-readable reason."""
 
 
 class RowCounts(Part):
-    """Rows at all hook points together: a row is one token at one hook point."""
+    """Rows over all hook points; a row is one token at one hook point."""
 
     seen: Count | None = None
     """Rows that passed the hook points."""
     captured: Count | None = None
-    """Rows that capture kept and handed on."""
+    """Rows kept by capture."""
     sampled_out: Count | None = None
-    """Rows left out by the sampling rate."""
+    """Rows skipped by the sampling rate."""
     dropped: Count | None = None
-    """Rows lost, for whatever reason."""
+    """Rows lost for any reason."""
     archived: Count | None = None
-    """Rows durable in the archive."""
+    """Rows stored durably in the archive."""
     trained: Count | None = None
     """Rows that SAEs were trained on."""
 
@@ -51,55 +51,55 @@ class SaeStatus(Part):
     fvu: float | None = None
     """Fraction of variance unexplained, over content tokens."""
     l0: float | None = None
-    """Latents that fire for a token."""
+    """Number of latents that fire per token."""
     dead: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Share of latents that are dead."""
+    """Share of dead latents."""
 
 
 class LedgerStatus(Part):
-    """Whether the books balance."""
+    """Whether the ledger balances."""
 
     balanced: bool | None = None
     """Whether every equation of the ledger holds."""
     unbalanced: Annotated[list[Word], Field(max_length=64)] = Field(default_factory=list)
-    """Equations that do not."""
+    """Equations that do not hold."""
 
 
 class PipelineStatus(Part):
-    """How far the pipeline before the experiment is."""
+    """Progress of the pipeline that runs before the experiment."""
 
     shards: Count | None = None
-    """Shards that there are."""
+    """Number of shards."""
     done: Count | None = None
-    """Shards that are done."""
+    """Shards that are complete."""
     running: Count | None = None
-    """Pods that run or wait for a node."""
+    """Pods that are running or pending."""
     failed: Count | None = None
-    """Pods that have failed; each shard goes on where its last pod ended."""
+    """Failed pods; each shard resumes where its last pod stopped."""
 
 
 class LastFailure(Part):
-    """The last thing that went wrong."""
+    """The most recent failure."""
 
     container: Word | None = None
     """Container that failed."""
     reason: Word | None = None
     """One CamelCase word: `OOMKilled`, `ImagePullBackOff`, `Unschedulable`, …"""
     message: Annotated[str, Field(max_length=4096)] | None = None
-    """Its last words."""
+    """Its termination message."""
     exit_code: int | None = None
     """Its exit code."""
     attempt: Count | None = None
     """Attempt in which it happened."""
     time: Time | None = None
-    """When it happened."""
+    """Time of the failure."""
 
 
 class Status(Part):
-    """What the operator says about the experiment."""
+    """Observed state of the experiment."""
 
     observed_generation: Count | None = None
-    """Generation of the spec that this status is about."""
+    """Generation of the spec that this status describes."""
     phase: (
         Literal[
             "Pending",
@@ -117,36 +117,36 @@ class Status(Part):
     ) = None
     """Summary of the conditions; informational only."""
     reason: Word | None = None
-    """Why it is not where it should be, in one CamelCase word."""
+    """Reason why it does not progress, as one CamelCase word."""
     conditions: Annotated[list[Condition], Field(max_length=32)] = Field(default_factory=list)
-    """What is known, one entry a type."""
+    """Conditions, one per type."""
     job: Word | None = None
     """Name of the Job."""
     pod: Word | None = None
     """Name of the current attempt's pod."""
     output: Annotated[str, Field(max_length=512)] | None = None
-    """Where the results are: the claim, and the folder on it."""
+    """Location of the results: the claim and the folder on it."""
     attempt: Count | None = None
     """Number of the attempt, from 0."""
     node: Word | None = None
     """Node of the current attempt's pod."""
     start_time: Time | None = None
-    """When the host first started; from then on the spec is frozen."""
+    """Time of the host's first start; the spec is frozen from then on."""
     completion_time: Time | None = None
-    """When the experiment ended."""
+    """Time when the experiment ended."""
     duration: Word | None = None
-    """How long it has run, from the host's first start to the end: `95s`, `2m39s`, `3h4m`."""
+    """Duration from the host's first start to the end: `95s`, `2m39s`, `3h4m`."""
     cpu_sets: Annotated[dict[str, Word], Field(max_length=16)] = Field(default_factory=dict)
-    """Processors that each container really got, as in `taskset -c`."""
+    """CPUs actually assigned to each container, as in `taskset -c`."""
     pipeline: PipelineStatus | None = None
-    """How far the pipeline before the experiment is."""
+    """Progress of the pipeline that runs before the experiment."""
     counters: RowCounts | None = None
-    """Rows at all hook points together."""
+    """Rows over all hook points."""
     sae: SaeStatus | None = None
     """Held-out quality of the SAEs, means over hook points."""
     ledger: LedgerStatus | None = None
-    """Whether the books balance."""
+    """Whether the ledger balances."""
     last_failure: LastFailure | None = None
-    """The last thing that went wrong; absent once it has succeeded."""
+    """The most recent failure; absent once the experiment has succeeded."""
     failures: Annotated[list[LastFailure], Field(max_length=10)] = Field(default_factory=list)
-    """What went wrong before, oldest first: others have followed, or the experiment has succeeded since."""
+    """Earlier failures, oldest first, including the last one if the experiment has succeeded since."""

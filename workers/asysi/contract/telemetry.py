@@ -1,8 +1,8 @@
-"""What finish says of a run while it lasts (`/status`) and when it ends (the termination message).
+"""The telemetry of finish during a run (`/status`) and at its end (the termination message).
 
-Finish writes these models; the operator and the local runner read them. Who reads takes nothing for granted:
-a part that is missing, or of another kind, is unknown (None, or empty), and no answer is an error. Fields are
-only added, so that each side understands the other's earlier and later releases.
+Finish writes these models; the operator and the local runner read them. Readers treat the data as untrusted
+input: a missing part, or one of another type, is unknown (None or empty), and no content raises an error.
+Fields are only ever added, so that each side understands earlier and later releases of the other.
 """
 
 import json
@@ -15,9 +15,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 BODY_LIMIT = 256 * 1024
-"""Bytes of an answer of `/status` at most."""
+"""Maximum size of a `/status` response in bytes."""
 VERDICTS = ("LedgerBalanced", "DataSound")
-"""Conditions of the experiment that finish decides."""
+"""Conditions of the experiment determined by finish."""
 _COUNT_LIMIT = 2**63 - 1
 _ITEMS = 4096
 _LINES = 64
@@ -79,7 +79,7 @@ def _lines(value: object) -> list[str]:
 
 
 def _conditions(value: object) -> dict[str, dict[str, str]]:
-    """Return the verdicts that are whole; others are as good as none."""
+    """Return the complete verdicts; incomplete ones are ignored."""
     found = {}
     for kind in VERDICTS:
         said = value.get(kind) if isinstance(value, dict) else None
@@ -96,7 +96,7 @@ def _conditions(value: object) -> dict[str, dict[str, str]]:
 Number = Annotated[float | None, BeforeValidator(_number)]
 """A finite number."""
 Count = Annotated[int | None, BeforeValidator(_count)]
-"""A whole number from 0."""
+"""A non-negative integer."""
 Flag = Annotated[bool | None, BeforeValidator(_flag)]
 Text = Annotated[str | None, BeforeValidator(_text)]
 """At most 253 characters."""
@@ -108,12 +108,12 @@ class _Part(BaseModel):
     )
 
     def as_json(self) -> dict[str, Any]:
-        """Return what is written; unknown numbers are null."""
+        """Return the JSON representation; unknown numbers are null."""
         return self.model_dump(mode="json", by_alias=True)
 
 
 class ModelProgress(_Part):
-    """How far the model is."""
+    """Progress of the model."""
 
     steps: Count = None
     steps_total: Count = None
@@ -135,7 +135,7 @@ class Rereading(_Part):
 
 
 class Captured(_Part):
-    """Rows at capture, all hook points together."""
+    """Rows at capture, over all hook points."""
 
     seen: Count = None
     published: Count = None
@@ -145,7 +145,7 @@ class Captured(_Part):
 
     @property
     def dropped_rows(self) -> int | None:
-        """Rows dropped, for whatever reason."""
+        """Rows dropped for any reason."""
         return None if self.dropped is None else min(sum(self.dropped.values()), _COUNT_LIMIT)
 
 
@@ -153,9 +153,9 @@ class CaptureCounts(Captured):
     """Rows and steps at capture."""
 
     steps_dropped: Count = None
-    """Whole steps left out because the ring was full."""
+    """Whole steps skipped because the ring was full."""
     errors: Count = None
-    """Exceptions swallowed so that the model never sees one."""
+    """Exceptions suppressed so that they do not reach the model."""
 
 
 class ReaderStatus(_Part):
@@ -165,7 +165,7 @@ class ReaderStatus(_Part):
     """Largest unread share of a shard, 0..1."""
     durable: Count = None
     lapped: Count = None
-    """Rows that were overwritten before it came to them."""
+    """Rows overwritten before they were read."""
     rolled_back: Count = None
     state: Text = None
 
@@ -177,21 +177,21 @@ class PointStatus(_Part):
     fvu: Number = None
     l0: Number = None
     dead: Number = None
-    """Share of latents that are dead, 0..1."""
+    """Share of dead latents, 0..1."""
     trained: Count = None
-    """Rows trained on. With 0 the other figures have not been written yet."""
+    """Rows trained on; if 0, the other metrics have not been written yet."""
 
 
 class Balance(_Part):
-    """Whether the ledger's equations hold now."""
+    """Whether the ledger's equations currently hold."""
 
     balanced: Flag = None
     points: Count = None
-    """Hook points."""
+    """Number of hook points."""
 
 
 class SummaryCondition(_Part):
-    """What finish says of the books, or of the data."""
+    """The verdict of finish on the ledger or the data."""
 
     status: str
     """True | False | Unknown."""
@@ -200,19 +200,19 @@ class SummaryCondition(_Part):
 
 
 Conditions = Annotated[dict[str, SummaryCondition], BeforeValidator(_conditions)]
-"""Verdicts by condition: on the books `LedgerBalanced`, on the data `DataSound`."""
+"""Verdicts by condition: `LedgerBalanced` on the ledger, `DataSound` on the data."""
 
 
 class RunStatus(_Part):
-    """The answer of finish's `/status`; counts are this attempt's, progress is that of the run."""
+    """The response of finish's `/status`; counts are per attempt, progress covers the whole run."""
 
     cpus: Annotated[str | None, BeforeValidator(_cpus)] = Field(default=None, exclude=True)
-    """Processors that the container may use, as in `taskset -c`. Every worker says it, in its frame."""
+    """CPUs that the container can use, as in `taskset -c`. The worker frame of every container adds it."""
     phase: Text = None
     """starting | running | draining | finishing | analysing | complete | failed."""
     progress: Annotated[ModelProgress, BeforeValidator(_part)] = ModelProgress()
     rate: Number = None
-    """Sampling rate in force, 0..1."""
+    """Current sampling rate, 0..1."""
     capture: Annotated[CaptureCounts, BeforeValidator(_part)] = CaptureCounts()
     consumers: Annotated[dict[str, ReaderStatus], BeforeValidator(_parts_by_name)] = {}
     points: Annotated[list[PointStatus], BeforeValidator(_parts)] = []
@@ -230,27 +230,27 @@ class RunStatus(_Part):
 
     @classmethod
     def read(cls, body: bytes) -> Self | None:
-        """Return the answer in a body of `/status`; None when it is not a JSON object."""
+        """Parse the body of a `/status` response; return None if it is not a JSON object."""
         found = _object(body)
         return None if found is None else cls.model_validate(found)
 
     @property
     def share_done(self) -> float | None:
-        """Share of the run that is done, 0..1."""
+        """Completed share of the run, 0..1."""
         at = self.progress
         done, total = (at.tokens, at.tokens_total) if at.tokens_total else (at.steps, at.steps_total)
         return min(1.0, done / total) if done is not None and total else None
 
     @property
     def counters(self) -> dict[str, int]:
-        """What is known of the experiment's `status.counters`."""
+        """The known entries of the experiment's `status.counters`."""
         archiver = self.consumers.get("archiver", ReaderStatus())
         trained = sum(point.trained or 0 for point in self.points) if self.points else None
         return _counters(self.capture, archiver.durable, trained)
 
     @property
     def sae(self) -> dict[str, float]:
-        """What is known of the experiment's `status.sae`: means over hook points that are trained on."""
+        """The known entries of the experiment's `status.sae`: means over hook points with training."""
         trained = [point for point in self.points if point.trained]
         return _quality(
             _mean(point.fvu for point in trained),
@@ -265,7 +265,7 @@ class RunStatus(_Part):
 
 
 class Verdict(_Part):
-    """Whether the ledger's equations held at the end, and those that did not."""
+    """Whether the ledger's equations held at the end, and the ones that did not."""
 
     balanced: Flag = None
     unbalanced: Annotated[list[str], BeforeValidator(_lines)] = []
@@ -284,14 +284,14 @@ class Summary(_Part):
 
     attempt: Count = None
     complete: Flag = None
-    """Whether the stream ended as meant and every consumer finished its files."""
+    """Whether the stream ended normally and every consumer finalised its files."""
     interrupted: Flag = None
-    """Whether the user ended the run early."""
+    """Whether the user stopped the run early."""
     ledger: Annotated[Verdict, BeforeValidator(_part)] = Verdict()
     tokens: Count = None
     capture: Annotated[Captured, BeforeValidator(_part)] = Captured()
     durable: Annotated[dict[str, int] | None, BeforeValidator(_counts)] = None
-    """Rows by consumer."""
+    """Durable rows by consumer."""
     trained: Count = None
     quality: Annotated[Quality, BeforeValidator(_part)] = Field(default=Quality(), alias="sae")
     problems: Annotated[list[str], BeforeValidator(_lines)] = []
@@ -299,18 +299,18 @@ class Summary(_Part):
 
     @classmethod
     def read(cls, message: str) -> Self | None:
-        """Return the totals in a termination message; None when it says something else."""
+        """Parse the totals in a termination message; return None if it has other content."""
         found = _object(message.encode())
         return None if found is None or "capture" not in found else cls.model_validate(found)
 
     @property
     def counters(self) -> dict[str, int]:
-        """What is known of the experiment's `status.counters`."""
+        """The known entries of the experiment's `status.counters`."""
         return _counters(self.capture, (self.durable or {}).get("archiver"), self.trained)
 
     @property
     def sae(self) -> dict[str, float]:
-        """What is known of the experiment's `status.sae`."""
+        """The known entries of the experiment's `status.sae`."""
         return _quality(self.quality.fvu, self.quality.l0, self.quality.dead)
 
     @property
@@ -320,12 +320,12 @@ class Summary(_Part):
 
     @property
     def unbalanced(self) -> Sequence[str]:
-        """Hook points and hops at which it did not, as `status.ledger` holds them."""
+        """Hook points and hops at which it did not, in the format of `status.ledger`."""
         return [line[:_TEXT] for line in self.ledger.unbalanced]
 
 
 def read_attempt(message: str) -> int | None:
-    """Return the attempt's number in prepare's termination message; None when it says something else."""
+    """Return the attempt number in prepare's termination message; None if it has other content."""
     return _count((_object(message.encode()) or {}).get("attempt"))
 
 
@@ -350,7 +350,7 @@ def _counters(capture: Captured, archived: int | None, trained: int | None) -> d
 
 
 def _quality(fvu: float | None, l0: float | None, dead: float | None) -> dict[str, float]:
-    """Return what is known; a share that is not one is not."""
+    """Return the known values; a share outside 0..1 counts as unknown."""
     share = dead if dead is not None and 0 <= dead <= 1 else None
     found: Mapping[str, float | None] = {"fvu": fvu, "l0": l0, "dead": share}
     return {key: value for key, value in found.items() if value is not None}

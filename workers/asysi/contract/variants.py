@@ -1,10 +1,8 @@
-"""The SAE variants that can be trained, by the name that `spec.sae.train[].variant` gives them."""
+"""The trainable SAE variants, by their name in `spec.sae.train[].variant`."""
 
 from typing import Final
 
 VARIANTS: Final[dict[str, str]] = {
     "topk": "asysi.sae.variants.topk:TopK",
 }
-"""`module:class` by name. A name that the schema has and this table does not have is refused as not available
-yet.
-"""
+"""`module:class` by name. Names in the schema that are missing here are rejected as not available yet."""

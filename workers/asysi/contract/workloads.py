@@ -1,7 +1,7 @@
-"""The workloads that have a host, and what the rest of the system must know of each.
+"""The workloads that have a host, and their properties.
 
-A workload is a part of `spec.workload`, a row of this table, and a module that runs the model. Whoever treats
-workloads differently asks the row; nobody asks for a workload by its name.
+A workload consists of a part of `spec.workload`, a row of this table, and a module that runs the model. Code
+that depends on the workload must check the row's properties, never the workload's name.
 """
 
 from collections.abc import Callable
@@ -18,15 +18,15 @@ class ReadsText(Protocol):
 
     @property
     def batch_size(self) -> int:
-        """Sequences in a step."""
+        """Sequences per step."""
 
     @property
     def max_samples(self) -> int | None:
-        """Distinct documents to read at most; None reads all."""
+        """Maximum number of distinct documents to read; None reads all."""
 
     @property
     def passes(self) -> int:
-        """Times that the training documents are read."""
+        """How many times the training documents are read."""
 
     @property
     def seed(self) -> int:
@@ -48,20 +48,20 @@ def sample_steps(spec: Spec) -> tuple[int, int]:
 
 
 def unknown_steps(_spec: Spec) -> tuple[int, int]:
-    """Return the least shape of a step: how many tokens it holds is known when the program runs."""
+    """Return the minimum shape of a step: the number of tokens is only known when the program runs."""
     return 1, 1
 
 
 @dataclass(frozen=True, slots=True)
 class WorkloadRow:
-    """What is known of a workload before it runs."""
+    """Static properties of a workload."""
 
     module: str | None
-    """`python -m` of its host; None where the part of the spec names image and command."""
+    """`python -m` module of its host; None if the spec specifies image and command."""
     resumable: bool
-    """Whether a later attempt continues behind the last step; otherwise it begins with step 0."""
+    """Whether a later attempt resumes after the last completed step; otherwise it starts at step 0."""
     rereadable: bool
-    """Whether finish can read the text again: the part is a `ReadsText`, and needs `spec.data`."""
+    """Whether finish can reread the text: the part is a `ReadsText` and requires `spec.data`."""
     steps_known: bool
     """Whether the host knows the number of steps before the first one."""
     step_shape: StepShape
@@ -83,21 +83,21 @@ WORKLOADS: dict[str, WorkloadRow] = {
         None, resumable=False, rereadable=False, steps_known=False, step_shape=unknown_steps
     ),
 }  # fmt: skip
-"""By name of the part below `spec.workload`. A part without a row is refused in `contract/available.py`."""
+"""By name of the part in `spec.workload`. `contract/available.py` rejects parts without a row."""
 
 PARTS = {field.alias or name: name for name, field in Workload.model_fields.items()}
-"""Parts of `spec.workload`, with a host or without: as the file writes them, and their attribute."""
+"""Attribute name of each part of `spec.workload` by its key in the file, with or without a host."""
 
 
 def name_of(spec: Spec) -> str:
     """Return the name of the experiment's workload.
 
     Raises:
-        ConfigError: the spec names none, or one that has no host.
+        ConfigError: the spec has no workload, or one without a host.
     """
     chosen = next((name for name, field in PARTS.items() if getattr(spec.workload, field) is not None), None)
     if chosen not in WORKLOADS:
-        raise ConfigError(f"spec.workload: {chosen or 'nothing'} has no host; take {' or '.join(WORKLOADS)}")
+        raise ConfigError(f"spec.workload: {chosen or 'nothing'} has no host; use {' or '.join(WORKLOADS)}")
     return chosen
 
 
@@ -105,25 +105,25 @@ def workload_of(spec: Spec) -> WorkloadRow:
     """Return the row of the experiment's workload.
 
     Raises:
-        ConfigError: the spec names none, or one that has no host.
+        ConfigError: the spec has no workload, or one without a host.
     """
     return WORKLOADS[name_of(spec)]
 
 
 def part_of(spec: Spec) -> Any:
-    """Return the part of the spec that is about the experiment's workload.
+    """Return the part of the spec for the experiment's workload.
 
     Raises:
-        ConfigError: the spec names none, or one that has no host.
+        ConfigError: the spec has no workload, or one without a host.
     """
     return getattr(spec.workload, PARTS[name_of(spec)])
 
 
 def text_of(spec: Spec) -> ReadsText | None:
-    """Return how the workload reads text, None where its text cannot be read again.
+    """Return how the workload reads text; None if its text cannot be reread.
 
     Raises:
-        ConfigError: the spec names no workload, or one that has no host.
+        ConfigError: the spec has no workload, or one without a host.
     """
     if not workload_of(spec).rereadable:
         return None
@@ -132,9 +132,9 @@ def text_of(spec: Spec) -> ReadsText | None:
 
 
 def module_of(container: Container, spec: Spec) -> str | None:
-    """Return `python -m` of a container, None where the workload's own image and command are the host.
+    """Return the `python -m` module of a container; None if the host has its own image and command.
 
     Raises:
-        ConfigError: the spec names no workload, or one that has no host.
+        ConfigError: the spec has no workload, or one without a host.
     """
     return workload_of(spec).module if container is Container.HOST else MODULES[container]

@@ -1,3 +1,3 @@
-"""The end of an experiment: wait for the consumers, balance the books, look at the latents, write the
+"""The end of an experiment: wait for the consumers, balance the ledger, analyse the latents, write the
 report.
 """

@@ -53,7 +53,7 @@ log = logging.getLogger("asysi")
 
 
 def main(worker: Worker) -> int:
-    """Wait, balance the books, look at the latents, write the report; returns the verdict as exit code."""
+    """Wait, balance the ledger, analyse the latents and write the report; return the verdict as exit code."""
     from asysi.finish.rings import FinishedRings  # noqa: PLC0415
 
     try:
@@ -86,7 +86,7 @@ def main(worker: Worker) -> int:
     ledger = ledger_of(outcome, worker.attempt)
     written = ledger_json(ledger, outcome.snapshot, worker.output)
     text = json.dumps(written, indent=1)
-    # First of all: were this process killed from here on, the next attempt's would know the books.
+    # Written first: if this process is killed later, the next attempt still has these counters.
     write_atomic(worker.output / ATTEMPTS_FOLDER / str(worker.attempt) / LEDGER_FILE, text)
     if outcome.terminated:
         return Exit.OK
@@ -94,7 +94,7 @@ def main(worker: Worker) -> int:
         said = "failed"
         worker.last_words(last_words(ledger, outcome.snapshot, None, None))
         return Exit.FAILED
-    (worker.output / REPORT_FILE).unlink(missing_ok=True)  # of a run that was ended early, and went on
+    (worker.output / REPORT_FILE).unlink(missing_ok=True)  # of a run that was stopped early, then resumed
     write_atomic(worker.output / LEDGER_FILE, text)
     ending = _judge_and_report(worker, ledger, written, outcome, watch)
     passed = ending.level is not Level.FAIL
@@ -170,7 +170,7 @@ def _look_at_weights(worker: Worker, analysis: "RunAnalysis") -> None:
 
 
 def _replaced(resolved: "ResolvedModel") -> list[str]:
-    """Return a sentence when the files that were read as `before` are not those that prepare verified."""
+    """Return a message if the files read as `before` are not the ones that prepare verified."""
     from asysi.model.loading import hash_files, weight_files  # noqa: PLC0415
 
     if resolved.path is None or resolved.sha256 is None:
@@ -178,17 +178,17 @@ def _replaced(resolved: "ResolvedModel") -> list[str]:
     try:
         found = hash_files(weight_files(Path(resolved.path), resolved.uri))
     except (ConfigError, OSError) as error:
-        return [f"The files that the run loaded are not there any more: {error}"]
+        return [f"The model files that the run loaded no longer exist: {error}"]
     if found == resolved.sha256:
         return []
     return [
         f"The files in {resolved.path} were replaced during the run (SHA-256 {resolved.sha256} at its start, "
-        f"{found} now): what is called before is what they hold now."
+        f"{found} now): results labelled 'before' describe the current files."
     ]
 
 
 def _import_ahead() -> None:
-    """Import what the analysis needs while the host still loads the model: two seconds less at the end."""
+    """Import slow dependencies while the host still loads the model; saves two seconds at the end."""
     with suppress(ImportError):
         import transformers.modeling_utils  # noqa: F401, PLC0415
 

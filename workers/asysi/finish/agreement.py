@@ -1,4 +1,4 @@
-"""Whether the report reads what the trainer was given: one SAE, the same held-out rows, from both sides."""
+"""Checks that report and trainer see the same data: the FVU of one SAE on the same held-out rows of both."""
 
 from dataclasses import dataclass
 
@@ -13,32 +13,32 @@ from asysi.sae.fvu import fvu
 from asysi.sae.variants.base import SparseAutoencoder
 
 ENOUGH = 32
-"""Rows below which nothing is compared."""
+"""Minimum number of shared rows for a comparison."""
 KEY = np.dtype([("sample", "<u8"), ("position", "<u8"), ("call", "<u8")])
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Held-out rows as a trainer keeps them, m of them."""
+    """The m held-out rows that a trainer keeps."""
 
     rows: Floats
     """[m, width], dequantised."""
     sample: NDArray[np.uint64]
-    """[m] row of the input."""
+    """[m] input row."""
     position: NDArray[np.uint64]
     """[m] position in the sequence."""
     call: NDArray[np.uint64]
-    """[m] call of the module in the forward."""
+    """[m] index of the module call within the forward pass."""
 
 
 def compare(sae: SparseAutoencoder, rows: PointRows, sheet: RereadTokens, held: Held) -> Agreement | None:
-    """Return the FVU on the rows that both sides have, None where they share too few or these do not vary.
+    """Return the FVU on the shared rows; None if there are too few of them or they do not vary.
 
     Args:
         sae: the exported SAE.
-        rows: activations as finish read them again.
-        sheet: their tokens, a document a sequence.
-        held: rows as the trainer was given them.
+        rows: activations recomputed by finish.
+        sheet: their tokens, one document per sequence.
+        held: rows as the trainer received them.
     """
     ours = np.zeros(len(rows.values), KEY)
     ours["sample"], ours["position"] = sheet.rows[sheet.document][rows.token], sheet.position[rows.token]

@@ -1,4 +1,4 @@
-"""Everything about latents, computed anew: the model, the text and the frozen autoencoders meet once more."""
+"""Analyses the latents: runs the model on part of the text again and applies the frozen autoencoders."""
 
 import dataclasses
 import json
@@ -50,41 +50,41 @@ class Export:
 
 @dataclass(frozen=True, slots=True)
 class LatentView:
-    """What finish found out about one export."""
+    """The analysis of one export."""
 
     finite: bool
-    """Whether every number in it is finite; others are not looked at."""
+    """Whether every parameter is finite; an export with other values is not analysed."""
     layer: LayerRow | None = None
     agreement: Agreement | None = None
-    """None where the report and the trainer share too few rows."""
+    """None if the report and the trainer share too few rows."""
 
 
 @dataclass
 class RunAnalysis:
-    """What came of it, as far as it came."""
+    """The results of the analysis; partial if a step failed."""
 
     points: list[str] = field(default_factory=list)
-    """Hook points that prepare matched."""
+    """Hook points that prepare resolved."""
     places: dict[str, VarianceByPlace] = field(default_factory=dict)
-    """By hook point: what its activations are like."""
+    """Variance of the activations, by hook point."""
     saes: dict[tuple[str, str], LatentView] = field(default_factory=dict)
-    """By trainer and hook point: every export."""
+    """Every export, by trainer and hook point."""
     layers: list[LayerRow] = field(default_factory=list)
     browser: Browser | None = None
     comparisons: list[Comparison] = field(default_factory=list)
     model: str = ""
     exports: list[str] = field(default_factory=list)
-    """Folders of the exported autoencoders, below the output."""
+    """Folders of the exported autoencoders, relative to the output."""
     extent: Extent | None = None
     """How much text was read again; None where none was."""
     parameters: str = ""
-    """What the analysis of the parameters came to; empty when none was asked for."""
+    """Summary of the parameter analysis; empty if it was not requested."""
     missing: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
 def find_exports(output: Path) -> list[Export]:
-    """Return the exported autoencoders, by trainer, then in the natural order of their hook points."""
+    """Return the exported autoencoders, sorted by trainer, then naturally by hook point."""
     found = [
         Export(folder.parent.name, unquote(folder.name), folder)
         for folder in (output / SAE_FOLDER).glob("*/*")
@@ -154,7 +154,7 @@ def analyse(
         budget = ReadBudget(spec.finish.splice_tokens, spec.finish.splice_seconds)
         _splice(result, exports, again, loaded, budget=budget, watch=watch)
         watch.show(None)
-    except Exception as error:  # the report is written all the same, and says what it lacks
+    except Exception as error:  # the report is still written and lists what is missing
         log.exception("the analysis failed")
         result.problems.append(f"The analysis of the latents failed: {type(error).__name__}: {error}")
     return result
@@ -175,13 +175,13 @@ def _left_by_host(
 
 
 def _look_without_text(result: RunAnalysis, exports: list[Export]) -> None:
-    """Note what can be said of autoencoders without a row: whether every number in them is finite."""
+    """Check the autoencoders as far as possible without data: whether every parameter is finite."""
     from asysi.sae.export import load  # noqa: PLC0415 - not needed without autoencoders
 
     for export in exports:
         try:
             finite = bool(load(export.folder).parameters.isfinite().all())
-        except Exception as error:  # whatever is wrong with one file, the others are looked at
+        except Exception as error:  # one damaged file must not prevent the check of the others
             log.exception("%s cannot be read", export.folder)
             result.problems.append(
                 f"The autoencoder of {export.trainer} at {export.point} cannot be read: {error}"
@@ -201,12 +201,12 @@ def _describe(loaded: LoadedModel, resolved: ResolvedModel, dtype: str, points: 
 def _points(workspace: Path) -> list[str]:
     try:
         return [point.path for point in read_points(workspace / POINTS_FILE)]
-    except ConfigError:  # the books name those that were captured
+    except ConfigError:  # the counters still name the captured ones
         return []
 
 
 def _called(place: VarianceByPlace, again: Reread) -> VarianceByPlace:
-    """Return the place with a token that is its outlier called by its text."""
+    """Return `place`; if its outlier is a token, the name shows the token's text."""
     outlier = place.outlier
     if outlier is None or outlier.by != "token":
         return place
@@ -221,7 +221,7 @@ def _compare_norms(result: RunAnalysis, again: Reread, output: Path) -> None:
         if found := sample.by_norm(again, output):
             result.comparisons.append(found)
         else:
-            result.missing.append("Seen against kept by norm: there is no archive to take the norms from.")
+            result.missing.append("Seen against kept by norm: there is no archive with norms.")
     except Exception as error:  # a damaged archive must not cost the features
         log.exception("the archive cannot be read")
         result.problems.append(f"The archive cannot be read: {error}")
@@ -229,12 +229,12 @@ def _compare_norms(result: RunAnalysis, again: Reread, output: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """What makes words of the residual stream."""
+    """The model's unembedding and vocabulary."""
 
     weight: Tensor | None
-    """[vocabulary, width], None where the model has no unembedding."""
+    """[vocabulary, width]; None if the model has no unembedding."""
     spell: Callable[[NDArray[np.int64]], dict[int, str]]
-    """Returns the text of tokens by their numbers."""
+    """Maps token ids to their text."""
 
 
 def _look(
@@ -287,11 +287,11 @@ def _splice(
     budget: ReadBudget,
     watch: ReadWatch,
 ) -> None:
-    """Measure the cross-entropy with each SAE spliced in, where the model is one that predicts tokens."""
+    """Measure the cross-entropy with each SAE spliced in, if the model is a language model."""
     from asysi.sae.export import load  # noqa: PLC0415 - not needed without autoencoders
 
     chosen = [one for one in exports if (look := result.saes.get((one.trainer, one.point))) and look.layer]
-    chosen = [one for one in chosen if "#" not in one.point]  # of a single call, all calls would be replaced
+    chosen = [one for one in chosen if "#" not in one.point]  # one call only: all would be replaced
     what = "Cross-entropy with the SAE spliced in"
     if not chosen or not budget.tokens:
         return
@@ -302,7 +302,7 @@ def _splice(
     padding = make_policy(Tokens(), loaded.tokenizer).padding
     try:
         measured = splice.measure(loaded.module, again.sheet, targets, budget, padding=padding, watch=watch)
-    except Exception as error:  # a forward may do anything; the page is whole without this
+    except Exception as error:  # a custom forward may raise anything; the page is complete without this
         log.exception("the autoencoders cannot be spliced in")
         result.missing.append(f"{what}: {type(error).__name__}: {error}")
         return
@@ -333,7 +333,7 @@ def _why_not_spliced(measured: splice.SpliceResult, budget: ReadBudget) -> str:
 def _look_at(
     result: RunAnalysis, export: Export, again: Reread, asked: Question, *, name: str
 ) -> LayerResult | None:
-    """Measure one export, and note in `result` what it is like; None where nothing can be measured."""
+    """Measure one export and record it in `result`; return None if nothing can be measured."""
     from asysi.sae.export import load  # noqa: PLC0415 - not needed without autoencoders
 
     key = (export.trainer, export.point)
@@ -345,7 +345,7 @@ def _look_at(
     if rows is not None and limit is not None:
         outliers, rows = len(rows.values), rows.within(limit)
         outliers -= len(rows.values)
-        place = survey(rows, again.sheet)  # of what is left: its outliers are no longer among the rows
+        place = survey(rows, again.sheet)  # of the remaining rows, without the outliers
         result.places[export.point] = _called(place, again)
     if rows is None or not features.measurable(rows, again.sheet):
         _say_why(result, export, rows)
@@ -361,7 +361,7 @@ def _look_at(
 
 
 def _say_why(result: RunAnalysis, export: Export, rows: PointRows | None) -> None:
-    """Say why an exported autoencoder is not on the page."""
+    """Record why an exported autoencoder is missing from the page."""
     where = f"The features of {export.trainer}/{export.point}"
     if rows is None:
         result.missing.append(f"{where}: the module is not called on the text that finish reads again.")
@@ -374,7 +374,7 @@ def _say_why(result: RunAnalysis, export: Export, rows: PointRows | None) -> Non
 
 
 def _held(export: Export) -> Held | None:
-    """Return the rows that the trainer measured itself on, None where its checkpoint does not say which."""
+    """Return the rows on which the trainer evaluated itself; None if its checkpoint does not record them."""
     from asysi.sae.checkpoint import read_held  # noqa: PLC0415 - not needed without autoencoders
 
     folder = export.folder.parents[2] / CHECKPOINT_FOLDER
@@ -387,7 +387,7 @@ def _held(export: Export) -> Held | None:
 
 
 def _with_training(looked: LayerResult, gauge: TrainerGauges | None) -> LayerResult:
-    """Add what only the trainer knows."""
+    """Add the metrics that only the trainer has."""
     if gauge is None or not gauge.trained > 0:
         return looked
     layer = dataclasses.replace(looked.layer, dead_training=gauge.dead, trained=int(gauge.trained))
@@ -400,7 +400,7 @@ def _k(folder: Path) -> int | None:
 
 
 def _norm_limit(folder: Path) -> float | None:
-    """Return the norm beyond which the trainer left rows out at its end, None when it left out none."""
+    """Return the norm above which the trainer finally excluded rows; None if it had no limit."""
     limit = _config(folder).get("metadata", {}).get("asysi", {}).get("norm_limit")
     return float(limit) if isinstance(limit, (int, float)) else None
 

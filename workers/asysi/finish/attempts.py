@@ -1,4 +1,4 @@
-"""The attempts of a run: what each one's finish has left of its books."""
+"""The attempts of a run, with the counters that the finish of each one wrote."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,25 +13,23 @@ from asysi.finish.sample import read_json
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """An attempt, as far as it is known."""
+    """What is known about an attempt."""
 
     number: int
     books: Books | None
-    """None where its finish was killed before it could write them."""
+    """None if its finish was killed before it could write them."""
     balanced: bool | None = None
     settled: bool = True
-    """Whether its stream had come to rest when its books were closed; if not, rows may have been under
-    way.
-    """
+    """Whether its stream was settled when the counters were written; if not, rows may have been in flight."""
     steps: int = 0
     tokens: int = 0
-    """Content tokens that the model read."""
+    """Content tokens read by the model."""
     totals: Mapping[str, Any] | None = None
     """As in its `ledger.json`."""
 
 
 def earlier_attempts(output: Path, attempt: int) -> list[Attempt]:
-    """Return the attempts before `attempt` in which the host has run a step, or whose books are there."""
+    """Return the attempts before `attempt` in which the host ran a step or that left counters."""
     begun = read_json(output / HOST_FOLDER / "progress.json").get("attempts")
     found = [_read(output, number) for number in range(attempt)]
     return [one for one in found if one.books or not isinstance(begun, dict) or str(one.number) in begun]
@@ -50,16 +48,16 @@ def _read(output: Path, number: int) -> Attempt:
 
 
 def whole(attempts: Sequence[Attempt]) -> Books:
-    """Return the books of all attempts that have any, added up."""
+    """Return the sum of the counters of all attempts that left any."""
     return added([one.books for one in attempts if one.books is not None])
 
 
 def without_books(attempts: Sequence[Attempt]) -> list[int]:
-    """Return the attempts of which not everything is known."""
+    """Return the attempts whose counters are missing or incomplete."""
     return [one.number for one in attempts if one.books is None or not (one.balanced or one.settled)]
 
 
 def rows_known(attempts: Sequence[Attempt]) -> int:
-    """Return the rows seen in the attempts of which everything is known."""
+    """Return the rows seen in the attempts with complete counters."""
     gone = without_books(attempts)
     return total_produced(whole([one for one in attempts if one.number not in gone]).capture.values()).seen

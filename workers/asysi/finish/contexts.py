@@ -1,4 +1,4 @@
-"""Chooses the contexts that show a latent: not the best alone, but the middle and the low end too."""
+"""Chooses the contexts that illustrate a latent: strongest, medium and weak activations."""
 
 from collections.abc import Iterable
 
@@ -15,12 +15,10 @@ MIDDLE, LOW = 0.5, 0.9
 def choose(
     firings: Firings, document: NDArray[np.int64], latents: NDArray[np.int64], groups: tuple[int, int, int]
 ) -> NDArray[np.uint32]:
-    """Return the rows at which each latent's contexts peak, [len(latents), sum(groups)]; NO_CONTEXT where
-    none is left.
+    """Return the peak row of each latent's contexts, [len(latents), sum(groups)]; NO_CONTEXT if none is left.
 
     A latent's firings are ranked by activation. The first group takes the strongest, the second those
-    nearest the
-    median, the third those nearest the weakest tenth; no document is shown twice for one latent.
+    nearest the median, the third those nearest the weakest tenth; no document is shown twice for one latent.
 
     Args:
         firings: where latents fire.
@@ -80,11 +78,11 @@ def shade(
 ) -> NDArray[np.uint8]:
     """Return each context's activations around its peak, [n, contexts, before + 1 + after].
 
-    255 is the latent's maximum; whatever fires at all is at least 1; positions outside the document are 0.
+    255 is the latent's maximum; any firing is at least 1; positions outside the document are 0.
 
     Args:
         firings: where latents fire.
-        peaks: [n, contexts] as `choose` gives them.
+        peaks: [n, contexts] as returned by `choose`.
         latents: [n] latents of the rows of `peaks`.
         document: [rows] document of each row.
         maximum: [n] largest activation of each latent.

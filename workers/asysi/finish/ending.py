@@ -1,4 +1,4 @@
-"""The end of an attempt: the ledger, the verdict, the report and the last words, from what is known."""
+"""Builds the ledger, the verdict, the report and the termination message of an attempt."""
 
 import json
 from collections.abc import Mapping
@@ -30,22 +30,22 @@ from asysi.report.data import Figures, Finding, HookPointRow, ReportData
 from asysi.report.words import count, percent
 
 LAST_WORDS = 1536
-"""Bytes of the termination message at most."""
+"""Maximum size of the termination message in bytes."""
 CONDITION_MESSAGE = 360
-"""Characters of a condition's message in it at most; the whole is in `verdict.json`."""
+"""Maximum length of a condition's message in it; `verdict.json` has the full message."""
 
 
 def ledger_of(outcome: WaitResult, attempt: int) -> Ledger:
-    """Balance the books of an attempt, and say in sentences what is wrong with them."""
+    """Balance the ledger of an attempt and describe its problems."""
     snapshot = outcome.snapshot
     ended = complete(snapshot)
     problems = [outcome.gave_up] if outcome.gave_up else []
     if snapshot.bus_state is ProducerState.ATTEMPT_OVER:
-        problems.append("the host died before it had closed its ring: the attempt is over")
+        problems.append("the host died before closing its ring: the attempt is over")
     elif not ended and not outcome.gave_up:
         states = ", ".join(f"{name} is {state}" for name, state in snapshot.readers.items())
         problems.append(
-            f"the stream did not end as meant: the bus is {snapshot.bus_state}, {states or 'no consumer'}"
+            f"the stream did not end normally: the bus is {snapshot.bus_state}, {states or 'no consumer'}"
         )
     ledger = open_ledger(snapshot.books, attempt=attempt, complete=ended)
     problems += [
@@ -57,12 +57,12 @@ def ledger_of(outcome: WaitResult, attempt: int) -> Ledger:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """Everything about the end of a run."""
+    """The ledger, facts and verdicts at the end of a run."""
 
     ledger: Ledger
     """Of the last attempt."""
     attempts: tuple[Attempt, ...]
-    """Every attempt in which the model ran, the last one among them."""
+    """Every attempt in which the model ran, including the last."""
     facts: Facts
     balanced: VerdictCondition
     """LedgerBalanced."""
@@ -76,17 +76,17 @@ class Ending:
 
     @property
     def books(self) -> Books:
-        """The books of all attempts that have any, added up."""
+        """Sum of the counters of all attempts that left any."""
         return whole(self.attempts)
 
     @property
     def tokens(self) -> int:
-        """Content tokens that the model has read in all attempts whose books are known."""
+        """Content tokens read by the model in all attempts with known counters."""
         return sum(one.tokens for one in self.attempts)
 
     @property
     def sentence(self) -> str:
-        """Both verdicts in words."""
+        """Both verdicts as a sentence."""
         return verdict.sentence(self.balanced, self.data, interrupted=self.interrupted)
 
 
@@ -133,9 +133,7 @@ def _failing(ledger: Ledger, attempts: list[int]) -> str:
 
 
 def ledger_json(ledger: Ledger, snapshot: Snapshot, output: Path) -> dict[str, Any]:
-    """Return `ledger.json`: verdict, totals, what was left out, equations, and the attempts before this
-    one.
-    """
+    """Return `ledger.json`: verdict, totals, exclusions, equations and the earlier attempts."""
     host = snapshot.host
     content = as_json(ledger)
     points = content.pop("points")
@@ -156,7 +154,7 @@ def ledger_json(ledger: Ledger, snapshot: Snapshot, output: Path) -> dict[str, A
 
 
 def added_up(earlier: list[Attempt], ledger: Ledger) -> Books:
-    """Return the books of all attempts, this one among them."""
+    """Return the sum of the counters of all attempts, including this one."""
     return whole([*earlier, Attempt(ledger.attempt, ledger.books)])
 
 
@@ -172,7 +170,7 @@ def _totals(books: Books) -> dict[str, Any]:
 
 
 def verdict_json(ending: Ending) -> dict[str, Any]:
-    """Return `verdict.json`: level, both conditions, findings, and what was measured at each hook point."""
+    """Return `verdict.json`: level, both conditions, findings and the measurements per hook point."""
     return {
         "attempt": ending.ledger.attempt,
         "level": ending.level.word,
@@ -188,7 +186,7 @@ def verdict_json(ending: Ending) -> dict[str, Any]:
 
 
 def conditions_json(ending: Ending) -> dict[str, dict[str, str]]:
-    """Return the conditions that the operator passes on, by type."""
+    """Return the conditions that the operator copies to the status, by type."""
     return {
         kind: {"status": one.status, "reason": one.reason, "message": one.message}
         for kind, one in (("LedgerBalanced", ending.balanced), ("DataSound", ending.data.condition))
@@ -250,7 +248,7 @@ def report_of(
     if timeline is None:
         missing.append("The run by the second: the hook wrote no timeline.")
     if not seen:
-        missing.append("Seen against kept by length and position: the host left no counts.")
+        missing.append("Seen against kept by length and position: the host wrote no counts.")
     fvus = [layer.fvu_content for layer in analysis.layers if layer.fvu_content is not None]
     return ReportData(
         name=experiment.metadata.name,
@@ -287,9 +285,7 @@ def report_of(
 
 
 def _fvu_note(found: Facts) -> str:
-    """Return what must stand beside the mean FVU: what it is without the rows that hold the variance, or that
-    it is not of all SAEs.
-    """
+    """Return the note beside the mean FVU: its value without outlier rows, or that some SAEs have no FVU."""
     every = [sae for point in found.points for sae in point.saes]
     known = sum(sae.fvu is not None for sae in every)
     pairs = [
@@ -338,7 +334,7 @@ def _sae_words(point: verdict.PointFacts) -> str:
 
 
 def _flags(point: verdict.PointFacts) -> set[str]:
-    """Return the columns of the page's table that are out of bounds."""
+    """Return the columns of the page's table whose values are out of bounds."""
     checks = {
         "seen": not point.seen,
         "lapped": any(share > verdict.LAPPED.limit for share in point.lapped.values()),

@@ -1,4 +1,4 @@
-"""Gathers what the verdict is about: books of all attempts, records of trainers, what finish looked at."""
+"""Gathers the facts for the verdict: counters of all attempts, records of the trainers, the analysis."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,16 +18,16 @@ from asysi.sae.fvu import CONSTANT
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """What the workers left on the output volume."""
+    """The records that the workers wrote to the output volume."""
 
     training: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """By trainer, then by hook point: its part of `training.json`."""
     seen: Mapping[str, Any] = field(default_factory=dict)
-    """What `host/seen.json` holds."""
+    """Contents of `host/seen.json`."""
 
 
 def read_records(experiment: ScanExperiment, output: Path) -> Records:
-    """Return what the workers left; what is missing or damaged is empty."""
+    """Return the records of the workers; missing or damaged ones are empty."""
     trainers = [trainer.name for trainer in experiment.spec.sae.train] if experiment.spec.sae else []
     files = {name: read_json(output / SAE_FOLDER / name / TRAINING_FILE) for name in trainers}
     return Records(
@@ -48,12 +48,12 @@ def gather(
     """Return the facts of a run.
 
     Args:
-        experiment: what was asked for.
-        books: of all attempts whose books are known, added up.
-        records: what the workers left.
-        analysis: what finish looked at.
-        steps: that the model ran, in all attempts.
-        interrupted: whether the user ended the run early.
+        experiment: the experiment.
+        books: sum of the known counters of all attempts.
+        records: records of the workers.
+        analysis: results of the analysis.
+        steps: steps that the model ran, in all attempts.
+        interrupted: whether the user stopped the run early.
     """
     paths = list(dict.fromkeys([*analysis.points, *points_of(books)]))
     points = tuple(_point(path, experiment, books, records, analysis) for path in paths)
@@ -97,7 +97,7 @@ def _sae(trainer: str, path: str, seen: int, records: Records, analysis: RunAnal
     look = analysis.saes.get((trainer, path))
     if look is None:
         why = record.get("why") or (
-            "it left no SAE, see its log" if seen else "the model never called it"
+            "it exported no SAE, see its log" if seen else "the model never called it"
         )  # fmt: skip
         return SaeFacts(
             trainer, exported=False, why=str(why), given=_count(record, "received"),
@@ -129,11 +129,11 @@ def _unknown(points: Sequence[PointFacts], analysis: RunAnalysis, truncated: int
         if any(one.exported and one.finite and one.fvu is None and not one.constant for one in point.saes)
     ]
     if unmeasured:
-        yield f"The FVU at {', '.join(unmeasured)} is not known: no held-out row was there to measure it on."
+        yield f"The FVU at {', '.join(unmeasured)} is unknown: there was no held-out row to measure it on."
     if points and not analysis.places:
-        yield "Whether a few rows hold most of the variance is not known: finish has read no text again."
+        yield "Whether a few rows hold most of the variance is unknown: finish did not reread any text."
     if points and truncated is None:
-        yield "How many documents were cut is not known: the host left no counts."
+        yield "The number of truncated documents is unknown: the host wrote no counts."
 
 
 def _names(globs: Sequence[str], path: str) -> bool:

@@ -1,4 +1,4 @@
-"""From activations to what the report shows of one autoencoder."""
+"""Computes what the report shows about one autoencoder from activations."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -19,24 +19,22 @@ from asysi.sae.fvu import fvu, why_undefined
 from asysi.sae.variants.base import SparseAutoencoder
 
 SHOWN = 10_000
-"""Latents that the browser shows at most, all layers together: it keeps the page fast to open."""
+"""Maximum number of latents in the browser, over all layers; keeps the page fast to open."""
 NEIGHBOURS = 6
 PICKED = 10
 DENSE = 0.05
-"""Share of tokens above which a latent is more of a bias than a feature: it is not a candidate for the ten
-best.
-"""
+"""Share of tokens above which a latent acts as a bias rather than a feature and is not among the ten best."""
 STRONGEST = 3
 GROUPS = (10, 5, 5)
-"""Contexts of a latent: the strongest, in the middle, weak ones."""
+"""Number of contexts per latent: strongest, medium, weak."""
 BEFORE, AFTER = 12, 8
 SENTENCE = (12, 26)
-"""Content tokens of the prepared sentence: long enough to say something, short enough to follow."""
+"""Length range of the example sentence in content tokens: meaningful but still easy to follow."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What to look at, and how."""
+    """Parameters of the analysis of one autoencoder."""
 
     k: int | None
     quantization: str
@@ -44,14 +42,14 @@ class Question:
     shown: int
     """Latents to show of this autoencoder."""
     sentence: int | None
-    """Document to follow, None for none."""
+    """Document used as the example sentence, or None."""
     unembedding: Tensor | None = None
-    """[vocabulary, width] of the model, None where it has none."""
+    """[vocabulary, width] of the model; None if it has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerResult:
-    """One autoencoder, looked at."""
+    """Results of the analysis of one autoencoder."""
 
     layer: LayerRow
     features: Features
@@ -67,10 +65,10 @@ def look(
     *,
     place: VarianceByPlace | None = None,
 ) -> LayerResult:
-    """Measure one autoencoder on a sheet's activations; metrics on held-out documents alone.
+    """Measure one autoencoder on the reread activations; metrics use held-out documents only.
 
-    `rows` holds at least one of a held-out content token: see `measurable`. `place` is what `survey` says of
-    them.
+    `rows` has at least one row of a held-out content token: see `measurable`. `place` is the result of
+    `survey` for `rows`.
     """
     found = place or survey(rows, sheet)
     data = sheet.content[rows.token]
@@ -115,7 +113,7 @@ class _Subject:
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """Rows here are those of content tokens, n of them; m of those are of held-out documents."""
+    """Measurements on the n rows of content tokens, m of which belong to held-out documents."""
 
     reading: Encoding
     tested: Floats
@@ -123,15 +121,15 @@ class _Measured:
     held: NDArray[np.bool_]
     """[n] whether the row's document is held out."""
     call: NDArray[np.int64]
-    """[n] which call of the module made the row."""
+    """[n] index of the module call that produced the row."""
     variance: float
     """Of the held-out rows."""
     energy: float
     """Sum of their squares."""
     fires: NDArray[np.int64]
-    """[latents] held-out rows on which each fires."""
+    """[latents] number of held-out rows on which each latent fires."""
     fvu_without: float | None
-    """FVU of the held-out rows without those of the outlier."""
+    """FVU of the held-out rows without the outlier rows."""
     spoken: Firings
     """Firings by content token instead of by row."""
 
@@ -208,7 +206,7 @@ def _features(subject: _Subject, made: _Measured) -> Features:
 
 
 def _logits(subject: _Subject, shown: NDArray[np.int64], first: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-    """Return the tokens that each shown latent speaks for, of those that the page names first of all."""
+    """Return the tokens whose logits each shown latent changes most; listed latents come first."""
     if subject.asked.unembedding is None:
         return {}
     kept = np.concatenate([first, shown])
@@ -228,7 +226,7 @@ def _logits(subject: _Subject, shown: NDArray[np.int64], first: NDArray[np.int64
 def _shown(
     fired: NDArray[np.int64], most: int, random: NDArray[np.int64], best: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Return every latent that fired, or a random share of them with those that the page names."""
+    """Return every latent that fired, or if there are too many, a random subset with the listed ones."""
     if len(fired) <= most:
         return fired
     kept = np.concatenate([best, random])
@@ -242,7 +240,7 @@ def _step(name: str, firings: Firings, sheet: RereadTokens, document: int) -> Ti
 
 
 def sentence_of(sheet: RereadTokens, seed: int) -> int | None:
-    """Choose the document to follow: held out, of a readable length where there is one, at random."""
+    """Choose a random held-out document as the example, of a readable length if possible."""
     lengths = np.bincount(sheet.document[sheet.content], minlength=len(sheet.rows))
     held = np.flatnonzero(sheet.held_out & (lengths > 0))
     if not len(held):
@@ -259,14 +257,14 @@ def browser(
     seed: int,
     spell: Callable[[NDArray[np.int64]], dict[int, str]] = lambda _tokens: {},
 ) -> Browser:
-    """Put the autoencoders and the text together.
+    """Combine the autoencoders and the text into the browser's data.
 
     Args:
-        looked: every autoencoder.
-        sheet: the text they were looked at on.
-        pieces: text of every token of the sheet; a leading space means that a new word begins.
+        looked: results of every autoencoder.
+        sheet: the text on which they were measured.
+        pieces: text of every token of the sheet; a leading space marks the start of a word.
         seed: seed of the random choices.
-        spell: returns the text of tokens by their numbers.
+        spell: maps token ids to their text.
     """
     content = sheet.content
     spoken = [pieces[int(i)] for i in np.flatnonzero(content)]
@@ -298,7 +296,7 @@ def browser(
 def _name_logits(
     features: list[Features], spell: Callable[[NDArray[np.int64]], dict[int, str]]
 ) -> tuple[tuple[Features, ...], tuple[str, ...]]:
-    """Return the features with tokens of logits numbered among those that occur, and the text of these."""
+    """Return the features with logit tokens renumbered to those that occur, and the text of these tokens."""
     used = [one.logits[one.logits != NO_CONTEXT] for one in features if one.logits is not None]
     numbers = np.unique(np.concatenate(used)).astype(np.int64) if used else np.empty(0, np.int64)
     text = spell(numbers)

@@ -1,4 +1,4 @@
-"""The run by the second, from the hook's timeline and the runner's events; training by the row."""
+"""Time series of the report: the hook's timeline, the runner's events and the training curves."""
 
 import json
 import math
@@ -9,14 +9,14 @@ from typing import Any
 from asysi.report.data import Curve, Event, TimelineSection
 
 POINTS = 1200
-"""Moments that the page shows at most; longer runs are thinned."""
+"""Maximum number of points on the page; longer runs are downsampled."""
 LINES = 200_000
-"""Lines read at most: the last ones."""
+"""Maximum number of lines read, counted from the end."""
 EVENTS = 60
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
-    """Return the objects in a file of JSON lines; a torn or foreign line is passed over."""
+    """Return the objects in a JSON Lines file; truncated or invalid lines are skipped."""
     try:
         lines = file.read_text(errors="replace").split("\n")[-LINES:]
     except OSError:
@@ -32,11 +32,11 @@ def _parse(line: str) -> Any:
 
 
 def timeline(lines: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]]) -> TimelineSection | None:
-    """Return the run by the second, thinned to at most POINTS moments; None without a line.
+    """Return the timeline of the run, downsampled to at most POINTS points; None if there are no lines.
 
     Args:
-        lines: of `timeline.jsonl`: t, time, rate, offered, dropped, lag by reader.
-        events: of `events.jsonl`: time, container, event, code, reason.
+        lines: lines of `timeline.jsonl`: t, time, rate, offered, dropped, lag by reader.
+        events: lines of `events.jsonl`: time, container, event, code, reason.
     """
     usable = [line for line in lines if isinstance(line.get("t"), int | float)]
     if not usable:
@@ -68,7 +68,7 @@ def _mean(group: list[dict[str, Any]], key: str) -> float:
 
 
 def tell(events: Sequence[dict[str, Any]], began: float) -> list[Event]:
-    """Return what is worth telling: kills, failures and restarts, with how long the container was away."""
+    """Return the kills, failures and restarts, with the downtime of each container."""
     told: list[Event] = []
     left: dict[str, float] = {}
     for event in events:
@@ -95,7 +95,7 @@ def curves(training: Mapping[str, Mapping[str, Any]]) -> Iterator[Curve]:
     """Yield the training curve of each autoencoder that has one.
 
     Args:
-        training: by trainer and hook point, what `training.json` holds: rows of trained, loss, fvu, l0, dead.
+        training: contents of `training.json` by trainer and hook point: rows of trained, loss, fvu, l0, dead.
     """
     for trainer, points in training.items():
         for path, record in points.items():

@@ -1,6 +1,6 @@
-"""What the frozen autoencoders make of text: metrics of latents, computed from plain activations.
+"""Metrics of the latents of frozen autoencoders, computed from plain activations.
 
-Everything is measured on activations as the model gives them (float32, not quantised), sums in float64.
+Everything is measured on the model's activations (float32, not quantised); sums are float64.
 FVU is defined in asysi.sae.fvu; its mean is taken over the same rows.
 """
 
@@ -18,7 +18,7 @@ from asysi.sae.sparse import SparseLatents
 from asysi.sae.variants.base import SparseAutoencoder
 
 CHUNK_ELEMENTS = 1 << 22
-"""Activations of latents held densely at once: 16 MiB of float32."""
+"""Dense latent activations in memory at once: 16 MiB of float32."""
 
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -26,7 +26,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Firings:
-    """Where latents fire in a text, in coordinates (COO): [n] each, in the order of rows, then of latents."""
+    """Firings of latents in sparse coordinate (COO) format: [n] each, sorted by row, then by latent."""
 
     row: NDArray[np.int64]
     latent: NDArray[np.int64]
@@ -41,7 +41,7 @@ class Encoding:
     error: NDArray[np.float64]
     """[rows] squared error of the counted rows, 0 elsewhere."""
     removal: NDArray[np.float64]
-    """[latents] growth of the squared error, over the counted rows, when the latent alone is removed."""
+    """[latents] increase of the squared error over the counted rows if only this latent is removed."""
 
 
 def read(sae: SparseAutoencoder, rows: Floats, counted: Mask) -> Encoding:
@@ -70,7 +70,7 @@ def read(sae: SparseAutoencoder, rows: Floats, counted: Mask) -> Encoding:
 
 
 def _firings(fires: SparseLatents, first: int) -> Firings:
-    """Return the firings of a chunk that begins at row `first`, those of a row in the order of latents."""
+    """Return the firings of a chunk that begins at row `first`, sorted by row, then by latent."""
     row, latent = fires.row.numpy(), fires.latent.numpy()
     order = np.lexsort((latent, row))
     return Firings(row[order] + first, latent[order], fires.value.float().numpy()[order])
@@ -84,7 +84,7 @@ def _joined(parts: list[Firings]) -> Firings:
 
 
 def on_tokens(firings: Firings, token: NDArray[np.int64]) -> Firings:
-    """Return firings by token instead of by row: where a module is called again, the strongest of its calls.
+    """Return firings per token instead of per row; of repeated calls of a module the strongest counts.
 
     Args:
         firings: by row.
@@ -133,7 +133,7 @@ def squared_difference(rows: Floats, other: Floats) -> float:
 def pca_fvu(fitted: Floats, evaluated: Floats, components: int) -> float | None:
     """Return the FVU on `evaluated` [n, width] of the `components` leading directions of `fitted` [m, width].
 
-    None when `fitted` has fewer rows than components: nothing could be fitted.
+    None if `fitted` does not have more rows than components, or if `evaluated` is empty.
     """
     if len(fitted) <= components or not len(evaluated):
         return None
@@ -147,9 +147,7 @@ def pca_fvu(fitted: Floats, evaluated: Floats, components: int) -> float | None:
 
 
 def quantised(rows: Floats, kind: str) -> Floats:
-    """Return `rows` [n, width] after one trip through the run's quantisation: none, bf16, or int8 with a
-    scale a row.
-    """
+    """Return `rows` [n, width] quantised and dequantised: none, bf16, or int8 with one scale per row."""
     if kind == "none":
         return rows
     if kind == "bf16":
@@ -158,7 +156,7 @@ def quantised(rows: Floats, kind: str) -> Floats:
     if kind == "int8":
         scale = np.maximum(np.abs(rows).max(1, keepdims=True), np.finfo(np.float32).tiny) / np.float32(127)
         return np.asarray(np.clip(np.rint(rows / scale), -127, 127) * scale, np.float32)
-    raise ValueError(f"no quantisation is called {kind!r}")
+    raise ValueError(f"unknown quantisation {kind!r}")
 
 
 def counts(firings: Firings, latents: int, counted: Mask) -> NDArray[np.int64]:
@@ -167,20 +165,20 @@ def counts(firings: Firings, latents: int, counted: Mask) -> NDArray[np.int64]:
 
 
 def maxima(firings: Firings, latents: int) -> Floats:
-    """Return the largest activation of each latent, [latents], 0 for those that never fire."""
+    """Return the largest activation of each latent, [latents]; 0 for latents that never fire."""
     largest = np.zeros(latents, np.float32)
     np.maximum.at(largest, firings.latent, firings.value)
     return largest
 
 
 def strengths(firings: Firings, asked: NDArray[np.int64], maximum: Floats) -> NDArray[np.uint8]:
-    """Return how often each of `asked` [n] fires with how much of its maximum, [n, FIRING_BINS].
+    """Return the histogram of each latent's activations relative to its maximum, [n, FIRING_BINS].
 
-    Bins are equal from 0 to 1, and scaled so that 255 is the fullest bin of the latent.
+    Bins are equally wide from 0 to 1; counts are scaled so that the fullest bin of a latent is 255.
 
     Args:
         firings: where latents fire.
-        asked: latents, ascending.
+        asked: [n] latents, ascending.
         maximum: [latents] largest activation of each.
     """
     place = np.searchsorted(asked, firings.latent)
@@ -194,22 +192,19 @@ def strengths(firings: Firings, asked: NDArray[np.int64], maximum: Floats) -> ND
 
 
 def density_histogram(density: Floats) -> tuple[int, ...]:
-    """Return the number of live latents by log10 density, in the report's bins; what lies below falls in
-    the first.
-    """
+    """Return the histogram of live latents by log10 density; lower values count in the first bin."""
     live = density[density > 0]
     bins = ((np.log10(live) - DENSITY_FROM) / -DENSITY_FROM * DENSITY_BINS).astype(int)
     return tuple(int(n) for n in np.bincount(np.clip(bins, 0, DENSITY_BINS - 1), minlength=DENSITY_BINS))
 
 
 def neighbours(decoder: Tensor, asked: NDArray[np.int64], count: int) -> tuple[NDArray[np.uint32], Floats]:
-    """Return the `count` latents with the largest cosine to each `asked` latent's decoder row, and the
-    cosines.
+    """Return the `count` latents with the highest cosine similarity to each of `asked`, and the values.
 
     Args:
         decoder: [latents, width]
-        asked: [n] latents to find neighbours of; a latent is not its own.
-        count: neighbours each, at most latents - 1.
+        asked: [n] latents whose neighbours to find; a latent is not its own neighbour.
+        count: number of neighbours per latent, at most latents - 1.
     """
     latents = decoder.shape[0]
     count = min(count, latents - 1)

@@ -1,4 +1,4 @@
-"""The books: what was seen, and where every row of it went. Pure: plain numbers in, equations out."""
+"""The ledger: how many rows were seen and what happened to each. Pure: numbers in, equations out."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ class Books:
     bus: Mapping[str, Produced] = field(default_factory=dict)
     consumers: Mapping[str, Mapping[str, Consumed]] = field(default_factory=dict)
     not_finite: Mapping[str, int] = field(default_factory=dict)
-    """Captured rows with NaN or infinite elements; they are on their way like any other row."""
+    """Captured rows with NaN or infinite elements; they are transported like any other row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +38,15 @@ class Equation:
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """The balanced, or unbalanced, books of an attempt."""
+    """The counters of an attempt and the equations they must satisfy."""
 
     attempt: int
     complete: bool
-    """Whether the stream ended as meant and every consumer finished its files."""
+    """Whether the stream ended normally and every consumer finalised its files."""
     equations: tuple[Equation, ...]
     books: Books
     problems: tuple[str, ...] = ()
-    """Sentences about what went wrong, for people."""
+    """Human-readable problem descriptions."""
 
     @property
     def balanced(self) -> bool:
@@ -64,7 +64,7 @@ class Ledger:
 
 
 def open_ledger(books: Books, *, attempt: int, complete: bool, problems: Iterable[str] = ()) -> Ledger:
-    """Write the equations of `books`, for every hook point that any party has heard of."""
+    """Return the ledger of `books`, with equations for every hook point in any of its counters."""
     return Ledger(attempt, complete, tuple(_equations(books)), books, tuple(problems))
 
 
@@ -94,9 +94,7 @@ def _consumption(point: str, name: str, published: int, used: Consumed) -> Equat
 
 
 def points_of(books: Books) -> list[str]:
-    """Return the hook points in the order in which capture registered them, then those that only others
-    know.
-    """
+    """Return the hook points in the order of capture, then those that only other counters contain."""
     known: dict[str, None] = dict.fromkeys(books.capture)
     for names in (books.hook, books.bus, *books.consumers.values()):
         known.update(dict.fromkeys(names))
@@ -104,7 +102,7 @@ def points_of(books: Books) -> list[str]:
 
 
 def added(parts: Sequence[Books]) -> Books:
-    """Return the sum of the books of several attempts, hook point by hook point."""
+    """Return the sum of the counters of several attempts, per hook point."""
 
     def made(tables: list[Mapping[str, Produced]]) -> dict[str, Produced]:
         names = dict.fromkeys(name for table in tables for name in table)
@@ -126,10 +124,10 @@ def added(parts: Sequence[Books]) -> Books:
 
 
 def books_of(written: Mapping[str, Any]) -> Books:
-    """Return the books that `ledger.json` holds.
+    """Return the counters stored in `ledger.json`.
 
     Raises:
-        KeyError, TypeError, ValueError: it is something else.
+        KeyError, TypeError, ValueError: `written` does not have the expected format.
     """
     points: list[Mapping[str, Any]] = written["points"]
 
@@ -158,7 +156,7 @@ def books_of(written: Mapping[str, Any]) -> Books:
 
 
 def as_json(ledger: Ledger) -> dict[str, Any]:
-    """Return the ledger as `ledger.json` holds it: verdict, totals, equations, counters."""
+    """Return the ledger in the format of `ledger.json`: verdict, totals, equations, counters."""
     books = ledger.books
     return {
         "attempt": ledger.attempt,
@@ -201,7 +199,7 @@ def _point_json(point: str, ledger: Ledger) -> dict[str, Any]:
 
 
 def produced_json(made: Produced) -> dict[str, Any]:
-    """Return the counters of a writing side in the words of /status."""
+    """Return the counters of a producer with the field names of /status."""
     return {
         "seen": made.seen,
         "published": made.published,
@@ -211,10 +209,10 @@ def produced_json(made: Produced) -> dict[str, Any]:
 
 
 def consumed_json(used: Consumed) -> dict[str, Any]:
-    """Return the counters of a reader in the words of /status."""
+    """Return the counters of a reader with the field names of /status."""
     return {"durable": used.durable, "lapped": used.lapped, "rolledBack": used.rolled_back}
 
 
 def finite(number: float) -> float | None:
-    """Return `number`, or None where JSON has no word for it."""
+    """Return `number`, or None if JSON cannot represent it."""
     return number if math.isfinite(number) else None

@@ -1,4 +1,4 @@
-"""Which tokens a latent speaks for: its decoder row through the model's unembedding."""
+"""The tokens that a latent promotes and suppresses: its decoder row times the model's unembedding."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,26 +11,24 @@ from torch import Tensor
 from asysi.finish.latents import Floats
 
 EACH = 6
-"""Tokens shown at either end."""
+"""Number of tokens shown at each end."""
 MULTIPLICATIONS = 4 * 10**11
-"""Of one autoencoder at most: beyond, the first latents alone get their tokens."""
+"""Limit per autoencoder; beyond it, only the first latents get their tokens."""
 _AT_ONCE = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
 class Logits:
-    """The tokens at both ends, of the first m latents."""
+    """The most promoted and most suppressed tokens of the first m latents."""
 
     tokens: NDArray[np.int64]
     """[m, 2 · EACH]: those whose logits rise most, highest first, then those that fall most, lowest first."""
     values: Floats
-    """[m, 2 · EACH]: change of the logit for each unit of the latent's activation."""
+    """[m, 2 · EACH]: change of the logit per unit of the latent's activation."""
 
 
 def unembedding(module: torch.nn.Module) -> Tensor | None:
-    """Return the weight [vocabulary, width] that makes logits of the residual stream; None where there is
-    none.
-    """
+    """Return the unembedding weight [vocabulary, width]; None if the model has none."""
     find: Any = getattr(module, "get_output_embeddings", None)
     try:
         head = find() if callable(find) else None
@@ -41,10 +39,10 @@ def unembedding(module: torch.nn.Module) -> Tensor | None:
 
 
 def ends(decoder: Tensor, weight: Tensor) -> Logits | None:
-    """Return the tokens at both ends of decoder rows [latents, width]; None where widths differ.
+    """Return the most promoted and suppressed tokens of decoder rows [latents, width]; None if widths differ.
 
-    The final norm is left out: it depends on the whole activation. What is shown is the direct effect alone,
-    W_U d_i, of the latent's direction on the logits, centred over the vocabulary.
+    The final norm is omitted because it depends on the whole activation. The result is only the direct
+    effect, W_U d_i, of the latent's direction on the logits, centred over the vocabulary.
 
     Args:
         decoder: rows of the latents, the most important first.

@@ -1,4 +1,4 @@
-"""Which few rows hold the variance of a hook point: those of a position, of a token, or the largest ones."""
+"""Finds the few rows that hold most of the variance: those of a position, of a token, or the largest."""
 
 from dataclasses import dataclass
 
@@ -9,11 +9,11 @@ from asysi.finish import latents
 from asysi.sae.fvu import why_undefined
 
 TIMES = 2.0
-"""A group is an outlier only where it holds at least so many times its share of the rows."""
+"""A group is an outlier only if its share of the variance is at least this multiple of its share of rows."""
 LARGEST = 0.01
-"""Share of the rows that are looked at as the largest."""
+"""Share of the rows that counts as the largest rows."""
 LIMIT = 0.5
-"""A share of the variance above this is named by position or token rather than by size."""
+"""A position or token with more than this share of the variance is preferred to the largest rows."""
 _AT_ONCE = 4096
 
 Mask = NDArray[np.bool_]
@@ -21,33 +21,33 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Outlier:
-    """A group of rows and what it holds, shares 0..1."""
+    """A group of rows with its shares, 0..1."""
 
     by: str
     """position | token | size | none."""
     name: str
-    """As a person would call it: `position 0`."""
+    """Human-readable name, such as `position 0`."""
     share: float
-    """Of the variance: sum ||x - mean||² over the group, over that of all rows."""
+    """Share of the variance: sum ||x - mean||² over the group, divided by that over all rows."""
     rows: float
-    """Of the rows."""
+    """Share of the rows."""
 
     @property
     def them(self) -> str:
-        """The group, named again."""
+        """Pronoun for the group."""
         return "these rows" if self.by == "size" else "it"
 
 
 @dataclass(frozen=True, slots=True)
 class OutlierRows:
-    """The group, and which rows belong to it [n]."""
+    """The group, and a mask [n] of its rows."""
 
     outlier: Outlier
     members: Mask
 
 
 def deviations(rows: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return ||x - mean||² of each of rows [n, width], in float64."""
+    """Return ||x - mean||² of each row of `rows` [n, width], in float64."""
     mean = rows.mean(0, dtype=np.float64)
     parts = [
         np.square(rows[start : start + _AT_ONCE] - mean).sum(1) for start in range(0, len(rows), _AT_ONCE)
@@ -58,15 +58,15 @@ def deviations(rows: NDArray[np.float32]) -> NDArray[np.float64]:
 def find(
     rows: NDArray[np.float32], position: NDArray[np.int64], token: NDArray[np.int64]
 ) -> OutlierRows | None:
-    """Return the group of rows that holds most of the variance; None where there is no variance.
+    """Return the group of rows that holds most of the variance; None if there is no variance.
 
-    A position or a token comes first when it holds more than half; else the largest 1% of the rows do, when
-    they hold more than half; else whichever position or token holds most.
+    A position or token that holds more than half takes precedence; then the largest 1% of the rows, if they
+    hold more than half; then the position or token that holds most.
 
     Args:
         rows: [n, width], finite.
-        position: [n] position of each in its sequence.
-        token: [n] token number of each.
+        position: [n] position of each row in its sequence.
+        token: [n] token id of each row.
     """
     away = deviations(rows)
     total = float(away.sum())
@@ -106,6 +106,6 @@ def _largest(away: NDArray[np.float64], total: float) -> OutlierRows:
     members = np.zeros(len(away), np.bool_)
     members[np.argpartition(away, -most)[-most:]] = True
     share, rows = float(away[members].sum()) / total, most / len(away)
-    if share < TIMES * rows:  # of a handful of rows one is not an outlier
+    if share < TIMES * rows:  # with only a few rows, one of them is not an outlier
         share = 0.0
     return OutlierRows(Outlier("size", "the largest 1% of the rows", share, rows), members)

@@ -1,4 +1,4 @@
-"""What it takes to judge the run and to repeat it, in words."""
+"""Describes the limits of a run and how to reproduce it."""
 
 import os
 import platform
@@ -24,19 +24,19 @@ PACKAGES = ("torch", "transformers", "numpy", "safetensors")
 def limits(
     experiment: ScanExperiment, host: HostCounters, seen: Mapping[str, Any], *, attempt: int, tokens: int
 ) -> list[tuple[str, str]]:
-    """Return label and text of each limit, as far as it is known.
+    """Return label and text of each known limit.
 
     Args:
-        experiment: what was asked for.
+        experiment: the experiment.
         host: the capture ring's mailbox.
-        seen: what `host/seen.json` holds; may be empty.
+        seen: contents of `host/seen.json`; may be empty.
         attempt: number of the attempt.
         tokens: content tokens read in all attempts.
     """
     spec = experiment.spec
     lines = [
         ("Corpus", _corpus(experiment, host, seen, tokens)),
-        ("Left out", _exclusions(experiment, host, seen)),
+        ("Excluded", _exclusions(experiment, host, seen)),
         ("Sampling", _sampling(experiment, host)),
         ("Seeds", _seeds(experiment)),
     ]
@@ -55,9 +55,7 @@ def limits(
 
 
 def model_name(uri: str) -> str:
-    """Return what to call the model: the last part of its address, or the one before where that says
-    nothing.
-    """
+    """Return the model's name: the last meaningful part of its URI."""
     rest = uri.partition("://")[2] or uri
     path = Path(rest).expanduser()
     parts = path.resolve().parts if uri.startswith("file://") else path.parts
@@ -76,7 +74,7 @@ def _corpus(experiment: ScanExperiment, host: HostCounters, seen: Mapping[str, A
 
     if seen:
         parts.append(
-            f"{number('documents')} distinct documents, {number('duplicates')} duplicates left out, "
+            f"{number('documents')} distinct documents, {number('duplicates')} duplicates removed, "
             f"{number('held_out')} held out; {number('unique_tokens')} distinct content tokens"
         )
     if seen.get("renumbered"):
@@ -107,7 +105,7 @@ def _exclusions(experiment: ScanExperiment, host: HostCounters, seen: Mapping[st
 
 
 def _tokens(experiment: ScanExperiment, seen: Mapping[str, Any]) -> str:
-    """Return how sequences began, as the host counted, and what became of text that spells special tokens."""
+    """Describe how sequences began and how special tokens in the text were handled."""
     sequences, opened = int(seen["sequences"]), int(seen.get("sequences_opened", 0))
     how = {0: "None", sequences: "All"}.get(opened, f"{count(opened)}")
     parts = [f"{how} of {count(sequences)} sequences began with the tokenizer's BOS or CLS token."]
@@ -164,7 +162,7 @@ def _trainer(trainer: SaeTrain) -> str:
 
 
 def versions() -> str:
-    """Return the versions of what was run."""
+    """Return the versions of the installed packages."""
     found = [f"{name} {_version(name)}" for name in PACKAGES]
     return ", ".join([f"asysi {asysi.__version__}", *found, f"Python {platform.python_version()}"])
 
@@ -178,7 +176,7 @@ def _version(name: str) -> str:
 
 def machine() -> str:
     """Return processor, number of cores, memory and kernel."""
-    import psutil  # noqa: PLC0415 - asked once
+    import psutil  # noqa: PLC0415 - used once
 
     memory = psutil.virtual_memory().total / 2**30
     return f"{os.cpu_count()} × {_processor()}, {memory:.0f} GiB, {platform.system()} {platform.release()}"
@@ -194,7 +192,7 @@ def _processor() -> str:
 
 
 def commands(experiment: ScanExperiment, exports: list[str]) -> list[tuple[str, str]]:
-    """Return what a command does and the command, to be run in the output's folder."""
+    """Return description and command line of each command, to be run in the output folder."""
     lines = [
         (
             "Run it again, from this folder",

@@ -1,4 +1,4 @@
-"""The text that finish reads again: a bounded number of documents, as flat arrays over their tokens."""
+"""The text that finish rereads: a bounded number of documents, as flat arrays over their tokens."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -9,22 +9,22 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class RereadTokens:
-    """Documents one after another, special tokens included; n tokens, d documents."""
+    """Concatenated documents including special tokens; n tokens, d documents."""
 
     tokens: NDArray[np.int64]
-    """[n] token numbers."""
+    """[n] token ids."""
     document: NDArray[np.int64]
     """[n] document of each token."""
     content: NDArray[np.bool_]
     """[n] whether the token is data: not special, not excluded."""
     rows: NDArray[np.uint64]
-    """[d] row of the input."""
+    """[d] input row."""
     held_out: NDArray[np.bool_]
     """[d] whether the document was never trained on."""
 
     @property
     def held_tokens(self) -> NDArray[np.bool_]:
-        """[n] whether the token is of a held-out document."""
+        """[n] whether the token belongs to a held-out document."""
         return self.held_out[self.document]
 
     @property
@@ -45,25 +45,25 @@ class RereadTokens:
         )
 
     def sequence(self, document: int) -> NDArray[np.int64]:
-        """Return the token numbers of a document."""
+        """Return the token ids of a document."""
         start, stop = np.searchsorted(self.document, [document, document + 1])
         return self.tokens[start:stop]
 
 
 @dataclass(frozen=True, slots=True)
 class PointRows:
-    """What one hook point showed of a sheet: a row for every token and call; r rows, all of them finite."""
+    """The activations of one hook point: one row per token and call; r rows, all finite."""
 
     values: NDArray[np.float32]
     """[r, width]"""
     token: NDArray[np.int64]
-    """[r] place of the row's token on the sheet, ascending."""
+    """[r] index of the row's token in `RereadTokens`, ascending."""
     call: NDArray[np.int64]
-    """[r] which call of the module in a forward made it, from 0."""
+    """[r] index of the module call within the forward pass, from 0."""
     not_finite: int = 0
-    """Rows with NaN or infinite elements, which are left out."""
+    """Rows with NaN or infinite elements, excluded from `values`."""
     dropped: Mapping[str, int] = field(default_factory=dict)
-    """Rows that could not be taken, by reason."""
+    """Rows that could not be captured, by reason."""
 
     def within(self, limit: float) -> "PointRows":
         """Return the rows whose L2 norm is at most `limit`."""
@@ -78,12 +78,12 @@ class PointRows:
 
     @property
     def calls(self) -> list[int]:
-        """Numbers of the calls in a forward that made rows, ascending."""
+        """Indices of the calls that produced rows, ascending."""
         return [int(number) for number in np.unique(self.call)]
 
 
 def every_token(values: NDArray[np.float32]) -> PointRows:
-    """Return the rows [n, width] of a module that was called once for each of n tokens."""
+    """Return `values` [n, width] as the rows of a module that was called once per token."""
     return PointRows(values, np.arange(len(values)), np.zeros(len(values), np.int64))
 
 
@@ -97,13 +97,12 @@ def tokens_that_fit(widths: list[int], memory: int) -> int:
 def select(
     lengths: NDArray[np.int64], held_out: NDArray[np.bool_], tokens: int, seed: int
 ) -> NDArray[np.int64]:
-    """Choose documents to read again: held-out ones first, at most 3/4 of the tokens, then others; in input
-    order.
+    """Choose the documents to reread, in input order: held-out ones first, at most 3/4 of the tokens.
 
     Args:
-        lengths: [d] tokens of each document.
-        held_out: [d] whether it is held out.
-        tokens: tokens to choose at most.
+        lengths: [d] number of tokens of each document.
+        held_out: [d] whether the document is held out.
+        tokens: maximum number of tokens to choose.
         seed: seed of the random choice.
     """
     order = np.random.default_rng(seed).permutation(len(lengths))

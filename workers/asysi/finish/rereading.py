@@ -1,4 +1,4 @@
-"""Reads documents again: the same model, the same tokens, and rows taken by the same hooks."""
+"""Rereads documents with the same model, the same tokens and the same hooks."""
 
 import dataclasses
 import time
@@ -30,9 +30,7 @@ from asysi.text.rows import TextSource
 from asysi.text.tokens import Batch, Policy, Sequences, concatenate, make_batch, make_policy, tokenise
 
 DOCUMENTS = 50_000
-"""Distinct documents among which finish chooses, from the beginning of the data: it need not read all of a
-large set.
-"""
+"""Number of documents at the start of the data from which to choose; avoids reading a large data set."""
 SEED = 0
 """Of the order in which documents are read."""
 BATCH = 32
@@ -59,18 +57,18 @@ class Extent:
 
 @dataclass(frozen=True, slots=True)
 class Reread:
-    """What was read again."""
+    """The reread text and its activations."""
 
     sheet: RereadTokens
     activations: dict[str, PointRows]
-    """Rows of each hook point that was called."""
+    """Rows by hook point, for those that were called."""
     pieces: list[str]
-    """Text of every token on the sheet; a leading space means that a new word begins."""
+    """Text of every token of `sheet`; a leading space marks the start of a word."""
     weight: NDArray[np.float64]
-    """[tokens] how many tokens of the run each stands for: training documents were read in every pass."""
+    """[tokens] how many tokens of the run each one represents; training documents were read in every pass."""
     extent: Extent
     joined: bool = False
-    """Whether sequences are cut from joined documents: in the run they were cut elsewhere."""
+    """Whether sequences are cut from concatenated documents; the run cut them at other positions."""
 
 
 def read_again(
@@ -85,8 +83,7 @@ def read_again(
     watch: ReadWatch,
     device: str = "cpu",
 ) -> Reread:
-    """Run a bounded part of the data, held-out documents first, and return the activations at every hook
-    point.
+    """Run the model on a bounded part of the data, held-out documents first; return all activations.
 
     What is read does not depend on the pace, unless the time is over before all of it is read: then whole
     forwards are missing, drawn at random.
@@ -206,9 +203,7 @@ def _sequences(documents: Iterable[Any], tokenizer: Any, policy: Policy, seed: i
 
 
 def _weights(sequences: Sequences, chosen: NDArray[np.int64], passes: int) -> NDArray[np.float64]:
-    """Return [chosen] the tokens of the run over the tokens read again, of held-out and of training
-    documents.
-    """
+    """Return [chosen] the ratio of tokens in the run to tokens reread, per document class."""
     weight = np.ones(len(chosen))
     for held, times in ((True, 1), (False, passes)):
         mine = sequences.holdout[chosen] == held
@@ -264,18 +259,16 @@ def _run(
 
 
 def _placed(batch: Batch, flat: NDArray[np.int64], place: NDArray[np.int64]) -> StepTokens:
-    """Return the step's tokens as capture shall see them: all but padding, named by their place on the
-    sheet.
-    """
+    """Return the step's tokens for capture: all but padding, identified by their index in the sheet."""
     rows = batch.tokens.rows.copy()
     rows["sample"][flat] = place
     return dataclasses.replace(batch.tokens, rows=rows, content=batch.present.reshape(-1))
 
 
 def join_rows(parts: list[Rows]) -> PointRows | None:
-    """Return the rows of all batches in the order of the sheet, None when there are none.
+    """Return the rows of all batches in the order of the sheet; None if there are none.
 
-    Rows of another width than most of them are dropped: no autoencoder takes both.
+    Only rows of the most common width are kept: an autoencoder has a single width.
     """
     dropped = Counter[str]()
     for part in parts:

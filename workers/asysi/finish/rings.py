@@ -1,4 +1,4 @@
-"""Reads both rings into a snapshot. The only module of finish that touches them."""
+"""Reads both rings into a snapshot. The only module of finish that accesses them."""
 
 from pathlib import Path
 
@@ -11,13 +11,13 @@ from asysi.finish.status import HostCounters, Snapshot, TrainerGauges
 
 
 class FinishedRings:
-    """Looks at an attempt's rings without taking part.
+    """Read-only view of an attempt's rings.
 
     Args:
         shm: folder of the rings.
 
     Raises:
-        StreamError: a ring is missing or of another version.
+        StreamError: a ring is missing or has another version.
     """
 
     def __init__(self, shm: Path) -> None:
@@ -25,7 +25,7 @@ class FinishedRings:
         self._bus = CppShardedSPMCBus(shm / BUS_RING).control()
 
     def snapshot(self) -> Snapshot:
-        """Return both rings at one moment; the books balance only once nothing moves any more."""
+        """Return the state of both rings; the counters balance only once the stream has settled."""
         capture, bus = read_accounts(self._capture), read_accounts(self._bus)
         host, hook = _host(self._capture), capture.consumers["hook"]
         sae = bus.consumers.get("sae")
@@ -48,7 +48,7 @@ class FinishedRings:
         )
 
     def close(self) -> None:
-        """Let both rings go."""
+        """Close both rings."""
         self._capture.close()
         self._bus.close()
 

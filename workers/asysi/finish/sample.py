@@ -1,4 +1,4 @@
-"""Seen against kept: whether what was kept looks like what the model saw."""
+"""Seen vs. kept: whether the kept rows are distributed like the rows that the model saw."""
 
 import json
 from collections.abc import Mapping
@@ -13,15 +13,15 @@ from asysi.report.data import Comparison, Histogram
 from asysi.report.words import count
 
 RECORDS = 60_000
-"""Archived rows of a hook point that its norms are taken from, evenly spread over the run."""
+"""Maximum number of archived rows per hook point for the norms, evenly spread over the run."""
 BINS = 32
 
 
 def by_place(seen: Mapping[str, Any]) -> list[Comparison]:
-    """Return the host's own histograms, by length of the sequence and by position in it.
+    """Return the host's histograms by sequence length and by position.
 
     Args:
-        seen: what `host/seen.json` holds.
+        seen: contents of `host/seen.json`.
     """
     comparisons = []
     for by, note in (
@@ -40,7 +40,7 @@ def by_place(seen: Mapping[str, Any]) -> list[Comparison]:
 
 
 def _cut(table: Mapping[str, list[int]]) -> Histogram:
-    """Return the table as a histogram without the empty bins at its end; bins' lower bounds become edges."""
+    """Return the table as a histogram without trailing empty bins; lower bounds become edges."""
     edges, seen, kept = table["edges"], table["seen"], table["kept"]
     used = max(i for i, (a, b) in enumerate(zip(seen, kept, strict=True)) if a or b) + 1
     width = edges[1] - edges[0] if len(edges) > 1 else 1
@@ -53,7 +53,7 @@ def _cut(table: Mapping[str, list[int]]) -> Histogram:
 
 
 def by_norm(again: Reread, archive: Path) -> Comparison | None:
-    """Compare norms of a fresh forward with those of the archive's METRICS records; None without an archive.
+    """Compare the norms of reread rows with those in the archive's METRICS records; None without an archive.
 
     Raises:
         MScanError: the archive is damaged.
@@ -106,24 +106,23 @@ def histogram(
     kept: NDArray[np.float64],
     halves: NDArray[np.bool_],
 ) -> Histogram:
-    """Return both over equal bins between the 0.5% and 99.5% quantiles of all; what lies beyond is in the
-    outer bins. Chance: two random halves of what was seen differ twice as much as all of it differs from its
-    source.
+    """Return both over equal bins between the 0.5% and 99.5% quantiles; values beyond go to the outer bins.
 
-    Values that differ by less than 1% of their size, as behind a layer norm, fall into few bins: between
-    bins narrower than that stands rounding.
+    `chance` is half the distance of two random halves of `seen`: two halves differ from each other twice as
+    much as the whole sample differs from its source. If all values lie within 1% of their size, as after a
+    layer norm, the bins span at least 1%: differences between narrower bins would be rounding errors.
 
     Args:
         name: the hook point.
         seen: [n] values.
-        weight: [n] how much each counts.
+        weight: [n] weight of each value.
         kept: [m] values.
-        halves: [n] a random half, whole documents together.
+        halves: [n] mask of a random half; documents are not split.
     """
     low, high = np.quantile(np.concatenate([seen, kept]), [0.005, 0.995])
     least = 0.01 * max(abs(low), abs(high)) or 1.0
     if high - low < least:
-        low = (low + high) / 2 - least / 2 * (1 - 1 / BINS)  # the middle of the values is that of a bin
+        low = (low + high) / 2 - least / 2 * (1 - 1 / BINS)  # centre a bin on the middle of the values
         high = low + least
     edges = np.linspace(low, high, BINS + 1)
 
@@ -143,7 +142,7 @@ def histogram(
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Return the object in `file`, an empty one when there is none."""
+    """Return the JSON object in `file`, or an empty one if there is none."""
     try:
         found = json.loads(file.read_text())
     except (OSError, ValueError):

@@ -1,6 +1,6 @@
-"""What a language model loses when it goes on with an SAE's reconstruction in place of its activation.
+"""Measures the loss increase of a language model when an SAE's reconstruction replaces the activation.
 
-For each SAE the same held-out text is read three times: by the model as it is, with the rows of content
+For each SAE the same held-out text is read three times: by the unmodified model, with the rows of content
 tokens at the hook point replaced by their reconstruction, and with these rows set to zero.
 """
 
@@ -22,7 +22,7 @@ from asysi.finish.reread_tokens import RereadTokens
 from asysi.sae.variants.base import SparseAutoencoder
 
 LEAST = 128
-"""Tokens below which nothing is measured: the figure would be noise."""
+"""Minimum number of predicted tokens; the result would be noise with fewer."""
 AT_ONCE = 256
 """Tokens of a forward: logits over a vocabulary are large, and the time is looked at between forwards."""
 _SEED = 0
@@ -34,30 +34,30 @@ class Spliced:
     """Mean cross-entropy of the next token, in nats, on the same tokens."""
 
     tokens: int
-    """Tokens that were predicted."""
+    """Number of predicted tokens."""
     clean: float
     spliced: float
     zero: float
 
     @property
     def recovered(self) -> float | None:
-        """Share of the loss between zero and clean that the reconstruction keeps; None without one."""
+        """Share of the loss between zero and clean that the reconstruction recovers; None if undefined."""
         lost = self.zero - self.clean
         return (self.zero - self.spliced) / lost if lost > 0 else None
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """An SAE and where it belongs."""
+    """An SAE and its hook point."""
 
     path: str
     sae: SparseAutoencoder
     limit: float | None = None
-    """Norm beyond which rows were never trained on, and stay as they are."""
+    """Norm above which rows were excluded from training; such rows are not replaced."""
 
 
 def why_not(module: torch.nn.Module) -> str | None:
-    """Return why a model has no cross-entropy of the next token, None when it has one."""
+    """Return why the next-token cross-entropy of a model is undefined; None if it is defined."""
     names = [type(module).__name__, *(getattr(getattr(module, "config", None), "architectures", None) or [])]
     if not any(word in name for name in names for word in ("ForCausalLM", "LMHeadModel")):
         return f"{names[0]} does not predict the next token"
@@ -91,7 +91,7 @@ def measure(
 
     Args:
         module: a causal language model on the CPU.
-        sheet: text; its held-out documents are read.
+        sheet: text; only its held-out documents are read.
         targets: SAEs with their hook points.
         budget: tokens and seconds, all forwards together.
         padding: token that fills shorter sequences.
@@ -155,9 +155,9 @@ class _Batch:
     mask: Tensor
     """[batch, length]: 1 for tokens, 0 for padding."""
     content: Tensor
-    """[batch, length] bool: rows that an SAE may replace."""
+    """[batch, length] bool: rows that an SAE can replace."""
     counted: Tensor
-    """[batch, length - 1] bool: tokens whose prediction counts, by the place before them."""
+    """[batch, length - 1] bool: tokens whose prediction counts, at the index of the preceding token."""
 
     @property
     def tokens(self) -> int:
@@ -171,7 +171,7 @@ class _State:
 
 
 def _batches(sheet: RereadTokens, tokens: int, padding: int) -> Iterator[_Batch]:
-    """Yield held-out documents of at most so many tokens in all, in the order of the sheet."""
+    """Yield batches of held-out documents with at most `tokens` tokens in total, shortest first."""
     starts = np.searchsorted(sheet.document, np.arange(len(sheet.rows) + 1))
     lengths = np.diff(starts)
     chosen: list[int] = []
@@ -223,7 +223,7 @@ def _sum(
 
 @contextmanager
 def _replacing(module: torch.nn.Module, target: Target, sae: SparseAutoencoder | None) -> Iterator[_State]:
-    """Replace the rows of content tokens by their reconstruction, or by zero without an SAE."""
+    """Replace the rows of content tokens by their reconstruction, or by zero if `sae` is None."""
     state = _State()
 
     def hook(_module: torch.nn.Module, _args: Any, output: Any) -> Any:
@@ -250,7 +250,7 @@ def _replacing(module: torch.nn.Module, target: Target, sae: SparseAutoencoder |
 
 
 def exchanged(output: Any, old: Tensor, new: Tensor) -> Any:
-    """Return a module's output with one of its tensors exchanged for another."""
+    """Return a module's output with one of its tensors replaced."""
     if output is old:
         return new
     if isinstance(output, Mapping):

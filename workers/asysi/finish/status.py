@@ -1,4 +1,4 @@
-"""What /status answers: the control files, summed up in plain numbers."""
+"""The response of /status: the control files, summed up."""
 
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -28,34 +28,34 @@ PACE_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class HostCounters:
-    """The capture ring's mailbox, as plain numbers."""
+    """The counters in the capture ring's mailbox."""
 
     steps: int = 0
     steps_total: int = 0
-    """0 when unknown."""
+    """0 if unknown."""
     tokens: int = 0
     tokens_total: int = 0
     tokens_excluded: int = 0
     passes_begun: int = 0
-    """Pass over the data, from 0."""
+    """Current pass over the data, from 0."""
     steps_dropped: int = 0
     capture_errors: int = 0
     rate: float = 0.0
-    """Sampling rate in force, 0..1."""
+    """Current sampling rate, 0..1."""
     capture_ns: int = 0
     forward_ns: int = 0
     started_ns: int = 0
     """CLOCK_MONOTONIC at the first step, 0 before it."""
     interrupted: bool = False
     steps_before: int = 0
-    """Steps of the run that earlier attempts have done."""
+    """Steps of the run completed by earlier attempts."""
     tokens_before: int = 0
     """Content tokens of these steps."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainerGauges:
-    """The SAE worker's gauges of one hook point."""
+    """The SAE worker's gauges for one hook point."""
 
     path: str
     fvu: float
@@ -71,7 +71,7 @@ class TrainerGauges:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Both rings at one moment."""
+    """The state of both rings at one point in time."""
 
     books: Books = field(default_factory=Books)
     host: HostCounters = field(default_factory=HostCounters)
@@ -81,27 +81,25 @@ class Snapshot:
     readers: Mapping[str, ReaderState] = field(default_factory=dict)
     """State of each bus consumer."""
     lag: Mapping[str, float] = field(default_factory=dict)
-    """Largest unread share of a shard, 0..1, of each reader, the hook among them."""
+    """Largest unread share of a shard, 0..1, by reader, including the hook."""
     points: tuple[TrainerGauges, ...] = ()
     motion: tuple[int, ...] = ()
-    """Counters that move while anything at all happens."""
+    """Counters that change while there is any progress."""
 
 
 def settled(snapshot: Snapshot) -> bool:
-    """Whether the bus was closed in band and every consumer has finished its files."""
+    """Return whether the bus was closed in band and every consumer has finalised its files."""
     return snapshot.bus_state.end is not None and all(state.final for state in snapshot.readers.values())
 
 
 def complete(snapshot: Snapshot) -> bool:
-    """Whether the stream ended as meant: closed complete at both rings, every consumer finalised."""
+    """Return whether the stream ended normally: both rings closed as complete, every consumer finalised."""
     closed = snapshot.capture_state is snapshot.bus_state is ProducerState.COMPLETE
     return closed and all(state is ReaderState.FINALISED for state in snapshot.readers.values())
 
 
 def phase(snapshot: Snapshot) -> str:
-    """Return one word for where the attempt stands: starting, running, draining, finishing, analysing or
-    failed.
-    """
+    """Return the phase of the attempt: starting, running, draining, finishing, analysing or failed."""
     over = ProducerState.ATTEMPT_OVER in {snapshot.bus_state, snapshot.capture_state}
     if over or snapshot.capture_state is ProducerState.GONE:
         return "failed"
@@ -115,16 +113,16 @@ def phase(snapshot: Snapshot) -> str:
 
 
 class TokensPerSecond:
-    """Tokens a second over the last seconds."""
+    """Tokens per second over the last PACE_SECONDS."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self.last = 0.0
-        """What `of` said last."""
+        """The last value returned by `of`."""
         self._seen: deque[tuple[float, int]] = deque(maxlen=256)
 
     def of(self, tokens: int) -> float:
-        """Return tokens a second, given the tokens read so far."""
+        """Return tokens per second, given the tokens read so far."""
         now = self._clock()
         self._seen.append((now, tokens))
         while len(self._seen) > 2 and now - self._seen[0][0] > PACE_SECONDS:
@@ -142,15 +140,15 @@ def shape(
     conditions: Mapping[str, Mapping[str, str]] | None = None,
     reading: ReadProgress | None = None,
 ) -> dict[str, object]:
-    """Return the answer of /status; counts are summed over hook points, unknown numbers are null.
+    """Return the response of /status; counts are summed over hook points, unknown numbers are null.
 
-    Progress is that of the run, with what earlier attempts have done; everything else is this attempt's.
+    Progress covers the whole run including earlier attempts; everything else is about this attempt.
 
     Args:
-        snapshot: both rings at one moment.
-        tokens_per_second: the host's pace.
-        said: the phase when finish itself knows better, as once the report is written.
-        conditions: both verdicts, once they are known: status, reason and message by type.
+        snapshot: the state of both rings.
+        tokens_per_second: the host's throughput.
+        said: overrides the phase, for example once the report is written.
+        conditions: both verdicts once they are known: status, reason and message by type.
         reading: how far finish is with what it reads again, None while it reads nothing.
     """
     host, books = snapshot.host, snapshot.books

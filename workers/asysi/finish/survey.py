@@ -1,4 +1,4 @@
-"""What the activations of one hook point are like, before any autoencoder looks at them."""
+"""Statistics of the activations of one hook point, independent of any autoencoder."""
 
 from dataclasses import dataclass
 
@@ -14,21 +14,21 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class VarianceByPlace:
-    """The rows of one hook point, r of them."""
+    """How the variance is distributed over the r rows of one hook point."""
 
     outlier: Outlier | None
-    """The group that holds most of the variance; None where there is no variance, or no row."""
+    """The group that holds most of the variance; None if there is no variance or no row."""
     members: Mask
-    """[r] the rows of that group."""
+    """[r] mask of the rows of that group."""
     not_finite: int
-    """Rows that are not finite, and left out."""
+    """Rows that are not finite and were excluded."""
 
 
 def survey(rows: PointRows, sheet: RereadTokens) -> VarianceByPlace:
-    """Look at the activations of a hook point.
+    """Analyse the activations of a hook point.
 
-    Outliers are sought among what metrics are measured on: the content tokens of held-out documents, of all
-    documents where none is held out.
+    Outliers are searched among the rows used for metrics: the content tokens of held-out documents, or of
+    all documents if none is held out.
     """
     data, held = sheet.content[rows.token], sheet.held_tokens[rows.token]
     usable = data & held if (data & held).any() else data

@@ -1,4 +1,4 @@
-"""The text of tokens, as the source wrote it where the tokenizer can say, else as its vocabulary does."""
+"""The text of tokens: as in the source if the tokenizer returns offsets, otherwise as in its vocabulary."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -16,13 +16,13 @@ def spell(
     texts: Sequence[str] | None,
     encoding: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[str]:
-    """Return the text of every token of the sheet; a leading space means that a new word begins.
+    """Return the text of every token of the sheet; a leading space marks the start of a word.
 
     Args:
         tokenizer: a transformers tokenizer.
         sheet: the documents' tokens.
-        texts: the documents' texts in the order of the sheet, None where sequences are not single documents.
-        encoding: arguments that the run gave the tokenizer.
+        texts: the documents' texts in the order of the sheet; None if sequences are not single documents.
+        encoding: tokenizer arguments of the run.
     """
     named = vocabulary(tokenizer, sheet.tokens)
     pieces = [named[int(token)] for token in sheet.tokens]
@@ -53,22 +53,22 @@ def spell(
 
 
 def align(tokens: NDArray[np.int64], plain: NDArray[np.int64]) -> int | None:
-    """Return how many special tokens stand before the document's own, None when these are others.
+    """Return how many special tokens precede the document's own tokens; None if the tokens do not match.
 
     Args:
-        tokens: [n] tokens as the model read them: special ones around, cut off at the end of the context.
+        tokens: [n] tokens as the model read them: with special tokens, truncated to the context length.
         plain: [m] the document's tokens without special ones.
     """
     for shift in range(min(3, len(tokens))):
         shared = min(len(plain), len(tokens) - shift)
-        for missing in range(min(2, shared)):  # a special token may close a document that is cut
+        for missing in range(min(2, shared)):  # a special token may end a truncated document
             if np.array_equal(tokens[shift : shift + shared - missing], plain[: shared - missing]):
                 return shift
     return None
 
 
 def vocabulary(tokenizer: Any, tokens: NDArray[np.int64]) -> dict[int, str]:
-    """Return the text of every distinct token, a space before it where it begins a word."""
+    """Return the text of every distinct token, with a leading space if it starts a word."""
     numbers = [int(number) for number in np.unique(tokens)]
     names = [str(name) for name in tokenizer.convert_ids_to_tokens(numbers)]
     wordpiece = any(name.startswith("##") for name in names) and not _marks_words(tokenizer)
@@ -79,7 +79,7 @@ def vocabulary(tokenizer: Any, tokens: NDArray[np.int64]) -> dict[int, str]:
 
 
 def _marks_words(tokenizer: Any) -> bool:
-    """Return whether tokens that begin a word have a mark: there "##" is text, as of a heading."""
+    """Return whether word starts are marked; in such vocabularies "##" is text, for example a heading."""
     return any(name.startswith(("Ġ", "▁")) for name in tokenizer.get_vocab())
 
 

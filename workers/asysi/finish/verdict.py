@@ -1,4 +1,4 @@
-"""The verdict on a run's books and on its data: facts in, levels with reasons out. Pure."""
+"""The verdict on a run's ledger and data: facts in, levels with reasons out. Pure."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,11 +10,11 @@ from asysi.report.words import count, percent
 
 
 class Level(IntEnum):
-    """How bad it is, from the best to the worst."""
+    """Severity, from best to worst."""
 
     OK = 0
     UNKNOWN = 1
-    """Something could not be looked at; nothing bad was found."""
+    """Something could not be measured; nothing bad was found."""
     WARNING = 2
     """The exit code stays 0."""
     FAIL = 3
@@ -22,7 +22,7 @@ class Level(IntEnum):
 
     @property
     def mark(self) -> str:
-        """The sign before the verdict."""
+        """The symbol shown before the verdict."""
         return "✓?!✕"[self]
 
     @property
@@ -33,13 +33,13 @@ class Level(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the table: what is looked at, and from where on it counts."""
+    """One row of the table of checks: its level, and the limit above which it applies."""
 
     reason: str
-    """In the condition `DataSound` and in `verdict.json`."""
+    """Reason in the condition `DataSound` and in `verdict.json`."""
     level: Level
     when: str
-    """When it applies, in words."""
+    """Human-readable description of when it applies."""
     limit: float = 0.0
 
 
@@ -84,16 +84,16 @@ CHECKS = (
     NO_RESULT, EXPORT, DISAGREE, ANALYSIS, OUTLIERS, LAPPED, MISSED, NOT_FINITE, TRUNCATED,
     NEVER_CALLED, NOT_MEASURED,
 )  # fmt: skip
-"""Everything the data is judged by, the worst first; `docs/report.md` repeats it."""
+"""All checks of the data, the most severe first; `docs/report.md` has the same table."""
 ABSOLUTE = 0.01
-"""Difference between two FVUs that is never a disagreement."""
+"""Differences between two FVUs up to this value are never a disagreement."""
 SOUND, NOT_JUDGED = "Sound", "NotJudged"
 BALANCED, NOT_BALANCED, NOT_ENDED, NO_BOOKS = "Balanced", "NotBalanced", "NotEnded", "AttemptWithoutBooks"
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """FVU of one SAE on the same held-out rows, as the trainer got them and as finish read them again."""
+    """FVU of one SAE on the same held-out rows, as received by the trainer and as recomputed by finish."""
 
     rows: int
     trainer: float
@@ -107,7 +107,7 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class SaeFacts:
-    """What became of one hook point at one trainer that names it."""
+    """The result of one trainer for one hook point that it selects."""
 
     trainer: str
     exported: bool
@@ -116,67 +116,67 @@ class SaeFacts:
     why: str = ""
     """Why there is no SAE, or no FVU."""
     fvu: float | None = None
-    """On held-out content tokens, by the report where it could measure it, else by the trainer."""
+    """On held-out content tokens; measured by the report if possible, otherwise by the trainer."""
     fvu_without: float | None = None
-    """The same without the rows of the outlier."""
+    """The same without the outlier rows."""
     constant: bool = False
     """Whether the held-out activations do not vary."""
     agreement: Agreement | None = None
     given: int | None = None
-    """Rows that reached the trainer and are in what it has left, in all attempts; None when unknown."""
+    """Rows that reached the trainer and are included in its result, over all attempts; None if unknown."""
     trained: int | None = None
-    """Rows of these that it has trained on, None when unknown: others were held out or unfit."""
+    """How many of these it trained on, None if unknown; the others were held out or unusable."""
 
 
 @dataclass(frozen=True, slots=True)
 class PointFacts:
-    """What was measured at one hook point, all attempts together."""
+    """Measurements at one hook point over all attempts."""
 
     path: str
     seen: int = 0
     kept: int = 0
-    """Rows that the consumers were offered."""
+    """Rows offered to the consumers."""
     lapped: Mapping[str, float] = field(default_factory=dict)
-    """Share of its rows that each consumer lost, 0..1."""
+    """Share of rows lost by overwriting, 0..1, by consumer."""
     not_finite: int = 0
-    """Rows with NaN or infinity that anybody met."""
+    """Rows with NaN or infinity found by any worker."""
     outlier: Outlier | None = None
-    """The group of rows that holds most variance; None where nobody could look."""
+    """The group of rows that holds most of the variance; None if it could not be determined."""
     saes: tuple[SaeFacts, ...] = ()
-    """Of every trainer that names the hook point."""
+    """Results of every trainer that selects the hook point."""
 
     def missed(self, sae: SaeFacts) -> float:
-        """Return the share of the rows kept that a trainer was not given, 0..1; 0 when unknown."""
+        """Return the share of kept rows that a trainer did not receive, 0..1; 0 if unknown."""
         return max(0.0, 1 - sae.given / self.kept) if self.kept and sae.given is not None else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What was measured of a run."""
+    """Measurements of a run."""
 
     points: tuple[PointFacts, ...] = ()
     documents: int | None = None
     truncated: int | None = None
-    """Documents that were cut."""
+    """Documents that were truncated."""
     steps: int = 0
     interrupted: bool = False
     """Whether the user ended the run early."""
     problems: tuple[str, ...] = ()
-    """What failed while finish looked, a sentence each."""
+    """Failures of the analysis, one sentence each."""
     unknown: tuple[str, ...] = ()
-    """What could not be measured, a sentence each."""
+    """What could not be measured, one sentence each."""
 
 
 @dataclass(frozen=True, slots=True)
 class VerdictFinding:
-    """One thing that is not as it should be."""
+    """One problem with the data."""
 
     level: Level
     reason: str
     text: str
-    """One sentence or two, for people."""
+    """Human-readable description, one or two sentences."""
     points: tuple[str, ...] = ()
-    """Hook points that it is about; none when it is about the run."""
+    """Affected hook points; empty if it affects the whole run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +203,7 @@ class DataVerdict:
 
     @property
     def condition(self) -> VerdictCondition:
-        """The condition `DataSound`: False for a warning too; whether it failed the run, its phase says."""
+        """The condition `DataSound`: also False for a warning; the phase tells whether the run failed."""
         if not self.findings:
             return VerdictCondition("True", SOUND, "Every check of the data has passed.")
         worst = self.findings[0]
@@ -214,7 +214,7 @@ class DataVerdict:
 
 
 def judge(facts: Facts) -> DataVerdict:
-    """Return every finding about the data, the worst first; none means that it is sound."""
+    """Return every finding about the data, the most severe first; none means that the data is sound."""
     found = [finding for look in _LOOKS for finding in look(facts)]
     return DataVerdict(tuple(sorted(found, key=lambda finding: -finding.level)))
 
@@ -303,13 +303,13 @@ def _lapped(facts: Facts) -> Iterator[VerdictFinding]:
         paths = [one for _, _, one in group]
         text = (
             f"{_at(paths, path)} {name} lost {percent(share)} of the rows that were kept for it: they were "
-            "overwritten before it had read them. It was too slow for the sampling rate, or stood still."
+            "overwritten before it had read them. It was too slow for the sampling rate, or stalled."
         )
         yield VerdictFinding(LAPPED.level, LAPPED.reason, text, tuple(paths))
 
 
 def _missed(facts: Facts) -> Iterator[VerdictFinding]:
-    """Find rows that training has missed, unless all that is to be said is that they were lapped."""
+    """Find rows missed by training, except those already reported as lapped."""
     found = [
         (point.missed(sae), sae.trainer, point, sae.given)
         for point in facts.points
@@ -322,7 +322,8 @@ def _missed(facts: Facts) -> Iterator[VerdictFinding]:
         text = (
             f"{_at(paths, point.path)} trainer {name} was given {count(given or 0)} of the "
             f"{count(point.kept)} rows kept, {percent(share)} fewer: the others were overwritten, or lost "
-            "with a worker that was killed or had no room for its checkpoint. The SAE knows nothing of them."
+            "with a worker that was killed or had no room for its checkpoint. The SAE was not trained on "
+            "them."
         )
         yield VerdictFinding(MISSED.level, MISSED.reason, text, tuple(paths))
 
@@ -341,7 +342,7 @@ def _not_finite(facts: Facts) -> Iterator[VerdictFinding]:
         worst = max(found, key=lambda point: point.not_finite)
         text = (
             f"{_at([point.path for point in found], worst.path)} {count(worst.not_finite)} rows hold NaN or "
-            f"infinity, of {count(worst.kept)} kept. They are never trained on and in no figure."
+            f"infinity, of {count(worst.kept)} kept. They are excluded from training and from all metrics."
         )
         yield VerdictFinding(NOT_FINITE.level, NOT_FINITE.reason, text, tuple(point.path for point in found))
 
@@ -359,7 +360,7 @@ def _truncated(facts: Facts) -> Iterator[VerdictFinding]:
 def _never_called(facts: Facts) -> Iterator[VerdictFinding]:
     silent = [point.path for point in facts.points if not point.seen and not point.saes and facts.steps]
     if silent:
-        text = f"The model never called {_named(silent)}: there is not one row of it."
+        text = f"The model never called {_named(silent)}: it has no rows."
         yield VerdictFinding(NEVER_CALLED.level, NEVER_CALLED.reason, text, tuple(silent))
 
 
@@ -387,7 +388,7 @@ _FEW = 3
 
 
 def _named(paths: Sequence[str]) -> str:
-    """Return the hook points, or the first of many and how many more there are."""
+    """Return the hook points as text; if there are many, the first ones and the number of the others."""
     known = list(dict.fromkeys(paths))
     if len(known) <= _FEW:
         return ", ".join(known)
@@ -405,12 +406,12 @@ def books(
     """Return the condition `LedgerBalanced`.
 
     Args:
-        balanced: whether every equation of every attempt whose books are known holds.
-        complete: whether the stream of the last attempt ended as meant.
-        rows: rows seen in the attempts of which everything is known.
+        balanced: whether every equation holds in every attempt with known counters.
+        complete: whether the stream of the last attempt ended normally.
+        rows: rows seen in the attempts with complete counters.
         attempts: number of attempts.
-        without: attempts whose books are gone or were never closed.
-        failing: equations that fail, in words.
+        without: attempts whose counters are missing or incomplete.
+        failing: description of the failing equations.
     """
     if not balanced:
         return VerdictCondition("False", NOT_BALANCED, failing)
@@ -446,7 +447,7 @@ _WORDS = {
 
 
 def sentence(ledger: VerdictCondition, data: DataVerdict, *, interrupted: bool) -> str:
-    """Return both verdicts as one sentence, or two."""
+    """Return both verdicts as one or two sentences."""
     ended = "The run was ended early" if interrupted else "The run is complete"
     if ledger.reason == BALANCED:
         rows = ledger.message[:1].lower() + ledger.message[1:].rstrip(".")

@@ -1,4 +1,4 @@
-"""Waits for the in-band end, as long as anything moves."""
+"""Waits for the in-band end of the stream, as long as there is progress."""
 
 import time
 from collections.abc import Callable
@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from asysi.finish.status import Snapshot, settled
 
 PATIENCE = 120.0
-"""Seconds without any motion after which a stream that has begun is given up."""
+"""Seconds without progress after which finish gives up on a stream that has started."""
 START_PATIENCE = 1800.0
-"""Seconds that a host may take to its first step: it may load a large model."""
+"""Seconds without progress allowed before the host's first step; it may load a large model."""
 TERMINATION_PATIENCE = 8.0
-"""Seconds after SIGTERM in which a stream that has begun may come to rest, and its books be closed."""
+"""Seconds after SIGTERM for a stream that has started to settle, so that its ledger can be closed."""
 POLL = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class WaitResult:
-    """How the waiting ended."""
+    """The result of waiting."""
 
     snapshot: Snapshot
     gave_up: str | None = None
-    """Why finish stopped waiting before the end, as a sentence."""
+    """Why finish stopped waiting before the end."""
     terminated: bool = False
 
 
@@ -35,17 +35,18 @@ def wait(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> WaitResult:
-    """Look until the bus is closed and every consumer has finished, until nothing moves any more, or until
-    told; then a stream that has begun has TERMINATION_PATIENCE for its end.
+    """Poll until the stream has settled, progress stops, or SIGTERM arrives.
+
+    After SIGTERM a stream that has started gets TERMINATION_PATIENCE seconds to settle.
 
     Args:
-        look: returns the rings now.
-        beat: called at every look; waiting is what this loop is for.
-        stop: whether SIGTERM has come.
-        patience: seconds without motion once the host has begun.
-        start_patience: seconds without motion before that.
-        clock: seconds, monotonic.
-        sleep: waits for seconds.
+        look: returns the current state of the rings.
+        beat: liveness callback, called at every poll.
+        stop: returns whether SIGTERM was received.
+        patience: seconds without progress allowed once the host has started.
+        start_patience: seconds without progress allowed before that.
+        clock: monotonic clock in seconds.
+        sleep: sleeps for the given seconds.
     """
     moved, before = clock(), None
     told: float | None = None

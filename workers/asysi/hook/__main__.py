@@ -25,18 +25,18 @@ STATISTICS_FILE = Path("statistics.json")
 
 
 def main(worker: Worker) -> int:
-    """Carry the capture ring's packets to the bus until the stream ends, then wait for the pod's end."""
+    """Relay packets from the capture ring to the bus until the stream ends, then wait for the pod to end."""
     capture_ring, bus_ring = (CppShardedSPMCBus(worker.shm / folder) for folder in (CAPTURE_RING, BUS_RING))
     with ExitStack() as open_rings:
         capture = open_rings.enter_context(capture_ring.control())
         bus = open_rings.enter_context(bus_ring.control())
         captured = open_rings.enter_context(capture_ring.consumer(HOOK))
-        if ended := ProducerState(bus.writer_state()).end:  # a predecessor was killed after its last act
+        if ended := ProducerState(bus.writer_state()).end:  # the predecessor was killed just before exiting
             captured.finish(ended)
             return rest(worker)
         threads = min(256, max(1, int(worker.experiment.spec.resources.hook.cpus)))
         published = open_rings.enter_context(bus_ring.producer(threads))
-        captured.acknowledge()  # what was taken before a restart is on the bus
+        captured.acknowledge()  # packets taken before a restart are on the bus
         hook = _assemble(worker, captured, published, capture, bus)
         worker.status = status(capture, bus, hook.pacer)
         worker.health.ready()
@@ -72,7 +72,7 @@ def _assemble(
 
 
 def _close_for_the_dead(capture_ring: CppShardedSPMCBus) -> None:
-    """Take over from a host that died: its open claim is booked, the ring says that the attempt is over."""
+    """Take over from a host that died: book its open claim and mark the attempt as over in the ring."""
     capture_ring.producer().end(StreamEnd.ATTEMPT_OVER)
 
 

@@ -1,4 +1,4 @@
-"""How a captured packet becomes blocks of rows that fit a chunk of the bus. Pure."""
+"""Splits captured packets into blocks of rows that fit a chunk of the bus. Pure."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ from typing import NamedTuple
 from asysi.bus.packet import Dtype, Quantization, rows_that_fit
 
 PART_BITS = 16
-"""Bits of a source mark that hold the block's number."""
+"""Number of bits of a source mark that hold the block number."""
 _SCALE_BYTES = 4
 _QUANTIZED = {Dtype.INT8, Dtype.FP8_E4M3}
 _TARGET = {Quantization.BF16: Dtype.BFLOAT16, Quantization.FP8: Dtype.FP8_E4M3, Quantization.INT8: Dtype.INT8}
 
 
 class RowTooLargeError(ValueError):
-    """One row alone does not fit a chunk of the bus."""
+    """A single row does not fit a chunk of the bus."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +24,11 @@ class Block:
     start: int
     stop: int
     source: int
-    """Mark that a restarted hook continues from: it grows from block to block and from packet to packet."""
+    """Mark from which a restarted hook resumes; increases with every block and every packet."""
 
 
 class RowBytes(NamedTuple):
-    """What a row takes on the bus, beside its record."""
+    """Bytes of a row on the bus, besides its record."""
 
     scale: int
     payload: int
@@ -50,18 +50,18 @@ def conversion(dtype: Dtype, wanted: Quantization, already: Quantization = Quant
 
 
 def row_bytes(width: int, dtype: Dtype, done: Quantization) -> RowBytes:
-    """Return the bytes that a row of `width` elements takes on the bus."""
+    """Return the size of a row of `width` elements on the bus."""
     target = _TARGET.get(done, dtype)
     return RowBytes(_SCALE_BYTES if target in _QUANTIZED else 0, width * target.itemsize)
 
 
 def cut(sequence: int, rows: int, row: RowBytes, chunk_bytes: int) -> Iterator[Block]:
-    """Cut the `rows` of the captured packet `sequence` into the fewest blocks that fit, of about one size.
+    """Split the `rows` of the captured packet `sequence` into the minimum number of similar-sized blocks.
 
-    A ring's sequences begin at 1, so no mark is 0: that means "nothing yet".
+    A ring's sequences begin at 1, so no mark is 0, which means "nothing yet".
 
     Raises:
-        RowTooLargeError: one row alone does not fit, or the blocks are more than a mark can number.
+        RowTooLargeError: a single row does not fit, or there are more blocks than a mark can number.
     """
     most = rows_that_fit(chunk_bytes, row.payload, row.scale)
     if most < 1:

@@ -1,4 +1,4 @@
-"""Rows with NaN or infinite elements, counted for each hook point where no restart loses the count."""
+"""Counts rows with NaN or infinite elements per hook point; the counts survive restarts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,14 +12,14 @@ from asysi.bus.stream import Consumer
 
 
 class _Bits(NamedTuple):
-    """How a type writes numbers."""
+    """Bit layout of a floating-point type."""
 
     view: str
-    """The unsigned integer of its size."""
+    """Unsigned integer type of the same size."""
     sign_off: int
-    """All bits but the sign."""
+    """Mask of all bits but the sign."""
     infinity: int
-    """Its infinity; NaN is anything above."""
+    """Bits of infinity; larger values are NaN."""
 
 
 _BITS = {
@@ -30,7 +30,7 @@ _BITS = {
 
 
 def rows_not_finite(packet: ActivationPacket) -> int:
-    """Return how many rows of a packet hold NaN or infinity. A packet without any costs one pass."""
+    """Return how many rows of a packet contain NaN or infinity; takes one pass if there are none."""
     bits = _BITS.get(Dtype(int(packet.header["dtype"])))
     if bits is None:
         return 0 if packet.scales is None else int((~np.isfinite(packet.scales)).sum())
@@ -45,11 +45,11 @@ def rows_not_finite(packet: ActivationPacket) -> int:
 class NotFinite:
     """Keeps the counts as gauges of the capture stream's consumer `hook`.
 
-    A kill between a packet and its gauge loses the count of that packet or counts it twice, no more.
+    If the worker is killed, at most one packet is not counted or counted twice.
 
     Args:
         captured: the capture stream.
-        gauges: as a predecessor left them, by hook point.
+        gauges: gauges left by a predecessor, by hook point.
     """
 
     def __init__(self, captured: Consumer, gauges: Mapping[str, Sequence[float]]) -> None:

@@ -1,4 +1,4 @@
-"""The hook worker's loop: drain the capture ring, steer the rate, keep the timeline, end in band."""
+"""The hook worker's loop: drains the capture ring, adjusts the rate, writes the timeline, ends in band."""
 
 import logging
 from collections.abc import Callable
@@ -25,13 +25,13 @@ log = logging.getLogger("asysi")
 
 @dataclass
 class Every:
-    """A timer: due every so many seconds, without catching up."""
+    """A periodic timer that does not catch up on missed intervals."""
 
     seconds: float
     last: float
 
     def due(self, now: float) -> bool:
-        """Return whether the interval has passed, and begin the next one if so."""
+        """Return whether the interval has passed; if so, start the next one."""
         if now - self.last < self.seconds:
             return False
         self.last = now
@@ -40,12 +40,12 @@ class Every:
 
 @dataclass
 class Hook:
-    """Everything the loop works with."""
+    """The loop and its collaborators."""
 
     captured: Consumer
-    """Of the capture stream."""
+    """Consumer of the capture stream."""
     published: Producer
-    """Of the bus."""
+    """Producer of the bus."""
     capture: StreamControl
     bus: StreamControl
     relay: Relay
@@ -53,12 +53,12 @@ class Hook:
     statistics: Statistics
     timeline: Timeline
     totals: StreamTotals
-    """At the last line of the timeline."""
+    """Totals at the last line of the timeline."""
     mute: bool = False
-    """Whether something that describes the stream could not be written, and that was said."""
+    """Whether a failure to write statistics or the timeline was already logged."""
 
     def run(self, health: Health, stop: StopSignal) -> StreamEnd | None:
-        """Drain until the stream has ended; return how, or None when SIGTERM came first."""
+        """Drain until the stream ends; return how it ended, or None if SIGTERM arrived first."""
         now = monotonic()
         pace, line, statistics = (Every(s, now) for s in (PACE_SECONDS, LINE_SECONDS, STATISTICS_SECONDS))
         host_gone = False
@@ -74,21 +74,21 @@ class Hook:
                 continue
             if end := self.captured.ended():
                 return end
-            # Twice, with a pull in between: what the host published before it died is drained first.
+            # Check twice, with a pull in between, to drain what the host published before it died.
             if host_gone:
                 return StreamEnd.ATTEMPT_OVER
             host_gone = self.capture.writer_state() == ProducerState.GONE
         return None
 
     def _drain(self, stop: StopSignal) -> bool:
-        """Carry what is there to the bus; return whether there was anything."""
+        """Relay the available packets to the bus; return whether there were any."""
         packets = self.captured.pull(_BATCH, _WAIT_SECONDS)
         self.pacer.look()
         if not packets:
             return False
         packets.reverse()
         while packets and not stop.terminated:
-            self.relay.forward(packets.pop())  # nobody keeps it: its memory is free once it is acknowledged
+            self.relay.forward(packets.pop())  # keep no reference: acknowledging frees its memory
             self.captured.take()
             self.captured.acknowledge()
         return True
@@ -106,16 +106,16 @@ class Hook:
         self.totals = totals
 
     def _describe(self, write: Callable[[], None]) -> None:
-        """Write what only describes the stream; a storage that fails is no reason to stop carrying it."""
+        """Call `write`, which writes descriptive files only: a storage failure must not stop the stream."""
         try:
             write()
         except OSError as error:
             if not self.mute:
-                log.warning("what describes the stream cannot be written: %s", error)
+                log.warning("cannot write statistics or timeline: %s", error)
             self.mute = True
 
     def finish(self, end: StreamEnd | None) -> None:
-        """Write the last line and statistics, and hand the end on to the bus."""
+        """Write the last line and the statistics, and propagate the end to the bus."""
         self._write_line(read_totals(self.capture, self.bus))
         self.timeline.close()
         self._describe(self.statistics.write)
@@ -127,7 +127,7 @@ class Hook:
 
 
 def status(capture: StreamControl, bus: StreamControl, pacer: Pacer) -> Callable[[], dict[str, object]]:
-    """Return what /status answers: rows in total, and the rate."""
+    """Return the function that builds the response of /status: total rows and the rate."""
 
     def answer() -> dict[str, object]:
         totals = read_totals(capture, bus)

@@ -1,4 +1,4 @@
-"""Steers the sampling rate: reads the totals, asks `rate.decide`, tells the host through the mailbox."""
+"""Adjusts the sampling rate: reads the totals, calls `rate.decide`, and passes the rate to the host."""
 
 import math
 from dataclasses import replace
@@ -11,13 +11,13 @@ from asysi.hook.totals import HOOK, RingTotals, StreamTotals
 
 
 class Pacer:
-    """The controller's memory, and what happened since its last decision.
+    """The controller's state, and the observations since its last decision.
 
     Args:
-        capture: the capture ring; a rate that stands in its mailbox is gone on with.
+        capture: the capture ring; a rate in its mailbox is the initial rate.
         bus: the bus.
         limits: bounds of the rate.
-        totals: at the start.
+        totals: totals at the start.
     """
 
     def __init__(
@@ -32,12 +32,12 @@ class Pacer:
         self._gone_since: dict[str, float] = {}
 
     def look(self) -> None:
-        """Note how far the bus's consumers lag; to be called often, between two decisions."""
+        """Record the lag of the bus's consumers; call this often between decisions."""
         for name, peak in self._peaks.items():
             self._peaks[name] = max(peak, self._bus.lag(name))
 
     def decide(self, totals: StreamTotals) -> None:
-        """Set the rate, unless the host has offered nothing since the last decision."""
+        """Set the rate, unless the host offered no rows since the last decision."""
         before = self._decided
         offered = totals.offered - before.offered
         if offered <= 0:
@@ -50,7 +50,7 @@ class Pacer:
             )
             for name, now in totals.bus.consumers.items()
         }
-        # The hook itself may be the slowest. Its ring may hold no more than one step: a peak means nothing.
+        # The hook itself may be the slowest. Its ring may hold only one step, so its peak is meaningless.
         consumers[HOOK] = _consumer(before.capture, totals.capture, HOOK)
         self.pace = decide(self.pace, self._limits, totals.at - before.at, offered, consumers)
         self._capture.set_float(CaptureWord.RATE, self.pace.rate)
@@ -59,7 +59,7 @@ class Pacer:
         self.look()
 
     def _away(self, name: str, state: ReaderState, before: float, now: float) -> float:
-        """Return the seconds that a consumer has been gone; for ever when it has finished or never came."""
+        """Return for how many seconds a consumer has been gone; infinite if it finished or never attached."""
         if state is ReaderState.ATTACHED:
             self._gone_since.pop(name, None)
             return 0.0
@@ -69,7 +69,7 @@ class Pacer:
 
 
 def _consumer(before: RingTotals, now: RingTotals, name: str) -> ConsumerInterval:
-    """Return what a consumer of a ring did between two totals."""
+    """Return the activity of a ring's consumer between two totals."""
     then, since = before.consumers[name], now.consumers[name]
     return ConsumerInterval(
         [

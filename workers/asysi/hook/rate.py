@@ -1,16 +1,16 @@
-"""The sampling rate: how much the host keeps so that the slowest consumer can follow. Pure.
+"""The sampling rate: the share of rows the host keeps so that the slowest consumer keeps up. Pure.
 
-The rate is the consumers' pace over what is offered, times a push that depends on the lag alone:
+The rate is the consumers' throughput over the offered rows, times a factor that depends only on the lag:
 
     rate = pace / offered × push(lag),   push(lag) = max(0, 2 - 2.5·lag)
 
-A consumer that follows easily has no lag, and its pace is what it is given: the push of 2 makes the rate
-grow. One that cannot follow is always busy, its pace is its capacity, and the lag settles where the push is
-1, at 0.4: enough work in stock to bridge a checkpoint, enough room left to bridge a restart.
+A consumer that keeps up has no lag, and its pace equals its input: a push of 2 makes the rate grow. One
+that cannot keep up is always busy, its pace is its capacity, and the lag settles where the push is 1, at
+0.4: enough queued work to bridge a checkpoint, enough free space to bridge a restart.
 
-The lag is how long the newest packet will wait, as a share of the time that it stands in the ring. The share
-of chunks that are unread says the same of a steady stream only: after a change of the rate the packets in a
-ring differ in size, and fewer rows are then not fewer packets.
+The lag is the time the newest packet will wait, relative to the time it stays in the ring. The share of
+unread chunks is equivalent only for a steady stream: after a change of the rate, the packets in a ring differ
+in size, and fewer rows do not mean fewer packets.
 """
 
 import math
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 SMOOTHING_SECONDS = 2.0
 """Time constant of the moving averages."""
 GRACE_SECONDS = 15.0
-"""So long the rate stays bearable for a consumer that is gone: its ring then lasts until it is back."""
+"""How long the rate stays sustainable for a consumer that is gone, so that it does not lose rows."""
 _BALANCE = 0.4
 """Lag at which the push is 1."""
 
@@ -35,26 +35,26 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """What happened in one shard before one consumer, in an interval."""
+    """Activity of one consumer on one shard during an interval."""
 
     rows: float
     """Rows consumed."""
     unread: float
-    """Rows left of those that lay there when it began: what a burst adds for a moment is not a queue."""
+    """Rows still unread of those present at the start; rows added by a short burst do not count."""
     turnover: float
-    """How often the shard was written from end to end: packets published over depth."""
+    """How many times the whole shard was overwritten: packets published over depth."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConsumerInterval:
-    """What one consumer did in an interval."""
+    """Activity of one consumer during an interval."""
 
     queues: Sequence[Queue]
-    """By shard."""
+    """One per shard."""
     peak: float = 0.0
-    """Largest share of a shard's depth that was unread, 0 to 1."""
+    """Largest unread share of a shard's depth, 0 to 1."""
     away: float = 0.0
-    """Seconds that it has been gone; 0 when it is there, infinite when it will not come."""
+    """For how many seconds it has been gone; 0 if it is attached, infinite if it will not return."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,32 +62,32 @@ class Flow:
     """Moving averages of one queue."""
 
     pace: float
-    """Rows consumed a second."""
+    """Rows consumed per second."""
     turnover: float
-    """Times a second that the shard is written from end to end."""
+    """How many times per second the whole shard is overwritten."""
 
 
 @dataclass(frozen=True, slots=True)
 class RateState:
-    """What the controller remembers."""
+    """State of the controller."""
 
     rate: float
     offered: float | None = None
-    """Rows a second that the host could have kept; None before anything was offered."""
+    """Rows per second that the host could have kept; None before any row was offered."""
     flows: Mapping[str, Sequence[Flow]] = field(default_factory=dict)
-    """By consumer, by shard; a consumer that is gone keeps its own until it is back."""
+    """By consumer, then by shard; those of a consumer that is gone are kept until it is back."""
 
 
 def push(lag: float) -> float:
-    """Return the factor on the pace: 2 without lag, 1 at 0.4, 0 from 0.8 on."""
+    """Return the factor applied to the pace: 2 without lag, 1 at 0.4, 0 from 0.8."""
     return max(0.0, 2.0 - lag / _BALANCE)
 
 
 def lag_of(consumer: ConsumerInterval, flows: Sequence[Flow]) -> float:
-    """Return the longest wait of a newest packet over its time in the ring, >= 0.
+    """Return the longest expected wait of the newest packets relative to their time in the ring, >= 0.
 
-    What comes near the end of its ring, for a burst or for a wrong guess, counts whatever the forecast: a
-    peak of 0.8 like a lag of 0.4.
+    A consumer that came close to being lapped counts regardless of the forecast: a peak of 0.8 counts as a
+    lag of 0.4.
     """
     forecasts = [_forecast(queue, flow) for queue, flow in zip(consumer.queues, flows, strict=True)]
     return max(*forecasts, consumer.peak - _BALANCE)
@@ -105,11 +105,11 @@ def decide(
     """Return the next state after an interval.
 
     Args:
-        pace: the state before it.
+        pace: the state before the interval.
         limits: bounds of the rate.
-        seconds: length of the interval, > 0. Intervals in which nothing was offered belong to the next one.
-        offered: rows that the host could have kept in it (seen less dropped), > 0.
-        consumers: what each consumer did in it.
+        seconds: length of the interval, > 0. Intervals without offered rows are merged into the next one.
+        offered: rows that the host could have kept in it (seen minus dropped), > 0.
+        consumers: activity of each consumer during it.
     """
     weight = 1.0 - math.exp(-seconds / SMOOTHING_SECONDS)
     offered = _smooth(pace.offered, offered / seconds, weight)
@@ -128,21 +128,21 @@ def decide(
 
 
 def _pauses(consumer: ConsumerInterval) -> bool:
-    """Return whether it did nothing, with room enough left: a checkpoint, say. That is not its pace."""
+    """Return whether it was idle with enough free space, as during a checkpoint; this is not its pace."""
     return consumer.peak < _BALANCE and not any(queue.rows for queue in consumer.queues)
 
 
 def _bearable(
     rate: float, offered: float, flows: Sequence[Flow], consumer: ConsumerInterval, seconds: float
 ) -> float:
-    """Return the rate that a consumer can follow."""
+    """Return the rate that a consumer can sustain."""
     followed = sum(flow.pace for flow in flows) / offered
     if consumer.away:
         return followed
     pushed = followed * push(lag_of(consumer, flows))
     if consumer.peak >= _BALANCE or any(queue.unread for queue in consumer.queues):
         return pushed
-    # Nothing to do: its pace says what it was given, perhaps nothing at all, not what it can do.
+    # Idle: its pace is its input, possibly zero, not its capacity.
     return max(pushed, rate * 2 ** (seconds / SMOOTHING_SECONDS))
 
 

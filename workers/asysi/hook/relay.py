@@ -1,4 +1,4 @@
-"""Carries captured packets to the bus: quantised while they are copied, each row once, across restarts."""
+"""Relays captured packets to the bus, quantised while copying, each row exactly once across restarts."""
 
 import logging
 import time
@@ -15,13 +15,13 @@ log = logging.getLogger("asysi")
 
 
 class Relay:
-    """The way from the capture stream to the bus.
+    """Publishes captured packets on the bus.
 
     Args:
         bus: the producer of the bus.
-        wanted: how payloads travel from here on.
-        looks: each is shown every captured packet (statistics, counts).
-        latency: is told the seconds from capture to publication.
+        wanted: quantisation of payloads on the bus.
+        looks: callbacks called with every captured packet (statistics, counts).
+        latency: callback called with the seconds from capture to publication.
     """
 
     def __init__(
@@ -38,8 +38,8 @@ class Relay:
     def forward(self, packet: ActivationPacket) -> None:
         """Publish the packet's rows, in blocks.
 
-        Blocks up to the mark that the bus has published are skipped: a predecessor that was killed did them.
-        A packet that cannot be carried is booked as dropped.
+        Blocks up to the bus's published mark are skipped: a killed predecessor already published them.
+        A packet that cannot be published is counted as dropped.
         """
         try:
             self._publish(packet)
@@ -64,7 +64,7 @@ class Relay:
 
     def _drop(self, packet: ActivationPacket, reason: DropReason, why: str) -> None:
         sequence = int(packet.header["sequence"])
-        mark = (sequence << PART_BITS) | _LAST_PART  # behind all blocks: no successor books it again
+        mark = (sequence << PART_BITS) | _LAST_PART  # after all blocks: a successor does not count it again
         self._bus.drop(packet.point, len(packet.rows), reason, source=mark)
         if why not in self._told and len(self._told) < 100:
             self._told.add(why)

@@ -1,4 +1,4 @@
-"""Running statistics of each hook point, over one row in sixteen."""
+"""Running statistics per hook point, over every 16th row."""
 
 import json
 from dataclasses import dataclass, field, replace
@@ -12,7 +12,7 @@ from asysi.bus.packet import ActivationPacket
 from asysi.files import write_atomic
 
 STRIDE = 16
-"""One row in so many is looked at, counted along the stream of a hook point."""
+"""Every STRIDE-th row of a hook point's stream is used."""
 _PENDING_ROWS = 256
 
 Vector = NDArray[np.float64]
@@ -24,7 +24,7 @@ class Moments:
 
     rows: int = 0
     non_finite: int = 0
-    """Rows with a NaN or an infinity; they are in no other number."""
+    """Rows with NaN or infinity; they are excluded from all other statistics."""
     mean: Vector = field(default_factory=lambda: np.zeros(0))
     """[width]"""
     squares: Vector = field(default_factory=lambda: np.zeros(0))
@@ -53,7 +53,7 @@ class Moments:
         self.rows = total
 
     def to_json(self) -> dict[str, Any]:
-        """Return the numbers as JSON holds them; `from_json` is its inverse."""
+        """Return the statistics as JSON; the inverse of `from_json`."""
         return {
             "rows": self.rows,
             "nonFinite": self.non_finite,
@@ -66,10 +66,10 @@ class Moments:
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> "Moments":
-        """Return what `to_json` has saved.
+        """Return the statistics saved by `to_json`.
 
         Raises:
-            KeyError, TypeError, ValueError: it is something else.
+            KeyError, TypeError, ValueError: `saved` does not have the expected format.
         """
         rows = int(saved["rows"])
         return cls(
@@ -84,10 +84,10 @@ class Moments:
 
 
 class Statistics:
-    """Statistics of all hook points, in one JSON file that outlives restarts and attempts.
+    """Statistics of all hook points, in one JSON file that is kept across restarts and attempts.
 
-    Rows are taken along the stream of each hook point: which ones does not depend on how they were packed.
-    What a killed worker had looked at since it last wrote is not looked at again: the counts say what was.
+    Rows are selected by their index in each hook point's stream, independent of how they were packed. Rows
+    that a killed worker processed after its last write are lost; the counts do not include them.
     """
 
     def __init__(self, path: Path) -> None:
@@ -96,7 +96,7 @@ class Statistics:
         self._pending: dict[str, list[NDArray[np.float32]]] = {}
 
     def look(self, packet: ActivationPacket) -> None:
-        """Take one row in sixteen of the packet."""
+        """Add every 16th row of the packet."""
         first = -int(packet.header["rows_before"]) % STRIDE
         if first >= len(packet.rows):
             return
@@ -116,7 +116,7 @@ class Statistics:
             self._moments.setdefault(point, Moments()).add(np.concatenate(blocks))
 
     def write(self) -> None:
-        """Write the file, atomically."""
+        """Write the file atomically."""
         for point in list(self._pending):
             self._merge(point)
         content = {
@@ -132,5 +132,5 @@ def _read(path: Path) -> dict[str, Moments]:
         return {point: Moments.from_json(saved) for point, saved in points.items()}
     except FileNotFoundError:
         return {}
-    except (KeyError, TypeError, ValueError, AttributeError):  # not ours: begin anew rather than stop the run
+    except (KeyError, TypeError, ValueError, AttributeError):  # unknown format: start over rather than fail
         return {}

@@ -1,4 +1,4 @@
-"""`timeline.jsonl`: a line a second of what the run was doing."""
+"""Writes `timeline.jsonl`: one line per second about the state of the run."""
 
 import json
 import time
@@ -11,10 +11,10 @@ from asysi.hook.totals import ConsumerTotals, StreamTotals
 
 
 def describe(before: StreamTotals, after: StreamTotals, rate: float) -> dict[str, Any]:
-    """Return a line's content: what happened from `before` to `after`.
+    """Return the content of a line: the changes from `before` to `after`.
 
-    `offered`, `kept` and `consumed` are rows a second; `dropped`, `drops` and `lapped` rows in the interval;
-    `lag` is the share of a ring that is unread, at its end. Rows count all hook points together.
+    `offered`, `kept` and `consumed` are rows per second; `dropped`, `drops` and `lapped` are rows in the
+    interval; `lag` is the unread share of a ring at its end. Rows are summed over all hook points.
     """
     seconds = max(1e-9, after.at - before.at)
     drops = _grown(before.capture.dropped, after.capture.dropped)
@@ -48,14 +48,14 @@ def _grown(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, int
 
 
 class Restarts:
-    """How often each worker came back: whoever is seen attached after having been seen gone."""
+    """Counts the restarts of each worker: transitions from gone to attached."""
 
     def __init__(self, counts: Mapping[str, int]) -> None:
         self.counts = dict(counts)
         self._gone: set[str] = set()
 
     def look(self, totals: StreamTotals) -> None:
-        """Compare the workers' states with those of the last look."""
+        """Compare the workers' states with those of the previous call."""
         self.counts["hook"] = max(0, totals.bus.generation - 1)
         for name, consumer in totals.bus.consumers.items():
             self.counts.setdefault(name, 0)
@@ -67,10 +67,10 @@ class Restarts:
 
 
 class Timeline:
-    """Appends lines to the file. A restarted worker and a new attempt go on in it.
+    """Appends lines to the file; restarted workers and new attempts continue it.
 
     Args:
-        path: the file; what a killed writer left of a line at its end is cut off.
+        path: the file; a partial last line left by a killed writer is removed.
         attempt: number of the attempt.
     """
 
@@ -80,7 +80,7 @@ class Timeline:
         first, last = (lines[0], lines[-1]) if lines else ({}, {})
         self._began = float(first.get("time", time.time()))
         self.restarts = Restarts(last.get("restarts", {}) if last.get("attempt") == attempt else {})
-        self._file = path.open("ab", buffering=0)  # what could not be written is not tried again
+        self._file = path.open("ab", buffering=0)  # unbuffered: failed writes are not retried
 
     def append(self, content: Mapping[str, Any]) -> None:
         """Append a line: `time` (Unix), `t` (seconds since the file's first line), the attempt, `content`."""
@@ -100,7 +100,7 @@ class Timeline:
 
 
 def _mend(path: Path) -> list[dict[str, Any]]:
-    """Cut off an unfinished last line; return the lines that hold objects."""
+    """Truncate an incomplete last line; return the lines that contain JSON objects."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:

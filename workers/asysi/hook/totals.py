@@ -1,4 +1,4 @@
-"""What the counters of both rings come to at one moment, all hook points together."""
+"""Totals of the counters of both rings over all hook points."""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ from asysi.bus.states import ReaderState
 from asysi.bus.stream import StreamControl, shard_of
 
 HOOK = "hook"
-"""Name of the capture ring's one reader."""
+"""Name of the capture ring's only reader."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,14 +18,14 @@ class ConsumerTotals:
     """Rows of one consumer."""
 
     consumed: Sequence[int]
-    """Rows that it was given, by shard."""
+    """Rows received, by shard."""
     position: Sequence[int]
-    """Rows that it was given or lapped, by shard."""
+    """Rows received or lapped, by shard."""
     durable: int
     lapped: int
     rolled_back: int
     lag: float
-    """Largest share of a shard's depth that is unread, 0 to 1."""
+    """Largest unread share of a shard's depth, 0 to 1."""
     state: ReaderState
 
 
@@ -38,13 +38,13 @@ class RingTotals:
     published: Sequence[int]
     """By shard."""
     dropped: Mapping[str, int]
-    """By reason; only reasons that occurred."""
+    """By reason; contains only reasons that occurred."""
     heads: Sequence[int]
     """Newest sequence, by shard."""
     depth: int
-    """Packets of a shard that can be unread at once."""
+    """Maximum number of unread packets per shard."""
     generation: int
-    """Of its producer, from 1: one more for every restart."""
+    """Generation of its producer, from 1; incremented at every restart."""
     consumers: Mapping[str, ConsumerTotals]
 
 
@@ -55,18 +55,18 @@ class StreamTotals:
     at: float
     """CLOCK_MONOTONIC in seconds."""
     steps: int
-    """Steps that the host has begun."""
+    """Steps started by the host."""
     capture: RingTotals
     bus: RingTotals
 
     @property
     def offered(self) -> int:
-        """Rows that the host could have kept: those seen, less those of dropped steps."""
+        """Rows that the host could have kept: rows seen minus rows of dropped steps."""
         return self.capture.seen - sum(self.capture.dropped.values())
 
 
 def read_totals(capture: StreamControl, bus: StreamControl) -> StreamTotals:
-    """Read both rings' counters. They are a moment apart: two rings may differ by a packet too many."""
+    """Read both rings' counters. They are not read at the same instant and may differ by a packet."""
     return StreamTotals(
         at=time.monotonic(),
         steps=capture.get(CaptureWord.STEPS),

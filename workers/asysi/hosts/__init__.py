@@ -1,1 +1,1 @@
-"""Hosts run the model: each calls its forward on its own terms, with capture attached."""
+"""Hosts run the model: each calls its forward pass in its own loop, with capture attached."""

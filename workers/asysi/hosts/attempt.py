@@ -1,7 +1,7 @@
-"""The attempt's number: taken where its files will lie, so that no two attempts ever write one file.
+"""Allocates attempt numbers in the output folder, so that no two attempts write the same file.
 
-A Job counts the pods that have failed, and forgets: those that were put out, that a suspension ended, or that
-an earlier Job of the experiment had. The output forgets none.
+A Job counts failed pods, but not those that were evicted or ended by a suspension, nor those of an earlier
+Job of the experiment. The output folder records all of them.
 """
 
 import os
@@ -14,12 +14,12 @@ from asysi.monitor.worker import Worker
 
 
 def take_attempt(worker: Worker) -> int:
-    """Give the worker, and the containers after it, the number of this attempt; return it.
+    """Allocate the number of this attempt for the worker and the following containers, and return it.
 
-    A number that the environment gives stands. Prepare run again in the same pod keeps the one it has.
+    A number from the environment takes precedence. If prepare is rerun in the same pod, it keeps its number.
 
     Raises:
-        OSError: the output cannot be written.
+        OSError: the output folder is not writable.
     """
     if not os.environ.get(Env.ATTEMPT) and not (worker.workspace / ATTEMPT_FILE).is_file():
         worker.attempt = _next(worker.output)
@@ -28,7 +28,7 @@ def take_attempt(worker: Worker) -> int:
 
 
 def _next(output: Path) -> int:
-    """Make the folder of the next number, and return the number: whoever makes it has it for himself."""
+    """Create the folder of the next number and return the number; creating the folder is atomic."""
     while True:
         number = look(output).attempts
         try:

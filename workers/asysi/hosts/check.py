@@ -1,4 +1,4 @@
-"""Everything that can be known to be wrong before an experiment runs."""
+"""Checks an experiment before it runs."""
 
 import os
 from collections.abc import Sequence
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class CheckReport:
-    """What an experiment would do, and why it cannot."""
+    """The result of checking an experiment."""
 
     model: ResolvedModel | None = None
     points: list[HookPoint] = field(default_factory=list)
-    """The matched hook points, in the model's order."""
+    """The resolved hook points, in the model's order."""
     documents: int = 0
     """Distinct documents."""
     duplicates: int = 0
@@ -43,14 +43,14 @@ class CheckReport:
     slots: SlotPlan | None = None
     """What capture takes of a GPU's memory; None without one."""
     ring_bytes: int = 0
-    """Bytes of shared memory that the rings take together."""
+    """Shared memory needed by both rings, in bytes."""
     problems: list[str] = field(default_factory=list)
-    """Sentences; with any of them the experiment is refused."""
+    """Problems; the experiment is rejected if there are any."""
     warnings: list[str] = field(default_factory=list)
-    """Sentences about what works, but perhaps not as meant."""
+    """Things that work, but possibly not as intended."""
 
     def need(self, error: ConfigError) -> None:
-        """Take over the problems of an error."""
+        """Add the problems of an error."""
         self.problems += error.problems
 
 
@@ -61,13 +61,13 @@ def check(
     output: Path | None = None,
     workspace: Path | None = None,
 ) -> CheckReport:
-    """Return what is wrong with an experiment, all of it at once. Nothing is created.
+    """Check an experiment and report all problems at once. Read-only.
 
     Args:
-        experiment: the whole of it.
-        shm: folder of the rings; its file system must hold them.
-        output: folder of the results; None takes the spec's, or `runs/<name>`.
-        workspace: folder that a hf:// model is fetched into; None uses the hub's own cache.
+        experiment: the experiment.
+        shm: folder of the rings; its file system must have room for them.
+        output: folder of the results; None uses the spec's, or `runs/<name>`.
+        workspace: download folder for a hf:// model; None uses the default cache of the hub.
     """
     spec, report = experiment.spec, CheckReport()
     tokenizer = None
@@ -84,7 +84,7 @@ def check(
 
 
 def missing_bytes(rings: Sequence[RingPlan], shm: Path) -> int:
-    """Return the bytes that the rings take below `shm`, those that are already there left out."""
+    """Return the bytes that the rings still need in `shm`, not counting existing rings."""
     from asysi_ring import required_bytes  # noqa: PLC0415 - needs the compiled ring
 
     return sum(
@@ -108,7 +108,7 @@ def _examine(function: str, spec: Spec, report: CheckReport, output: Path) -> No
 
 
 def _check_model(spec: Spec, report: CheckReport, workspace: Path | None) -> Any:
-    """Match and try the hook points; return the tokenizer, None when there is no model."""
+    """Resolve the hook points and run a trial; return the tokenizer, or None if there is no model."""
     tokenizer = None
     try:
         report.model = resolve_model(spec.model, workspace)
@@ -125,7 +125,7 @@ def _check_model(spec: Spec, report: CheckReport, workspace: Path | None) -> Any
 
 
 def _check_points(spec: Spec, loaded: LoadedModel, report: CheckReport) -> None:
-    """Match the hook points and try the forward as the host will call it."""
+    """Resolve the hook points and try the forward pass as the host will call it."""
     from asysi.hosts.trial import Asked, try_forward  # noqa: PLC0415 - imports torch
 
     assert report.model is not None
@@ -174,9 +174,9 @@ def _check_points(spec: Spec, loaded: LoadedModel, report: CheckReport) -> None:
 
 
 def matched(spec: Spec, loaded: LoadedModel, report: CheckReport) -> list[str]:
-    """Return the paths of the modules that the globs match, one for each module.
+    """Return the paths of the modules that match the globs, one path per module.
 
-    A module may have several names; it is watched once, under the first that matches.
+    A module with several names is captured once, under the first matching name.
     """
     modules = dict(loaded.module.named_modules(remove_duplicate=False))
     aliases = {name: alias for name in modules if (alias := alias_of(loaded.model_type, name))}
@@ -193,7 +193,7 @@ def matched(spec: Spec, loaded: LoadedModel, report: CheckReport) -> list[str]:
 
 
 def check_trainers(spec: Spec, report: CheckReport) -> None:
-    """Match the trainers' globs with the hook points, as the sae worker will."""
+    """Match the trainers' globs against the hook points, as the sae worker will do."""
     paths = [point.path for point in report.points]
     trainers = spec.sae.train if spec.sae and spec.sae.enabled and paths else ()
     for number, trainer in enumerate(trainers):
@@ -212,7 +212,7 @@ def check_trainers(spec: Spec, report: CheckReport) -> None:
 
 
 def _check_vocabulary(module: "torch.nn.Module", tokenizer: Any, report: CheckReport) -> None:
-    """Warn of tokens that the model has no embedding for: text that holds one stops the run."""
+    """Warn about tokens without an embedding: text that contains one stops the run."""
     embedding = getattr(module, "get_input_embeddings", lambda: None)()
     rows = getattr(getattr(embedding, "weight", None), "shape", (0,))[0]
     beyond = sorted((number, name) for name, number in tokenizer.get_vocab().items() if number >= rows > 0)
@@ -224,11 +224,10 @@ def _check_vocabulary(module: "torch.nn.Module", tokenizer: Any, report: CheckRe
 
 
 def _calls(name: str, called: "dict[str, Called]") -> "tuple[list[torch.Tensor], int]":
-    """Return what a hook point's module returned in the trial forward, and the calls in it that the hook
-    point stands for.
+    """Return a module's outputs in the trial, and the number of its calls that the hook point selects.
 
-    Nothing and 0 where the module was not called. Where it was not called as often as `#n` asks for, what its
-    other calls returned, and 0.
+    Returns an empty list and 0 if the module was not called. If it was called too few times for `#n`, returns
+    the outputs of its other calls and 0.
     """
     path, call = split_call(name)
     outputs = called[path].outputs if path in called else []
@@ -241,15 +240,15 @@ def _too_few_calls(name: str, outputs: "list[torch.Tensor]") -> str:
     path, _ = split_call(name)
     return (
         f"spec.capture.hookPoints: {name} has no row unless the run calls it more often than the trial did: "
-        f"a forward calls {path} {len(outputs)} times, as #0 to #{len(outputs) - 1}"
+        f"a forward pass calls {path} {len(outputs)} times (#0 to #{len(outputs) - 1})"
     )
 
 
 def _refuse_uncallable(name: str, module: "torch.nn.Module") -> None:
-    """Refuse a module that nothing can ever call.
+    """Reject a module that can never be called.
 
     Raises:
-        ConfigError: it has no forward.
+        ConfigError: the module has no forward.
     """
     from asysi.hosts.unseen import is_callable  # noqa: PLC0415 - imports torch
 
@@ -258,16 +257,16 @@ def _refuse_uncallable(name: str, module: "torch.nn.Module") -> None:
     if not is_callable(watched):
         raise ConfigError(
             f"spec.capture.hookPoints: {name} is a {type(watched).__name__}, which has no forward and is "
-            f"never called: name what is in it, like {path}.*"
+            f"never called: select the modules in it, such as {path}.*"
         )
 
 
 def _plan_unseen(
     unseen: list[str], order: list[str], grid: tuple[int, int], loaded: LoadedModel, report: CheckReport
 ) -> None:
-    """Add the hook points that the trial did not reach, with rows as wide as they may become, and warn.
+    """Add the hook points that the trial did not reach, with their maximum possible width, and warn.
 
-    Whether the run reaches them depends on the data: a model may leave modules out for some batches.
+    Whether the run reaches them depends on the data: a model can skip modules for some batches.
     """
     from asysi.hosts.unseen import planned_dtype, planned_width  # noqa: PLC0415 - imports torch
 
@@ -291,10 +290,10 @@ _FEW = 5
 
 
 def _row_shape(name: str, outputs: "list[torch.Tensor]") -> tuple[int, ...]:
-    """Return the shape of a token's row in the outputs of the trial forward.
+    """Return the shape of a token's row in the outputs of the trial forward pass.
 
     Raises:
-        ConfigError: an output does not have a row for each token, or calls return rows of different shapes.
+        ConfigError: an output does not have one row per token, or calls return rows of different shapes.
     """
     from asysi.capture.rows import row_shape  # noqa: PLC0415 - imports torch
     from asysi.hosts.trial import BATCH, LENGTH  # noqa: PLC0415 - imports torch
@@ -303,11 +302,11 @@ def _row_shape(name: str, outputs: "list[torch.Tensor]") -> tuple[int, ...]:
     shapes: list[tuple[int, ...]] = []
     for output in outputs:
         if not output.is_floating_point():
-            raise ConfigError(f"{where} returns {output.dtype}, no activation")
+            raise ConfigError(f"{where} returns {output.dtype}, not an activation")
         row = row_shape(output.shape, BATCH, LENGTH)
         if row is None:
             raise ConfigError(
-                f"{where} returns {list(output.shape)} for {BATCH} × {LENGTH} tokens: it has no row a token"
+                f"{where} returns {list(output.shape)} for {BATCH} × {LENGTH} tokens: it has no row per token"
             )
         shapes.append(row)
     if len(set(shapes)) > 1:
@@ -328,7 +327,7 @@ def dtype_name(dtype: "torch.dtype") -> str:
     name = str(dtype).removeprefix("torch.")
     return (
         name if name in {"float16", "bfloat16"} else "float32"
-    )  # capture converts what the ring does not know
+    )  # capture converts dtypes that the ring does not support
 
 
 def _check_data(
@@ -368,7 +367,7 @@ def _check_data(
 
 
 def _check_pipeline(experiment: ScanExperiment, output: Path, report: CheckReport) -> None:
-    """Make the operators of a pipeline that has not run yet."""
+    """Instantiate the operators of a pipeline that has not run yet."""
     from asysi.pipeline.run.pipeline_file import operators_of  # noqa: PLC0415 - few experiments have a pipeline
 
     try:
@@ -378,7 +377,7 @@ def _check_pipeline(experiment: ScanExperiment, output: Path, report: CheckRepor
             problem if problem.startswith("spec.") else f"spec.data.pipeline.{problem}"
             for problem in error.problems
         ]
-    report.warnings.append("spec.data.pipeline: how many documents it makes is known once it has run")
+    report.warnings.append("spec.data.pipeline: the number of documents is only known once it has run")
 
 
 def _check_rings(spec: Spec, report: CheckReport, shm: Path) -> None:
@@ -423,6 +422,6 @@ def _default_output(experiment: ScanExperiment) -> Path:
 
 
 def _standing(path: Path) -> Path:
-    """Return the nearest of `path` and its parents that exists."""
+    """Return `path` or its nearest parent that exists."""
     path = path.absolute()
     return next(place for place in (path, *path.parents) if place.exists())

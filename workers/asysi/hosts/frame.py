@@ -1,7 +1,7 @@
-"""What every host needs around its own loop: rings, pinned memory, progress, coverage and a clean end.
+"""The frame of every host's loop: rings, pinned memory, progress, coverage and a clean end.
 
-A host is a module with a `main` like this one. Signals, endpoints, exit code and termination message are
-those of every worker (`monitor/process.py`).
+A host is a module with a `main` like the following. `monitor/process.py` handles signals, endpoints, exit
+code and termination message, as for every worker.
 
     def main(worker: Worker) -> int:
         with open_host(worker) as host:
@@ -47,48 +47,48 @@ from asysi.text.grid import StepTokens
 log = logging.getLogger("asysi")
 
 SEEN_FILE = HOST_FOLDER / "seen.json"
-"""What the last attempt saw: see `HostRun.end`."""
+"""Counts of the last attempt: see `HostRun.end`."""
 _PROGRESS_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class HostPlan:
-    """What a workload knows of its run before the first step."""
+    """What a workload knows about its run before the first step."""
 
     context_length: int
-    """Tokens of the longest sequence."""
+    """Length of the longest sequence in tokens."""
     seed: int = 0
-    """Of the token sampling."""
+    """Seed of the token sampling."""
     steps: int = 0
-    """Of the whole run, 0 when unknown."""
+    """Steps of the whole run; 0 if unknown."""
     tokens: int = 0
-    """Content tokens of the whole run, 0 when unknown."""
+    """Content tokens of the whole run; 0 if unknown."""
     openers: Sequence[int] = ()
     """The tokenizer's BOS and CLS tokens."""
     corpus: Mapping[str, object] = field(default_factory=dict)
-    """What is known of the data, as it stands in SEEN_FILE."""
+    """Statistics of the data, as stored in SEEN_FILE."""
 
 
 class Steplike(Protocol):
-    """What a host runs at once: a `Step`, or a `Batch` of text."""
+    """Protocol of a step: a `Step`, or a `Batch` of text."""
 
     @property
     def tokens(self) -> StepTokens:
-        """The tokens that the model reads."""
+        """Tokens of the step."""
 
     @property
     def pass_number(self) -> int:
-        """Pass over the data, from 0."""
+        """Index of the pass over the data, from 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The least that a step is."""
+    """Minimal implementation of a step."""
 
     tokens: StepTokens
-    """The tokens that the model reads."""
+    """Tokens of the step."""
     pass_number: int = 0
-    """Pass over the data, from 0."""
+    """Index of the pass over the data, from 0."""
 
 
 S = TypeVar("S", bound=Steplike)
@@ -122,7 +122,7 @@ def capture_bus(worker: Worker) -> DataBus:
 
 
 class Host:
-    """A host's place in its pod; `open_host` makes it."""
+    """A host attached to its pod's rings; created by `open_host`."""
 
     def __init__(self, worker: Worker, producer: Producer, mailbox: Mailbox) -> None:
         self._worker, self._producer, self._mailbox = worker, producer, mailbox
@@ -130,17 +130,17 @@ class Host:
         self._workload = workload_of(self._spec)
         self._run: HostRun | None = None
         self.points = read_points(worker.workspace / POINTS_FILE)
-        """Hook points, as prepare matched them."""
+        """Hook points, as resolved by prepare."""
         self.device = device_for(self._spec.resources.host.gpus, "spec.resources.host.gpus")
-        """Where the model runs."""
+        """Device of the model."""
         self.watching = ExitStack()
-        """What lasts as long as the model is watched: pinned memory and hooks."""
+        """Contexts active during capture: pinned memory and hooks."""
 
     def load_model(self) -> LoadedModel:
-        """Return the model that prepare resolved, in evaluation mode, and its tokenizer.
+        """Return the model resolved by prepare, in evaluation mode, with its tokenizer.
 
         Raises:
-            ConfigError: it cannot be loaded.
+            ConfigError: the model cannot be loaded.
         """
         resolved = read_resolved(self._worker.workspace / MODEL_FILE)
         return load_model(resolved, self._spec.model.dtype, self.device)
@@ -148,15 +148,15 @@ class Host:
     def watch(
         self, module: torch.nn.Module, plan: HostPlan, root: torch.nn.Module | None = None
     ) -> "HostRun":
-        """Hook the model and report ready: what comes next are steps.
+        """Attach hooks to the model and report readiness; steps can follow.
 
         Args:
-            module: the model whose modules the hook points name, on its device.
-            plan: what is known of the run.
-            root: the module whose forward is a step, when it is not `module` itself.
+            module: the model with the modules of the hook points, on its device.
+            plan: plan of the run.
+            root: module whose forward pass is a step, if it is not `module` itself.
 
         Raises:
-            ValueError: the plan says no number of steps, and the workload's row says that it is known.
+            ValueError: the plan has no number of steps although the workload's row declares it as known.
         """
         if self._workload.steps_known and not plan.steps:
             raise ValueError("the plan has no steps, but contract/workloads.py says that they are known")
@@ -170,7 +170,7 @@ class Host:
         worker.status = self._run.status
         worker.health.ready()
         gc.collect()
-        gc.freeze()  # what is loaded stays: no collection walks it again
+        gc.freeze()  # exclude loaded objects from future garbage collections
         self._pin()
         self.watching.enter_context(hooker)
         return self._run
@@ -194,17 +194,17 @@ class Host:
         hook = cuda_hook() if self._spec.resources.host.gpus else None
         pinning = self.watching.enter_context(Pinning(memory, hook))
         if pinning.refused:
-            log.warning("the capture ring is not known to CUDA, copies are slower: %s", pinning.refused)
+            log.warning("the capture ring is not pinned by CUDA, copies are slower: %s", pinning.refused)
 
     def _earlier(self) -> HostProgress:
-        """Return what earlier attempts have done, as far as this one continues behind it."""
+        """Return the progress of earlier attempts, as far as this attempt resumes from it."""
         if not self._worker.attempt:
             return HostProgress()
         earlier = read_progress(self._worker.output)
         return earlier if self._workload.resumable else HostProgress(attempts=earlier.attempts)
 
     def end(self) -> None:
-        """Write what was seen; `open_host` calls it."""
+        """Write progress and coverage; called by `open_host`."""
         if self._run is not None:
             self._run.end()
 
@@ -231,7 +231,7 @@ class HostRun:
         self._worker, self._hooker, self._mailbox, self._plan = worker, hooker, mailbox, plan
         self._earlier = earlier
         self.first = earlier.next_step
-        """Step that this attempt begins with."""
+        """First step of this attempt."""
         self._tokens_before = _tokens_before(earlier, plan)
         self._seen = Seen(plan.context_length)
         self._beginnings = Beginnings(plan.openers, earlier.sequences, earlier.opened)
@@ -244,7 +244,7 @@ class HostRun:
         mailbox.set(CaptureWord.TOKENS_BEFORE, self._tokens_before)
 
     def steps(self, steps: Iterable[S]) -> Iterator[S]:
-        """Yield each step, and book it once the model has run it; ends early where a signal asks for it."""
+        """Yield each step and count it once the model has run it; stops early on a signal."""
         written = time.monotonic()
         for step in steps:
             if self._worker.stop.requested:
@@ -273,7 +273,7 @@ class HostRun:
     def _begin(self, step: Steplike) -> None:
         if not self._begun:
             self._begun = True
-            self._write_progress()  # whatever happens from here on: this attempt has run
+            self._write_progress()  # record that this attempt has run
         if step.pass_number + 1 > self._passes:
             self._passes = step.pass_number + 1
             self._mailbox.set(CaptureWord.PASS, step.pass_number)
@@ -289,7 +289,7 @@ class HostRun:
         self._worker.health.beat()
 
     def status(self) -> dict[str, object]:
-        """Return what /status answers."""
+        """Return the content of /status."""
         hooker = self._hooker
         return {
             "step": self._last, "steps": self._plan.steps, "passes": self._passes,
@@ -298,7 +298,7 @@ class HostRun:
         }  # fmt: skip
 
     def end(self) -> None:
-        """Write how far the run has come and what this attempt saw."""
+        """Write the progress of the run and the coverage of this attempt."""
         self._write_progress()
         self._write(SEEN_FILE, self._coverage())
         if self._worker.stop.interrupted and self._left:
@@ -343,10 +343,10 @@ class HostRun:
         self._write(PROGRESS_FILE, progress)
 
     def _write(self, name: PurePosixPath, content: dict[str, object]) -> None:
-        """Write a file of the output. Without room for it the model stops, or not, as the spec says.
+        """Write a file to the output. If the output is full, `spec.output.whenFull` decides what to do.
 
         Raises:
-            OSError: it cannot be written, and the model is to stop.
+            OSError: the file cannot be written and the host must stop.
         """
         try:
             write_atomic(self._worker.output / name, json.dumps(content))
@@ -359,9 +359,7 @@ class HostRun:
 
 
 def _tokens_before(earlier: HostProgress, plan: HostPlan) -> int:
-    """Return the content tokens of earlier attempts, as they counted; their share of all where they did
-    not.
-    """
+    """Return the content tokens of earlier attempts, estimated from the steps if they were not counted."""
     if not earlier.next_step or earlier.tokens is not None:
         return earlier.tokens or 0
     return plan.tokens * min(earlier.next_step, plan.steps) // max(1, plan.steps)

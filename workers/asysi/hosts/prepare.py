@@ -1,4 +1,4 @@
-"""Prepare: checks the experiment, finds the model, creates the rings. Run twice it changes nothing."""
+"""Prepare: checks the experiment, resolves the model, creates the rings. Idempotent."""
 
 import json
 import logging
@@ -21,12 +21,12 @@ def main(worker: Worker) -> int:
     """Prepare the experiment; returns the exit code.
 
     Raises:
-        ConfigError: it cannot run as it stands.
+        ConfigError: the experiment cannot run.
     """
     if worker.experiment.spec.data is not None and worker.experiment.spec.data.pipeline is not None:
         from asysi.pipeline.job import settle  # noqa: PLC0415 - few experiments have a pipeline
 
-        log.info("the pipeline made %d rows", settle(worker.experiment, worker.output).rows)
+        log.info("the pipeline produced %d rows", settle(worker.experiment, worker.output).rows)
     report = check(worker.experiment, shm=worker.shm, output=worker.output, workspace=worker.workspace)
     for warning in report.warnings:
         log.warning("%s", warning)
@@ -46,10 +46,10 @@ def main(worker: Worker) -> int:
 
 
 def create_rings(worker: Worker, report: CheckReport) -> None:
-    """Create the rings that are not there yet, after comparing them with the container's memory limit.
+    """Create missing rings, after checking them against the container's memory limit.
 
     Raises:
-        ConfigError: the limit or the file system cannot hold them, or a ring of another size stands there.
+        ConfigError: the limit or the file system is too small, or a ring of another size already exists.
     """
     from asysi_ring import RingError, create  # noqa: PLC0415 - needs the compiled ring
 

@@ -1,4 +1,4 @@
-"""How far a run has come, so that the next attempt knows where to begin."""
+"""Progress of a run, from which the next attempt resumes."""
 
 import json
 from collections.abc import Mapping
@@ -9,30 +9,30 @@ from typing import Any
 from asysi.contract.runtime import HOST_FOLDER
 
 PROGRESS_FILE = HOST_FOLDER / "progress.json"
-"""{attempt, step, attempts, tokens, sequences, opened}: the last step that was run, and that of every attempt
-that has run one; the content tokens of all steps so far; the sequences read so far, and those that began with
-BOS or CLS.
+"""{attempt, step, attempts, tokens, sequences, opened}: the last completed step, and the last step of every
+attempt that completed one; the content tokens of all steps so far; the sequences read so far, and how many of
+them began with BOS or CLS.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class HostProgress:
-    """What earlier attempts have done."""
+    """Progress of earlier attempts."""
 
     next_step: int = 0
-    """Step behind the last one that was run."""
+    """Step after the last completed one."""
     attempts: Mapping[str, int] = field(default_factory=dict)
-    """Last step of each attempt that has run one."""
+    """Last step of each attempt that completed one."""
     tokens: int | None = None
-    """Content tokens of all steps so far; None where they were not counted."""
+    """Content tokens of all steps so far; None if they were not counted."""
     sequences: int = 0
     """Sequences read so far."""
     opened: int = 0
-    """Of these, those that began with BOS or CLS."""
+    """How many of these began with BOS or CLS."""
 
 
 def read_progress(output: Path) -> HostProgress:
-    """Return what earlier attempts have written down; what is missing or damaged counts as not done."""
+    """Return the recorded progress of earlier attempts; missing or damaged records count as no progress."""
     try:
         record = json.loads((output / PROGRESS_FILE).read_text())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""How large the rings are, and whether they hold what an experiment needs. Arithmetic only."""
+"""Calculates the size of the rings and checks that it is sufficient for an experiment. Pure arithmetic."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,20 +17,20 @@ from asysi.model.points import HookPoint
 CAPTURE_CHUNK = 1 << 20
 BUS_CHUNK = 1 << 18
 PINS = 16
-"""Chunks of a shard that one reader can hold at once; the bus keeps them apart from what can be unread."""
+"""Chunks of a shard that one reader can hold at once; the bus reserves them in addition to its depth."""
 _SCALE_BYTES = 4  # int8 has one scale per row
 _ACCOUNTS = 256
 
 
 @dataclass(frozen=True, slots=True)
 class RingPlan:
-    """The geometry of a ring, as `asysi_ring.create` takes it."""
+    """The geometry of a ring: arguments of `asysi_ring.create`."""
 
     folder: PurePosixPath
-    """Below ASYSI_SHM."""
+    """Path relative to ASYSI_SHM."""
     shards: int
     chunks: int
-    """A shard."""
+    """Chunks per shard."""
     chunk_bytes: int
     readers: tuple[str, ...]
     accounts: int
@@ -38,12 +38,12 @@ class RingPlan:
 
     @property
     def depth(self) -> int:
-        """Chunks of a shard that can be unread at once; below 1 the ring cannot be."""
+        """Maximum number of unread chunks per shard; a ring needs at least 1."""
         return self.chunks if self.policy == "drop_new" else self.chunks - len(self.readers) * PINS - 1
 
     @property
     def smallest(self) -> int:
-        """Bytes of the smallest bus with these shards and readers."""
+        """Minimum size in bytes of a bus with these shards and readers."""
         return self.shards * (len(self.readers) * PINS + 2) * self.chunk_bytes
 
 
@@ -64,13 +64,13 @@ def plan_rings(spec: Spec, points: int) -> tuple[RingPlan, RingPlan]:
 def capture_problems(
     spec: Spec, plan: RingPlan, points: Sequence[HookPoint], batch: int, length: int
 ) -> list[str]:
-    """Return why the capture ring cannot hold a step of batch × length tokens; nothing when it can."""
+    """Return why the capture ring cannot hold a step of batch × length tokens; empty if it can."""
     rows = batch * length
     needed = 0
     terms: list[str] = []
     calls: Counter[tuple[int, int]] = Counter()
     for point in points:
-        calls[point.width, point.itemsize] += max(1, point.calls)  # 0: nobody has seen it yet
+        calls[point.width, point.itemsize] += max(1, point.calls)  # 0: not reached by the trial
     for (width, itemsize), count in calls.items():
         fitting = rows_that_fit(plan.chunk_bytes, width * itemsize)
         if not fitting:
@@ -102,7 +102,7 @@ def plan_device_slots(spec: Spec, points: Sequence[HookPoint], batch: int, lengt
 
 
 def bus_problems(spec: Spec, plan: RingPlan, points: Sequence[HookPoint]) -> list[str]:
-    """Return why the bus cannot be made of its size, or cannot hold a row; nothing when it can."""
+    """Return why the bus is too small for its geometry or for a row; empty if it is large enough."""
     widest = max((point.width * point.itemsize for point in points), default=0)
     if not rows_that_fit(plan.chunk_bytes, widest, _SCALE_BYTES):
         return [_row_too_wide("bus", widest, plan.chunk_bytes)]

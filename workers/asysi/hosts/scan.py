@@ -1,4 +1,4 @@
-"""The scan host: runs the model over the data, forward only, with capture attached. It waits for nobody."""
+"""The scan host: runs the model over the data, forward only, with capture; never waits for readers."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""What the host saw and what was kept of it, by the length of sequences and by position."""
+"""Histograms of tokens seen and kept, by sequence length and by position."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ class Seen:
     """Histograms of content tokens.
 
     Args:
-        context_length: tokens a sequence holds at most; it is divided into at most 64 bins of equal width.
+        context_length: maximum tokens per sequence; it is divided into at most 64 bins of equal width.
     """
 
     def __init__(self, context_length: int) -> None:
@@ -24,13 +24,13 @@ class Seen:
         self.by_length = np.zeros((2, bins), np.int64)
         """[seen | kept, bins]"""
         self.by_position = np.zeros((2, bins), np.int64)
-        """[seen | kept, bins]: in the sequence."""
+        """[seen | kept, bins]: position in the sequence."""
         self.by_document_position = np.zeros((2, bins), np.int64)
-        """[seen | kept, bins]: in the document, the last bin and beyond. Zeros where a sequence is one
-        document."""
+        """[seen | kept, bins]: position in the document; the last bin includes all further positions. Zeros
+        if every sequence is one document."""
 
     def add(self, tokens: StepTokens, kept: NDArray[np.int64]) -> None:
-        """Count a step: its content tokens, and those whose indices were kept."""
+        """Count a step: its content tokens, and those at the indices `kept`."""
         concatenated = bool((tokens.rows["flags"] & RowFlag.IN_DOCUMENT).any())
         in_document = document_positions(tokens.rows) if concatenated else None
         lengths = tokens.content.reshape(tokens.batch, tokens.length).sum(axis=1)
@@ -44,7 +44,7 @@ class Seen:
             self.by_length[row] += np.bincount(lengths[sequence] // self._width, minlength=bins)[:bins]
 
     def to_dict(self) -> dict[str, object]:
-        """Return the histograms: lower bounds of the bins, content tokens seen in them, and kept."""
+        """Return the histograms: lower bounds of the bins, and content tokens seen and kept."""
         edges = [number * self._width for number in range(self.by_length.shape[1])]
         return {
             name: {"edges": edges, "seen": table[0].tolist(), "kept": table[1].tolist()}
@@ -59,12 +59,12 @@ class Seen:
 
 
 class Beginnings:
-    """How many sequences began with a BOS or CLS token.
+    """Counts the sequences that begin with a BOS or CLS token.
 
     Args:
-        openers: those tokens.
+        openers: the BOS and CLS tokens.
         sequences: sequences counted by earlier attempts.
-        opened: of these, those that began with one.
+        opened: how many of these began with such a token.
     """
 
     def __init__(self, openers: Sequence[int], sequences: int = 0, opened: int = 0) -> None:
@@ -72,6 +72,6 @@ class Beginnings:
         self.sequences, self.opened = sequences, opened
 
     def add(self, ids: NDArray[np.int64]) -> None:
-        """Count the sequences of a step, [batch, length], as the model reads them."""
+        """Count the sequences of a step, [batch, length]."""
         self.sequences += len(ids)
         self.opened += int(np.isin(ids[:, 0], self._openers).sum())

@@ -1,6 +1,6 @@
-"""Tries a model's forward as the host will call it: the same arguments, up to the longest sequence.
+"""Tries a model's forward pass as the host will call it: same arguments, up to the longest sequence.
 
-Where that works the weights are left out (`model/hollow.py`): a model of any size is tried in a second.
+If possible, the trial runs without weights (`model/hollow.py`), so that it takes a second for any model size.
 """
 
 import inspect
@@ -19,8 +19,8 @@ from asysi.model.forward import base_of
 from asysi.model.hollow import NoRow, run_hollow
 
 BATCH, LENGTH = 3, 7
-"""Of the forward whose outputs are looked at: no other size of a model is likely to be these two."""
-_LONGEST, _LONGEST_PADDED = 8192, 2048  # a mask may take their squares in bytes
+"""Shape of the inspected trial; chosen because a model is unlikely to have dimensions of these sizes."""
+_LONGEST, _LONGEST_PADDED = 8192, 2048  # a mask can take their squares in bytes
 
 Inputs = dict[str, torch.Tensor]
 Run = Callable[[Inputs], None]
@@ -28,28 +28,28 @@ Run = Callable[[Inputs], None]
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the host will ask of the model."""
+    """How the host will call the model."""
 
     batch: int
-    """Sequences in a step."""
+    """Sequences per step."""
     length: int
-    """Tokens of the longest sequence."""
+    """Length of the longest sequence in tokens."""
     limit: int | None = None
-    """Tokens that the model says it can read at most; None when it says nothing."""
+    """Maximum number of tokens that the model declares; None if it declares none."""
     token: int = 0
     """An ordinary token of the tokenizer."""
     padding: int = 0
-    """The token that sequences are padded with."""
+    """The padding token."""
     batch_field: str = "spec.workload.scan.batchSize"
-    """Where the spec says how many sequences a step has."""
+    """Field of the spec for the number of sequences per step."""
 
 
 @dataclass(slots=True)
 class Called:
-    """What a module did in the trial forward."""
+    """The calls of a module in the trial forward pass."""
 
     outputs: list[torch.Tensor]
-    """One for each call; they may have no values."""
+    """One output per call; they can be hollow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class _Probe:
     padded: bool
 
     def inputs(self, asked: Asked) -> Inputs:
-        """Return the arguments that the host passes: a mask only where there is padding."""
+        """Return the arguments that the host passes; a mask only if there is padding."""
         ids = torch.full((self.batch, self.length), asked.token)
         if not self.padded:
             return {"input_ids": ids}
@@ -73,7 +73,7 @@ class _Probe:
 
 
 class _FailedError(Exception):
-    """A forward that raised."""
+    """A trial forward pass raised an exception."""
 
     def __init__(self, probe: _Probe, cause: Exception) -> None:
         super().__init__(str(probe))
@@ -86,17 +86,17 @@ def try_forward(
     asked: Asked,
     load: Callable[[], torch.nn.Module] | None = None,
 ) -> dict[str, Called]:
-    """Return what each module did in a forward of BATCH × LENGTH tokens, after trying the longest too.
+    """Return the calls of each module in a forward pass of BATCH × LENGTH tokens; also try the longest one.
 
     Args:
-        module: the model; its parameters may have no values.
-        paths: modules to look at; one that was not called is missing in the result.
-        asked: what the host will ask.
-        load: returns the model with its weights, for a forward that looks at values; None when `module` has
-            them.
+        module: the model; its parameters can be on the meta device.
+        paths: modules to inspect; modules that were not called are missing from the result.
+        asked: how the host will call the model.
+        load: returns the model with its weights, for a forward pass that reads values; None if `module`
+            already has weights.
 
     Raises:
-        ConfigError: the model cannot be called as the host calls it, or not with sequences that long.
+        ConfigError: the model cannot be called like this, or not with sequences of this length.
     """
     root = base_of(module, list(paths))
     refuse_signature(root, asked)
@@ -105,7 +105,7 @@ def try_forward(
     except _FailedError as failed:
         if isinstance(failed.cause, NoRow) or failed.probe.length > LENGTH:
             raise _explained(root, failed, asked, partial(run_hollow, root)) from failed.cause
-    real = load() if load else module  # the forward may have looked at values, and there were none
+    real = load() if load else module  # the forward pass may depend on values, which are missing here
     root = base_of(real, list(paths))
     try:
         return _tried(real, root, paths, asked, partial(_run, root))
@@ -114,10 +114,10 @@ def try_forward(
 
 
 def refuse_signature(root: torch.nn.Module, asked: Asked) -> None:
-    """Refuse a forward that cannot take what the host passes.
+    """Reject a forward that does not accept the host's arguments.
 
     Raises:
-        ConfigError: it reads something else than input_ids, needs more than it is given, or takes no mask.
+        ConfigError: it does not read input_ids, has other required arguments, or does not accept a mask.
     """
     name, parameters = type(root).__name__, inspect.signature(root.forward).parameters
     anything = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
@@ -143,7 +143,7 @@ def refuse_signature(root: torch.nn.Module, asked: Asked) -> None:
     ]
     if needed:
         raise ConfigError(
-            f"spec.model.uri: the forward of {name} needs {', '.join(needed)} beside input_ids and "
+            f"spec.model.uri: the forward of {name} needs {', '.join(needed)} besides input_ids and "
             "attention_mask, and is given nothing else: give defaults to these arguments"
         )
 
@@ -170,7 +170,7 @@ def _try(run: Run, probe: _Probe, asked: Asked) -> None:
         run(probe.inputs(asked))
     except ConfigError:
         raise
-    except Exception as error:  # a forward may do anything
+    except Exception as error:  # a custom forward may raise anything
         raise _FailedError(probe, error) from error
 
 
@@ -200,7 +200,7 @@ def _watched(module: torch.nn.Module, paths: Sequence[str]) -> Iterator[dict[str
 
 
 def _explained(root: torch.nn.Module, failed: _FailedError, asked: Asked, run: Run) -> ConfigError:
-    """Return what a person can do about a forward that failed: a shorter sequence, where that helps."""
+    """Return an error with advice for a failed forward pass, such as a shorter sequence if that helps."""
     name, probe, why = type(root).__name__, failed.probe, said(failed.cause)
     if "decoder_input_ids" in inspect.signature(root.forward).parameters:
         return ConfigError(
@@ -228,7 +228,7 @@ def _works(run: Run, probe: _Probe, asked: Asked) -> bool:
 
 
 def _longest(works: Callable[[int], bool], too_long: int) -> int:
-    """Return the longest length that works, by halving; LENGTH does, and `too_long` does not."""
+    """Return the maximum working length by bisection; LENGTH works and `too_long` does not."""
     good = LENGTH
     while too_long - good > 1:
         middle = (good + too_long) // 2

@@ -1,6 +1,4 @@
-"""Hook points that the trial forward did not reach: whether they can be called at all, and how wide their
-rows may be.
-"""
+"""Hook points that the trial did not reach: whether they can be called, and the width of their rows."""
 
 from collections.abc import Iterable
 from math import prod
@@ -10,20 +8,20 @@ import torch
 
 
 def is_callable(module: torch.nn.Module) -> bool:
-    """Return whether a module has a forward: a container such as ModuleList has none."""
+    """Return whether a module has a forward; a container such as ModuleList has none."""
     return type(module).forward is not torch.nn.Module.forward or "forward" in vars(module)
 
 
 def planned_width(module: torch.nn.Module, seen: Iterable[int], config: Any = None) -> int:
-    """Return the elements that a row of a module's output is planned to have.
+    """Return the planned row width of a module's output.
 
-    A module that says how wide its output is is believed. Of another the widest row that is known of the
-    model is assumed, so that the rings rather have too much room.
+    If the module declares its output width, that is used. Otherwise the maximum known width of the model is
+    assumed, so that the rings are rather too large than too small.
 
     Args:
-        module: one whose output nobody has seen.
-        seen: widths of the rows of other modules.
-        config: the model's configuration, None without one.
+        module: a module that was not called in the trial.
+        seen: row widths of other modules.
+        config: the model's configuration, or None.
     """
     declared = _declared(module)
     if declared is not None:
@@ -34,7 +32,7 @@ def planned_width(module: torch.nn.Module, seen: Iterable[int], config: Any = No
 
 
 def planned_dtype(module: torch.nn.Module, model: torch.nn.Module) -> torch.dtype:
-    """Return the type that a module's output is planned to have: that of its parameters, else the model's."""
+    """Return the planned dtype of a module's output: that of its parameters, otherwise the model's."""
     for parameter in (*module.parameters(), *model.parameters()):
         if parameter.is_floating_point():
             return parameter.dtype
@@ -42,7 +40,7 @@ def planned_dtype(module: torch.nn.Module, model: torch.nn.Module) -> torch.dtyp
 
 
 def _declared(module: torch.nn.Module) -> int | None:
-    """Return the output width that a module states, None when it states none."""
+    """Return the output width that a module declares; None if it declares none."""
     if isinstance(module, torch.nn.Sequential) and len(module):
         return _declared(module[-1])
     shape = getattr(module, "normalized_shape", None)

@@ -1,1 +1,1 @@
-"""Models: where they come from, how they are built and called, and how their modules are named."""
+"""Models: resolving, building and calling them, and naming their modules."""

@@ -1,9 +1,9 @@
-"""TransformerLens' names of hook points, by table.
+"""Tables of TransformerLens names of hook points.
 
-An alias says that the module's output is what TransformerLens calls by that name in an unprocessed model
-(`from_pretrained_no_processing`). Where it has no name for a place, neither have we. BERT normalises after
-the sum: the output of a layer is `hook_normalized_resid_post` there, and `hook_resid_post` is the sum before,
-which no module of transformers returns.
+An alias means that the module's output is the activation with that name in an unprocessed TransformerLens
+model (`from_pretrained_no_processing`). A place without a TransformerLens name has no alias. BERT normalises
+after the residual addition: the output of a layer is `hook_normalized_resid_post`, and `hook_resid_post` is
+the sum before it, which no transformers module returns.
 """
 
 import re
@@ -63,8 +63,8 @@ _LLAMA_OUT = {
 }
 
 _LLAMA = {"embed_tokens": "hook_embed", **_LLAMA_INSIDE, **_LLAMA_OUT}
-_GEMMA = {**_LLAMA_INSIDE, **_LLAMA_OUT}  # its embedding is scaled after the module
-_GEMMA2 = {  # norms again after attention and MLP, and TransformerLens names what enters the sum
+_GEMMA = {**_LLAMA_INSIDE, **_LLAMA_OUT}  # the embedding is scaled after the module
+_GEMMA2 = {  # has norms after attention and MLP; TransformerLens names their outputs
     **_LLAMA_INSIDE,
     "layers.{n}.post_attention_layernorm": "blocks.{n}.hook_attn_out",
     "layers.{n}.post_feedforward_layernorm": "blocks.{n}.hook_mlp_out",
@@ -81,16 +81,16 @@ FAMILIES: dict[str, dict[str, str]] = {
     "gemma": _GEMMA,
     "gemma2": _GEMMA2,
 }
-"""Paths below the base model, and their aliases, by the `model_type` of a transformers configuration."""
+"""Aliases by path below the base model, by the `model_type` of a transformers configuration."""
 
 _BASE = re.compile(r"^(bert|transformer|gpt_neox|model)\.")
 
 
 def alias_of(model_type: str | None, path: str) -> str | None:
-    """Return TransformerLens' name of a module's output, None when it has none.
+    """Return the TransformerLens name of a module's output; None if it has none.
 
     Args:
-        model_type: `config.model_type` of the model, None when it has no configuration.
+        model_type: `config.model_type` of the model; None if it has no configuration.
         path: dotted path of the module, with or without the base model's prefix (`model.`, `transformer.`,
         …).
     """

@@ -1,4 +1,4 @@
-"""Models of `python://` factories: built where they run, and elsewhere as far as a structure goes."""
+"""Models from `python://` factories: built with weights where they run, otherwise only as a structure."""
 
 import inspect
 import warnings
@@ -15,11 +15,11 @@ _DEVICE = "device"
 
 
 class Made(NamedTuple):
-    """What a factory returned."""
+    """Result of a factory."""
 
     module: torch.nn.Module
     tokenizer: Any
-    """None where it returned none."""
+    """None if the factory returned none."""
 
 
 def takes_device(factory: Callable[..., Any]) -> bool:
@@ -31,22 +31,22 @@ def takes_device(factory: Callable[..., Any]) -> bool:
 
 
 def make(factory: Callable[..., Any], uri: str, device: str = "cpu") -> Made:
-    """Call a factory; the model has weights, on `device` where the factory takes that argument.
+    """Call a factory; the model has weights, on `device` if the factory has that parameter.
 
     Args:
-        factory: what the spec names.
-        uri: the spec's, for messages.
-        device: where the model will run.
+        factory: the factory.
+        uri: URI in the spec, for error messages.
+        device: device on which the model will run.
 
     Raises:
-        ConfigError: the factory fails, returns no module, or one without weights.
+        ConfigError: the factory fails, or returns no module or one without weights.
     """
     arguments = {_DEVICE: device} if takes_device(factory) else {}
     try:
         made = _unpacked(factory(**arguments), uri)
     except ConfigError:
         raise
-    except Exception as error:  # a factory may do anything
+    except Exception as error:  # a factory may raise anything
         raise ConfigError(f"spec.model.uri: {uri} fails: {said(error)}") from error
     empty = next((name for name, one in made.module.named_parameters() if one.is_meta), None)
     if empty is not None:
@@ -58,10 +58,10 @@ def make(factory: Callable[..., Any], uri: str, device: str = "cpu") -> Made:
 
 
 def make_structure(factory: Callable[..., Any], uri: str) -> tuple[Made, str | None]:
-    """Call a factory for the structure alone: parameters on the meta device take no memory and no time.
+    """Call a factory for the model's structure: parameters on the meta device need no memory and no time.
 
     Returns:
-        What it made, and why that has weights although it need not, None where it has none.
+        The result, and the reason if it has weights nevertheless, otherwise None.
 
     Raises:
         ConfigError: the factory fails with weights too, or returns no module.
@@ -69,9 +69,9 @@ def make_structure(factory: Callable[..., Any], uri: str) -> tuple[Made, str | N
     arguments = {_DEVICE: "meta"} if takes_device(factory) else {}
     try:
         with Structure(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of each value that a parameter does not take
+            warnings.simplefilter("ignore")  # torch warns about every value not assigned to a meta parameter
             return _unpacked(factory(**arguments), uri), None
-    except Exception as error:  # noqa: BLE001 - whatever a factory cannot do without values, it may do with them
+    except Exception as error:  # noqa: BLE001 - a factory that fails without values may work with them
         why = said(error)
     return make(factory, uri), why
 
@@ -79,5 +79,5 @@ def make_structure(factory: Callable[..., Any], uri: str) -> tuple[Made, str | N
 def _unpacked(made: Any, uri: str) -> Made:
     module, tokenizer = made if isinstance(made, tuple) else (made, None)
     if not isinstance(module, torch.nn.Module):
-        raise ConfigError(f"spec.model.uri: {uri} returns {type(module).__name__}, no torch.nn.Module")
+        raise ConfigError(f"spec.model.uri: {uri} returns {type(module).__name__}, not a torch.nn.Module")
     return Made(module, tokenizer)

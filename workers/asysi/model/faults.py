@@ -1,4 +1,4 @@
-"""What goes wrong in a model's own code: whether another attempt could help, and how it is said."""
+"""Classifies and formats exceptions raised by a model's own code."""
 
 import traceback
 from pathlib import Path
@@ -11,14 +11,14 @@ _NOT_THE_MODEL = (Path(torch.__file__).parent, Path(__file__).parent.parent)
 
 
 def would_recur(error: Exception) -> bool:
-    """Return whether the same call would fail again: memory and devices may do better next time."""
+    """Return whether the same call would fail again; errors of memory or devices may be transient."""
     return not isinstance(error, _OF_THE_MACHINE) and not any(
         sign in str(error) for sign in _SIGNS_OF_THE_MACHINE
     )
 
 
 def said(error: Exception) -> str:
-    """Return an exception in a line: its type, what it says, and the line of the model that it comes from."""
+    """Return an exception as one line: type, message, and the source line in the model's code."""
     first = (str(error).splitlines() or [""])[0][:300]
     text = f"{type(error).__name__}: {first}" if first else type(error).__name__
     frames = [

@@ -1,4 +1,4 @@
-"""Calls a model's forward on a batch, and no more of the model than the hook points need."""
+"""Runs a model's forward pass on batches, limited to the part that the hook points need."""
 
 import logging
 
@@ -14,12 +14,12 @@ log = logging.getLogger("asysi")
 
 
 class ScannerEngine:
-    """Runs the model's forward over batches.
+    """Runs the model's forward pass on batches.
 
     Args:
         loaded: the model; it is moved to `device`.
-        points: hook points, to find out which part of the model must run.
-        device: where it runs.
+        points: hook points; they determine which part of the model runs.
+        device: device to run on.
     """
 
     def __init__(self, loaded: LoadedModel, points: list[HookPoint], device: str = "cpu") -> None:
@@ -31,11 +31,11 @@ class ScannerEngine:
         """Run one step.
 
         Raises:
-            ConfigError: the forward fails in a way that would repeat itself.
+            ConfigError: the forward pass fails with an error that is not transient.
         """
         try:
             self._forward(batch)
-        except Exception as error:  # a forward may do anything
+        except Exception as error:  # a custom forward may raise anything
             if not would_recur(error):
                 raise
             log.exception("step %d failed", batch.number)
@@ -54,7 +54,7 @@ class ScannerEngine:
 
 
 def base_of(module: torch.nn.Module, paths: list[str]) -> torch.nn.Module:
-    """Return the model without its head where no hook point lies in it: logits over a vocabulary are dear."""
+    """Return the model without its head if all hook points are in the base model: logits are expensive."""
     prefix = getattr(module, "base_model_prefix", "")
     base = getattr(module, prefix, None) if prefix else None
     inside = all(path.startswith(f"{prefix}.") for path in paths)

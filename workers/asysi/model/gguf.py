@@ -1,6 +1,6 @@
-"""GGUF files: quantised weights, configuration and tokenizer in one.
+"""GGUF files: quantised weights, configuration and tokenizer in one file.
 
-The weights are dequantised when they are loaded, so that the modules are ordinary ones.
+The weights are dequantised on loading, so the modules are ordinary ones.
 """
 
 import contextlib
@@ -20,17 +20,17 @@ _SUFFIX = ".gguf"
 
 
 def is_gguf(path: Path) -> bool:
-    """Return whether a path names a GGUF file, by its ending."""
+    """Return whether a path has the file extension of a GGUF file."""
     return path.suffix.lower() == _SUFFIX
 
 
 def storage_of(file: Path) -> str:
-    """Return the types of a file's tensors by their share of the parameters, like `Q4_1 79%, Q8_0 21%`.
+    """Return the tensor types of a file with their share of the parameters, such as `Q4_1 79%, Q8_0 21%`.
 
-    Types with less than half a per cent are left out.
+    Types below 0.5% are omitted.
 
     Raises:
-        ConfigError: the file is not a whole GGUF file, or the package gguf is missing.
+        ConfigError: the file is not a complete GGUF file, or the package gguf is missing.
     """
     elements: Counter[str] = Counter()
     for name, count in _tensor_types(file):
@@ -54,8 +54,9 @@ def _tensor_types(file: Path) -> tuple[tuple[str, int], ...]:
 
 
 def read_config(file: Path) -> tuple[Any, Any]:
-    """Return the transformers configuration of a file, and the class that its weights belong to: with the
-    head where transformers has a causal language model of this type.
+    """Return the transformers configuration and model class of a file.
+
+    The class includes the head if transformers has a causal language model for this configuration.
 
     Raises:
         ConfigError: the file cannot be read, or transformers does not know its architecture.
@@ -71,7 +72,7 @@ def read_config(file: Path) -> tuple[Any, Any]:
 def load_weights(
     file: Path, model_class: Any, dtype: "torch.dtype"
 ) -> tuple["torch.nn.Module", Collection[str]]:
-    """Return the model with its weights, dequantised to `dtype`, and the parameters that the file lacks.
+    """Return the model with its weights dequantised to `dtype`, and the names of missing parameters.
 
     Raises:
         ConfigError: the file cannot be read.
@@ -79,7 +80,7 @@ def load_weights(
     options: dict[str, Any] = {"gguf_file": file.name, "dtype": dtype, "output_loading_info": True}
     import transformers  # noqa: PLC0415 - heavy
 
-    if packed := getattr(transformers, "GgufConfig", None):  # packed weights have modules of their own
+    if packed := getattr(transformers, "GgufConfig", None):  # packed weights would use special modules
         options["quantization_config"] = packed(dequantize=True)
     with _readable(file):
         module, info = model_class.from_pretrained(str(file.parent), **options)
@@ -87,10 +88,10 @@ def load_weights(
 
 
 def load_tokenizer(file: Path) -> Any:
-    """Return the tokenizer that a file holds.
+    """Return the tokenizer in a GGUF file.
 
     Raises:
-        ConfigError: it holds none that transformers can make.
+        ConfigError: the file has no tokenizer that transformers supports.
     """
     from transformers import AutoTokenizer  # noqa: PLC0415 - heavy
 
@@ -100,9 +101,9 @@ def load_tokenizer(file: Path) -> Any:
 
 @contextlib.contextmanager
 def _readable(file: Path) -> Iterator[None]:
-    """Turn what goes wrong inside, where a damaged file can raise anything, into a sentence."""
+    """Convert any exception, as damaged files can raise arbitrary ones, into a ConfigError."""
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # progress bars that no setting turns off
+        with contextlib.redirect_stderr(io.StringIO()):  # hides progress bars that cannot be disabled
             yield
     except ConfigError:
         raise

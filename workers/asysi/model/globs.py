@@ -1,9 +1,9 @@
 """Globs on the dotted paths of `named_modules()`.
 
-`*` stands for any characters but a dot, `**` for any characters, `?` for one character but a dot. Everything
-else stands for itself, and the whole path must match: `encoder.layer.*.output` is the output of each layer
-and not `encoder.layer.0.attention.output`. `#n` behind a glob means one call of a module in a forward.
-TransformerLens' names are matched like paths where they are known.
+`*` matches any characters except a dot, `**` any characters, `?` one character except a dot. All other
+characters match themselves, and the whole path must match: `encoder.layer.*.output` is the output of each
+layer and not `encoder.layer.0.attention.output`. `#n` after a glob selects one call of a module within a
+forward pass. Known TransformerLens names are matched like paths.
 """
 
 import re
@@ -17,13 +17,13 @@ _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 def compile_glob(glob: str) -> re.Pattern[str]:
-    """Return the expression whose full match is what `glob` means."""
+    """Return the regular expression equivalent to `glob`, to be used with `fullmatch`."""
     parts = re.split(r"(\*\*|\*|\?)", glob)
     return re.compile("".join(_WILDCARDS.get(part, re.escape(part)) for part in parts))
 
 
 def match_glob(glob: str, names: Iterable[str]) -> list[str]:
-    """Return the names that `glob` matches, in their order. The root (the empty name) is never matched."""
+    """Return the names that match `glob`, in order. The root (the empty name) never matches."""
     pattern = compile_glob(glob)
     return [name for name in names if name and pattern.fullmatch(name)]
 
@@ -36,21 +36,21 @@ def match_globs(
     *,
     calls: bool = True,
 ) -> list[str]:
-    """Return the names that any of `globs` matches, in the order of `names`, each once.
+    """Return the names that match any of `globs`, in the order of `names`, without duplicates.
 
-    `glob#n` is the n-th call (from 0) of the modules that `glob` matches: their names come with `#n`, behind
-    that of all calls. A glob that matches no path is tried on the aliases: of the paths that share one, the
-    first is taken.
+    `glob#n` selects the n-th call (from 0) of the matching modules: their names are returned with `#n`, after
+    the name for all calls. A glob that matches no path is matched against the aliases; if several paths share
+    an alias, the first one is used.
 
     Args:
         globs: patterns; each must match something.
-        names: dotted paths to choose from.
-        where: path of the globs in the spec, for the message.
-        aliases: TransformerLens' names, by path.
-        calls: whether `#n` addresses a call; without it, it is part of a name like any other sign.
+        names: dotted paths to match against.
+        where: path of the globs in the spec, for error messages.
+        aliases: TransformerLens names by path.
+        calls: whether `#n` selects a call; otherwise `#` is an ordinary character.
 
     Raises:
-        ConfigError: a glob matches nothing; the sentence lists the nearest names.
+        ConfigError: a glob matches nothing; the message lists the closest names.
     """
     first: dict[str, str] = {}
     for name in names:
@@ -87,15 +87,15 @@ _ALL_CALLS = -1
 
 
 def split_call(name: str) -> tuple[str, int | None]:
-    """Return path and call of a hook point's name or glob: `layers.0#2` is the third call of `layers.0`."""
+    """Split a hook point's name or glob into path and call: `layers.0#2` is the third call of `layers.0`."""
     path, sign, number = name.rpartition("#")
     return (path, int(number)) if sign and number.isascii() and number.isdigit() else (name, None)
 
 
 def near_names(glob: str, names: Iterable[str], limit: int = 5) -> list[str]:
-    """Return up to `limit` names near to `glob`, nearest first, one of those that differ by numbers.
+    """Return up to `limit` names similar to `glob`, closest first, one per group differing only in numbers.
 
-    Of these the one with the numbers of `glob` is taken, else the first.
+    From each group the name with the same numbers as `glob` is preferred, otherwise the first.
     """
     first: dict[str, str] = {}
     wanted, numbers = _NUMBER.sub("*", glob), _NUMBER.findall(glob)
@@ -111,6 +111,6 @@ def near_names(glob: str, names: Iterable[str], limit: int = 5) -> list[str]:
 def _hint(glob: str, names: Sequence[str]) -> str:
     near = near_names(glob, names)
     if near:
-        return "; near it are " + ", ".join(near)
+        return "; closest are " + ", ".join(near)
     first = [name for name in names if name][:5]
     return "; its modules begin with " + ", ".join(first) if first else "; it has no submodules"

@@ -1,9 +1,10 @@
-"""Runs a module without its weights: token numbers are real, activations have no values.
+"""Runs a module without its weights: token ids are real, activations have no values.
 
-A hollow tensor has a shape, a type and a device, and nothing in it. What is computed from token numbers
-alone (positions, masks) is computed; what a weight takes part in is hollow. So a forward of any size takes no
-memory for weights and no time for products, and a token or a position that an embedding has no row for is an
-error as it is in a real run. Tensors on the meta device do not see it, and fail where a mask is looked at.
+A hollow tensor has a shape, a dtype and a device, but no data. Values that depend only on token ids
+(positions, masks) are computed; everything that involves a weight is hollow. A forward pass of any size thus
+needs no memory for weights and no time for matrix products, and a token or position out of range of an
+embedding is an error as in a real run. Tensors on the meta device would not detect this, and fail where code
+reads the values of a mask.
 """
 
 from collections.abc import Mapping
@@ -17,16 +18,16 @@ _CPU, _META = torch.device("cpu"), torch.device("meta")
 
 
 class NoRow(IndexError):  # noqa: N818 - as precise as its base
-    """An embedding was asked for a row that it does not have."""
+    """An index is out of range of an embedding."""
 
 
 class Structure(torch.overrides.TorchFunctionMode):
-    """While entered, what is made without values is made without memory: weights, not tables of positions."""
+    """Context in which uninitialised tensors, such as weights, are created on the meta device."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Put what has no values on the meta device."""
+        """Create uninitialised tensors on the meta device."""
         kwargs = kwargs or {}
         if func in _VALUELESS and kwargs.get("device") is None:
             kwargs = kwargs | {"device": _META}
@@ -34,17 +35,17 @@ class Structure(torch.overrides.TorchFunctionMode):
 
 
 class Hollow(torch.Tensor):
-    """A tensor without values, on the CPU as far as it says; what is computed with one is hollow too.
+    """A tensor without data that reports the CPU as its device; results computed from one are hollow too.
 
-    Asking for a value (`item`, `tolist`, a condition) raises RuntimeError or NotImplementedError.
+    Reading a value (`item`, `tolist`, a condition) raises RuntimeError or NotImplementedError.
     """
 
     shell: torch.Tensor
-    """Its shape, strides and type, on the meta device."""
+    """Meta tensor with its shape, strides and dtype."""
 
     @staticmethod
     def __new__(cls: type["Hollow"], shell: torch.Tensor) -> "Hollow":
-        """Return a hollow tensor like `shell`, which is on the meta device."""
+        """Return a hollow tensor with the properties of the meta tensor `shell`."""
         made: Hollow = torch.Tensor._make_wrapper_subclass(
             cls, shell.size(), strides=shell.stride(), dtype=shell.dtype, device=_CPU
         )
@@ -52,14 +53,14 @@ class Hollow(torch.Tensor):
         return made
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        """Return shape and type: there is nothing else to show."""
+        """Return shape and dtype."""
         return f"Hollow({list(self.shape)}, {self.dtype})"
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Return a hollow result; an embedding looks at its indices where they are known."""
+        """Return a hollow result; embeddings check their indices if these are known."""
         if func is torch.ops.aten.embedding.default:
             _look_up(args[0], args[1])
         result = func(*tree_map(_shell, args), **tree_map(_shell, kwargs or {}))
@@ -67,11 +68,11 @@ class Hollow(torch.Tensor):
 
 
 def run_hollow(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> None:
-    """Run a module's forward with hollow parameters; its hooks run too, and see hollow outputs.
+    """Run a module's forward pass with hollow parameters; its hooks receive hollow outputs.
 
     Raises:
-        NoRow: a token or a position has no row in an embedding.
-        Exception: whatever the forward raises, also because it asks for a value that is not there.
+        NoRow: a token or position is out of range of an embedding.
+        Exception: any error raised by the forward pass, including one caused by reading a missing value.
     """
     state: dict[str, torch.Tensor] = dict(module.named_parameters())
     state |= {name: buffer for name, buffer in module.named_buffers() if buffer.is_meta}

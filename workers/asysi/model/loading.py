@@ -1,4 +1,4 @@
-"""Where a model comes from, and how it is built: safetensors or GGUF, nothing remote is ever executed."""
+"""Resolves and builds models from safetensors or GGUF files; remote code is never executed."""
 
 import hashlib
 import importlib
@@ -30,51 +30,51 @@ _OFFLINE = "HF_HUB_OFFLINE"
 
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
-    """What prepare found: MODEL_FILE's content."""
+    """The model resolved by prepare: the content of MODEL_FILE."""
 
     uri: str
-    """As the spec writes it."""
+    """URI as in the spec."""
     path: str | None
     """Folder with config.json and the safetensors, or a GGUF file; None for a python:// factory."""
     sha256: str | None
-    """Of the weights, as the spec's `sha256` defines it."""
+    """SHA-256 of the weights, as defined by the spec's `sha256`."""
     revision: str | None
     """Commit of a hf:// model."""
     class_name: str | None
-    """Class of the model."""
+    """Class name of the model."""
     tokenizer: str | None
-    """Folder of the tokenizer, or a GGUF file that holds it; None leaves it to the factory."""
+    """Folder of the tokenizer, or a GGUF file that contains it; None if the factory provides it."""
     stored: str | None = None
-    """Types that a GGUF file stores the parameters in, like `Q4_1 79%, Q8_0 21%`; None for other models."""
+    """Tensor types of a GGUF file, such as `Q4_1 79%, Q8_0 21%`; None for other models."""
 
     @property
     def gguf(self) -> Path | None:
-        """The GGUF file, None for other models."""
+        """The GGUF file; None for other models."""
         return Path(self.path) if self.path and gguf.is_gguf(Path(self.path)) else None
 
     def to_json(self) -> str:
-        """Return what MODEL_FILE holds."""
+        """Return the content of MODEL_FILE."""
         return json.dumps(asdict(self), indent=1)
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model that can be run."""
+    """A runnable model."""
 
     module: "torch.nn.Module"
     tokenizer: Any
     """A transformers tokenizer."""
     model_type: str | None
-    """`config.model_type`, None without a configuration."""
+    """`config.model_type`; None without a configuration."""
     warning: str | None = None
     """What the user should know of how it was built."""
 
 
 def read_resolved(file: Path) -> ResolvedModel:
-    """Return what prepare resolved.
+    """Return the model resolved by prepare.
 
     Raises:
-        ConfigError: the file is missing or is not MODEL_FILE.
+        ConfigError: the file is missing or invalid.
     """
     try:
         return ResolvedModel(**json.loads(file.read_text()))
@@ -85,15 +85,15 @@ def read_resolved(file: Path) -> ResolvedModel:
 
 
 def resolve_model(model: Model, workspace: Path | None = None) -> ResolvedModel:
-    """Find the model's files, fetch them if need be, and verify them.
+    """Find the model's files, download them if needed, and verify them.
 
     Args:
         model: the spec's model.
-        workspace: folder that a hf:// model is fetched into; None uses the hub's own cache.
+        workspace: download folder for a hf:// model; None uses the default cache of the hub.
 
     Raises:
-        ConfigError: no such model, no safetensors in it, a pickle instead, a damaged GGUF file, or another
-            hash than the spec's.
+        ConfigError: the model does not exist, has no safetensors or only a pickle, its GGUF file is damaged,
+            or its hash differs from the spec.
     """
     scheme, _, rest = model.uri.partition("://")
     if scheme == "python":
@@ -123,7 +123,7 @@ def weight_files(folder: Path, uri: str) -> list[Path]:
     """Return the safetensors files of a Hugging Face folder, by name, or the GGUF file that `folder` is.
 
     Raises:
-        ConfigError: the folder is missing, has no config.json, or holds no safetensors.
+        ConfigError: the folder is missing, or has no config.json or no safetensors.
     """
     if gguf.is_gguf(folder) and folder.is_file():
         return [folder]
@@ -159,7 +159,7 @@ def weight_files(folder: Path, uri: str) -> list[Path]:
 
 
 def hash_files(files: list[Path]) -> str:
-    """Return the SHA-256 of one file, or of the hexadecimal SHA-256 of several, joined without newlines."""
+    """Return the SHA-256 of one file, or the SHA-256 of the concatenated hexadecimal digests of several."""
     digests = [_sha256(file) for file in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
@@ -168,13 +168,13 @@ def load_model(resolved: ResolvedModel, dtype: str, device: str = "cpu") -> Load
     """Build the model with its weights, in evaluation mode, and its tokenizer.
 
     Args:
-        resolved: where it is.
-        dtype: name of a torch type that the weights are loaded in.
+        resolved: the resolved model.
+        dtype: name of the torch dtype of the loaded weights.
         device: where the model will run. A python:// factory that takes `device` builds it there; every other
             model is built on the CPU.
 
     Raises:
-        ConfigError: the factory or the folder gives no model, or there is no tokenizer.
+        ConfigError: the factory or the folder does not provide a model, or there is no tokenizer.
     """
     import torch  # noqa: PLC0415 - resolving needs none
 
@@ -208,14 +208,14 @@ def load_model(resolved: ResolvedModel, dtype: str, device: str = "cpu") -> Load
 
 
 def refuse_missing(module: "torch.nn.Module", missing: Collection[str], source: str) -> None:
-    """Refuse a model whose files lack parameters: transformers fills them with random numbers.
+    """Reject a model with missing parameters, which transformers would initialise randomly.
 
-    A head or a pooler that is missing is only logged: nothing that comes before it is wrong.
+    A missing head or pooler is only logged: it does not affect preceding modules.
 
     Args:
         module: the model.
-        missing: names of the parameters that the files lack.
-        source: the files, for the message.
+        missing: names of the missing parameters.
+        source: the files, for error messages.
 
     Raises:
         ConfigError: a parameter of the base model is missing.
@@ -229,18 +229,18 @@ def refuse_missing(module: "torch.nn.Module", missing: Collection[str], source: 
             f"be random numbers: {', '.join(wrong[:3])}{', …' if len(wrong) > 3 else ''}"
         )
     if missing:
-        log.warning("%s lacks %s: they are random numbers", source, ", ".join(sorted(missing)))
+        log.warning("%s lacks %s: they are initialised randomly", source, ", ".join(sorted(missing)))
 
 
 def build_structure(resolved: ResolvedModel, dtype: str) -> LoadedModel:
-    """Return the model with its tokenizer and without its weights, which are on the meta device.
+    """Return the model with its tokenizer but with its weights on the meta device.
 
-    The tables that it computes itself have their values. A python:// factory is called on the meta device as
-    well; where it cannot do without values its model has weights, and a warning says so.
+    Buffers that the model computes itself have values. A python:// factory is also called on the meta device;
+    if it needs values, its model has weights, and a warning is logged.
 
     Raises:
-        ConfigError: the folder's configuration cannot be used, the factory gives no model, or there is no
-            tokenizer.
+        ConfigError: the folder's configuration cannot be used, the factory does not return a model, or there
+            is no tokenizer.
     """
     import torch  # noqa: PLC0415
 
@@ -278,7 +278,7 @@ def load_tokenizer(resolved: ResolvedModel) -> Any:
 
 
 def _architecture(resolved: ResolvedModel) -> tuple[Any, Any]:
-    """Return configuration and class: the first architecture that transformers knows, else AutoModel."""
+    """Return configuration and class: the first architecture known to transformers, otherwise AutoModel."""
     with _quiet():
         if resolved.gguf:
             return gguf.read_config(resolved.gguf)
@@ -320,7 +320,7 @@ def _finished(
         tokenizer = load_tokenizer(resolved)
     if tokenizer is None:
         raise ConfigError(
-            f"spec.model.tokenizer: {resolved.uri} returns no tokenizer beside the module: return both, or "
+            f"spec.model.tokenizer: {resolved.uri} returns no tokenizer with the module: return both, or "
             "name one here"
         )
     model_type = getattr(getattr(module, "config", None), "model_type", None)
@@ -328,19 +328,19 @@ def _finished(
 
 
 def load_callable(reference: str, where: str) -> Any:
-    """Return what `package.module:name` refers to: installed, or in a folder that ASYSI_MODULES names.
+    """Import the callable `package.module:name`, from installed packages or the folders in ASYSI_MODULES.
 
     Raises:
-        ConfigError: there is no such thing, or it cannot be called.
+        ConfigError: it does not exist or is not callable.
     """
     module_name, colon, name = reference.partition(":")
     if not colon:
         raise ConfigError(f"{where}: python://{reference} needs the form python://package.module:factory")
     folders = [folder for folder in os.environ.get(Env.MODULES, "").split(os.pathsep) if folder]
-    sys.path += [folder for folder in folders if folder not in sys.path]  # behind what is installed
+    sys.path += [folder for folder in folders if folder not in sys.path]  # after installed packages
     try:
         found = getattr(importlib.import_module(module_name), name)
-    except Exception as error:  # a module may do anything when it is imported
+    except Exception as error:  # importing a module may raise anything
         kind = "" if isinstance(error, (ImportError, AttributeError)) else f"{type(error).__name__}: "
         beside = f"; looked beside the spec too, in {', '.join(folders)}" if folders else ""
         raise ConfigError(
@@ -353,7 +353,7 @@ def load_callable(reference: str, where: str) -> Any:
 
 
 def _fetch(name: str, revision: str | None, workspace: Path | None) -> tuple[Path, str | None]:
-    """Return the folder of a hub model and its commit; the files are fetched once."""
+    """Return the folder of a hub model and its commit; the files are downloaded once."""
     try:
         from huggingface_hub import snapshot_download  # noqa: PLC0415 - an extra
         from huggingface_hub.errors import (  # noqa: PLC0415
@@ -411,7 +411,7 @@ def _sha256(file: Path) -> str:
 
 
 def _spare_the_cache(module: "torch.nn.Module") -> None:
-    """Turn off the cache of keys and values: one forward per batch never reads it."""
+    """Disable the key/value cache, which a single forward pass per batch never uses."""
     config = getattr(module, "config", None)
     if config is not None and hasattr(config, "use_cache"):
         config.use_cache = False
@@ -432,4 +432,4 @@ def _quiet() -> Iterator[None]:
     finally:
         noise.set_verbosity(level)
         if ours:
-            del os.environ[_OFFLINE]  # not for the processes that this one starts
+            del os.environ[_OFFLINE]  # do not pass it on to child processes

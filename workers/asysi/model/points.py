@@ -1,4 +1,4 @@
-"""Hook points: where a model is watched."""
+"""Hook points: the places in a model whose activations are captured."""
 
 import json
 from collections.abc import Sequence
@@ -15,15 +15,15 @@ class HookPoint:
     """A module whose output is captured."""
 
     path: str
-    """Its name: the module's exact dotted path in the model, and `#n` behind it for one call alone."""
+    """Name: the module's exact dotted path in the model, followed by `#n` for a single call."""
     alias: str | None = None
-    """TransformerLens' name of the same place, None when it has none."""
+    """TransformerLens name of the same place; None if it has none."""
     shape: tuple[int, ...] = ()
-    """Of the largest output: [batch, length, …]; empty when unknown."""
+    """Shape of the largest output, [batch, length, …]; empty if unknown."""
     dtype: str = "float32"
-    """Type of the output's elements: float32, bfloat16 or float16."""
+    """Dtype of the output: float32, bfloat16 or float16."""
     calls: int = 1
-    """Calls of the module in a forward, as far as the trial showed; 0 when it did not reach it, so that the
+    """Number of module calls per forward pass in the trial run; 0 if it was not reached, in which case the
     shape is a guess."""
 
     @property
@@ -33,12 +33,12 @@ class HookPoint:
 
     @property
     def call(self) -> int | None:
-        """Number of the one call in a forward that is captured, from 0; None captures all."""
+        """Index of the only call captured per forward pass, from 0; None captures all calls."""
         return split_call(self.path)[1]
 
     @property
     def width(self) -> int:
-        """Elements in a row, 0 when unknown: everything behind batch and length counts."""
+        """Elements in a row, 0 if unknown: the product of all dimensions after batch and length."""
         width = 1
         for size in self.shape[2:]:
             width *= size
@@ -46,20 +46,20 @@ class HookPoint:
 
     @property
     def itemsize(self) -> int:
-        """Bytes of an element."""
+        """Size of an element in bytes."""
         return Dtype[self.dtype.upper()].itemsize
 
 
 def points_to_json(points: Sequence[HookPoint]) -> str:
-    """Return what POINTS_FILE holds: a list of {path, alias, shape, dtype}."""
+    """Return the content of POINTS_FILE: a list of {path, alias, shape, dtype}."""
     return json.dumps([asdict(point) for point in points], indent=1)
 
 
 def read_points(file: Path) -> list[HookPoint]:
-    """Return the hook points that prepare matched.
+    """Return the hook points that prepare resolved.
 
     Raises:
-        ConfigError: the file is missing or is no such list.
+        ConfigError: the file is missing or invalid.
     """
     try:
         return [

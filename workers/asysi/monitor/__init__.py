@@ -1,1 +1,1 @@
-"""Health, metrics and status of a worker, and the frame that every worker runs in."""
+"""Health, metrics and status of workers, and the process frame of every worker."""

@@ -30,7 +30,7 @@ def serve(worker: Worker) -> "Server":
     """Serve the worker's endpoints from a daemon thread: `worker.port` of `ASYSI_BIND`, or of all interfaces.
 
     Raises:
-        ConfigError: the address is taken, or is not this machine's.
+        ConfigError: the address is in use or does not belong to this machine.
     """
     bind = os.environ.get(_BIND) or "0.0.0.0"  # noqa: S104 - a pod's probes come from the node
     try:
@@ -49,7 +49,7 @@ def serve(worker: Worker) -> "Server":
 
 
 class Server(socketserver.ThreadingTCPServer):
-    """Answers at most a few connections at once, each for a few seconds: no client can exhaust a worker."""
+    """Limits the number and duration of concurrent connections, so that no client can exhaust a worker."""
 
     allow_reuse_address = True
     daemon_threads = True
@@ -62,25 +62,25 @@ class Server(socketserver.ThreadingTCPServer):
         super().__init__(address, _Handler)
 
     def process_request(self, request: socket | tuple[bytes, socket], client_address: object) -> None:
-        """Answer in a thread of its own, or hang up when too many are being answered."""
+        """Handle the request in a new thread, or close the connection if too many are open."""
         if self._slots.acquire(blocking=False):
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
 
     def process_request_thread(self, request: socket | tuple[bytes, socket], client_address: object) -> None:
-        """Answer, then free the slot."""
+        """Handle the request, then release the slot."""
         try:
             super().process_request_thread(request, client_address)
         finally:
             self._slots.release()
 
     def handle_error(self, request: socket | tuple[bytes, socket], client_address: object) -> None:
-        """Say nothing: a client that hangs up is its own affair."""
+        """Ignore errors such as clients that disconnect."""
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One request a connection (HTTP/1.0)."""
+    """Handles one request per connection (HTTP/1.0)."""
 
     server: Server
     timeout = _CLIENT_SECONDS
@@ -110,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_args: object) -> None:
-        """Say nothing: probes come every few seconds."""
+        """Log nothing: probes arrive every few seconds."""
 
 
 Answer = tuple[int, str, bytes]
@@ -120,7 +120,7 @@ def _metrics(worker: Worker, accept: str) -> Answer:
     encode, content_type = choose_encoder(accept)
     try:
         return 200, content_type, encode(worker.registry)
-    except Exception as error:  # noqa: BLE001 - an endpoint answers, whatever its worker does
+    except Exception as error:  # noqa: BLE001 - the endpoint must always respond
         return _failure(f"{type(error).__name__}: {error}")
 
 
@@ -139,7 +139,7 @@ def _failure(reason: str) -> Answer:
 
 
 class _Pulse(Collector):
-    """What every worker shows: its heartbeat, its start and its attempt."""
+    """Metrics of every worker: heartbeat, readiness and attempt."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker

@@ -1,8 +1,8 @@
-"""The output folder of a worker: whose it is, and that somebody works in it.
+"""Ownership and locking of the output folder.
 
-`identity.json` says whose it is. Every worker holds a shared lock beside it for as long as it lives, so the
-folder changes its owner only while nobody works in it: not even a pod that outlives its deleted experiment,
-nor one of another cluster on the same storage.
+`identity.json` records the owner. Every worker holds a shared lock next to it until it exits, so the owner
+can only change while no worker uses the folder. This includes pods that outlive their deleted experiment, and
+pods of another cluster on the same storage.
 """
 
 import fcntl
@@ -19,21 +19,21 @@ from asysi.monitor.worker import Worker
 
 LOCK_FILE = ".identity.lock"
 EXTRA_SECONDS = 15.0
-"""Beyond the grace period, how long a pod that is on its way out is waited for."""
+"""How long to wait, beyond the grace period, for a terminating pod."""
 _TICK = 0.2
 _TAKING = {Container.PIPELINE, Container.PREPARE}
-"""Containers that come first and may take possession; all others only look."""
+"""Containers that start first and can take ownership; all others only check it."""
 log = logging.getLogger("asysi")
 
 
 def enter(worker: Worker) -> None:
-    """Make sure that the output folder is the experiment's, and hold it until this process ends.
+    """Ensure that the experiment owns the output folder, and lock it until this process ends.
 
-    Without an identity of the experiment its Job's stands for it: what is rendered and applied by hand is one
-    Job too.
+    If the experiment has no uid, the uid of its Job is used: manifests rendered and applied manually also
+    form one Job.
 
     Raises:
-        ConfigError: it is somebody else's.
+        ConfigError: another experiment owns the folder.
     """
     own = identity_of(worker.experiment)
     own = own.model_copy(update={"uid": own.uid or os.environ.get(Env.JOB) or None})
@@ -41,13 +41,13 @@ def enter(worker: Worker) -> None:
         _take(worker, own)
     elif worker.output.is_dir():
         _lock(_open(worker.output), fcntl.LOCK_SH)
-        recorded = read_identity(worker.output)  # none: of a Job whose prepare knew nothing of identities
+        recorded = read_identity(worker.output)  # None: created by a version without identities
         if recorded is not None and not _owns(recorded, own):
             raise ConfigError(_sentence(worker, f"has become that of {recorded.namespace}/{recorded.name}"))
 
 
 def _take(worker: Worker, own: Identity) -> None:
-    """Make the folder the experiment's from now on."""
+    """Take ownership of the folder."""
     folder = worker.output
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = _open(folder)
@@ -72,10 +72,10 @@ def _take(worker: Worker, own: Identity) -> None:
 
 
 def _kept(worker: Worker) -> bool:
-    """Whether results that name no owner can only be the experiment's own, made by an earlier version.
+    """Return whether results without an owner can only be this experiment's own, from an earlier version.
 
-    They are in a later attempt of a local run, on the claim that was made for it, and in the root of a named
-    claim where the spec names no folder: there the operator keeps what began before there were any.
+    This is the case in a later attempt of a local run, on the claim created for the experiment, and in the
+    root of a named claim if the spec has no folder: the operator keeps such runs from older versions there.
     """
     output = worker.experiment.spec.output
     in_root = worker.output == Path(MOUNTS[Env.OUTPUT])
@@ -87,19 +87,19 @@ def _owns(recorded: Identity, own: Identity) -> bool:
 
 
 def _open(folder: Path) -> int:
-    """Return a descriptor that stays open as long as the process lives."""
+    """Return a file descriptor that stays open until the process exits."""
     return os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
 
 def _lock(descriptor: int, how: int) -> bool:
-    """Lock, and return whether that succeeded; storage without locks counts as locked."""
+    """Lock the file and return whether that succeeded; storage without lock support counts as locked."""
     try:
         fcntl.flock(descriptor, how)
     except BlockingIOError:
         return False
     except OSError as error:
         log.warning(
-            "the output folder cannot be locked (%s): nothing guards it against a second writer", error
+            "the output folder cannot be locked (%s): it is not protected against a second writer", error
         )
     return True
 

@@ -1,14 +1,14 @@
-"""Liveness: true only while the worker's own loop makes progress or has nothing to do."""
+"""Liveness: true only while the worker's loop makes progress or is idle."""
 
 import threading
 import time
 
 
 class Health:
-    """Heartbeat of one loop. The loop beats; the HTTP thread asks.
+    """Heartbeat of one loop, set by the loop and read by the HTTP thread.
 
     Args:
-        grace: seconds without a beat after which the worker is not alive.
+        grace: seconds without a heartbeat after which the worker is not alive.
     """
 
     def __init__(self, grace: float = 30.0) -> None:
@@ -17,11 +17,11 @@ class Health:
         self._ready = threading.Event()
 
     def beat(self) -> None:
-        """Say that the loop made progress, or found nothing to do."""
+        """Record that the loop made progress or is idle."""
         self._last = time.monotonic()
 
     def ready(self) -> None:
-        """Say that start-up is over: rings are mapped, checkpoints are loaded."""
+        """Record that startup is complete: rings are mapped, checkpoints are loaded."""
         self.beat()
         self._ready.set()
 
@@ -32,10 +32,10 @@ class Health:
 
     @property
     def alive(self) -> bool:
-        """Whether the last beat is recent enough; slow loading is the startup probe's business."""
+        """Whether the last heartbeat is recent enough; the startup probe handles slow loading."""
         return not self._ready.is_set() or self.age < self._grace
 
     @property
     def started(self) -> bool:
-        """Whether start-up is over."""
+        """Whether startup is complete."""
         return self._ready.is_set()

@@ -1,4 +1,4 @@
-"""Every metric of A-Sys-I in one table, from which objects, collectors and the page in docs are made."""
+"""All metrics of A-Sys-I in one table; metric objects, collectors and the docs page are generated from it."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,20 +11,20 @@ Type = Literal["counter", "gauge", "histogram", "summary"]
 
 @dataclass(frozen=True)
 class Metric:
-    """A row of the table."""
+    """One row of the table."""
 
     name: str
     """Name in `/metrics`; counters end in `_total`."""
     type: Type
-    """Prometheus's type."""
+    """Prometheus type."""
     labels: tuple[str, ...]
     """Names of its labels."""
     served_by: str
-    """The container whose `/metrics` shows it; a series is shown by one container only, so sums are right."""
+    """Container whose `/metrics` exposes it; only one container exposes a series, so sums are correct."""
     help: str
-    """What it counts, in which unit."""
+    """Description with unit."""
     source: str = ""
-    """Name of its counterpart in the original design, where there is one."""
+    """Name of its counterpart in the original design, if any."""
     buckets: tuple[float, ...] = ()
     """Upper bounds of a histogram, in its unit."""
 
@@ -33,34 +33,34 @@ _LATENCIES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 # fmt: off
 METRICS = (
-    # Of every worker.
+    # Every worker.
     Metric("asysi_heartbeat_timestamp_seconds", "gauge", ("container",), "each",
            "Unix time of the last heartbeat of the worker's own loop.", "heartbeat"),
     Metric("asysi_ready", "gauge", ("container",), "each",
-           "1 once start-up is over, else 0."),
+           "1 once startup is complete, else 0."),
     Metric("asysi_attempt", "gauge", (), "each",
            "Number of the attempt, from 0."),
-    # Of the host, by way of the capture ring's control file.
+    # The host, read from the capture ring's control file.
     Metric("asysi_host_steps_total", "counter", (), "hook",
-           "Steps that the model has begun."),
+           "Steps started by the model."),
     Metric("asysi_host_steps_expected", "gauge", (), "hook",
-           "Steps of the whole run; 0 when unknown."),
+           "Steps of the whole run; 0 if unknown."),
     Metric("asysi_host_steps_dropped_total", "counter", (), "hook",
-           "Whole steps left out because the capture ring was full."),
+           "Whole steps skipped because the capture ring was full."),
     Metric("asysi_host_tokens_total", "counter", (), "hook",
-           "Content tokens that the model has read."),
+           "Content tokens read by the model."),
     Metric("asysi_host_tokens_expected", "gauge", (), "hook",
-           "Content tokens of the whole run, all passes; 0 when unknown."),
+           "Content tokens of the whole run, over all passes; 0 if unknown."),
     Metric("asysi_host_tokens_excluded_total", "counter", (), "hook",
-           "Special and padding tokens that the model has read; they are never data."),
+           "Special and padding tokens read by the model; they are never data."),
     Metric("asysi_host_forward_seconds_total", "counter", (), "hook",
-           "Seconds spent in the model's forward, hooks included."),
+           "Seconds spent in the model's forward pass, including hooks."),
     Metric("asysi_hook_latency_seconds", "summary", (), "hook",
            "Seconds that capture added to a step: the sum over all hook points, "
            "and the count of steps.", "hook_latency_ms"),
     Metric("asysi_capture_errors_total", "counter", (), "hook",
-           "Exceptions kept away from the model by capture."),
-    # Of the rings, by way of their control files: no restart resets them.
+           "Exceptions suppressed by capture."),
+    # The rings, read from their control files; restarts do not reset them.
     Metric("asysi_data_bus_push_total", "counter", ("ring", "point"), "hook",
            "Packets published.", "data_bus_push_count"),
     Metric("asysi_data_bus_drop_total", "counter", ("ring", "reason"), "hook",
@@ -68,7 +68,7 @@ METRICS = (
     Metric("asysi_rows_seen_total", "counter", ("ring", "point"), "hook",
            "Rows offered to the ring (a row is one token at one hook point)."),
     Metric("asysi_rows_sampled_out_total", "counter", ("ring", "point"), "hook",
-           "Rows left out by the sampling rate."),
+           "Rows skipped by the sampling rate."),
     Metric("asysi_rows_published_total", "counter", ("ring", "point"), "hook",
            "Rows published."),
     Metric("asysi_consumer_rows_total", "counter", ("ring", "consumer", "fate"), "hook",
@@ -76,28 +76,28 @@ METRICS = (
            "or rolled_back (read after the last checkpoint of a consumer that was "
            "killed)."),
     Metric("asysi_consumer_lag_ratio", "gauge", ("ring", "consumer"), "hook",
-           "Largest share of a shard's depth that the consumer has not read, 0 to 1."),
+           "Largest unread share of a shard's depth, 0 to 1."),
     Metric("asysi_consumer_up", "gauge", ("ring", "consumer"), "hook",
            "1 while the consumer holds its lock, else 0."),
     Metric("asysi_producer_restarts_total", "counter", ("ring",), "hook",
-           "Times that the ring's producer was restarted."),
+           "Number of restarts of the ring's producer."),
     Metric("asysi_sampling_rate", "gauge", (), "hook",
-           "Share of the tokens kept from the next step on, 0 to 1."),
-    # Of the hook worker itself.
+           "Share of tokens to keep from the next step on, 0 to 1."),
+    # The hook worker.
     Metric("asysi_relay_latency_seconds", "histogram", (), "hook",
            "Seconds from the capture of a packet to its publication on the bus.", "", _LATENCIES),
-    # Of the SAEs, by way of the bus's control file.
+    # The SAEs, read from the bus's control file.
     Metric("asysi_sae_loss", "gauge", ("point",), "sae",
            "Training loss.", "sae_loss"),
     Metric("asysi_sae_fvu", "gauge", ("point",), "sae",
            "Fraction of variance unexplained on held-out content tokens."),
     Metric("asysi_sae_l0", "gauge", ("point",), "sae",
-           "Latents that fire for a token, on average."),
+           "Average number of latents that fire per token."),
     Metric("asysi_sae_dead_ratio", "gauge", ("point",), "sae",
-           "Share of the latents that are dead, 0 to 1."),
+           "Share of dead latents, 0 to 1."),
     Metric("asysi_sae_rows_trained", "gauge", ("point",), "sae",
            "Rows that the SAE has been trained on."),
-    # Of the archiver.
+    # The archiver.
     Metric("asysi_archive_records_total", "counter", ("kind",), "archiver",
            "Records written, by kind: metrics or tensor."),
     Metric("asysi_archive_bytes_total", "counter", (), "archiver",
@@ -117,7 +117,7 @@ def describe(name: str, kind: Type) -> Metric:
     """Return the row of the table.
 
     Raises:
-        KeyError: the table has no metric of this name and type.
+        KeyError: the table has no metric with this name and type.
     """
     metric = _BY_NAME.get(name)
     if metric is None or metric.type != kind:
@@ -126,37 +126,37 @@ def describe(name: str, kind: Type) -> Metric:
 
 
 def counter(registry: CollectorRegistry, name: str) -> Counter:
-    """Make and register the table's counter `name`; KeyError when the table has none."""
+    """Create and register the counter `name` of the table; raises KeyError if there is none."""
     metric = describe(name, "counter")
     return Counter(metric.name, metric.help, metric.labels, registry=registry)
 
 
 def gauge(registry: CollectorRegistry, name: str) -> Gauge:
-    """Make and register the table's gauge `name`; KeyError when the table has none."""
+    """Create and register the gauge `name` of the table; raises KeyError if there is none."""
     metric = describe(name, "gauge")
     return Gauge(metric.name, metric.help, metric.labels, registry=registry)
 
 
 def histogram(registry: CollectorRegistry, name: str) -> Histogram:
-    """Make and register the table's histogram `name`; KeyError when the table has none."""
+    """Create and register the histogram `name` of the table; raises KeyError if there is none."""
     metric = describe(name, "histogram")
     return Histogram(metric.name, metric.help, metric.labels, registry=registry, buckets=metric.buckets)
 
 
 def counter_family(name: str) -> CounterMetricFamily:
-    """Return an empty family of the table's counter `name`, for a collector to fill."""
+    """Return an empty metric family for the counter `name`, to be filled by a collector."""
     metric = describe(name, "counter")
     return CounterMetricFamily(metric.name, metric.help, labels=metric.labels)
 
 
 def gauge_family(name: str) -> GaugeMetricFamily:
-    """Return an empty family of the table's gauge `name`, for a collector to fill."""
+    """Return an empty metric family for the gauge `name`, to be filled by a collector."""
     metric = describe(name, "gauge")
     return GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
 
 
 def summary_family(name: str) -> SummaryMetricFamily:
-    """Return an empty family of the table's summary `name`, for a collector to fill."""
+    """Return an empty metric family for the summary `name`, to be filled by a collector."""
     metric = describe(name, "summary")
     return SummaryMetricFamily(metric.name, metric.help, labels=metric.labels)
 
@@ -168,10 +168,10 @@ def render() -> str:
         "",
         "<!-- Made by `python -m asysi.monitor.metrics`; edit workers/asysi/monitor/metrics.py instead. -->",
         "",
-        "Every container serves `/metrics`, `/livez`, `/readyz` and `/status` on a port of its own. What",
-        "stands in the control files of the rings (rows, drops, lag, the host's progress) survives every",
-        "restart and is served by `hook`. Each series is served by one container only, so that sums over a",
-        "pod are right.",
+        "Every container serves `/metrics`, `/livez`, `/readyz` and `/status` on its own port. Metrics from",
+        "the control files of the rings (rows, drops, lag, the host's progress) are kept across restarts and",
+        "served by `hook`. Each series is served by one container only, so that sums over a pod are",
+        "correct.",
         "",
         "| metric | type | labels | meaning | served by | in the original design |",
         "|---|---|---|---|---|---|",

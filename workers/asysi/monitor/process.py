@@ -1,4 +1,4 @@
-"""The frame that every worker runs in: environment, signals, endpoints, last words and exit code."""
+"""The process frame of every worker: environment, signals, endpoints, termination message and exit code."""
 
 import faulthandler
 import logging
@@ -20,17 +20,17 @@ log = logging.getLogger("asysi")
 
 
 def run_worker(container: Container, main: Callable[[Worker], int]) -> NoReturn:
-    """Run `main` as the process of `container` and leave with its exit code.
+    """Run `main` as the process of `container` and exit with its exit code.
 
-    A ConfigError ends in exit code 2 with its sentences as last words, any other exception in 1 with a
-    traceback in the log. After SIGTERM an exit code 0 becomes 143, unless the stream had ended before and
-    everything was written. A sidecar whose stream has ended does nothing until SIGTERM, and leaves with 0.
+    A ConfigError results in exit code 2 with its messages as termination message, any other exception in 1
+    with a traceback in the log. After SIGTERM, exit code 0 becomes 143 unless the stream had already ended
+    and everything was written. A sidecar whose stream has ended idles until SIGTERM and exits with 0.
     """
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format=f"%(asctime)s {container} %(levelname)s %(message)s"
     )
-    logging.raiseExceptions = False  # a log that cannot be written is no reason to fill it with tracebacks
-    faulthandler.enable()  # a crash in native code leaves a traceback too
+    logging.raiseExceptions = False  # do not print tracebacks if the log cannot be written
+    faulthandler.enable()  # also print a traceback on crashes in native code
     worker: Worker | None = None
     try:
         worker = Worker.from_environment(container)
@@ -40,14 +40,14 @@ def run_worker(container: Container, main: Callable[[Worker], int]) -> NoReturn:
         code = _work(worker, main)
     except ConfigError as error:
         for problem in error.problems:
-            log.error("%s", problem)  # noqa: TRY400 - a sentence for a person, no traceback
+            log.error("%s", problem)  # noqa: TRY400 - a message for users, no traceback
         code = Exit.CONFIG
         leave_last_words(str(error))
-    except Exception as error:  # the process ends here, with everything it knows
+    except Exception as error:  # last resort: report the error and exit
         code = Exit.FAILED
         if worker is not None and is_full(error):
             said = no_room(worker.output)
-            log.error("%s", said)  # noqa: TRY400 - a sentence for a person, no traceback
+            log.error("%s", said)  # noqa: TRY400 - a message for users, no traceback
         else:
             log.exception("%s failed", container)
             said = f"{type(error).__name__}: {error}"
@@ -56,13 +56,13 @@ def run_worker(container: Container, main: Callable[[Worker], int]) -> NoReturn:
 
 
 def _leave(code: int) -> NoReturn:
-    """End the process with an exit code, also where its log cannot be written any more."""
+    """Exit the process with an exit code, even if its log can no longer be written."""
     try:
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
     except OSError:
-        os._exit(int(code))  # the interpreter would try again and end with 120
+        os._exit(int(code))  # the interpreter would retry and exit with 120
     sys.exit(int(code))
 
 

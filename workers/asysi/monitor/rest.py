@@ -1,8 +1,8 @@
-"""A sidecar whose work is done: it is there, healthy, and touches nothing until it is asked to go.
+"""A sidecar whose work is done: it stays alive and healthy, and idles until it is terminated.
 
-Kubernetes starts a sidecar again whatever it ended with, until the pod ends: one that left would count as
-restarted, and its log would be the empty one of its successor. What its stream has come to stands in the
-ring's control file, so one that is started again all the same comes straight here.
+Kubernetes restarts a sidecar regardless of its exit code until the pod ends: a sidecar that exits would count
+as restarted, and its log would be replaced by the empty log of the new container. The state of its stream is
+stored in the ring's control file, so a sidecar that is restarted anyway idles immediately.
 """
 
 import gc
@@ -20,16 +20,16 @@ RINGS: dict[Container, PurePosixPath] = {
     Container.SAE: BUS_RING,
     Container.ARCHIVER: BUS_RING,
 }
-"""The ring that each sidecar reads, under its own name."""
+"""The ring that each sidecar reads, with its container name as reader name."""
 _TICK = 0.2
 log = logging.getLogger("asysi")
 
 
 def has_ended(worker: Worker) -> bool:
-    """Whether the container's reader has seen the end of this attempt's stream; False where no ring is."""
+    """Return whether the container's reader has finished this attempt's stream; False without a ring."""
     if worker.container not in RINGS:
         return False
-    from asysi.bus.ring import CppShardedSPMCBus  # noqa: PLC0415 - the frame also runs where no ring is built
+    from asysi.bus.ring import CppShardedSPMCBus  # noqa: PLC0415 - must also work without the compiled ring
 
     try:
         with CppShardedSPMCBus(worker.shm / RINGS[worker.container]).control() as control:
@@ -39,9 +39,9 @@ def has_ended(worker: Worker) -> bool:
 
 
 def rest(worker: Worker) -> int:
-    """Be alive and ready until SIGTERM; returns 0, because nothing is left to checkpoint.
+    """Stay alive and ready until SIGTERM; returns 0, because nothing is left to checkpoint.
 
-    What the worker held is freed, if nobody else holds it: its last answer to /status stays.
+    Releases the worker's memory unless other references exist; /status keeps returning its last response.
     """
     answer = worker.status()
     worker.status = lambda: answer

@@ -1,4 +1,4 @@
-"""What the rings' control files say, as metrics: numbers that no restart of a worker resets."""
+"""Exports the rings' control files as metrics, which are not reset by worker restarts."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -36,7 +36,7 @@ _SAE_GAUGES = {
 
 
 def collectors(container: Container, shm: Path) -> list[Collector]:
-    """Return what `container` serves: hook the rings and the host, sae its gauges, others nothing."""
+    """Return the collectors of `container`: rings and host for hook, gauges for sae, none for others."""
     if container is Container.HOOK:
         return [
             HostCollector(shm / CAPTURE_RING),
@@ -48,14 +48,14 @@ def collectors(container: Container, shm: Path) -> list[Collector]:
 
 
 class _Look(Collector):
-    """Looks into control files; one that is not there yet, or cannot be read, shows nothing."""
+    """Reads control files; missing or unreadable ones produce no metrics."""
 
     def __init__(self, folders: dict[str, Path]) -> None:
         self._folders = folders
         self._controls: dict[str, StreamControl] = {}
 
     def _open(self) -> Iterator[tuple[str, StreamControl]]:
-        from asysi.bus.ring import CppShardedSPMCBus  # noqa: PLC0415 - endpoints also serve where no ring is built
+        from asysi.bus.ring import CppShardedSPMCBus  # noqa: PLC0415 - works without the compiled ring
 
         for name, folder in self._folders.items():
             if name not in self._controls:
@@ -67,7 +67,7 @@ class _Look(Collector):
 
 
 class HostCollector(_Look):
-    """The host's progress, from the mailbox of the capture ring."""
+    """The host's progress, read from the mailbox of the capture ring."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__({"capture": folder})
@@ -93,7 +93,7 @@ class HostCollector(_Look):
 
 
 class RingCollector(_Look):
-    """The books of rings: what was offered, published, dropped, and what each consumer made of it."""
+    """Row counters of the rings: offered, published, dropped, and the counters of each consumer."""
 
     def collect(self) -> Iterable[Metric]:
         push, drop, seen, out, published, fate, restarts = (
@@ -125,7 +125,7 @@ class RingCollector(_Look):
 
 
 class Saes(_Look):
-    """The gauges that the SAE worker keeps in the bus's control file."""
+    """Gauges of the SAE worker, read from the bus's control file."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__({"bus": folder})

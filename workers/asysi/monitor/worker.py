@@ -1,4 +1,4 @@
-"""What a worker is given: its experiment, its places, its health, and what signals asked of it."""
+"""The context of a worker: its experiment, folders, health, and received signals."""
 
 import json
 import logging
@@ -20,20 +20,20 @@ log = logging.getLogger("asysi")
 
 @dataclass
 class StopSignal:
-    """What signals asked for. SIGTERM: checkpoint and leave with 143. SIGINT: end early and cleanly."""
+    """Received signals. SIGTERM: checkpoint and exit with 143. SIGINT: stop early and cleanly."""
 
     terminated: bool = False
     interrupted: bool = False
 
     @property
     def requested(self) -> bool:
-        """Whether the loop should leave."""
+        """Whether the loop should stop."""
         return self.terminated or self.interrupted
 
 
 @dataclass
 class Worker:
-    """What a worker is given."""
+    """The context of a worker."""
 
     container: Container
     experiment: ScanExperiment
@@ -46,11 +46,11 @@ class Worker:
     stop: StopSignal = field(default_factory=StopSignal)
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
     status: Callable[[], dict[str, object]] = dict
-    """What /status answers; a worker may replace it."""
+    """Returns the content of /status; a worker can replace it."""
 
     @classmethod
     def from_environment(cls, container: Container) -> "Worker":
-        """Read the environment that the pod, or the local runner, has set.
+        """Create the context from the environment set by the pod or the local runner.
 
         Raises:
             ConfigError: a variable is missing, or the configuration cannot be read.
@@ -78,7 +78,7 @@ class Worker:
         )
 
     def last_words(self, text: str) -> None:
-        """Leave `text` as the container's termination message."""
+        """Write `text` as the container's termination message."""
         leave_last_words(text)
 
 
@@ -87,7 +87,7 @@ def _whole_number(name: Env) -> int:
 
 
 def _attempt(workspace: Path) -> int:
-    """Return the number that the environment gives, else the one that prepare has taken."""
+    """Return the attempt number from the environment, otherwise the one allocated by prepare."""
     file = workspace / ATTEMPT_FILE
     if os.environ.get(Env.ATTEMPT) or not file.is_file():
         return _whole_number(Env.ATTEMPT)
@@ -101,9 +101,9 @@ def _number(name: str, text: str) -> int:
 
 
 def leave_last_words(text: str) -> None:
-    """Leave `text` as the termination message of the container that this process is."""
+    """Write `text` as the termination message of this process's container."""
     if path := os.environ.get(Env.TERMINATION):
         try:
             Path(path).write_bytes(text.encode()[:_TERMINATION_LIMIT].decode(errors="ignore").encode())
-        except OSError as error:  # the exit code says more than the message that could not be left
-            log.warning("no termination message left in %s: %s", path, error)
+        except OSError as error:  # the exit code matters more than a missing message
+            log.warning("cannot write the termination message to %s: %s", path, error)

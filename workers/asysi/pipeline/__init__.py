@@ -1,10 +1,10 @@
-"""The data pipeline: operators over rows, exactly once, however often it is killed.
+"""The data pipeline: operators over rows, with exactly-once processing across kills and restarts.
 
     pipeline = UnifiedPipeline([Clean()], input_uri="jsonl://in.jsonl", output_uri="jsonl://out.jsonl")
     pipeline.create(pipeline_id="clean-v1")
     pipeline.run()
 
-Nothing heavy is imported before it is used.
+Heavy modules are imported on first use.
 """
 
 from importlib import import_module
@@ -109,7 +109,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name when it is first asked for."""
+    """Import a name on first use."""
     if name not in _WHERE:
         raise AttributeError(f"asysi.pipeline has no {name}")
     return getattr(import_module(_WHERE[name]), name)

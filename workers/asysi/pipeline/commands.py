@@ -1,4 +1,4 @@
-"""`asysi pipeline`: run, resume, look at, redrive and merge."""
+"""`asysi pipeline`: run, resume, redrive, merge and status."""
 
 import json
 import os
@@ -204,7 +204,7 @@ def _folder(target: Path, settings: list[str] | None) -> Path:
 
 
 def _part(shard: str | None) -> tuple[int, int] | None:
-    """Return (i, n) from `i/n`, or from `n` and the index that an Indexed Job gives its pods.
+    """Parse `i/n`, or `n` with the completion index of an Indexed Job, into (i, n).
 
     Raises:
         ConfigError: it is neither.
@@ -224,7 +224,7 @@ def _part(shard: str | None) -> tuple[int, int] | None:
 def _pipeline(
     target: Path, spec: "PipelineFile | None", part: tuple[int, int] | None, *, plain: bool
 ) -> "UnifiedPipeline":
-    """Return the pipeline of a file, or that of a folder of results."""
+    """Return the pipeline of a file, or of a results folder."""
     from asysi.pipeline.run.pipeline_file import build, look_beside  # noqa: PLC0415
     from asysi.pipeline.run.progress import ProgressLines  # noqa: PLC0415
     from asysi.pipeline.run.unified_pipeline import UnifiedPipeline  # noqa: PLC0415 - not needed for the help
@@ -240,7 +240,7 @@ def _pipeline(
 
 
 def _preview(spec: "PipelineFile") -> None:
-    """Say what a run would read, call and cost."""
+    """Print what a run would read, call and cost."""
     from asysi.pipeline.run.pipeline_file import build  # noqa: PLC0415
     from asysi.pipeline.run.preview import lines, preview  # noqa: PLC0415 - not needed for the help
 
@@ -252,7 +252,7 @@ def _preview(spec: "PipelineFile") -> None:
 def _run(
     spec: "PipelineFile", part: tuple[int, int] | None, *, resume: bool, overwrite: bool, plain: bool
 ) -> Callable[[], "Report"]:
-    """Create the pipeline, or load it if it may go on and has begun."""
+    """Create the pipeline, or load it to resume if it has started."""
     pipeline = _pipeline(Path(), spec, part, plain=plain)
     pipeline.pipeline_id = spec.pipeline_id
     if resume and pipeline.has_begun():
@@ -270,7 +270,7 @@ def _run_shards(
     accept_changes: bool = False,
     plain: bool = False,
 ) -> None:
-    """Run every shard in a process of its own, then merge."""
+    """Run every shard in its own process, then merge."""
     from asysi.pipeline.run.pipeline_file import build, results_dir  # noqa: PLC0415
     from asysi.pipeline.run.shard_processes import run_all  # noqa: PLC0415 - not needed for the help
     from asysi.pipeline.run.shards import merge  # noqa: PLC0415
@@ -293,11 +293,11 @@ def _run_shards(
 
 
 def _redrive_shards(spec: "PipelineFile", *, accept_changes: bool, plain: bool) -> None:
-    """Redrive one shard after the other, then merge again."""
+    """Redrive the shards sequentially, then merge again."""
     from asysi.pipeline.run.pipeline_file import results_dir  # noqa: PLC0415
     from asysi.pipeline.run.shards import merge  # noqa: PLC0415 - not needed for the help
 
-    for index in range(spec.shards):  # all are looked at before one is changed
+    for index in range(spec.shards):  # check all before changing one
         pipeline = _pipeline(Path(), spec, (index, spec.shards), plain=plain)
         pipeline.check_redrive(spec.pipeline_id, accept_changes=accept_changes)
     for index in range(spec.shards):
@@ -310,12 +310,12 @@ def _redrive_shards(spec: "PipelineFile", *, accept_changes: bool, plain: bool) 
 
 
 def _end(run: Callable[[], "Report"]) -> None:
-    """Run, say how it went, and leave with the code for that."""
+    """Run, print the outcome, and exit with its code."""
     raise typer.Exit(_said(run))
 
 
 def _said(run: Callable[[], "Report"]) -> int:
-    """Run, say how it went, and return the exit code for that."""
+    """Run, print the outcome, and return its exit code."""
     from asysi.pipeline.nodes.lifecycle import TooManyDeadLettersError  # noqa: PLC0415 - not needed for the help
     from asysi.pipeline.rows.blocks import RowError  # noqa: PLC0415
 
@@ -339,5 +339,5 @@ def _said(run: Callable[[], "Report"]) -> int:
 
 
 def _code(status: str) -> int:
-    """Return the exit code of a run that ended by itself, was canceled, or spent its budget."""
+    """Return the exit code for the status of a run."""
     return {"completed": Exit.OK, "canceled": Exit.INTERRUPTED}.get(status, Exit.FAILED)

@@ -1,7 +1,7 @@
-"""The pipeline of an experiment, before its own pod: one shard per pod of an Indexed Job, or all here.
+"""The pipeline that runs before an experiment: one shard per pod of an Indexed Job, or all shards here.
 
-What a shard has committed stands in its ledger on the volume of the results, so whoever is started again goes
-on there, and one that is done is done. The rows of all shards are put together by prepare, once.
+Each shard keeps its progress in its ledger on the results volume, so that a restarted shard resumes there and
+a finished one does nothing. prepare merges the rows of all shards once.
 """
 
 import json
@@ -29,17 +29,17 @@ from asysi.pipeline.streams.open_files import is_locked
 from asysi.pipeline.streams.seal import Seal
 
 INPUT_FILE = "input.json"
-"""What the input's files were when the pipeline began: size, and time or tag of the last writing."""
+"""Size and modification time or ETag of the input files when the pipeline first ran."""
 RELEASE_SECONDS = 5.0
 INDEX = "JOB_COMPLETION_INDEX"
-"""Variable in which an Indexed Job tells a pod which shard is its own."""
+"""Environment variable with a pod's index in an Indexed Job, used as shard number."""
 
 
 def main(worker: Worker) -> int:
-    """Run the shard of this pod, or where there is no Job every shard; returns the exit code.
+    """Run this pod's shard, or all shards if there is no Job; returns the exit code.
 
     Raises:
-        ConfigError: the pipeline cannot run as it stands, or has spent its budget.
+        ConfigError: the pipeline cannot run, or has used up its budget.
         RowError: a row could not be processed.
     """
     spec, index = pipeline_file(worker.experiment, worker.output), os.environ.get(INDEX)
@@ -47,15 +47,15 @@ def main(worker: Worker) -> int:
     if index is None and spec.shards > 1:
         return run_all(spec.shards, lambda shard: run(spec, shard), Path(str(spec.results_dir)), live=False)
     code = run(spec, int(index or 0))
-    # In a pod only SIGTERM ends a run early, and the pod that comes after goes on.
+    # In a pod, only SIGTERM ends a run early, and the next pod resumes it.
     return Exit.TERMINATED if index is not None and code == Exit.INTERRUPTED else code
 
 
 def run(spec: PipelineFile, index: int) -> int:
-    """Run a shard to its end, from where its ledger ends; returns the exit code.
+    """Run a shard to its end, resuming from its ledger; returns the exit code.
 
     Raises:
-        ConfigError: it cannot run as it stands, or has spent its budget.
+        ConfigError: it cannot run, or has used up its budget.
         RowError: a row could not be processed.
     """
     shard = (index, spec.shards) if spec.shards > 1 else None
@@ -65,7 +65,7 @@ def run(spec: PipelineFile, index: int) -> int:
     if pipeline.has_begun():
         try:
             pipeline.resume(spec.pipeline_id)
-        except ConfigError as error:  # no flag can be given to a Job
+        except ConfigError as error:  # a Job cannot be given a flag
             advice = f"in an experiment: undo the change, or delete {pipeline.results_dir} to start over"
             raise ConfigError(*error.problems, advice) from error
     else:
@@ -78,10 +78,10 @@ def run(spec: PipelineFile, index: int) -> int:
 
 
 def refuse_changed_input(spec: PipelineFile) -> None:
-    """Note how the input's files are when the pipeline first runs, and compare them whenever it goes on.
+    """Record the state of the input files on the first run, and compare with it on every later one.
 
     Raises:
-        ConfigError: one of them is not what it was, or cannot be found.
+        ConfigError: a file has changed or cannot be found.
     """
     note = Path(str(spec.results_dir)) / INPUT_FILE
     try:
@@ -103,25 +103,25 @@ def refuse_changed_input(spec: PipelineFile) -> None:
 
 
 def _await_release(lock: Path) -> None:
-    """Give the shards of a process that was killed the moment that they need to notice it."""
+    """Wait briefly for the shards of a killed process to exit and release the lock."""
     until = time.monotonic() + RELEASE_SECONDS
     while is_locked(lock) and time.monotonic() < until:
         time.sleep(0.1)
 
 
 def _state(info: dict[str, Any]) -> list[Any]:
-    """Return what tells a file from what it was: its size, and when it was written or its tag."""
+    """Return what identifies a file's version: its size, and its modification time or ETag."""
     tag = next((info[key] for key in ("mtime", "ETag", "etag", "LastModified") if info.get(key)), None)
     return [info.get("size"), tag if isinstance(tag, int | float) else str(tag)]
 
 
 def settle(experiment: ScanExperiment, output: Path) -> Seal:
-    """Return the seal of the rows that the model will read, after putting those of all shards together.
+    """Merge the rows of all shards and return the seal of the model's input.
 
-    May be called again after a crash, and does nothing once it is done.
+    Idempotent: may be called again after a crash.
 
     Raises:
-        ConfigError: the pipeline is not done, or its rows are not what it has written.
+        ConfigError: the pipeline has not finished, or its rows have been changed.
     """
     spec = pipeline_file(experiment, output)
     folder = Path(str(spec.results_dir))

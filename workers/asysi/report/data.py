@@ -1,4 +1,4 @@
-"""What the report shows. Every part may be missing: the page then says so."""
+"""The data of the report. Every part is optional; the page states which parts are missing."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,21 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 NO_CONTEXT = 0xFFFFFFFF
-"""Stands in `Features.contexts` where a latent has no further context."""
+"""Marks entries of `Features.contexts` where a latent has no further context."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The numbers of the verdict strip; None where a number is not known."""
+    """The numbers at the top of the page; None if a number is unknown."""
 
     model: str
     model_detail: str = ""
     tokens_unique: int | None = None
     """Distinct content tokens of the text."""
     tokens_total: int | None = None
-    """Content tokens the model has read, all passes."""
+    """Content tokens read by the model, over all passes."""
     slowdown: float | None = None
-    """Time of a hooked step over an unhooked one, minus 1, where it was measured."""
+    """Duration of a hooked step divided by that of an unhooked one, minus 1, if measured."""
     hook_share: float | None = None
     """Share of the forward pass spent in hooks, 0..1."""
     rows_seen: int | None = None
@@ -30,12 +30,12 @@ class Figures:
     fvu: float | None = None
     """Mean held-out FVU over content tokens, over hook points."""
     fvu_note: str = ""
-    """What must be known with it: what it is without the few rows that hold most of the variance."""
+    """Note beside `fvu`, such as its value without the few rows that hold most of the variance."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something about the data that is not as it should be."""
+    """A problem with the data."""
 
     level: str
     """fail | warning | unknown."""
@@ -44,39 +44,39 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class HookPointRow:
-    """A row of the table of what was measured at each hook point. Shares are 0..1."""
+    """One row of the table of hook points. Shares are 0..1."""
 
     path: str
     seen: int
-    """Rows that passed it."""
+    """Rows that passed the hook point."""
     kept: int
-    """Rows that the consumers were offered."""
+    """Rows offered to the consumers."""
     lapped: tuple[tuple[str, float], ...] = ()
-    """Share of its rows that each consumer lost."""
+    """Share of rows lost by overwriting, by consumer."""
     not_finite: int = 0
     """Rows with NaN or infinity."""
     outlier: str = ""
-    """The group of rows that holds most of the variance, "" where none stands out."""
+    """The group of rows that holds most of the variance; "" if there is none."""
     outlier_share: float | None = None
-    """Of the variance; None where nobody could look."""
+    """Its share of the variance; None if it could not be determined."""
     outlier_rows: float | None = None
-    """Of the rows."""
+    """Its share of the rows."""
     sae: str = ""
-    """What became of its SAE, in words."""
+    """Human-readable state of its SAE."""
     compared: tuple[int, float, float] | None = None
-    """Rows, FVU for the trainer, FVU for the report, on the same held-out rows."""
+    """Number of shared held-out rows, the trainer's FVU on them, and the report's FVU on them."""
     flags: tuple[str, ...] = ()
-    """Columns that are out of bounds: seen, lapped, finite, outlier, sae, given, compared."""
+    """Columns with values out of bounds: seen, lapped, finite, outlier, sae, given, compared."""
     given: int | None = None
-    """Rows that reached its trainer, the fewest of several; None when unknown."""
+    """Rows that reached its trainer, the minimum if there are several; None if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerRow:
-    """One autoencoder: a row of the table of layers. Shares are 0..1."""
+    """One autoencoder: one row of the table of layers. Shares are 0..1."""
 
     name: str
-    """Unique: the hook point's path, with the trainer before it when there are several."""
+    """Unique: the hook point's path, prefixed with the trainer if there are several trainers."""
     width: int
     latents: int
     k: int | None = None
@@ -86,23 +86,23 @@ class LayerRow:
     dead: float | None = None
     """Share of latents that never fire on the held-out content tokens."""
     dead_training: float | None = None
-    """Share of latents dead by the trainer's own window at its end."""
+    """Share of latents that were dead at the end of training, by the trainer's own window."""
     quantisation_floor: float | None = None
     pca: float | None = None
     """FVU of a PCA with `k` components on the same held-out tokens."""
     density: tuple[int, ...] = ()
-    """Latents by log10 of their firing density: equal bins from `DENSITY_FROM` to 0."""
+    """Histogram of latents by log10 of their firing density, in equal bins from `DENSITY_FROM` to 0."""
     trained: int | None = None
     """Rows trained on."""
     fvu_undefined: str | None = None
-    """Why there is no `fvu_content`, None where there is one."""
+    """Why `fvu_content` is None; None if it is not."""
     fvu_calls: tuple[float | None, ...] = ()
-    """FVU over content tokens of each call of the module in a forward; empty where it is called once."""
+    """FVU over content tokens per module call within a forward pass; empty if it is called once."""
     outliers: int = 0
-    """Rows that were left out of every figure because of `data.tokens.maxNormMultiple`."""
+    """Rows excluded from all metrics because of `data.tokens.maxNormMultiple`."""
     spliced: tuple[int, float, float, float] | None = None
-    """Tokens predicted, and the mean cross-entropy of the next token in nats: of the model as it is, with the
-    reconstruction in place of the activation, and with zero in its place. None where it was not measured.
+    """Number of predicted tokens, and the mean next-token cross-entropy in nats of the unmodified model, with
+    the reconstruction in place of the activation, and with zero in its place. None if it was not measured.
     """
     fvu_without: float | None = None
     """FVU over content tokens without the group of rows that holds most of the variance."""
@@ -114,7 +114,7 @@ DENSITY_BINS = 32
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened, at `at` seconds of the run."""
+    """An event, `at` seconds after the start of the run."""
 
     at: float
     text: str
@@ -124,27 +124,27 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class TimelineSection:
-    """The run by the second; every series has one value per entry of `at`."""
+    """Time series of the run; every series has one value per entry of `at`."""
 
     at: tuple[float, ...]
     """Seconds since the first line."""
     rate: tuple[float, ...]
-    """Sampling rate in force, 0..1."""
+    """Sampling rate, 0..1."""
     lag: Mapping[str, tuple[float, ...]]
     """Unread share of the ring, 0..1, by reader."""
     dropped: tuple[float, ...]
-    """Rows dropped in that second."""
+    """Rows dropped per second."""
     offered: tuple[float, ...]
-    """Rows offered a second."""
+    """Rows offered per second."""
     events: tuple[Event, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """The course of training of one autoencoder; every series has one value per entry of `trained`."""
+    """Training curves of one autoencoder; every series has one value per entry of `trained`."""
 
     name: str
-    """As the `LayerRow` is called."""
+    """Name of the `LayerRow`."""
     trained: tuple[float, ...]
     """Rows trained on."""
     loss: tuple[float | None, ...]
@@ -158,20 +158,20 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Seen against kept over the same bins, as counts; they are compared as shares."""
+    """Counts of seen and kept over the same bins; they are compared as shares."""
 
     name: str
-    """Hook point, or "" where all points share it."""
+    """Hook point, or "" if it applies to all hook points."""
     edges: tuple[float, ...]
-    """One more than there are bins."""
+    """[bins + 1] bin edges."""
     seen: tuple[float, ...]
     kept: tuple[float, ...]
     chance: float | None = None
-    """Distance to be expected from the size of the samples alone, where it is known."""
+    """Distance expected from the sample sizes alone, if known."""
 
     @property
     def distance(self) -> float:
-        """Total variation between the two distributions: 0 the same, 1 disjoint."""
+        """Total variation distance of the two distributions: 0 if equal, 1 if disjoint."""
         seen, kept = sum(self.seen), sum(self.kept)
         if not seen or not kept:
             return 1.0 if seen or kept else 0.0
@@ -180,45 +180,45 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Seen against kept by one property of a token."""
+    """Distributions of seen and kept tokens by one property."""
 
     by: str
     """length | position | norm."""
     note: str
-    """Where both sides come from, as a sentence."""
+    """One sentence about the source of both distributions."""
     histograms: tuple[Histogram, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ContextText:
-    """The text that contexts are cut from: content tokens only, document after document."""
+    """The text of the contexts: the content tokens of all documents, concatenated."""
 
     vocabulary: tuple[str, ...]
-    """Text of each distinct token; a leading space means that a new word begins."""
+    """Text of each distinct token; a leading space marks the start of a word."""
     tokens: NDArray[np.uint32]
     """[tokens] index into the vocabulary."""
     starts: NDArray[np.uint32]
     """[documents + 1] where each document begins."""
     rows: tuple[int, ...]
-    """[documents] row of the input (`_i`)."""
+    """[documents] input row (`_i`)."""
     held_out: NDArray[np.uint8]
     """[documents] 1 for held-out documents."""
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """The latents of one layer that the browser shows, L of them."""
+    """The L latents of one layer that the browser shows."""
 
     layer: str
     """Name of the `LayerRow`."""
     latents: NDArray[np.uint32]
-    """[L] numbers of the latents shown."""
+    """[L] indices of the latents shown."""
     density: NDArray[np.float32]
-    """[L] share of held-out content tokens that fire."""
+    """[L] share of held-out content tokens on which the latent fires."""
     maximum: NDArray[np.float32]
     """[L] largest activation on the analysed text."""
     explained: NDArray[np.float32]
-    """[L] FVU added on held-out text when the latent alone is removed."""
+    """[L] increase of the held-out FVU if only this latent is removed."""
     contexts: NDArray[np.uint32]
     """[L, top + middle + low] token index of each context's peak, or NO_CONTEXT."""
     shades: NDArray[np.uint8]
@@ -228,19 +228,19 @@ class Features:
     cosines: NDArray[np.float32]
     """[L, N] their cosine similarity."""
     random: tuple[int, ...]
-    """Ten live latents drawn at random."""
+    """Ten random live latents."""
     best: tuple[int, ...]
-    """The ten that explain most among live latents that are not dense."""
+    """The ten live latents that explain most, excluding dense ones."""
     firings: NDArray[np.uint8]
-    """[L, FIRING_BINS] how often each fires with how much of its maximum, in equal bins from 0 to 1; 255 is
-    the latent's fullest bin.
+    """[L, FIRING_BINS] histogram of activations relative to the latent's maximum, in equal bins from 0 to 1;
+    255 is the latent's fullest bin.
     """
     logits: NDArray[np.uint32] | None = None
     """[L, 2n] index into `Browser.logit_tokens`: tokens whose logits rise most, then those that fall most;
-    NO_CONTEXT where nobody has looked. None without an unembedding.
+    NO_CONTEXT if not computed. None without an unembedding.
     """
     logit_values: NDArray[np.float32] | None = None
-    """[L, 2n] by how much, for each unit of activation."""
+    """[L, 2n] change of the logit per unit of activation."""
 
 
 FIRING_BINS = 16
@@ -248,18 +248,18 @@ FIRING_BINS = 16
 
 @dataclass(frozen=True, slots=True)
 class TimelineStep:
-    """The strongest latents of one layer on each token of the prepared sentence."""
+    """The strongest latents of one layer for each token of the example sentence."""
 
     layer: str
     latents: NDArray[np.uint32]
     """[tokens, n]"""
     values: NDArray[np.float32]
-    """[tokens, n] activations, largest first; 0 where fewer fire."""
+    """[tokens, n] activations, largest first; 0 if fewer latents fire."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """A held-out document, prepared to be followed layer by layer."""
+    """A held-out document used as an example, with its latents layer by layer."""
 
     document: int
     """Index of the document in the corpus."""
@@ -276,30 +276,30 @@ class Browser:
     before: int = 12
     after: int = 8
     groups: tuple[int, int, int] = (4, 3, 3)
-    """Contexts at the top, in the middle and at the low end."""
+    """Number of strong, medium and weak contexts per latent."""
     seed: int = 0
     held_out_tokens: int = 0
-    """Held-out content tokens that the metrics were computed on."""
+    """Number of held-out content tokens used for the metrics."""
     logit_tokens: tuple[str, ...] = ()
-    """Text of the tokens that `Features.logits` names."""
+    """Text of the tokens indexed by `Features.logits`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReportData:
-    """Everything on the page, top to bottom."""
+    """All data on the page, in its order."""
 
     name: str
     level: str
     """ok | unknown | warning | fail."""
     verdict: str
-    """One sentence, or two."""
+    """One or two sentences."""
     figures: Figures
     ledger: Mapping[str, Any] = field(default_factory=dict)
-    """As `ledger.json`; empty when there is none."""
+    """Contents of `ledger.json`; empty if there is none."""
     problems: tuple[str, ...] = ()
-    """What went wrong with the stream or its books, a sentence each."""
+    """Problems with the stream or its ledger, one sentence each."""
     findings: tuple[Finding, ...] = ()
-    """What is not as it should be about the data, the worst first."""
+    """Problems with the data, the most severe first."""
     points: tuple[HookPointRow, ...] = ()
     layers: tuple[LayerRow, ...] = ()
     timeline: TimelineSection | None = None
@@ -309,6 +309,6 @@ class ReportData:
     limits: tuple[tuple[str, str], ...] = ()
     """Label and text of each line of "limits and reproduction"."""
     commands: tuple[tuple[str, str], ...] = ()
-    """What a command does, and the command."""
+    """Description and command line of each command."""
     missing: tuple[str, ...] = ()
-    """Parts that are not on the page, and why, a sentence each."""
+    """Parts that are missing from the page, with the reason, one sentence each."""

@@ -1,4 +1,4 @@
-"""Data that travels inside a page: typed arrays as base64, JSON that no text in it can break out of."""
+"""Encodes data embedded in the page: typed arrays as base64, and JSON safe inside a script element."""
 
 import base64
 import json
@@ -11,11 +11,10 @@ _TYPES = {"uint8": "u1", "uint16": "u2", "uint32": "u4", "float32": "f4"}
 
 
 def pack(array: NDArray[Any]) -> dict[str, str]:
-    """Return `array`, flattened and little-endian, as {type, base64}; unsigned integers take the narrowest
-    type.
+    """Return `array`, flattened and little-endian, as {type, base64}; unsigned integers are narrowed.
 
     Raises:
-        ValueError: the array's type has no counterpart among the page's.
+        ValueError: the page does not support the array's dtype.
     """
     if array.dtype.kind == "u":
         array = array.astype(np.min_scalar_type(int(array.max()) if array.size else 0))
@@ -27,7 +26,7 @@ def pack(array: NDArray[Any]) -> dict[str, str]:
 
 
 def embed(value: object) -> str:
-    """Return `value` as JSON that may stand inside a script element: no <, >, & nor line separators in it."""
+    """Return `value` as JSON that is safe inside a script element: without <, >, & and line separators."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")

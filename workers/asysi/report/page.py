@@ -1,4 +1,4 @@
-"""`build`: a report's data in, one self-contained HTML page out."""
+"""Builds one self-contained HTML page from the report's data."""
 
 import base64
 import hashlib
@@ -25,7 +25,7 @@ from asysi.report.packing import embed, pack
 
 
 def build(data: ReportData) -> str:
-    """Return the page. Parts that are missing are named on it; all text in `data` is escaped."""
+    """Return the page. It lists missing parts; all text in `data` is escaped."""
     style, script = _file("static", "report.css"), _file("static", "report.js")
     environment = Environment(
         loader=DictLoader({"report.html": _file("templates", "report.html")}),
@@ -59,15 +59,15 @@ def _file(folder: str, name: str) -> str:
 
 
 def _shape(layer: LayerRow) -> str:
-    """Return the size of an autoencoder, in words."""
+    """Describe the size of an autoencoder."""
     size = f"{words.count(layer.latents)} latents of width {layer.width}"
     fires = f", {layer.k} of which fire for a token" if layer.k else ""
     calls = ", ".join(words.percent(fvu) for fvu in layer.fvu_calls)
-    return size + fires + (f"; {len(layer.fvu_calls)} calls a forward, FVU {calls}" if calls else "")
+    return size + fires + (f"; {len(layer.fvu_calls)} calls per forward pass, FVU {calls}" if calls else "")
 
 
 def _trained(layers: tuple[LayerRow, ...]) -> str:
-    """Return how many rows the autoencoders were trained on, "" when nobody knows."""
+    """Describe how many rows the autoencoders were trained on; "" if unknown."""
     rows = sorted({layer.trained for layer in layers if layer.trained is not None})
     if not rows:
         return ""
@@ -76,7 +76,7 @@ def _trained(layers: tuple[LayerRow, ...]) -> str:
 
 
 def _outliers(data: ReportData) -> dict[str, str]:
-    """Return, by layer, what to call the rows that hold most of the variance at its hook point."""
+    """Return, by layer, the name of the group of rows that holds most of the variance at its hook point."""
     by_path = {point.path: point.outlier for point in data.points}
     return {
         layer.name: next((name for path, name in by_path.items() if layer.name.endswith(path)), "")
@@ -89,7 +89,7 @@ def _digest(text: str) -> str:
 
 
 def sparkline(layer: LayerRow) -> str:
-    """Return the SVG path of the layer's density histogram in a box of 100 × 24, "" without one."""
+    """Return the SVG path of the layer's density histogram in a 100 × 24 box; "" if it has none."""
     highest = max(layer.density, default=0)
     if not highest:
         return ""
@@ -100,7 +100,7 @@ def sparkline(layer: LayerRow) -> str:
 
 
 def payload(data: ReportData) -> dict[str, Any]:
-    """Return what the page's script reads."""
+    """Return the data that the page's script reads."""
     names = [layer.name for layer in data.layers]
     names += [curve.name for curve in data.curves if curve.name not in names]
     return {
@@ -165,7 +165,7 @@ def _browser(browser: Browser) -> dict[str, Any]:
         "vocabulary": list(corpus.vocabulary),
         "tokens": pack(corpus.tokens),
         "starts": pack(corpus.starts),
-        "rows": [str(row) for row in corpus.rows],  # a page's numbers end at 2^53
+        "rows": [str(row) for row in corpus.rows],  # JavaScript numbers are exact up to 2^53
         "heldOut": pack(corpus.held_out),
         "before": browser.before,
         "after": browser.after,

@@ -1,4 +1,4 @@
-"""Numbers and names as a reader wants them."""
+"""Formats numbers and names for display."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ def count(number: float | None) -> str:
 
 
 def percent(share: float | None) -> str:
-    """Return a share 0..1 as a percentage with three significant digits, fewer when they say nothing."""
+    """Return a share 0..1 as a percentage with three significant digits, without trailing zeros."""
     if share is None or not math.isfinite(share):
         return UNKNOWN
     value = 100 * share
@@ -29,10 +29,9 @@ def decimal(number: float | None) -> str:
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """Return what tells dotted paths apart: `encoder.layer.3.output` among its like is `layer 3`.
+    """Return short unique names for dotted paths: `encoder.layer.3.output` becomes `layer 3`.
 
-    Parts that all paths share at the beginning and the end are left out; a bare number keeps the word
-    before it.
+    Common leading and trailing parts are removed; a number keeps the preceding word.
     """
     parts = [path.split(".") for path in paths]
     if len(parts) < 2:

@@ -7,7 +7,7 @@ from asysi.monitor.worker import Worker
 
 def main(worker: Worker) -> int:
     """Run the SAE worker; returns the exit code."""
-    from asysi.sae import worker as sae  # noqa: PLC0415 - torch takes seconds, and the frame hears SIGTERM before
+    from asysi.sae import worker as sae  # noqa: PLC0415 - torch is slow to import; SIGTERM is handled before
 
     return sae.main(worker)
 

@@ -1,7 +1,7 @@
-"""The mixing buffer: rows leave it in random order, each exactly once.
+"""The mixing buffer: returns rows in random order, each exactly once.
 
-An unshuffled stream costs an autoencoder two to four points of explained variance: neighbouring tokens
-are alike.
+Training on an unshuffled stream costs two to four points of explained variance, because neighbouring tokens
+are similar.
 """
 
 from collections.abc import Iterator
@@ -14,28 +14,28 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class BufferSize:
-    """When a buffer has filled: both counts are reached, or the cap is."""
+    """Determines when a buffer is filled: both counts are reached, or the cap is."""
 
     rows: int
     sequences: int
     cap: int
-    """Rows at most; wins over both."""
+    """Maximum number of rows; takes precedence over both counts."""
 
     def filled(self, rows: int, sequences: int) -> bool:
-        """Return whether `rows` of `sequences` are enough."""
+        """Return whether `rows` rows of `sequences` sequences are enough."""
         return rows >= self.cap or (rows >= self.rows and sequences >= self.sequences)
 
 
 class MixingBuffer:
     """A random-replacement reservoir of rows.
 
-    It fills first. From then on every batch of new rows displaces a batch of random ones. At the end of the
-    stream it drains, in random order too.
+    It fills first. Then every batch of new rows replaces a batch of random rows. At the end of the stream it
+    drains, also in random order.
 
     Args:
-        width: elements in a row.
-        dtype: of a stored element.
-        rng: its source of randomness; whoever owns it checkpoints it.
+        width: elements per row.
+        dtype: dtype of stored elements.
+        rng: random generator; its owner is responsible for checkpointing it.
     """
 
     def __init__(self, width: int, dtype: torch.dtype, rng: np.random.Generator) -> None:
@@ -43,20 +43,20 @@ class MixingBuffer:
         self._rng = rng
         self._size = 0
         self.sequences = 0
-        """Sequences seen while it filled."""
+        """Number of sequences seen while filling."""
         self.floor: int | None = None
-        """Rows that it keeps from the moment on when it has filled, None before."""
+        """Minimum number of rows to keep once it is filled; None before."""
 
     def __len__(self) -> int:
         return self._size
 
     @property
     def rows(self) -> Tensor:
-        """The rows held, [len, width]: a view."""
+        """View of the stored rows, [len, width]."""
         return self._slots[: self._size]
 
     def add(self, rows: Tensor, sequences: int, size: BufferSize) -> None:
-        """Take rows [n, width] that belong to so many further sequences."""
+        """Add rows [n, width] that belong to `sequences` further sequences."""
         needed = self._size + len(rows)
         if needed > len(self._slots):
             grown = torch.empty(
@@ -74,23 +74,23 @@ class MixingBuffer:
                 self.floor = self._size
 
     def draw(self, batch: int) -> Tensor | None:
-        """Return `batch` random rows that leave, or None where less than the floor would stay."""
+        """Remove and return `batch` random rows, or None if fewer rows than the floor would remain."""
         if self.floor is None or self._size - batch < self.floor:
             return None
         return self._take(batch)
 
     def drain(self, batch: int) -> Iterator[Tensor]:
-        """Let all rows leave in random order, in equal batches of at most `batch` rows."""
+        """Remove and yield all rows in random order, in batches of about equal size, at most `batch` rows."""
         while self._size:
             yield self._take(-(-self._size // -(-self._size // batch)))
 
     def clear(self) -> int:
-        """Throw all rows away and return how many they were."""
+        """Discard all rows and return how many there were."""
         dropped, self._size = self._size, 0
         return dropped
 
     def restore(self, rows: Tensor, sequences: int, floor: int | None) -> None:
-        """Go back to a checkpoint's contents."""
+        """Restore the contents of a checkpoint."""
         self._slots, self._size = rows, len(rows)
         self.sequences, self.floor = sequences, floor
 

@@ -1,4 +1,4 @@
-"""Checkpoints: tensors as safetensors, everything else as JSON in the file's metadata. No pickle, no code."""
+"""Checkpoints: tensors as safetensors, everything else as JSON in the file metadata. No pickle, no code."""
 
 import json
 from dataclasses import dataclass
@@ -14,27 +14,27 @@ from asysi.files import write_atomically
 
 FORMAT = "asysi-sae-checkpoint-1"
 HELD, HELD_ORIGIN = "held", "held.origin"
-"""Names of the evaluation set of a hook point: its rows, and where each comes from (see `Reservoir`)."""
+"""Tensor names of a hook point's evaluation set: its rows, and their origins (see `Reservoir`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainerCheckpoint:
-    """A trainer at one moment."""
+    """The state of a trainer."""
 
     tensors: dict[str, Tensor]
-    """By "hook point/name"."""
+    """Tensors by "hook point/name"."""
     words: dict[str, Any]
-    """What JSON can hold."""
+    """JSON-serialisable state."""
 
 
 def write_checkpoint(file: Path, checkpoint: TrainerCheckpoint) -> None:
-    """Write atomically; the file stands for good when this returns."""
+    """Write the checkpoint atomically; it is durable when this function returns."""
     metadata = {"format": FORMAT, "words": json.dumps(checkpoint.words)}
     write_atomically(file, lambda temporary: save_file(checkpoint.tensors, temporary, metadata))
 
 
 def read_checkpoint(file: Path) -> TrainerCheckpoint | None:
-    """Return the checkpoint, None when there is none.
+    """Return the checkpoint; None if there is none.
 
     Raises:
         ConfigError: the file is not a checkpoint of this format.
@@ -52,14 +52,14 @@ def read_checkpoint(file: Path) -> TrainerCheckpoint | None:
             return TrainerCheckpoint(tensors, json.loads(metadata["words"]))
     except (SafetensorError, ValueError, KeyError, OSError) as error:
         raise ConfigError(
-            f"the checkpoint {file} cannot be read ({error}): remove it, or take another output folder"
+            f"the checkpoint {file} cannot be read ({error}): remove it, or use another output folder"
         ) from error
 
 
 def read_held(file: Path, point: str) -> tuple[Tensor, Tensor] | None:
-    """Return the evaluation set of a hook point: rows [m, width] and origins [m, 3]; None when it has none.
+    """Return the evaluation set of a hook point: rows [m, width] and origins [m, 3]; None if it has none.
 
-    Nothing else of the file is read.
+    Only these tensors are read from the file.
 
     Raises:
         ConfigError: the file is not a checkpoint of this format.

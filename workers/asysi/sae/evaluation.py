@@ -1,4 +1,4 @@
-"""How well an autoencoder explains rows it was not trained on."""
+"""Evaluates how well an autoencoder explains held-out rows."""
 
 import math
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ _CHUNK = 1024
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Figures of an autoencoder on a set of rows."""
+    """Metrics of an autoencoder on a set of rows."""
 
     rows: int
     fvu: float
-    """Fraction of variance unexplained; NaN when the rows are constant."""
+    """Fraction of variance unexplained; NaN if the rows are constant."""
     l0: float
     """Mean number of latents above 0."""
 

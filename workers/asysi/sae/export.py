@@ -1,4 +1,4 @@
-"""SAEs on disk as SAELens reads them: a folder with `cfg.json` and `sae_weights.safetensors`."""
+"""Saves and loads SAEs in the SAELens format: a folder with `cfg.json` and `sae_weights.safetensors`."""
 
 import json
 from pathlib import Path
@@ -17,21 +17,21 @@ from asysi.sae.variants.base import SparseAutoencoder
 CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
 SAELENS_VERSION = "6.54.12"
-"""The version of SAELens whose layout this is; `benchmarks/sae_quality/compatibility.py` holds us to it."""
+"""SAELens version of this layout; `benchmarks/sae_quality/compatibility.py` checks compatibility."""
 
 
 def folder_of(parent: Path, point: str) -> Path:
-    """Return the folder of a hook point's SAE below `parent`; characters that could leave it are quoted."""
+    """Return the folder of a hook point's SAE in `parent`; characters that could escape it are quoted."""
     return parent / quote(point, safe="").replace("..", "%2E%2E")
 
 
 def export(folder: Path, sae: SparseAutoencoder, metadata: dict[str, Any]) -> None:
-    """Write a frozen SAE, the one of plain activations; the configuration comes last.
+    """Write a frozen SAE for plain activations; the configuration is written last.
 
     Args:
-        folder: is made when missing; what stands there is replaced, each file atomically.
-        sae: what a variant's `frozen` returned.
-        metadata: goes into the configuration as it is.
+        folder: destination; created if missing, existing files are replaced atomically.
+        sae: result of a variant's `frozen`.
+        metadata: stored unchanged in the configuration.
     """
     own, tensors = sae.exported()
     plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
@@ -49,7 +49,7 @@ def export(folder: Path, sae: SparseAutoencoder, metadata: dict[str, Any]) -> No
 
 
 def _common(sae: SparseAutoencoder) -> dict[str, Any]:
-    """Return the entries that most architectures share."""
+    """Return the entries shared by most architectures."""
     return {
         "dtype": str(sae.parameters.dtype).removeprefix("torch."),
         "device": "cpu",
@@ -61,10 +61,10 @@ def _common(sae: SparseAutoencoder) -> dict[str, Any]:
 
 
 def load(folder: Path) -> SparseAutoencoder:
-    """Return the SAE that stands in `folder`.
+    """Load the SAE in `folder`.
 
     Raises:
-        ConfigError: the folder does not hold an SAE of a known architecture in SAELens' layout.
+        ConfigError: the folder does not contain an SAE of a known architecture in the SAELens layout.
     """
     try:
         config = json.loads((folder / CONFIG_FILE).read_text())
@@ -88,16 +88,16 @@ def metadata_of(
     *,
     began_with_bos: bool | None = None,
 ) -> dict[str, Any]:
-    """Return the metadata that SAELens looks for, and our own numbers under `asysi`.
+    """Return the metadata that SAELens expects, with our own metrics under `asysi`.
 
     Args:
-        experiment: says how the text became tokens.
-        model: what prepare resolved: uri, revision, class_name; may be empty.
+        experiment: the experiment, with the tokenisation settings.
+        model: the model resolved by prepare: uri, revision, class_name; may be empty.
         point: path of the hook point.
-        alias: its name in TransformerLens.
-        numbers: what training showed.
-        began_with_bos: whether every sequence began with the tokenizer's BOS or CLS token; None when only
-            some did, or when that is not known.
+        alias: its TransformerLens name.
+        numbers: metrics of the training.
+        began_with_bos: whether every sequence began with the tokenizer's BOS or CLS token; None if only some
+            did, or if it is unknown.
     """
     spec = experiment.spec
     data = spec.data

@@ -1,4 +1,4 @@
-"""FVU, the fraction of variance unexplained, and when there is none: one definition for trainer and report.
+"""FVU, the fraction of variance unexplained: the shared definition of trainer and report.
 
 FVU = Σ‖x − x̂‖² / Σ‖x − mean(x)‖²    over rows, sums in float64
 """
@@ -6,7 +6,7 @@ FVU = Σ‖x − x̂‖² / Σ‖x − mean(x)‖²    over rows, sums in float6
 import math
 
 RESOLUTION = 1e-12
-"""Share of Σ‖x‖² up to which Σ‖x − mean(x)‖² is rounding: relative deviations of 1e-6, some float32 steps."""
+"""Share of Σ‖x‖² up to which Σ‖x − mean(x)‖² counts as rounding error: relative deviations of 1e-6."""
 
 CONSTANT = "the held-out activations are constant: there is no variance to explain"
 NOT_TRAINED = "no row with finite activations came to train on"
@@ -15,7 +15,7 @@ OVERFLOW = "the sums of squares are not finite"
 
 
 def fvu(error: float, variance: float, energy: float) -> float | None:
-    """Return the fraction of variance unexplained, None where it is not defined; `why_undefined` says why.
+    """Return the fraction of variance unexplained; None if it is undefined (see `why_undefined`).
 
     Args:
         error: Σ‖x − x̂‖².
@@ -26,7 +26,7 @@ def fvu(error: float, variance: float, energy: float) -> float | None:
 
 
 def why_undefined(error: float, variance: float, energy: float) -> str | None:
-    """Return why there is no FVU, None where there is one; see `fvu`."""
+    """Return why the FVU is undefined; None if it is defined. Arguments as in `fvu`."""
     if not (math.isfinite(error) and math.isfinite(energy)):
         return OVERFLOW
     return CONSTANT if variance <= RESOLUTION * energy else None

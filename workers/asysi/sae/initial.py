@@ -1,4 +1,4 @@
-"""Initial weights: where the decoder's directions come from."""
+"""Initial directions of the decoder."""
 
 import numpy as np
 import torch
@@ -8,10 +8,10 @@ _RANDOMNESS = 0.7
 
 
 def directions(centred: Tensor, latents: int, rng: np.random.Generator) -> Tensor:
-    """Return directions [latents, width] for a decoder of centred rows [n, width].
+    """Return initial directions [latents, width] for a decoder of centred rows [n, width].
 
-    They lie between centred rows, near which activations are, and random directions, which keep latents from
-    sharing one and dying.
+    They interpolate between centred rows, which are close to the activations, and random directions, which
+    prevent latents from sharing a direction and dying.
     """
     random = torch.from_numpy(rng.standard_normal((latents, centred.shape[1]), dtype=np.float32))
     some = centred[torch.arange(latents) % len(centred)]

@@ -9,7 +9,7 @@ _CHUNK = 4096
 
 
 def expected_norm_scale(rows: Tensor) -> float:
-    """Return the factor that gives rows [n, width] a mean norm of sqrt(width); 1 when all are zero."""
+    """Return the factor that scales rows [n, width] to a mean norm of sqrt(width); 1 if all are zero."""
     total = 0.0
     for part in torch.split(rows, _CHUNK):
         total += float(torch.linalg.vector_norm(part.double(), dim=1).sum())
@@ -17,9 +17,9 @@ def expected_norm_scale(rows: Tensor) -> float:
 
 
 def geometric_median(rows: Tensor, iterations: int = 20) -> Tensor:
-    """Return the point [width] of least summed distance to rows [n, width]: Weiszfeld's iteration, float64.
+    """Return the geometric median [width] of rows [n, width], by Weiszfeld's algorithm in float64.
 
-    A few rows of enormous norm (the first position of many language models) move it less than the mean.
+    A few rows with a huge norm (the first position in many language models) affect it less than the mean.
     """
     points = rows.double()
     centre = points.mean(0)

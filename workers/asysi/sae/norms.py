@@ -1,4 +1,4 @@
-"""Leaves out rows of exceptional norm: in many language models a few tokens hold nearly all variance."""
+"""Excludes rows with exceptional norms: in many language models a few tokens hold nearly all variance."""
 
 import numpy as np
 import torch
@@ -6,28 +6,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _SHIFT = 17
-"""Bits of a float32 that a bucket does not tell apart: there are 64 buckets to an octave."""
+"""Number of low float32 bits ignored by a bucket, which gives 64 buckets per octave."""
 _BUCKETS = 1 << (31 - _SHIFT)
 
 
 class RunningMedian:
-    """Median of numbers >= 0 over everything seen so far, to 1.6%.
+    """Running median of numbers >= 0, accurate to 1.6%.
 
-    The numbers are counted in logarithmic buckets: the same stream gives the same median, however it is cut.
+    The numbers are counted in logarithmic buckets, so the median does not depend on how a stream is split.
     """
 
     def __init__(self) -> None:
         self.counts = torch.zeros(_BUCKETS, dtype=torch.int64)
-        """How many numbers fell into each bucket."""
+        """Number of values in each bucket."""
 
     def add(self, values: NDArray[np.float32]) -> None:
-        """Count numbers [n]."""
+        """Add values [n]."""
         buckets = np.minimum(values.view(np.uint32) >> _SHIFT, _BUCKETS - 1)
         self.counts += torch.from_numpy(np.bincount(buckets, minlength=_BUCKETS))
 
     @property
     def value(self) -> float:
-        """The median, linear within its bucket; 0 before the first number."""
+        """The median, interpolated linearly within its bucket; 0 before the first value."""
         until = np.cumsum(self.counts.numpy())
         if not until[-1]:
             return 0.0
@@ -39,15 +39,15 @@ class RunningMedian:
 
 
 def row_norms(rows: Tensor) -> NDArray[np.float32]:
-    """Return the L2 norms [n] of rows [n, width], as float32; infinite where they do not fit."""
+    """Return the L2 norms [n] of rows [n, width] as float32; infinite on overflow."""
     return np.asarray(torch.linalg.vector_norm(rows.float(), dim=1).numpy(), np.float32)
 
 
 class NormFilter:
-    """Tells rows whose norm exceeds a multiple of the running median.
+    """Detects rows whose norm exceeds a multiple of the running median.
 
     Args:
-        multiple: > 1.
+        multiple: multiple of the median, > 1.
     """
 
     def __init__(self, multiple: float) -> None:
@@ -55,9 +55,9 @@ class NormFilter:
         self.median = RunningMedian()
 
     def within(self, rows: Tensor, finite: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Take the finite ones of rows [n, width] into the median; return which rows do not exceed the limit.
+        """Add the finite rows of [n, width] to the median; return which rows do not exceed the limit.
 
-        A row is judged by the median with its own packet in it, so that the first ones are judged too.
+        The median includes the rows' own packet, so that the first packet can be filtered too.
         """
         norms = row_norms(rows)
         self.median.add(norms[finite])
@@ -65,5 +65,5 @@ class NormFilter:
 
     @property
     def limit(self) -> float:
-        """The largest norm that is kept."""
+        """The maximum norm of rows to keep."""
         return self.multiple * self.median.value

@@ -1,14 +1,14 @@
-"""Adam on one flat vector, and its learning rate's course."""
+"""Adam on one flat vector, and the learning rate schedule."""
 
 import torch
 from torch import Tensor
 
 
 class Adam:
-    """Adam (Kingma & Ba 2015, arXiv 1412.6980) on one flat vector, by torch's fused kernel.
+    """Adam (Kingma & Ba 2015, arXiv 1412.6980) on one flat vector, using PyTorch's fused kernel.
 
     Args:
-        size: parameters.
+        size: number of parameters.
         betas: decay of the first and the second moment.
         epsilon: added to the root of the second moment.
         dtype: of the moments.
@@ -31,7 +31,7 @@ class Adam:
         self._betas, self._epsilon = betas, epsilon
 
     def step(self, parameters: Tensor, gradient: Tensor, lr: float) -> None:
-        """Move `parameters` in place."""
+        """Update `parameters` in place."""
         self.steps += 1
         torch._fused_adam_(
             [parameters], [gradient], [self.mean], [self.square], [], [self.steps],
@@ -41,9 +41,9 @@ class Adam:
 
 
 def course(done: float, warm_up: float, total: float | None) -> float:
-    """Return the factor of the learning rate after `done` rows: 0 <= factor <= 1.
+    """Return the learning rate factor after `done` rows: 0 <= factor <= 1.
 
-    It rises linearly over `warm_up` rows and falls linearly to 0 at `total` rows; without a total it stays.
+    It rises linearly over `warm_up` rows and decays linearly to 0 at `total` rows; without a total no decay.
     """
     rise = min(1.0, (done + 1) / (warm_up + 1))
     return rise if total is None else min(rise, max(0.0, 1 - done / max(total, 1.0)))

@@ -1,8 +1,8 @@
-"""The k largest of each row, exactly, faster than `torch.topk` on a CPU.
+"""Exact top-k of each row, faster than `torch.topk` on a CPU.
 
-A row is cut into n >= k groups. The k-th largest of the n group maxima is a lower bound of the row's k-th
-largest element, for k different elements reach it; few others do. So one pass over the groups and one
-comparison leave little more than k candidates a row, and only those are sorted out.
+A row is divided into n >= k groups. The k-th largest of the n group maxima is a lower bound of the row's k-th
+largest element, because at least k elements reach it; few others do. One pass over the groups and one
+comparison thus leave little more than k candidates per row, and only these need an exact selection.
 """
 
 from typing import Any
@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _GROUPS_PER_K = 4
-"""With n = 4k groups about k/8 candidates too many are left."""
+"""With n = 4k groups, about k/8 surplus candidates remain."""
 
 
 def top_k(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the k largest elements of each row and their columns, in no order.
+    """Return the k largest elements of each row and their columns, unordered.
 
     Args:
         values: [rows, columns] float32 or float64, contiguous, without NaN; on a CPU or another device.
@@ -50,7 +50,7 @@ def order_of(numbers: Tensor, below: int) -> Tensor:
 
 
 def _lower_bound(values: Tensor, k: int, groups: int) -> NDArray[Any]:
-    """Return [rows, 1]: an element that at least k elements of its row reach."""
+    """Return [rows, 1]: a lower bound that at least k elements of each row reach."""
     size = values.shape[1] // groups
     maxima: NDArray[Any] = values[:, : size * groups].reshape(-1, size, groups).amax(1).numpy()
     maxima.partition(groups - k, axis=1)
@@ -58,7 +58,7 @@ def _lower_bound(values: Tensor, k: int, groups: int) -> NDArray[Any]:
 
 
 def _among(values: Tensor, candidates: NDArray[Any], k: int) -> tuple[Tensor, Tensor]:
-    """Return the k largest of each row among `candidates`, sorted positions in the flattened values."""
+    """Return the k largest of each row among `candidates`, sorted indices into the flattened values."""
     rows, columns = values.shape
     row = candidates // columns
     counts = np.bincount(row, minlength=rows)

@@ -1,4 +1,4 @@
-"""Latents of rows, sparsely: only those that fire."""
+"""Sparse representation of latents: only those that fire."""
 
 from dataclasses import dataclass
 
@@ -9,42 +9,42 @@ from torch.nn.functional import embedding_bag
 
 @dataclass(frozen=True, slots=True)
 class SparseLatents:
-    """Where latents fire, in coordinates (COO): n firings, in the order of their rows.
+    """Firings of latents in sparse coordinate (COO) format: n firings, sorted by row.
 
-    No variant has to fire the same number of latents for every row, and a row may fire none.
+    The number of firing latents can differ between rows, and can be 0.
     """
 
     row: Tensor
     """[n] int64, ascending."""
     latent: Tensor
-    """[n] int64, each latent at most once for a row, in any order."""
+    """[n] int64, each latent at most once per row, in any order."""
     value: Tensor
-    """[n] > 0; NaN where weights or activations are, so that nothing computed from it looks right."""
+    """[n] > 0; NaN if weights or activations are NaN, so that errors propagate."""
     rows: int
-    """Rows that were encoded, those without a firing included."""
+    """Number of encoded rows, including rows without firings."""
     latents: int
-    """Latents that there are."""
+    """Total number of latents."""
 
     @classmethod
     def from_dense(cls, dense: Tensor) -> "SparseLatents":
-        """Return the firings of latents [rows, latents] that are 0 where nothing fires."""
+        """Create from dense latents [rows, latents], in which 0 means that a latent does not fire."""
         row, latent = dense.nonzero(as_tuple=True)
         return cls(row, latent, dense[row, latent], *dense.shape)
 
     @classmethod
     def from_columns(cls, values: Tensor, columns: Tensor, latents: int) -> "SparseLatents":
-        """Return the firings among `values` [rows, k] of the latents `columns` [rows, k]."""
+        """Create from nonzero `values` [rows, k] of the latents `columns` [rows, k]."""
         fires = values != 0
         return cls(fires.nonzero()[:, 0], columns[fires], values[fires], len(values), latents)
 
     def dense(self) -> Tensor:
-        """Return [rows, latents], 0 where nothing fires."""
+        """Return dense latents [rows, latents]; 0 if a latent does not fire."""
         dense = self.value.new_zeros(self.rows, self.latents)
         dense[self.row, self.latent] = self.value
         return dense
 
     def of(self, rows: Tensor) -> "SparseLatents":
-        """Return the firings of those `rows` [rows] bool, numbered anew."""
+        """Return the firings of the rows selected by the mask `rows` [rows], with renumbered rows."""
         keep = rows[self.row]
         number = rows.cumsum(0) - 1
         return SparseLatents(
@@ -60,7 +60,7 @@ class SparseLatents:
         return inner_products(rows, decoder, self.row, self.latent, self._offsets())
 
     def _offsets(self) -> Tensor:
-        """Return where each row begins, [rows]."""
+        """Return the offset of each row, [rows]."""
         counts = torch.bincount(self.row, minlength=self.rows)
         return counts.cumsum(0) - counts
 
@@ -73,7 +73,7 @@ def inner_products(rows: Tensor, decoder: Tensor, row: Tensor, latent: Tensor, o
         decoder: [latents, width].
         row: [n] int64, ascending.
         latent: [n] int64.
-        offsets: [rows] where the pairs of each row begin.
+        offsets: [rows] offset of each row's first pair.
     """
     products: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
         rows, decoder, latent, offsets, row, 0

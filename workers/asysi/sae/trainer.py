@@ -1,4 +1,4 @@
-"""One trainer of the spec: an autoencoder for each of its hook points, and one checkpoint for all of them."""
+"""A trainer of the spec: one autoencoder per hook point, with one checkpoint for all of them."""
 
 import re
 from collections.abc import Iterable
@@ -26,16 +26,16 @@ _KEPT_AS = {
     Dtype.FLOAT16: torch.float16,
     Dtype.INT8: torch.bfloat16,
 }
-"""What rows are kept as: the stream's own type; dequantised int8 becomes bfloat16."""
+"""Dtype of stored rows: the stream's own dtype; int8 is dequantised to bfloat16."""
 
 
 class Trainer:
-    """Feeds the autoencoders of one entry of `spec.sae.train`.
+    """Trains the autoencoders of one entry of `spec.sae.train`.
 
     Args:
         config: the entry.
-        file: its checkpoint.
-        max_norm_multiple: of the running median of norms, beyond which rows are left out; None for none.
+        file: its checkpoint file.
+        max_norm_multiple: multiple of the running median norm above which rows are excluded, or None.
         device: type of the device that it trains on.
 
     Raises:
@@ -53,28 +53,28 @@ class Trainer:
         self.config, self.file, self.device = config, file, device
         self._max_norm_multiple = max_norm_multiple
         self.trainings: dict[str, Training] = {}
-        """By hook point."""
+        """Training by hook point."""
         self.rows: dict[str, int] = {}
-        """Rows consumed in this attempt, by hook point, its own and others: what the books call durable once
-        they stand in a checkpoint."""
+        """Rows consumed in this attempt, for all hook points; the ledger counts them as durable once they are
+        in a checkpoint."""
         self.log = SequenceLog()
         self._globs: list[re.Pattern[str]] = [compile_glob(glob) for glob in config.hook_points]
 
     def wants(self, point: str) -> bool:
-        """Return whether it trains on a hook point."""
+        """Return whether the trainer trains on a hook point."""
         return any(glob.fullmatch(point) for glob in self._globs)
 
     def receive(self, packet: ActivationPacket, points: Iterable[str], steps_total: int, shard: int) -> None:
-        """Take a packet's rows, and train as soon as they make a batch.
+        """Receive a packet's rows, and train once there are enough for a batch.
 
-        When a batch is drawn depends on the hook point's packets alone, not on how many of them were pulled
-        at once: a replay gives the same autoencoder.
+        When a batch is drawn depends only on the hook point's packets, not on how many were pulled at once,
+        so a replay produces the same autoencoder.
 
         Args:
-            packet: may be overwritten afterwards.
+            packet: the packet; its memory can be overwritten afterwards.
             points: all captured hook points, which share the buffers' memory.
-            steps_total: steps of the host's run, 0 when unknown.
-            shard: that it came through.
+            steps_total: steps of the host's run; 0 if unknown.
+            shard: shard that carried the packet.
         """
         header = packet.header
         self.rows[packet.point] = self.rows.get(packet.point, 0) + len(packet.rows)
@@ -99,11 +99,11 @@ class Trainer:
             pass
 
     def train(self) -> int:
-        """Train each autoencoder on one batch more of what it holds, after `end`; return the rows."""
+        """Train each autoencoder on another buffered batch, after `end`; return the number of rows."""
         return sum(training.train() for training in self.trainings.values())
 
     def end(self) -> None:
-        """Say that no more rows come."""
+        """Signal that no more rows will arrive."""
         for training in self.trainings.values():
             training.end()
 
@@ -124,12 +124,13 @@ class Trainer:
         write_checkpoint(self.file, TrainerCheckpoint(tensors, words))
 
     def load(self, attempt: int) -> bool:
-        """Go back to the checkpoint; return whether there is one.
+        """Restore the checkpoint; return whether there is one.
 
-        Of an earlier attempt's checkpoint everything is taken but the rows consumed: they were of its rings.
+        From an earlier attempt's checkpoint, everything is restored except the consumed rows, which belong to
+        the rings of that attempt.
 
         Raises:
-            ConfigError: the checkpoint is of other settings, or cannot be read.
+            ConfigError: the checkpoint has different settings or cannot be read.
         """
         checkpoint = read_checkpoint(self.file)
         if checkpoint is None:
@@ -162,7 +163,7 @@ class Trainer:
         return self.trainings[point]
 
     def _share(self, point: str, row_bytes: int, points: Iterable[str]) -> int:
-        """Return the bytes that a hook point's mixing buffer may take."""
+        """Return the memory limit of a hook point's mixing buffer in bytes."""
         sharing = sum(1 for name in {*points, point} if self.wants(name))
         share = parse_bytes(self.config.buffer.memory) // sharing
         if share < 2 * self.config.batch * row_bytes:
@@ -175,10 +176,10 @@ class Trainer:
 
 
 def kept_rows(packet: ActivationPacket) -> tuple[Tensor, NDArray[np.bool_]]:
-    """Return a packet's rows as a new tensor [rows, width] of the kept type, and which of them are finite.
+    """Return a packet's rows as a new tensor [rows, width] in the storage dtype, and a mask of finite rows.
 
     Raises:
-        ValueError: the packet's type cannot be trained on.
+        ValueError: the packet's dtype is not supported for training.
     """
     dtype = Dtype(int(packet.header["dtype"]))
     if dtype not in _KEPT_AS:
@@ -193,10 +194,10 @@ def kept_rows(packet: ActivationPacket) -> tuple[Tensor, NDArray[np.bool_]]:
 
 
 _EXPONENT = np.uint16(0x7F80)
-"""All ones in bfloat16's exponent: infinity or NaN."""
+"""bfloat16 exponent bits; all set for infinity and NaN."""
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Return the settings that differ, other than those that may change between attempts."""
+    """Return the differing settings, except those that can change between attempts."""
     free = {"checkpoint_seconds", "stop", "hook_points"}
     return sorted(name for name in new if name not in free and old.get(name) != new[name])

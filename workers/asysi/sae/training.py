@@ -1,4 +1,4 @@
-"""One autoencoder being trained on the rows of one hook point."""
+"""Training of one autoencoder on the rows of one hook point."""
 
 import math
 from dataclasses import asdict, dataclass, field
@@ -24,68 +24,68 @@ from asysi.sae.variants import variant
 from asysi.sae.variants.base import StepContext
 
 EVALUATION_ROWS = 4096
-"""Held-out rows kept for evaluation, a uniform sample of those of the whole run."""
+"""Size of the evaluation set, a uniform sample of the held-out rows of the whole run."""
 _GLANCE_ROWS = 1024
-"""Of these, rows that an evaluation on the way looks at."""
+"""Number of these rows used by intermediate evaluations."""
 _CURVE_EVERY = 16
-"""Steps between two points of the training curve at the beginning."""
+"""Initial number of steps between two points of the training curve."""
 _CURVE_POINTS = 400
-"""Points of the curve at which every other one is left out, and half as many follow."""
+"""Number of curve points at which every other one is removed and the interval doubled."""
 _STOP_EVERY = 64
-"""Steps between evaluations for `stop.fvu`: counted, not timed, so that a replay stops at the same row."""
+"""Steps between evaluations for `stop.fvu`; counted, not timed, so that a replay stops at the same row."""
 _HELD = 1
-"""Tells the seed of the evaluation set from that of training."""
+"""Distinguishes the seed of the evaluation set from that of training."""
 _WARM_UP_STEPS = 200
 _WARM_UP_SHARE = 0.1
 _INITIAL_ROWS = 8192
-"""Rows that the initial weights are taken from."""
+"""Number of rows used for the initial weights."""
 _RATE = 2e-3
 _RATE_OPEN = 2e-4
 _SMOOTHING = 0.95
 _STATE = "variant."
-"""Before the names of a variant's own tensors in a checkpoint."""
+"""Prefix of a variant's own tensors in a checkpoint."""
 
 
 @dataclass
 class Counts:
-    """Where the rows are. `received` is the sum of the others and of the rows in the mixing buffer."""
+    """Row counters. `received` is the sum of the others and of the rows in the mixing buffer."""
 
     received: int = 0
     trained: int = 0
     held_out: int = 0
     """Never trained on; a uniform sample of them is kept for evaluation."""
     not_finite: int = 0
-    """With NaN or infinite elements."""
+    """Rows with NaN or infinite elements."""
     outliers: int = 0
-    """Of a norm beyond `data.tokens.maxNormMultiple`."""
+    """Rows with a norm above `data.tokens.maxNormMultiple`."""
     after_stop: int = 0
-    """Not trained on because a stop condition had been met."""
+    """Rows not trained on because a stop condition was met."""
 
 
 @dataclass
 class TrainerProgress:
-    """What goes into a checkpoint beside tensors and counts."""
+    """State in a checkpoint besides tensors and counts."""
 
     scale: float | None = None
-    """Normalisation, None until the buffer has filled."""
+    """Normalisation factor; None until the buffer is filled."""
     step: int = -1
-    """Step of the host that the last packet came from."""
+    """Host step of the last packet."""
     steps_total: int = 0
-    """Steps of the host's whole run, 0 when unknown."""
+    """Steps of the host's whole run; 0 if unknown."""
     last_sequence: tuple[int, int] = (-1, -1)
     """Step and sequence of the last row."""
     loss: float = math.nan
     """Smoothed training loss."""
     l0: float = math.nan
-    """Smoothed, on training rows."""
+    """Smoothed L0 on training rows."""
     stopped: bool = False
     ended: bool = False
-    """The stream is over."""
+    """Whether the stream has ended."""
     evaluation: dict[str, float] = field(default_factory=dict)
     curve: list[list[float]] = field(default_factory=list)
-    """The course of training: rows trained on, loss, held-out FVU, L0, share of dead latents."""
+    """Training curve: rows trained on, loss, held-out FVU, L0, share of dead latents."""
     curve_every: int = _CURVE_EVERY
-    """Steps between two points of it."""
+    """Steps between two points of the curve."""
 
 
 class Training:
@@ -94,11 +94,11 @@ class Training:
     Args:
         config: the trainer's part of the spec.
         point: path of the hook point.
-        width: elements in a row.
-        dtype: that rows are kept in.
-        memory: bytes that its mixing buffer may take.
-        max_norm_multiple: rows whose norm exceeds this multiple of the running median are left out; None
-            leaves out none.
+        width: elements per row.
+        dtype: dtype of stored rows.
+        memory: memory limit of its mixing buffer in bytes.
+        max_norm_multiple: multiple of the running median norm above which rows are excluded; None excludes
+            none.
         device: where the autoencoder is trained. Rows wait on the CPU.
     """
 
@@ -127,25 +127,25 @@ class Training:
         self._moments = tuple(self.sae.named(flat) for flat in (self._adam.mean, self._adam.square))
         self._gradient = self.sae.twin()
         self._idle = torch.zeros(config.latents, dtype=torch.int64, device=device)
-        """Rows since a latent fired."""
+        """[latents] rows since each latent last fired."""
         self._held = Reservoir(EVALUATION_ROWS, width, dtype, [config.seed, _HELD, *point.encode()])
         self._norms = None if max_norm_multiple is None else NormFilter(max_norm_multiple)
         self._fast = bfloat16_is_fast(self.sae.device.type)
 
-    # What comes in
+    # Input
 
     def receive(
         self, rows: Tensor, finite: NDArray[np.bool_], records: NDArray[np.void], step: int, call: int = 0
     ) -> None:
-        """Take the rows of a packet.
+        """Receive the rows of a packet.
 
         Args:
-            rows: [n, width] of the kept dtype; its memory stays the caller's.
-            finite: [n] rows without NaN and infinity.
-            records: [n] of ROW_DTYPE: where each row comes from; those with the hold-out flag are never
+            rows: [n, width] in the storage dtype; the data is copied.
+            finite: [n] mask of rows without NaN and infinity.
+            records: [n] of ROW_DTYPE with the origin of each row; rows with the hold-out flag are never
                 trained on.
-            step: of the host.
-            call: of the module within the step, from 0.
+            step: step of the host.
+            call: index of the module call within the step, from 0.
         """
         holdout = (records["flags"] & RowFlag.HOLDOUT) != 0
         self.counts.received += len(rows)
@@ -181,10 +181,10 @@ class Training:
         self.progress.last_sequence = (step, int(sequences[-1]))
         return begins
 
-    # What is learnt
+    # Training
 
     def train(self) -> int:
-        """Train on one batch if the buffer gives one; return its rows.
+        """Train on one batch if the buffer has one; return its number of rows.
 
         Raises:
             FloatingPointError: training diverged.
@@ -204,11 +204,11 @@ class Training:
         return len(batch)
 
     def end(self) -> None:
-        """Say that no more rows come: what follows drains the buffer."""
+        """Signal that no more rows will arrive; further training drains the buffer."""
         self.progress.ended = True
 
     def _started(self) -> bool:
-        """Return whether training has begun; begin when the buffer has filled."""
+        """Return whether training has begun; begin once the buffer is filled."""
         if (
             self.progress.scale is None
             and len(self._buffer)
@@ -230,7 +230,7 @@ class Training:
             tensor.copy_(began.state[name])
 
     def learn(self, batch: Tensor) -> None:
-        """Take one step on rows [n, width]; `begin` came before.
+        """Perform one training step on rows [n, width]; requires `begin`.
 
         Raises:
             FloatingPointError: training diverged.
@@ -265,10 +265,10 @@ class Training:
         return _peak_rate(self.config, total) * course(self.counts.trained, warm_up, total)
 
     def _total(self) -> float | None:
-        """Return the rows that will have been trained on in the end, None when nobody knows.
+        """Return the expected total number of training rows; None if unknown.
 
-        What was received so far is extrapolated by the host's steps, which come with the packets: a replay
-        gives the same.
+        The rows received so far are extrapolated using the host's steps in the packets, so a replay gives the
+        same result.
         """
         counts, progress = self.counts, self.progress
         coming = float(counts.trained + len(self._buffer))
@@ -291,13 +291,13 @@ class Training:
             self.progress.stopped = True
             self.counts.after_stop += self._buffer.clear()
 
-    # What is known
+    # Evaluation
 
     def evaluate(self, *, exact: bool) -> Evaluation | None:
-        """Return figures on held-out rows, None before training began or without such rows.
+        """Return metrics on held-out rows; None before training has begun or without such rows.
 
         Args:
-            exact: on all kept rows in float64; else on the first of them, more cheaply.
+            exact: use the whole evaluation set in float64; otherwise only the first rows, which is cheaper.
         """
         if self.progress.scale is None or not len(self._held):
             return None
@@ -307,12 +307,12 @@ class Training:
         return result
 
     def note(self) -> None:
-        """Add a point to the training curve; of a long one every other is left out."""
+        """Add a point to the training curve; a long curve is thinned out."""
         self.evaluate(exact=False)
         self._append()
 
     def conclude(self) -> None:
-        """Evaluate on all held-out rows that are kept, and end the training curve with it."""
+        """Evaluate on the whole evaluation set, and add the final point of the training curve."""
         if self.evaluate(exact=True) is not None:
             self._append()
 
@@ -335,22 +335,22 @@ class Training:
         return float(self._dead().float().mean())
 
     def why_nothing(self) -> str | None:
-        """Return why there is no SAE in the end, None when there is one."""
+        """Return why no SAE was trained; None if one was."""
         counts = self.counts
         if self.progress.scale is not None:
             return None
         if not counts.received:
-            return "not one row of it reached the trainer"
+            return "no rows reached the trainer"
         if counts.not_finite == counts.received:
-            return f"all {counts.received:,} rows that it was given hold NaN or infinity"
+            return f"all {counts.received:,} rows received by the trainer contain NaN or infinity"
         if counts.held_out + counts.not_finite + counts.outliers == counts.received and counts.outliers:
-            return f"all rows that it was given are beyond maxNormMultiple ({counts.outliers:,}) or held out"
+            return f"all rows received are beyond maxNormMultiple ({counts.outliers:,}) or held out"
         if counts.held_out + counts.not_finite == counts.received:
-            return f"all {counts.held_out:,} finite rows that it was given are held out"
+            return f"all {counts.held_out:,} finite rows received are held out"
         return "too few rows reached the trainer"
 
     def report(self) -> dict[str, Any]:
-        """Return its numbers, for status, export and ledger."""
+        """Return the metrics for status, export and ledger."""
         return {
             **asdict(self.counts),
             "buffered": self.buffered,
@@ -366,7 +366,7 @@ class Training:
         }
 
     def _why_no_fvu(self) -> str | None:
-        """Return why there is no FVU, None where there is one or none was computed yet."""
+        """Return why there is no FVU; None if there is one or it was not computed yet."""
         if self.progress.scale is None:
             return NOT_TRAINED
         if not len(self._held):
@@ -377,7 +377,7 @@ class Training:
     # Checkpoints
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return everything that the future depends on: tensors, and what JSON can hold."""
+        """Return the complete state: tensors, and JSON-serialisable values."""
         tensors = {
             "parameters": self.sae.parameters,
             "adam.mean": self._adam.mean,
@@ -405,7 +405,7 @@ class Training:
         return tensors, words
 
     def restore(self, tensors: dict[str, Tensor], words: dict[str, Any]) -> None:
-        """Go back to a state."""
+        """Restore a state."""
         self.sae.parameters.copy_(tensors["parameters"])
         for name, tensor in self.sae.state.items():
             tensor.copy_(tensors[_STATE + name])

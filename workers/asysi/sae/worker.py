@@ -1,4 +1,4 @@
-"""The SAE worker: trains on the live stream, keeps checkpoints, and leaves SAEs behind."""
+"""The SAE worker: trains on the live stream, writes checkpoints, and exports SAEs."""
 
 import json
 import logging
@@ -35,9 +35,9 @@ from asysi.sae.trainer import Trainer
 from asysi.sae.training import Training
 
 READER = "sae"
-"""The bus's reader that this worker is."""
+"""Name of this worker as a reader of the bus."""
 EVALUATE_SECONDS = 5.0
-"""Between two evaluations of the same autoencoder on the way, at least."""
+"""Minimum seconds between two intermediate evaluations of the same autoencoder."""
 CURVE = ["trained", "loss", "fvu", "l0", "dead"]
 """Columns of a training curve in `training.json`."""
 _PULL = 64
@@ -47,17 +47,17 @@ log = logging.getLogger("asysi")
 
 
 class SAETrainerWorker:
-    """Consumes the bus: every row is trained on, or counted with the reason why not.
+    """Consumes the bus: every row is either trained on or counted with the reason why not.
 
     Args:
-        worker: its frame.
+        worker: context of the process.
         stream: the bus, attached as the reader `sae`.
     """
 
     def __init__(self, worker: Worker, stream: Consumer) -> None:
         sae = worker.experiment.spec.sae
         if sae is None or not sae.enabled:
-            raise ConfigError("spec.sae: there is nothing to train, yet the SAE worker was started")
+            raise ConfigError("spec.sae: there is nothing to train, but the SAE worker was started")
         self._worker, self._stream = worker, stream
         data = worker.experiment.spec.data
         multiple = data.tokens.max_norm_multiple if data else None
@@ -75,7 +75,7 @@ class SAETrainerWorker:
                 match_globs(trainer.hook_points, list(self._points), where, calls=False)
 
     def run(self) -> int:
-        """Work until the stream ends or SIGTERM comes; return the exit code."""
+        """Run until the stream ends or SIGTERM arrives; return the exit code."""
         self._resume()
         self._worker.status = self.status
         self._worker.health.ready()
@@ -88,7 +88,7 @@ class SAETrainerWorker:
         return self._leave()
 
     def status(self) -> dict[str, object]:
-        """Return what /status answers."""
+        """Return the content of /status."""
         return {
             "trainers": {
                 trainer.config.name: {point: t.report() for point, t in list(trainer.trainings.items())}
@@ -99,7 +99,7 @@ class SAETrainerWorker:
     # The stream
 
     def _pull(self) -> None:
-        """Train on what is there; what is taken has been received here, and nothing else."""
+        """Train on the available packets; a packet is taken only after all trainers received it."""
         for packet in self._stream.pull(_PULL, _WAIT):
             if packet.point not in self._points:
                 self._points = {**self._points, **dict.fromkeys(self._stream.points())}
@@ -114,7 +114,7 @@ class SAETrainerWorker:
             self._checkpoint()
 
     def _drain(self) -> bool:
-        """Train on what the buffers hold; return whether nothing is left, False when SIGTERM came."""
+        """Train on the buffered rows; return whether none are left, False on SIGTERM."""
         for trainer in self._trainers:
             trainer.end()
         while any(trainer.train() for trainer in self._trainers):
@@ -126,7 +126,7 @@ class SAETrainerWorker:
     # Checkpoints
 
     def _resume(self) -> None:
-        """Go back to the checkpoints and tell the ring's books what of this attempt they hold."""
+        """Restore the checkpoints and set the durable rows of this attempt in the ring accordingly."""
         found = [trainer.load(self._worker.attempt) for trainer in self._trainers]
         points = {point for trainer in self._trainers for point in trainer.rows}
         self._stream.resume(
@@ -137,9 +137,9 @@ class SAETrainerWorker:
             log.info("resumed: %s rows are trained on", f"{self._trained():,}")
 
     def _checkpoint(self) -> None:
-        """Write the checkpoints, then book what they hold as durable.
+        """Write the checkpoints, then mark their rows as durable.
 
-        A kill between the two does no harm: who resumes believes the checkpoints.
+        A kill in between is harmless: on resume, the checkpoints take precedence.
         """
         began = time.monotonic()
         for trainer in self._trainers:
@@ -150,16 +150,16 @@ class SAETrainerWorker:
         log.info("checkpoint at %s rows, in %.2f s", f"{self._trained():,}", self._saved_at - began)
 
     def _leave(self) -> int:
-        """Checkpoint everything received, on SIGTERM."""
+        """Checkpoint everything received, after SIGTERM."""
         self._checkpoint()
         return Exit.OK
 
     # The end
 
     def _finish(self, end: StreamEnd) -> int:
-        """Train on what is buffered and export; or, at an attempt's end, keep all of it for the next one."""
-        # Before the buffers are emptied: a run that is ended early goes on from here, should it be continued,
-        # as if it had not ended. What follows is done again by whoever is killed in it.
+        """Train on the buffered rows and export; if only the attempt is over, keep them for the next one."""
+        # Checkpoint before draining the buffers: a run that was stopped early can be continued from here as
+        # if it had not been stopped. If the worker is killed below, its successor repeats the work.
         self._checkpoint()
         if end is StreamEnd.COMPLETE:
             if not self._drain():
@@ -175,7 +175,7 @@ class SAETrainerWorker:
         return Exit.OK
 
     def _export(self) -> None:
-        """Export every SAE, with `training.json` beside them: figures, course, and why one is missing."""
+        """Export every SAE, with `training.json`: metrics, training curve, and why an SAE is missing."""
         model = _json_object(self._worker.workspace / MODEL_FILE)
         for trainer in self._trainers:
             folder = self._worker.output / SAE_FOLDER / trainer.config.name
@@ -206,10 +206,10 @@ class SAETrainerWorker:
         export(folder, training.sae.on("cpu").frozen(scale, scale), metadata)
         self._worker.health.beat()
 
-    # What others see
+    # Monitoring
 
     def _evaluate_next(self) -> None:
-        """Evaluate one autoencoder, each in its turn, so that no pause is long."""
+        """Evaluate the autoencoders in turn, one per call, to keep pauses short."""
         trainings = [t for trainer in self._trainers for t in trainer.trainings.values()]
         now = time.monotonic()
         if not trainings or now - self._evaluated_at < EVALUATE_SECONDS / len(trainings):
@@ -220,7 +220,7 @@ class SAETrainerWorker:
         self._gauge_all()
 
     def _gauge_all(self) -> None:
-        """Show the figures in the control file: of the first trainer that trains on a hook point."""
+        """Publish the metrics of the first trainer of each hook point in the control file."""
         for point in self._stream.points():
             training = next((t.trainings[point] for t in self._trainers if point in t.trainings), None)
             for slot, value in _gauges(training).items():
@@ -243,13 +243,11 @@ def main(worker: Worker) -> int:
     """Run the SAE worker until the stream ends, then wait for the pod's end; returns the exit code."""
     sae = worker.experiment.spec.sae
     torch.set_num_threads(max(1, int(sae.cpus)) if sae else 1)
-    torch.set_flush_denormal(True)  # moments of dead latents fade into denormals, which are slow
+    torch.set_flush_denormal(True)  # moments of dead latents decay to denormals, which are slow
     if sae and sae.gpus:
         repeat_exactly()
     with torch.inference_mode():
-        stream = CppShardedSPMCBus(worker.shm / BUS_RING).consumer(
-            READER
-        )  # held, and so its lock, to the end
+        stream = CppShardedSPMCBus(worker.shm / BUS_RING).consumer(READER)  # keeps the lock until the end
         code = SAETrainerWorker(worker, stream).run()
         return rest(worker) if has_ended(worker) else code
 
@@ -275,7 +273,7 @@ def _finite(value: float) -> float | None:
 
 
 def _captured_points(file: Path) -> dict[str, str | None]:
-    """Return hook points and their TransformerLens names, where this container sees what prepare wrote."""
+    """Return the hook points and their TransformerLens names; empty if prepare's file is not available."""
     try:
         entries = json.loads(file.read_text())
         return {entry["path"]: entry.get("alias") for entry in entries}
@@ -292,7 +290,7 @@ def _json_object(file: Path) -> dict[str, Any]:
 
 
 def _steps_total(folder: Path) -> int:
-    """Return the steps of the host's whole run, 0 when nobody knows."""
+    """Return the steps of the host's whole run; 0 if unknown."""
     try:
         with CppShardedSPMCBus(folder).control() as control:
             return control.get(CaptureWord.STEPS_TOTAL)
@@ -301,9 +299,7 @@ def _steps_total(folder: Path) -> int:
 
 
 def _began_with_bos(folder: Path) -> bool | None:
-    """Return whether every sequence that the host read began with BOS or CLS; None when only some did, or
-    when that is not known.
-    """
+    """Return whether every sequence read by the host began with BOS or CLS; None if only some, or unknown."""
     try:
         with CppShardedSPMCBus(folder).control() as control:
             sequences, opened = (

@@ -1,1 +1,1 @@
-"""Text: rows of the data, the tokens they become, and the batches that a model reads."""
+"""Text: reading rows, tokenising them, and building batches for the model."""

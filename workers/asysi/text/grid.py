@@ -1,4 +1,4 @@
-"""The tokens of a step, as the model reads them and capture books them."""
+"""The tokens of a step, as read by the model and counted by capture."""
 
 from dataclasses import dataclass
 
@@ -15,6 +15,6 @@ class StepTokens:
     batch: int
     length: int
     rows: NDArray[np.void]
-    """[batch · length] of ROW_DTYPE: where each token comes from."""
+    """[batch · length] of ROW_DTYPE: the origin of each token."""
     content: NDArray[np.bool_]
     """[batch · length]: which tokens are data."""

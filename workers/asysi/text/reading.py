@@ -1,4 +1,4 @@
-"""The data of a run, read and laid out as steps."""
+"""Reads the data of a run and divides it into steps."""
 
 from dataclasses import dataclass
 
@@ -11,27 +11,27 @@ from asysi.text.tokens import Batches, SpelledTokens, make_policy, openers, toke
 
 @dataclass(frozen=True, slots=True)
 class PlannedReading:
-    """The corpus as steps, and what is known of it."""
+    """The corpus as steps, with its statistics."""
 
     batches: Batches
     documents: int
     held_out: int
     duplicates: int
     renumbered: int
-    """Documents whose number another one had already."""
+    """Documents whose number was already taken by another."""
     truncated: int
-    """Documents that were cut at the context length."""
+    """Documents truncated at the context length."""
     spelled: SpelledTokens
-    """Special tokens that the documents' text spells."""
+    """Special tokens spelled out in the text."""
     openers: list[int]
     """The tokenizer's BOS and CLS tokens."""
 
 
 def read_data(data: Data, workload: ReadsText, tokenizer: object) -> PlannedReading:
-    """Read, deduplicate and tokenise the data, and lay out the steps.
+    """Read, deduplicate and tokenise the data, and divide it into steps.
 
     Raises:
-        ConfigError: the data or the token policy is wrong, or no document is left.
+        ConfigError: the data or the token policy is invalid, or no document is left.
     """
     policy = make_policy(data.tokens, tokenizer)
     source = TextSource(data, workload.max_samples)

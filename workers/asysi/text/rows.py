@@ -1,4 +1,4 @@
-"""Rows of text: read, checked, deduplicated, and divided into training and held-out documents."""
+"""Reads rows of text, validates and deduplicates them, and splits off held-out documents."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from asysi.pipeline.formats.compression import HEAD, BrokenFileError, compressio
 from asysi.pipeline.formats.format_detection import BOM
 
 RENUMBERED = 2**63
-"""Added to the line of a row whose number another row has: above every number that rows bring."""
+"""Added to the line number of a row whose number is taken: larger than any number in the data."""
 _EXCERPT = 60
 
 
@@ -23,20 +23,20 @@ class Document:
     """A distinct document."""
 
     sample: int
-    """Row of the input, unique: its `_i` where that is a whole number from 0, else its line through all
-    files; where another document has that number already, RENUMBERED plus the line."""
+    """Unique number of the input row: its `_i` if that is a non-negative integer, otherwise its line number
+    across all files; if that number is already taken, RENUMBERED plus the line number."""
     text: str
     holdout: bool
-    """Whether it is never trained on."""
+    """Whether it is held out and never trained on."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Line:
     file: str
     number: int
-    """In its file, from 1."""
+    """Line number in its file, from 1."""
     ordinal: int
-    """In all files, from 1."""
+    """Line number across all files, from 1."""
     content: bytes
 
     def wrong(self, what: str) -> ConfigError:
@@ -46,14 +46,14 @@ class _Line:
 
 
 class TextSource:
-    """The distinct documents of `data.uri`; iterate to read them. Counts what it leaves out.
+    """Iterable over the distinct documents of `data.uri`; counts the skipped rows.
 
     Args:
         data: the spec's data.
-        limit: distinct documents at most, None for all.
+        limit: maximum number of distinct documents; None for all.
 
     Raises:
-        ConfigError: when iterated: the source is missing, a line is not a JSON object, or a row has no text.
+        ConfigError: on iteration: the source is missing, a line is not a JSON object, or a row has no text.
     """
 
     def __init__(self, data: Data, limit: int | None = None) -> None:
@@ -61,9 +61,9 @@ class TextSource:
         self.rows = 0
         """Rows read."""
         self.duplicates = 0
-        """Rows whose text had been seen before."""
+        """Rows whose text occurred before."""
         self.renumbered = 0
-        """Documents whose number another one had already."""
+        """Documents whose number was already taken by another."""
 
     def __iter__(self) -> Iterator[Document]:
         field, holdout = self._data.tokens.text_field, self._data.holdout
@@ -82,7 +82,7 @@ class TextSource:
                 return
             seen.add(mark)
             number = _number(line, row)
-            if number in numbers:  # else one number could be trained on and held out at once
+            if number in numbers:  # a number must not be both trained on and held out
                 number = RENUMBERED + line.ordinal
                 self.renumbered += 1
             numbers.add(number)
@@ -90,16 +90,16 @@ class TextSource:
 
 
 def is_held_out(text: str, share: float, seed: int) -> bool:
-    """Return whether a document is held out: a function of its text, the share (0..1) and the seed alone.
+    """Return whether a document is held out; depends only on its text, the share (0..1) and the seed.
 
-    What is held out at one share is held out at every larger one.
+    A document held out at one share is also held out at every larger share.
     """
     digest = blake2b(text.encode(), digest_size=8, key=seed.to_bytes(8, "little")).digest()
     return int.from_bytes(digest, "little") / 2**64 < share
 
 
 def _lines(uri: str) -> Iterator[_Line]:
-    """Yield every line that is not blank, files in the order of their names. Lines end at newlines alone."""
+    """Yield every non-blank line, with files sorted by name. Only newlines end a line."""
     ordinal = 0
     rest = uri.removeprefix("jsonl://")
     try:
@@ -124,7 +124,7 @@ def _lines(uri: str) -> Iterator[_Line]:
 
 
 def _without_bom(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield a file's lines, the first one without a byte order mark."""
+    """Yield a file's lines without a leading byte order mark."""
     lines = lines_of(pieces)
     if (first := next(lines, None)) is not None:
         yield first.removeprefix(BOM)
@@ -135,9 +135,9 @@ def _parse(line: _Line) -> dict[str, Any]:
     try:
         row = orjson.loads(line.content)
     except orjson.JSONDecodeError as error:
-        raise line.wrong(f"no JSON ({error})") from error
+        raise line.wrong(f"not JSON ({error})") from error
     if not isinstance(row, dict):
-        raise line.wrong("no JSON object")
+        raise line.wrong("not a JSON object")
     return row
 
 

@@ -1,4 +1,4 @@
-"""From documents to batches: the token policy, packing, and the order of each pass."""
+"""Turns documents into batches: token policy, packing, and the order of each pass."""
 
 import re
 from collections import Counter
@@ -17,27 +17,27 @@ from asysi.contract.spec import Tokens
 from asysi.text.grid import StepTokens
 from asysi.text.rows import Document
 
-_AT_ONCE = 1024  # documents the tokenizer is given at once
+_AT_ONCE = 1024  # documents per tokenizer call
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The token policy with every name turned into numbers."""
+    """The token policy with all names resolved to token ids."""
 
     context_length: int
     packing: str
     bos: int | None
-    """Token that sequences begin with; None adds none."""
+    """Token to prepend to sequences, or None."""
     drop_bos: int | None
-    """Token to take away from the beginning; None takes none."""
+    """Token to remove from the beginning, or None."""
     separator: int | None
-    """Between documents, under `concat`."""
+    """Token between documents with `concat`."""
     padding: int
     excluded: NDArray[np.int64]
     """Tokens that are never data."""
     padding_is_data: bool
     special_as_text: bool = False
-    """Whether text that spells a special token is ordinary text."""
+    """Whether special tokens spelled out in the text are read as ordinary text."""
 
     @property
     def encoding(self) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def make_policy(tokens: Tokens, tokenizer: Any) -> Policy:
     """Return the spec's policy for a tokenizer.
 
     Raises:
-        ConfigError: a token it names is none of the tokenizer's, or the tokenizer has no token that it needs.
+        ConfigError: the policy names an unknown token, or the tokenizer lacks a required token.
     """
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
     if tokens.prepend_bos and bos is None:
@@ -77,7 +77,7 @@ def make_policy(tokens: Tokens, tokenizer: Any) -> Policy:
 
 
 def adds_bos(tokenizer: Any, bos: int | None) -> bool:
-    """Return whether the tokenizer puts `bos` before a text by itself."""
+    """Return whether the tokenizer prepends `bos` by default."""
     if bos is None:
         return False
     (ids,) = tokenizer(["a"], truncation=True, max_length=8)["input_ids"]
@@ -85,12 +85,12 @@ def adds_bos(tokenizer: Any, bos: int | None) -> bool:
 
 
 def openers(tokenizer: Any) -> list[int]:
-    """Return the tokens that mark the beginning of a sequence: BOS and CLS, as far as there are any."""
+    """Return the tokens that mark the beginning of a sequence: BOS and CLS, if defined."""
     return [token for token in (tokenizer.bos_token_id, tokenizer.cls_token_id) if token is not None]
 
 
 class SpelledTokens:
-    """Counts what in a text spells one of the tokenizer's special tokens.
+    """Counts special tokens of the tokenizer that are spelled out in the text.
 
     Args:
         tokenizer: a transformers tokenizer.
@@ -100,12 +100,12 @@ class SpelledTokens:
         names = sorted({str(name) for name in getattr(tokenizer, "all_special_tokens", ())}, key=len)
         self._names = re.compile("|".join(re.escape(name) for name in reversed(names))) if names else None
         self.documents = 0
-        """Documents with at least one."""
+        """Number of documents with at least one."""
         self.found: Counter[str] = Counter()
-        """How often each is spelled."""
+        """Number of occurrences of each."""
 
     def watch(self, documents: Iterable[Document]) -> Iterator[Document]:
-        """Yield the documents, counting."""
+        """Yield the documents while counting."""
         for document in documents:
             if self._names is not None and (names := self._names.findall(document.text)):
                 self.documents += 1
@@ -118,13 +118,13 @@ class SpelledTokens:
 
 
 def padding_token(tokenizer: Any) -> int:
-    """Return the token that sequences are padded with; the mask leaves it out."""
+    """Return the padding token; it is masked out."""
     candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return int(next(token for token in candidates if token is not None))
 
 
 def ordinary_token(tokenizer: Any) -> int:
-    """Return a token that ordinary text has, none that is special: models count padding otherwise."""
+    """Return a token that is not special; some models count padding tokens."""
     special = set(tokenizer.all_special_ids)
     tokens = tokenizer("a", add_special_tokens=False)["input_ids"]
     candidates = chain(tokens, sorted(tokenizer.get_vocab().values()))
@@ -146,7 +146,7 @@ def _token_id(name: str, tokenizer: Any, where: str) -> int:
     vocabulary = tokenizer.get_vocab()
     if name not in vocabulary:
         near = get_close_matches(name, vocabulary, 3)
-        hint = f"; near it are {', '.join(near)}" if near else ""
+        hint = f"; closest are {', '.join(near)}" if near else ""
         raise ConfigError(
             f"{where}: {name!r} is neither `special` nor `padding` nor a token of the tokenizer{hint}"
         )
@@ -155,18 +155,18 @@ def _token_id(name: str, tokenizer: Any, where: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Tokenised documents, one after the other."""
+    """Concatenated tokenised documents."""
 
     tokens: NDArray[np.int32]
-    """[sum of lengths], special tokens included where the policy has them."""
+    """[sum of lengths] tokens, including special tokens if the policy adds them."""
     starts: NDArray[np.int64]
-    """[documents + 1]: where each document begins."""
+    """[documents + 1]: offset of each document."""
     samples: NDArray[np.uint64]
-    """[documents]: row of the input."""
+    """[documents]: input row."""
     holdout: NDArray[np.bool_]
     """[documents]: whether it is held out."""
     truncated: int = 0
-    """Documents that were cut at the context length."""
+    """Documents truncated at the context length."""
 
     @property
     def documents(self) -> int:
@@ -175,12 +175,12 @@ class Corpus:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """[documents]: tokens of each."""
+        """[documents]: number of tokens."""
         return np.diff(self.starts)
 
 
 def tokenise(documents: Iterable[Document], tokenizer: Any, policy: Policy) -> Corpus:
-    """Return the tokens of all documents, four bytes each. A document without a token is left out."""
+    """Return the tokens of all documents as int32. Documents without tokens are skipped."""
     pieces: list[NDArray[np.int32]] = []
     samples: list[int] = []
     holdout: list[bool] = []
@@ -201,8 +201,8 @@ def tokenise(documents: Iterable[Document], tokenizer: Any, policy: Policy) -> C
 
 
 def _encode(texts: list[str], tokenizer: Any, policy: Policy) -> tuple[list[list[int]], int]:
-    """Return the tokens of each text, and how many texts were cut."""
-    if policy.packing == "concat":  # sequences get their special tokens when they are cut
+    """Return the tokens of each text, and how many texts were truncated."""
+    if policy.packing == "concat":  # special tokens are added when the sequences are cut
         encoded: list[list[int]] = tokenizer(
             texts, add_special_tokens=False, verbose=False, **policy.encoding
         )["input_ids"]
@@ -215,14 +215,14 @@ def _encode(texts: list[str], tokenizer: Any, policy: Policy) -> tuple[list[list
         return [ids[1:] if ids and ids[0] == policy.drop_bos else ids for ids in encoded], int(cut.sum())
     if policy.bos is not None:
         bare = np.array([not ids or ids[0] != policy.bos for ids in encoded])
-        cut |= bare & (np.array([len(ids) for ids in encoded]) == most)  # the BOS takes the last one's place
+        cut |= bare & (np.array([len(ids) for ids in encoded]) == most)  # the BOS displaces the last token
         encoded = [[policy.bos, *ids][:most] if add else ids for ids, add in zip(encoded, bare, strict=True)]
     return encoded, int(cut.sum())
 
 
 def _cut(texts: list[str], found: Any, tokenizer: Any, most: int) -> NDArray[np.bool_]:
-    """Return [texts] whether the tokenizer has cut each."""
-    if whole := getattr(found, "encodings", None):  # a fast tokenizer keeps what it has cut off
+    """Return [texts] whether the tokenizer truncated each text."""
+    if whole := getattr(found, "encodings", None):  # fast tokenizers keep the overflowing tokens
         return np.array([bool(one.overflowing) for one in whole])
     long = [number for number, ids in enumerate(found["input_ids"]) if len(ids) >= most]
     cut = np.zeros(len(texts), np.bool_)
@@ -234,7 +234,7 @@ def _cut(texts: list[str], found: Any, tokenizer: Any, most: int) -> NDArray[np.
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
-    """What a pass reads, as slices of one stream of tokens."""
+    """The sequences of a pass, as slices of one stream of tokens."""
 
     tokens: NDArray[np.int32]
     samples: NDArray[np.uint64]
@@ -246,22 +246,22 @@ class Sequences:
     holdout: NDArray[np.bool_]
     """[sequences]"""
     bos: int | None
-    """Token put before every sequence; None puts none."""
+    """Token prepended to every sequence, or None."""
     positions: NDArray[np.int32] | None = None
-    """[tokens]: position of each token in its document; None where a sequence is one document."""
+    """[tokens]: position of each token in its document; None if every sequence is one document."""
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """[sequences]: tokens of each, without a BOS that is put before it."""
+        """[sequences]: number of tokens, without a prepended BOS."""
         return self.ends - self.starts
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one step reads."""
+    """The input of one step."""
 
     number: int
-    """Of the step, from 0 over all passes."""
+    """Step number, from 0 over all passes."""
     pass_number: int
     ids: NDArray[np.int64]
     """[batch, length]"""
@@ -271,22 +271,23 @@ class Batch:
 
     @property
     def present(self) -> NDArray[np.bool_]:
-        """[batch, length]: what is not padding."""
+        """[batch, length]: whether the token is not padding."""
         return np.ones(self.ids.shape, np.bool_) if self.mask is None else self.mask.astype(np.bool_)
 
 
 class Batches:
-    """All steps of a run: the same for the same corpus, policy and seed, from any step on.
+    """All steps of a run, deterministic for a corpus, policy and seed; can start at any step.
 
-    The training documents are read `passes` times, each time in another order; each held-out one once, an
-    equal share of them in every pass, so that what is lost of one pass does not cost the evaluation.
+    The training documents are read `passes` times, each time in a different order. Each held-out document is
+    read once, with an equal share of them in every pass, so that losing rows of one pass does not ruin the
+    evaluation.
 
     Args:
         corpus: the tokenised documents.
         policy: how they become sequences.
-        batch_size: sequences a step.
-        passes: times that the training documents are read.
-        seed: of the orders.
+        batch_size: sequences per step.
+        passes: how many times the training documents are read.
+        seed: seed of the orders.
     """
 
     def __init__(self, corpus: Corpus, policy: Policy, *, batch_size: int, passes: int, seed: int) -> None:
@@ -296,28 +297,28 @@ class Batches:
         self._data_until = np.concatenate([[0], np.cumsum(data)])
         rank = np.cumsum(corpus.holdout) - 1  # among the held-out documents
         self._held_in = np.where(corpus.holdout, rank % passes, -1)
-        """[documents] the pass that reads it, -1 for those that every pass reads."""
+        """[documents] index of the pass that reads it; -1 if every pass does."""
         self._steps_by_pass = self._steps()
 
     @property
     def steps(self) -> int:
-        """Steps of the whole run."""
+        """Number of steps of the whole run."""
         return sum(self._steps_by_pass)
 
     @property
     def content_tokens(self) -> int:
-        """Tokens of the documents that are data, each document once."""
+        """Number of content tokens, counting each document once."""
         return int(self._data_until[-1])
 
     @property
     def content_tokens_in_all(self) -> int:
-        """Tokens that are data, all passes together (padding, and separators under `concat`, left out)."""
+        """Number of content tokens over all passes, without padding and `concat` separators."""
         by_document = np.diff(self._data_until[self._corpus.starts])
         training = int(by_document[~self._corpus.holdout].sum())
         return self.content_tokens + (self._passes - 1) * training
 
     def from_step(self, step: int) -> Iterator[Batch]:
-        """Yield the batches of a run from `step` (>= 0) on."""
+        """Yield the batches of a run, starting at `step` (>= 0)."""
         number = 0
         for pass_number, count in enumerate(self._steps_by_pass):
             if number + count <= step:
@@ -341,11 +342,11 @@ class Batches:
         return Sequences(corpus.tokens, samples, corpus.starts[:-1], corpus.starts[1:], corpus.holdout, None)
 
     def _read_in(self, pass_number: int) -> NDArray[np.bool_]:
-        """Return [documents] whether the pass reads it."""
+        """Return [documents] whether the pass reads the document."""
         return np.asarray((self._held_in == -1) | (self._held_in == pass_number))
 
     def _steps(self) -> list[int]:
-        """Return the steps of each pass."""
+        """Return the number of steps of each pass."""
         corpus, concat = self._corpus, self._policy.packing == "concat"
         sizes = corpus.lengths + 1 if concat else np.ones(corpus.documents, np.int64)
         room = self._policy.context_length - (self._policy.bos is not None) if concat else 1
@@ -357,16 +358,16 @@ class Batches:
 def _choose(
     corpus: Corpus, chosen: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.uint64], NDArray[np.bool_]]:
-    """Return the parts of a corpus that holds the chosen documents only."""
+    """Return the arrays of a corpus with only the chosen documents."""
     lengths = corpus.lengths
     starts = np.concatenate([[0], np.cumsum(lengths[chosen])])
     return corpus.tokens[np.repeat(chosen, lengths)], starts, corpus.samples[chosen], corpus.holdout[chosen]
 
 
 def concatenate(corpus: Corpus, policy: Policy, rng: np.random.Generator) -> Sequences:
-    """Join documents in random order, a separator after each, and cut them to full sequences.
+    """Concatenate documents in random order with separators, and cut them into full sequences.
 
-    Held-out and training documents never share a sequence: an activation holds what stands before its token.
+    Held-out and training documents never share a sequence, because an activation depends on preceding tokens.
     """
     room = policy.context_length - (policy.bos is not None)
     tokens, samples, positions, starts, ends, holdout = [], [], [], [], [], []
@@ -396,8 +397,8 @@ def plan(
 ) -> list[NDArray[np.int64]]:
     """Return the sequences of each step.
 
-    `none` keeps their order. `concat` shuffles them. `bucket` puts sequences of like length together, in
-    random order among equals, and then shuffles the steps.
+    `none` keeps their order. `concat` shuffles them. `bucket` groups sequences of similar length, in random
+    order among equal lengths, and then shuffles the steps.
     """
     count = len(sequences.starts)
     order = np.arange(count) if packing == "none" else rng.permutation(count)
@@ -410,7 +411,7 @@ def plan(
 def make_batch(
     sequences: Sequences, chosen: NDArray[np.int64], policy: Policy, number: int, pass_number: int
 ) -> Batch:
-    """Return the batch of the chosen sequences, padded to the longest of them on the right."""
+    """Return the batch of the chosen sequences, right-padded to the longest one."""
     head = int(sequences.bos is not None)
     starts, lengths = sequences.starts[chosen], sequences.lengths[chosen] + head
     batch, length = len(chosen), int(lengths.max())

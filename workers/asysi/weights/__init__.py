@@ -51,7 +51,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for: naming a parameter needs no linear algebra."""
+    """Import names lazily, so that classifying a parameter does not load linear algebra."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"asysi.weights.{_HOMES[name]}"), name)

@@ -1,13 +1,13 @@
-"""What can be wrong with a checkpoint. Each error names the file, why, and what to do."""
+"""Errors of checkpoints. Each names the file, the reason, and what to do."""
 
 from asysi.contract.errors import ConfigError
 
 NAMED = 5
-"""Tensors that a problem names at most when it is listed."""
+"""Maximum number of tensors listed per problem."""
 
 
 class WeightsError(Exception):
-    """A part of a checkpoint that cannot be read; the others still can.
+    """A part of a checkpoint cannot be read; the others still can.
 
     Attributes:
         problem: what is wrong and what to do, a sentence that begins with the file.
@@ -40,7 +40,7 @@ class HeaderSizeError(WeightsError):
 
 
 class HeaderError(WeightsError):
-    """The header is not JSON of the form that safetensors has, or a tensor's entry contradicts itself."""
+    """The header is not valid safetensors JSON, or a tensor's entry is inconsistent."""
 
 
 class OverlapError(WeightsError):
@@ -52,19 +52,19 @@ class GapError(WeightsError):
 
 
 class DuplicateNameError(WeightsError):
-    """A name stands twice in a header, or in two files."""
+    """A name occurs twice in a header, or in two files."""
 
 
 class MissingShardError(WeightsError):
-    """The index names a file that is not there."""
+    """The index names a missing file."""
 
 
 class LfsPointerError(WeightsError):
-    """The file is a Git LFS pointer: a few lines of text that stand for a file that was not fetched."""
+    """The file is a Git LFS pointer: a text placeholder for a file that was not fetched."""
 
 
 class MissingTensorError(WeightsError):
-    """The index names a tensor that its file does not hold."""
+    """The index names a tensor that its file does not contain."""
 
 
 class EscapingPathError(WeightsError):
@@ -80,4 +80,4 @@ class AdapterError(WeightsError):
 
 
 class PickleError(ConfigError):
-    """There are only pickles, which can run any code when they are loaded."""
+    """There are only pickles, which can execute arbitrary code when loaded."""

@@ -1,6 +1,4 @@
-"""Compressed files: recognised by their first bytes, read member by member, written with the same result
-each time.
-"""
+"""Compressed files: detected by their magic bytes, read member by member, written reproducibly."""
 
 import bz2
 import gzip
@@ -18,9 +16,9 @@ import zstandard
 from asysi.contract.errors import ConfigError
 
 HEAD = 6
-"""Bytes that tell how a file is compressed."""
+"""Number of bytes needed to detect the compression."""
 ENDINGS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
-"""How a file is written, by the end of its name."""
+"""Compression of an output file, by suffix."""
 _MAGIC = (
     (b"\x1f\x8b", "gzip"),
     (b"\x28\xb5\x2f\xfd", "zstd"),
@@ -44,15 +42,15 @@ class BrokenFileError(ConfigError):
 
 
 def compression_of(head: bytes) -> str | None:
-    """Return how a file with these first bytes is compressed, None for plain."""
+    """Return the compression of a file with these first bytes, None if uncompressed."""
     return next((kind for magic, kind in _MAGIC if head.startswith(magic)), None)
 
 
 def compression_for(name: str) -> str | None:
-    """Return how a file of this name is written, None for plain.
+    """Return the compression of an output file of this name, None if uncompressed.
 
     Raises:
-        ConfigError: nothing is written in that way.
+        ConfigError: writing that format is not supported.
     """
     if name.endswith(".zip"):
         raise ConfigError(f"{name} cannot be written: a .zip holds several files; name it .gz or .zst")
@@ -60,15 +58,15 @@ def compression_for(name: str) -> str | None:
 
 
 def decompressed(stream: IO[bytes], kind: str | None, name: str) -> Iterator[bytes]:
-    """Yield what a file holds, in pieces.
+    """Yield the decompressed contents of a file in pieces.
 
     Args:
         stream: the file.
-        kind: how it is compressed, None for plain.
-        name: what errors call it.
+        kind: its compression, None if uncompressed.
+        name: its name in errors.
 
     Raises:
-        BrokenFileError: it ends too early, or is damaged; it says at which byte.
+        BrokenFileError: it is truncated or damaged; the message gives the byte.
     """
     if kind is None:
         while data := stream.read(_CHUNK * 4):
@@ -80,7 +78,7 @@ def decompressed(stream: IO[bytes], kind: str | None, name: str) -> Iterator[byt
 
 
 def compress(source: Path, target: Path, kind: str) -> None:
-    """Write a file compressed; the same source makes the same bytes."""
+    """Compress a file reproducibly: the same source gives the same bytes."""
     with source.open("rb") as plain, target.open("wb") as raw, _writer(raw, kind) as packed:
         shutil.copyfileobj(plain, packed, _CHUNK * 4)
 
@@ -94,13 +92,13 @@ def _writer(raw: IO[bytes], kind: str) -> Any:
 
 
 def _members(stream: IO[bytes], kind: str, name: str) -> Iterator[bytes]:
-    """Yield what the members of a file hold, one after the other."""
+    """Yield the contents of a file's members in order."""
     reader, begun, at = _READERS[kind](), False, 0
     while data := stream.read(_CHUNK):
         at += len(data)
         while data:
             if reader.eof:
-                if kind == "gzip" and not data.strip(b"\0"):  # padding, as tapes have it
+                if kind == "gzip" and not data.strip(b"\0"):  # zero padding, as on tapes
                     break
                 reader = _READERS[kind]()
             begun = True
@@ -134,7 +132,7 @@ def _broken(name: str, at: int, what: str) -> str:
 
 
 def lines_of(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield the lines that pieces of a file make, each with its newline but perhaps the last."""
+    """Yield the lines of a file given in pieces, each with its newline except possibly the last."""
     rest: list[bytes] = []
     for piece in pieces:
         end = piece.rfind(b"\n") + 1

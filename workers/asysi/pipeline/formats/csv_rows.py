@@ -1,7 +1,7 @@
-"""CSV files as JSON lines and back: strict, so that no line is merged, cut or dropped without a word.
+"""CSV files as JSON lines and back: strict, so that no line is silently merged, truncated or dropped.
 
-A field is text, a field with nothing in it is null, and `""` is the empty text. A line that does not fit is
-handed on with its bytes, its number and what is wrong with it: it fails like any other row.
+A field is text, an empty field is null, and `""` is the empty string. An invalid line is passed on with its
+bytes, its number and the error, and fails like any other row.
 """
 
 import codecs
@@ -24,7 +24,7 @@ from asysi.pipeline.rows.blocks import bad_line
 from asysi.pipeline.rows.ids import FIELD
 
 LONGEST = 64 << 20
-"""Bytes of a row at most: a quote that is still open then is a mistake."""
+"""Maximum bytes of a row: a quote still open by then is an error."""
 _PIECE = 1 << 18
 _NAMED = {"comma": ",", "tab": "\t", "semicolon": ";", "pipe": "|", "space": " "}
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
@@ -32,13 +32,13 @@ _NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How a CSV file is written.
+    """Dialect of a CSV file.
 
     Attributes:
-        delimiter: between two fields, one character.
-        encoding: of its text.
-        quote: around fields with a delimiter or a newline, one character; None: there are no quotes.
-        given: whether the delimiter was named rather than taken for granted.
+        delimiter: field delimiter, one character.
+        encoding: text encoding.
+        quote: quote character for fields with a delimiter or a newline; None: no quoting.
+        given: whether the delimiter was given explicitly.
     """
 
     delimiter: str = ","
@@ -48,10 +48,10 @@ class Dialect:
 
     @classmethod
     def of(cls, options: dict[str, str], name: str) -> "Dialect":
-        """Return the dialect of a file from its options; a `.tsv` has tabs.
+        """Return the dialect of a file from its options; a `.tsv` uses tabs.
 
         Raises:
-            ConfigError: an option has a value that it cannot have.
+            ConfigError: an option has an invalid value.
         """
         plain = name.rstrip("/").removesuffix(".gz").removesuffix(".zst")
         delimiter = options.get("delimiter", "tab" if plain.endswith((".tsv", ".tab")) else ",")
@@ -82,13 +82,13 @@ def csv_lines(pieces: Iterator[bytes], name: str, dialect: Dialect) -> Iterator[
 
     Args:
         pieces: the file.
-        name: what errors call it.
-        dialect: how it is written.
+        name: its name in errors.
+        dialect: its dialect.
 
     Raises:
-        ConfigError: the first line does not name columns, or the encoding is another one.
+        ConfigError: the first line does not name columns, or the encoding is wrong.
     """
-    # Fields may be as long as rows; the limit is one of the whole process.
+    # Fields may be as long as rows; the limit is process-wide.
     csv.field_size_limit(sys.maxsize)
     out = io.BytesIO()
     for text in _rows(_Lines(pieces, name, dialect), name, dialect):
@@ -102,13 +102,13 @@ def csv_lines(pieces: Iterator[bytes], name: str, dialect: Dialect) -> Iterator[
 
 
 class _Lines:
-    """Lines of a file as text, with the bytes of those that the row at hand was made of."""
+    """Lines of a file as text, with the raw bytes of the current row's lines."""
 
     def __init__(self, pieces: Iterator[bytes], name: str, dialect: Dialect) -> None:
         self.number = 0
-        """Of the last line that was taken, from 1."""
+        """Number of the last line read, from 1."""
         self.raw: list[bytes] = []
-        """Lines taken since the row began."""
+        """Lines read since the row started."""
         self._dialect, self._name = dialect, name
         self._back: deque[bytes] = deque()
         self._lines = self._wide(pieces) if dialect.wide else lines_of(pieces)
@@ -133,12 +133,12 @@ class _Lines:
             yield line.decode(encoding, "surrogateescape")
 
     def begin(self) -> None:
-        """Begin a row."""
+        """Start a row."""
         self.raw.clear()
         self._size = 0
 
     def give_back(self) -> bytes:
-        """Return the first line of the row at hand, and read the others again."""
+        """Return the first line of the current row, and push the others back."""
         first, rest = self.raw[0], self.raw[1:]
         self._back.extendleft(reversed(rest))
         self.number -= len(rest)
@@ -183,7 +183,7 @@ def _rows(lines: _Lines, name: str, dialect: Dialect) -> Iterator[bytes]:
                         with_number(row)
                     try:
                         yield orjson.dumps(row)
-                    except TypeError:  # bytes that are not text were read as halves of surrogate pairs
+                    except TypeError:  # undecodable bytes were read as lone surrogates
                         yield bad_line(_not_text(lines.raw, name, began, dialect), b"".join(lines.raw))
                 lines.begin()
                 began = lines.number + 1
@@ -232,7 +232,7 @@ def _word(delimiter: str) -> str:
 
 
 def _with_nulls(fields: list[str], raw: list[bytes], dialect: Dialect) -> list[Any]:
-    """Return fields with null for those that are empty and not in quotes."""
+    """Return the fields with null for empty unquoted ones."""
     quote = dialect.quote
     text = b"".join(raw).decode(dialect.encoding, "surrogateescape")
     if quote is None or quote * 2 not in text:
@@ -246,7 +246,7 @@ def _with_nulls(fields: list[str], raw: list[bytes], dialect: Dialect) -> list[A
 
 
 def with_number(row: dict[str, Any]) -> None:
-    """Let an id that the format made text be a number again, where it is the text of one: `007` is not."""
+    """Convert an id that the format stores as text back to a number, unless it has leading zeros (`007`)."""
     identity = row.get(FIELD)
     if isinstance(identity, str) and _NUMBER.fullmatch(identity):
         row[FIELD] = int(identity)
@@ -274,13 +274,13 @@ def _complaint(error: csv.Error) -> str:
 
 
 def write_csv(rows: Callable[[], Iterable[dict[str, Any]]], file: Path, name: str, dialect: Dialect) -> None:
-    """Write rows to a CSV file: columns in the order in which rows bring them, what is nested as JSON.
+    """Write rows to a CSV file: columns in order of first appearance, nested values as JSON.
 
     Args:
-        rows: may be called more than once.
-        file: where to.
-        name: what errors call it.
-        dialect: how to write it.
+        rows: returns the rows; may be called more than once.
+        file: output file.
+        name: its name in errors.
+        dialect: its dialect.
 
     Raises:
         ConfigError: a value cannot be written in this dialect.

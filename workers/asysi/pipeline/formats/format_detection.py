@@ -1,4 +1,4 @@
-"""What a file really is, where it is read as JSON lines and is not: said once, with what to do."""
+"""Detects files that are not JSON lines but are read as such, and says once what to do."""
 
 from collections.abc import Iterator
 
@@ -7,23 +7,23 @@ import orjson
 from asysi.contract.errors import ConfigError
 
 HEAD = 1 << 16
-"""Bytes at a file's beginning that are looked at."""
+"""Number of bytes inspected at the start of a file."""
 BOM = b"\xef\xbb\xbf"
 _LINES = 20
 _WIDE = (b"\xff\xfe", b"\xfe\xff")
 
 
 def refuse_other(head: bytes, name: str) -> None:
-    """Refuse a file as JSON lines that is plainly something else.
+    """Reject a file that is clearly not JSON lines.
 
-    A file with a row among its first lines is let through: its bad lines fail one by one.
+    A file with a row among its first lines is accepted: its invalid lines fail individually.
 
     Args:
         head: its first bytes, uncompressed.
-        name: what errors call it.
+        name: its name in errors.
 
     Raises:
-        ConfigError: it is something else; it says what it looks like, and what to do.
+        ConfigError: it is another format; the message names it and says what to do.
     """
     if head.startswith(b"PAR1"):
         raise ConfigError(f"{name} is a Parquet file: read it as parquet://{name}")
@@ -68,7 +68,7 @@ def _parsed(line: bytes) -> object:
 
 
 def _table(lines: list[bytes]) -> str:
-    """Return what a table is called whose lines all have as many of the same delimiter, or nothing."""
+    """Return the table format if all lines have the same number of a delimiter, or an empty string."""
     for sign, kind in ((b"\t", "TSV"), (b",", "CSV"), (b";", "CSV with semicolons")):
         counts = {line.count(sign) for line in lines}
         if len(counts) == 1 and counts != {0} and not lines[0].lstrip().startswith((b"{", b"[")):

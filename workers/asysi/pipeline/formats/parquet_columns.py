@@ -1,4 +1,4 @@
-"""Types of a Parquet output's columns, looked at while rows are made: not only when all are done."""
+"""Checks the column types of a Parquet output while rows are computed, rather than at the end."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,11 +11,11 @@ from asysi.pipeline.rows.ids import FIELD
 
 
 class ParquetColumns:
-    """The columns of a Parquet file to be.
+    """The columns of a Parquet file to be written.
 
     Args:
-        name: what errors call it.
-        rows: where its rows lie until it is made.
+        name: its name in errors.
+        rows: file with its rows until it is written.
 
     Raises:
         ConfigError: pyarrow is not installed.
@@ -34,10 +34,10 @@ class ParquetColumns:
         self._schema = pyarrow.schema([])
 
     def add(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Look at more rows.
+        """Check more rows.
 
         Raises:
-            ConfigError: a column's values have no type in common; it says which, and where the rows lie.
+            ConfigError: a column's values have no common type; the message names it and the rows' file.
         """
         for batch in batched(rows):
             try:
@@ -47,7 +47,7 @@ class ParquetColumns:
                 raise self._refused(batch, error) from error
 
     def add_lines(self, data: bytes) -> None:
-        """Look at more rows, JSON lines.
+        """Check more rows, given as JSON lines.
 
         Raises:
             ConfigError: see `add`.

@@ -1,7 +1,7 @@
-"""Parquet files as JSON lines and back: a column whose values JSON cannot hold is refused, or read as told.
+"""Parquet files as JSON lines and back; columns that JSON cannot represent need an option.
 
-Dates and times are ISO 8601 text, maps with text as keys are objects. Bytes, decimals and durations have no
-counterpart in JSON: options say as what they are read.
+Dates and times are ISO 8601 text; maps with text keys are objects. Bytes, decimals and durations have no
+counterpart in JSON: options specify how to read them.
 """
 
 import base64
@@ -28,11 +28,11 @@ def parquet_lines(stream: Any, name: str, options: dict[str, str]) -> Iterator[b
 
     Args:
         stream: the file.
-        name: what errors call it.
-        options: how to read what JSON cannot hold.
+        name: its name in errors.
+        options: how to read values that JSON cannot represent.
 
     Raises:
-        ConfigError: it is not Parquet, or a column has a type that JSON does not have and no option for it.
+        ConfigError: it is not Parquet, or a column's type has no JSON counterpart and no option.
     """
     import pyarrow.parquet  # noqa: PLC0415 - heavy, and only needed here
 
@@ -50,7 +50,7 @@ def _rows(file: Any, casts: set[str], name: str, options: dict[str, str]) -> Ite
         for row in _cast(batch, casts).to_pylist(maps_as_pydicts="strict"):
             with_number(row)
             if options:
-                row = _read_as(row, options)  # noqa: PLW2901 - the row as it was asked for
+                row = _read_as(row, options)  # noqa: PLW2901 - the converted row
             try:
                 yield values.dumps(row)
             except (values.LossyValueError, TypeError) as error:
@@ -73,7 +73,7 @@ def _pieces(lines: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _checked(schema: Any, name: str, options: dict[str, str]) -> set[str]:
-    """Return the columns to be turned into text, after refusing those that cannot be read."""
+    """Return the columns to convert to text, after rejecting unsupported ones."""
     problems = [
         f"{name}: the column {path} is {kind}, which JSON does not have: {advice}"
         for field in schema
@@ -145,7 +145,7 @@ def _is_nanosecond(kind: Any) -> bool:
 
 
 def _cast(batch: Any, columns: set[str]) -> Any:
-    """Return a batch whose columns in nanoseconds, which Python's times cannot hold, are ISO 8601 text."""
+    """Convert nanosecond columns, which Python's datetime cannot represent, to ISO 8601 text."""
     import pyarrow as pa  # noqa: PLC0415
     import pyarrow.compute as pc  # noqa: PLC0415
 
@@ -171,7 +171,7 @@ def _nanoseconds(value: int | None) -> str | None:
 
 
 def _read_as(value: Any, options: dict[str, str]) -> Any:
-    """Return a value with what JSON cannot hold as the options say."""
+    """Convert values that JSON cannot represent, according to the options."""
     from datetime import timedelta  # noqa: PLC0415
     from decimal import Decimal  # noqa: PLC0415
 
@@ -192,15 +192,15 @@ def _read_as(value: Any, options: dict[str, str]) -> Any:
 
 
 def write_parquet(rows: Callable[[], Iterable[dict[str, Any]]], file: Path, name: str) -> None:
-    """Write rows: columns and types from all of them; ids are text, as some are `10_0`.
+    """Write rows with the union of their columns and types; ids are text, because of ids like `10_0`.
 
     Args:
-        rows: may be called more than once.
-        file: where to.
-        name: what errors call it.
+        rows: returns the rows; may be called more than once.
+        file: output file.
+        name: its name in errors.
 
     Raises:
-        ConfigError: a column has values that no one type holds without changing them.
+        ConfigError: a column's values have no common lossless type.
     """
     import pyarrow  # noqa: PLC0415 - heavy, and only needed here
     import pyarrow.parquet  # noqa: PLC0415
@@ -221,10 +221,10 @@ def write_parquet(rows: Callable[[], Iterable[dict[str, Any]]], file: Path, name
 
 
 def table_of(rows: list[dict[str, Any]], schema: Any = None) -> Any:
-    """Return rows as an Arrow table; ids are text, as some are `10_0`.
+    """Return rows as an Arrow table; ids are text, because of ids like `10_0`.
 
     Raises:
-        ArrowException, OverflowError, TypeError, ValueError: a column has values that no one type holds.
+        ArrowException, OverflowError, TypeError, ValueError: a column's values have no common type.
     """
     import pyarrow  # noqa: PLC0415
 
@@ -236,17 +236,17 @@ def table_of(rows: list[dict[str, Any]], schema: Any = None) -> Any:
 
 
 def batched(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Yield rows in lists of a row group's part."""
+    """Yield rows in batches."""
     stream = iter(rows)
     while batch := list(islice(stream, _WRITTEN_ROWS)):
         yield batch
 
 
 def _refuse_booleans(kind: Any, found: list[Any], path: str) -> None:
-    """Refuse booleans in a column of numbers, where Arrow would make numbers of them.
+    """Reject booleans in a numeric column, which Arrow would convert to numbers.
 
     Raises:
-        TypeError: there is one; it says in which column.
+        TypeError: there is one; the message names the column.
     """
     import pyarrow.types as of  # noqa: PLC0415
 
@@ -268,7 +268,7 @@ def _text_id(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _complete(rows: Sequence[dict[str, Any]], schema: Any) -> list[dict[str, Any]]:
-    """Let the first row of a batch have every column, as pyarrow takes the columns from it."""
+    """Add all columns to the first row of a batch, because pyarrow takes the columns from it."""
     names = (
         list(schema.names)
         if schema is not None

@@ -1,4 +1,4 @@
-"""URIs of rows: a format, a path or fsspec URL, and for some formats options behind a `#`.
+"""URIs of rows: a format, a path or fsspec URL, and for some formats options after a `#`.
 
 csv://rows.csv#delimiter=semicolon&encoding=cp1252      s3://bucket/rows.jsonl.gz      rows.parquet
 """
@@ -17,20 +17,20 @@ _FORMATS = {
     "jsonl": (".jsonl", ".ndjson", ".json", ".jsonlines"),
 }
 FORMATS = frozenset(_FORMATS)
-"""Formats with a name of their own."""
+"""Formats with their own URI scheme."""
 PARQUET_OPTIONS = {"nan": ("null",), "binary": ("base64",), "decimal": ("text",), "duration": ("text",)}
-"""What a Parquet file's columns may be read as that JSON cannot hold."""
+"""Options for Parquet columns that JSON cannot represent, with their values."""
 
 
 def with_format(uri: str, known: Collection[str]) -> str:
-    """Return a URI that begins with a format; a path and the URL of a store say theirs by their ending.
+    """Return a URI with a format; for a path or the URL of a store, it is derived from the suffix.
 
     Args:
-        uri: what was given.
-        known: protocols that have a bus of their own.
+        uri: the given URI.
+        known: registered stream protocols.
 
     Raises:
-        ConfigError: it is the URL of a store, and its ending says nothing.
+        ConfigError: it is the URL of a store with an unknown suffix.
     """
     protocol, separator, _ = uri.partition("://")
     if separator and (protocol in known or protocol not in available_protocols()):
@@ -43,7 +43,7 @@ def with_format(uri: str, known: Collection[str]) -> str:
 
 
 def format_of(path: str) -> str | None:
-    """Return the format that a name's ending says, None for others; a compressed file has two endings."""
+    """Return the format for a file name's suffix, or None; a compression suffix is ignored."""
     name = path.partition("#")[0].lower()
     for ending in ENDINGS:
         name = name.removesuffix(ending)
@@ -51,15 +51,15 @@ def format_of(path: str) -> str | None:
 
 
 def split_options(path: str, known: Collection[str], uri: str) -> tuple[str, dict[str, str]]:
-    """Return a path and the options behind its last `#`; a `#` without `name=` behind it is part of the path.
+    """Split a path and the options after its last `#`; a `#` not followed by `name=` is part of the path.
 
     Args:
-        path: what stands behind the format.
+        path: the part after the format.
         known: names of options.
-        uri: what errors call it.
+        uri: the URI, for errors.
 
     Raises:
-        ConfigError: an option is not known.
+        ConfigError: an option is unknown.
     """
     rest, separator, text = path.rpartition("#")
     if not separator or "=" not in text:

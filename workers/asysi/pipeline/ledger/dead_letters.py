@@ -1,4 +1,4 @@
-"""The dead letters of a run as files for people and programs: a JSON line each, a file per node."""
+"""Writes the dead letters of a run to files: one JSON line per letter, one file per node."""
 
 import base64
 import json
@@ -32,7 +32,7 @@ def write_dead_letters(ledger: RowLedger, names: Sequence[str], folder: Path) ->
 
 
 def _as_text(line: bytes) -> dict[str, str]:
-    """Return a line for a JSON file: its bytes too, where they are not text."""
+    """Return a line as JSON fields, with its bytes in base64 if it is not UTF-8."""
     try:
         return {"line": line.decode()}
     except UnicodeDecodeError:

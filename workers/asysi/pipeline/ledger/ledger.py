@@ -1,10 +1,10 @@
-"""What is done: committed source ranges of every node, in one SQLite file.
+"""The ledger: committed source ranges of every node, in one SQLite file.
 
-A range says which source rows a commit covers, how far source and output reach behind it, and what it cost.
-It is written after its rows are on the disk, in one transaction with their dead letters: a run that was
-killed goes on behind the last range, and cuts off what the output has beyond it. The rows made of a source
-row (its descendants) are in the same range, so a row is finished with all of them or not at all; how many of
-a source's rows have all descendants in the last output follows from the ranges of every node.
+A range records which source rows a commit covers, the source and output offsets after it, and its cost. It is
+written after its rows are on disk, in one transaction with their dead letters: a killed run resumes after the
+last range and truncates the output beyond it. The rows made of a source row (its descendants) are in the same
+range, so a row is committed with all of them or not at all; the number of source rows with all descendants in
+the last output follows from the ranges of all nodes.
 """
 
 import json
@@ -52,12 +52,11 @@ class Range:
     """Committed source rows of a node.
 
     Attributes:
-        first, last: source rows from `first` up to but without `last`.
-        source_end, source_digest: offset behind them in the source, and XXH3-128 of the source up to there.
-        out_rows, out_end, out_digest: rows, bytes and XXH3-128 of the output behind them.
-        made, dropped, blank, dead: rows made of them; source rows that became none, that were empty, that
-        failed.
-        usage: what they cost, by name.
+        first, last: source rows [`first`, `last`).
+        source_end, source_digest: source offset after them, and XXH3-128 of the source up to there.
+        out_rows, out_end, out_digest: rows, bytes and XXH3-128 of the output after them.
+        made, dropped, blank, dead: output rows; source rows dropped, empty, and failed.
+        usage: their usage, by name.
     """
 
     first: int
@@ -76,12 +75,12 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class LedgerTotals:
-    """What a node has committed.
+    """Totals committed by a node.
 
     Attributes:
         rows: source rows.
         made, dropped, blank, dead: see `Range`.
-        usage: what they cost, by name.
+        usage: their usage, by name.
     """
 
     rows: int = 0
@@ -94,17 +93,17 @@ class LedgerTotals:
 
 @dataclass(frozen=True, slots=True)
 class Redriven:
-    """What a redrive has made.
+    """Result of a redrive.
 
     Attributes:
         node: the last node, whose output has grown.
-        out_rows, out_end, out_digest: rows, bytes and XXH3-128 of its output now.
-        seal: its seal now.
-        gained: what each node made and spent for it.
-        settled: numbers of dead letters that are dead no more.
-        failed: number of a dead letter that failed again, and how.
-        moved: rows that got further, with the node where they failed then.
-        notes: facts to remember with it.
+        out_rows, out_end, out_digest: new rows, bytes and XXH3-128 of its output.
+        seal: its new seal.
+        gained: output rows and usage added per node.
+        settled: numbers of resolved dead letters.
+        failed: numbers of dead letters that failed again, with the error.
+        moved: rows that failed in a later node, with that node.
+        notes: facts to store with it.
     """
 
     node: str
@@ -120,11 +119,11 @@ class Redriven:
 
 
 class RowLedger:
-    """The committed ranges of a pipeline; any thread may call it.
+    """The committed ranges of a pipeline. Thread-safe.
 
     Args:
         file: the SQLite file; None keeps it in memory, for a run that cannot be resumed.
-        fsync: whether a commit is on the disk when it returns.
+        fsync: whether a commit is synced to disk before it returns.
 
     Raises:
         ConfigError: the file is not a ledger of this version.
@@ -157,7 +156,7 @@ class RowLedger:
             )
 
     def note(self, name: str, value: str) -> None:
-        """Remember a fact about the run."""
+        """Store a fact about the run."""
         with self._lock:
             self._base.execute("INSERT OR REPLACE INTO about VALUES (?, ?)", (name, value))
 
@@ -169,7 +168,7 @@ class RowLedger:
     def commit(
         self, node: str, done: Range, dead: Iterable[DeadLetter] = (), *, parked: bool = False
     ) -> None:
-        """Add a range with its dead letters; results parked within it are parked no more."""
+        """Add a range with its dead letters; results parked within it are removed."""
         with self._transaction() as base:
             base.execute(_INSERT_RANGE, (node, *_columns(done)))
             base.executemany(_INSERT_DEAD, [(node, *_letter(letter)) for letter in dead])
@@ -182,7 +181,7 @@ class RowLedger:
         return _range(found) if found else None
 
     def ranges(self, node: str) -> Iterator[Range]:
-        """Yield the ranges of a node in their order."""
+        """Yield the ranges of a node in order."""
         with self._lock:
             found = self._base.execute(
                 "SELECT * FROM ranges WHERE node = ? ORDER BY first", (node,)
@@ -190,7 +189,7 @@ class RowLedger:
         yield from map(_range, found)
 
     def totals(self, node: str) -> LedgerTotals:
-        """Return what a node has committed."""
+        """Return the totals of a node."""
         found = self._one(
             "SELECT max(last) - min(first), sum(made), sum(dropped), sum(blank),"
             " (SELECT count(*) FROM dead WHERE node = ?1) FROM ranges WHERE node = ?1",
@@ -208,8 +207,8 @@ class RowLedger:
         return LedgerTotals(rows, made, dropped, blank, dead, usage)
 
     def settled(self, nodes: list[str]) -> int:
-        """Return how many rows of the first source have all their descendants in the last output, counted by
-        whole ranges.
+        """Return how many rows of the first source have all descendants in the last output, in whole
+        ranges.
         """
         rows: int | None = None
         for node in reversed(nodes):
@@ -221,8 +220,8 @@ class RowLedger:
         return max(0, (rows or 0) - self.first(nodes[0]))
 
     def rewind(self, node: str, out_end: int) -> None:
-        """Forget what a node made behind an offset of its output: it was lost with the process that held
-        it.
+        """Delete a node's ranges beyond an offset of its output, which were lost with the process that
+        held it in memory.
         """
         with self._transaction() as base:
             base.execute("DELETE FROM ranges WHERE node = ? AND out_end > ?", (node, out_end))
@@ -231,7 +230,7 @@ class RowLedger:
             base.execute("DELETE FROM finished WHERE node = ?", (node,))
 
     def park(self, node: str, results: Iterable[Result]) -> None:
-        """Keep results that are done before those in front of them: a restart need not compute them again."""
+        """Store results that are completed before earlier ones, so that a restart need not recompute them."""
         with self._transaction() as base:
             base.executemany(
                 "INSERT OR REPLACE INTO parked VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -254,7 +253,7 @@ class RowLedger:
             )
 
     def parked(self, node: str) -> dict[int, Result]:
-        """Return the results that are parked, by their first row."""
+        """Return the parked results, by first row."""
         with self._lock:
             found = self._base.execute(
                 "SELECT * FROM parked WHERE node = ? ORDER BY first", (node,)
@@ -262,17 +261,17 @@ class RowLedger:
         return {row[1]: _result(row) for row in found}
 
     def finish(self, node: str, seal: str) -> None:
-        """Say that a node is done and its output sealed."""
+        """Record that a node has finished and its output is sealed."""
         with self._lock:
             self._base.execute("INSERT OR REPLACE INTO finished VALUES (?, ?)", (node, seal))
 
     def finished(self, node: str) -> str | None:
-        """Return the seal of a node that is done."""
+        """Return the seal of a finished node, or None."""
         found = self._one("SELECT seal FROM finished WHERE node = ?", (node,))
         return str(found[0]) if found else None
 
     def dead(self, node: str | None = None) -> list[tuple[int, str, DeadLetter, int]]:
-        """Return the dead letters as (number, node, letter, tries), in the order of their rows."""
+        """Return the dead letters as (number, node, letter, tries), in row order."""
         with self._lock:
             found = self._base.execute(
                 "SELECT number, node, identity, row, reason, error, line, tries FROM dead"
@@ -282,7 +281,7 @@ class RowLedger:
         return [(r[0], r[1], DeadLetter(r[2], r[3], r[4], r[5], bytes(r[6])), r[7]) for r in found]
 
     def redriven(self, done: "Redriven") -> None:
-        """Take in what a redrive made: the output's new size, what nodes made and spent, and its letters."""
+        """Record a redrive: the new output, output rows and usage per node, and its dead letters."""
         with self._transaction() as base:
             for node, gained in done.gained.items():
                 whole = _and_redriven(self.last(node), self.first(node), self.totals(node), gained)
@@ -349,7 +348,7 @@ def _letter(letter: DeadLetter) -> tuple[Any, ...]:
 
 
 def _and_redriven(last: Range | None, first: int, whole: LedgerTotals, gained: LedgerTotals) -> Range:
-    """Return all ranges of a node as one, with what a redrive added: its output is no longer theirs."""
+    """Merge all ranges of a node into one, including a redrive: the output no longer matches them."""
     last = last or Range(0, 0, 0, _NOTHING, 0, 0, _NOTHING, 0, 0, 0, 0, {})
     usage = dict(whole.usage or {})
     for name, value in (gained.usage or {}).items():

@@ -1,7 +1,7 @@
-"""How many source rows are settled: all that was made of them is in the last output.
+"""Counts the settled source rows, whose descendants are all in the last output.
 
-Rows keep their order from node to node, and an id begins with the number of its source row. So the first row
-that a node has not taken from the one before tells which source rows still have descendants on their way.
+Rows keep their order from node to node, and an id starts with the number of its source row. The first row
+that a node has not yet read from the previous one therefore shows which source rows are still in progress.
 """
 
 from collections.abc import Sequence
@@ -14,18 +14,18 @@ from asysi.pipeline.streams.row_log import FileLog
 from asysi.pipeline.streams.source import CHUNK
 
 OWN_IDS = "own_ids"
-"""What the ledger notes: whether rows of the first source are numbered here, not named by the source."""
+"""Fact in the ledger: whether ids of the first source are row numbers rather than given by the source."""
 
 
 def settled_rows(ledger: RowLedger, names: Sequence[str], buses: Sequence[IDataStream | None]) -> int:
-    """Return how many source rows of the first node have all their descendants in the last output.
+    """Return how many source rows of the first node have all descendants in the last output.
 
-    Exact where rows are numbered here and lie in files; else whole committed ranges are counted, which may be
-    fewer.
+    Exact if rows are numbered by the pipeline and stored in files; otherwise whole committed ranges are
+    counted, which may be fewer.
 
     Args:
-        ledger: what is committed.
-        names: of the nodes, in their order.
+        ledger: the ledger.
+        names: names of the nodes, in order.
         buses: their outputs.
     """
     counted = ledger.settled(list(names))
@@ -46,7 +46,7 @@ def settled_rows(ledger: RowLedger, names: Sequence[str], buses: Sequence[IDataS
 
 
 def _root_at(bus: IDataStream | None, at: int, end: int) -> int | None:
-    """Return the source row that the row at an offset of a file comes from, None where that is not known."""
+    """Return the source row of the row at an offset of a file, or None if unknown."""
     log = bus.log() if bus is not None else None
     if not isinstance(log, FileLog) or not log.path.exists():
         return None

@@ -1,1 +1,1 @@
-"""Operators that come with the pipeline: `registry.make_operator` finds them by their names."""
+"""Built-in operators of the pipeline; `registry.make_operator` looks them up by name."""

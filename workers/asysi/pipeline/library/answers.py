@@ -1,9 +1,9 @@
-"""Paid answers, kept so that none is paid for twice.
+"""Persistent cache of API answers, so that no call is billed twice.
 
-A request is noted before it is sent, and what arrives is on the disk, as it arrived, before anybody reads it.
-A process that is killed in between leaves a note without an answer: that call may have been paid for, and
-nobody here can know. It is sent again, under the same idempotency key, and counted as unsure. What arrived
-and is not an answer, and calls that brought nothing, are set aside with what they cost.
+A request is recorded before it is sent, and the response is written to disk unparsed before it is used. A
+process killed in between leaves a record without an answer: that call may or may not have been billed. It is
+sent again with the same idempotency key and counted as unsure. Responses that are not valid answers, and
+calls without a response, are stored separately with their cost.
 """
 
 import asyncio
@@ -40,13 +40,13 @@ _FORGET = "DELETE FROM sent WHERE key = ?"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a request brought.
+    """A response to a request.
 
     Attributes:
-        owner: the row that paid for it.
-        body: the answer as it arrived; a tree where an earlier version kept it.
-        retries: how often it was sent again.
-        unsure: how often it was sent before, with an unknown end.
+        owner: the row that is charged for it.
+        body: the raw response; a parsed tree if stored by an earlier version.
+        retries: number of retries.
+        unsure: number of earlier attempts with unknown outcome.
     """
 
     owner: str
@@ -56,14 +56,14 @@ class Answer:
 
 
 class Answers:
-    """Answers by the key of their request, in one SQLite file; belongs to one event loop.
+    """Answers by request key, in one SQLite file; use from one event loop only.
 
-    A commit writes to SQLite's log, which takes microseconds and survives a kill. An answer then waits until
-    that log is on the disk: a thread sees to it, once for all who wait.
+    A commit writes to SQLite's WAL, which takes microseconds and survives a kill. An answer is then returned
+    once the WAL has been synced to disk by a thread, one sync for all waiting answers.
 
     Args:
         file: the SQLite file.
-        fsync: whether an answer is on the disk before it is used, so that a lost machine loses none either.
+        fsync: whether to sync an answer to disk before it is used, so that a machine crash loses none.
 
     Raises:
         ConfigError: the file cannot be used.
@@ -82,9 +82,9 @@ class Answers:
         except sqlite3.DatabaseError as error:
             raise ConfigError(f"{file} holds no answers ({error}): restore it or name another") from error
         self.salt = str(found[0])
-        """Tells this file's calls from those of every other."""
+        """Distinguishes this file's idempotency keys from those of other files."""
         self._failed = {bytes(row[0]) for row in failed}
-        """Requests of which a call failed that was paid for, or may have been."""
+        """Requests with a failed call that was, or may have been, billed."""
         self._log = os.open(f"{file}-wal", os.O_RDONLY | os.O_CLOEXEC) if fsync else None
         if fsync:
             sync(file.parent)
@@ -93,7 +93,7 @@ class Answers:
         self._syncing: asyncio.Task[None] | None = None
 
     def find(self, key: bytes) -> Answer | None:
-        """Return the answer to a request, if it is there."""
+        """Return the cached answer to a request, or None."""
         found = self._base.execute(
             "SELECT owner, body, retries, unsure FROM bodies WHERE key = ?", (key,)
         ).fetchall()
@@ -104,15 +104,15 @@ class Answers:
         return Answer(old[0][0], orjson.loads(old[0][1])) if old else None
 
     def note(self, key: bytes) -> int:
-        """Note that a request is about to be sent; return how often it was before, with an unknown end."""
+        """Record that a request is about to be sent; return the number of sends with unknown outcome."""
         return int(self._base.execute(_NOTE, (key,)).fetchall()[0][0])
 
     def forget(self, key: bytes) -> None:
-        """Take a note back: the request was refused, so it cost nothing."""
+        """Remove the record of a request that was rejected and therefore not billed."""
         self._commit((_UNDO, (key,)), (f"{_FORGET} AND times = 0", (key,)))
 
     def reject(self, key: bytes, spent: Mapping[str, float]) -> None:
-        """Set aside what arrived and is not an answer, with its cost: the request will be sent again."""
+        """Move an invalid response and its cost to the failed calls; the request will be sent again."""
         keep = "INSERT INTO failed SELECT key, owner, ?, body FROM bodies WHERE key = ?"
         self._commit(
             (keep, (orjson.dumps(spent).decode(), key)),
@@ -122,7 +122,7 @@ class Answers:
         self._failed.add(key)
 
     def lose(self, key: bytes, owner: str, spent: Mapping[str, float]) -> None:
-        """Note what a call may have cost that brought nothing; its own note is taken back."""
+        """Record the possible cost of a call without a response, and remove its send record."""
         self._commit(
             (_FAIL, (key, owner, orjson.dumps(spent).decode(), b"")),
             (_UNDO, (key,)),
@@ -131,14 +131,14 @@ class Answers:
         self._failed.add(key)
 
     def failures(self, key: bytes, owner: str) -> list[dict[str, float]]:
-        """Return what the failed calls of a row cost, or may have cost."""
+        """Return the actual or possible cost of a row's failed calls."""
         if key not in self._failed:
             return []
         found = self._base.execute("SELECT spent FROM failed WHERE key = ? AND owner = ?", (key, owner))
         return [orjson.loads(text) for (text,) in found.fetchall()]
 
     async def keep(self, key: bytes, answer: Answer) -> None:
-        """Put what arrived on the disk, before it is read."""
+        """Write a response to disk before it is parsed."""
         values = (key, answer.owner, answer.body, answer.retries, answer.unsure)
         self._commit((_KEEP, values), (_FORGET, (key,)))
         if self._log is not None:
@@ -149,12 +149,12 @@ class Answers:
             await asyncio.shield(done)
 
     def unsure(self) -> list[bytes]:
-        """Return the keys of requests that were sent and may have been paid for without an answer."""
+        """Return the keys of requests that may have been billed without an answer."""
         query = "SELECT key FROM sent UNION SELECT key FROM failed WHERE body = x'' ORDER BY 1"
         return [bytes(row[0]) for row in self._base.execute(query)]
 
     async def close(self) -> None:
-        """Put what waits on the disk, and close the file."""
+        """Finish pending syncs and close the file."""
         if self._syncing is not None:
             await self._syncing
         self._thread.shutdown()
@@ -174,7 +174,7 @@ class Answers:
         self._base.execute("COMMIT")
 
     async def _sync(self, log: int) -> None:
-        """Put SQLite's log on the disk for as long as somebody waits for it."""
+        """Sync SQLite's WAL to disk while there are waiters."""
         loop = asyncio.get_running_loop()
         while self._waiting:
             waiting, self._waiting = self._waiting, []

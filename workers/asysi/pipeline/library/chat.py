@@ -1,4 +1,4 @@
-"""Asks a language model about each row, over the API that OpenAI made common."""
+"""Calls a language model for each row over an OpenAI-compatible chat completions API."""
 
 import asyncio
 import hashlib
@@ -28,46 +28,46 @@ from asysi.pipeline.rows.ids import FIELD
 
 CACHE = "answers.sqlite"
 _SHOWN = 300
-"""Characters of a server's words in an error."""
+"""Characters of a server's response shown in an error."""
 
 
 class Chat(BaseOperator):
-    """Sends a prompt made of each row to a chat model, and puts its answer into the row.
+    """Sends a prompt built from each row to a chat model and adds the answer to the row.
 
-    Calls wait on one thread however many there are: `parallel_size` × `batch_size` at once.
+    All calls share one event loop thread; `parallel_size` × `batch_size` run concurrently.
 
-    What is paid for is kept: a request is noted before it is sent, and what arrives is committed to a file
-    before it is read, so no answer that arrived is ever paid for again. A kill can lose the calls that are on
-    the way just then. They are sent again with the same idempotency key: a server that knows such keys
-    charges once; with one that does not, each may be charged once more, and is reported as `unsure_calls`.
+    Answers are persistent: a request is recorded before it is sent, and the response is committed to a file
+    before it is parsed, so that no received answer is billed again. A kill can lose the calls in flight. They
+    are sent again with the same idempotency key: a server that supports such keys charges once; otherwise
+    each may be charged once more and is reported as `unsure_calls`.
 
-    An answer that is empty, was cut off at the longest length or was withheld by a filter fails its row, and
-    is never taken from the file for another: `accept` names what is an answer all the same.
+    An answer that is empty, was truncated at the maximum length or was withheld by a content filter fails its
+    row and is never reused for another row; `accept` lists the cases to accept nevertheless.
 
     Each call reports `requests`, `prompt_tokens`, `completion_tokens`, `total_tokens` and `cost` when the row
-    that paid for it is committed, also if that happens only after a restart, and also if the row failed. Of a
-    call that timed out or broke off nobody knows what it cost: its prompt and longest answer are booked, and
-    counted in `unsure_calls` and `unsure_tokens`.
+    that is charged for it is committed, even after a restart or if the row failed. The cost of a call that
+    timed out or was cut off is unknown: its prompt and maximum answer are counted, and reported in
+    `unsure_calls` and `unsure_tokens`.
 
     Args:
         model: name of the model.
-        prompt: template of the user's message over the row's fields; or
+        prompt: template of the user message over the row's fields; or
         messages: field of the row that holds a list of messages.
         system: template of a system message before the prompt.
         output: field for the answer.
         base_url: address of the server, without `/chat/completions`.
-        api_key_env, api_key_file: environment variable or file with the key; neither: no key is sent.
-        options: more fields of the request, as the server knows them (`temperature`, `max_tokens`,
+        api_key_env, api_key_file: environment variable or file with the key; with neither, no key is sent.
+        options: additional request fields supported by the server (`temperature`, `max_tokens`,
             `response_format`, `seed`).
-        n: answers to a request, >= 1; with several, each becomes a row.
-        finish: field for the reason why the answer ended, None for none.
-        headers: more headers. No key belongs here, as they are stored in the image.
-        requests_per_minute, tokens_per_minute: the pace; calls wait for their turn. None: as fast as it goes.
-        prices: currency units for a million tokens: `prompt`, `completion`, and `cached` for those of the
-            prompt that the server had in its cache; makes `cost`.
-        accept: of `empty`, `length` and `content_filter`, what does not fail a row.
-        share: whether rows with the same request share one answer; else each row has one of its own.
-        cache: file of paid answers, by default in the pipeline's folder; pipelines may share one.
+        n: answers per request, >= 1; with several, each becomes a row.
+        finish: field for the finish reason, None for none.
+        headers: additional headers. Don't put a key here: headers are stored in the pipeline's state.
+        requests_per_minute, tokens_per_minute: rate limits; None: unlimited.
+        prices: currency units per million tokens: `prompt`, `completion`, and `cached` for prompt tokens that
+            the server had in its cache; used to compute `cost`.
+        accept: which of `empty`, `length` and `content_filter` do not fail a row.
+        share: whether rows with identical requests share one answer.
+        cache: file of the answer cache, by default in the pipeline's folder; pipelines may share one.
         tries, timeout, deadline: see `Patience`.
 
     Raises:
@@ -129,14 +129,14 @@ class Chat(BaseOperator):
         self._open: _Open | None = None
 
     def params(self) -> dict[str, Any]:
-        """Return what it was made with, by name: that identifies it."""
+        """Return the constructor arguments by name, which identify the operator."""
         return as_params(self._asked, self._server, self._answers)
 
     async def open(self, ctx: Any) -> None:
-        """Read the key and open the file of answers.
+        """Read the API key and open the answer cache.
 
         Raises:
-            ConfigError: there is no key where it should be.
+            ConfigError: the key is missing.
         """
         server, cache = self._server, self._answers.cache
         secret = server.secret()
@@ -154,23 +154,23 @@ class Chat(BaseOperator):
         self._open = _Open(client, Answers(Path(cache) if cache else ctx.folder / CACHE), {})
 
     async def close(self) -> None:
-        """Close connections and file."""
+        """Close the connections and the cache."""
         if self._open is not None:
             await self._open.client.close()
             await self._open.answers.close()
         self._open = None
 
     async def process_item(self, item: Row, ctx: Any = None) -> Made:  # type: ignore[override]
-        """Return the row with the model's answer, or a row for each answer.
+        """Return the row with the model's answer, or one row per answer.
 
         Raises:
-            ChatError: the server does not answer this request, or not as wanted.
-            ConfigError: it answers none like this.
-            CanceledError: the run is ending, and the request was not sent.
+            ChatError: the server rejects this request, or its answer is not acceptable.
+            ConfigError: it rejects all such requests.
+            CanceledError: the run is ending and the request was not sent.
         """
         ctx = ctx if ctx is not None else NodeContext("chat")
         body = self.request(item)
-        # In one redrive per row pays anew: what it had spent before is booked already.
+        # Each redrive charges a row separately: its earlier usage has already been reported.
         again = f"#{ctx.round}" if ctx.round else ""
         owner = f"{ctx.pipeline_id}/{ctx.node_id}/{item.get(FIELD)}{again}"
         key = _key(self._server.url, body, None if self._answers.share else owner)
@@ -185,11 +185,11 @@ class Chat(BaseOperator):
         return rows[0] if self._asked.n == 1 else rows
 
     def request(self, item: Row) -> bytes:
-        """Return the request that a row makes, as JSON.
+        """Return the request for a row, as JSON.
 
         Raises:
-            KeyError: the row has no such field as `messages`.
-            jinja2.UndefinedError: a template asks for a field that the row does not have.
+            KeyError: the row lacks the field named by `messages`.
+            jinja2.UndefinedError: a template uses a field that the row does not have.
         """
         if self._asked.messages is not None:
             messages = item[self._asked.messages]
@@ -199,34 +199,32 @@ class Chat(BaseOperator):
         return orjson.dumps({**tree, "n": self._asked.n} if self._asked.n > 1 else tree)
 
     def preview(self, item: Row) -> tuple[list[Row], dict[str, float]]:
-        """Return rows as they would be made of a row, without their answers, and what asking would cost.
+        """Return the output rows without answers, and the estimated usage of the call.
 
         Raises:
-            KeyError: the row has no such field as `messages`.
-            jinja2.UndefinedError: a template asks for a field that the row does not have.
+            KeyError: the row lacks the field named by `messages`.
+            jinja2.UndefinedError: a template uses a field that the row does not have.
         """
         guessed = completions.guess(self.request(item), self._asked.n, self._asked.options)
         rows = [{**item, self._answers.output: ""} for _ in range(self._asked.n)]
         return rows, {"requests": 1, **completions.spent(guessed, self._answers.prices)}
 
     def preview_remarks(self) -> list[str]:
-        """Return what a preview takes for granted."""
+        """Return the assumptions of a preview."""
         most = completions.guess(b"", 1, self._asked.options)["completion_tokens"]
         return [
-            f"prompts at {completions.BYTES_A_TOKEN:g} bytes a token, answers of {most} tokens; answers that"
-            " are kept already cost nothing"
+            f"prompts at {completions.BYTES_A_TOKEN:g} bytes per token, answers of {most} tokens; cached"
+            " answers cost nothing"
         ]
 
     async def _answer(self, key: bytes, body: bytes, owner: str, ctx: Any) -> "_Read":
-        """Return the answer from the file, from a call that is on its way, or from a new one."""
+        """Return the answer from the cache, from a call in flight, or from a new call."""
         opened = self._opened()
         found = opened.answers.find(key)
         if found is not None:
             try:
                 return self._judged(found)
-            except (
-                ChatError
-            ):  # arrived, but was not judged before a kill; or was accepted then, and is no more
+            except ChatError:  # arrived but not validated before a kill, or accepted then and no longer
                 opened.answers.reject(key, self._paid(found))
         flying = opened.flying.get(key)
         if flying is None:
@@ -268,13 +266,13 @@ class Chat(BaseOperator):
         return read
 
     def _judged(self, answer: Answer) -> "_Read":
-        """Return an answer, read.
+        """Parse and validate an answer.
 
         Raises:
-            ChatBusyError: it is not a completion: the server is broken.
-            ChatAnswerError: it is empty, cut off or withheld, and that is not accepted.
+            ChatBusyError: it is not a chat completion: a server error.
+            ChatAnswerError: it is empty, truncated or withheld, and that is not accepted.
         """
-        if not isinstance(answer.body, bytes):  # of an earlier version
+        if not isinstance(answer.body, bytes):  # stored by an earlier version
             tree, spent = answer.body, answer.body["spent"]
         else:
             try:
@@ -284,11 +282,11 @@ class Chat(BaseOperator):
                 raise ChatBusyError(f"sent no chat completion ({error}): {text!r}") from error
             spent = {**self._paid(answer), "retries": answer.retries}
         if why := completions.complaint(tree, self._asked.n, self._answers.accept):
-            raise ChatAnswerError(f"was paid, but {why}: to take it as an answer, name it in accept")
+            raise ChatAnswerError(f"was paid, but {why}: to accept such answers, list it in accept")
         return _Read(answer.owner, tree, spent)
 
     def _paid(self, answer: Answer) -> dict[str, float]:
-        """Return what an answer that arrived has cost."""
+        """Return the usage and cost of a received answer."""
         if not isinstance(answer.body, bytes):
             return dict(answer.body["spent"])
         usage = completions.spent(completions.usage_in(answer.body), self._answers.prices)
@@ -300,13 +298,13 @@ class Chat(BaseOperator):
         return self._open
 
     def _report_failures(self, key: bytes, owner: str, ctx: Any) -> None:
-        """Book what this row's failed calls cost, or may have cost."""
+        """Report the actual or possible cost of this row's failed calls."""
         provider = self._server.provider
         for spent in self._opened().answers.failures(key, owner):
             ctx.report_usage({"provider": provider, "model": self._asked.model, **spent})
 
     def _report(self, answer: "_Read", owner: str, ctx: Any) -> None:
-        """Book what the answer cost on the row that paid for it, whenever that row is committed."""
+        """Report the answer's cost on the row that is charged for it; other rows report a shared answer."""
         provider, model = self._server.provider, answer.tree.get("model", self._asked.model)
         if answer.owner == owner:
             ctx.report_usage({"provider": provider, "model": model, **answer.spent})
@@ -322,7 +320,7 @@ class Chat(BaseOperator):
 
 @dataclass(slots=True)
 class _Open:
-    """What an open operator holds: connections, paid answers, and calls on their way by their key."""
+    """State of an open operator: connections, answer cache, and calls in flight by key."""
 
     client: Client
     answers: Answers
@@ -331,7 +329,7 @@ class _Open:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """An answer, read: the row that paid for it, the completion, and what it cost."""
+    """A parsed answer: the row charged for it, the completion, and its cost."""
 
     owner: str
     tree: Mapping[str, Any]

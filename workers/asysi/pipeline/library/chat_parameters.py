@@ -1,4 +1,4 @@
-"""What a `Chat` is made with, frozen: the request, the server, and what becomes of answers."""
+"""The parameters of `Chat`, frozen: request, server, and answer handling."""
 
 import os
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ _KEYS = frozenset({"authorization", "api-key", "x-api-key"})
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """What is asked, made of each row; see `Chat` for the fields."""
+    """How a request is built from a row; see `Chat` for the fields."""
 
     model: str
     prompt: str | None
@@ -37,7 +37,7 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class ChatServer:
-    """Who is asked, and how fast and how patiently; see `Chat` for the fields."""
+    """The server, rate limits and retries; see `Chat` for the fields."""
 
     base_url: str
     api_key_env: str | None
@@ -63,11 +63,11 @@ class ChatServer:
         """Yield what is wrong, a sentence each."""
         parts = urlsplit(self.base_url)
         if parts.scheme not in {"http", "https"}:
-            yield f"base_url {parts.scheme}://… begins with no http(s)://"
+            yield f"base_url {parts.scheme}://… does not start with http:// or https://"
         if parts.password is not None:
-            yield "base_url holds a password: name the key by api_key_env or _file"
+            yield "base_url holds a password: pass the key with api_key_env or api_key_file"
         if any(name.lower() in _KEYS for name in self.headers):
-            yield "headers hold a key: name it by api_key_env or api_key_file"
+            yield "headers hold a key: pass it with api_key_env or api_key_file"
         if self.api_key_env and self.api_key_file:
             yield "give api_key_env or api_key_file, not both"
         if self.tries < 1:
@@ -78,16 +78,16 @@ class ChatServer:
             yield "requests_per_minute and tokens_per_minute are above 0"
 
     def secret(self) -> str | None:
-        """Return the key, None where none is wanted.
+        """Return the API key, or None if none is configured.
 
         Raises:
-            ConfigError: it is not there.
+            ConfigError: it is missing.
         """
         if self.api_key_env is not None:
             found = os.environ.get(self.api_key_env, "").strip()
             if not found:
                 raise ConfigError(
-                    f"chat: the environment has no {self.api_key_env}, which should hold the key: set it"
+                    f"chat: the environment has no {self.api_key_env}, which must contain the API key: set it"
                 )
             return found
         if self.api_key_file is not None:
@@ -104,7 +104,7 @@ class ChatServer:
 
 @dataclass(frozen=True, slots=True)
 class ChatAnswers:
-    """What becomes of answers: what counts as one, where it goes, what it cost; see `Chat` for the fields."""
+    """Answer handling: which are accepted, output fields, prices, cache; see `Chat` for the fields."""
 
     output: str
     finish: str | None
@@ -122,10 +122,10 @@ class ChatAnswers:
 
 
 def refuse_problems(*parts: ChatRequest | ChatServer | ChatAnswers) -> None:
-    """Refuse parameters that cannot work.
+    """Validate the parameters.
 
     Raises:
-        ConfigError: everything that is wrong, a sentence each.
+        ConfigError: all problems found, one sentence each.
     """
     problems = [f"chat: {problem}" for part in parts for problem in part.problems()]
     if problems:
@@ -133,5 +133,5 @@ def refuse_problems(*parts: ChatRequest | ChatServer | ChatAnswers) -> None:
 
 
 def as_params(*parts: ChatRequest | ChatServer | ChatAnswers) -> dict[str, Any]:
-    """Return the fields of all parts by their names, as `Chat` takes them."""
+    """Return the fields of all parts by name, as keyword arguments of `Chat`."""
     return {name: getattr(part, name) for part in parts for name in part.__dataclass_fields__}

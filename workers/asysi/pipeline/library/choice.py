@@ -1,4 +1,4 @@
-"""Operators that choose rows."""
+"""Operators that select rows."""
 
 from typing import Any
 
@@ -14,13 +14,13 @@ _WHOLE = 1 << 64
 
 
 class Filter(BaseOperator):
-    """Keeps the rows for which an expression holds.
+    """Keeps the rows for which an expression is true.
 
     Args:
         where: a Jinja expression over the row's fields, like `score > 3 and lang == "en"`.
 
     Raises:
-        ConfigError: it is not an expression.
+        ConfigError: it is not a valid expression.
     """
 
     harmless = True
@@ -39,17 +39,17 @@ class Filter(BaseOperator):
 
 
 class Sample(BaseOperator):
-    """Keeps a share of the rows: which ones follows from the seed and their ids alone.
+    """Keeps a random share of the rows, determined by the seed and the row ids alone.
 
-    So the same rows are kept after a restart, in shards, and however many threads compute.
+    The same rows are therefore kept after a restart, in shards, and with any number of threads.
 
     Args:
-        share: how much is kept, 0..1.
-        seed: another seed keeps other rows.
-        field: what decides instead of the id: rows that are equal there are kept or dropped together.
+        share: fraction to keep, 0..1.
+        seed: selects a different sample.
+        field: field to hash instead of the id: rows with equal values are kept or dropped together.
 
     Raises:
-        ConfigError: the share is out of its range.
+        ConfigError: the share is out of range.
     """
 
     harmless = True

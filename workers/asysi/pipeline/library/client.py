@@ -1,4 +1,4 @@
-"""Calls to a server of OpenAI's chat completions: each with its deadline, its retries, its place in line."""
+"""Client for a chat completions server, with deadlines, retries and rate limits."""
 
 import asyncio
 import logging
@@ -17,27 +17,27 @@ from asysi.pipeline.library.waiting import retry_after
 from asysi.pipeline.operators.operator import CanceledError
 
 _SHOWN = 300
-"""Characters of a server's words in an error."""
+"""Characters of a server's response shown in an error."""
 _AGAIN = frozenset({408, 409, 425, 429})
 _NEVER = frozenset({401, 402, 403, 404, 405})
 _FREE = frozenset({503})
-"""Answers of a broken server that tell that it did nothing; others may come after the work was done."""
+"""Server errors that mean that no work was done; others may be sent after the work was done."""
 _SPENT = ("insufficient_quota", "billing_hard_limit_reached")
-"""Codes of a 429 that waiting does not cure."""
+"""Codes of a 429 that retrying does not resolve."""
 _LOOK = 0.5
-"""Seconds after which a call that waits looks whether the run is ending."""
+"""Seconds between checks of a waiting call whether the run is ending."""
 _log = logging.getLogger("asysi.pipeline")
 
 
 class ChatError(Exception):
-    """The server does not answer this request: the row fails, others may not."""
+    """The server rejects this request: the row fails; other rows may succeed."""
 
 
 class ChatBusyError(ChatError):
-    """The server was busy, broken or out of reach; raised when the last try has failed.
+    """The server was busy, broken or unreachable; raised after the last attempt has failed.
 
     Attributes:
-        after: seconds that the server asked to wait, None if it did not say.
+        after: seconds that the server asked to wait, None if not given.
     """
 
     def __init__(self, message: str, after: float | None = None) -> None:
@@ -46,23 +46,23 @@ class ChatBusyError(ChatError):
 
 
 class ChatAnswerError(ChatError):
-    """The server answered, and was paid, but the answer is empty, cut off or withheld."""
+    """The server answered and the call was billed, but the answer is empty, truncated or withheld."""
 
 
 class ChatAccessError(ConfigError):
-    """The server refuses every request like this: wrong key, no credit, no such address or model."""
+    """The server rejects all such requests: wrong key, no credit, unknown address or model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a call is tried.
+    """Retry policy of a call.
 
     Attributes:
-        tries: how often at most, >= 1.
-        timeout: seconds that one try may take, > 0.
-        deadline: seconds that all tries and the pauses between them may take, > 0.
-        pause, longest: the first pause and the longest one where the server names none, seconds; they double,
-            with jitter.
+        tries: maximum number of attempts, >= 1.
+        timeout: seconds per attempt, > 0.
+        deadline: seconds for all attempts including pauses, > 0.
+        pause, longest: first and maximum back-off in seconds if the server gives none; exponential, with
+            jitter.
     """
 
     tries: int = 8
@@ -74,17 +74,17 @@ class Patience:
 
 @dataclass(slots=True)
 class Call:
-    """A call on its way.
+    """A call in progress.
 
     Attributes:
-        ending: whether the run is ending: a call that waits then gives up.
-        before: called before each try.
-        refused: called when a try was refused, so that it cost nothing.
-        lost: called when a try brought nothing and may have been paid for; with whether the server was still
-            at work on it.
-        arrived: called with the body of a success; returns the answer in it, or raises what is wrong with it.
-        tokens: what it may take, for the pace.
-        tries: how often it was sent.
+        ending: returns whether the run is ending; a waiting call then gives up.
+        before: called before each attempt.
+        refused: called if an attempt was rejected and therefore not billed.
+        lost: called if an attempt gave no response and may have been billed; the argument says whether the
+            server may still have been processing it.
+        arrived: called with the body of a successful response; returns the answer or raises if invalid.
+        tokens: estimated tokens, for the rate limit.
+        tries: number of attempts so far.
     """
 
     ending: Callable[[], bool]
@@ -97,14 +97,14 @@ class Call:
 
 
 class Client:
-    """A connection to one address; belongs to one event loop.
+    """Client for one URL; use from one event loop only.
 
     Args:
-        url: where requests are posted.
-        headers: what every request carries; may hold a key, so nothing prints it.
-        patience: how long a call is tried.
-        requests, tokens: pace in requests and in tokens, None for none.
-        secret: text that no error may show.
+        url: URL to post requests to.
+        headers: headers of every request; may contain a key, so they are never logged.
+        patience: retry policy.
+        requests, tokens: rate limits for requests and tokens, None for no limit.
+        secret: text to redact from errors.
     """
 
     def __init__(
@@ -122,12 +122,12 @@ class Client:
         self._connections = Connections(url, headers, min(10.0, patience.timeout))
 
     async def post(self, body: bytes, headers: Mapping[str, str], call: Call) -> Any:
-        """Return what `call.arrived` makes of the answer to a request.
+        """Send a request and return the result of `call.arrived`.
 
         Raises:
-            ChatError: the server refuses it, or has not answered within the patience.
-            ChatAccessError: it refuses every such request.
-            CanceledError: the run is ending, and the request was not sent.
+            ChatError: the server rejects it, or all attempts failed.
+            ChatAccessError: the server rejects all such requests.
+            CanceledError: the run is ending and the request was not sent.
         """
         patience = self._patience
         retrying = tenacity.AsyncRetrying(
@@ -141,7 +141,7 @@ class Client:
         return await retrying(self._try, body, headers, call)
 
     def correct(self, tokens: float) -> None:
-        """Book tokens that a call took beyond what was estimated (or, if negative, did not take)."""
+        """Correct the rate limit by the difference between actual and estimated tokens of a call."""
         if self._tokens is not None:
             self._tokens.correct(tokens)
 
@@ -165,7 +165,7 @@ class Client:
             raise ChatBusyError(message) from error
         except BROKEN_OFF as error:
             call.lost(True)
-            raise ChatBusyError(self._clean(f"{self._url} broke off ({_said(error)})")) from error
+            raise ChatBusyError(self._clean(f"{self._url} closed the connection ({_said(error)})")) from error
         if not 200 <= response.status < 300:
             if response.status in _FREE or response.status < 500:
                 call.refused()
@@ -189,7 +189,7 @@ class Client:
         code = response.status
         said = self._clean(f"{self._url} answered {code}: {response.text[:_SHOWN]!r}")
         if code in _NEVER or (code == 429 and any(word in response.text for word in _SPENT)):
-            return ChatAccessError(f"{said}. Check key, account, address and model: no request would do")
+            return ChatAccessError(f"{said}. Check key, account, address and model: all requests would fail")
         if code in _AGAIN or code >= 500:
             return ChatBusyError(said, retry_after(response.headers, body=response.content))
         return ChatError(said)
@@ -200,12 +200,12 @@ class Client:
         if asked is not None:
             return asked
         most = min(self._patience.longest, self._patience.pause * 2 ** (state.attempt_number - 1))
-        return random.uniform(most / 2, most)  # noqa: S311 - spreads load, hides nothing
+        return random.uniform(most / 2, most)  # noqa: S311 - jitter, not cryptography
 
     def _tell(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         _log.info(
-            "[Retry] try %d failed, next in %.2f s: %s", state.attempt_number, state.upcoming_sleep, error
+            "[Retry] attempt %d failed, next in %.2f s: %s", state.attempt_number, state.upcoming_sleep, error
         )
 
     def _clean(self, text: str) -> str:
@@ -213,10 +213,10 @@ class Client:
 
 
 async def _rest(seconds: float, ending: Callable[[], bool]) -> None:
-    """Sleep, and look from time to time whether the run is ending.
+    """Sleep, checking periodically whether the run is ending.
 
     Raises:
-        CanceledError: it is.
+        CanceledError: the run is ending.
     """
     until = time.monotonic() + seconds
     while True:

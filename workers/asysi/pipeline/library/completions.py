@@ -1,4 +1,4 @@
-"""What a chat completion is, whether it is an answer, and what it cost: pure functions of its bytes."""
+"""Parsing, validation and cost of chat completions. Pure functions of the response bytes."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -6,32 +6,32 @@ from typing import Any
 import orjson
 
 ACCEPTABLE = ("empty", "length", "content_filter")
-"""What makes an answer a failure unless it is accepted."""
+"""Cases that make an answer a failure unless accepted."""
 PRICES = ("prompt", "completion", "cached")
 BYTES_A_TOKEN = 3.0
-"""A careful guess of a prompt's tokens, put right when the answer says how many they were."""
+"""Conservative estimate for prompt tokens, corrected by the usage in the answer."""
 GUESSED_ANSWER = 256
-"""Tokens that an answer is taken to have until then, where nothing bounds it."""
+"""Estimated tokens of an answer without a limit, until its usage is known."""
 _MILLION = 1e6
 
 
 def read(body: bytes) -> dict[str, Any]:
-    """Return a completion.
+    """Parse a completion.
 
     Raises:
-        ValueError: the bytes are not one.
+        ValueError: the bytes are not a completion.
     """
     tree = orjson.loads(body)
     if not isinstance(tree, dict) or not isinstance(tree.get("choices"), list) or not tree["choices"]:
         raise ValueError("it has no choices")
     for choice in tree["choices"]:
         if not isinstance(choice, dict) or not isinstance(choice.get("message"), dict):
-            raise ValueError("a choice has no message")  # noqa: TRY004 - of what arrived, not of ours
+            raise ValueError("a choice has no message")  # noqa: TRY004 - received data, no argument
     return tree
 
 
 def usage_in(body: bytes) -> dict[str, Any]:
-    """Return the usage that an answer names, whatever else it is; empty where it names none."""
+    """Return the usage in a response of any kind; empty if there is none."""
     try:
         usage = orjson.loads(body)["usage"]
     except (ValueError, KeyError, TypeError, IndexError):
@@ -40,12 +40,12 @@ def usage_in(body: bytes) -> dict[str, Any]:
 
 
 def complaint(tree: Mapping[str, Any], n: int, accept: Collection[str]) -> str | None:
-    """Return why a completion is not an answer, None where it is one.
+    """Return why a completion is not a valid answer, or None if it is.
 
     Args:
         tree: the completion.
-        n: answers that were asked for.
-        accept: of `ACCEPTABLE`, what is an answer all the same.
+        n: number of requested answers.
+        accept: cases from `ACCEPTABLE` to accept.
     """
     if len(tree["choices"]) < n:
         return f"it has {len(tree['choices'])} of {n} answers"
@@ -62,11 +62,11 @@ def complaint(tree: Mapping[str, Any], n: int, accept: Collection[str]) -> str |
 
 
 def spent(usage: Mapping[str, Any], prices: Mapping[str, float]) -> dict[str, float]:
-    """Return the tokens of a usage and, where there are prices, their cost.
+    """Return token counts and, given prices, their cost.
 
     Args:
-        usage: as the server says it; cached tokens are part of the prompt's.
-        prices: for a million tokens, by `PRICES`; `cached` is the prompt's where it is not named.
+        usage: usage as reported by the server; prompt tokens include cached ones.
+        prices: price per million tokens, by `PRICES`; `cached` defaults to the prompt price.
     """
     prompt, completion, cached = (
         _count(usage, "prompt_tokens"),
@@ -88,14 +88,14 @@ def spent(usage: Mapping[str, Any], prices: Mapping[str, float]) -> dict[str, fl
 
 
 def guess(body: bytes, n: int, options: Mapping[str, Any]) -> dict[str, int]:
-    """Return about what usage a request will have at most: three bytes a token, and its longest answer."""
+    """Estimate a request's maximum usage: three bytes per token, plus the maximum answer length."""
     most = options.get("max_completion_tokens") or options.get("max_tokens") or GUESSED_ANSWER
     answer = int(most) if isinstance(most, int | float) else GUESSED_ANSWER
     return {"prompt_tokens": round(len(body) / BYTES_A_TOKEN), "completion_tokens": n * answer}
 
 
 def _cached(usage: Mapping[str, Any]) -> int:
-    """Return the tokens of the prompt that the server had in its cache, as servers spell them."""
+    """Return the cached prompt tokens, which servers report under different names."""
     details = usage.get("prompt_tokens_details")
     known = _count(details, "cached_tokens") if isinstance(details, Mapping) else 0
     known = known or _count(usage, "prompt_cache_hit_tokens") or _count(usage, "cache_read_input_tokens")

@@ -1,4 +1,4 @@
-"""Connections to one address, over httpcore: what httpx does around it costs more than many a call."""
+"""HTTP connections to one URL, using httpcore directly because of httpx's overhead per call."""
 
 import urllib.parse
 import urllib.request
@@ -9,7 +9,7 @@ import httpcore
 import httpx
 
 CONNECT_ERRORS = (httpcore.ConnectError, httpcore.ConnectTimeout)
-"""Nobody has heard the request."""
+"""The request did not reach the server."""
 BROKEN_OFF = (
     httpcore.NetworkError,
     httpcore.ProtocolError,
@@ -17,18 +17,18 @@ BROKEN_OFF = (
     httpcore.ProxyError,
     httpcore.ConnectionNotAvailable,
 )
-"""The server may have done the work."""
+"""The server may have processed the request."""
 _Connection = httpcore.AsyncHTTPConnection | httpcore.AsyncConnectionPool
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A response that was read to its end.
+    """A completely read response.
 
     Attributes:
-        status: its code.
-        headers: by name, in any case.
-        content: its body.
+        status: status code.
+        headers: headers, case-insensitive.
+        content: body.
     """
 
     status: int
@@ -37,19 +37,19 @@ class Response:
 
     @property
     def text(self) -> str:
-        """The body as text; what is not UTF-8 in it is replaced."""
+        """The body as text; invalid UTF-8 is replaced."""
         return self.content.decode(errors="replace")
 
 
 class Connections:
-    """As many connections as there are calls at once, the last one used first.
+    """One connection per concurrent call, reused last-in, first-out.
 
-    A pool looks at every connection for every call, which costs more than the call from a few dozen on.
+    httpcore's pool scans all connections on every call, which dominates with more than a few dozen.
 
     Args:
-        url: where requests are posted.
-        headers: what every request carries.
-        connect: seconds that a connection may take, > 0.
+        url: URL to post requests to.
+        headers: headers of every request.
+        connect: connect timeout in seconds, > 0.
     """
 
     def __init__(self, url: str, headers: Mapping[str, str], connect: float) -> None:
@@ -59,7 +59,7 @@ class Connections:
         )
         self._headers = _raw({"Host": parsed.netloc.decode(), "Accept": "*/*", **headers})
         self._extensions = {"timeout": {"connect": connect}}
-        # One for all of them: to read the certificates takes longer than many a call.
+        # Shared by all connections: loading the certificates is slow.
         self._tls = httpx.create_ssl_context(verify=parsed.scheme == "https")
         self._proxy = _proxy(url)
         self._idle: list[_Connection] = []
@@ -99,7 +99,7 @@ class Connections:
             one = self._idle.pop()
             if isinstance(one, httpcore.AsyncConnectionPool) or not (one.is_closed() or one.has_expired()):
                 return one
-            await one.aclose()  # the server has closed it meanwhile
+            await one.aclose()  # closed by the server in the meantime
         return self._new()
 
     def _new(self) -> _Connection:
@@ -117,7 +117,7 @@ def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
 
 
 def _proxy(url: str) -> str | None:
-    """Return the proxy that the environment names for an address."""
+    """Return the proxy for a URL from the environment, or None."""
     parts = urllib.parse.urlsplit(url)
     if urllib.request.proxy_bypass(parts.hostname or ""):
         return None

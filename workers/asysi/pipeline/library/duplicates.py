@@ -1,7 +1,7 @@
-"""Rows that were there before: the same ones, and nearly the same ones.
+"""Exact and near-duplicate removal.
 
-Both operators see rows in their order and keep the first of its kind. After a restart they remember what the
-rows say that they had let through.
+Both operators process rows in order and keep the first of each group of duplicates. After a restart they
+rebuild their state from the rows they had kept.
 """
 
 from collections.abc import Iterable, Sequence
@@ -49,13 +49,13 @@ class Digests:
         found = np.zeros(len(digests), bool)
         for run_high, run_low in self._runs:
             at, end = np.searchsorted(run_high, high, "left"), np.searchsorted(run_high, high, "right")
-            while (look := at < end).any():  # more than once only where 64 bits are the same
+            while (look := at < end).any():  # repeats only if the upper 64 bits are equal
                 found[look] |= run_low[at[look]] == low[look]
                 at = at + 1
         return [bool(known) for known in found]
 
     def _settle(self) -> None:
-        """Make a run of the recent ones, and one of two runs of like size: so they stay few."""
+        """Turn the recent digests into a run and merge runs of similar size, to keep their number small."""
         self._runs.append(_run(*_halves(list(self._recent))))
         self._recent.clear()
         while len(self._runs) > 1 and len(self._runs[-2][0]) <= 2 * len(self._runs[-1][0]):
@@ -64,13 +64,13 @@ class Digests:
 
 
 class Deduplicate(BaseOperator):
-    """Drops rows that are equal to an earlier one in some fields (XXH3-128).
+    """Drops rows that equal an earlier row in the given fields (XXH3-128).
 
-    Memory: 16 bytes a distinct row, and as much again while runs are merged.
+    Memory: 16 bytes per distinct row, twice that while runs are merged.
 
     Args:
-        fields: what is compared; None: every field but the id.
-        normalize: whether upper case and blanks make no difference in text.
+        fields: fields to compare; None: all fields except the id.
+        normalize: whether to ignore case and whitespace differences in text.
     """
 
     ordered = True
@@ -80,7 +80,7 @@ class Deduplicate(BaseOperator):
         self._seen = Digests()
 
     def process_batch(self, items: list[Row], ctx: Any = None) -> list[Made]:
-        """Return each row, or None for one that was there before.
+        """Return each row, or None for a duplicate.
 
         Raises:
             KeyError: a row has no such field.
@@ -89,7 +89,7 @@ class Deduplicate(BaseOperator):
         return [item if fresh else None for item, fresh in zip(items, new, strict=True)]
 
     def restore(self, rows: Iterable[Row]) -> None:
-        """Remember the rows that were let through before a restart."""
+        """Rebuild the state from the rows kept before a restart."""
         self._seen = Digests()
         rows = iter(rows)
         while some := [self._digest(row) for row in islice(rows, _RESTORED)]:
@@ -107,24 +107,24 @@ class Deduplicate(BaseOperator):
 
 
 class NearDeduplicate(BaseOperator):
-    """Drops rows whose text is nearly that of an earlier one: MinHash and banded LSH (datasketch).
+    """Drops rows whose text is similar to an earlier row's, using MinHash and banded LSH (datasketch).
 
-    The likeness of two texts is the Jaccard index of their sets of shingles (that many words in a row),
+    The similarity of two texts is the Jaccard index of their sets of shingles (`shingle` consecutive words),
     estimated from `permutations` hashes with a standard error of about 1/√permutations. Candidates that share
-    a band are compared; a row is dropped when the estimate reaches the threshold.
+    a band are compared; a row is dropped if the estimate reaches the threshold.
 
-    Memory: some 3 KB per row that is kept at 128 permutations.
+    Memory: about 3 KB per kept row with 128 permutations.
 
     Args:
-        field: field of the text.
-        threshold: likeness from which a row is a duplicate, 0..1.
-        permutations: hashes of a text, >= 16.
-        shingle: words in a shingle, >= 1.
-        seed: of the hashes.
-        mark: field that gets the id of the row that this one is like (or None), instead of dropping it.
+        field: field with the text.
+        threshold: similarity from which a row is a duplicate, 0..1.
+        permutations: hashes per text, >= 16.
+        shingle: words per shingle, >= 1.
+        seed: seed of the hashes.
+        mark: field for the id of the similar earlier row (or None); if set, no rows are dropped.
 
     Raises:
-        ConfigError: a number is out of its range.
+        ConfigError: a parameter is out of range.
     """
 
     ordered = True
@@ -141,15 +141,15 @@ class NearDeduplicate(BaseOperator):
     ) -> None:
         if not 0 < threshold <= 1 or permutations < 16 or shingle < 1:
             raise ConfigError(
-                f"near-deduplicate: threshold {threshold} lies above 0 and up to 1, permutations "
-                f"{permutations} from 16, shingle {shingle} from 1"
+                f"near-deduplicate: threshold is {threshold} (needs 0 < threshold <= 1), permutations is "
+                f"{permutations} (needs >= 16), shingle is {shingle} (needs >= 1)"
             )
         self.field, self.threshold, self.permutations = field, threshold, permutations
         self.shingle, self.seed, self.mark = shingle, seed, mark
         self._clear()
 
     def process_batch(self, items: list[Row], ctx: Any = None) -> list[Made]:
-        """Return each row, or None for one that is like an earlier one.
+        """Return each row, or None for a near-duplicate.
 
         Raises:
             KeyError: a row has no such field.
@@ -164,7 +164,7 @@ class NearDeduplicate(BaseOperator):
         return made
 
     def restore(self, rows: Iterable[Row]) -> None:
-        """Remember the rows that were let through before a restart."""
+        """Rebuild the state from the rows kept before a restart."""
         self._clear()
         for row in rows:
             if self.mark is None or row[self.mark] is None:
@@ -181,7 +181,7 @@ class NearDeduplicate(BaseOperator):
         self._empty = MinHash(self.permutations, self.seed, hashfunc=xxhash.xxh32_intdigest)
 
     def _like(self, item: Row) -> Any:
-        """Return the id of the earlier row that this one is most like, None if there is none; remember it."""
+        """Return the id of the most similar earlier row; if there is none, add this row and return None."""
         signature = self._signature(str(item[self.field]))
         found = [(self._signatures[name].jaccard(signature), name) for name in self._index.query(signature)]
         near = [(likeness, name) for likeness, name in found if likeness >= self.threshold]

@@ -1,4 +1,4 @@
-"""JSON out of text, as a schema wants it."""
+"""Extracts JSON that matches a schema from text."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -18,25 +18,25 @@ _ON_INVALID = ("fail", "drop", "null")
 
 
 class ExtractError(Exception):
-    """A text holds no JSON that fits the schema."""
+    """A text contains no JSON that matches the schema."""
 
 
 class Extract(BaseOperator):
-    """Reads JSON from a field of text, as models write it: among words, in a code fence, slightly broken.
+    """Extracts JSON from model output: surrounded by prose, in a code fence, or slightly malformed.
 
-    What can be read as it stands is taken so. Else (and if `repair`) quotes, commas and brackets are mended
-    and values turned into the types that the schema asks for. What comes out always fits the schema.
+    Valid JSON is used as is. Otherwise, with `repair`, quotes, commas and brackets are repaired and values
+    are converted to the types required by the schema. The result always matches the schema.
 
     Args:
-        schema: JSON Schema of the value; references to other places are not followed.
-        field: field that holds the text.
-        output: field for the value; None puts an object's properties into the row itself.
-        repair: whether broken JSON is mended.
-        explode: whether a list becomes a row for each of its values.
-        on_invalid: what becomes of a row without such a value: `fail` it, `drop` it, or `null` as its value.
+        schema: JSON Schema of the value; external references are not resolved.
+        field: field with the text.
+        output: field for the value; None merges an object's properties into the row.
+        repair: whether to repair malformed JSON.
+        explode: whether a list becomes one row per value.
+        on_invalid: how to handle a row without a matching value: `fail` or `drop` it, or use `null`.
 
     Raises:
-        ConfigError: the schema is none, or a parameter is wrong.
+        ConfigError: the schema or a parameter is invalid.
     """
 
     def __init__(
@@ -58,16 +58,16 @@ class Extract(BaseOperator):
             kind.check_schema(self.schema)
         except jsonschema.SchemaError as error:
             raise ConfigError(f"extract: schema at {error.json_path}: {error.message}") from error
-        # A registry of its own, so that no reference is fetched from anywhere.
+        # An empty registry, so that no reference is fetched.
         self._validator = kind(
             self.schema, registry=referencing.Registry(), format_checker=kind.FORMAT_CHECKER
         )
 
     def process_item(self, item: Row, ctx: Any = None) -> Made:
-        """Return the row with the value, or a row for each value of a list.
+        """Return the row with the value, or one row per value of a list.
 
         Raises:
-            ExtractError: the text holds no such value, and `on_invalid` is `fail`.
+            ExtractError: the text contains no matching value and `on_invalid` is `fail`.
             KeyError: the row has no such field.
         """
         try:
@@ -81,10 +81,10 @@ class Extract(BaseOperator):
         return self._row(item, value)
 
     def read(self, text: str) -> Any:
-        """Return the first value in a text that fits the schema.
+        """Return the first value in a text that matches the schema.
 
         Raises:
-            ExtractError: there is none; it says what is wrong with the first that can be read.
+            ExtractError: there is none; the message explains the first parsable value's error.
         """
         problem = ""
         for value in self._values(text):
@@ -95,7 +95,7 @@ class Extract(BaseOperator):
         raise ExtractError(f"{problem or 'no JSON'} in {text[:_SHOWN]!r}")
 
     def _values(self, text: str) -> Iterator[Any]:
-        """Yield what the text may mean, the most literal readings first."""
+        """Yield candidate values, the most literal interpretations first."""
         places = [text, *_FENCE.findall(text), *_spans(text)]
         for place in places:
             try:
@@ -113,7 +113,7 @@ class Extract(BaseOperator):
                 value = json_repair.loads(text, schema=schema, skip_json_loads=True)
             except (ValueError, RecursionError):
                 continue
-            if value != "":  # what it returns where there is nothing to mend
+            if value != "":  # its result if there is nothing to repair
                 yield value
 
     def _row(self, item: Row, value: Any) -> Row:
@@ -123,7 +123,7 @@ class Extract(BaseOperator):
 
 
 def _spans(text: str) -> list[str]:
-    """Return what stands between the first opening bracket and the last closing one, of both kinds."""
+    """Return the text between the first opening and the last closing bracket, for both bracket types."""
     found = []
     for opening, closing in ("{}", "[]"):
         begin, end = text.find(opening), text.rfind(closing)

@@ -1,34 +1,34 @@
-"""How fast requests may follow each other."""
+"""Rate limiting of requests."""
 
 import time
 from collections.abc import Callable
 
 MINUTE = 60.0
 _SAVED = 1.0
-"""Seconds of unused allowance that are kept for later."""
+"""Seconds of unused allowance that may be saved up."""
 
 
 class RateLimit:
-    """Lets through so many units in any minute at most, evenly (generic cell rate algorithm, ITU-T I.371).
+    """Rate limiter for units per minute, evenly spaced (generic cell rate algorithm, ITU-T I.371).
 
     Args:
-        per_minute: units, > 0.
-        clock: seconds, never going back.
+        per_minute: maximum units in any minute, > 0.
+        clock: monotonic clock in seconds.
     """
 
     def __init__(self, per_minute: float, clock: Callable[[], float] = time.monotonic) -> None:
-        # What was saved may be spent at once at the beginning of a minute, so it counts as part of it.
+        # Saved allowance may be used at once at the start of a minute, so it counts towards that minute.
         self._interval = (MINUTE + _SAVED) / per_minute
         self._clock = clock
         self._next = clock()
 
     def reserve(self, units: float = 1.0) -> float:
-        """Book units and return how long to wait before they are used, seconds."""
+        """Reserve units and return the seconds to wait before using them."""
         now = self._clock()
         begin = max(self._next, now - _SAVED)
         self._next = begin + units * self._interval
         return max(0.0, begin - now)
 
     def correct(self, units: float) -> None:
-        """Book more units, or fewer, where it turned out what a request really took."""
+        """Adjust the reservation by the difference to a request's actual usage."""
         self._next += units * self._interval

@@ -1,4 +1,4 @@
-"""Text from rows: Jinja templates, in a sandbox, where a missing field is an error."""
+"""Sandboxed Jinja templates over rows; a missing field is an error."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,15 +9,15 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from asysi.contract.errors import ConfigError
 from asysi.pipeline.operators.operator import BaseOperator, Made, Row
 
-# What is rendered is a prompt, no HTML: escaping would change it.
+# Templates render prompts, not HTML: escaping would change them.
 _jinja = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
 
 
 def template(text: str) -> jinja2.Template:
-    """Return a template.
+    """Compile a template.
 
     Raises:
-        ConfigError: it is none; it says where.
+        ConfigError: a syntax error; the message gives the line.
     """
     try:
         return _jinja.from_string(text)
@@ -26,10 +26,10 @@ def template(text: str) -> jinja2.Template:
 
 
 def expression(text: str) -> Callable[[Mapping[str, Any]], Any]:
-    """Return a function from fields to the value of an expression.
+    """Compile an expression into a function of the fields.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: a syntax error.
     """
     try:
         found = _jinja.compile_expression(text, undefined_to_none=False)
@@ -42,11 +42,11 @@ class Template(BaseOperator):
     """Fills fields from templates over the row.
 
     Args:
-        fields: a template for each field that is to be made; all see the row as it came.
-        keep: whether the row's other fields stay.
+        fields: a template per output field; all of them see the input row.
+        keep: whether to keep the row's other fields.
 
     Raises:
-        ConfigError: a template cannot be read.
+        ConfigError: a template is invalid.
     """
 
     harmless = True
@@ -59,8 +59,8 @@ class Template(BaseOperator):
         """Return the row with the fields filled.
 
         Raises:
-            jinja2.UndefinedError: a template asks for a field that the row does not have.
-            jinja2.sandbox.SecurityError: a template does what the sandbox forbids.
+            jinja2.UndefinedError: a template uses a field that the row does not have.
+            jinja2.sandbox.SecurityError: a template violates the sandbox.
         """
         made = {name: found.render(item) for name, found in self._templates.items()}
         return {**item, **made} if self.keep else made

@@ -1,4 +1,4 @@
-"""How long a server asks to wait, in every spelling that servers have for it."""
+"""Parses the retry delay from a server's response, in all common forms."""
 
 import email.utils
 import math
@@ -22,25 +22,25 @@ _RESETS = (
     ("x-ratelimit-remaining", "x-ratelimit-reset"),
     ("ratelimit-remaining", "ratelimit-reset"),
 )
-"""What is left of a limit, and when it is full again."""
+"""Headers with the rest of a limit and the time of its reset."""
 _EPOCH = 1e9
-"""From here on a number is a time, not a duration (2001 in seconds)."""
+"""From this value on, a number is a timestamp, not a duration (2001 in Unix seconds)."""
 _LONGEST = 86_400.0
-"""Seconds: what asks for more than a day is not a wait."""
+"""Maximum delay in seconds; more than a day is ignored."""
 
 
 def retry_after(
     headers: Mapping[str, str], now: Callable[[], float] = time.time, body: bytes = b""
 ) -> float | None:
-    """Return the seconds that a refused caller is asked to wait, None where nothing says so.
+    """Return the seconds to wait before a retry, or None if the response does not say.
 
-    `Retry-After` (RFC 9110, 10.2.3) as seconds or as a date in any of its three forms, the same in
-    milliseconds, the time at which an exhausted limit is full again, or what the body says.
+    Supports `Retry-After` (RFC 9110, 10.2.3) in seconds or as a date in any of its three forms, its variants
+    in milliseconds, the reset time of an exhausted limit, and delays in the body.
 
     Args:
-        headers: of the answer, in lower case.
-        now: seconds since 1970.
-        body: of the answer.
+        headers: response headers, lower case.
+        now: current Unix time in seconds.
+        body: response body.
     """
     for name in _MILLISECONDS:
         if (found := _number(headers.get(name, ""))) is not None:
@@ -61,7 +61,7 @@ def _wait(seconds: float | None) -> float | None:
 
 
 def _moment(text: str, now: Callable[[], float]) -> float | None:
-    """Return the seconds from now that a number, a duration or a date means."""
+    """Convert a number, a duration or a date to seconds from now."""
     text = text.strip()
     if (number := _number(text)) is not None:
         return number - now() if number >= _EPOCH else number
@@ -98,7 +98,7 @@ def _duration(text: str) -> float | None:
 
 
 def _in_body(body: bytes, now: Callable[[], float]) -> float | None:
-    """Return what an error says: a `retryDelay` or `retry_after` field, or words."""
+    """Return the delay in an error body: a `retryDelay` or `retry_after` field, or text."""
     try:
         tree = orjson.loads(body)
     except orjson.JSONDecodeError:

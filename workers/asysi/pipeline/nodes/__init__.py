@@ -1,1 +1,1 @@
-"""Nodes: one operator between two streams, computed in blocks ahead and written in order."""
+"""Nodes: one operator between two streams; blocks are computed ahead and written in order."""

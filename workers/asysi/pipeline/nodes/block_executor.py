@@ -1,4 +1,4 @@
-"""Computes a node's blocks: in this thread, on threads, or in forked processes."""
+"""Computes a node's blocks in this thread, on threads, or in forked processes."""
 
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
@@ -12,11 +12,11 @@ from asysi.pipeline.rows.blocks import Result, RowBlock
 
 
 class BlockExecutor:
-    """Computes blocks with a node's operator; `open` comes first, `shutdown` and `close_operator` last.
+    """Computes blocks with a node's operator. Call `open` first, `shutdown` and `close_operator` last.
 
     Args:
-        settings: of the node.
-        context: the run that it belongs to.
+        settings: settings of the node.
+        context: the run.
     """
 
     def __init__(self, settings: NodeSettings, context: RunContext) -> None:
@@ -26,7 +26,7 @@ class BlockExecutor:
         self._worker: NodeWorker | None = None
 
     def open(self) -> None:
-        """Start threads or processes, and open the operator where it computes in this process."""
+        """Start threads or processes, and open the operator if it runs in this process."""
         given, operator = self._settings, self._settings.operator
         if given.processes > 1:
             self._pool = fork_pool(given, self._context)
@@ -44,23 +44,23 @@ class BlockExecutor:
 
     @property
     def is_parallel(self) -> bool:
-        """Whether blocks can be submitted; else `run` computes them one by one."""
+        """Whether to use `submit`; otherwise `run` computes blocks one by one."""
         return self._pool is not None
 
     @property
     def slots(self) -> int:
-        """Blocks that are computed at once."""
+        """Number of blocks computed concurrently."""
         return max(self._settings.parallel_size, self._settings.processes)
 
     @property
     def batches(self) -> bool:
-        """Whether the operator takes whole batches."""
+        """Whether the operator processes batches."""
         assert self._worker is not None
         return self._worker.batches
 
     @property
     def waits(self) -> bool | None:
-        """Whether the operator waits rather than computes; None while that is not known."""
+        """Whether the operator is I/O-bound rather than CPU-bound; None if not known yet."""
         assert self._worker is not None
         return self._worker.waits
 
@@ -70,23 +70,23 @@ class BlockExecutor:
         return self._worker.run(block, self._node_context())
 
     def submit(self, block: RowBlock) -> "Future[Result]":
-        """Start to compute a block on a thread or in a process."""
+        """Start computing a block on a thread or in a process."""
         assert self._pool is not None
         assert self._worker is not None
-        block.lines = None  # what waits for its turn, or goes to a process, is held once
+        block.lines = None  # avoids a second copy while queued or sent to a process
         if self._settings.processes > 1:
             return self._pool.submit(run_in_child, block)
         return self._pool.submit(self._worker.run, block, self._node_context())
 
     def shutdown(self) -> None:
-        """Wait for what is being computed, and end threads and processes."""
+        """Wait for running blocks, and end threads and processes."""
         for pool in (self._pool, self._threads):
             if pool is not None:
                 pool.shutdown(wait=True, cancel_futures=True)
         self._pool = self._threads = None
 
     def close_operator(self) -> None:
-        """Close the operator, where it was opened in this process."""
+        """Close the operator if it was opened in this process."""
         if self._worker is not None and self._settings.processes == 1:
             call_method(self._settings.operator, "close")
 

@@ -1,4 +1,4 @@
-"""Results onto the disk, in the order of their source: written in batches, committed in groups."""
+"""Writes results to disk in source order: written in batches, committed in groups."""
 
 import time
 from collections.abc import Callable
@@ -10,25 +10,25 @@ from asysi.pipeline.rows.blocks import Result
 from asysi.pipeline.streams.row_log import Log, MemoryLog, StreamBridge
 
 _SHARE = 9
-"""Commits take at most one part in ten of the time: the next one waits so many times as long as the last one
-took.
+"""Delay of the next commit as a multiple of the last commit's duration, so that commits take at most a tenth
+of the time.
 """
 
 
 class Committer:
-    """Writes one node's results in batches and commits them in groups, when they are due.
+    """Writes one node's results in batches and commits them in groups.
 
-    What is committed is on the disk (with `fsync`) before the ledger says so, and only what the ledger has is
-    shown to the next node.
+    Rows are on disk (with `fsync`) before the ledger records them, and only rows recorded in the ledger are
+    visible to the next node.
 
     Args:
         node: name of the node.
-        log: where its rows go, open behind what is committed.
-        ledger: what is done.
-        bridge: tells the next node.
+        log: the output, open at the end of the committed rows.
+        ledger: the ledger.
+        bridge: notifies the next node.
         config: how to write.
-        at: source rows and output rows that are committed.
-        source_digest: running digest of the source up to there, None where it has none.
+        at: number of committed source rows and output rows.
+        source_digest: running digest of the source up to there, None if it has none.
         committed: called after each commit.
         has_parked: whether the ledger may hold parked results of this node.
     """
@@ -54,10 +54,10 @@ class Committer:
         self._written: list[Result] = []
         self._since = self._next_commit = time.monotonic()
         self.ending = False
-        """Set when nothing more will come, so that nothing waits for a reader."""
+        """Set when no more results will come, so that the committer does not wait for a reader."""
 
     def pause(self) -> float:
-        """Return how long nothing is due, seconds."""
+        """Return the seconds until something is due."""
         now = time.monotonic()
         if self._pending:
             return max(0.0, min(self._config.retry_interval, self._since + self._config.flush_interval - now))
@@ -66,14 +66,14 @@ class Committer:
         return self._config.retry_interval
 
     def gather(self, taken: list[tuple[Result, bytes]]) -> None:
-        """Take results, each with the source bytes that it covers."""
+        """Add results, each with the source bytes that it covers."""
         if taken and not self._pending:
             self._since = time.monotonic()
         self._pending += taken
         self._pending_rows += sum(result.made for result, _ in taken)
 
     def step(self, *, ending: bool) -> None:
-        """Write what is due, then commit what is due."""
+        """Write and commit what is due."""
         now = time.monotonic()
         late = now - self._since >= self._config.flush_interval
         if self._pending and (ending or late or self._pending_rows >= self._config.flush_batch_size):
@@ -95,7 +95,7 @@ class Committer:
         self._pending, self._pending_rows = [], 0
 
     def _wait_for_reader(self, ending: bool) -> None:
-        """Wait while a memory bus is full; its reader only sees what is committed."""
+        """Wait while a memory stream is full; its reader only sees committed rows."""
         if isinstance(self._log, MemoryLog) and self._log.full():
             if self._written:
                 self._commit()

@@ -1,4 +1,4 @@
-"""How a node writes, and what one node may have different from its pipeline."""
+"""Write settings of a node, and its overrides of the pipeline's settings."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -8,7 +8,7 @@ from typing import Any
 from asysi.contract.errors import ConfigError
 
 MAX_THREADS = 1024
-"""Threads that compute the rows of one node, at most."""
+"""Maximum number of threads per node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,14 +16,13 @@ class WriterConfig:
     """How computed rows reach the disk.
 
     Attributes:
-        async_mode: write on a thread of its own, so that computing goes on meanwhile.
-        queue_size: computed rows that may wait for the disk, >= 1; beyond it, computing waits.
-        flush_batch_size: rows gathered before they are written, >= 1.
+        async_mode: write in a separate thread, in parallel with computing.
+        queue_size: maximum computed rows waiting to be written, >= 1; beyond it, computing blocks.
+        flush_batch_size: rows collected before a write, >= 1.
         flush_interval: seconds after which even a single row is written, > 0.
-        retry_interval: longest time that the writing thread sleeps before it looks at its queue, seconds, >
-        0.
-        fsync: put rows and ledger on the disk with each commit. Off, they survive a killed process but
-            not a lost machine; either way a resume is exact.
+        retry_interval: maximum seconds that the writer thread sleeps before it checks its queue, > 0.
+        fsync: sync rows and ledger to disk with each commit. If off, they survive a killed process but not a
+            machine crash; either way, a resume is exact.
     """
 
     async_mode: bool = True
@@ -34,25 +33,25 @@ class WriterConfig:
     fsync: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work.
+        """Validate the numbers.
 
         Raises:
-            ConfigError: a number is out of its range.
+            ConfigError: a number is out of range.
         """
         for name in ("queue_size", "flush_batch_size", "flush_interval", "retry_interval"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"WriterConfig.{name} is {getattr(self, name)}: give a number above 0")
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields, for the image."""
+        """Return the fields, to be stored in the run state."""
         return asdict(self)
 
     @classmethod
     def of(cls, value: "WriterConfig | Mapping[str, Any] | None") -> "WriterConfig":
-        """Return a config from a config, its fields, or nothing (the defaults).
+        """Return a config from a config, its fields, or None (the defaults).
 
         Raises:
-            ConfigError: a field is unknown or out of its range.
+            ConfigError: a field is unknown or out of range.
         """
         if isinstance(value, WriterConfig):
             return value
@@ -62,14 +61,14 @@ class WriterConfig:
 
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
-    """What one node has different from its pipeline; None keeps what the pipeline has.
+    """Overrides of the pipeline's settings for one node; None inherits.
 
     Attributes:
-        node_id: name of the node, by default its place and its operator's name.
-        output_uri: where its rows go.
-        batch_size: source rows in a batch, >= 1.
-        parallel_size: batches in flight at once on threads, >= 1.
-        processes: processes that compute, >= 1; 1 computes in this one.
+        node_id: name of the node, by default its position and its operator's name.
+        output_uri: where its rows are written.
+        batch_size: source rows per batch, >= 1.
+        parallel_size: batches in flight on threads, >= 1.
+        processes: worker processes, >= 1; 1 computes in the main process.
         writer_config: how it writes.
         on_error: `fail` or `dead_letter`.
     """
@@ -84,7 +83,7 @@ class NodeConfig:
 
     @classmethod
     def of(cls, value: "NodeConfig | Mapping[str, Any] | None") -> "NodeConfig":
-        """Return a config from a config, its fields, or nothing.
+        """Return a config from a config, its fields, or None.
 
         Raises:
             ConfigError: a field is unknown.
@@ -100,17 +99,17 @@ class NodeConfig:
 
 @dataclass(frozen=True, slots=True)
 class NodeSettings:
-    """What a node runs with, once it is open.
+    """Effective settings of an open node.
 
     Attributes:
         node_id: name of the node.
-        operator: what it does.
-        parallel_size: batches computed at once, on threads, >= 1.
-        batch_size: source rows in a batch, >= 1.
-        processes: processes that compute, >= 1; 1 computes in this one.
+        operator: its operator.
+        parallel_size: batches computed concurrently on threads, >= 1.
+        batch_size: source rows per batch, >= 1.
+        processes: worker processes, >= 1; 1 computes in the main process.
         writer_config: how it writes.
         on_error: `fail` or `dead_letter`.
-        max_dead_letters: rows that may be set aside, >= 0.
+        max_dead_letters: maximum number of dead letters, >= 0.
     """
 
     node_id: str
@@ -129,10 +128,10 @@ class NodeSettings:
 
 
 def refuse_unknown(where: str, given: Mapping[str, Any], known: list[str]) -> None:
-    """Refuse keys that are not known, naming the nearest that is.
+    """Reject unknown keys, suggesting the closest known one.
 
     Raises:
-        ConfigError: there is such a key.
+        ConfigError: a key is unknown.
     """
     for key in given:
         if key not in known:

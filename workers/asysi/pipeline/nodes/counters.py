@@ -1,4 +1,4 @@
-"""How far a node is: source rows and rows made, of earlier runs and of this one."""
+"""Progress of a node: source rows and output rows, of earlier runs and of this one."""
 
 import time
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ from asysi.pipeline.ledger.ledger import LedgerTotals, Range
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a node is.
+    """Progress of a node.
 
     Attributes:
         status: pending, running, completed, canceled or failed.
         computed: source rows computed.
-        durable: source rows committed, and with `fsync` on the disk.
-        total: source rows there are, estimated while `exact` is False; None while nothing is known.
-        exact: whether `total` is counted.
-        made, dropped, blank, dead: rows made; source rows that became none, were empty, failed.
-        seconds: since it began.
-        waited: seconds that computing waited for the disk.
+        durable: source rows committed, and with `fsync` on disk.
+        total: total source rows, estimated while `exact` is False; None if unknown.
+        exact: whether `total` is exact.
+        made, dropped, blank, dead: output rows; source rows dropped, empty, and failed.
+        seconds: seconds since the start.
+        waited: seconds that computing waited for the writer.
     """
 
     status: str
@@ -35,7 +35,7 @@ class Progress:
 
 
 class NodeCounters:
-    """Counts a node's rows: `base` were committed before this run began, `computed` are of this run."""
+    """Counts a node's rows: `base` were committed before this run, `computed` in this run."""
 
     def __init__(self) -> None:
         self.base = self.computed = 0
@@ -43,11 +43,11 @@ class NodeCounters:
         self._began = self._ended = 0.0
 
     def restart(self) -> None:
-        """Forget how far an earlier run had computed, and how long it took."""
+        """Reset the computed rows and the clock."""
         self.computed, self._began, self._ended = 0, 0.0, 0.0
 
     def restore(self, totals: LedgerTotals) -> None:
-        """Take over what the ledger has committed."""
+        """Take over the ledger's totals."""
         self.durable = self.base = totals.rows
         self.made, self.dropped, self.blank, self.dead = (
             totals.made,
@@ -73,7 +73,7 @@ class NodeCounters:
         self._ended = time.monotonic()
 
     def progress(self, status: str, total: tuple[int | None, bool], waited: float) -> Progress:
-        """Return how far the node is; `total` is (source rows, whether they are counted)."""
+        """Return the node's progress; `total` is (source rows, whether that is exact)."""
         end = self._ended or time.monotonic()
         return Progress(
             status,

@@ -1,15 +1,15 @@
-"""`[Dispatch]` lines of `platform.log`: which rows a node gave to be computed."""
+"""`[Dispatch]` lines in `platform.log`: the rows that a node dispatched."""
 
 import logging
 import time
 
 _EVERY = 1.0
-"""Seconds that one line about dispatched rows covers."""
+"""Seconds covered by one line."""
 _log = logging.getLogger("asysi.pipeline")
 
 
 class DispatchLog:
-    """A line about the rows that a node gave to be computed: at once for the first, then one a second.
+    """Logs the dispatched rows of a node: at once for the first block, then once per second.
 
     Args:
         node: name of the node.
@@ -21,7 +21,7 @@ class DispatchLog:
         self._first = self._last = self._blocks = self._flying = 0
 
     def tell(self, first: int, last: int, flying: int) -> None:
-        """Take a block: source rows from `first` up to but without `last`, with so many in flight before."""
+        """Record a dispatched block of source rows [`first`, `last`) after `flying` blocks in flight."""
         if not self._blocks:
             self._first = first
         self._last, self._blocks, self._flying = last, self._blocks + 1, flying + 1
@@ -29,7 +29,7 @@ class DispatchLog:
             self.end()
 
     def end(self) -> None:
-        """Write what was not written yet."""
+        """Write the pending line."""
         if self._blocks:
             _log.info(
                 "[Dispatch] %s: source rows %d to %d in %d blocks, %d in flight",

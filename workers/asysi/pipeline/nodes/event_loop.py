@@ -1,4 +1,4 @@
-"""One event loop for all operators whose methods are coroutines: one thread for their calls, not one each."""
+"""One shared event loop thread for all operators with coroutine methods."""
 
 import asyncio
 import atexit
@@ -14,12 +14,12 @@ _running: tuple[asyncio.AbstractEventLoop, threading.Thread] | None = None
 
 
 def submit(function: Callable[..., Any], *arguments: Any) -> "Future[Any]":
-    """Start a coroutine function on the loop and return its future; the loop starts when first needed."""
+    """Run a coroutine function on the loop and return its future; starts the loop on first use."""
     return asyncio.run_coroutine_threadsafe(function(*arguments), _loop())
 
 
 def call_method(operator: Any, method: str, *arguments: Any) -> None:
-    """Call a method of an operator, if it has it, and wait for its end."""
+    """Call an operator's method, if it exists, and wait for it to finish."""
     found = getattr(operator, method, None)
     if inspect.iscoroutinefunction(found):
         submit(found, *arguments).result()
@@ -28,7 +28,7 @@ def call_method(operator: Any, method: str, *arguments: Any) -> None:
 
 
 def _loop() -> asyncio.AbstractEventLoop:
-    global _running  # noqa: PLW0603 - one a process
+    global _running  # noqa: PLW0603 - one per process
     with _lock:
         if _running is None:
             loop = asyncio.new_event_loop()
@@ -50,7 +50,7 @@ def _end() -> None:
 
 
 def _forget() -> None:
-    """A forked process has the loop's memory, but not its thread."""
+    """Reset after a fork: the child inherits the loop's memory but not its thread."""
     global _running, _lock
     _running, _lock = None, threading.Lock()
 

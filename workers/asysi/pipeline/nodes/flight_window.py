@@ -1,4 +1,4 @@
-"""The window of blocks that are computed ahead, whose results leave in the order of their source."""
+"""The window of blocks computed ahead, whose results are delivered in source order."""
 
 import time
 from collections import deque
@@ -13,14 +13,14 @@ from asysi.pipeline.nodes.run_context import RunContext
 from asysi.pipeline.rows.blocks import Result, RowBlock
 
 _QUICK, _SLOW = 0.02, 0.2
-"""Blocks grow while they take less than the one, and shrink when they take more than the other (seconds)."""
+"""Blocks grow below the first and shrink above the second duration, in seconds."""
 _AHEAD = 64
-"""Blocks that may be done behind a slow one, for each one computed at once."""
+"""Maximum blocks completed ahead of a slow one, per concurrent slot."""
 
 
 @dataclass(slots=True)
 class _Flight:
-    """A block that is being computed."""
+    """A block in flight."""
 
     block: RowBlock
     future: "Future[Result]"
@@ -29,11 +29,11 @@ class _Flight:
 
 
 class BlockSize:
-    """How many rows a block has: blocks grow until they are worth their handling.
+    """Adaptive block size: blocks grow until the overhead per block is small.
 
     Args:
-        batch_size: source rows in a batch; a block is whole batches, and one batch of an operator that waits.
-        queue_size: computed rows that may wait for the disk.
+        batch_size: source rows per batch; a block is a multiple of it, or one batch if the operator waits.
+        queue_size: maximum computed rows waiting to be written.
     """
 
     def __init__(self, batch_size: int, queue_size: int) -> None:
@@ -41,7 +41,7 @@ class BlockSize:
         self._most = max(batch_size, queue_size // batch_size * batch_size)
 
     def adapt(self, result: Result, *, waits: bool | None) -> None:
-        """Take how long a block took into account."""
+        """Adapt the size to a block's duration."""
         if waits or result.failure is not None:
             self.rows = self._batch
         elif result.seconds < _QUICK and result.last - result.first >= self.rows:
@@ -51,17 +51,16 @@ class BlockSize:
 
 
 class FlightWindow:
-    """Blocks on their way through an executor.
+    """Blocks in flight through an executor.
 
-    Results that wait long for a slow block in front of them are parked in the ledger, so that a kill does
-    not lose them; those that an earlier run parked are delivered in their place, without being computed
-    again.
+    Results that wait long for a slow earlier block are parked in the ledger, so that a kill does not lose
+    them; results parked by an earlier run are delivered at their position without being recomputed.
 
     Args:
-        settings: of the node.
-        context: the run that it belongs to.
+        settings: settings of the node.
+        context: the run.
         executor: computes blocks.
-        deliver: called with each block and its result, in the order of the source.
+        deliver: called with each block and its result, in source order.
     """
 
     def __init__(
@@ -76,16 +75,16 @@ class FlightWindow:
         self._flights: deque[_Flight] = deque()
         self._parked = context.ledger.parked(settings.node_id) if context.resume else {}
         self.has_parked = bool(self._parked)
-        """Whether the ledger holds results of blocks that are not committed."""
+        """Whether the ledger holds results of uncommitted blocks."""
         self.dispatches = DispatchLog(settings.node_id)
 
     @property
     def busy(self) -> bool:
-        """Whether blocks are on their way."""
+        """Whether blocks are in flight."""
         return bool(self._flights)
 
     def rows_to_take(self, row: int) -> int:
-        """Return how many rows the next block has, which begins at source row `row`."""
+        """Return the number of rows of the next block, which starts at source row `row`."""
         following = [first for first in self._parked if first >= row]
         if not following:
             return self._size.rows
@@ -95,7 +94,7 @@ class FlightWindow:
         return min(self._size.rows, first - row)
 
     def dispatch(self, block: RowBlock) -> None:
-        """Let a block be computed, and deliver what is done; waits while enough is on its way."""
+        """Dispatch a block and deliver completed results; blocks while the window is full."""
         self.dispatches.tell(block.first, block.last, len(self._flights))
         parked = self._parked.pop(block.first, None)
         if parked is not None:
@@ -107,19 +106,19 @@ class FlightWindow:
         elif self._executor.is_parallel:
             self._submit(block)
         else:
-            self.drain()  # parked results in front of it
+            self.drain()  # deliver parked results before it
             result = self._executor.run(block)
             self._spent(result)
             self._size.adapt(result, waits=self._executor.waits)
             self._deliver(block, result)
 
     def deliver_ready(self) -> None:
-        """Deliver the results that are done, up to the first that is not."""
+        """Deliver completed results up to the first incomplete one."""
         while self._flights and self._flights[0].future.done():
             self._land()
 
     def drain(self) -> None:
-        """Wait for everything in flight: what was begun is finished."""
+        """Wait for all blocks in flight and deliver them."""
         while self._flights:
             if not self._flights[0].future.done():
                 wait([self._flights[0].future], timeout=0.5)
@@ -127,7 +126,7 @@ class FlightWindow:
             self.deliver_ready()
 
     def abandon(self) -> None:
-        """Wait for everything in flight and park it: the block in front of it has failed or was cut."""
+        """Wait for all blocks in flight and park them: an earlier block has failed or was cut short."""
         wait([flight.future for flight in self._flights])
         self._park([flight for flight in self._flights if not flight.parked])
         self._flights.clear()
@@ -146,7 +145,7 @@ class FlightWindow:
             self._park_late()
 
     def _crowded(self, slots: int) -> bool:
-        """Return whether enough is in flight: being computed, or done behind a slow block."""
+        """Return whether the window is full: too many blocks running, or completed behind a slow one."""
         running = sum(not flight.future.done() for flight in self._flights)
         rows = sum(flight.block.rows for flight in self._flights)
         return (
@@ -163,7 +162,7 @@ class FlightWindow:
         self._deliver(flight.block, result)
 
     def _park_late(self) -> None:
-        """Put results on the disk that have waited long for a slow block in front of them."""
+        """Park results that have waited long for a slow earlier block."""
         now = time.monotonic()
         late = [
             flight

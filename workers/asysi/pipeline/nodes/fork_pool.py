@@ -1,4 +1,4 @@
-"""Processes that compute a node's blocks. They are forked, so operators need not be picklable."""
+"""Worker processes of a node. They are forked, so operators need not be picklable."""
 
 import os
 import signal
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor
 
 _child: tuple[NodeWorker, Callable[[], NodeContext]] | None = None
-"""In a process that computes: what runs its blocks, and what makes the context of each."""
+"""In a worker process: the worker, and a factory for each block's context."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """What a process that computes must know."""
+    """Settings passed to a worker process."""
 
     operator: Any
     node_id: str
@@ -39,8 +39,8 @@ class _Task:
 
 
 def fork_pool(settings: NodeSettings, run: RunContext) -> "ProcessPoolExecutor":
-    """Return processes that are ready to compute `run_in_child`."""
-    import multiprocessing  # noqa: PLC0415 - a run in one process does without
+    """Start a pool of processes for `run_in_child`."""
+    import multiprocessing  # noqa: PLC0415 - not needed with one process
     from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415
 
     context = multiprocessing.get_context("fork")
@@ -64,7 +64,7 @@ def fork_pool(settings: NodeSettings, run: RunContext) -> "ProcessPoolExecutor":
 
 
 def run_in_child(block: RowBlock) -> Result:
-    """Compute a block, in a process of the pool."""
+    """Compute a block in a worker process."""
     assert _child is not None
     worker, context = _child
     return worker.run(block, context())
@@ -78,7 +78,7 @@ def _pass_on(stop: threading.Event, child_stop: Any, pool: "ProcessPoolExecutor"
 
 
 def _begin_child(task: _Task, stopped: Callable[[], bool]) -> None:
-    global _child  # noqa: PLW0603 - a process of its own
+    global _child  # noqa: PLW0603 - runs in the child process
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     die_with(task.parent)
@@ -95,7 +95,7 @@ def _begin_child(task: _Task, stopped: Callable[[], bool]) -> None:
 
 
 def die_with(parent: int) -> None:
-    """Let this process end, from a thread of its own, once its parent has."""
+    """Start a thread that kills this process once its parent has died."""
 
     def watch() -> None:
         while os.getppid() == parent:

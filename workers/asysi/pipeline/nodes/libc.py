@@ -1,6 +1,6 @@
-"""What the C library does better than Python for rows: a search in bytes, and memory kept for the next block.
+"""C library calls that speed up row processing: substring search, and malloc tuning.
 
-Where it is not glibc, or has no such function, Python does the search, and memory is left as it is.
+Without glibc or the function, the search falls back to Python and malloc is left unchanged.
 """
 
 import ctypes
@@ -11,20 +11,20 @@ from functools import cache
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 """M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of glibc's malloc.h."""
 _LARGEST, _KEPT = 32 << 20, 64 << 20
-"""Bytes of the largest piece from the heap (glibc takes no more), and of free memory on top of it."""
+"""Largest allocation served from the heap (glibc's maximum), and free memory kept at its top, in bytes."""
 _SETTINGS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
-"""Variables by which somebody has chosen otherwise."""
+"""Variables that override the malloc settings."""
 
 
 @cache
 def keep_freed_memory() -> bool:
-    """Let freed memory stay in the process for the next block of rows; return whether that is so now.
+    """Keep freed memory in the process for the next block of rows; return whether the setting took effect.
 
-    A block's bytes and its rows are a few hundred kilobytes each. glibc maps pieces of that size from the
-    kernel and returns them when they are freed, so that each block touches new pages: zeroed and faulted in
-    again, they took more time than the rows. What stays is bounded: blocks in flight are.
+    A block's bytes and its rows are a few hundred kilobytes each. glibc mmaps allocations of that size and
+    unmaps them when freed, so that each block touches new pages: zeroing and faulting them in took longer
+    than processing the rows. The memory kept is bounded, because the blocks in flight are.
 
-    Nothing changes where a variable already says how memory is to be handled.
+    Does nothing if an environment variable already configures malloc.
     """
     if any(os.environ.get(name) for name in _SETTINGS):
         return False
@@ -36,7 +36,7 @@ def keep_freed_memory() -> bool:
 
 
 def searcher(word: bytes) -> Callable[[bytes], bool]:
-    """Return a function that tells whether bytes hold a word: four times as quick as `in` for short words."""
+    """Return a function that checks whether bytes contain `word`; four times as fast as `in` if short."""
     try:
         find = ctypes.CDLL(None).memmem
     except AttributeError:

@@ -1,4 +1,4 @@
-"""From a node's opening behind what is committed to the seal of its output."""
+"""Lifecycle of a node, from opening after the committed rows to sealing its output."""
 
 import itertools
 import logging
@@ -40,14 +40,14 @@ class TooManyDeadLettersError(Exception):
 
 
 class OpenNode:
-    """A node from its opening to its end: its source, what computes its rows, and its output.
+    """An open node: its source, executor and output.
 
     Args:
-        settings: what it runs with.
-        context: the run that it belongs to.
-        source: where rows come from.
-        out: where they go.
-        counters: what is counted.
+        settings: effective settings.
+        context: the run.
+        source: the input stream.
+        out: the output stream.
+        counters: row counters.
     """
 
     def __init__(
@@ -68,19 +68,19 @@ class OpenNode:
         self._log: Log | None = None
         self._writer: Writer | None = None
         self._cut = False
-        """Whether a block ended early, as the run was ending."""
+        """Whether a block was cut short because the run was ending."""
         self.finished = False
-        """Whether every row is committed and the output sealed."""
+        """Whether all rows are committed and the output is sealed."""
 
     def open(self, remembered: Callable[[], Iterable[dict[str, Any]]]) -> None:
-        """Open source and output, behind what is committed already.
+        """Open source and output after the committed rows.
 
         Args:
-            remembered: rows that an ordered operator has made in another run and must know of.
+            remembered: rows of another run that an ordered operator needs to restore its state.
 
         Raises:
-            ConfigError: it cannot read or write.
-            SealError: source or output differ from what the ledger or a seal says of them.
+            ConfigError: source or output cannot be opened.
+            SealError: source or output differ from the ledger or a seal.
         """
         given, context, out = self._settings, self._context, self._out
         last = context.ledger.last(given.node_id) if context.resume else None
@@ -115,7 +115,7 @@ class OpenNode:
         self._writer = Writer(given.node_id, given.writer_config, committer)
 
     def compute(self) -> None:
-        """Compute every row, until the source or the run ends.
+        """Compute rows until the source or the run ends.
 
         Raises:
             RowError: a row cannot be processed, and `on_error` is `fail`.
@@ -141,16 +141,16 @@ class OpenNode:
         window.drain()
 
     def commit(self) -> None:
-        """Write and commit what was computed.
+        """Write and commit all computed rows.
 
         Raises:
-            BaseException: what stopped the writing.
+            BaseException: the error that stopped the writer.
         """
         if self._writer is not None:
             self._writer.close()
 
     def release(self) -> None:
-        """Close source, output and operator, and end threads and processes."""
+        """Close source, output and operator; end threads and processes."""
         self._executor.shutdown()
         if self._source is not None:
             self._source.close()
@@ -159,21 +159,21 @@ class OpenNode:
         self._executor.close_operator()
 
     def end_dispatch_log(self) -> None:
-        """Log the dispatched rows that no line tells of yet."""
+        """Log the remaining dispatched rows."""
         self._window.dispatches.end()
 
     @property
     def row(self) -> int:
-        """Source row that is read next."""
+        """Next source row to read."""
         return self._source.row if self._source is not None else 0
 
     @property
     def waited(self) -> float:
-        """Seconds that computing waited for the disk."""
+        """Seconds that computing waited for the writer."""
         return self._writer.waited if self._writer is not None else 0.0
 
     def total(self) -> tuple[int | None, bool]:
-        """Return how many source rows there are (None: not known), and whether they are counted."""
+        """Return the number of source rows (None: unknown), and whether it is exact."""
         if self._source is None:
             return None, False
         feed = self._source.feed
@@ -196,7 +196,7 @@ class OpenNode:
         return bus.source(context.window)
 
     def _go_behind(self, source: LineSource, last: Range | None) -> Any:
-        """Go behind the last committed row, and return the running digest of the source up to there."""
+        """Seek past the last committed row and return the running digest of the source up to there."""
         if self._context.is_first:
             self._context.ledger.note(OWN_IDS, str(int(not source.stored)))
         first = last.last if last else source.first_row
@@ -204,12 +204,12 @@ class OpenNode:
         if last is not None and digest is not None and digest.hexdigest() != last.source_digest:
             raise SealError(
                 f"{self._bus.uri} was changed: node {self._settings.node_id} has committed its rows up to"
-                f" {last.last}, and they are not what they were. Restore it, or {START_OVER}"
+                f" {last.last}, and these rows now differ. Restore it, or {START_OVER}"
             )
         return digest
 
     def _deliver(self, block: RowBlock, result: Result) -> None:
-        """Give a result to the writer; a failure keeps what was finished behind it, and is raised."""
+        """Pass a result to the writer; on failure, park the later results and raise."""
         assert self._writer is not None
         if self._columns is not None:
             self._columns.add_lines(result.data)
@@ -230,7 +230,7 @@ class OpenNode:
             raise failure
 
     def _too_many(self, result: Result) -> TooManyDeadLettersError | None:
-        """Count the dead letters of a result, and return an error where they are too many."""
+        """Count a result's dead letters, and return an error if the limit is exceeded."""
         self._failed_rows += len(result.dead)
         if not result.dead or self._failed_rows <= self._settings.max_dead_letters:
             return None
@@ -241,7 +241,7 @@ class OpenNode:
         )
 
     def _seal(self) -> None:
-        """Commit everything and seal the output: the source has ended."""
+        """Commit everything and seal the output at the end of the source."""
         assert self._writer is not None
         assert self._log is not None
         given, context, out = self._settings, self._context, self._out
@@ -250,7 +250,7 @@ class OpenNode:
         parent, expected = last.source_digest if last else None, written_digest(self._bus)
         if last is not None and expected is not None and parent != expected:
             raise SealError(
-                f"{self._bus.uri} was changed while node {given.node_id} read it: it no longer fits its seal"
+                f"{self._bus.uri} was changed while node {given.node_id} read it: it does not match its seal"
             )
         digest = self._log.digest.hexdigest() if self._log.digest is not None else ""
         seal = Seal(
@@ -272,10 +272,10 @@ class OpenNode:
 
 
 def reopen_finished(node_id: str, context: RunContext, out: IDataStream) -> None:
-    """Take up the sealed output of a node that has finished, for the node that reads it.
+    """Reopen the sealed output of a finished node for the node that reads it.
 
     Raises:
-        SealError: the output is not what was sealed, or was removed.
+        SealError: the output differs from its seal, or was removed.
     """
     if out.read_seal() is None:
         raise SealError(
@@ -293,10 +293,10 @@ def reopen_finished(node_id: str, context: RunContext, out: IDataStream) -> None
 
 
 def _columns_of(bus: IDataStream) -> "ParquetColumns | None":
-    """Return what looks at the rows for a bus, None where its format holds every row.
+    """Return the column tracker for a Parquet output, None for formats without a schema.
 
     Raises:
-        ConfigError: Parquet cannot be written here.
+        ConfigError: Parquet support is not installed.
     """
     if not isinstance(bus, ParquetStream):
         return None

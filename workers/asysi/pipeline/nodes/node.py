@@ -1,4 +1,4 @@
-"""Nodes: one operator between two buses."""
+"""Nodes: one operator between two streams."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -17,20 +17,19 @@ _log = logging.getLogger("asysi.pipeline")
 
 
 class Node:
-    """An operator between two buses, as part of a run.
+    """An operator between two streams, as part of a run.
 
     Args:
-        node_id: its name, in files, logs and the ledger.
-        parallel_size: batches computed at once, on threads, >= 1.
-        batch_size: source rows in a batch, >= 1.
-        processes: processes that compute, >= 1; 1 computes in this one.
+        node_id: its name in files, logs and the ledger.
+        parallel_size: batches computed concurrently on threads, >= 1.
+        batch_size: source rows per batch, >= 1.
+        processes: worker processes, >= 1; 1 computes in the main process.
         writer_config: how it writes.
-        on_error: `fail` ends the run at the first row that cannot be processed; `dead_letter` sets such rows
-        aside.
-        max_dead_letters: rows that may be set aside, >= 0.
+        on_error: `fail` ends the run at the first failed row; `dead_letter` sets such rows aside.
+        max_dead_letters: maximum number of dead letters, >= 0.
 
     Raises:
-        ConfigError: a number is out of its range, or `on_error` is none of the two.
+        ConfigError: a number is out of range, or `on_error` is invalid.
     """
 
     def __init__(
@@ -71,38 +70,38 @@ class Node:
         self._opened: OpenNode | None = None
         self._finished = False
         self.remembered: Callable[[], Iterable[dict[str, Any]]] = tuple
-        """Rows that an ordered operator has made in another run and must know of."""
+        """Rows of another run that an ordered operator needs to restore its state."""
 
     def bind_io(self, input_bus: IDataStream, output_bus: IDataStream) -> None:
-        """Say where rows come from and where they go."""
+        """Set the input and output streams."""
         self.input_bus, self.output_bus = input_bus, output_bus
 
     def set_processor(self, processor: Any, *, single: bool | None = None) -> None:
-        """Say what to do.
+        """Set the operator.
 
         Args:
-            processor: an operator; a function of (items, ctx) that returns a list with a result for each
-                item; or a function of (item, ctx) that returns what becomes of it. `ctx` may be left out.
+            processor: an operator; a function of (items, ctx) that returns a list with one result per item;
+                or a function of (item, ctx) that returns the result. `ctx` may be omitted.
             single: whether a function takes one row; None: see `FunctionOperator`.
 
         Raises:
-            TypeError: it is neither.
+            TypeError: it is neither an operator nor a function.
         """
         self.operator = as_operator(processor, single=single)
 
     def attach(self, context: RunContext) -> None:
-        """Make it part of a run; what it knew of an earlier one is forgotten."""
+        """Attach the node to a run; state of an earlier run is reset."""
         self._context, self._opened = context, None
         self.status, self.failure = "pending", None
         self._finished = False
         self._counters.restart()
 
     def open(self) -> None:
-        """Open source and output, behind what is committed already.
+        """Open source and output after the committed rows.
 
         Raises:
-            ConfigError: it has no operator or no buses, or cannot read or write.
-            SealError: source or output differ from what the ledger or a seal says of them.
+            ConfigError: the operator or a stream is missing or cannot be opened.
+            SealError: source or output differ from the ledger or a seal.
         """
         context, source, out = self._parts()
         self._counters.restore(context.ledger.totals(self.node_id) if context.resume else LedgerTotals())
@@ -114,7 +113,7 @@ class Node:
         self._opened.open(self.remembered)
 
     def run(self) -> None:
-        """Compute every row, between `open` and `close`.
+        """Compute all rows; call between `open` and `close`.
 
         Raises:
             RowError: a row cannot be processed, and `on_error` is `fail`.
@@ -139,7 +138,7 @@ class Node:
             raise
 
     def close(self) -> None:
-        """Commit what was computed, and close everything."""
+        """Commit the computed rows and close everything."""
         try:
             if self._opened is not None:
                 self._opened.commit()
@@ -162,12 +161,12 @@ class Node:
             )
 
     def recall(self, totals: LedgerTotals) -> None:
-        """Take up what an earlier run has completed, without opening anything."""
+        """Restore the totals of a completed earlier run without opening anything."""
         self._counters.restore(totals)
         self.status, self._finished = "completed", True
 
     def progress(self) -> Progress:
-        """Return how far it is."""
+        """Return the node's progress."""
         opened = self._opened
         total: tuple[int | None, bool] = (None, False)
         if self._finished or (opened is not None and opened.finished):
@@ -178,38 +177,38 @@ class Node:
 
     @property
     def is_attached(self) -> bool:
-        """Whether it is part of a run."""
+        """Whether the node is attached to a run."""
         return self._context is not None
 
     def detach(self) -> None:
-        """Let it be part of no run."""
+        """Detach the node from its run."""
         self._context = None
 
     @property
     def resumed_at(self) -> int:
-        """Source rows that were committed before this run began."""
+        """Source rows committed before this run."""
         return self._counters.base
 
     @property
     def name(self) -> str:
-        """What displays call it: its operator's name."""
+        """Display name: the operator's name."""
         return name_of(self.operator)
 
     def _parts(self) -> tuple[RunContext, IDataStream, IDataStream]:
         if self.operator is None:
-            raise ConfigError(f"node {self.node_id} has nothing to do: call set_processor")
+            raise ConfigError(f"node {self.node_id} has no operator: call set_processor")
         if self.input_bus is None or self.output_bus is None:
-            raise ConfigError(f"node {self.node_id} has no buses: call bind_io")
+            raise ConfigError(f"node {self.node_id} has no streams: call bind_io")
         assert self._context is not None
         return self._context, self.input_bus, self.output_bus
 
     def _settings(self) -> NodeSettings:
-        """Return what it runs with, after lowering what its operator cannot use."""
+        """Return the effective settings, reduced to what the operator supports."""
         if getattr(self.operator, "ordered", False) and (self.parallel_size > 1 or self.processes > 1):
-            _log.info("%s sees rows in their order: it computes one block at a time", self.node_id)
+            _log.info("%s is ordered: it computes one block at a time", self.node_id)
             self.parallel_size = self.processes = 1
         if self.processes > 1 and is_async(self.operator):
-            _log.info("%s waits on one thread for many calls: one process is enough", self.node_id)
+            _log.info("%s is asynchronous: it runs in one process", self.node_id)
             self.processes = 1
         return NodeSettings(
             self.node_id,

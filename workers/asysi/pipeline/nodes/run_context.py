@@ -1,4 +1,4 @@
-"""What a node needs of the run that it belongs to."""
+"""The part of a run that its nodes need."""
 
 import threading
 from collections.abc import Callable
@@ -12,18 +12,18 @@ from asysi.pipeline.streams.source import Window
 
 @dataclass(slots=True)
 class RunContext:
-    """What a node needs of the run that it belongs to.
+    """The part of a run that its nodes need.
 
     Attributes:
         pipeline_id: name of the pipeline.
-        folder: where ledger and operators keep what they know.
-        ledger: what is done.
+        folder: directory for the state of ledger and operators.
+        ledger: the ledger.
         stop: set when the run is ending.
         spent: called with (node, result) as soon as a block is computed.
         window: the part of the source that this run reads, for the first node of a shard.
         is_first: whether the node reads the pipeline's input.
-        resume: whether the node continues after the ranges that an earlier run committed.
-        round: the redrive that this is part of, empty in a run of its own.
+        resume: whether the node continues after the ranges committed by an earlier run.
+        round: name of the redrive, empty in a normal run.
     """
 
     pipeline_id: str

@@ -1,4 +1,4 @@
-"""Whether sources and outputs are what the ledger and their seals say of them."""
+"""Verifies sources and outputs against the ledger and their seals."""
 
 import io
 from collections.abc import Iterator
@@ -18,13 +18,13 @@ def check_log(node: str, log: FileLog, last: Range, ranges: Iterator[Range]) -> 
     """Return the running digest of the committed part of an output.
 
     Raises:
-        SealError: it is not what was committed; it says which rows differ.
+        SealError: it differs from what was committed; the message locates the rows.
     """
     size = log.path.stat().st_size if log.path.exists() else 0
     if size < last.out_end:
         raise SealError(
-            f"{log.path} was cut: node {node} has committed {last.out_rows} rows in {last.out_end} bytes, "
-            f"and {size} bytes"
+            f"{log.path} was cut: node {node} has committed {last.out_rows} rows in {last.out_end} "
+            f"bytes, but only {size} bytes"
             f" are left. Restore it, or {START_OVER}"
         )
     with log.path.open("rb", buffering=CHUNK) as stream:
@@ -38,23 +38,23 @@ def check_log(node: str, log: FileLog, last: Range, ranges: Iterator[Range]) -> 
 
 
 def _where(path: Path, ranges: Iterator[Range]) -> str:
-    """Return the first committed range whose rows are not what they were."""
+    """Describe the first committed range whose rows have changed."""
     with path.open("rb", buffering=CHUNK) as stream:
         digest, at, rows = prefix_digest(io.BytesIO(), 0), 0, 0
         for done in ranges:
             digest.update(stream.read(done.out_end - at))
             if digest.hexdigest() != done.out_digest:
                 within = f"its rows {rows} to {done.out_rows} (bytes {at} to {done.out_end})"
-                return f": the first change lies in {within}"
+                return f": the first change is in {within}"
             at, rows = done.out_end, done.out_rows
     return ""
 
 
 def verify_seal(bus: IDataStream, advice: str | None) -> None:
-    """Compare a bus with its seal.
+    """Compare a stream with its seal.
 
     Raises:
-        SealError: they differ; it ends with the advice.
+        SealError: they differ; the message ends with the advice.
     """
     try:
         bus.verify()
@@ -65,7 +65,7 @@ def verify_seal(bus: IDataStream, advice: str | None) -> None:
 
 
 def check_written(bus: IDataStream) -> None:
-    """Compare a bus with what the node before wrote to it.
+    """Compare a stream with what the previous node wrote to it.
 
     Raises:
         SealError: they differ.
@@ -84,7 +84,7 @@ def check_written(bus: IDataStream) -> None:
 
 
 def written_digest(bus: IDataStream) -> str | None:
-    """Return the digest of what a node of this run wrote to a bus, None where that is not known."""
+    """Return the digest of what a node of this run wrote to a stream, or None if unknown."""
     log = bus.log() if bus.bound else None
     return log.digest.hexdigest() if isinstance(log, FileLog) and log.digest is not None else None
 

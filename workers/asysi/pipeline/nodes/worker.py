@@ -1,4 +1,4 @@
-"""A block of rows through an operator: bytes in, bytes out, nothing else touched."""
+"""Runs a block of rows through an operator: bytes in, bytes out, no side effects."""
 
 import base64
 import time
@@ -30,21 +30,21 @@ from asysi.pipeline.rows.ids import FIELD, child
 _NULL = b"null"
 _has_null = searcher(_NULL)
 _WATCHED = 4096
-"""Rows without a null after which an operator's rows are looked at for NaN by the block, not one by one."""
+"""Output rows without a null after which NaN checks are done per block instead of per row."""
 _PROBED = 3
-"""Rows timed before a batch's rows go to threads together."""
+"""Rows timed before a batch's rows are processed on threads."""
 _WAIT = 0.0005
-"""Seconds that a row must wait for threads to be worth their cost (about 50 µs a row)."""
+"""Wait per row in seconds from which threads are worth their overhead (about 50 µs per row)."""
 
 
 class NodeWorker:
-    """Runs blocks through one operator. Any number of threads may call it, unless the operator is ordered.
+    """Runs blocks through one operator. Thread-safe unless the operator is ordered.
 
     Args:
-        operator: what to do.
-        batch_size: source rows in a batch.
-        dead_letters: whether a row that cannot be processed becomes a dead letter; else it fails the block.
-        threads: for a batch's rows together, when the operator waits.
+        operator: the operator.
+        batch_size: source rows per batch.
+        dead_letters: whether a failed row becomes a dead letter; otherwise it fails the block.
+        threads: threads for the rows of a batch, if the operator is I/O-bound.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class NodeWorker:
         self._size, self._dead_letters = batch_size, dead_letters
         self._always_watch = self._watch = True
         self._unwatched = 0
-        """Rows made without a null so far."""
+        """Output rows without a null so far."""
         self._one = None if self.batches else with_context(operator.process_item)
         self._many = with_context(operator.process_batch) if self.batches else None
         self.waits: bool | None = getattr(operator, "waits", None) if threads else False
@@ -64,12 +64,12 @@ class NodeWorker:
             self._many = (
                 (lambda rows, context: event_loop.submit(many, rows, context).result()) if many else None
             )
-        # A second call of an operator that waits would be paid for, and one that remembers would answer
-        # otherwise: their rows are always looked at one by one.
+        # Calling an I/O-bound operator twice may be billed twice, and a stateful one would return something
+        # else: their rows are always checked one by one.
         self._always_watch = self.waits is True or bool(getattr(operator, "ordered", False))
 
     def run(self, block: RowBlock, context: NodeContext) -> Result:
-        """Return what becomes of the block. Errors of rows are in the result; nothing is raised for them."""
+        """Compute a block. Row errors are returned in the result, not raised."""
         began = time.perf_counter()
         result = Result(block.first, block.last, block.end, size=len(block.data))
         job = _Job(block, context, result)
@@ -89,9 +89,9 @@ class NodeWorker:
     def _run_watched(
         self, one: Callable[..., Any], block: RowBlock, context: NodeContext, job: "_Job"
     ) -> tuple["_Job", Result]:
-        """Run a block again, looking for NaN in each row: the first null appeared in it.
+        """Run a block again with a NaN check per row, because the first null appeared in it.
 
-        Operators are called again for a row after a kill too; what they report here was reported already.
+        Operators may be called twice for a row after a kill too; usage reported here is discarded.
         """
         self._watch = self._always_watch = True
         again = _Job(
@@ -101,7 +101,7 @@ class NodeWorker:
         return again, again.result
 
     def _watch_less(self, job: "_Job") -> None:
-        """Look at rows one by one no longer, once so many had no null."""
+        """Stop checking row by row after `_WATCHED` rows without a null."""
         if self._always_watch or not self._watch:
             return
         if any(_NULL in text for text in job.out):
@@ -121,8 +121,8 @@ class NodeWorker:
             self._watch_less(job)
 
     def _run_together(self, one: Callable[..., Any], submit: Callable[..., Any], job: "_Job") -> None:
-        """Start every row, then take the results in order. A row behind a failure is finished too, but what
-        it spent is booked when it is computed again.
+        """Start all rows, then collect the results in order. Rows after a failure are completed too, but
+        their usage is reported when they are computed again.
         """
         started = []
         for row in _readable(job.lines, job.block):
@@ -145,7 +145,7 @@ class NodeWorker:
         wait([future for future, _ in started])
 
     def _each(self, one: Callable[..., Any], job: "_Job") -> None:
-        """The hot loop: everything that is not needed for every row happens in `except` and in `_several`."""
+        """The hot loop: everything not needed for every row is done in `except` and in `_several`."""
         loads, dumps, out, context = values.loads, orjson.dumps, job.out, job.context
         add, stored, plain, watch = out.append, job.block.stored, values.plain, self._watch
         dropped = 0
@@ -205,7 +205,7 @@ class NodeWorker:
     def _one_by_one(
         self, many: Callable[..., Any], places: list[tuple[int, bytes, Any]], job: "_Job"
     ) -> list[list[bytes]]:
-        """Find the rows that a batch fails for: only they are dead letters."""
+        """Process a failed batch row by row, so that only the failing rows become dead letters."""
         lists = []
         for number, line, identity in places:
             try:
@@ -224,7 +224,7 @@ class NodeWorker:
         for number, line in batch:
             try:
                 row = _parsed(line, number, job.block.stored)
-            except Exception as error:  # noqa: BLE001 - said of the row
+            except Exception as error:  # noqa: BLE001 - reported for the row
                 if not line.strip():
                     job.result.blank += 1
                 elif not self._set_aside(error, line, number, job):
@@ -235,7 +235,7 @@ class NodeWorker:
         return rows, places
 
     def _set_aside(self, error: Exception, line: bytes, number: int, job: "_Job") -> bool:
-        """Make a row a dead letter and return True, or end the block in front of it and return False."""
+        """Make a row a dead letter and return True, or end the block before it and return False."""
         identity = _identity(line, number, job.block.stored)
         error, line = _explained(error, line, job.block.stored)
         if not self._sets_aside(error):
@@ -246,18 +246,18 @@ class NodeWorker:
         return True
 
     def _sets_aside(self, error: Exception) -> bool:
-        """Return whether an error makes its row a dead letter; else it ends the block."""
+        """Return whether an error makes its row a dead letter; otherwise it ends the block."""
         return self._dead_letters and not isinstance(error, ConfigError | CanceledError)
 
     def _end_at(self, error: Exception, identity: Any, number: int, job: "_Job") -> None:
-        """Let the block end in front of a row: it failed, or the run is ending."""
+        """End the block before a row, because it failed or the run is ending."""
         job.result.last = number
         if not isinstance(error, CanceledError):
             job.result.failure = _failure(error, identity, job.context)
 
 
 class _Job:
-    """A block on its way: its lines, what was made of them, and where that is noted."""
+    """A block being computed: its lines, the output rows, and the result."""
 
     def __init__(self, block: RowBlock, context: NodeContext, result: Result) -> None:
         self.block, self.context, self.result = block, context, result
@@ -266,7 +266,7 @@ class _Job:
         self._data: bytes | None = None
 
     def data(self) -> bytes:
-        """Return the rows made, a line each; none are added afterwards."""
+        """Return the output rows, one per line; no rows may be added afterwards."""
         if self._data is None:
             if self.out:
                 self.out.append(b"")
@@ -274,7 +274,7 @@ class _Job:
         return self._data
 
     def add(self, lists: list[list[bytes]]) -> None:
-        """Add the rows made of several source rows."""
+        """Add the output rows of several source rows."""
         for lines in lists:
             self.out.extend(lines)
             self.result.made += len(lines)
@@ -282,7 +282,7 @@ class _Job:
 
 
 class _FlightProbe:
-    """Times the first rows: does an operator wait, or compute?"""
+    """Times the first rows to decide whether an operator is I/O-bound or CPU-bound."""
 
     def __init__(self, one: Callable[..., Any]) -> None:
         self._one = one
@@ -298,12 +298,12 @@ class _FlightProbe:
             self._waited.append(time.perf_counter() - wall - (time.thread_time() - busy))
 
     def verdict(self) -> bool | None:
-        """Return whether even the quickest of the first rows waited; None before there were any."""
+        """Return whether even the fastest of the first rows waited; None before any row."""
         return min(self._waited) > _WAIT if self._waited else None
 
 
 def _readable(lines: list[bytes], block: RowBlock) -> list[dict[str, Any]]:
-    """Return the rows that the hot loop will ask for, in its order: those that can be read."""
+    """Return the rows that the hot loop will process, in order: the valid ones."""
     rows = []
     for number, line in enumerate(lines, block.first):
         try:
@@ -344,7 +344,7 @@ def _lines_of(new: Any, identity: Any) -> list[bytes]:
 
 
 def _several(new: Any, identity: Any) -> list[bytes]:
-    """Return the rows made from one row, with their ids, as lines."""
+    """Return the output rows of one source row, with their ids, as lines."""
     if not isinstance(new, list | tuple | Iterator):
         if isinstance(new, dict):
             return _lines_of(dict(new), identity)
@@ -370,8 +370,8 @@ def _identity(line: bytes, number: int, stored: bool) -> Any:
 
 
 def _explained(error: Exception, line: bytes, stored: bool) -> tuple[Exception, bytes]:
-    """Return an error that says what is wrong with the row, where Python's own says it worse, and the line
-    as it lies in its file.
+    """Return a clearer error for an invalid row where Python's is unclear, and the line as it is in its
+    file.
     """
     try:
         row = values.loads(line)
@@ -382,12 +382,12 @@ def _explained(error: Exception, line: bytes, stored: bool) -> tuple[Exception, 
     if not isinstance(row, dict):
         return BadRowError("no JSON object"), line
     if stored and FIELD not in row:
-        return BadRowError(f"no {FIELD}, which the first row of this source has"), line
+        return BadRowError(f"{FIELD} is missing, but the first row of this source has it"), line
     return error, line
 
 
 def _complaint(line: bytes) -> str:
-    """Return what orjson finds wrong: it says where."""
+    """Return orjson's error message, which gives the position."""
     try:
         orjson.loads(line)
     except orjson.JSONDecodeError as broken:
@@ -402,7 +402,7 @@ def _failure(error: Exception, identity: Any, context: NodeContext) -> RowError:
 
 
 def _shorten(result: Result, lines: list[bytes]) -> None:
-    """Let the result cover only the rows before the failure."""
+    """Truncate the result to the rows before the failure."""
     kept = lines[: result.last - result.first]
     size = sum(map(len, kept)) + len(kept)
     result.end += size - result.size

@@ -1,4 +1,4 @@
-"""The queue of results that wait for the disk, and the thread that empties it."""
+"""The queue of results waiting to be written, and the thread that drains it."""
 
 import logging
 import threading
@@ -10,16 +10,16 @@ from asysi.pipeline.nodes.config import WriterConfig
 from asysi.pipeline.rows.blocks import Result
 
 QUEUED_BYTES = 64 << 20
-"""Bytes that may wait for the disk, whatever `queue_size` says."""
+"""Maximum bytes waiting to be written, regardless of `queue_size`."""
 
 
 _WORTH_SAYING = 0.001
-"""Seconds of waiting that are worth a line."""
+"""Minimum wait in seconds that is logged."""
 _log = logging.getLogger("asysi.pipeline")
 
 
 class Writer:
-    """Hands one node's results to a committer: on a thread of its own with `async_mode`, else at once.
+    """Passes one node's results to a committer: in a separate thread with `async_mode`, otherwise directly.
 
     Args:
         node: name of the node.
@@ -34,19 +34,19 @@ class Writer:
         self._error: BaseException | None = None
         self._changed = threading.Condition()
         self.waited = 0.0
-        """Seconds that computing has waited for the disk."""
+        """Seconds that computing has waited for the writer."""
         self._thread: threading.Thread | None = None
         if config.async_mode:
             self._thread = threading.Thread(target=self._run, name=f"{node}-writer", daemon=True)
             self._thread.start()
 
     def put(self, result: Result, source: bytes) -> None:
-        """Take the next result in the order of the source, and the source bytes that it covers.
+        """Add the next result in source order, with the source bytes that it covers.
 
-        Waits while the queue is full.
+        Blocks while the queue is full.
 
         Raises:
-            BaseException: what stopped the writing.
+            BaseException: the error that stopped the writer.
         """
         if self._thread is None:
             self._committer.gather([(result, source)])
@@ -65,7 +65,7 @@ class Writer:
         """Write and commit everything.
 
         Raises:
-            BaseException: what stopped the writing.
+            BaseException: the error that stopped the writer.
         """
         if self._thread is None:
             self._committer.step(ending=True)
@@ -114,7 +114,7 @@ class Writer:
                     self._queued_rows -= rows
                     self._queued_bytes -= size
                     self._changed.notify_all()
-        except BaseException as error:  # noqa: BLE001 - the thread that computes raises it
+        except BaseException as error:  # noqa: BLE001 - re-raised in the computing thread
             with self._changed:
                 self._error = error
                 self._queue.clear()

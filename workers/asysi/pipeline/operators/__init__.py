@@ -1,1 +1,1 @@
-"""Operators: what a node does to its rows, how one is named, and how a changed one is recognised."""
+"""Operators: their interface, their lookup by name, and the detection of changes."""

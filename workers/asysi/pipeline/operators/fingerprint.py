@@ -1,4 +1,4 @@
-"""What an operator is, as JSON: a resume with another one is refused, and the difference named."""
+"""Fingerprints of operators, as JSON: a resume with a changed operator is rejected, naming the difference."""
 
 import ast
 import dataclasses
@@ -19,19 +19,19 @@ from asysi.pipeline.operators.operator import BaseOperator, given_to, name_of
 from asysi.pipeline.operators.project_source import module_digests, undocumented
 
 _TYPE, _FUNCTION = "__type__", "__function__"
-"""Marks of values that JSON cannot hold."""
+"""Markers for values that JSON cannot represent."""
 _DEPTH = 4
-"""Objects within objects whose attributes are looked at."""
+"""Depth to which attributes of nested objects are compared."""
 
 
 def fingerprint(operator: Any) -> dict[str, Any]:
     """Return what identifies an operator.
 
-    `target` is `module:name`; `params` its public attributes, or what its `params()` says; `written` the
-    arguments that it was made with, whatever it calls them inside (None where that is not known); an object
-    among them that is more than values, as a connection, is not compared. Those named in
-    `free` may differ. `code` is a digest of its source without comments, layout and documentation,
-    `modules` those of its module (`.`) and of the project's modules that this imports.
+    `target` is `module:name`; `params` its public attributes, or the result of its `params()`; `written` its
+    constructor arguments (None if unknown); an opaque object among them, such as a connection, is not
+    compared. Parameters named in `free` may differ. `code` is a digest of its source without comments,
+    formatting and docstrings; `modules` has such digests of its module (`.`) and of the project modules that
+    it imports.
     """
     function = getattr(operator, "function", None)
     if function is not None:
@@ -64,7 +64,7 @@ def fingerprint(operator: Any) -> dict[str, Any]:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return in what an operator differs from what it was, in words."""
+    """Describe the differences between two fingerprints of an operator."""
     found = []
     if before["target"] != now["target"]:
         found.append(f"it was {before['target']}, it is {now['target']}")
@@ -84,7 +84,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     if before["code"] != now["code"]:
         found.append("its code was changed")
     was, is_now = before.get("modules"), now.get("modules", {})
-    if was is None:  # an image of a version that did not look at modules
+    if was is None:  # written by a version that did not record modules
         return found
     edited = [name for name in sorted({*was, *is_now}) if was.get(name) != is_now.get(name)]
     if "." in edited and not found:
@@ -94,10 +94,10 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def rebuild(image: Mapping[str, Any]) -> Any:
-    """Return the operator that a fingerprint tells of, made anew.
+    """Recreate an operator from its fingerprint.
 
     Raises:
-        ConfigError: it cannot be imported, or not made from its parameters.
+        ConfigError: it cannot be imported or created from its parameters.
     """
     module, _, name = str(image["target"]).partition(":")
     arguments = image["params"] if image.get("written") is None else image["written"]
@@ -141,7 +141,7 @@ def _public(operator: Any) -> dict[str, Any]:
 
 
 def _written(operator: Any) -> dict[str, Any] | None:
-    """Return the arguments that an operator was made with, by name and with the defaults that it took."""
+    """Return an operator's constructor arguments by name, including defaults."""
     if dataclasses.is_dataclass(operator):
         fields = [field.name for field in dataclasses.fields(operator) if field.init]
         return {name: _plain(getattr(operator, name)) for name in fields if hasattr(operator, name)}
@@ -164,20 +164,20 @@ def _written(operator: Any) -> dict[str, Any] | None:
 
 
 def _unwrapped(function: Any) -> Any:
-    """Return the function within a partial one, a method or an object that can be called."""
+    """Return the function behind a partial, a method or a callable object."""
     while isinstance(function, functools.partial):
         function = function.func
     return function if hasattr(function, "__qualname__") else type(function)
 
 
 def _names(function: Any) -> list[str]:
-    """Return the names that a function needs of its module."""
+    """Return the names of its module that a function uses."""
     code = getattr(function, "__code__", None)
     return [function.__qualname__.partition(".")[0], *(code.co_names if code else ())]
 
 
 def _bound(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return the values that a function took with it."""
+    """Return the values bound to a function: partial arguments, attributes and closure."""
     bound: dict[str, Any] = {}
     while isinstance(function, functools.partial):
         bound |= {f"argument {place}": _plain(value) for place, value in enumerate(function.args)}
@@ -193,13 +193,13 @@ def _bound(function: Callable[..., Any]) -> dict[str, Any]:
     for name, cell in zip(names, cells, strict=True):
         try:
             bound[name] = _plain(cell.cell_contents)
-        except ValueError:  # not filled yet
+        except ValueError:  # empty cell
             continue
     return bound
 
 
 def _plain(value: Any, depth: int = _DEPTH) -> Any:
-    """Return a value as JSON holds it; what it cannot hold, by its type and what it is made of."""
+    """Return a JSON-compatible value; other objects are represented by type and state."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
@@ -225,7 +225,7 @@ def _state(value: Any, depth: int) -> Any:
 
 
 def _is_opaque(value: Any) -> bool:
-    """Return whether a plain value stands for an object of which no more than its type is known."""
+    """Return whether a plain value represents an object of which only the type is known."""
     if isinstance(value, Mapping):
         if _TYPE in value:
             return value["state"] is None
@@ -247,7 +247,7 @@ def _code(parts: list[Any]) -> str:
 
 
 def _text(part: Any) -> str:
-    """Return source without comments, layout and documentation; bytecode where there is no source."""
+    """Return the source without comments, formatting and docstrings, or the bytecode if there is none."""
     try:
         return ast.dump(undocumented(ast.parse(textwrap.dedent(inspect.getsource(part)))))
     except (OSError, TypeError, SyntaxError):

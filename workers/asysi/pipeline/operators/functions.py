@@ -1,4 +1,4 @@
-"""Functions as operators: what they take, a batch or a row, with the context or without."""
+"""Functions as operators: detects whether they take a batch or a row, with or without context."""
 
 import copy
 import inspect
@@ -24,8 +24,8 @@ _MANY = frozenset(
 
 
 def with_context(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `function` as one of two arguments; one that takes only the rows is called without the
-    context.
+    """Return `function` as a function of (rows, ctx); one that takes only the rows is called without
+    the context.
     """
     try:
         parameters = inspect.signature(function).parameters.values()
@@ -38,7 +38,7 @@ def with_context(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def takes_one_row(function: Callable[..., Any]) -> bool | None:
-    """Return whether a function takes one row or a batch, by annotation or name; None: they do not tell."""
+    """Return whether a function takes one row or a batch, by annotation or name; None if undecided."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):  # some built-in functions tell nothing
@@ -67,7 +67,7 @@ def _annotation(function: Callable[..., Any], parameter: inspect.Parameter) -> A
 
 
 def trying(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function over batches from one that takes a batch or a row, found out with the first row."""
+    """Return a function over batches from one of a batch or a row, decided by trying the first row."""
     call = with_context(function)
     single: bool | None = None
 
@@ -85,7 +85,7 @@ def trying(function: Callable[..., Any]) -> Callable[..., Any]:
         if single is None:
             try:
                 single = sort_out(call([copy.deepcopy(items[0])], ctx))
-            except Exception:  # noqa: BLE001 - it raises again where it matters
+            except Exception:  # noqa: BLE001 - the actual call raises it again
                 single = True
         return [call(item, ctx) for item in items] if single else call(items, ctx)
 
@@ -93,7 +93,7 @@ def trying(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 async def _answer_of(call: Callable[..., Any], item: Any, ctx: Any) -> Any:
-    """Return what a function makes of a batch of one row, None where it raises."""
+    """Return the result of a function for a batch of one row, None if it raises."""
     try:
         return await call([copy.deepcopy(item)], ctx)
     except Exception:  # noqa: BLE001 - it raises again where it matters

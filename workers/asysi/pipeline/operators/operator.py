@@ -1,4 +1,4 @@
-"""What a node does to its rows, and what an operator sees of its node."""
+"""The operator interface, and the context that a node passes to its operator."""
 
 import functools
 import inspect
@@ -13,41 +13,41 @@ Row = dict[str, Any]
 """A JSON object with its id in `_i`."""
 
 _GIVEN = "_asysi_given"
-"""Attribute that holds what an operator was made with."""
+"""Attribute with an operator's constructor arguments."""
 
 Made = Row | list[Row] | None
-"""What becomes of a row: another, several (each gets an id of its own), or none."""
+"""Result for a row: a row, several rows (each gets its own id), or None to drop it."""
 
 
 class CanceledError(Exception):
-    """An operator raises this when `ctx.is_cancelled()` and its row is not done: it is computed on resume."""
+    """Raised by an operator that stops on `ctx.is_cancelled()`: its row is computed again on resume."""
 
 
 @runtime_checkable
 class INodeContext(Protocol):
-    """What an operator sees of its node."""
+    """The context passed to an operator."""
 
     node_id: str
     pipeline_id: str
     folder: Path
 
     def report_usage(self, usage: Mapping[str, Any]) -> None:
-        """Report tokens, cost or any other number spent."""
+        """Report tokens, cost or any other usage."""
 
     def is_cancelled(self) -> bool:
-        """Return whether the run is ending: an operator that takes long should return."""
+        """Return whether the run is ending; a long-running operator should then return."""
 
 
 class NodeContext:
-    """The context of one block of rows; its threads share it.
+    """The context of one block of rows, shared by its threads.
 
     Attributes:
         node_id: name of the node.
         pipeline_id: name of the pipeline.
-        folder: where an operator may keep what it knows across a restart.
+        folder: directory for operator state that survives a restart.
         processes: processes that share the node's limits.
-        round: the redrive that this is part of, empty in a run of its own.
-        usage: what was reported so far, added up by name.
+        round: name of the redrive, empty in a normal run.
+        usage: reported usage, summed by name.
     """
 
     def __init__(  # noqa: PLR0917 - what a node knows
@@ -67,9 +67,9 @@ class NodeContext:
         self._lock = threading.Lock()
 
     def report_usage(self, usage: Mapping[str, Any]) -> None:
-        """Add numbers to what was spent; text (`provider`, `model`) goes to the hooks beside them.
+        """Add numbers to the usage; text values (`provider`, `model`) are passed to the hooks with them.
 
-        `prompt_tokens`, `completion_tokens`, `cost` are what budgets and displays look for; any name works.
+        Displays use `prompt_tokens`, `completion_tokens` and `cost`; budgets may use any name.
         """
         with self._lock:
             self.reports.append(dict(usage))
@@ -88,7 +88,7 @@ class NodeContext:
         )
 
     def take(self, other: "NodeContext") -> None:
-        """Add what was reported to another context."""
+        """Add the usage reported to another context."""
         for report in other.reports:
             self.report_usage(report)
 
@@ -98,21 +98,21 @@ class IOperator(Protocol):
     """Anything with `process_item` or `process_batch`."""
 
     def process_item(self, item: Row, ctx: Any = None) -> Made:
-        """Return what becomes of one row."""
+        """Return the result for one row."""
 
     def process_batch(self, items: list[Row], ctx: Any = None) -> list[Made]:
-        """Return what becomes of each row of a batch, in their order."""
+        """Return the result for each row of a batch, in order."""
 
 
 def note_given(operator: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-    """Note what an operator was made with, if that is not noted yet."""
+    """Record an operator's constructor arguments, unless already recorded."""
     attributes = getattr(operator, "__dict__", None)
     if attributes is not None:
         attributes.setdefault(_GIVEN, (arguments, dict(named)))
 
 
 def given_to(operator: Any) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Return the arguments, and those by name, that an operator was made with; None where nobody noted."""
+    """Return an operator's positional and keyword constructor arguments, or None if not recorded."""
     found: tuple[tuple[Any, ...], dict[str, Any]] | None = getattr(operator, "__dict__", {}).get(_GIVEN)
     return found
 
@@ -127,16 +127,15 @@ def _noting(init: Callable[..., None]) -> Callable[..., None]:
 
 
 class BaseOperator:
-    """Base of operators: override `process_item`, or `process_batch`, or both (batches then go to the
-    latter). Either may be a coroutine function (`async def`): many calls then wait on one thread.
+    """Base class of operators. Override `process_item`, `process_batch`, or both (batches then use the
+    latter). Either may be a coroutine function (`async def`): many calls then run on one thread.
 
     Attributes:
-        name: how displays call it, by default the class.
-        ordered: it must see rows in their order and one block at a time, as it remembers what it saw.
-            `restore` then gives it back its memory after a restart.
-        waits: whether `process_item` mostly waits (a server) rather than computes. A batch's rows then go to
-        threads
-            together. None measures it on the first rows.
+        name: display name, by default the class name.
+        ordered: whether it must see rows in order, one block at a time, because it is stateful. `restore`
+            rebuilds its state after a restart.
+        waits: whether `process_item` is I/O-bound. A batch's rows are then processed on threads. None
+            measures it on the first rows.
     """
 
     name: str = ""
@@ -144,44 +143,44 @@ class BaseOperator:
     waits: bool | None = None
 
     def __init_subclass__(cls, **named: Any) -> None:
-        """Let the constructor note its arguments: they are part of what the operator is."""
+        """Make the constructor record its arguments, which are part of the fingerprint."""
         super().__init_subclass__(**named)
         if "__init__" in vars(cls):
             cls.__init__ = _noting(cls.__init__)  # type: ignore[method-assign]
 
     harmless: ClassVar[bool] = False
-    """Whether `process_item` only computes, so that a dry run may try it on a few rows."""
+    """Whether `process_item` has no side effects, so that a dry run may call it on a few rows."""
 
     def process_item(self, item: Row, ctx: Any = None) -> Made:
-        """Return what becomes of a row: a row, a list of rows, or None to drop it.
+        """Return the result for a row: a row, a list of rows, or None to drop it.
 
         Raises:
-            Exception: whatever it raises fails the run, or makes the row a dead letter. A `ConfigError` says
-                that no row can succeed: it always fails the run. A `CanceledError` says that the run is
-                ending.
+            Exception: any exception fails the run or makes the row a dead letter. A `ConfigError` means that
+                no row can succeed and always fails the run. A `CanceledError` means that the run is ending.
         """
         raise NotImplementedError(f"{type(self).__name__} overrides neither process_item nor process_batch")
 
     def process_batch(self, items: list[Row], ctx: Any = None) -> list[Made]:
-        """Return what becomes of each row of a batch, in their order."""
+        """Return the result for each row of a batch, in order."""
         return [self.process_item(item, ctx) for item in items]
 
     def open(self, ctx: Any) -> Any:
-        """Prepare for rows: called once in each process that will call it. May be `async def`."""
+        """Prepare for processing: called once in each process that runs the operator. May be `async def`."""
 
     def restore(self, rows: Iterable[Row]) -> None:
-        """Take back what it remembered, from the rows that it had made before the restart."""
+        """Rebuild the state from the rows that it returned before the restart."""
 
     def close(self) -> Any:
-        """Let go of what `open` took. May be `async def`."""
+        """Release the resources of `open`. May be `async def`."""
 
     free: ClassVar[frozenset[str]] = frozenset()
-    """Parameters that may differ on resume, as rows do not depend on them."""
+    """Parameters that may differ on resume, because rows do not depend on them."""
 
     def params(self) -> dict[str, Any]:
-        """Return what rows depend on: a resume refuses when it differs. By default its public attributes.
+        """Return the parameters that rows depend on; a resume is rejected if they differ. By default, the
+        public attributes.
 
-        The arguments of the constructor are compared beside it, so nothing is lost by a private name.
+        Constructor arguments are compared as well, so private attributes need not be listed.
         """
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
@@ -190,10 +189,10 @@ class FunctionOperator(BaseOperator):
     """An operator from a function of a batch or of a row.
 
     Args:
-        function: `f(items)` or `f(items, ctx)`, a batch to as many results, or `f(item)` or `f(item, ctx)`,
-            a row to what becomes of it.
-        single: whether it takes one row. None: the annotation of its first argument tells, or its name
-            (`item`, `row`, … or `items`, `rows`, `batch`, …), or else what it does with the first row.
+        function: `f(items)` or `f(items, ctx)`, which returns one result per row, or `f(item)` or
+            `f(item, ctx)`, which returns the result for a row.
+        single: whether it takes one row. None: decided by the annotation of its first argument, its name
+            (`item`, `row`, … or `items`, `rows`, `batch`, …), or by trying the first row.
     """
 
     def __init__(self, function: Callable[..., Any], *, single: bool | None = None) -> None:
@@ -215,7 +214,7 @@ class FunctionOperator(BaseOperator):
 
 
 def as_operator(value: Any, *, single: bool | None = None) -> Any:
-    """Return an operator from an operator, or a function of a batch or a row (see `FunctionOperator`).
+    """Return an operator, given an operator or a function (see `FunctionOperator`).
 
     Raises:
         TypeError: it is neither.
@@ -230,24 +229,24 @@ def as_operator(value: Any, *, single: bool | None = None) -> Any:
 
 
 def takes_batches(operator: Any, batch_size: int) -> bool:
-    """Return whether rows go to `process_batch` rather than to `process_item`."""
+    """Return whether to call `process_batch` rather than `process_item`."""
     single, batch = _own(operator, "process_item"), _own(operator, "process_batch")
     return batch and (not single or batch_size > 1)
 
 
 def is_coroutine(operator: Any, method: str) -> bool:
-    """Return whether a method of an operator (or the function that it was made from) is `async def`."""
+    """Return whether an operator's method (or its wrapped function) is `async def`."""
     function = getattr(operator, "function", None) or getattr(operator, method, None)
     return inspect.iscoroutinefunction(function)
 
 
 def is_async(operator: Any) -> bool:
-    """Return whether an operator's calls are coroutines: they all wait on one thread."""
+    """Return whether an operator's methods are coroutines, which all run on one thread."""
     return is_coroutine(operator, "process_item") or is_coroutine(operator, "process_batch")
 
 
 def name_of(operator: Any) -> str:
-    """Return how displays call an operator."""
+    """Return the display name of an operator."""
     return str(getattr(operator, "name", "") or type(operator).__name__)
 
 

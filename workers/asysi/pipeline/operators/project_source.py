@@ -1,9 +1,8 @@
-"""The source that an operator depends on: its module, and the project's modules that this imports.
+"""The source that an operator depends on: its module, and the project modules that it imports.
 
-Modules of the standard library, of installed packages and of this project's own packages are left out: they
-change with an upgrade, not by an edit. Comments, layout, documentation and what stands under
-`if __name__ == "__main__":` do not count. Of a script, only what the operator needs counts: the rest of it is
-the call of the pipeline.
+Modules of the standard library, of installed packages and of A-Sys-I itself are excluded: they change by an
+upgrade, not by an edit. Comments, formatting, docstrings and the code under `if __name__ == "__main__":` are
+ignored. Of a script, only the statements that the operator needs count; the rest runs the pipeline.
 """
 
 import ast
@@ -25,8 +24,8 @@ def module_digests(module: str, needs: Sequence[str] = ()) -> dict[str, str]:
     """Return the digests of a module's source (under the name `.`) and of the project modules it imports.
 
     Args:
-        module: name of a module that is imported; `__main__` is the script that runs.
-        needs: names that are needed, where it is the script.
+        module: name of an imported module; `__main__` is the running script.
+        needs: names needed from the script.
     """
     found: dict[str, str] = {}
     waiting = [(module, ".")]
@@ -46,7 +45,7 @@ def module_digests(module: str, needs: Sequence[str] = ()) -> dict[str, str]:
 
 
 def digest(statements: Iterable[ast.AST]) -> str:
-    """Return a digest of source without comments, layout and documentation."""
+    """Return a digest of source without comments, formatting and docstrings."""
     running = hashlib.sha256()
     for statement in statements:
         running.update(ast.dump(undocumented(statement)).encode())
@@ -54,7 +53,7 @@ def digest(statements: Iterable[ast.AST]) -> str:
 
 
 def undocumented(tree: ast.AST) -> ast.AST:
-    """Remove documentation from source, in place, and return it."""
+    """Remove docstrings from source in place, and return it."""
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if (
@@ -68,21 +67,21 @@ def undocumented(tree: ast.AST) -> ast.AST:
 
 
 def _place(name: str) -> tuple[Path | None, str]:
-    """Return a module's source file, None where it has none, and the package that it is in."""
+    """Return a module's source file (None if it has none) and its package."""
     module = sys.modules.get(name)
     if module is not None:
         file = getattr(module, "__file__", None)
         return (Path(file) if file and file.endswith(".py") else None), getattr(
             module, "__package__", ""
         ) or ""
-    spec = _spec(name)  # imported when a function is called, not yet
+    spec = _spec(name)  # not imported yet, only inside a function
     if spec is None or not spec.origin or not spec.origin.endswith(".py"):
         return None, ""
     return Path(spec.origin), spec.parent or ""
 
 
 def _spec(name: str) -> ModuleSpec | None:
-    """Return where a module would come from, without importing any."""
+    """Return a module's spec without importing anything."""
     places: Sequence[str] | None = None
     spec = None
     parts = name.split(".")
@@ -131,7 +130,7 @@ def _is_guard(statement: ast.stmt) -> bool:
 
 
 def _imports(statements: _Statements, package: str) -> Iterator[str]:
-    """Yield every module that source imports, also within functions, and the packages around it."""
+    """Yield every module that source imports, including imports in functions, and parent packages."""
     for node in (node for statement in statements for node in ast.walk(statement)):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -152,7 +151,7 @@ def _with_packages(name: str) -> Iterator[str]:
 
 
 def _needed(statements: _Statements, names: set[str]) -> _Statements:
-    """Return the statements that bind these names, or any name that those use."""
+    """Return the statements that bind these names, or names that those statements use."""
     kept: set[int] = set()
     growing = True
     while growing:
@@ -166,7 +165,7 @@ def _needed(statements: _Statements, names: set[str]) -> _Statements:
 
 
 def _bound(statement: ast.stmt) -> set[str]:
-    """Return the names that a statement of a module binds, or whose values it changes by assignment."""
+    """Return the names that a module-level statement binds or assigns to."""
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return {statement.name}
     if isinstance(statement, ast.Import | ast.ImportFrom):

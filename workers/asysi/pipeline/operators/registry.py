@@ -1,4 +1,4 @@
-"""Operators by the names that a spec calls them, or by `module:Class`."""
+"""Lookup of operators by their name in a spec, or by `module:Class`."""
 
 import inspect
 import re
@@ -20,16 +20,16 @@ NAMES: dict[str, str] = {
     "sample": f"{_LIBRARY}.choice:Sample",
     "template": f"{_LIBRARY}.template:Template",
 }
-"""Name in a spec → `module:Class`, imported when it is asked for."""
+"""Name in a spec → `module:Class`, imported on demand."""
 
 
 def make_operator(name: str, params: Mapping[str, Any] | None = None) -> Any:
-    """Return an operator from its name in `NAMES`, or from `module:Class` or `module:function`.
+    """Create an operator from its name in `NAMES`, or from `module:Class` or `module:function`.
 
     Args:
-        name: what the spec says.
-        params: arguments of the class, as they are or as a spec writes them (`maxTries` for `max_tries`); a
-            function takes none.
+        name: name in the spec.
+        params: constructor arguments, in snake case or as in a spec (`maxTries` for `max_tries`); none for a
+            function.
 
     Raises:
         ConfigError: there is no such operator, or it does not take these parameters.
@@ -37,7 +37,7 @@ def make_operator(name: str, params: Mapping[str, Any] | None = None) -> Any:
     found = _found(NAMES.get(name, name), name)
     if not inspect.isclass(found):
         if params:
-            raise ConfigError(f"the operator {name} is a function and takes no params: drop them")
+            raise ConfigError(f"the operator {name} is a function and takes no params: remove them")
         return as_operator(found)
     arguments = {_snake(key): value for key, value in (params or {}).items()}
     try:

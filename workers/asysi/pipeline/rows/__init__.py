@@ -1,1 +1,1 @@
-"""Rows: their ids, their JSON, and the blocks in which they pass through a pipeline."""
+"""Rows: their ids, their JSON, and the blocks in which a pipeline processes them."""

@@ -1,4 +1,4 @@
-"""Blocks of consecutive rows: what a node reads, what it makes of them, and the errors of single rows."""
+"""Blocks of consecutive rows: a node's input, its results, and the errors of single rows."""
 
 import base64
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 BAD_LINE = "\0bad line"
-"""Begins what a source hands on for a line that it cannot read: an array, so that it is never a row."""
+"""Marker of the array that a source passes on for an unreadable line; an array is never a row."""
 
 
 @dataclass(slots=True)
@@ -16,11 +16,11 @@ class RowBlock:
 
     Attributes:
         first: number of the first row.
-        rows: how many.
-        end: offset in the source behind them, bytes.
-        data: their bytes as they lie in the source.
-        stored: whether rows bring their `_i`; else a row's number is its id.
-        lines: its rows, where they were taken apart already.
+        rows: number of rows.
+        end: offset in the source after them, in bytes.
+        data: their bytes as in the source.
+        stored: whether rows contain their `_i`; otherwise a row's number is its id.
+        lines: its rows, if already split.
     """
 
     first: int
@@ -32,7 +32,7 @@ class RowBlock:
 
     @property
     def last(self) -> int:
-        """Number of the row behind the last one."""
+        """Number of the row after the last one."""
         return self.first + self.rows
 
 
@@ -41,11 +41,11 @@ class DeadLetter:
     """A row that could not be processed.
 
     Attributes:
-        identity: its `_i` (the line's number, where it cannot be read).
+        identity: its `_i` (the line number if it cannot be read).
         row: its number in the node's source.
         reason: class of the error.
-        error: what it said.
-        line: the row as it lay in the source.
+        error: error message.
+        line: the row as in the source.
     """
 
     identity: str
@@ -57,21 +57,20 @@ class DeadLetter:
 
 @dataclass(slots=True)
 class Result:
-    """What became of a block.
+    """Result of a block.
 
     Attributes:
-        first, last, end: the source rows that it covers (`last` is behind the last one) and the offset behind
-        them.
-        data: rows made, one JSON object per line.
-        made: how many.
-        dropped: source rows that became no row.
-        blank: source lines without anything on them.
+        first, last, end: the source rows covered (`last` is exclusive) and the source offset after them.
+        data: output rows, one JSON object per line.
+        made: number of output rows.
+        dropped: source rows without output.
+        blank: empty source lines.
         dead: source rows that could not be processed.
-        usage: what was spent, added up by name.
-        reports: each report of usage as it came.
-        failure: why it covers less than its block, if a row failed; without one, the run was ending.
+        usage: reported usage, summed by name.
+        reports: each usage report.
+        failure: the row error, if the block was cut short by one; None if the run was ending.
         size: bytes of the source rows covered.
-        seconds: how long it took.
+        seconds: duration.
     """
 
     first: int
@@ -107,7 +106,7 @@ class RowError(Exception):
 
 
 class BadRowError(Exception):
-    """A row is not what it must be, or an operator returned what is none."""
+    """A row is invalid, or an operator returned an invalid row."""
 
 
 class BadLineError(Exception):
@@ -115,7 +114,7 @@ class BadLineError(Exception):
 
 
 def lines_of(data: bytes) -> list[bytes]:
-    """Return whole lines without their newlines."""
+    """Split complete lines, without their newlines."""
     lines = data.split(b"\n")
     if not lines[-1]:
         lines.pop()
@@ -123,10 +122,10 @@ def lines_of(data: bytes) -> list[bytes]:
 
 
 def bad_line(where: str, data: bytes) -> bytes:
-    """Return what a source hands on in place of a line that is not a row.
+    """Return the placeholder that a source passes on for a line that is not a row.
 
     Args:
-        where: file, line, and what is wrong.
-        data: the line as it lies in the file.
+        where: file, line, and the error.
+        data: the line as in the file.
     """
     return orjson.dumps([BAD_LINE, where, base64.b64encode(data).decode()])

@@ -1,8 +1,7 @@
-"""Names of rows: `_i` is a source line's number from 0, or that of the row it was made from and its place
-there.
+"""Row ids: `_i` is a source line's number from 0, or the parent row's id and the index among its results.
 
-Line 10 that becomes three rows gives `10_0`, `10_1`, `10_2`; what the next node makes of the last begins with
-`10_2_0`. The separator keeps them apart from line 100 and tells every ancestor.
+If line 10 becomes three rows, their ids are `10_0`, `10_1`, `10_2`; rows that the next node makes of the last
+start with `10_2_0`. The separator distinguishes them from line 100 and preserves the ancestry.
 """
 
 from typing import Any
@@ -16,7 +15,7 @@ def child(parent: Any, place: int) -> str:
 
 
 def lineage(identity: Any) -> tuple[int, ...]:
-    """Return an id as numbers, the source line first: ids sort by it as their rows lie in a file.
+    """Return an id as numbers, the source line first; ids sorted by it are in file order.
 
     Raises:
         ValueError: it is not an id.

@@ -1,7 +1,7 @@
-"""Rows to JSON lines and back without a changed value: what JSON cannot hold is refused by its name.
+"""Lossless conversion of rows to JSON lines and back; values that JSON cannot represent are rejected.
 
-JSON has no NaN and no bytes, and most parsers turn integers beyond 64 bits into floats. Here integers of any
-size are exact in both directions, and numpy's scalars and arrays are the numbers that they hold.
+JSON has no NaN and no bytes, and most parsers turn integers beyond 64 bits into floats. Here, integers of any
+size are exact in both directions, and numpy scalars and arrays become numbers and lists.
 """
 
 import json
@@ -14,22 +14,22 @@ import orjson
 
 _NULL = b"null"
 _PLAIN_KINDS = frozenset("biuf")
-"""numpy's kinds of booleans, integers and floats: those that JSON has too."""
+"""numpy kinds that JSON supports: booleans, integers and floats."""
 _DOUBLE = 8
-"""Bytes of the largest float that JSON's readers hold."""
+"""Bytes of the largest float that JSON parsers support."""
 
 loads = msgspec.json.Decoder().decode
-"""Returns the value of a JSON text; integers are exact. Of a name twice in an object the last one counts.
+"""Parses JSON; integers are exact. Of duplicate names in an object, the last one wins.
 
-Raises ValueError where it is not JSON."""
+Raises ValueError for invalid JSON."""
 
 
 class LossyValueError(ValueError):
-    """A value that JSON cannot hold as it is."""
+    """A value that JSON cannot represent exactly."""
 
 
 def dumps(value: Any) -> bytes:
-    """Return a value as JSON, from which `loads` makes an equal value.
+    """Return a value as JSON that `loads` turns into an equal value.
 
     Raises:
         LossyValueError: a part of it is something that JSON cannot hold; it says where.
@@ -44,7 +44,7 @@ def dumps(value: Any) -> bytes:
 
 
 def canonical(value: Any) -> bytes:
-    """Return a value as JSON with its keys sorted: equal values make equal texts.
+    """Return a value as JSON with sorted keys, so that equal values give equal texts.
 
     Raises:
         LossyValueError: a part of it is something that JSON cannot hold; it says where.
@@ -56,7 +56,7 @@ def canonical(value: Any) -> bytes:
 
 
 def exact(value: Any) -> bytes:
-    """Return a value as JSON where orjson cannot: it has integers beyond 64 bits.
+    """Return a value as JSON where orjson fails, on integers beyond 64 bits.
 
     Raises:
         LossyValueError: a part of it is something that JSON cannot hold; it says where.
@@ -69,10 +69,10 @@ def exact(value: Any) -> bytes:
 
 
 def plain(value: Any) -> Any:
-    """Return the numbers and text that a numpy scalar or array holds; for `orjson.dumps(default=)`.
+    """Convert a numpy scalar or array to plain values; for `orjson.dumps(default=)`.
 
     Raises:
-        TypeError: it is something else.
+        TypeError: any other type.
     """
     held: Any = getattr(value, "dtype", None)
     kind = getattr(held, "kind", "")
@@ -82,10 +82,10 @@ def plain(value: Any) -> Any:
 
 
 def refuse_non_finite(value: Any) -> None:
-    """Refuse NaN and infinity, which JSON writers turn into null.
+    """Reject NaN and infinity, which JSON writers turn into null.
 
     Raises:
-        LossyValueError: there is one; it says where.
+        LossyValueError: a value is not finite; the message gives its path.
     """
     for path, number in _non_finite(value, ""):
         raise LossyValueError(
@@ -108,7 +108,7 @@ def _non_finite(value: Any, path: str) -> Iterator[tuple[str, float]]:
 
 
 def _tree(value: Any, path: str) -> Any:
-    """Return a value made of what Python's own json knows."""
+    """Convert a value to types that Python's json supports."""
     if value is None or type(value) in {bool, int, str}:
         return value
     if isinstance(value, float):

@@ -1,1 +1,1 @@
-"""Runs of a pipeline: its blueprint, its state on disk, its shards, and what it reports."""
+"""Runs of a pipeline: blueprint, state on disk, shards, and telemetry."""

@@ -1,4 +1,4 @@
-"""What a pipeline is and where its state lies: created, or loaded from its image."""
+"""The definition of a pipeline and the location of its state: created, or loaded from its image."""
 
 import logging
 import os
@@ -31,7 +31,7 @@ _log = logging.getLogger("asysi.pipeline")
 
 
 class PipelineBlueprint:
-    """Nodes that are bound to their buses, and their state on the disk; see `UnifiedNodePipeline`."""
+    """Nodes bound to their streams, and their state on disk; see `UnifiedNodePipeline`."""
 
     def __init__(
         self,
@@ -59,28 +59,28 @@ class PipelineBlueprint:
         self._created = ""
         self._prints: list[dict[str, Any]] = []
         self._round = ""
-        """The redrive that this is part of, empty in a run of its own."""
+        """Name of the redrive, empty in a normal run."""
         self._operators_dir: Path | None = None
-        """Where operators keep what they know across a restart; None: the results folder."""
+        """Directory for operator state that survives a restart; None: the results folder."""
 
     @property
     def status(self) -> str:
-        """How it goes: defined, created, resuming, running, completed, canceled, failed, …"""
+        """Status: defined, created, resuming, running, completed, canceled, failed, …"""
         return self._status.name
 
     @property
     def error(self) -> BaseException | None:
-        """What ended the last run, if that failed."""
+        """The error that ended the last run, if it failed."""
         return self._status.error
 
     @property
     def budget(self) -> dict[str, float]:
-        """By name of what operators report, how much may be spent."""
+        """Limits by name of reported usage."""
         return self._budget.limits
 
     @property
     def results_dir(self) -> Path:
-        """Folder of image, checkpoint and ledger."""
+        """Folder with image, checkpoint and ledger."""
         given = self._given.results_dir
         return given if given is not None else self.base_path / self.pipeline_id
 
@@ -89,16 +89,15 @@ class PipelineBlueprint:
         return (self.results_dir / RUNTIME).exists()
 
     def create(self, pipeline_id: str | None = None, *, overwrite: bool = False) -> Self:
-        """Write the blueprint, under a name or a new one.
+        """Write the blueprint, under the given or a generated name.
 
         Args:
             pipeline_id: name of the pipeline; letters, digits, `.`, `_` and `-`.
-            overwrite: delete what an earlier run under this name, or another one at these outputs, left.
+            overwrite: delete the state of an earlier run of this name, and existing outputs.
 
         Raises:
-            ConfigError: the name is in use, a run has left rows (it says in what its blueprint differs), an
-            output is
-                there already, or the nodes do not make a pipeline.
+            ConfigError: the name is in use, an earlier run has left rows (the message names differences), an
+                output already exists, or the nodes do not form a pipeline.
         """
         self.pipeline_id = pipeline_name(pipeline_id)
         self._build()
@@ -117,13 +116,13 @@ class PipelineBlueprint:
         return self
 
     def resume(self, pipeline_id: str | None = None, *, accept_changes: bool = False) -> Self:
-        """Load the image of a pipeline, to go on where it ended; `run()` then starts it.
+        """Load the image of a pipeline to continue where it ended; `run()` then starts it.
 
-        Its image says what is read and written, whatever this object was made with.
+        The image determines inputs and outputs, whatever arguments this object was created with.
 
         Args:
             pipeline_id: name of the pipeline; None: the one in `results_dir`.
-            accept_changes: go on although operators are not what they were.
+            accept_changes: resume even if operators changed.
 
         Raises:
             ConfigError: there is no such pipeline, it is running, or its operators differ.
@@ -133,8 +132,8 @@ class PipelineBlueprint:
         image = read_image(folder)
         if pipeline_id and image["pipeline_id"] != pipeline_id:
             raise ConfigError(
-                f"{self.results_dir} holds the pipeline {image['pipeline_id']}, not {pipeline_id}: name "
-                "that one, or"
+                f"{self.results_dir} holds the pipeline {image['pipeline_id']}, not {pipeline_id}: use "
+                "that name, or"
                 " another results_dir"
             )
         self._given, self._resume = replace(self._given, results_dir=folder), True
@@ -152,7 +151,7 @@ class PipelineBlueprint:
         return self
 
     def get_runtime(self) -> dict[str, Any]:
-        """Return the image: what the pipeline is and how it goes."""
+        """Return the image: the pipeline's definition and status."""
         return {
             "pipeline_id": self.pipeline_id,
             "status": self.status,
@@ -175,20 +174,20 @@ class PipelineBlueprint:
         save(self.results_dir, self.get_runtime(), self.nodes)
 
     def _build(self) -> None:
-        """Make the nodes, where they are not given."""
+        """Create the nodes, if they are not given."""
 
     def _blueprint(self) -> dict[str, Any]:
         return {"operators": self._prints}
 
     def _fingerprints(self) -> list[dict[str, Any]]:
-        """Return what the operators are; their source may change while they run, they do not."""
+        """Return the operators' fingerprints, taken once: their source files may change during a run."""
         return [fingerprint(node.operator) for node in self.nodes if node.operator is not None]
 
     def _load(self, image: Mapping[str, Any], accept_changes: bool) -> None:
-        """Take paths and sizes from the image.
+        """Restore paths and sizes from the image.
 
         Raises:
-            ConfigError: the nodes are not those of the image.
+            ConfigError: the nodes differ from those of the image.
         """
         names, found = [node["node_id"] for node in image["nodes"]], [node.node_id for node in self.nodes]
         if names != found:
@@ -211,7 +210,7 @@ class PipelineBlueprint:
         input_files.refuse_own_output(self.nodes, self.results_dir, self._writes_besides())
 
     def _writes_besides(self) -> list[str | None]:
-        """Return what it writes beside the outputs of its nodes."""
+        """Return the files it writes in addition to its nodes' outputs."""
         return [str(self._given.log_dir / FILE)] if self._given.log_dir else []
 
     @property

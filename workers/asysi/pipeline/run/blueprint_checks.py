@@ -1,4 +1,4 @@
-"""Whether nodes make a pipeline, and whether it is what an earlier image says."""
+"""Checks that nodes form a pipeline, and compares it with an earlier image."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -12,15 +12,15 @@ from asysi.pipeline.streams.row_log import MemoryLog
 from asysi.pipeline.streams.seal import START_OVER
 
 _MEMORY_KEPT = 64 << 20
-"""Bytes that a `memory://` bus between two streaming nodes holds."""
+"""Capacity in bytes of a `memory://` stream between two streaming nodes."""
 _log = logging.getLogger("asysi.pipeline")
 
 
 def check_nodes(nodes: Sequence[Node]) -> None:
-    """Refuse nodes that do not make a pipeline.
+    """Reject nodes that do not form a pipeline.
 
     Raises:
-        ConfigError: there are none, two share a name or an output, or one lacks its operator or its buses.
+        ConfigError: there are none, two share a name or an output, or one lacks its operator or a stream.
     """
     names = [node.node_id for node in nodes]
     if not names:
@@ -42,7 +42,7 @@ def check_nodes(nodes: Sequence[Node]) -> None:
 
 
 def link(nodes: Sequence[Node], *, streaming: bool) -> None:
-    """Let each node read the very bus that the one before it writes."""
+    """Connect each node to the stream object that the previous node writes."""
     for before, node in pairwise(nodes):
         assert before.output_bus is not None
         assert node.input_bus is not None
@@ -56,10 +56,10 @@ def link(nodes: Sequence[Node], *, streaming: bool) -> None:
 
 
 def compare(image: Mapping[str, Any], operators: Sequence[Any], accept: bool) -> None:
-    """Refuse operators that differ from those of an image.
+    """Reject operators that differ from those of an image.
 
     Raises:
-        ConfigError: they differ; it says in what.
+        ConfigError: they differ; the message says how.
     """
     saved = image["operators"]
     if len(saved) != len(operators):
@@ -80,7 +80,7 @@ def compare(image: Mapping[str, Any], operators: Sequence[Any], accept: bool) ->
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return in what an image differs from an earlier one, in words."""
+    """Describe the differences between an image and an earlier one."""
     names = (
         "input_uri",
         "output_uri",

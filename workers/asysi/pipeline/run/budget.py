@@ -1,14 +1,14 @@
-"""What a run has spent, and what it may spend."""
+"""Usage and budget of a run."""
 
 import threading
 from collections.abc import Mapping
 
 
 class SpendingLimit:
-    """Adds up what operators report, by node and name, and compares the sum with limits.
+    """Sums the usage that operators report, by node and name, and compares it with limits.
 
     Args:
-        limits: by name of what operators report (`cost`, `total_tokens`, …), how much may be spent.
+        limits: limits by name of reported usage (`cost`, `total_tokens`, …).
     """
 
     def __init__(self, limits: Mapping[str, float] | None = None) -> None:
@@ -17,22 +17,22 @@ class SpendingLimit:
         self._spent: dict[str, dict[str, float]] = {}
 
     def restore(self, node: str, spent: Mapping[str, float]) -> None:
-        """Say what a node had spent before this run."""
+        """Set a node's usage before this run."""
         self._spent[node] = dict(spent)
 
     def spend(self, node: str, usage: Mapping[str, float]) -> None:
-        """Add what a node has spent."""
+        """Add usage of a node."""
         with self._lock:
             spent = self._spent.setdefault(node, {})
             for name, value in usage.items():
                 spent[name] = spent.get(name, 0) + value
 
     def of(self, node: str) -> dict[str, float]:
-        """Return what a node has spent, by name."""
+        """Return a node's usage, by name."""
         return dict(self._spent.get(node, {}))
 
     def spent(self) -> dict[str, float]:
-        """Return what all nodes have spent together, by name."""
+        """Return the total usage of all nodes, by name."""
         total: dict[str, float] = {}
         with self._lock:
             for usage in self._spent.values():
@@ -41,7 +41,7 @@ class SpendingLimit:
         return total
 
     def exhausted(self) -> str | None:
-        """Return what has reached its limit, as text; None while nothing has."""
+        """Describe the limits that are reached, or return None."""
         spent = self.spent()
         over = [
             f"{name} {spent.get(name, 0):g} of {limit:g}"

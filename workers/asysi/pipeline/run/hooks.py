@@ -1,4 +1,4 @@
-"""Where a run tells others how it goes."""
+"""Hooks: callbacks that report the progress of a run."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -9,54 +9,54 @@ _log = logging.getLogger("asysi.pipeline")
 
 @runtime_checkable
 class IPipelineHooks(Protocol):
-    """What a run calls, with the pipeline's id first. Calls come from the run's own threads, one at a time a
-    node.
+    """Callbacks of a run, with the pipeline id as first argument. They are called from the run's
+    threads, one at a time per node.
 
-    What a hook raises is logged and goes no further.
+    Exceptions raised by a hook are logged and not propagated.
     """
 
     def on_pipeline_start(self, cid: str, config: Mapping[str, Any]) -> None:
-        """Say that the run begins; `config` is its image."""
+        """Called when the run starts; `config` is its image."""
 
     def on_pipeline_end(self, cid: str, success: bool, error: BaseException | None = None) -> None:
-        """Say that the run ended; a run that was canceled or spent its budget is no success and has no
-        error.
+        """Called when the run ends; a canceled run or one with an exhausted budget has neither success
+        nor error.
         """
 
     def on_node_start(self, cid: str, nid: str, config: Mapping[str, Any]) -> None:
-        """Say that a node begins."""
+        """Called when a node starts."""
 
     def on_node_progress(
         self, cid: str, nid: str, curr: int, total: int | None, meta: Mapping[str, Any]
     ) -> None:
-        """Say how far a node is, about once a second and at its end.
+        """Called with a node's progress, about once per second and at its end.
 
         Args:
             cid: pipeline.
             nid: node.
-            curr: source rows whose results are committed.
-            total: source rows there are (None: unknown; an estimate where `meta["exact"]` is False).
+            curr: committed source rows.
+            total: total source rows (None: unknown; an estimate if `meta["exact"]` is False).
             meta: `computed`, `durable`, `percent` (0..100 or None), `made`, `dropped`, `dead`, `exact`,
             `seconds`.
         """
 
     def on_node_end(self, cid: str, nid: str, success: bool, error: BaseException | None = None) -> None:
-        """Say that a node ended."""
+        """Called when a node ends."""
 
     def on_node_error(
         self, cid: str, nid: str, error: BaseException, items: Sequence[Any] | None = None
     ) -> None:
-        """Say that a node failed; `items` holds the id of the row, where it was one."""
+        """Called when a node fails; `items` holds the id of the failed row, if any."""
 
     def on_usage(self, cid: str, nid: str, provider: str, model: str, metrics: Mapping[str, Any]) -> None:
-        """Say what an operator reported: once for every `ctx.report_usage`."""
+        """Called for every `ctx.report_usage` of an operator."""
 
     def on_checkpoint(self, cid: str, nid: str, checkpoint: Mapping[str, Any]) -> None:
-        """Say what a node has committed."""
+        """Called with a node's committed progress."""
 
 
 class DefaultPipelineHooks:
-    """Hooks that do nothing: override those that matter."""
+    """Hooks that do nothing; override those you need."""
 
     def on_pipeline_start(self, cid: str, config: Mapping[str, Any]) -> None:
         """Do nothing."""
@@ -88,7 +88,7 @@ class DefaultPipelineHooks:
 
 
 class CompositePipelineHooks:
-    """Several hooks as one: each is called, whatever the others raise."""
+    """Combines several hooks; all are called even if one raises."""
 
     def __init__(self, hooks: Sequence[Any]) -> None:
         self._hooks = [hook for hook in hooks if hook is not None]
@@ -106,6 +106,6 @@ class CompositePipelineHooks:
                 try:
                     method(*arguments)
                 except Exception:  # noqa: BLE001 - a display must not end a run
-                    _log.exception("[Hook] %s.%s raised; the run goes on", type(hook).__name__, name)
+                    _log.exception("[Hook] %s.%s raised; the run continues", type(hook).__name__, name)
 
         return call

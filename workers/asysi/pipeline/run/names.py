@@ -10,27 +10,27 @@ from asysi.pipeline.operators.operator import name_of
 
 
 def pipeline_name(given: str | None) -> str:
-    """Return a pipeline's id, a new one where none is given.
+    """Validate a pipeline id, or generate one.
 
     Raises:
-        ConfigError: it has characters that a name may not have.
+        ConfigError: it is not a valid name.
     """
     if given is None:
         return f"pipeline-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", given):
         raise ConfigError(
-            f"{given!r} is not a valid pipeline_id: take up to 128 letters, digits, dots, _ and -"
+            f"{given!r} is not a valid pipeline_id: use up to 128 letters, digits, dots, _ and -"
         )
     return given
 
 
 def node_name(index: int, operator: Any) -> str:
-    """Return the name of the node at a place, counted from 1."""
+    """Return the name of the node at a position, counted from 1."""
     return f"{index}_{re.sub(r'[^A-Za-z0-9_-]', '', name_of(operator)) or 'node'}"
 
 
 def shard_name(shard: tuple[int, int]) -> str:
-    """Return what the files of a shard are named by."""
+    """Return the name of a shard in file names."""
     return f"shard-{shard[0]:05d}-of-{shard[1]:05d}"
 
 

@@ -1,4 +1,4 @@
-"""How far a pipeline is, from outside: its image corrected by its ledger."""
+"""Status of a pipeline as seen from outside: its image, corrected by its ledger."""
 
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ from asysi.pipeline.streams.open_files import is_locked
 
 
 def overview(folder: Path) -> list[dict[str, Any]]:
-    """Return the image of the pipeline in a results folder, or those of its shards, in their order.
+    """Return the image of the pipeline in a results folder, or of its shards in order.
 
-    To each are added `settled` (source rows with all their descendants in the output) and `dead` (dead
-    letters), and what its nodes have committed is the ledger's. A run whose process is gone is `interrupted`.
+    Each gets `settled` (source rows with all descendants in the output), `dead` (dead letters), and committed
+    counts from the ledger. A run whose process has died is `interrupted`.
 
     Raises:
-        ConfigError: there is neither.
+        ConfigError: there is no pipeline.
     """
     folders = [folder] if (folder / RUNTIME).exists() else sorted(folder.glob("shard-*"))
     if not folders:

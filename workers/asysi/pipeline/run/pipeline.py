@@ -1,4 +1,4 @@
-"""Pipelines of nodes: run, canceled and redriven."""
+"""Pipelines of nodes: run, cancel and redrive."""
 
 import logging
 import shutil
@@ -28,37 +28,34 @@ _log = logging.getLogger("asysi.pipeline")
 
 
 class _CheckedError(Exception):
-    """Everything was looked at: what was changed for that is taken back."""
+    """Raised after a check to roll back its changes."""
 
 
 class UnifiedNodePipeline(PipelineBlueprint):
-    """Nodes that are bound to their buses already: starts them, runs them, keeps their state.
+    """Runs nodes that are bound to their streams, and keeps their state.
 
     Args:
-        nodes: in the order in which rows pass them.
-        streaming: run all nodes at once, each on the rows that the one before has committed.
-        results_dir: folder of image, checkpoint and ledger; a folder holds one pipeline. By default the
-        pipeline's id
-            in `base_path`.
-        hooks: told how it goes (`IPipelineHooks`), one or several.
-        budget: by name of what operators report (`cost`, `total_tokens`, …), how much may be spent before the
-        run ends
-            cleanly.
-        base_path: folder of everything that has no name of its own, by default `tmp`.
+        nodes: the nodes, in order.
+        streaming: run all nodes concurrently, each on the committed rows of the previous one.
+        results_dir: folder with image, checkpoint and ledger of one pipeline. By default the pipeline's id in
+            `base_path`.
+        hooks: one or several hooks (`IPipelineHooks`).
+        budget: limits by name of reported usage (`cost`, `total_tokens`, …); the run ends cleanly when one is
+            reached.
+        base_path: folder for everything without an explicit path, by default `tmp`.
         log_dir: folder of `platform.log`, by default `logs`.
         progress: show progress on the terminal; None: if there is one.
 
-    A pipeline that runs without `create()` and is given none of these folders leaves nothing but its outputs.
+    A pipeline run without `create()` and without any of these folders leaves only its outputs.
     """
 
     def run(self) -> Report:
-        """Run until every node is done, or it is canceled, or the budget is spent.
+        """Run until all nodes have finished, the run is canceled, or the budget is exhausted.
 
         Raises:
-            RowError: a row could not be processed; what was finished before is committed, and `resume` goes
-            on there.
-            SealError: a file is not what the ledger or its seal says.
-            ConfigError: it cannot begin.
+            RowError: a row could not be processed; earlier rows are committed, and `resume` continues there.
+            SealError: a file differs from the ledger or its seal.
+            ConfigError: it cannot start.
         """
         if self.status not in {"created", "resuming"}:
             if self.status != "defined":
@@ -71,25 +68,25 @@ class UnifiedNodePipeline(PipelineBlueprint):
         return self._run_created()
 
     def cancel(self, reason: str = "cancel()") -> None:
-        """End the run cleanly: nothing new is begun, what is begun is finished and committed."""
+        """End the run cleanly: rows in progress are finished and committed."""
         if not self._status.stop.is_set():
             _log.info("[Cancel] %s: %s", self.pipeline_id, reason)
             self._status.name = "canceling"
         self._status.stop.set()
 
     def redrive(self, pipeline_id: str | None = None, *, accept_changes: bool = False) -> Report:
-        """Put the dead letters of a completed pipeline through again, from the node that they failed in.
+        """Process the dead letters of a completed pipeline again, starting at the node where they failed.
 
-        What they become has the ids that it would have had, and is merged into the output in its place; what
-        fails again stays a dead letter. A redrive that was ended goes on when it is called again.
+        The resulting rows keep their ids and are merged into the output at their position; rows that fail
+        again stay dead letters. An interrupted redrive continues when called again.
 
         Args:
             pipeline_id: name of the pipeline; None: the one in `results_dir`.
-            accept_changes: go on although operators are not what they were.
+            accept_changes: redrive even if operators changed.
 
         Raises:
             ConfigError: there is no such pipeline, it is running or not completed, or its operators differ.
-            SealError: its output is not what its ledger says.
+            SealError: its output differs from its ledger.
         """
         self.pipeline_id = pipeline_id or ""
         check_completed(self.results_dir)
@@ -106,7 +103,7 @@ class UnifiedNodePipeline(PipelineBlueprint):
         return self.run()
 
     def check_redrive(self, pipeline_id: str | None = None, *, accept_changes: bool = False) -> None:
-        """Refuse what `redrive` would refuse, and change nothing.
+        """Check whether `redrive` would be rejected, without changing anything.
 
         Raises:
             ConfigError, SealError: see `redrive`.
@@ -120,7 +117,7 @@ class UnifiedNodePipeline(PipelineBlueprint):
             raise _CheckedError
 
     def _run_without_a_trace(self) -> Report:
-        """Run with its state in a folder that goes with the run, unless rows in a spool would go with it."""
+        """Run with the state in a temporary folder, which is kept only if a failed run spooled rows."""
         folder, kept = Path(tempfile.mkdtemp(prefix="asysi-pipeline-")), False
         self._given = replace(self._given, results_dir=folder, log_dir=None)
         try:
@@ -175,7 +172,7 @@ class UnifiedNodePipeline(PipelineBlueprint):
 
     @contextmanager
     def _redriving(self) -> Iterator[RowLedger]:
-        """Hold the pipeline for a redrive, with its ledger and what its nodes have completed."""
+        """Lock the pipeline for a redrive, open its ledger and restore its nodes' totals."""
         with locked(self.results_dir, self.pipeline_id), journal(self._given.log_dir):
             self._status.began, self._status.name = time.monotonic(), "redriving"
             ledger = RowLedger(self.results_dir / LEDGER)
@@ -190,7 +187,7 @@ class UnifiedNodePipeline(PipelineBlueprint):
         return CompletedRun(self.pipeline_id, self.nodes, self.results_dir, self.budget, self._run_chain)
 
     def _run_chain(self, nodes: Sequence[Node], folder: Path, budget: Mapping[str, float]) -> str:
-        """Run nodes of a redrive as a pipeline of their own, whose operators keep what they know here."""
+        """Run the nodes of a redrive as a separate pipeline that shares this one's operator state."""
         other = UnifiedNodePipeline(
             nodes,
             results_dir=folder,
@@ -210,10 +207,10 @@ class UnifiedNodePipeline(PipelineBlueprint):
 
 
 class UnifiedNode(Node):
-    """An operator between two buses, in a pipeline or by itself; see `Node` for what it takes."""
+    """An operator between two streams, in a pipeline or standalone; see `Node` for the arguments."""
 
     def run(self) -> None:
-        """Compute every row. A node that belongs to no pipeline is opened and closed too.
+        """Compute all rows. A standalone node is also opened and closed.
 
         Raises:
             RowError: a row cannot be processed, and `on_error` is `fail`.
@@ -229,16 +226,16 @@ class UnifiedNode(Node):
 
 
 class OperatorNode(UnifiedNode):
-    """A node that is made with its operator.
+    """A node that is created with its operator.
 
     Args:
         node_id: its name.
-        operator: what it does, or a function of (items, ctx).
+        operator: the operator, or a function of (items, ctx).
         settings: see `UnifiedNode`.
 
     Raises:
         ConfigError: see `UnifiedNode`.
-        TypeError: the operator is none.
+        TypeError: the operator is invalid.
     """
 
     def __init__(self, node_id: str, operator: Any, **settings: Any) -> None:
@@ -247,4 +244,4 @@ class OperatorNode(UnifiedNode):
 
 
 ParallelBatchNode = UnifiedNode
-"""Every node computes batches in parallel: `parallel_size` says how many."""
+"""Alias: every node computes `parallel_size` batches in parallel."""

@@ -1,7 +1,7 @@
-"""From a pipeline's YAML file to the pipeline, or to sentences that say what is wrong, where, and what to do.
+"""Loads a pipeline from its YAML file, or reports what is wrong, where, and what to do.
 
-Relative paths are relative to the current folder; those that begin with `./` or `../` are relative to the
-folder of the file. `module:Class` is looked for beside the file and in the current folder too.
+Relative paths are relative to the current folder; those that start with `./` or `../` are relative to the
+folder of the file. `module:Class` is also searched in the file's folder and in the current folder.
 """
 
 import sys
@@ -25,14 +25,14 @@ _WHOLE = "a pipeline's file"
 
 
 def load(file: Path, settings: Sequence[str] = ()) -> PipelineFile:
-    """Return what a file says, with absolute paths.
+    """Load a file, with absolute paths.
 
     Args:
-        file: YAML.
-        settings: `path=value` pairs that win over the file, like `batchSize=10`.
+        file: the YAML file.
+        settings: `path=value` pairs that override the file, like `batchSize=10`.
 
     Raises:
-        ConfigError: everything that is wrong, a sentence each: file, line, path, what, and what to do.
+        ConfigError: all problems found, one sentence each, with file, line, path and advice.
     """
     layers = [read(file), *map(set_value, settings)]
     if problems := [problem for layer in layers for problem in layer.problems]:
@@ -50,7 +50,7 @@ def load(file: Path, settings: Sequence[str] = ()) -> PipelineFile:
 
 
 def results_dir(spec: PipelineFile) -> Path:
-    """Return the folder of image, checkpoint and ledger; of shards, the folder that holds theirs."""
+    """Return the folder with image, checkpoint and ledger; for shards, the parent of their folders."""
     return Path(spec.results_dir) if spec.results_dir else Path(spec.base_path) / spec.pipeline_id
 
 
@@ -64,13 +64,13 @@ def build(
     """Return the pipeline of a spec, not created yet.
 
     Args:
-        spec: what the file says.
-        shard: which part of the input it reads; each part has its share of the budget.
-        hooks: told how it goes.
+        spec: the loaded file.
+        shard: the part of the input to read; each part gets its share of the budget.
+        hooks: hooks of the run.
         progress: show progress on the terminal; None: if there is one.
 
     Raises:
-        ConfigError: an operator cannot be made.
+        ConfigError: an operator cannot be created.
     """
     share = shard[1] if shard else 1
     return UnifiedPipeline(
@@ -101,7 +101,7 @@ def operators_of(spec: PipelineFile) -> list[Any]:
     """Return the operators of a spec.
 
     Raises:
-        ConfigError: one cannot be made; it says which.
+        ConfigError: one cannot be created; the message says which.
     """
     made, problems = [], []
     for index, node in enumerate(spec.operators):
@@ -115,14 +115,14 @@ def operators_of(spec: PipelineFile) -> list[Any]:
 
 
 def look_beside(folder: Path) -> None:
-    """Let `module:Class` name modules in a folder, and in the current one."""
+    """Add a folder and the current folder to the search path for `module:Class`."""
     for place in (str(Path.cwd()), str(folder.resolve())):
         if place not in sys.path:
             sys.path.insert(0, place)
 
 
 def _absolute(tree: Any, folder: Path) -> Any:
-    """Return the tree with absolute paths, so that they mean the same wherever it is resumed."""
+    """Return the tree with absolute paths, so that it can be resumed from any folder."""
     tree = {"basePath": "tmp", "logDir": "logs", **tree}
     here = Path.cwd()
     for key in _PATHS:

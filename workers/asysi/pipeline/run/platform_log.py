@@ -1,9 +1,8 @@
-"""`platform.log`: what a run decided, waited for and mended, a line each, with tags to search for.
+"""`platform.log`: decisions, waits and recoveries of a run, one per line, with searchable tags.
 
-`[Node]` a node starts or ends · `[Dispatch]` rows were given to be computed · `[Input]` files came late ·
-`[Backpressure]` computing waited for the disk · `[EOF Retry]` a reader waits for its writer · `[Resume]` ·
-`[Seal]` · `[Dead Letter]` · `[Budget]` · `[Cancel]` · `[Hook]` · `[Retry]` a call to a server was tried
-again.
+`[Node]` a node starts or ends · `[Dispatch]` rows were dispatched · `[Input]` files arrived late ·
+`[Backpressure]` computing waited for the writer · `[EOF Retry]` a reader waits for its writer · `[Resume]` ·
+`[Seal]` · `[Dead Letter]` · `[Budget]` · `[Cancel]` · `[Hook]` · `[Retry]` a call to a server was retried.
 """
 
 import logging
@@ -17,7 +16,7 @@ _log = logging.getLogger("asysi.pipeline")
 
 @contextmanager
 def journal(folder: Path | None) -> Iterator[None]:
-    """Append what the pipeline logs to `platform.log` in a folder (none: nowhere) while the block lasts."""
+    """Within the block, append the pipeline's log to `platform.log` in a folder (None: disabled)."""
     if folder is None:
         yield
         return

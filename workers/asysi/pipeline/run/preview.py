@@ -1,7 +1,7 @@
-"""What a run would read, call and cost, before anything is paid: for `asysi pipeline run --dry-run`.
+"""Estimates what a run would read, call and cost, for `asysi pipeline run --dry-run`.
 
-Nothing is written and nobody is asked. The first rows go through operators that only compute (`harmless`) or
-can say what a row would cost (`preview`); any other is taken to make a row of each, and that is said.
+Nothing is written and no server is called. The first rows go through operators without side effects
+(`harmless`) or with a `preview`; any other operator is assumed to return one row per row, with a remark.
 """
 
 import math
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from asysi.pipeline.run.unified_pipeline import UnifiedPipeline
 
 SAMPLED = 200
-"""Rows that are looked at."""
+"""Number of sampled rows."""
 _FILES = 5
 
 
 @dataclass(slots=True)
 class Preview:
-    """What a run would do.
+    """Estimate for a run.
 
     Attributes:
-        files: each file with its bytes.
-        rows: how many there are, about; None where nothing tells.
-        columns: fields of the first rows, each with the types of its values.
-        nodes: for each operator its name, rows that it would see, what it would spend, and remarks.
-        spent: what all would spend, by name.
+        files: input files with their sizes in bytes.
+        rows: approximate number of rows; None if unknown.
+        columns: fields of the first rows, with the types of their values.
+        nodes: estimate per operator.
+        spent: total usage, by name.
     """
 
     files: list[tuple[str, int]]
@@ -42,7 +42,7 @@ class Preview:
 
     @property
     def spent(self) -> dict[str, float]:
-        """What all nodes would spend, by name."""
+        """Total usage of all nodes, by name."""
         total: dict[str, float] = {}
         for node in self.nodes:
             for name, value in node.spent.items():
@@ -52,7 +52,7 @@ class Preview:
 
 @dataclass(slots=True)
 class NodePreview:
-    """What a node would do: its rows, what they would cost, and what is not known of it."""
+    """Estimate for a node: rows, usage, and remarks."""
 
     name: str
     rows: float | None
@@ -61,7 +61,7 @@ class NodePreview:
 
 
 def preview(pipeline: "UnifiedPipeline") -> Preview:
-    """Return what a pipeline would read, call and cost; `pipeline` has its nodes and has not run.
+    """Estimate what a pipeline would read, call and cost; `pipeline` has its nodes and has not run.
 
     Raises:
         ConfigError: its input cannot be read.
@@ -88,7 +88,7 @@ def preview(pipeline: "UnifiedPipeline") -> Preview:
 
 
 def lines(found: Preview, budget: dict[str, float]) -> Iterator[str]:
-    """Yield a preview as text, a line each."""
+    """Yield a preview as lines of text."""
     size = sum(length for _, length in found.files)
     yield f"input: {len(found.files)} file{'s' if len(found.files) != 1 else ''}, {size:,} bytes, " + _rows(
         found.rows
@@ -119,13 +119,13 @@ def lines(found: Preview, budget: dict[str, float]) -> Iterator[str]:
 def _tried(
     operator: Any, rows: list[dict[str, Any]], known: float | None, *, sure: bool
 ) -> tuple[NodePreview, list[dict[str, Any]], float | None]:
-    """Return what a node would do with the sampled rows, what they become, and how many all of them do.
+    """Return the estimate for a node, its output for the sampled rows, and its estimated total output.
 
     Args:
-        operator: the node's.
-        rows: sampled rows as they reach it.
-        known: how many all of them are.
-        sure: whether no operator before was left out, so that rows have their fields.
+        operator: the node's operator.
+        rows: sampled input rows.
+        known: estimated number of all input rows.
+        sure: whether all previous operators were tried, so that rows have all their fields.
     """
     spent: dict[str, float] = {}
     made: list[dict[str, Any]] = []
@@ -133,7 +133,7 @@ def _tried(
     for row in rows:
         try:
             outcome, costs = _of_row(operator, dict(row))
-        except Exception as error:  # noqa: BLE001 - a row that would fail is what is asked for
+        except Exception as error:  # noqa: BLE001 - failing rows are part of the estimate
             failed.append(f"row {row.get(FIELD)}: {type(error).__name__}: {error}")
             continue
         made += outcome
@@ -154,7 +154,7 @@ def _tried(
 
 
 def _of_row(operator: Any, row: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Return what becomes of a row, and what that would cost."""
+    """Return the output rows for a row, and their usage."""
     if hasattr(operator, "preview"):
         found: tuple[list[dict[str, Any]], dict[str, float]] = operator.preview(row)
         return found
@@ -173,7 +173,7 @@ def _files(bus: Any) -> list[tuple[str, int]]:
 
 
 def _estimated(bus: Any, files: list[tuple[str, int]], rows: list[dict[str, Any]]) -> float | None:
-    """Return how many rows there are: counted where few, else by the bytes that the first ones take."""
+    """Estimate the number of rows: exact if few, otherwise from the size of the first ones."""
     if len(rows) < SAMPLED:
         return len(rows)
     source = bus.source()

@@ -1,4 +1,4 @@
-"""Progress on a terminal: a live table, or a line now and then."""
+"""Progress on a terminal: a live table, or periodic lines."""
 
 import sys
 import time
@@ -9,7 +9,7 @@ from typing import Any, TextIO
 from asysi.pipeline.run.hooks import DefaultPipelineHooks
 
 Image = Mapping[str, Any]
-"""What `runtime.json` holds."""
+"""Contents of `runtime.json`."""
 
 _EVERY = 10.0
 """Seconds between two lines about a node."""
@@ -17,7 +17,7 @@ _EVERY = 10.0
 
 @contextmanager
 def display(image: Callable[[], Image], wanted: bool | None) -> Iterator[None]:
-    """Show a live table of a run's nodes on stderr: if wanted, or, by default, if that is a terminal."""
+    """Show a live table of a run's nodes on stderr, if wanted or, by default, on a terminal."""
     if not (sys.stderr.isatty() if wanted is None else wanted):
         yield
         return
@@ -34,8 +34,8 @@ def display(image: Callable[[], Image], wanted: bool | None) -> Iterator[None]:
 
 
 def table(images: Sequence[Image]) -> Any:
-    """Return the nodes of a run, or of its shards, as a table: durable rows beside computed ones, rate, what
-    is left, what was spent.
+    """Return the nodes of a run, or of its shards, as a table: durable and computed rows, rate, time
+    left, usage.
     """
     from rich import box  # noqa: PLC0415 - only for a terminal
     from rich.progress_bar import ProgressBar  # noqa: PLC0415
@@ -69,7 +69,7 @@ def table(images: Sequence[Image]) -> Any:
 
 
 def line(image: Image, node: Mapping[str, Any]) -> str:
-    """Return how far a node is, as a line."""
+    """Return a node's progress as a line."""
     total = f" of {_total(node)}" if node["total"] is not None else ""
     rate = f", {_rate(node):,.0f} rows/s" if _rate(node) else ""
     dead = f", {node['dead']:,} dead" if node["dead"] else ""
@@ -80,7 +80,7 @@ def line(image: Image, node: Mapping[str, Any]) -> str:
 
 
 def spent(images: Sequence[Image]) -> dict[str, float]:
-    """Return what runs have spent together, by name."""
+    """Return the total usage of several runs, by name."""
     total: dict[str, float] = {}
     for image in images:
         for name, value in image["usage"].items():
@@ -89,10 +89,10 @@ def spent(images: Sequence[Image]) -> dict[str, float]:
 
 
 class ProgressLines(DefaultPipelineHooks):
-    """Writes a line about a node when it begins and ends, and every ten seconds between.
+    """Writes a line about a node when it starts and ends, and every ten seconds in between.
 
     Args:
-        stream: where to, by default stderr.
+        stream: output stream, by default stderr.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -100,7 +100,7 @@ class ProgressLines(DefaultPipelineHooks):
         self._next: dict[str, float] = {}
 
     def on_node_start(self, cid: str, nid: str, config: Mapping[str, Any]) -> None:
-        """Say where it begins."""
+        """Print where the node starts."""
         at = f" at row {config['resumed_at']:,}" if config.get("resumed_at") else ""
         self._say(f"{nid}: begins{at}")
         self._next[nid] = time.monotonic() + _EVERY
@@ -108,7 +108,7 @@ class ProgressLines(DefaultPipelineHooks):
     def on_node_progress(
         self, cid: str, nid: str, curr: int, total: int | None, meta: Mapping[str, Any]
     ) -> None:
-        """Say how far it is, if the last line is ten seconds old or it has ended."""
+        """Print the node's progress every ten seconds and at its end."""
         if meta["status"] != "running" or time.monotonic() >= self._next.get(nid, 0):
             self._next[nid] = time.monotonic() + _EVERY
             self._say(line({}, {"node_id": nid, **meta}))
@@ -128,6 +128,6 @@ def _total(node: Mapping[str, Any]) -> str:
 
 
 def _rate(node: Mapping[str, Any]) -> float:
-    """Return the rows per second of this run alone."""
+    """Return the rows per second of this run."""
     done = node["durable"] - node.get("resumed_at", 0)
     return float(done / node["seconds"]) if node["seconds"] > 0 else 0.0

@@ -1,8 +1,8 @@
-"""Dead letters put through again, under their ids, and merged into the output where they belong.
+"""Redrive: processes dead letters again under their ids and merges the results into the output.
 
-The letters of each node go through that node and all behind it as a pipeline of their own, which is resumed
-like any other. Then the new output is written beside the old one, and one transaction in the ledger makes it
-the output: whatever kills the redrive, it is merged once or not yet.
+The letters of each node go through that node and all later ones as a separate, resumable pipeline. Then the
+new output is written next to the old one, and one ledger transaction makes it the output: if the redrive is
+killed at any point, it has been merged either once or not yet.
 """
 
 import heapq
@@ -34,10 +34,10 @@ from asysi.pipeline.streams.source import CHUNK
 
 _FOLDER = "redrive"
 _PENDING, _ROUNDS = "redriven", "redrives"
-"""What the ledger notes: an output that waits for its name, and how many redrives there were."""
+"""Facts in the ledger: a merged output that is not renamed yet, and the number of redrives."""
 _NO_CAP = 1 << 62
 _NOWHERE = -1
-"""Row of a dead letter that only a redrive brought to its node."""
+"""Row number of a dead letter that reached its node only in a redrive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +46,11 @@ class CompletedRun:
 
     Attributes:
         pipeline_id: its name.
-        nodes: its nodes, bound to their buses.
-        folder: of its results.
-        budget: by name of what operators report, how much may be spent by it and its redrives.
-        run_chain: runs nodes as a pipeline of their own, in a folder and with a budget, or resumes them;
-            returns the status in which they ended.
+        nodes: its nodes, bound to their streams.
+        folder: its results folder.
+        budget: limits by name of reported usage, for it and its redrives.
+        run_chain: runs or resumes nodes as a separate pipeline, in a folder and with a budget; returns the
+            final status.
     """
 
     pipeline_id: str
@@ -62,13 +62,13 @@ class CompletedRun:
 
 @dataclass(slots=True)
 class _Chain:
-    """The dead letters of a node, on their way through it and all behind it.
+    """The dead letters of a node, processed by it and all later nodes.
 
     Attributes:
-        sent: number and letter of each row of its input, in that order.
-        broken: those that are not rows, and can only fail again.
-        nodes: from the failed one on.
-        folder: of everything that it writes.
+        sent: number and letter of each input row, in order.
+        broken: letters that are not rows and can only fail again.
+        nodes: the failed node and all later ones.
+        folder: folder for everything it writes.
     """
 
     sent: list[tuple[int, DeadLetter]]
@@ -86,10 +86,10 @@ class _Chain:
 
 
 def check_completed(folder: Path) -> None:
-    """Refuse a pipeline that is not completed: its own run comes first.
+    """Reject a pipeline that has not completed: it must be run to its end first.
 
     Raises:
-        ConfigError: it is not, or there is none.
+        ConfigError: it has not completed, or does not exist.
     """
     image = read_image(folder)
     if not (folder / "ledger.sqlite").exists():
@@ -108,14 +108,14 @@ def check_completed(folder: Path) -> None:
 
 
 def redrive(run: CompletedRun, ledger: RowLedger) -> str:
-    """Put a completed pipeline's dead letters through again.
+    """Process a completed pipeline's dead letters again.
 
     Returns:
-        completed, or canceled or budget_exhausted: the next call goes on there.
+        completed, canceled or budget_exhausted; the next call continues from there.
 
     Raises:
         ConfigError: the output was lost with its process.
-        SealError: it is not what the ledger says.
+        SealError: the output differs from the ledger.
     """
     final = run.nodes[-1]
     assert final.output_bus is not None
@@ -139,14 +139,14 @@ def redrive(run: CompletedRun, ledger: RowLedger) -> str:
 
 
 def check_output(run: CompletedRun, ledger: RowLedger) -> None:
-    """Refuse to redrive into an output that is not what it was: before anything is computed or paid.
+    """Reject a redrive into a changed output, before anything is computed or billed.
 
     Raises:
         ConfigError: the output was lost with its process.
-        SealError: it is not what the ledger says, or has lost its seal.
+        SealError: the output differs from the ledger, or its seal is missing.
     """
     if ledger.about(_PENDING) not in {None, "null"}:
-        return  # it is given its name first
+        return  # an interrupted merge is finished first
     final = run.nodes[-1]
     log, last = _file_log(final), ledger.last(final.node_id)
     if last is not None:
@@ -160,7 +160,7 @@ def check_output(run: CompletedRun, ledger: RowLedger) -> None:
 
 
 def finish_merge(ledger: RowLedger, bus: IDataStream) -> None:
-    """Give a merged output its name and seal, if the ledger has it but a crash came between."""
+    """Rename and seal a merged output, if a crash came after its ledger transaction."""
     note = json.loads(ledger.about(_PENDING) or "null")
     if note is None:
         return
@@ -201,7 +201,7 @@ def _chain(run: CompletedRun, ledger: RowLedger, index: int, folder: Path) -> _C
 
 
 def _row(letter: DeadLetter) -> dict[str, Any] | None:
-    """Return the row of a letter with its id, or None where its line is not a row."""
+    """Return the row of a letter with its id, or None if its line is not a row."""
     if letter.reason == BadLineError.__name__:
         return None
     try:
@@ -250,7 +250,7 @@ def _file_log(node: Node) -> FileLog:
 
 
 def _left(run: CompletedRun, ledger: RowLedger, chains: list[_Chain]) -> dict[str, float]:
-    """Return what the budget leaves to spend."""
+    """Return the remaining budget."""
     spent = [ledger.totals(node.node_id).usage or {} for node in run.nodes]
     spent += [gained.usage or {} for chain in chains for gained in _gained(chain).values()]
     return {name: limit - sum(usage.get(name, 0) for usage in spent) for name, limit in run.budget.items()}
@@ -271,7 +271,7 @@ def _gained(chain: _Chain) -> dict[str, LedgerTotals]:
 
 
 def _merge(run: CompletedRun, ledger: RowLedger, chains: list[_Chain]) -> None:
-    """Write the new output beside the old one, and let the ledger say that it is the output."""
+    """Write the new output next to the old one, and record it in the ledger."""
     final = run.nodes[-1]
     log, last = _file_log(final), ledger.last(final.node_id)
     if last is not None:
@@ -302,7 +302,7 @@ def _merge(run: CompletedRun, ledger: RowLedger, chains: list[_Chain]) -> None:
 
 
 def _merged(files: list[Path], made: Path, node: str, pipeline_id: str) -> Seal:
-    """Write the rows of all files to one, in the order of their ids, and return its seal."""
+    """Merge the rows of all files into one, ordered by id, and return its seal."""
     digest, rows, size = xxhash.xxh3_128(), 0, 0
     first = last = None
     with made.open("wb", buffering=CHUNK) as out:
@@ -331,7 +331,7 @@ def _lines(file: Path) -> Iterator[tuple[Any, bytes]]:
 
 
 def _place(identity: Any) -> tuple[float, ...]:
-    """Return where a row belongs; merging loses none, in whatever order they are."""
+    """Return a row's sort key; merging loses no row, whatever the order."""
     try:
         return lineage(identity)
     except ValueError:
@@ -341,7 +341,7 @@ def _place(identity: Any) -> tuple[float, ...]:
 def _letters(
     chains: list[_Chain],
 ) -> tuple[list[int], list[tuple[int, DeadLetter]], list[tuple[str, DeadLetter]]]:
-    """Return the numbers of settled letters, those that failed again, and rows that failed further on."""
+    """Return the resolved letters, those that failed again, and rows that failed in later nodes."""
     settled, failed, moved = [], [], []
     for chain in chains:
         failed += chain.broken

@@ -1,4 +1,4 @@
-"""The folder of a pipeline's results: held by one run at a time, and cleared of what an earlier one left."""
+"""A pipeline's results folder: locked by one run at a time, and cleared of an earlier run's files."""
 
 import fcntl
 import os
@@ -19,10 +19,10 @@ LEDGER = "ledger.sqlite"
 
 @contextmanager
 def locked(folder: Path, pipeline_id: str) -> Iterator[None]:
-    """Hold a results folder: two runs of one pipeline would spoil each other.
+    """Lock a results folder, because two runs of one pipeline would corrupt each other.
 
     Raises:
-        ConfigError: another process holds it.
+        ConfigError: another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -50,17 +50,17 @@ def make_room(
     *,
     overwrite: bool,
 ) -> None:
-    """Remove what an earlier run left in a results folder and at the outputs, if that is allowed.
+    """Remove an earlier run's files from a results folder and its outputs, if allowed.
 
     Args:
-        folder: of the results.
-        pipeline_id: of the pipeline that will run there.
-        outputs: of its nodes.
-        image: returns what it is.
+        folder: the results folder.
+        pipeline_id: the pipeline that will run there.
+        outputs: outputs of its nodes.
+        image: returns its image.
         overwrite: whether rows may be removed.
 
     Raises:
-        ConfigError: there are rows and they may not be removed, or the folder is another pipeline's.
+        ConfigError: there are rows that may not be removed, or the folder belongs to another pipeline.
     """
     used = folder / LEDGER
     taken = [bus for bus in outputs if bus.exists()]
@@ -81,7 +81,7 @@ def make_room(
 
 
 def _image_before(folder: Path, pipeline_id: str, overwrite: bool) -> Mapping[str, Any]:
-    """Return the image of the run before; one that cannot be read may be overwritten."""
+    """Return the image of the previous run; an unreadable one may be overwritten."""
     try:
         return read_image(folder)
     except ConfigError:
@@ -93,7 +93,7 @@ def _image_before(folder: Path, pipeline_id: str, overwrite: bool) -> Mapping[st
 def _refuse_other(
     folder: Path, pipeline_id: str, before: Mapping[str, Any], now: Callable[[], Mapping[str, Any]] | None
 ) -> None:
-    """Refuse a folder of another pipeline, and one whose rows would be lost (`now` then says what is new)."""
+    """Reject a folder of another pipeline, and one whose rows would be lost (`now` is then the new image)."""
     if before["pipeline_id"] != pipeline_id:
         raise ConfigError(
             f"{folder} holds the pipeline {before['pipeline_id']}: give {pipeline_id} a results_dir of"

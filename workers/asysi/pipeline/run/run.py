@@ -1,4 +1,4 @@
-"""One run of a pipeline: its nodes opened, computed and closed, in turn or all at once."""
+"""One run of a pipeline: opens, runs and closes its nodes, sequentially or concurrently."""
 
 import logging
 import threading
@@ -27,19 +27,19 @@ _log = logging.getLogger("asysi.pipeline")
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """What a run does.
+    """Plan of a run.
 
     Attributes:
         pipeline_id: name of the pipeline.
-        folder: of its results.
-        nodes: in the order in which rows pass them.
-        streaming: run all nodes at once, each on the rows that the one before has committed.
-        resume: continue after what an earlier run committed.
-        window: the part of the input that is read; None: all of it.
-        inputs: the files of the input that were there when the pipeline was created; None: it has none.
-        operators_dir: where operators keep what they know across a restart.
-        round: the redrive that this is part of, empty in a run of its own.
-        hooks: told how it goes.
+        folder: results folder.
+        nodes: the nodes, in order.
+        streaming: run all nodes concurrently, each on the committed rows of the previous one.
+        resume: continue after the committed rows of an earlier run.
+        window: the part of the input to read; None: all of it.
+        inputs: input files pinned when the pipeline was created; None: there are none.
+        operators_dir: directory for operator state that survives a restart.
+        round: name of the redrive, empty in a normal run.
+        hooks: hooks of the run.
         progress: show progress on the terminal; None: if there is one.
     """
 
@@ -58,15 +58,15 @@ class RunPlan:
 
 @dataclass(slots=True)
 class LifecycleState:
-    """How a pipeline's run goes: written by the run, read by everybody.
+    """Status of a run: written by the run, read by others.
 
     Attributes:
         name: defined, created, resuming, running, canceling, redriving, completed, canceled, failed or
             budget_exhausted.
-        error: what ended it.
+        error: the error that ended it.
         stop: set when it is ending.
-        new_inputs: files that match the input and came after the run had begun.
-        began: when it began, on the monotonic clock.
+        new_inputs: files that match the input but appeared after the run had started.
+        began: start time on the monotonic clock.
     """
 
     name: str = "defined"
@@ -76,7 +76,7 @@ class LifecycleState:
     began: float = 0.0
 
     def forget(self) -> None:
-        """Forget how an earlier run ended."""
+        """Reset the outcome of an earlier run."""
         self.error = None
         self.stop.clear()
 
@@ -85,10 +85,10 @@ class Run:
     """Runs the nodes of a plan.
 
     Args:
-        plan: what it does.
-        ledger: what is done.
-        status: says how it goes.
-        budget: what may be spent.
+        plan: the plan.
+        ledger: the ledger.
+        status: updated by the run.
+        budget: usage and limits.
         image: returns the pipeline's image.
     """
 
@@ -105,12 +105,12 @@ class Run:
         self._ticker = Ticker(image, plan.folder, plan.nodes, plan.hooks, plan.progress)
 
     def execute(self) -> None:
-        """Run until every node is done, or the run is canceled, or the budget is spent.
+        """Run until all nodes have finished, the run is canceled, or the budget is exhausted.
 
         Raises:
             RowError: a row could not be processed.
-            SealError: a file is not what the ledger or its seal says.
-            ConfigError: it cannot begin.
+            SealError: a file differs from the ledger or its seal.
+            ConfigError: it cannot start.
         """
         plan, status = self._plan, self._status
         status.began = time.monotonic()
@@ -137,7 +137,7 @@ class Run:
         plan, ledger = self._plan, self._ledger
         if plan.resume:
             if (bus := plan.nodes[-1].output_bus) is not None:
-                finish_merge(ledger, bus)  # of a redrive, if a crash came between
+                finish_merge(ledger, bus)  # of a redrive that crashed after its ledger transaction
             self._rewind_lost()
         for node in plan.nodes:
             spent = (ledger.totals(node.node_id).usage or {}) if plan.resume else {}
@@ -160,8 +160,8 @@ class Run:
             self._stop_spending(over)
 
     def _rewind_lost(self) -> None:
-        """Let nodes make again what was lost with the process that held it, and the next node has not
-        committed.
+        """Rewind nodes whose in-memory output was lost with its process before the next node committed
+        it.
         """
         nodes, ledger = self._plan.nodes, self._ledger
         for index in range(len(nodes) - 1, -1, -1):
@@ -172,7 +172,7 @@ class Run:
                 ledger.rewind(nodes[index].node_id, following.source_end if following else 0)
 
     def _look_for_new_inputs(self) -> None:
-        """Say which files have come since the run began, once each."""
+        """Report files that have appeared since the run started, once each."""
         source, status = self._plan.nodes[0].input_bus, self._status
         found = input_files.new_files(source, self._plan.inputs)
         if source is not None and any(name not in status.new_inputs for name in found):
@@ -200,7 +200,7 @@ class Run:
         def body(node: Node) -> None:
             try:
                 self._run_node(node, opened=True)
-            except BaseException as error:  # noqa: BLE001 - the caller's thread raises it
+            except BaseException as error:  # noqa: BLE001 - re-raised in the caller's thread
                 errors.append(error)
 
         threads = [threading.Thread(target=body, args=(node,), name=node.node_id) for node in nodes]
@@ -237,7 +237,7 @@ class Run:
         hooks.on_node_end(pipeline_id, node.node_id, node.status == "completed", None)
 
     def _end(self) -> None:
-        """Write and say how it ended."""
+        """Save and report the final status."""
         plan, status = self._plan, self._status
         status.name = self._final_status()
         self._ticker.end()

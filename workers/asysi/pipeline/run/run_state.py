@@ -1,6 +1,4 @@
-"""`runtime.json`: what a pipeline is and how it goes, for people, programs and `resume`; `checkpoint.json`
-beside it.
-"""
+"""`runtime.json`, the definition and status of a pipeline, read by tools and `resume`; `checkpoint.json`."""
 
 import json
 import os
@@ -17,11 +15,11 @@ from asysi.pipeline.streams.seal import START_OVER
 RUNTIME = "runtime.json"
 CHECKPOINT = "checkpoint.json"
 LIVE = frozenset({"running", "canceling", "resuming", "redriving"})
-"""States of a pipeline that a process works on."""
+"""States of a pipeline with a live process."""
 
 
 def write_live(file: Path, tree: Mapping[str, Any]) -> None:
-    """Replace a JSON file in one step; it is written every second, so it does not wait for the disk."""
+    """Replace a JSON file atomically, without fsync, because it is written every second."""
     temporary = file.with_name(f".{file.name}.tmp")
     temporary.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n")
     temporary.replace(file)
@@ -47,7 +45,7 @@ def read_image(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def unchanged(folder: Path) -> Iterator[None]:
-    """Leave image and checkpoint as they were where the block is left by an error."""
+    """Restore image and checkpoint if the block raises."""
     files = {file: file.read_bytes() for file in (folder / RUNTIME, folder / CHECKPOINT) if file.exists()}
     try:
         yield
@@ -62,7 +60,7 @@ def _fill(file: Path, data: bytes) -> None:
 
 
 def alive(image: Mapping[str, Any]) -> int | None:
-    """Return the process that runs the pipeline, as far as its image knows."""
+    """Return the PID of the process that runs the pipeline according to its image, or None."""
     process = image.get("process")
     if not isinstance(process, int) or image.get("status") not in LIVE:
         return None

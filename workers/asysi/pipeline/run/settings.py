@@ -1,4 +1,4 @@
-"""What pipelines are made with, frozen."""
+"""Settings of pipelines, frozen."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -13,19 +13,19 @@ ON_DISK = (
     "ledger, locks and rows on their way need a disk of this machine; inputs and outputs may be in a store"
 )
 ON_ERROR, MAX_DEAD_LETTERS = "fail", 1000
-"""What a pipeline does with rows that cannot be processed, where nothing else is said."""
+"""Default error policy and dead-letter limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """Where a pipeline keeps its state, and who is told how it goes.
+    """Locations of a pipeline's state, and its hooks.
 
     Attributes:
-        results_dir: folder of image, checkpoint and ledger; None: the pipeline's id in its base path.
+        results_dir: folder with image, checkpoint and ledger; None: the pipeline's id in its base path.
         log_dir: folder of `platform.log`; None: it is not written.
-        hooks: told how it goes.
+        hooks: hooks of the run.
         progress: show progress on the terminal; None: if there is one.
-        leaves_state: whether the state stays when a run that was not created has ended.
+        leaves_state: whether to keep the state after a run without `create()`.
     """
 
     results_dir: Path | None
@@ -44,10 +44,10 @@ class RunSettings:
         *,
         leaves_state: bool,
     ) -> "RunSettings":
-        """Return settings from what users give.
+        """Create settings from user arguments.
 
         Raises:
-            ConfigError: a folder is not on a disk of this machine.
+            ConfigError: a folder is not on a local disk.
         """
         return cls(
             None if results_dir is None else local_folder(results_dir, "results_dir", ON_DISK),
@@ -60,7 +60,7 @@ class RunSettings:
 
 @dataclass(frozen=True, slots=True)
 class PipelineSettings:
-    """What `UnifiedPipeline` takes; its docstring says what each means."""
+    """The arguments of `UnifiedPipeline`; see its docstring."""
 
     operators: Sequence[Any] | None
     input_uri: str
@@ -90,10 +90,10 @@ class PipelineSettings:
 
     @property
     def error_policy(self) -> str:
-        """What is done with rows that cannot be processed: `fail` or `dead_letter`."""
+        """How to handle failed rows: `fail` or `dead_letter`."""
         return self.on_error or ON_ERROR
 
     @property
     def dead_letter_limit(self) -> int:
-        """Rows that each node may set aside."""
+        """Maximum number of dead letters per node."""
         return MAX_DEAD_LETTERS if self.max_dead_letters is None else self.max_dead_letters

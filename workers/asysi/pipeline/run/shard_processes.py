@@ -1,4 +1,4 @@
-"""All shards of a pipeline on one machine: a process each."""
+"""Runs all shards of a pipeline on one machine, one process per shard."""
 
 import multiprocessing
 import os
@@ -20,20 +20,20 @@ from asysi.pipeline.run.run_state import read_image
 from asysi.pipeline.run.signals import cancel_on_signal
 
 _LINES = 10.0
-"""Seconds between two looks at the shards that are written as lines."""
+"""Seconds between progress lines."""
 
 
 def run_all(count: int, one: Callable[[int], int], folder: Path, *, live: bool) -> int:
-    """Run `one(index)` for each shard in a process of its own, and return the worst of their exit codes.
+    """Run `one(index)` for each shard in its own process, and return the worst exit code.
 
-    The first SIGINT or SIGTERM ends all of them cleanly, a second SIGINT at once. A shard that fails ends the
-    others cleanly. They end with this process, however it ends.
+    The first SIGINT or SIGTERM ends all of them cleanly, a second SIGINT at once. A failing shard ends the
+    others cleanly. They never outlive this process.
 
     Args:
-        count: how many shards.
+        count: number of shards.
         one: runs a shard and returns its exit code.
-        folder: results folder that holds those of the shards.
-        live: show a live table on the terminal, else a line now and then.
+        folder: results folder that contains those of the shards.
+        live: show a live table on the terminal instead of periodic lines.
     """
     context = multiprocessing.get_context("fork")
     parent = os.getpid()
@@ -99,22 +99,22 @@ def _images(folder: Path, count: int) -> list[dict[str, Any]]:
 
 
 def _worst(codes: list[int]) -> int:
-    """Return the exit code of all: a wrong configuration before a failure before an interruption."""
+    """Return the overall exit code: bad configuration before failure before interruption."""
     codes = [code if code >= 0 else Exit.FAILED for code in codes]
     return next((code for code in (Exit.CONFIG, Exit.FAILED, Exit.INTERRUPTED) if code in codes), max(codes))
 
 
 def _shard(one: Callable[[int], int], index: int, parent: int) -> None:
-    os.setpgid(0, 0)  # the terminal's Ctrl-C goes to the parent alone, which passes it on
+    os.setpgid(0, 0)  # only the parent receives the terminal's Ctrl-C and forwards it
     die_with(parent)
     try:
         code = one(index)
     except ConfigError as error:
         sys.stderr.write("".join(f"shard {index}: {problem}\n" for problem in error.problems))
         code = Exit.CONFIG
-    except KeyboardInterrupt:  # before it could hear of it
+    except KeyboardInterrupt:  # before its handler was installed
         code = Exit.INTERRUPTED
-    except Exception as error:  # noqa: BLE001 - what it was is said, and its code told
+    except Exception as error:  # noqa: BLE001 - reported with its exit code
         sys.stderr.write(f"shard {index}: {type(error).__name__}: {error}\n")
         code = Exit.FAILED
     sys.stderr.flush()

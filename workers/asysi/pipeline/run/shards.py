@@ -1,7 +1,7 @@
-"""A large input in n parts, each run by itself (`UnifiedPipeline(shard=(i, n))`), and their outputs as one.
+"""Sharding: splits a large input into n parts (`UnifiedPipeline(shard=(i, n))`) and merges their outputs.
 
-Parts begin and end with lines; rows keep the numbers that they have in the whole input, so the merged output
-is, byte for byte, that of a single run. Each part has a ledger of its own.
+Parts are split at line boundaries; rows keep their numbers in the whole input, so the merged output is byte
+for byte that of a single run. Each part has its own ledger.
 """
 
 from contextlib import suppress
@@ -22,10 +22,10 @@ from asysi.pipeline.streams.source import CHUNK, FilesFeed, Window
 
 
 def window(bus: IDataStream, index: int, count: int) -> Window:
-    """Return the part of a bus that the shard `index` of `count` reads; counts the lines before it.
+    """Return the part of a stream that shard `index` of `count` reads; counts the lines before it.
 
     Raises:
-        ConfigError: there is no such shard, or the bus cannot be split.
+        ConfigError: there is no such shard, or the stream cannot be split.
     """
     if not 0 <= index < count:
         raise ConfigError(f"there is no shard {index} of {count}: they are numbered from 0")
@@ -43,30 +43,29 @@ def window(bus: IDataStream, index: int, count: int) -> Window:
 
 
 def refuse_foreign(output: IDataStream, pipeline_id: str, *, overwrite: bool) -> None:
-    """Refuse shards whose merged output would lie where something else does, before they run.
+    """Reject shards whose merged output already exists and is not theirs, before they run.
 
     Raises:
-        ConfigError: it does, and may not be overwritten.
+        ConfigError: it exists and may not be overwritten.
     """
     seal = output.read_seal()
     if not output.exists() or (seal is not None and seal.pipeline_id == pipeline_id):
         return
     if not overwrite:
         raise ConfigError(f"{output.uri} already exists: delete it, name another output, or {START_OVER}")
-    with suppress(FileNotFoundError):  # another shard was quicker
+    with suppress(FileNotFoundError):  # another shard has removed it
         output.remove()
 
 
 def merge(folder: Path) -> Seal:
-    """Put the outputs of all shards under a results folder together, in their order, and return the seal.
+    """Merge the outputs of all shards in a results folder, in order, and return the seal.
 
-    May be called again after a crash, and after dead letters of a shard were redriven; does nothing once it
-    is done.
+    Idempotent: may be called again after a crash, or after a redrive of a shard.
 
     Raises:
-        ConfigError: a shard is missing or not completed, the shards do not belong together, or something else
-            lies where their output belongs.
-        SealError: a shard's output is not what its ledger says.
+        ConfigError: a shard is missing or not completed, the shards do not belong together, or another file
+            exists at their output.
+        SealError: a shard's output differs from its ledger.
     """
     images = _images(folder)
     output = StreamFactory.create(_output(images), folder / "spool")
@@ -145,7 +144,7 @@ def _output(images: list[dict[str, Any]]) -> str:
 
 
 def _seal(folder: Path, node: dict[str, Any]) -> Seal:
-    """Return the seal that a shard's ledger has."""
+    """Return the seal in a shard's ledger."""
     ledger = RowLedger(folder / "ledger.sqlite", fsync=False)
     seal = ledger.finished(node["node_id"])
     ledger.close()
@@ -155,7 +154,7 @@ def _seal(folder: Path, node: dict[str, Any]) -> Seal:
 
 
 def _append(log: Any, folder: Path, node: dict[str, Any]) -> None:
-    """Copy a shard's rows behind those that are there, checking them on the way."""
+    """Append a shard's rows, verifying their digest."""
     ledger = RowLedger(folder / "ledger.sqlite", fsync=False)
     last = ledger.last(node["node_id"])
     ledger.close()

@@ -1,4 +1,4 @@
-"""Ctrl-C: once ends a run cleanly, twice at once."""
+"""Ctrl-C handling: once ends a run cleanly, twice at once."""
 
 import os
 import signal
@@ -14,9 +14,9 @@ _INTERRUPTED = 130
 def cancel_on_signal(
     cancel: Callable[[str], None], at_once: Callable[[], None] = lambda: None
 ) -> Iterator[None]:
-    """Call `cancel` at the first SIGINT or SIGTERM; at the second SIGINT call `at_once` and end the process.
+    """Call `cancel` on the first SIGINT or SIGTERM; on a second SIGINT call `at_once` and end the process.
 
-    Only the main thread can hear signals; in another one this does nothing.
+    Does nothing outside the main thread, which is the only one that can handle signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on and when it has ended: images, hooks, progress, a report."""
+"""Telemetry of a run: images, hooks, progress and the final report."""
 
 import logging
 import threading
@@ -14,23 +14,23 @@ from asysi.pipeline.run.hooks import CompositePipelineHooks
 from asysi.pipeline.run.run_state import CHECKPOINT, RUNTIME, write_live
 
 _TICK = 1.0
-"""Seconds between two writings of runtime.json."""
+"""Seconds between two writes of runtime.json."""
 _log = logging.getLogger("asysi.pipeline")
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """How a run ended.
+    """Outcome of a run.
 
     Attributes:
         pipeline_id: the pipeline.
         status: completed, canceled or budget_exhausted; the latter two can be resumed.
-        nodes: how far each node is.
-        usage: what was spent, by name, over all runs of this pipeline.
-        settled: source rows with all their descendants in the output.
-        dead: rows set aside.
-        seconds: how long this run took.
-        new_inputs: files that match the input and came after the run had begun: it has not read them.
+        nodes: progress per node.
+        usage: total usage over all runs of this pipeline, by name.
+        settled: source rows with all descendants in the output.
+        dead: number of dead letters.
+        seconds: duration of this run.
+        new_inputs: files that match the input but appeared after the run had started, and were not read.
     """
 
     pipeline_id: str
@@ -44,7 +44,7 @@ class Report:
 
 
 def node_image(node: Node, spent: Mapping[str, float]) -> dict[str, Any]:
-    """Return what a node is and how far it is, for the image."""
+    """Return a node's settings and progress, for the image."""
     return {
         "node_id": node.node_id,
         "input_uri": node.input_bus.uri if node.input_bus else None,
@@ -69,7 +69,7 @@ def save(folder: Path, image: Mapping[str, Any], nodes: Sequence[Node]) -> None:
 
 
 def tell_progress(hooks: CompositePipelineHooks, pipeline_id: str, node: Node) -> None:
-    """Tell the hooks how far a node is."""
+    """Report a node's progress to the hooks."""
     now = node.progress()
     percent = min(100.0, 100 * now.durable / now.total) if now.total else 100.0 if now.exact else None
     meta = {**asdict(now), "percent": percent, "resumed_at": node.resumed_at}
@@ -77,18 +77,18 @@ def tell_progress(hooks: CompositePipelineHooks, pipeline_id: str, node: Node) -
 
 
 def timestamp() -> str:
-    """Return the time as images have it."""
+    """Return the current time in the format of images."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 class Ticker:
-    """Writes the image, tells the hooks and draws the progress while a run goes on, once a second.
+    """Once per second during a run, writes the image, calls the hooks and draws the progress.
 
     Args:
         image: returns the image.
-        folder: of the results.
-        nodes: of the run.
-        hooks: told how it goes.
+        folder: results folder.
+        nodes: nodes of the run.
+        hooks: hooks of the run.
         progress: show progress on the terminal; None: if there is one.
     """
 
@@ -106,13 +106,13 @@ class Ticker:
         self._thread: threading.Thread | None = None
 
     def begin(self) -> None:
-        """Begin, after the first processes were forked: threads and forks do not go together."""
+        """Start, once the first processes have been forked: forking with threads is unsafe."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
             self._thread.start()
 
     def end(self) -> None:
-        """End."""
+        """Stop."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
@@ -124,7 +124,7 @@ class Ticker:
             while not self._ended.wait(_TICK):
                 try:
                     self._tick()
-                except OSError as error:  # the rows matter more than their picture
+                except OSError as error:  # the run must not fail because of its status file
                     _log.warning("%s cannot be written: %s", RUNTIME, error)
 
     def _tick(self) -> None:

@@ -1,4 +1,4 @@
-"""Pipelines of operators from an input to an output; everything between them follows."""
+"""Pipelines of operators from an input to an output; the streams in between are created automatically."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -24,32 +24,31 @@ _log = logging.getLogger("asysi.pipeline")
 
 
 class UnifiedPipeline(UnifiedNodePipeline):
-    """Operators from an input to an output; everything between them follows.
+    """Operators from an input to an output; the streams in between are created automatically.
 
     Args:
-        operators: in the order in which rows pass them; functions over batches are operators too.
-        input_uri: where rows come from: `jsonl://`, `csv://`, `parquet://`, `memory://`, a protocol of your
-        own.
-        output_uri: where the last operator's rows go; by default among the others in `base_path`.
-        streaming: run all nodes at once, each on the rows that the one before has committed.
-        parallel_size: batches computed at once, on threads.
-        batch_size: source rows in a batch.
+        operators: operators or functions over batches, in order.
+        input_uri: input: `jsonl://`, `csv://`, `parquet://`, `memory://`, or a custom protocol.
+        output_uri: output of the last operator; by default with the others in `base_path`.
+        streaming: run all nodes concurrently, each on the committed rows of the previous one.
+        parallel_size: batches computed concurrently on threads.
+        batch_size: source rows per batch.
         writer_config: how nodes write.
-        base_path: folder of everything that has no name of its own.
-        protocol_prefix: put before the names of the buses between the nodes.
-        default_protocol: protocol of the buses between the nodes.
-        results_dir: folder of image, checkpoint and ledger, by default the pipeline's id in `base_path`.
-        hooks: told how it goes (`IPipelineHooks`), one or several.
-        processes: processes that compute in each node; more than 1 splits the rows of a file among them.
-        on_error: `fail` (the default) ends the run at the first row that cannot be processed; `dead_letter`
-            sets such rows aside.
-        max_dead_letters: rows that each node may set aside, by default 1000.
-        budget: by name of what operators report, how much may be spent before the run ends cleanly. This,
-            `on_error` and `max_dead_letters` may be others when a run is resumed; all else is as it was.
+        base_path: folder for everything without an explicit path.
+        protocol_prefix: prefix for the names of the intermediate streams.
+        default_protocol: protocol of the intermediate streams.
+        results_dir: folder with image, checkpoint and ledger, by default the pipeline's id in `base_path`.
+        hooks: one or several hooks (`IPipelineHooks`).
+        processes: worker processes per node; with more than 1, the rows are split among them.
+        on_error: `fail` (the default) ends the run at the first failed row; `dead_letter` sets such rows
+            aside.
+        max_dead_letters: maximum number of dead letters per node, by default 1000.
+        budget: limits by name of reported usage; the run ends cleanly when one is reached. Only this,
+            `on_error` and `max_dead_letters` may differ when a run is resumed.
         log_dir: folder of `platform.log`.
         progress: show progress on the terminal; None: if there is one.
-        node_configs: what single nodes have different, in their order.
-        shard: (i, n): this run reads the i-th of n parts of the input, and everything it writes is named so.
+        node_configs: overrides for single nodes, in order.
+        shard: (i, n): read only part i of n of the input, and add the shard's name to all files written.
     """
 
     def __init__(  # noqa: PLR0917 - the document's parameters, in its order
@@ -102,15 +101,15 @@ class UnifiedPipeline(UnifiedNodePipeline):
         self._apply()
 
     def create(self, pipeline_id: str | None = None, *, overwrite: bool = False, **settings: Any) -> Self:
-        """Write the blueprint, under a name or a new one.
+        """Write the blueprint, under the given or a generated name.
 
         Args:
             pipeline_id: name of the pipeline; letters, digits, `.`, `_` and `-`.
-            overwrite: delete what an earlier run under this name, or another one at these outputs, left.
-            settings: anything that the constructor takes, instead of what it was given.
+            overwrite: delete the state of an earlier run of this name, and existing outputs.
+            settings: constructor arguments to override.
 
         Raises:
-            ConfigError: see `UnifiedNodePipeline.create`; or a setting is unknown or out of its range.
+            ConfigError: see `UnifiedNodePipeline.create`; or a setting is unknown or out of range.
         """
         refuse_unknown("create", settings, PipelineSettings.names())
         self._asked = replace(self._asked, **settings)
@@ -118,10 +117,10 @@ class UnifiedPipeline(UnifiedNodePipeline):
         return super().create(pipeline_id, overwrite=overwrite)
 
     def outline(self, pipeline_id: str) -> Self:
-        """Make the nodes, bound to their buses, without writing anything: to look at, not to run.
+        """Create the nodes bound to their streams without writing anything, for inspection only.
 
         Raises:
-            ConfigError: the nodes do not make a pipeline.
+            ConfigError: the nodes do not form a pipeline.
         """
         self.pipeline_id = pipeline_id
         self._build()
@@ -139,7 +138,7 @@ class UnifiedPipeline(UnifiedNodePipeline):
 
     @property
     def results_dir(self) -> Path:
-        """Folder of image, checkpoint and ledger."""
+        """Folder with image, checkpoint and ledger."""
         folder = super().results_dir
         return folder / shard_name(self._asked.shard) if self._asked.shard and not self._resume else folder
 
@@ -166,7 +165,7 @@ class UnifiedPipeline(UnifiedNodePipeline):
         self._prepare_input()
 
     def _writes_besides(self) -> list[str | None]:
-        merged = self._asked.output_uri  # of shards; each writes another file
+        merged = self._asked.output_uri  # merged output of shards; each shard writes its own file
         return [*super()._writes_besides(), getattr(self._bus(merged), "url", None) if merged else None]
 
     def _make_room(self, overwrite: bool) -> None:
@@ -175,8 +174,8 @@ class UnifiedPipeline(UnifiedNodePipeline):
         super()._make_room(overwrite)
 
     def _configs(self, names: list[str]) -> list[NodeConfig]:
-        """Return a config for each node; entries with a `node_id` of ours mean that node, others go by their
-        place.
+        """Return a config per node; entries with a known `node_id` apply to that node, others go by
+        position.
         """
         given = [NodeConfig.of(value) for value in self._asked.node_configs or ()]
         if len(given) > len(names):
@@ -206,7 +205,7 @@ class UnifiedPipeline(UnifiedNodePipeline):
         return f"{protocol}{self.base_path}/{self._asked.protocol_prefix}{self.pipeline_id}/{node}{ending}"
 
     def _prepare_input(self, saved: Mapping[str, Any] | None = None) -> None:
-        """A file that lies there is complete; of a shard, its part is cut out, once and for all."""
+        """Treat an existing file as complete, and fix the window of a shard."""
         bus = self.nodes[0].input_bus
         assert bus is not None
         bus.static = not _is_written(bus)
@@ -214,9 +213,7 @@ class UnifiedPipeline(UnifiedNodePipeline):
         if self._asked.shard:
             if any(getattr(node.operator, "ordered", False) for node in self.nodes):
                 raise ConfigError(
-                    "an operator that sees rows in their order (deduplication) cannot run in shards: run "
-                    "it on the merged"
-                    " output"
+                    "an ordered operator (deduplication) cannot run in shards: run it on the merged output"
                 )
             self._window = Window(**saved) if saved else window(bus, *self._asked.shard)
 
@@ -280,7 +277,7 @@ _IN_IMAGE = (
     "protocol_prefix",
     "default_protocol",
 )
-"""Settings that a resume takes from the image."""
+"""Settings that a resume restores from the image."""
 
 
 def _is_written(bus: IDataStream) -> bool:

@@ -1,9 +1,8 @@
-"""Buses: what a URI names, as rows to read and rows to write.
+"""Streams: rows to read and write at a URI.
 
-`jsonl://`, `csv://`, `parquet://` take a path or any fsspec URL behind them; `memory://name` lives in this
-process. Nodes always write JSON lines, which can be continued after a crash. Where the bus is something else
-(CSV, Parquet, compressed, another machine), these lie in a spool, and the finished file is made of them in
-one piece when the node is done.
+`jsonl://`, `csv://` and `parquet://` take a path or any fsspec URL; `memory://name` is in this process. Nodes
+always write JSON lines, which can be continued after a crash. For other streams (CSV, Parquet, compressed,
+remote), the lines are spooled, and the finished file is written from them when the node has finished.
 """
 
 import contextlib
@@ -58,35 +57,35 @@ _SIGNS = "*?["
 
 
 class IDataStream(ABC):
-    """A bus: rows to read, or rows to write.
+    """A stream of rows to read or write.
 
     Attributes:
-        uri: its name.
-        bridge: what a reader in this process may know while it is written.
+        uri: its URI.
+        bridge: progress of the writer, for readers in this process.
     """
 
     uri: str
     bridge: StreamBridge
     bound = False
-    """Whether a node of this process writes it: readers then follow that node."""
+    """Whether a node in this process writes it; readers then follow that node."""
     static = False
     """Whether it is complete even without a seal."""
 
     @abstractmethod
     def log(self) -> Log:
-        """Return the rows as they are written."""
+        """Return the log that rows are written to."""
 
     @abstractmethod
     def source(self, window: Window | None = None) -> LineSource:
-        """Return the rows to read."""
+        """Return the source that rows are read from."""
 
     @abstractmethod
     def seal(self) -> Seal:
-        """Say that it is complete: nodes may read it to its end."""
+        """Mark it as complete, so that nodes may read it to its end."""
 
     @abstractmethod
     def unseal(self) -> None:
-        """Take that back."""
+        """Remove the seal."""
 
     @abstractmethod
     def read_seal(self) -> Seal | None:
@@ -94,11 +93,11 @@ class IDataStream(ABC):
 
     @abstractmethod
     def finish(self, seal: Seal) -> None:
-        """Make the finished file of the log, and seal it."""
+        """Write the finished file from the log, and seal it."""
 
     @abstractmethod
     def verify(self) -> Seal | None:
-        """Compare it with its seal, and return that.
+        """Compare it with its seal and return the seal.
 
         Raises:
             SealError: they differ.
@@ -106,18 +105,18 @@ class IDataStream(ABC):
 
     @abstractmethod
     def exists(self) -> bool:
-        """Return whether there is anything under its name."""
+        """Return whether it exists."""
 
     @abstractmethod
     def remove(self) -> None:
-        """Delete what is under its name, and its seal."""
+        """Delete it and its seal."""
 
     def is_sealed(self) -> bool:
         """Return whether it is complete."""
         return self.read_seal() is not None
 
     def get_reader(self) -> Iterator[dict[str, Any]]:
-        """Yield the rows that are there."""
+        """Yield the existing rows."""
         source = self.source()
         source.open(source.first_row, source.begin)
         try:
@@ -127,12 +126,12 @@ class IDataStream(ABC):
             source.close()
 
     def get_writer(self) -> "RowWriter":
-        """Return a writer that begins the bus anew, for rows that no node makes."""
+        """Return a writer that overwrites the stream, for rows not written by a node."""
         return RowWriter(self)
 
 
 class RowWriter:
-    """Writes rows to a bus by hand; leaving its `with` block without an error seals the bus."""
+    """Writes rows to a stream manually; leaving its `with` block without an error seals the stream."""
 
     def __init__(self, stream: IDataStream) -> None:
         self._stream, self._log, self._rows = stream, stream.log(), 0
@@ -147,7 +146,7 @@ class RowWriter:
         self._stream.bridge.advance(self._log.size, self._rows)
 
     def close(self) -> None:
-        """Put the rows on the disk and seal the bus."""
+        """Sync the rows to disk and seal the stream."""
         self._log.sync()
         self._stream.finish(
             Seal(self._rows, self._log.size, self._log.digest.hexdigest() if self._log.digest else "")
@@ -165,23 +164,23 @@ class RowWriter:
 
 
 class FileStream(IDataStream):
-    """A file of JSON lines, or of another format through a spool; base of protocols of one's own.
+    """A file of JSON lines, or of another format through a spool; base class for custom protocols.
 
-    A protocol of one's own overrides `locate` (from the part behind `://` to a path or fsspec URL), and, for
-    another format, `lines` and `convert`; `StreamFactory.register` makes it known.
+    A custom protocol overrides `locate` (from the part after `://` to a path or fsspec URL) and, for another
+    format, `lines` and `convert`; register it with `StreamFactory.register`.
 
     Args:
-        uri: the whole URI.
-        spool: folder of the spool, if one is needed.
-        patience: seconds that a reader waits for an unsealed file that nobody writes.
+        uri: the complete URI.
+        spool: folder of the spool, if needed.
+        patience: seconds that a reader waits for an unsealed file without a writer.
     """
 
     direct: ClassVar[bool] = True
-    """Whether the file is JSON lines itself."""
+    """Whether the file itself is JSON lines."""
     ending: ClassVar[str] = ".jsonl"
-    """How files of this format are usually called."""
+    """Usual suffix of files of this format."""
     known_options: ClassVar[tuple[str, ...]] = ()
-    """Names of the options that may stand behind a `#`."""
+    """Names of the options allowed after a `#`."""
 
     def __init__(self, uri: str, spool: Path | None = None, patience: float = 5.0) -> None:
         self.uri, self.patience = uri, patience
@@ -194,23 +193,23 @@ class FileStream(IDataStream):
         self.spool, self._spool_is_given = spool or Path("tmp") / "spool", spool is not None
         self.bridge = StreamBridge()
         self.pinned: list[str] | None = None
-        """The files that a run reads, once it has begun; None: those that are there."""
+        """The files that a run reads once it has started; None: all matching files."""
         self._log: FileLog | None = None
 
     def move_spool(self, folder: Path) -> None:
-        """Say where the spool is to be, unless that was said already."""
+        """Set the spool folder, unless it was given."""
         if not self._spool_is_given and self._log is None:
             self.spool = folder
 
     def locate(self, rest: str) -> str:
-        """Return the path or fsspec URL of what stands behind `://`."""
+        """Return the path or fsspec URL for the part after `://`."""
         return rest
 
     def check_options(self, options: Mapping[str, str]) -> None:
-        """Refuse options that cannot be.
+        """Validate the options.
 
         Raises:
-            ConfigError: there is one.
+            ConfigError: an option is invalid.
         """
 
     def lines(self, url: str) -> Iterator[bytes]:
@@ -223,7 +222,7 @@ class FileStream(IDataStream):
             yield b"\n"
 
     def pieces(self, url: str) -> Iterator[bytes]:
-        """Yield what a file holds, decompressed if its first bytes say so."""
+        """Yield a file's contents, decompressed if its magic bytes say so."""
         files, path = filesystem(url)
         with reaching(url):
             kind = compression_of(_head(url))
@@ -236,20 +235,20 @@ class FileStream(IDataStream):
 
     @property
     def local(self) -> Path | None:
-        """Path of the file, None where it lies elsewhere."""
+        """Path of the file, None if it is not local."""
         files, path = filesystem(self.url)
         return Path(path) if is_local(files) else None
 
     @property
     def appendable(self) -> bool:
-        """Whether nodes write the file itself."""
+        """Whether nodes write directly to the file."""
         return self.direct and compression_for(self.url) is None and self.local is not None
 
     def log(self) -> FileLog:
         """Return the rows as they are written.
 
         Raises:
-            ConfigError: the name says that the file is compressed as none is written.
+            ConfigError: the file's compression cannot be written.
         """
         if self._log is None:
             local = self.local
@@ -285,7 +284,7 @@ class FileStream(IDataStream):
         return LineSource(feed, stored=brings_ids(feed))
 
     def _any_compressed(self, urls: list[str]) -> bool:
-        """Return whether a file is compressed, by its first bytes; refuse files that are not JSON lines."""
+        """Return whether a file is compressed, by its magic bytes; reject files that are not JSON lines."""
         kinds = []
         for url in urls:
             head = _head(url, format_detection.HEAD if self.static else 8)
@@ -295,11 +294,11 @@ class FileStream(IDataStream):
         return any(kinds)
 
     def urls(self) -> list[str]:
-        """Return the files to read, in the order of their names."""
+        """Return the files to read, sorted by name."""
         return self.matches() if self.pinned is None else list(self.pinned)
 
     def matches(self) -> list[str]:
-        """Return the files that are there now, in the order of their names."""
+        """Return the currently matching files, sorted by name."""
         files, pattern = filesystem(self.url)
         try:
             with reaching(self.url):
@@ -364,13 +363,13 @@ class FileStream(IDataStream):
         if seal is not None and not any(sign in self.url for sign in _SIGNS):
             with reaching(self.url), fsspec.open(self.url, "rb") as stream:
                 rows, size, digest = measure(stream)
-            # Rows of another format are counted when they are made, and their digest tells the rest.
+            # Rows of other formats are counted when written; the digest covers the rest.
             counted = self.direct and compression_for(self.url) is None
             check(self.url, seal, (rows if counted else seal.rows, size, digest))
         return seal
 
     def finish(self, seal: Seal) -> None:
-        """Make the finished file of the log where they differ, and seal it."""
+        """Write the finished file from the log if they differ, and seal it."""
         if not self.appendable:
             made = self._made(self.log().path)
             with reaching(self.url):
@@ -392,7 +391,7 @@ class FileStream(IDataStream):
             write_seal(self.url, seal)
 
     def _made(self, log: Path) -> Path:
-        """Return the file as it is to be, made of its rows."""
+        """Create the finished file from its rows."""
         made = log
         if not self.direct:
             made = log.with_suffix(".made")
@@ -411,8 +410,8 @@ class JsonlStream(FileStream):
 class CsvStream(FileStream):
     """`csv://`: columns named by the first line; read as text, nested values written as JSON.
 
-    Options behind a `#`: `delimiter` (a character, or comma, tab, semicolon, pipe), `encoding` (as Python
-    names it), `quote` (a character, or none).
+    Options after a `#`: `delimiter` (a character, or comma, tab, semicolon, pipe), `encoding` (a Python
+    encoding name), `quote` (a character, or none).
     """
 
     direct = False
@@ -420,7 +419,7 @@ class CsvStream(FileStream):
     known_options = ("delimiter", "encoding", "quote")
 
     def check_options(self, options: Mapping[str, str]) -> None:
-        """Refuse a delimiter, an encoding or a quote that cannot be."""
+        """Validate delimiter, encoding and quote."""
         from asysi.pipeline.formats.csv_rows import Dialect  # noqa: PLC0415 - not for other formats
 
         self.dialect = Dialect.of(dict(options), self.url)
@@ -432,7 +431,7 @@ class CsvStream(FileStream):
         return csv_lines(self.pieces(url), _shown(url), self.dialect)
 
     def convert(self, rows: Callable[[], Iterator[dict[str, Any]]], file: Path) -> None:
-        """Write the rows: columns in the order in which rows bring them."""
+        """Write the rows, with columns in order of first appearance."""
         from asysi.pipeline.formats.csv_rows import write_csv  # noqa: PLC0415
 
         write_csv(rows, file, self.uri, self.dialect)
@@ -441,7 +440,7 @@ class CsvStream(FileStream):
 class ParquetStream(FileStream):
     """`parquet://`: columns and types from all rows.
 
-    Options behind a `#` for columns that JSON does not have: `nan=null`, `binary=base64`, `decimal=text`,
+    Options after a `#` for columns that JSON cannot represent: `nan=null`, `binary=base64`, `decimal=text`,
     `duration=text`.
     """
 
@@ -450,7 +449,7 @@ class ParquetStream(FileStream):
     known_options = tuple(PARQUET_OPTIONS)
 
     def check_options(self, options: Mapping[str, str]) -> None:
-        """Refuse a way to read columns that there is not."""
+        """Validate the options for columns."""
         for name, value in options.items():
             if value not in (ways := PARQUET_OPTIONS[name]):
                 raise ConfigError(f"{self.uri}: {name} is {value!r}: give {' or '.join(ways)}")
@@ -474,10 +473,10 @@ class ParquetStream(FileStream):
         return super().log()
 
     def convert(self, rows: Callable[[], Iterator[dict[str, Any]]], file: Path) -> None:
-        """Write the rows; ids are text, as some are `10_0`.
+        """Write the rows; ids are text, because of ids like `10_0`.
 
         Raises:
-            ConfigError: a column has values that no one type holds.
+            ConfigError: a column's values have no common type.
         """
         from asysi.pipeline.formats import parquet_rows  # noqa: PLC0415
 
@@ -485,7 +484,7 @@ class ParquetStream(FileStream):
 
 
 class MemoryStream(IDataStream):
-    """`memory://name`: rows in this process, under a name."""
+    """`memory://name`: named rows in this process."""
 
     def __init__(self, uri: str, spool: Path | None = None, patience: float = 5.0) -> None:
         self.uri = uri
@@ -531,7 +530,7 @@ class MemoryStream(IDataStream):
         return self._seal
 
     def verify(self) -> Seal | None:
-        """Return the seal: nobody else can change the rows."""
+        """Return the seal; no other process can change the rows."""
         return self._seal
 
     def exists(self) -> bool:
@@ -539,13 +538,13 @@ class MemoryStream(IDataStream):
         return self._log.size > 0
 
     def remove(self) -> None:
-        """Forget the rows."""
+        """Delete the rows."""
         self._log.open(0)
         self.unseal()
 
 
 class StreamFactory:
-    """Buses by their URIs."""
+    """Creates streams from URIs."""
 
     _kinds: ClassVar[dict[str, Callable[..., IDataStream]]] = {
         "jsonl": JsonlStream,
@@ -557,10 +556,10 @@ class StreamFactory:
 
     @classmethod
     def register(cls, protocol: str, kind: Callable[..., IDataStream]) -> None:
-        """Make a protocol known: `kind(uri, spool=…)` returns its bus.
+        """Register a protocol: `kind(uri, spool=…)` returns its stream.
 
         Raises:
-            ConfigError: the protocol is one of ours.
+            ConfigError: the protocol is built in.
         """
         if protocol in {"jsonl", "csv", "parquet", "memory"}:
             raise ConfigError(f"{protocol}:// is taken: register another name")
@@ -568,11 +567,11 @@ class StreamFactory:
 
     @classmethod
     def create(cls, uri: str, spool: Path | None = None) -> IDataStream:
-        """Return the bus of a URI; a path without a protocol, and the URL of a store, are what their ending
-        says.
+        """Return the stream for a URI; for a path without a protocol or the URL of a store, the suffix
+        determines the format.
 
         Raises:
-            ConfigError: nobody knows the protocol, or the ending of a store's URL says nothing.
+            ConfigError: the protocol, or the suffix of a store's URL, is unknown.
         """
         uri = with_format(uri, (*cls._kinds, "memory"))
         protocol = uri.partition("://")[0]
@@ -589,7 +588,7 @@ class StreamFactory:
 
     @classmethod
     def forget(cls, uri: str) -> None:
-        """Let go of a `memory://` bus."""
+        """Drop a `memory://` stream."""
         with cls._lock:
             cls._named.pop(uri, None)
 
@@ -619,7 +618,7 @@ def _head(url: str, size: int = 8) -> bytes:
 
 
 def _decompressed_head(head: bytes, kind: str | None, url: str) -> bytes:
-    """Return what the first bytes of a file hold; less where it is cut off, which is said when it is read."""
+    """Return the decompressed first bytes of a file; a truncated file is reported when it is read."""
     if kind is None:
         return head
     if kind == "zip":
@@ -644,7 +643,7 @@ def _without_bom(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _move(made: Path, to: Path) -> None:
-    shutil.move(made, to)  # the spool may lie on another disk
+    shutil.move(made, to)  # the spool may be on another disk
 
 
 __all__ = [

@@ -1,7 +1,7 @@
-"""What a run reads: its files as they were when it began, and none that it writes itself.
+"""Input files of a run: pinned when it starts, and never files that it writes itself.
 
-The list of files and their digests is pinned in the image when a pipeline is created. A resume reads those
-files and no others, and refuses the ones that changed. Files that came later are named, not read.
+The list of files and their digests is stored in the image when a pipeline is created. A resume reads only
+those files and rejects changed ones. Later files are reported but not read.
 """
 
 import os
@@ -19,7 +19,7 @@ from asysi.pipeline.streams.data_streams import FileStream, IDataStream
 from asysi.pipeline.streams.seal import START_OVER, SealError, is_local, prefix_digest
 
 _DIGESTED = 16 << 30
-"""Bytes of input up to which files are digested; larger inputs are known by size and time of writing."""
+"""Input size in bytes up to which files are digested; larger inputs are identified by size and mtime."""
 _EVERYTHING = 1 << 62
 _SHOWN = 3
 _SIGNS = "*?["
@@ -32,8 +32,8 @@ class InputFile:
     Attributes:
         url: path or fsspec URL.
         bytes: its size.
-        written: when it was written last, or its tag in a store; None where neither is known.
-        digest: XXH3-128, hexadecimal; None for a file in a store, or one of an input above 16 GiB.
+        written: modification time, or ETag in a store; None if neither is known.
+        digest: XXH3-128, hexadecimal; None for a file in a store, or for inputs above 16 GiB.
     """
 
     url: str
@@ -46,7 +46,7 @@ class InputFile:
 
 
 class BoundNode(Protocol):
-    """A node, as far as it reads from one bus and writes to another."""
+    """The part of a node that binds it to streams."""
 
     node_id: str
     input_bus: IDataStream | None
@@ -54,7 +54,7 @@ class BoundNode(Protocol):
 
 
 def pin(bus: IDataStream) -> list[InputFile] | None:
-    """Return the files of a bus that is complete, and let it read no others; None for every other bus."""
+    """Pin the files of a complete stream and return them; None for other streams."""
     if not isinstance(bus, FileStream) or bus.bound or not (bus.static or bus.is_sealed()):
         return None
     files = [_state(url) for url in bus.urls()]
@@ -65,15 +65,15 @@ def pin(bus: IDataStream) -> list[InputFile] | None:
 
 
 def restore(bus: IDataStream, pinned: Sequence[Mapping[str, Any]], *, accept: bool) -> list[InputFile]:
-    """Let a bus read the files that were pinned, and return them as they are now.
+    """Make a stream read the pinned files, and return their current state.
 
     Args:
         bus: the input.
-        pinned: what the image holds of them.
-        accept: go on although files changed; what is committed of them must be what it was all the same.
+        pinned: the files as stored in the image.
+        accept: continue even if files changed; their committed part must be unchanged in any case.
 
     Raises:
-        SealError: a file is missing or changed; it says which.
+        SealError: a file is missing or changed; the message says which.
     """
     before = [InputFile(**file) for file in pinned]
     assert isinstance(bus, FileStream)
@@ -98,10 +98,10 @@ def restore(bus: IDataStream, pinned: Sequence[Mapping[str, Any]], *, accept: bo
 
 
 def refuse_changes(bus: IDataStream, pinned: Sequence[InputFile]) -> None:
-    """Refuse files that changed between `create()` and `run()`, by size and time of writing.
+    """Reject files that changed between `create()` and `run()`, by size and modification time.
 
     Raises:
-        SealError: one did; it says which.
+        SealError: a file changed; the message says which.
     """
     for file in pinned:
         if (found := _state_or_none(file.url)) is None or (found.bytes, found.written) != (
@@ -114,7 +114,7 @@ def refuse_changes(bus: IDataStream, pinned: Sequence[InputFile]) -> None:
 
 
 def new_files(bus: IDataStream | None, pinned: Sequence[InputFile] | None) -> list[str]:
-    """Return the files that match the input now and are not among those pinned, and those that have grown."""
+    """Return files that match the input but are not pinned, and pinned files that have grown."""
     if not pinned or not isinstance(bus, FileStream):
         return []
     known = {file.url for file in pinned}
@@ -127,7 +127,7 @@ def new_files(bus: IDataStream | None, pinned: Sequence[InputFile] | None) -> li
 
 
 def say_new(uri: str, found: Sequence[str]) -> str:
-    """Return a sentence about files that came after the run had begun."""
+    """Return a message about files that appeared after the run had started."""
     names = ", ".join(found[:_SHOWN]) + (f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
     return (
         f"{len(found)} new file{'s' if len(found) > 1 else ''} in {uri}, not part of this run, which reads"
@@ -136,25 +136,25 @@ def say_new(uri: str, found: Sequence[str]) -> str:
 
 
 def same(one: Sequence[Mapping[str, Any]] | None, other: Sequence[Mapping[str, Any]] | None) -> bool:
-    """Return whether two lists of pinned files are of the same files with the same contents."""
+    """Return whether two lists of pinned files have the same files and contents."""
     return [_identity(file) for file in one or ()] == [_identity(file) for file in other or ()]
 
 
 def as_image(files: Sequence[InputFile] | None) -> list[dict[str, Any]] | None:
-    """Return pinned files as the image holds them."""
+    """Return pinned files in the format of the image."""
     return None if files is None else [asdict(file) for file in files]
 
 
 def refuse_own_output(nodes: Sequence[BoundNode], results_dir: Path, more: Iterable[str | None] = ()) -> None:
-    """Refuse a pipeline that reads, or with its pattern matches, what it writes itself, now or later.
+    """Reject a pipeline whose input is, or whose input pattern matches, a file that it writes itself.
 
     Args:
-        nodes: its nodes, bound to their buses.
-        results_dir: its folder of results.
-        more: paths and URLs of what else it writes.
+        nodes: its nodes, bound to their streams.
+        results_dir: its results folder.
+        more: paths and URLs of other files it writes.
 
     Raises:
-        ConfigError: it does; it says what, and what to do.
+        ConfigError: there is such a file; the message names it.
     """
     names = [node.node_id for node in nodes]
     rest = [*filter(None, more), *(str(results_dir / name) for name in _files_of(names))]
@@ -166,7 +166,7 @@ def refuse_own_output(nodes: Sequence[BoundNode], results_dir: Path, more: Itera
 
 
 def _files_of(nodes: Sequence[str]) -> Iterator[str]:
-    """Yield what a pipeline writes in its folder of results."""
+    """Yield the files that a pipeline writes in its results folder."""
     yield from ("runtime.json", "checkpoint.json", "ledger.sqlite", "answers.sqlite")
     for name in nodes:
         yield f"dead_letters/{name}.jsonl"
@@ -175,7 +175,7 @@ def _files_of(nodes: Sequence[str]) -> Iterator[str]:
 
 
 def _places(bus: IDataStream | None) -> list[str]:
-    """Return where a bus writes: the file, its seal, and its spool."""
+    """Return the files that a stream writes: the file, its seal, and its spool."""
     if not isinstance(bus, FileStream):
         return []
     spool = [] if bus.appendable else [str(bus.log().path)]
@@ -183,10 +183,10 @@ def _places(bus: IDataStream | None) -> list[str]:
 
 
 def _refuse_match(source: IDataStream, written: Iterable[str]) -> None:
-    """Refuse an input that is, or matches, one of these paths or URLs.
+    """Reject an input that is, or matches, one of these paths or URLs.
 
     Raises:
-        ConfigError: it does; it says what, and what to do.
+        ConfigError: it does; the message names the path.
     """
     if not isinstance(source, FileStream):
         return
@@ -206,7 +206,7 @@ def _refuse_match(source: IDataStream, written: Iterable[str]) -> None:
 
 
 def _spellings(path: str, *, local: bool) -> set[str]:
-    """Return a path as it is and without symbolic links; of a pattern, its part before the first wildcard."""
+    """Return a path as given and with symlinks resolved; in a pattern, up to the first wildcard."""
     if not local:
         return {path}
     at = min((path.find(sign) for sign in _SIGNS if sign in path), default=len(path))
@@ -241,7 +241,7 @@ def _digested(file: InputFile) -> InputFile:
 
 
 def _look(file: InputFile) -> InputFile | None:
-    """Return a file as it is now, digested where it was digested before; None where there is none."""
+    """Return a file's current state, with a digest if it had one; None if it does not exist."""
     found = _state_or_none(file.url)
     return _digested(found) if found is not None and file.digest is not None else found
 

@@ -1,4 +1,4 @@
-"""Whether a process holds or writes a file, as far as locks and /proc tell."""
+"""Detects whether a process holds or writes a file, by locks and /proc."""
 
 import fcntl
 import os
@@ -8,7 +8,7 @@ _WRITING = os.O_WRONLY | os.O_RDWR
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether a writer of ours holds the file."""
+    """Return whether a pipeline writer holds the file's lock."""
     if not path.exists():
         return False
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -22,17 +22,17 @@ def is_locked(path: Path) -> bool:
 
 
 def is_written(paths: list[Path]) -> bool:
-    """Return whether a process that can be seen from here writes one of these files."""
+    """Return whether a visible process writes one of these files."""
     return any(path.exists() and is_locked(path) for path in paths) or _is_open_for_writing(paths)
 
 
 def _is_open_for_writing(paths: list[Path]) -> bool:
-    """Return whether a process has one of these files open for writing, as far as /proc tells."""
+    """Return whether a process has one of these files open for writing, according to /proc."""
     wanted = {str(path.resolve()) for path in paths}
     for process in Path("/proc").glob("[0-9]*"):
         try:
             numbers = [file.name for file in (process / "fd").iterdir()]
-        except OSError:  # it has ended, or is somebody else's
+        except OSError:  # it has ended, or belongs to another user
             continue
         if any(_writes(process, number, wanted) for number in numbers):
             return True
@@ -41,7 +41,7 @@ def _is_open_for_writing(paths: list[Path]) -> bool:
 
 def _writes(process: Path, number: str, wanted: set[str]) -> bool:
     try:
-        if os.readlink(process / "fd" / number) not in wanted:  # noqa: PTH115 - quicker, and thousands
+        if os.readlink(process / "fd" / number) not in wanted:  # noqa: PTH115 - faster, for thousands
             return False
         text = (process / "fdinfo" / number).read_text()
     except OSError:

@@ -1,6 +1,4 @@
-"""Rows as they are written: JSON lines that only ever grow, in a file or in memory, and how far they may be
-read.
-"""
+"""Append-only logs of JSON lines, in a file or in memory, and the committed length for readers."""
 
 import fcntl
 import os
@@ -16,11 +14,11 @@ from asysi.pipeline.streams.seal import sync_file
 
 
 class Log(Protocol):
-    """Where a node's rows go.
+    """The log that a node's rows are written to.
 
     Attributes:
-        size: bytes in it.
-        digest: running XXH3-128 of them, None where they are not kept for long enough to matter.
+        size: size in bytes.
+        digest: running XXH3-128, None if rows are not kept.
         volatile: whether it is lost with the process.
     """
 
@@ -29,22 +27,22 @@ class Log(Protocol):
     volatile: bool
 
     def open(self, size: int) -> None:
-        """Open it with its first `size` bytes; what stands behind them is a torn tail and is cut off."""
+        """Open it with its first `size` bytes; a torn tail after them is truncated."""
 
     def append(self, data: bytes) -> None:
         """Add whole lines."""
 
     def sync(self) -> None:
-        """Put what was added on the disk."""
+        """Sync appended data to disk."""
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close it."""
 
     def read(self, offset: int, length: int) -> bytes:
         """Return up to `length` bytes from `offset`."""
 
     def reader(self) -> "LogReader":
-        """Return what reads it for another thread."""
+        """Return a reader for another thread."""
 
 
 class LogReader(Protocol):
@@ -61,7 +59,7 @@ class FileLog:
     """Rows in a local file.
 
     Args:
-        path: the file; its folder is made.
+        path: the file; its folder is created.
     """
 
     volatile = False
@@ -76,7 +74,7 @@ class FileLog:
         """Open the file for writing with its first `size` bytes.
 
         Raises:
-            ConfigError: somebody else writes to it.
+            ConfigError: another process writes to it.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._out = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -92,7 +90,7 @@ class FileLog:
         self.size = size
         if size == 0:
             self.digest = xxhash.xxh3_128()
-            sync(self.path.parent)  # its rows are worth nothing without its name
+            sync(self.path.parent)  # makes the directory entry durable, without which the rows would be lost
 
     def append(self, data: bytes) -> None:
         """Add whole lines."""
@@ -117,7 +115,7 @@ class FileLog:
             reader.close()
 
     def reader(self) -> "FileReader":
-        """Return what reads it for another thread, also when it is closed here."""
+        """Return a reader for another thread, independent of this log being closed."""
         return FileReader(self.path)
 
     def close(self) -> None:
@@ -128,7 +126,7 @@ class FileLog:
 
 
 class FileReader:
-    """Reads a log's file with a descriptor of its own: its writer may close the log meanwhile."""
+    """Reads a log's file with its own descriptor, because the writer may close the log."""
 
     def __init__(self, path: Path) -> None:
         self._in = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -146,8 +144,7 @@ class MemoryLog:
     """Rows in memory.
 
     Args:
-        keep: bytes that may wait for their reader; writing waits beyond it. None keeps everything for later
-        readers.
+        keep: maximum unread bytes, beyond which writing blocks. None keeps everything for later readers.
     """
 
     volatile = True
@@ -161,7 +158,7 @@ class MemoryLog:
         self._lock = threading.Lock()
 
     def open(self, size: int) -> None:
-        """Begin at offset `size`: what was before has been read, or is kept here."""
+        """Start at offset `size`; earlier rows have been read or are kept."""
         with self._lock:
             if not self._begin <= size <= self.size:
                 self._held.clear()
@@ -183,7 +180,7 @@ class MemoryLog:
         """Do nothing: there is no disk."""
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return up to `length` bytes from `offset`; what lies before it is forgotten unless it is to be
+        """Return up to `length` bytes from `offset`; earlier bytes are dropped unless everything is
         kept.
         """
         with self._lock:
@@ -202,7 +199,7 @@ class MemoryLog:
 
 
 class StreamBridge:
-    """What the next node may know of a log while it is written: how much is committed, and whether it ends.
+    """Progress of a log's writer for the next node: how much is committed, and whether it has ended.
 
     Attributes:
         size: committed bytes.
@@ -216,34 +213,34 @@ class StreamBridge:
         self._changed = threading.Condition()
 
     def advance(self, size: int, rows: int) -> None:
-        """Say that so much is committed."""
+        """Set the committed size and rows, and notify readers."""
         with self._changed:
             self.size, self.rows = size, rows
             self._changed.notify_all()
 
     def end(self) -> None:
-        """Say that nothing will follow."""
+        """Mark the log as complete."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """Say that the writer ended before its end: readers take what is there and stop without sealing."""
+        """Mark the writer as stopped early: readers take the committed rows and stop without sealing."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
 
     @property
     def ended(self) -> bool:
-        """Whether nothing will follow."""
+        """Whether the log is complete."""
         return self._ended
 
     @property
     def stopped(self) -> bool:
-        """Whether the writer ended before its end."""
+        """Whether the writer stopped early."""
         return self._stopped
 
     def wait(self, beyond: int, timeout: float) -> bool:
-        """Wait until more than `beyond` bytes are committed or nothing will follow; return whether so."""
+        """Wait until more than `beyond` bytes are committed or the writer has ended; False on timeout."""
         with self._changed:
             return self._changed.wait_for(lambda: self.size > beyond or self._ended or self._stopped, timeout)

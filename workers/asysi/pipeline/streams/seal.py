@@ -1,4 +1,4 @@
-"""Seals: `FILE.done` beside a finished file says how many rows it has and their digest."""
+"""Seals: `FILE.done` next to a finished file records its number of rows and its digest."""
 
 import json
 import os
@@ -15,19 +15,19 @@ from asysi.locations import filesystem
 
 _CHUNK = 1 << 20
 START_OVER = "start over with `run --overwrite` (in Python create(overwrite=True))"
-"""The last way out of most refusals, as the rest of a sentence."""
+"""Advice of last resort in most error messages, as the end of a sentence."""
 
 
 class SealError(ConfigError):
-    """A file is not what its seal or the ledger says it is."""
+    """A file differs from its seal or the ledger."""
 
 
 class ChangedError(SealError):
-    """A file is not what its seal says.
+    """A file differs from its seal.
 
     Attributes:
-        facts: in what it differs.
-        advice: what to do, where nothing is known of who reads it.
+        facts: the differences.
+        advice: default advice, if the reader is unknown.
     """
 
     def __init__(self, facts: str, advice: str) -> None:
@@ -37,16 +37,16 @@ class ChangedError(SealError):
 
 @dataclass(frozen=True, slots=True)
 class Seal:
-    """What is known of a finished file.
+    """Metadata of a finished file.
 
     Attributes:
-        rows: how many.
+        rows: number of rows.
         bytes: size of the file.
         digest: XXH3-128 of the file, hexadecimal.
-        first, last: ids of the first and the last row, None where there is no row or rows have none.
-        node: node that wrote it, None for a file sealed by hand.
+        first, last: ids of the first and last row, None without rows or ids.
+        node: node that wrote it, None for a file sealed manually.
         pipeline_id: pipeline of that node.
-        parent: digest of the source that it was made from.
+        parent: digest of the source that it was created from.
     """
 
     rows: int
@@ -64,7 +64,7 @@ class Seal:
 
     @classmethod
     def of(cls, text: str, where: str) -> "Seal":
-        """Return the seal in a file's text.
+        """Parse a seal.
 
         Raises:
             SealError: it is not a seal.
@@ -76,15 +76,15 @@ class Seal:
 
 
 def seal_path(path: str) -> str:
-    """Return where the seal of a file lies."""
+    """Return the path of a file's seal."""
     return f"{path}.done"
 
 
 def read_seal(url: str) -> Seal | None:
-    """Return the seal of a file (a path or fsspec URL), or None where it has none.
+    """Return the seal of a file (a path or fsspec URL), or None if it has none.
 
     Raises:
-        SealError: what lies there is no seal.
+        SealError: the seal is invalid.
     """
     files, path = filesystem(seal_path(url))
     if not files.exists(path):
@@ -93,7 +93,7 @@ def read_seal(url: str) -> Seal | None:
 
 
 def write_seal(url: str, seal: Seal) -> None:
-    """Put a seal beside a file (a path or fsspec URL), whole or not at all."""
+    """Write the seal of a file (a path or fsspec URL), atomically."""
     files, path = filesystem(seal_path(url))
     if is_local(files):
         write_atomic(Path(path), seal.text())
@@ -102,22 +102,20 @@ def write_seal(url: str, seal: Seal) -> None:
 
 
 def remove_seal(url: str) -> None:
-    """Take the seal from a file, if it has one."""
+    """Remove the seal of a file, if it has one."""
     files, path = filesystem(seal_path(url))
     if files.exists(path):
         files.rm_file(path)
 
 
 def is_local(files: Any) -> bool:
-    """Return whether an fsspec file system is this machine's."""
+    """Return whether an fsspec file system is local."""
     protocol = files.protocol
     return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
 
 
 def measure(stream: BinaryIO) -> tuple[int, int, str]:
-    """Return rows (newlines, and what stands behind the last one), bytes and digest of what a stream
-    holds.
-    """
+    """Return rows (newlines, plus an unterminated last line), bytes and digest of a stream."""
     digest, rows, size, last = xxhash.xxh3_128(), 0, 0, b"\n"
     for chunk in _chunks(stream):
         digest.update(chunk)
@@ -131,7 +129,7 @@ def check(where: str, seal: Seal, found: tuple[int, int, str]) -> None:
     """Compare a file with its seal.
 
     Raises:
-        SealError: they differ; it says in what.
+        SealError: they differ; the message says how.
     """
     rows, size, digest = found
     differences = [
@@ -164,5 +162,5 @@ def _chunks(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def sync_file(descriptor: int) -> None:
-    """Put what was written to a descriptor on the disk."""
+    """Sync a descriptor's data to disk."""
     getattr(os, "fdatasync", os.fsync)(descriptor)

@@ -1,8 +1,8 @@
-"""Where a node's rows come from, as blocks of whole lines.
+"""Sources of a node's rows, as blocks of complete lines.
 
-Whatever the format, a source is a sequence of JSON lines with offsets: those of the file where it is JSON
-lines itself, else those of its conversion, which is the same each time. A last line without a newline counts
-as if it had one. Lines end at newlines alone: other separators of Unicode are text.
+Whatever the format, a source is a sequence of JSON lines with offsets: those of the file if it is JSON lines
+itself, otherwise those of its deterministic conversion. A last line without a newline is treated as if it had
+one. Only newlines end a line: other Unicode separators are text.
 """
 
 import bisect
@@ -29,11 +29,11 @@ from asysi.pipeline.streams.row_log import Log, LogReader, StreamBridge
 from asysi.pipeline.streams.seal import SealError, read_seal, seal_path
 
 CHUNK = 1 << 18
-"""Bytes read at a time, and about what a block has at most."""
+"""Bytes per read, and approximate maximum size of a block."""
 
 _FEW = 256
 _SAY_AFTER = 0.5
-"""Seconds without a new row that are worth a line."""
+"""Seconds without a new row after which a line is logged."""
 _log = logging.getLogger("asysi.pipeline")
 
 
@@ -42,33 +42,33 @@ class Feed(Protocol):
 
     @property
     def size(self) -> int | None:
-        """How many there will be, None where that is not known yet."""
+        """Total number of bytes, None if not known yet."""
 
     @property
     def ended(self) -> bool:
-        """Whether all were read."""
+        """Whether all bytes were read."""
 
     def open(self, offset: int) -> Any:
-        """Go to an offset and return the running XXH3-128 of what lies before it (None where that is
+        """Seek to an offset and return the running XXH3-128 of the bytes before it (None if they are
         gone).
         """
 
     def read(self) -> bytes:
-        """Return the next bytes; none when it has ended, or when there are none yet."""
+        """Return the next bytes; empty if it has ended or none are available yet."""
 
     def wait(self, timeout: float) -> None:
-        """Wait until there may be more, for `timeout` seconds at most."""
+        """Wait until there may be more bytes, up to `timeout` seconds."""
 
     def close(self) -> None:
-        """Let go of what it reads."""
+        """Release its resources."""
 
 
 class LineSource:
-    """Blocks of whole lines from a feed.
+    """Blocks of complete lines from a feed.
 
     Args:
         feed: the bytes.
-        stored: whether rows bring their `_i`.
+        stored: whether rows contain their `_i`.
         window: the part of the source that the feed reads.
     """
 
@@ -78,10 +78,10 @@ class LineSource:
         self._buffer, self._at, self._row, self._offset = b"", 0, self.first_row, self.begin
         self._broken: BrokenFileError | None = None
         self._lines: list[bytes] | None = None
-        """The lines that were cut last, where that took them apart."""
+        """The lines of the last cut, if it split them."""
 
     def open(self, row: int, offset: int) -> Any:
-        """Go to the line with number `row` at `offset`; return the running digest of what lies before it."""
+        """Seek to line number `row` at `offset`; return the running digest of the bytes before it."""
         self._buffer, self._at, self._row, self._offset = b"", 0, row, offset
         self._broken = None
         return self.feed.open(offset)
@@ -93,23 +93,23 @@ class LineSource:
 
     @property
     def offset(self) -> int:
-        """Offset of the next row, bytes."""
+        """Offset of the next row in bytes."""
         return self._offset
 
     @property
     def ended(self) -> bool:
-        """Whether every row was taken."""
+        """Whether all rows were taken."""
         return self._broken is None and self.feed.ended and self._at == len(self._buffer)
 
     def take(self, limit: int, align: int = 1) -> RowBlock | None:
-        """Return up to `limit` rows, or None when there are none (yet).
+        """Return up to `limit` rows, or None if there are none (yet).
 
         Args:
-            limit: rows at most, a multiple of `align`.
+            limit: maximum number of rows, a multiple of `align`.
             align: the number of rows is a multiple of this, except at the end.
 
         Raises:
-            ConfigError: the last line is torn, or a compressed file ends too early.
+            ConfigError: the last line is torn, or a compressed file is truncated.
         """
         cap = CHUNK
         while True:
@@ -119,7 +119,7 @@ class LineSource:
             if full and whole:
                 break
             if full:
-                cap *= 2  # a batch of rows that are longer than usual
+                cap *= 2  # the rows are longer than usual
                 continue
             if self.feed.ended or self._broken:
                 whole = rows
@@ -148,18 +148,18 @@ class LineSource:
         return block
 
     def wait(self, timeout: float) -> None:
-        """Wait until there may be more rows, for `timeout` seconds at most."""
+        """Wait until there may be more rows, up to `timeout` seconds."""
         self.feed.wait(timeout)
 
     def close(self) -> None:
-        """Let go of the feed."""
+        """Close the feed."""
         self.feed.close()
 
     def _fill(self) -> bool:
         try:
             data = self.feed.read()
         except BrokenFileError as error:
-            self._broken = error  # raised when the rows before it were taken
+            self._broken = error  # raised once the rows before it have been taken
             return True
         if data:
             self._buffer = self._buffer[self._at :] + data if self._at < len(self._buffer) else data
@@ -167,8 +167,8 @@ class LineSource:
         return bool(data)
 
     def _cut(self, limit: int, cap: int) -> tuple[int, int]:
-        """Return where the last of up to `limit` lines within `cap` bytes ends, and how many lines that
-        are.
+        """Return the end of the last of up to `limit` lines within `cap` bytes, and the number of
+        lines.
         """
         at, buffer = self._at, self._buffer
         self._lines = None
@@ -181,7 +181,7 @@ class LineSource:
                 end = following
             return end, limit
         end = max(at, buffer.rfind(b"\n", at, at + cap) + 1)
-        lines = lines_of(buffer[at:end])  # the worker needs them, and counting newlines takes as long
+        lines = lines_of(buffer[at:end])  # the worker needs them, and counting newlines would take as long
         if len(lines) > limit:
             end -= sum(map(len, lines[limit:])) + len(lines) - limit
             del lines[limit:]
@@ -191,7 +191,7 @@ class LineSource:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A part of a source that begins and ends with lines.
+    """A part of a source, split at line boundaries.
 
     Attributes:
         begin, end: offsets, bytes.
@@ -204,11 +204,11 @@ class Window:
 
 
 class FilesFeed:
-    """Files that lie still, one after the other.
+    """Complete files, concatenated.
 
     Args:
         urls: paths or fsspec URLs, uncompressed.
-        window: the part to read; offsets stay those of the whole.
+        window: the part to read; offsets refer to the whole.
     """
 
     def __init__(self, urls: Sequence[str], window: Window | None = None) -> None:
@@ -228,7 +228,7 @@ class FilesFeed:
         self.ended = False
 
     def open(self, offset: int) -> Any:
-        """Go to an offset; the digest is of what lies between the window's begin and it."""
+        """Seek to an offset; the digest covers the bytes from the start of the window."""
         digest = xxhash.xxh3_128()
         self._at = self._window.begin if self._window else 0
         offset = max(offset, self._at)
@@ -245,7 +245,7 @@ class FilesFeed:
         return data
 
     def wait(self, timeout: float) -> None:
-        """Return at once: the files lie still."""
+        """Return at once: the files are complete."""
 
     def lines_before(self, offset: int) -> int:
         """Return how many lines end before an offset."""
@@ -255,7 +255,7 @@ class FilesFeed:
         return lines
 
     def line_from(self, offset: int) -> int:
-        """Return where the first line begins that does not begin before an offset."""
+        """Return the start of the first line at or after an offset."""
         if offset <= 0:
             return 0
         self._at = offset - 1
@@ -270,7 +270,7 @@ class FilesFeed:
         return self._end
 
     def close(self) -> None:
-        """Close the file that is open."""
+        """Close the open file."""
         if self._stream is not None:
             self._stream.close()
         self._stream, self._open_at = None, -1
@@ -281,7 +281,7 @@ class FilesFeed:
         index = bisect.bisect_right(self._bases, self._at) - 1
         offset = self._at - self._bases[index]
         if offset == self._lengths[index]:
-            data = b"\n"  # the one that is missing behind the file's last line
+            data = b"\n"  # the newline missing after the file's last line
         else:
             data = self._file(index, offset).read(min(length, self._lengths[index] - offset))
             if not data:
@@ -310,10 +310,10 @@ def _ends(files: Any, path: str, size: int) -> tuple[bytes, bytes]:
 
 
 class ConvertedFeed:
-    """What can only be read from its beginning: other formats, compressed files.
+    """A source that can only be read from its start: other formats and compressed files.
 
     Args:
-        convert: returns the JSON lines, in pieces; the same each time.
+        convert: returns the JSON lines in pieces, deterministically.
     """
 
     def __init__(self, convert: Callable[[], Iterator[bytes]]) -> None:
@@ -324,7 +324,7 @@ class ConvertedFeed:
         self.ended = False
 
     def open(self, offset: int) -> Any:
-        """Convert from the beginning up to an offset."""
+        """Convert from the start up to an offset."""
         digest = xxhash.xxh3_128()
         self._pieces, self._over, self.ended = self._convert(), b"", False
         while offset > 0 and (data := self.read()):
@@ -341,19 +341,19 @@ class ConvertedFeed:
         return data
 
     def wait(self, timeout: float) -> None:
-        """Return at once: everything is there."""
+        """Return at once: the source is complete."""
 
     def close(self) -> None:
-        """Let go of what is converted."""
+        """Drop the conversion."""
         self._pieces = iter(())
 
 
 class LogFeed:
-    """What another node of this process writes, as far as it is committed.
+    """The committed output of another node in this process.
 
     Args:
         log: the rows.
-        bridge: how much of them is committed, and whether that is all.
+        bridge: progress of the writer.
     """
 
     def __init__(self, log: Log, bridge: StreamBridge) -> None:
@@ -373,7 +373,7 @@ class LogFeed:
 
     @property
     def stopped(self) -> bool:
-        """Whether the writer ended before its end and everything committed was read."""
+        """Whether the writer stopped early and all committed bytes were read."""
         return self._bridge.stopped and self._at >= self._bridge.size
 
     def open(self, offset: int) -> Any:
@@ -397,17 +397,17 @@ class LogFeed:
         return data
 
     def wait(self, timeout: float) -> None:
-        """Wait until more is committed, or nothing will follow."""
+        """Wait until more is committed, or the writer has ended."""
         if self._bridge.wait(self._at, timeout):
             self._waited, self._said = 0.0, 0.0
             return
         self._waited += timeout
-        if self._waited >= max(_SAY_AFTER, 2 * self._said):  # less and less often
+        if self._waited >= max(_SAY_AFTER, 2 * self._said):  # with back-off
             self._said = self._waited
-            _log.info("[EOF Retry] no new rows for %.1f s: the node before is still at work", self._waited)
+            _log.info("[EOF Retry] no new rows for %.1f s: the previous node is still running", self._waited)
 
     def close(self) -> None:
-        """Close what reads the log; the log itself belongs to its node."""
+        """Close the reader; the log itself belongs to its node."""
         if self._reader is not None:
             self._reader.close()
         self._reader = None
@@ -419,11 +419,11 @@ class LogFeed:
 
 
 class FollowFeed:
-    """A local file that another process may still write: it ends with its seal.
+    """A local file that another process may still be writing; it ends when it is sealed.
 
     Args:
         path: the file.
-        patience: seconds without growth, seal or writer after which it is given up.
+        patience: seconds without growth, seal or writer after which reading fails.
     """
 
     size: int | None = None
@@ -453,10 +453,10 @@ class FollowFeed:
         return self._read(CHUNK)
 
     def wait(self, timeout: float) -> None:
-        """Wait until the file has grown or was sealed.
+        """Wait until the file has grown or is sealed.
 
         Raises:
-            ConfigError: it does not grow, has no seal, nobody writes to it, and a node has left it.
+            ConfigError: an unfinished output of a node does not grow, and has neither seal nor writer.
         """
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline and not self._changed():
@@ -465,7 +465,7 @@ class FollowFeed:
             _log.info("[EOF Retry] %s has no seal and no new rows; waiting for its writer", self._path)
             if time.monotonic() - self._moved > self._patience and not is_written([self._path]):
                 if self._path.exists() and not brings_ids(FilesFeed([str(self._path)])):
-                    self._sealed = self._at  # a regular file that its writer has closed
+                    self._sealed = self._at  # a regular file closed by its writer
                     return
                 raise ConfigError(
                     f"{self._path} has no {seal_path(self._path.name)} and no writer: call seal() "
@@ -505,7 +505,7 @@ class FollowFeed:
 
 
 def first_row(feed: Feed) -> dict[str, Any]:
-    """Return the first row of a source, empty where it has none that can be read."""
+    """Return the first row of a source, empty if it has no valid row."""
     buffer = b""
     with suppress(BrokenFileError):  # said when it is read
         feed.open(0)
@@ -520,5 +520,5 @@ def first_row(feed: Feed) -> dict[str, Any]:
 
 
 def brings_ids(feed: Feed) -> bool:
-    """Return whether the first row of a source brings its `_i`."""
+    """Return whether the first row of a source contains `_i`."""
     return FIELD in first_row(feed)

@@ -1,4 +1,4 @@
-"""Variants of the sparse autoencoder, a file each; `asysi.contract.variants` names them."""
+"""Variants of the sparse autoencoder, one per file; registered in `asysi.contract.variants`."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -14,10 +14,10 @@ def variant(name: str) -> "type[SparseAutoencoder]":
     """Return the class of a variant.
 
     Raises:
-        ConfigError: no variant of that name can be trained.
+        ConfigError: there is no trainable variant with that name.
     """
     if name not in VARIANTS:
-        raise ConfigError(f"the SAE variant {name} is not available: take {', '.join(VARIANTS)}")
+        raise ConfigError(f"the SAE variant {name} is not available: use {', '.join(VARIANTS)}")
     module, _, attribute = VARIANTS[name].partition(":")
     found: type[SparseAutoencoder] = getattr(import_module(module), attribute)
     return found

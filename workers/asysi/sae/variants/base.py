@@ -1,4 +1,4 @@
-"""What every variant of the sparse autoencoder is to those who train, evaluate, export and read it."""
+"""Base class of all variants of the sparse autoencoder, for training, evaluation, export and inference."""
 
 import dataclasses
 import math
@@ -24,21 +24,21 @@ def _none() -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class StepContext:
-    """What training knows when it takes a step."""
+    """State of the training passed to a step."""
 
     dead: Tensor = field(default_factory=_none)
     """[n] int64: latents that have not fired for `auxk.deadAfter` rows."""
     trained: int = 0
     """Rows trained on before this step."""
     total: float | None = None
-    """Rows trained on in the end, None when that is not known: for coefficients that follow a schedule."""
+    """Expected total number of training rows, for coefficients with a schedule; None if unknown."""
     fast: bool = False
-    """Whether to multiply in bfloat16 where that decides which latents fire and how strongly."""
+    """Whether to compute preactivations in bfloat16; affects which latents fire and how strongly."""
 
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """A batch's loss and what it was made of, for autograd."""
+    """A batch's loss and its components, for autograd."""
 
     loss: Tensor
     """Scalar."""
@@ -50,12 +50,12 @@ class Objective:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step showed."""
+    """The metrics of a step."""
 
     loss: float
-    """The whole loss."""
+    """The total loss."""
     fvu: float
-    """Fraction of the batch's variance that the reconstruction leaves."""
+    """Fraction of the batch's variance not explained by the reconstruction."""
     l0: float
     """Mean number of latents above 0."""
     fired: Tensor
@@ -65,24 +65,24 @@ class StepResult:
 class SparseAutoencoder(ABC):
     """A sparse autoencoder whose parameters share one flat vector.
 
-    It reads rows x [rows, d_in] and rebuilds targets y [rows, d_out]. Both are the same tensor for all but
-    transcoders; where a variant reads or rebuilds several hook points, their rows lie side by side.
+    It reads rows x [rows, d_in] and reconstructs targets y [rows, d_out]. Both are the same tensor except for
+    transcoders; for a variant with several hook points, their rows are concatenated.
 
-    A variant declares its parameters by name and size, and finds each as an attribute of that name. `loss` is
-    what it minimises; its gradient comes from autograd unless the variant writes `differentiate` itself.
-    Everything but `loss` and `differentiate` is inference: what a latent is after training.
+    A variant declares its parameters by name and size, and accesses each as an attribute of that name. It
+    minimises `loss`, whose gradient is computed by autograd unless the variant overrides `differentiate`.
+    Everything except `loss` and `differentiate` is inference and defines the latents after training.
 
     Args:
         d_in: width of a row.
         d_out: width of a target.
         latents: number of latents.
-        sizes: size of each parameter by name, `W_dec` [latents, d_out] and `b_dec` [d_out] among them.
-        dtype: of the parameters.
-        state: tensors beside the parameters that training changes in place, by name: a running threshold.
+        sizes: size of each parameter by name, including `W_dec` [latents, d_out] and `b_dec` [d_out].
+        dtype: dtype of the parameters.
+        state: further tensors that training modifies in place, by name, such as a running threshold.
     """
 
     architecture: ClassVar[str | None] = None
-    """`architecture` of the exports that `from_export` reads; None where another variant's are exported."""
+    """`architecture` of the exports read by `from_export`; None if it is exported as another variant."""
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
     """Types of the devices that it can be trained on; `differentiate` must keep to the parameters' device."""
     device: torch.device = torch.device("cpu")
@@ -108,7 +108,7 @@ class SparseAutoencoder(ABC):
         self._allocate(dtype, state or {})
 
     def _allocate(self, dtype: torch.dtype, state: Mapping[str, Tensor]) -> None:
-        # Within inference mode too these are plain tensors: autograd takes no others.
+        # Plain tensors even in inference mode, as autograd requires.
         with torch.inference_mode(mode=False):
             size = sum(map(math.prod, self._sizes.values()))
             self.parameters = torch.zeros(size, dtype=dtype, device=self.device)
@@ -119,10 +119,10 @@ class SparseAutoencoder(ABC):
                 name: value.to(self.device, dtype if value.is_floating_point() else None, copy=True)
                 for name, value in state.items()
             }
-            """Tensors beside the parameters that training changes in place; checkpoints hold them."""
+            """Further tensors that training modifies in place; included in checkpoints."""
 
     def named(self, flat: Tensor) -> dict[str, Tensor]:
-        """Return views of a vector that is laid out like the parameters, by the names of these."""
+        """Return views, by parameter name, of a vector with the layout of the parameters."""
         views, start = {}, 0
         for name, size in self._sizes.items():
             stop = start + math.prod(size)
@@ -131,7 +131,7 @@ class SparseAutoencoder(ABC):
         return views
 
     def twin(self, dtype: torch.dtype | None = None) -> Self:
-        """Return one of the same settings whose parameters are 0."""
+        """Return an autoencoder with the same settings and all parameters 0."""
         other = copy(self)
         other._allocate(dtype or self.parameters.dtype, self.state)
         return other
@@ -150,51 +150,52 @@ class SparseAutoencoder(ABC):
         other.parameters.copy_(self.parameters)
         return other
 
-    # What it is made from
+    # Construction
 
     @classmethod
     @abstractmethod
     def from_spec(cls, config: SaeTrain, d_in: int, d_out: int) -> Self:
-        """Return one with all parameters 0, as a trainer's entry of the spec asks for.
+        """Create an autoencoder with all parameters 0 from a trainer's entry of the spec.
 
-        A variant's own settings are the field of the entry that has the variant's name.
+        A variant's own settings are in the entry's field with the name of the variant.
         """
 
     @classmethod
     @abstractmethod
     def describe(cls, config: SaeTrain) -> str:
-        """Return the settings that tell it from another of its variant, for the report: `k 32`."""
+        """Return the settings specific to its variant, for the report: `k 32`."""
 
     @abstractmethod
     def initialise_from(self, rows: Tensor, targets: Tensor, rng: np.random.Generator) -> None:
         """Set the initial parameters from normalised rows [n, d_in] and targets [n, d_out]."""
 
-    # How it learns
+    # Training
 
     @abstractmethod
     def loss(self, x: Tensor, y: Tensor, context: StepContext) -> Objective:
-        """Return the loss of rows x [rows, d_in] with targets y [rows, d_out], auxiliary losses included.
+        """Return the loss of rows x [rows, d_in] with targets y [rows, d_out], including auxiliary losses.
 
-        Within it the parameters require gradients; what it changes in `state` must not.
+        The parameters require gradients here; tensors in `state` must not.
         """
 
     def differentiate(self, x: Tensor, y: Tensor, gradient: Self, context: StepContext) -> StepResult:
-        """Put the loss's gradient into `gradient`, a twin that is overwritten.
+        """Compute the gradient of the loss and store it in `gradient`.
 
-        This is autograd's. A variant that writes its gradient out overrides it; both must agree.
+        The default implementation uses autograd. A variant can override it with a hand-written gradient; both
+        must agree.
 
         Args:
             x: [rows, d_in] normalised, finite.
-            y: [rows, d_out] targets, x itself for an autoencoder.
-            gradient: is overwritten.
-            context: what training knows.
+            y: [rows, d_out] targets; x itself for an autoencoder.
+            gradient: a twin, which is overwritten.
+            context: state of the training.
 
         Raises:
             FloatingPointError: activations or weights are not finite.
         """
         gradient.parameters.zero_()
         with torch.inference_mode(mode=False), torch.enable_grad(), self._tracked(gradient):
-            # Tensors from inference mode cannot take part.
+            # autograd does not accept inference tensors.
             rows = x.clone()
             targets = rows if y is x else y.clone()
             found = self.loss(rows, targets, dataclasses.replace(context, dead=context.dead.clone()))
@@ -209,7 +210,7 @@ class SparseAutoencoder(ABC):
 
     @contextmanager
     def _tracked(self, gradient: Self) -> Iterator[None]:
-        """Let autograd add what it finds to `gradient`."""
+        """Make autograd accumulate into `gradient`."""
         leaves: list[Tensor] = [getattr(self, name) for name in self._sizes]
         slopes: list[Tensor] = [getattr(gradient, name) for name in self._sizes]
         try:
@@ -221,11 +222,11 @@ class SparseAutoencoder(ABC):
                 leaf.grad = None
                 leaf.requires_grad_(False)
 
-    def project(self, gradient: Self) -> None:  # noqa: B027 - by default nothing is to be undone
-        """Remove from the gradient what the constraint would undo. Nothing, unless a variant says so."""
+    def project(self, gradient: Self) -> None:  # noqa: B027 - optional
+        """Remove the components of the gradient that `constrain` would undo. Does nothing by default."""
 
-    def constrain(self) -> None:  # noqa: B027 - by default nothing is constrained
-        """Restore what holds after every step, such as decoder rows of norm 1; twice is once."""
+    def constrain(self) -> None:  # noqa: B027 - optional
+        """Restore constraints after every step, such as decoder rows of norm 1. Idempotent."""
 
     def revive(
         self,
@@ -235,18 +236,18 @@ class SparseAutoencoder(ABC):
         moments: Sequence[Mapping[str, Tensor]],
         rng: np.random.Generator,
     ) -> Tensor:
-        """Give dead latents new parameters after a step; return which, [m] int64. None, unless overridden.
+        """Reinitialise dead latents after a step; return their indices, [m] int64. Does nothing by default.
 
         Args:
-            x: [rows, d_in] of the step.
-            y: [rows, d_out] targets of these.
-            dead: [n] int64, n >= 1.
-            moments: the optimiser's, by parameter, to be set to 0 for what is new.
-            rng: the trainer's, which checkpoints hold.
+            x: [rows, d_in] rows of the step.
+            y: [rows, d_out] their targets.
+            dead: [n] int64 dead latents, n >= 1.
+            moments: moments of the optimiser by parameter, to be reset to 0 for reinitialised latents.
+            rng: random generator of the trainer, included in checkpoints.
         """
         return _none()
 
-    # What it infers
+    # Inference
 
     @abstractmethod
     def activate(self, x: Tensor) -> SparseLatents:
@@ -255,7 +256,7 @@ class SparseAutoencoder(ABC):
     def reconstruct(self, latents: SparseLatents, x: Tensor) -> Tensor:
         """Return the reconstruction [rows, d_out] from the firing latents of x [rows, d_in].
 
-        x itself is for variants with a path around the latents.
+        x itself is needed by variants with a skip connection.
         """
         return latents.decode(self.W_dec).add_(self.b_dec)
 
@@ -264,38 +265,38 @@ class SparseAutoencoder(ABC):
         return self.reconstruct(self.activate(x), x)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Return the latents of x [rows, d_in] densely: [rows, latents] >= 0."""
+        """Return the dense latents of x [rows, d_in]: [rows, latents] >= 0."""
         return self.activate(x).dense()
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return the reconstruction [rows, d_out] of latents [rows, latents]."""
         return torch.addmm(self.b_dec, latents, self.W_dec)
 
-    # What it leaves
+    # Export
 
     @abstractmethod
     def frozen(self, scale: float, target_scale: float) -> "SparseAutoencoder":
-        """Return the SAE of plain activations that does what this one does on scaled ones.
+        """Return an equivalent SAE for plain instead of scaled activations.
 
-        Its latents may differ from this one's by a factor, its reconstructions by 1 / target_scale. It may be
-        of another variant, when that is what inference takes.
+        Its latents can differ by a factor, its reconstructions by 1 / target_scale. It can be of another
+        variant if that is equivalent for inference.
 
         Args:
-            scale: factor that rows were multiplied by in training, > 0.
-            target_scale: factor of the targets, > 0; the same for an autoencoder.
+            scale: factor applied to rows in training, > 0.
+            target_scale: factor applied to targets, > 0; equal to `scale` for an autoencoder.
         """
 
     @abstractmethod
     def exported(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return its own entries of SAELens' `cfg.json`, with `architecture`, and its tensors by name."""
+        """Return its entries for SAELens' `cfg.json`, including `architecture`, and its tensors by name."""
 
     @classmethod
     @abstractmethod
     def from_export(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        """Return what `exported` described.
+        """Load an autoencoder from the result of `exported`.
 
         Raises:
-            KeyError, RuntimeError, ValueError: the export does not fit.
+            KeyError, RuntimeError, ValueError: the export is invalid.
         """
 
 
@@ -305,9 +306,9 @@ def squares(rows: Tensor) -> float:
 
 
 def spread(rows: Tensor) -> float:
-    """Return Σ‖row − mean‖² of a batch [rows, width], the divisor of a loss that is an FVU.
+    """Return Σ‖row − mean‖² of a batch [rows, width], the divisor that turns a loss into an FVU.
 
-    Where all rows are the same, Σ‖row‖² takes its place.
+    If all rows are equal, returns Σ‖row‖² instead.
     """
     variance, energy = float((rows - rows.mean(0)).square_().sum()), float(rows.square().sum())
     return max(variance if variance > RESOLUTION * energy else energy, 1e-12)

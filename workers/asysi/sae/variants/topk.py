@@ -2,10 +2,10 @@
 
     L = (Σ‖e‖² + α Σ‖ê − e‖²) / Σ‖x − mean(x)‖²,   e = x − reconstruction
 
-The second sum is AuxK (appendix A.2): ê decodes the k_aux largest dead latents, and the residual e is a
-constant in it. The divisor is a constant too, so the first part is the batch's FVU; see `spread`.
+The second sum is AuxK (appendix A.2): ê decodes the k_aux largest dead latents, and the residual e is treated
+as a constant. So is the divisor; the first term is thus the batch's FVU; see `spread`.
 
-The gradient is written out: only the k firing latents of a row cost anything.
+The gradient is hand-written: only the k firing latents of a row contribute to its cost.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ from asysi.sae.variants.base import Objective, SparseAutoencoder, StepContext, S
 
 
 class TopK(SparseAutoencoder):
-    """Fires the k largest latents of a row, those of them that are above 0.
+    """Fires the k largest latents of a row that are above 0.
 
     latents = ReLU(TopK((x - b_dec) W_enc + b_enc)), reconstruction = latents W_dec + b_dec; rows of W_dec
     have norm 1.
@@ -34,16 +34,16 @@ class TopK(SparseAutoencoder):
     Args:
         d_in: width of an activation.
         latents: number of latents.
-        k: latents that fire for a row at most, 1 <= k <= latents.
-        dtype: of the parameters.
-        auxk: the auxiliary loss; None leaves it out.
+        k: maximum number of latents that fire per row, 1 <= k <= latents.
+        dtype: dtype of the parameters.
+        auxk: the auxiliary loss, or None.
     """
 
     architecture = "topk"
     devices = ("cpu", "cuda")
 
     encoder: Tensor
-    """[latents, d_in]: W_enc transposed, so that a latent's weights lie side by side."""
+    """[latents, d_in]: W_enc transposed, so that a latent's weights are contiguous."""
     b_enc: Tensor
     """[latents]"""
 
@@ -60,7 +60,7 @@ class TopK(SparseAutoencoder):
 
     @classmethod
     def from_spec(cls, config: SaeTrain, d_in: int, d_out: int) -> Self:
-        """Return one with all parameters 0: `k` and `auxk` are fields of the entry itself."""
+        """Create an autoencoder with all parameters 0; `k` and `auxk` are fields of the entry itself."""
         if d_in != d_out:
             raise ValueError(f"an autoencoder rebuilds what it reads, yet {d_in} is not {d_out}")
         return cls(d_in, config.latents, config.k, auxk=config.auxk)
@@ -80,8 +80,8 @@ class TopK(SparseAutoencoder):
     def initialise_from(self, rows: Tensor, targets: Tensor, rng: np.random.Generator) -> None:
         """Set initial weights from normalised rows [n, d_in].
 
-        b_dec is their geometric median, the encoder is the decoder's transpose, scaled so that the first
-        reconstruction has the least error: rows are correlated, k directions would overshoot.
+        b_dec is their geometric median. The encoder is the decoder's transpose, scaled to minimise the
+        initial reconstruction error: with correlated rows, k directions would overshoot.
         """
         centre = geometric_median(rows).to(rows.dtype)
         self.initialise(centre, directions(rows - centre, self.latents, rng))
@@ -100,21 +100,21 @@ class TopK(SparseAutoencoder):
         self.encoder.copy_(self.W_dec)
 
     def constrain(self) -> None:
-        """Give every decoder row norm 1."""
+        """Normalise every decoder row to norm 1."""
         self.W_dec.div_(torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True).clamp_min_(1e-12))
 
     def project(self, gradient: Self) -> None:
-        """Remove what would lengthen or shorten decoder rows (arXiv 2406.04093, appendix A.1)."""
+        """Remove the gradient component parallel to each decoder row (arXiv 2406.04093, appendix A.1)."""
         along = (gradient.W_dec * self.W_dec).sum(1, keepdim=True)
         gradient.W_dec.addcmul_(along, self.W_dec, value=-1)
 
     # Inference
 
     def preactivations(self, centred: Tensor, *, fast: bool = False) -> Tensor:
-        """Return [rows, latents] before TopK, for rows from which b_dec is subtracted.
+        """Return the preactivations [rows, latents] before TopK.
 
         Args:
-            centred: [rows, d_in].
+            centred: [rows, d_in] rows minus b_dec.
             fast: multiply in bfloat16, for training only.
         """
         if not fast:
@@ -123,17 +123,17 @@ class TopK(SparseAutoencoder):
         return product.to(self.b_enc.dtype).add_(self.b_enc)
 
     def activate(self, x: Tensor) -> SparseLatents:
-        """Return the firing latents of x [rows, d_in]: at most k of a row."""
+        """Return the firing latents of x [rows, d_in], at most k per row."""
         values, columns = top_k(self.preactivations(x - self.b_dec), self.k)
         return SparseLatents.from_columns(values.relu_(), columns, self.latents)
 
     # Export
 
     def frozen(self, scale: float, target_scale: float) -> "TopK":
-        """Return the SAE of plain activations: both biases are divided by the scale, and nothing else.
+        """Return the SAE for plain activations: only the two biases are divided by the scale.
 
-        TopK and ReLU commute with a positive factor, so the latents shrink by it and the decoder's rows keep
-        norm 1.
+        TopK and ReLU commute with a positive factor, so the latents are scaled by it and the decoder's rows
+        keep norm 1.
         """
         folded = self.to(self.parameters.dtype)
         folded.b_enc.div_(scale)
@@ -141,13 +141,13 @@ class TopK(SparseAutoencoder):
         return folded
 
     def exported(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return what SAELens reads as a TopK SAE."""
+        """Return the configuration and tensors of a SAELens TopK SAE."""
         tensors = {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
         return {"architecture": self.architecture, "k": self.k}, tensors
 
     @classmethod
     def from_export(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        """Return what `exported` described."""
+        """Load an autoencoder from the result of `exported`."""
         sae = cls(config["d_in"], config["d_sae"], config["k"])
         sae.encoder.copy_(tensors["W_enc"].t())
         sae.b_enc.copy_(tensors["b_enc"])
@@ -158,7 +158,7 @@ class TopK(SparseAutoencoder):
     # Training
 
     def loss(self, x: Tensor, y: Tensor, context: StepContext) -> Objective:
-        """Return the loss as the paper writes it."""
+        """Return the loss as defined in the paper."""
         pre = self.preactivations(x - self.b_dec)
         latents = _largest(pre, self.k)
         error = self.decode(latents) - y
@@ -171,7 +171,7 @@ class TopK(SparseAutoencoder):
         return Objective(loss, error, latents > 0)
 
     def differentiate(self, x: Tensor, y: Tensor, gradient: Self, context: StepContext) -> StepResult:
-        """Put the loss's gradient over the rows of x [rows, d_in] into `gradient`: see the base."""
+        """Compute the gradient of the loss over the rows of x [rows, d_in]; see the base class."""
         variance = spread(y)
         seen = self._look(x, y, fast=context.fast)
         gradient.parameters.zero_()
@@ -197,7 +197,7 @@ class TopK(SparseAutoencoder):
         return _Seen(centred, pre, values, columns, rebuilt.sub_(y))
 
     def _add_reconstruction(self, seen: "_Seen", gradient: Self, *, scale: float) -> None:
-        """Add the gradient of Σ‖e‖² × scale / 2, through the k latents that a row fires."""
+        """Add the gradient of Σ‖e‖² × scale / 2 through the k firing latents of each row."""
         rows, k = seen.columns.shape
         error = seen.error * scale
         flat = seen.columns.view(-1)
@@ -205,7 +205,7 @@ class TopK(SparseAutoencoder):
         offsets = torch.arange(0, rows * k, k, device=flat.device)
         slope = inner_products(error, self.W_dec, row_of, flat, offsets)
         slope = slope.view(rows, k).mul_(seen.values > 0).view(-1)
-        # The same pairs, sorted by latent: a latent's gradient is then a weighted sum of a bag of rows.
+        # Sort the pairs by latent: a latent's gradient is then a weighted sum over a bag of rows.
         order = order_of(flat, self.latents)
         sizes = torch.bincount(flat, minlength=self.latents)
         starts = sizes.cumsum(0).sub_(sizes)
@@ -215,7 +215,7 @@ class TopK(SparseAutoencoder):
         gradient.b_enc.index_add_(0, flat, slope)
 
     def _add_auxk(self, seen: "_Seen", gradient: Self, dead: Tensor, *, scale: float) -> float:
-        """Add the gradient of Σ‖ê − e‖² × scale / 2 and return Σ‖ê − e‖². Dense, for dead latents are few."""
+        """Add the gradient of Σ‖ê − e‖² × scale / 2 and return Σ‖ê − e‖². Dense, as dead latents are few."""
         values, columns = top_k(seen.pre[:, dead], min(self._k_aux, len(dead)))
         decoder = self.W_dec[dead]
         latents = values.new_zeros(len(values), len(dead)).scatter_(1, columns, values.relu_())
@@ -231,7 +231,7 @@ class TopK(SparseAutoencoder):
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """The forward pass."""
+    """Intermediate results of the forward pass."""
 
     centred: Tensor
     """[rows, d_in] x − b_dec"""
@@ -246,7 +246,7 @@ class _Seen:
 
 
 def _largest(pre: Tensor, k: int) -> Tensor:
-    """Return [rows, latents]: the k largest of each row where they are above 0, else 0."""
+    """Return [rows, latents]: the k largest of each row if above 0, otherwise 0."""
     top = pre.topk(k, dim=1)
     return torch.zeros_like(pre).scatter(1, top.indices, top.values.relu())
 

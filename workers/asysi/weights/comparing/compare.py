@@ -87,7 +87,7 @@ DIFFERENCE_COLUMNS = (
 )
 STATUSES = ("changed", "same", "resized", "added", "removed", "reshaped", "failed")
 MEMORY = 1 << 30
-"""Bytes that are held at once at most, if a tensor alone does not need more."""
+"""Default memory limit in bytes; a single tensor may need more."""
 _ZERO_WHERE_SAME = (
     "sigma_shift",
     "delta_sigma_max",
@@ -100,7 +100,7 @@ _ZERO_WHERE_SAME = (
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Every tensor that one of the two checkpoints has, and what could not be compared."""
+    """All tensors of either checkpoint, and the problems."""
 
     rows: list[Row]
     problems: list[WeightsError]
@@ -131,8 +131,8 @@ def compare(
         exact_side: longest shorter side of matrices that get them.
         workers: tensors at once; unset takes the processors that this process may use.
         memory: bytes held at once by all workers; unset takes 1 GiB. A tensor that needs more is alone.
-        progress: told the name and the bytes of each tensor that is done.
-        beat: called at least once a second.
+        progress: called with name and bytes of each finished tensor.
+        beat: called at least once per second.
     """
     began = time.monotonic()
     if second.adapter and not first.adapter:
@@ -207,7 +207,7 @@ def _held(tensor: Tensor | None) -> Tensor | None:
 
 
 def _is_resized(a: Tensor, b: Tensor) -> bool:
-    """Return whether both are the same table with more or fewer rows: tokens, positions, or their biases."""
+    """Return whether both are the same table with different row counts: tokens, positions, or biases."""
     vocabulary = classify_param(a.name)[0] in {"embedding", "output", "position"}
     return vocabulary and bool(a.shape) and bool(b.shape) and a.shape[1:] == b.shape[1:]
 
@@ -247,7 +247,7 @@ def _compared(a: Tensor, b: Tensor, *, k: int, spectra: bool, exact_side: int) -
 
 @dataclass
 class _Elements:
-    """What the elements of two tensors are to each other."""
+    """Inner products of two tensors."""
 
     changed: int = 0
     not_finite_a: int = 0
@@ -257,7 +257,7 @@ class _Elements:
     largest: float = 0.0
 
     def columns(self) -> Row:
-        """Return the columns: what is not defined is missing, never zero."""
+        """Return the columns; undefined values are missing, never zero."""
         norm_a, norm_b, _, delta = (math.sqrt(max(0.0, value)) for value in self.squares)
         product = norm_a * norm_b
         known = not self.changed or delta > 0
@@ -275,7 +275,7 @@ class _Elements:
         }
 
     def remarks(self) -> list[str]:
-        """Return what a reader must know of the figures."""
+        """Return caveats on the values."""
         found = []
         if self.not_finite_a or self.not_finite_b:
             found.append(
@@ -355,12 +355,12 @@ def _directions(gram: Float64, k: int) -> tuple[Float64, Float64]:
 
 
 def _across(blocks: Blocks, short: Float64) -> Float64:
-    """Return the directions of the longer side that belong to those of the shorter."""
+    """Return the longer side's singular directions for those of the shorter side."""
     return np.asarray(np.linalg.qr(np.concatenate([block @ short for block in blocks()]))[0], np.float64)
 
 
 def _needed(a: Tensor | None, b: Tensor | None, exact_side: int, *, spectra: bool) -> int:
-    """Return about how many bytes the comparison of two tensors holds at its peak."""
+    """Estimate the peak memory in bytes of comparing two tensors."""
     if a is None or b is None:
         return 0
     side = min(a.rows, a.cols)
@@ -400,7 +400,7 @@ def said_in_short(found: Row) -> str:
 
 
 def read_difference(file: Path) -> list[Row]:
-    """Return the rows of a difference that was written as JSONL."""
+    """Return the rows of a difference table in JSONL."""
     with file.open(encoding="utf-8") as stream:
         return [json.loads(line) for line in stream]
 

@@ -16,20 +16,20 @@ from asysi.weights.reading.storage import Bytes
 from asysi.weights.reading.tensors import Array, Tensor
 
 SAMPLE = 1 << 14
-"""Elements that are correlated, from the beginning of a tensor."""
+"""Number of leading elements of a tensor used for the correlation."""
 LEAST = 256
-"""Elements below which a correlation says nothing."""
+"""Minimum number of elements for a meaningful correlation."""
 SURE, MARGIN = 0.5, 0.25
 """Correlation from which two tensors are one renamed, and how far the next best must lie below. Of unrelated
 tensors of 256 elements it scatters by 0.06."""
 _DEEPEST = 3
-"""Parts of a name that a prefix has at most."""
+"""Maximum number of name parts in a prefix."""
 Names = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A tensor of the first checkpoint and what it is in the second; one of them may be missing."""
+    """A tensor of the first checkpoint and its counterpart in the second; one of them may be missing."""
 
     first: str | None
     second: str | None
@@ -126,7 +126,7 @@ def _splits(name: str) -> list[tuple[str, str]]:
 
 
 def _by_hash(one: list[str], two: list[str], first: Names, second: Names) -> dict[str, tuple[str, str]]:
-    """Return tensors with the same bytes, where only one on either side has them."""
+    """Return pairs of tensors with identical bytes that are unique on both sides."""
     shapes = {first[name].shape for name in one} & {second[name].shape for name in two}
     keys = [
         {name: _content(names[name]) for name in those if names[name].shape in shapes and names[name].size}
@@ -151,7 +151,7 @@ def _content(tensor: Tensor) -> tuple[str, tuple[int, ...], str]:
 def _by_correlation(
     one: list[str], two: list[str], first: Names, second: Names
 ) -> dict[str, tuple[str, str]]:
-    """Return pairs of one shape whose values correlate, each the clear best of the other."""
+    """Return pairs of equal shape whose values correlate, each the clear best match of the other."""
     found: dict[str, tuple[str, str]] = {}
     shapes = {first[name].shape for name in one if first[name].size >= LEAST and is_float(first[name].dtype)}
     for shape in shapes:

@@ -1,1 +1,1 @@
-"""Reading checkpoints: where their files lie, what is in them, and each tensor, lazily and by range."""
+"""Reading checkpoints: locating their files, parsing headers, and reading tensors lazily and by range."""

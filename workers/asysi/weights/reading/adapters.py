@@ -25,7 +25,7 @@ _PREFIX = "base_model.model."
 
 @dataclass(frozen=True, slots=True)
 class _Low:
-    """A change of low rank, of one module."""
+    """A low-rank update of one module."""
 
     a: Tensor
     b: Tensor

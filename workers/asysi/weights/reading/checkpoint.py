@@ -1,4 +1,4 @@
-"""A checkpoint: tensors by name, wherever they lie, read lazily and never by running what is in it."""
+"""A checkpoint: tensors by name, local or remote, read lazily and without executing any of its code."""
 
 import json
 import zipfile
@@ -30,27 +30,27 @@ from asysi.weights.reading.tensors import Array, Coding, Read, Tensor
 
 @dataclass
 class Checkpoint:
-    """An open checkpoint. Close it, or use it as a context."""
+    """An open checkpoint. Close it, or use it as a context manager."""
 
     source: str
     """As it was named."""
     tensors: Mapping[str, Tensor]
-    """What can be read, in the order of the files."""
+    """Readable tensors, in file order."""
     problems: list[WeightsError] = field(default_factory=list)
     """What cannot."""
     files: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
-    """`config.json` beside the weights, empty without one."""
+    """`config.json` next to the weights, empty if missing."""
     adapter: Mapping[str, Any] = field(default_factory=dict)
     """`adapter_config.json` beside them, empty where it is not an adapter of PEFT."""
     metadata: dict[str, Any] = field(default_factory=dict)
-    """What a GGUF says of itself, by key."""
+    """Metadata of a GGUF file, by key."""
     notes: list[str] = field(default_factory=list)
     """What a reader should know of the files; no tensor is lost by it."""
     _open: list[Storage] = field(default_factory=list, repr=False)
 
     def close(self) -> None:
-        """Let the files go."""
+        """Close the files."""
         for storage in self._open:
             storage.close()
 
@@ -121,7 +121,7 @@ def _unique(found: Mapping[str, list[Tensor]], problems: list[WeightsError]) -> 
 
 
 def _unkept(index: Mapping[str, str], checkpoint: Checkpoint) -> list[WeightsError]:
-    """Return what the index promises and no file holds, beyond what is known to be lost."""
+    """Return tensors in the index that no file contains, except those already known to be lost."""
     known = {name for problem in checkpoint.problems for name in problem.tensors}
     absent = [name for name in index if name not in checkpoint.tensors and name not in known]
     return [
@@ -187,7 +187,7 @@ def _packed_tensor(entry: Entry, bits: int, storage: Storage, shard: str, framew
 
 
 def _npz(path: str, shard: str, checkpoint: Checkpoint) -> list[Tensor]:
-    """Return the arrays of an npz; each is read as a whole when it is asked for, pickled ones never."""
+    """Return the arrays of an npz; each is read completely on demand, pickled ones never."""
     if is_remote(path):
         raise ConfigError(f"{path}: an npz is read from a local file only; fetch it first")
     found = []

@@ -1,4 +1,4 @@
-"""Analyses the parameters of a checkpoint: each tensor in one read, several at once, in bounded memory."""
+"""Analyses a checkpoint's parameters: each tensor in one pass, several in parallel, in bounded memory."""
 
 import json
 import math
@@ -51,14 +51,14 @@ DEVICE = "cpu"
 TOP = 8
 """Singular values in `top_singular_values`."""
 SMALL_BUDGET = 256 << 20
-"""Bytes that may be held at once however small the checkpoint is."""
+"""Minimum memory budget in bytes."""
 _POLL = 1.0
 _SPECTRAL = NAMES[NAMES.index("method") : NAMES.index("note")]
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What is computed and how."""
+    """What to compute, and how."""
 
     zero_epsilon: float = 1e-8
     """Size up to which an element counts for `sparsity`."""
@@ -67,7 +67,7 @@ class Settings:
     method: Method = "auto"
     """How: `auto` chooses by size."""
     rank_k: int = 128
-    """Singular values that the randomized method looks for."""
+    """Number of singular values of the randomized method."""
     exact_side: int = 4096
     """Longest shorter side of a matrix of which `auto` computes all singular values; the Gram matrix of that
     side takes 16 bytes for each of its elements."""
@@ -136,12 +136,12 @@ class CheckpointAnalysis:
     problems: list[WeightsError]
     seconds: float
     reused: int = 0
-    """Rows taken from the file of finished rows: their tensors have not changed."""
+    """Rows reused from the file of finished rows: their tensors have not changed."""
     settings: Settings = field(default_factory=Settings)
 
 
 Progress = Callable[[str, int], None]
-"""Told the name and the bytes of each tensor that is done."""
+"""Called with name and bytes of each finished tensor."""
 
 
 def analyze(
@@ -256,7 +256,7 @@ def tensor_stats(x: NDArray[Any], rank_k: int = 128, zero_epsilon: float = 1e-8,
 
 
 def needed_bytes(tensor: Tensor, settings: Settings) -> int:
-    """Return about how many bytes the analysis of a tensor holds at its peak."""
+    """Estimate the peak memory in bytes of analysing a tensor."""
     method = _method(tensor, settings)
     side = min(tensor.rows, tensor.cols)
     block = 8 * max(BLOCK_ELEMENTS, 256 * side)
@@ -381,7 +381,7 @@ def _columns_of(tensor: Tensor, settings: Settings, method: str, figures: "_Figu
 
 @dataclass(frozen=True, slots=True)
 class _Figures:
-    """What one read of a tensor gives."""
+    """Results of one pass over a tensor."""
 
     summary: TensorSummary
     digest: str
@@ -505,7 +505,7 @@ def _spectrum_columns(spectrum: Spectrum | None) -> Row:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value that every format can hold: what is not finite is missing."""
+    """Return a value that every format can represent; non-finite values are missing."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -1,4 +1,4 @@
-"""Rows that are done, a line each: an analysis that was stopped goes on behind them."""
+"""Finished rows, one per line, from which an interrupted analysis resumes."""
 
 import json
 import threading
@@ -44,12 +44,12 @@ class FinishedRows:
         return any(_fits(row, tensor) for row in self._rows.get(tensor.name, ()))
 
     def row(self, tensor: Tensor, tensor_hash: str) -> Row | None:
-        """Return the row of these very bytes."""
+        """Return the row for exactly these bytes."""
         rows = self._rows.get(tensor.name, ())
         return next((row for row in rows if _fits(row, tensor) and row["tensor_hash"] == tensor_hash), None)
 
     def add(self, row: Row) -> None:
-        """Add a row; it survives the process from here on."""
+        """Append a row; it survives a kill of the process."""
         if self._path is None:
             return
         line = json.dumps({"settings": self._settings, "row": row}, allow_nan=False)

@@ -1,4 +1,4 @@
-"""Memory that several threads share."""
+"""A memory budget shared by several threads."""
 
 import contextlib
 import threading
@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 
 class MemoryBudget:
-    """Lets work begin while what is held stays within a limit; what alone is larger runs alone."""
+    """Admits work within a memory limit; work that exceeds the limit runs alone."""
 
     def __init__(self, limit: int) -> None:
         self._limit, self._held, self._condition = limit, 0, threading.Condition()
 
     @contextlib.contextmanager
     def held(self, size: int) -> Iterator[None]:
-        """Wait until there is room for `size` bytes, and give it back in the end."""
+        """Wait until `size` bytes are available, reserve them, and release them on exit."""
         with self._condition:
             self._condition.wait_for(lambda: self._held == 0 or self._held + size <= self._limit)
             self._held += size

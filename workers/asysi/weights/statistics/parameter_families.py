@@ -1,4 +1,4 @@
-"""What a parameter is, read from its name, by tables over the families of transformers."""
+"""Classifies parameters by name, with tables for the families of transformers."""
 
 import re
 from dataclasses import dataclass
@@ -255,7 +255,7 @@ def classify_param(name: str) -> tuple[str, int | None]:
 
 
 def describe_param(name: str) -> Role:
-    """Return all that the name of a parameter says."""
+    """Return everything that can be derived from a parameter's name."""
     layer = _LAYER.search(name)
     expert = _EXPERT.search(name)
     kind = _KINDS.search(name)

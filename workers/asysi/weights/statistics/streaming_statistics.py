@@ -79,7 +79,7 @@ class TensorSummary:
 
 
 class Tally(Protocol):
-    """What counts the elements of one tensor."""
+    """Accumulates the statistics of one tensor."""
 
     def add(self, values: NDArray[Any]) -> None:
         """Count elements, [n] of the tensor's type."""
@@ -140,7 +140,7 @@ def _patterns(dtype: np.dtype[np.generic]) -> tuple[Float64, NDArray[np.uint16],
 
 
 def _exact(counts: Counts, dtype: np.dtype[np.generic], epsilon: float) -> TensorSummary:
-    """Return what the counts of every pattern say."""
+    """Compute the statistics from the counts of all patterns."""
     every, places, steps = _patterns(dtype)
     seen = np.flatnonzero(counts != 0)
     seen = seen[np.argsort(places[seen], kind="stable")]
@@ -249,7 +249,7 @@ class _NativeFloats:
 
 
 class _Wide:
-    """Any numeric type, by chunks in numpy."""
+    """Any numeric type, in chunks with numpy."""
 
     def __init__(self, dtype: np.dtype[np.generic], zero_epsilon: float) -> None:
         self._dtype, self._epsilon, self._elements = dtype, zero_epsilon, 0

@@ -1,4 +1,4 @@
-"""Writes the table as CSV, JSONL or Parquet, and beside it what it takes to compute it again."""
+"""Writes the table as CSV, JSONL or Parquet, with the metadata needed to reproduce it."""
 
 import csv
 import json
@@ -90,7 +90,7 @@ def is_table_of(file: Path, columns: Sequence[Column]) -> bool:
 
 
 def format_of(file: Path) -> Format:
-    """Return the format that the name of `file` ends in, CSV when in none."""
+    """Return the format for the suffix of `file`, CSV by default."""
     return next((form for form in FORMATS if file.suffix == f".{form}"), "csv")
 
 
