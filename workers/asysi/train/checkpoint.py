@@ -37,9 +37,31 @@ def load(file: Path) -> dict[str, Any]:
     return state
 
 
+def kept_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return a model's state without what training cannot change: frozen parameters of a pretrained part."""
+    frozen: set[str] = set()
+    for place, module in model.named_modules():
+        if getattr(module, "pretrained", False):
+            prefix = f"{place}." if place else ""
+            frozen |= {f"{prefix}{name}" for name, one in module.named_parameters() if not one.requires_grad}
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+
+
+def put_kept_state(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Fill a model with what `kept_state` returned.
+
+    Raises:
+        RuntimeError: it is the state of another model.
+    """
+    missing = kept_state(model).keys() ^ state.keys()
+    if missing:
+        raise RuntimeError(f"names differ: {', '.join(sorted(missing)[:3])}")
+    model.load_state_dict(state, strict=False)
+
+
 def save_weights(file: Path, model: torch.nn.Module) -> None:
-    """Write the model's state as safetensors; shared tensors are written once for each name."""
-    tensors = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+    """Write what training may change of a model as safetensors."""
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in kept_state(model).items()}
     write_atomically(file, lambda temporary: save_file(tensors, temporary))
 
 
@@ -50,7 +72,7 @@ def load_weights(file: Path, model: torch.nn.Module) -> None:
         ConfigError: the file is missing or damaged, or it is of another model.
     """
     try:
-        model.load_state_dict(load_file(file))
+        put_kept_state(model, load_file(file))
     except FileNotFoundError as error:
         raise ConfigError(f"{file} does not exist: train the project first, `sh train.sh cpu`") from error
     except Exception as error:  # safetensors has exceptions of its own

@@ -87,6 +87,53 @@ def run(  # noqa: PLR0917 - each is an option of the command
     raise typer.Exit(int(_later("asysi.train.launch", "launch")(asked)))
 
 
+@app.command("baseline")
+def baseline(
+    devices: Annotated[str, typer.Argument(metavar="DEVICES", help="As for run.")] = "cpu",
+    seeds: Annotated[str, typer.Option("--seeds", metavar="LIST", help="One run per seed.")] = "0,1,2",
+    config: Config = "config.yaml",
+    settings: Settings = None,
+    project: Project = Path(),
+) -> None:
+    """Train once per seed and write the figures to baseline.json, which later runs are compared with.
+
+    \b
+    Example:
+      asysi train baseline cpu --seeds 0,1,2
+    """
+    _log()
+    numbers = seeds.split(",")
+    if not all(number.strip().isdecimal() for number in numbers):
+        raise typer.BadParameter(f"{seeds} is not a list of seeds such as 0,1,2", param_hint="'--seeds'")
+    asked = _later("asysi.train.launch", "Launch")(
+        project, config, settings or [],
+        _later("asysi.train.launch", "parse_devices")(devices), project / "runs" / "baseline", True,
+    )  # fmt: skip
+    measure = _later("asysi.train.launch", "measure_baseline")
+    typer.echo(measure(asked, [int(number) for number in numbers]))
+
+
+@app.command("sources")
+def sources(
+    check: Annotated[
+        bool, typer.Option("--check", help="Change nothing; exit with 1 on a difference.")
+    ] = False,
+    project: Project = Path(),
+) -> None:
+    """Write the tables of TECH_SPEC.md and the tasks from docs/sources.yaml.
+
+    \b
+    Examples:
+      asysi train sources
+      asysi train sources --check
+    """
+    changed = _later("asysi.train.sources", "render_sources")(project, check=check)
+    for name in changed:
+        typer.echo(f"{name}: {'differs' if check else 'written'}")
+    if changed and check:
+        raise typer.Exit(1)
+
+
 @app.command("test")
 def predict_rows(  # noqa: PLR0917 - each is an option of the command
     table: Annotated[Path, typer.Argument(metavar="INPUT", help="Table of the rows; labels are not needed.")],

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -72,6 +72,30 @@ def launch(asked: Launch) -> int:
         device = asked.devices[int(os.environ.get("LOCAL_RANK", "0")) % len(asked.devices)]
         return train(asked, _torch_device(device))
     return _spawn(asked)
+
+
+def measure_baseline(asked: Launch, seeds: Sequence[int]) -> str:
+    """Train once per seed and write `baseline.json`; returns a sentence about it.
+
+    Raises:
+        ConfigError: a run cannot be made.
+    """
+    from asysi.train.baseline import BASELINE, write_baseline  # noqa: PLC0415
+    from asysi.train.config import load_config  # noqa: PLC0415
+    from asysi.train.report import read_report  # noqa: PLC0415 - imports torch
+
+    figures: dict[str, dict[str, float]] = {}
+    for seed in seeds:
+        out = asked.out / f"seed-{seed}"
+        one = replace(asked, settings=[*asked.settings, f"seed={seed}"], out=out)
+        code = launch(one)
+        if code not in {Exit.OK, Exit.FAILED}:  # failed: an older baseline or a threshold is missed
+            raise ConfigError(f"the run with seed {seed} ended with exit code {code}: no baseline is written")
+        for name, metric in read_report(out)["metrics"].items():
+            figures.setdefault(name, {})[str(seed)] = metric["value"]
+    digest = load_config(asked.project / asked.config, asked.settings).digest()
+    write_baseline(asked.project / BASELINE, figures, digest)
+    return f"{asked.project / BASELINE}: {', '.join(figures)} over seeds {', '.join(map(str, seeds))}"
 
 
 def prepare_folder(asked: Launch) -> None:

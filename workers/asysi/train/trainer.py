@@ -318,10 +318,10 @@ class SupervisedTrainer:
             state = {
                 "config": self.config.digest(),
                 "world": self.ranks.world,
-                "model": self.model.state_dict(),
+                "model": checkpoint.kept_state(self.model),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
-                "ema": None if self.ema is None else self.ema.state_dict(),
+                "ema": None if self.ema is None else checkpoint.kept_state(self.ema),
                 "rng": rng,
                 **{name: getattr(self, name) for name in _KEPT},
             }
@@ -343,11 +343,11 @@ class SupervisedTrainer:
                 f"{self.out} holds an unfinished run of another configuration or number of ranks: "
                 "take another --output, or --overwrite"
             )
-        self.model.load_state_dict(state["model"])
+        checkpoint.put_kept_state(self.model, state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
+            checkpoint.put_kept_state(self.ema, state["ema"])
         for name in _KEPT:
             setattr(self, name, state[name])
         put_state(state["rng"][self.ranks.rank])

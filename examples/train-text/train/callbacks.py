@@ -1,0 +1,6 @@
+"""What is called at the joints of a run: derive from `Callback`."""
+
+from asysi.train.callbacks import Callback, History
+from asysi.train.tensorboard import TensorBoard
+
+__all__ = ["Callback", "History", "TensorBoard"]
