@@ -185,6 +185,20 @@ def test_any_verdict_can_be_summed_up(tmp_path_factory, verdict):
     assert summary("x", RunOutcome(Exit.OK, 1, {}, None), STARTING, folder)
 
 
+COUNTS = JSON | st.sampled_from([0, 7, 10**400, -1, 1e308, float("inf"), float("nan")])
+ROWS = st.fixed_dictionaries({}, optional={"seen": COUNTS, "published": COUNTS, "lapped": COUNTS}) | JSON
+CONSUMERS = st.dictionaries(st.text(max_size=3), ROWS, max_size=3)
+TOTALS = st.fixed_dictionaries({"capture": ROWS, "bus": ROWS, "consumers": CONSUMERS}) | JSON
+
+
+@given(st.fixed_dictionaries({}, optional={"balanced": JSON, "totals": TOTALS, "allAttempts": TOTALS}))
+def test_any_ledger_can_be_summed_up(tmp_path_factory, ledger):
+    """Whatever JSON is in ledger.json, also figures beyond numbers, the summary is drawn."""
+    folder = tmp_path_factory.mktemp("any")
+    (folder / "ledger.json").write_text(json.dumps(ledger))
+    assert summary("x", RunOutcome(Exit.OK, 1, {}, None), STARTING, folder)
+
+
 def test_summary_of_a_failure(tmp_path):
     """A failed run says why, and does not name a report that is not there."""
     text = summary(

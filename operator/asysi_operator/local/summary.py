@@ -25,6 +25,10 @@ _BALANCED: dict[object, str] = {"True": "balanced", "False": "NOT balanced", "Un
 _INDENT = f"\n{' ' * 11}"
 
 
+_NO_FIGURES = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+"""What a ledger that is not one of ours, or whose figures no number can be, raises."""
+
+
 def summary(name: str, outcome: RunOutcome, status: RunStatus, output: Path) -> str:
     """Return a summary of a run: verdicts, exit code, reason, FVU, kept and lapped shares, restarts."""
     ledger, verdict = _object(output / LEDGER_FILE), read_verdict(output / VERDICT_FILE)
@@ -65,7 +69,7 @@ def _figures(verdict: RunVerdict | None, status: RunStatus) -> list[str]:
 
 def _books(verdict: RunVerdict | None, ledger: Mapping[str, Any]) -> str:
     if verdict is None:  # the attempt ended before its verdict
-        return {True: "balanced", False: "NOT balanced"}.get(ledger.get("balanced", ""), "")
+        return _BALANCED.get(str(ledger.get("balanced")), "")
     said, message = verdict.ledger
     return _BALANCED.get(said, "not known") + (f": {message}" if said != "True" and message else "")
 
@@ -82,9 +86,9 @@ def _kept(ledger: Mapping[str, Any]) -> str:
     try:
         capture = _whole(ledger)["capture"]
         seen, published = int(capture["seen"]), int(capture["published"])
-    except (KeyError, TypeError, ValueError):
+        return f"{percent(published / seen)} of {seen:,} rows" if seen else ""
+    except _NO_FIGURES:
         return ""
-    return f"{percent(published / seen)} of {seen:,} rows" if seen else ""
 
 
 def _lapped(ledger: Mapping[str, Any]) -> str:
@@ -94,9 +98,9 @@ def _lapped(ledger: Mapping[str, Any]) -> str:
         offered = {"hook": int(whole["capture"]["published"])}
         rest = int(whole["bus"]["published"])
         lost = {name: int(rows["lapped"]) for name, rows in whole["consumers"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError):
+        shares = {name: rows / (offered.get(name, rest) or 1) for name, rows in lost.items() if rows}
+    except _NO_FIGURES:
         return ""
-    shares = {name: rows / (offered.get(name, rest) or 1) for name, rows in lost.items() if rows}
     return ", ".join(f"{lost[name]:,} rows ({share:.1%}) for {name}" for name, share in shares.items())
 
 
@@ -109,6 +113,6 @@ def _whole(ledger: Mapping[str, Any]) -> Mapping[str, Any]:
 def _object(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
