@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test tools lint format generate check-generated bench bench-host bench-sae bench-ring bench-operator bench-pipeline bench-weights bench-archive bench-gpu compatibility smollm2 peers peers-ring peers-pipeline peers-weights peers-archive ring-models ring-faults ring-hostile ring-stop ring-abi mscan-faults kill-pipeline kill-train memory-pipeline chaos hostile e2e audit pictures clean
+.PHONY: help install demo test tools lint format generate check-generated bench bench-host bench-sae bench-ring bench-operator bench-pipeline bench-weights bench-archive bench-gpu gpu-pack compatibility smollm2 peers peers-ring peers-pipeline peers-weights peers-archive ring-models ring-faults ring-hostile ring-stop ring-abi mscan-faults kill-pipeline kill-train memory-pipeline chaos hostile e2e audit pictures clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -112,6 +112,9 @@ bench-archive: install peers-archive ## Write and read 2 GiB with ours and five 
 
 bench-gpu: install ## Cost of capture for a model on a GPU; needs CUDA and five minutes
 	$(BIN)/python benchmarks/gpu/measure.py --out build/gpu
+
+gpu-pack: install ## Gather what the benchmark of a GPU needs on a machine without a network, below 48 MiB
+	$(BIN)/python benchmarks/gpu/pack.py --out build/gpu-pack
 
 bench-weights: install peers-weights ## Statistics and spectra of 2 GB against weightlens, numpy and WeightWatcher
 	$(BIN)/python benchmarks/weights/compare.py --peers-python $(VENV)-weights/bin/python $(if $(BEFORE),--before $(BEFORE))

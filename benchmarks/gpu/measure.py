@@ -1,9 +1,10 @@
 """What capture costs a model on a GPU: one command for a machine with torch, g++ and no network.
 
-    python benchmarks/gpu/measure.py --out DIR [--stages ceilings,layouts,values,hosts] [--small]
+    python benchmarks/gpu/measure.py --out DIR [--stages values,hosts,…] [--small] [--dry-run]
 
 Prints a table and writes gpu.json and gpu.md. Everything that is compared runs interleaved in one process;
-without a CUDA device it says so and ends with 2.
+without a CUDA device it says so and ends with 2. With --dry-run it runs on the CPU what a CPU can run, small:
+the script itself is tried, and no figure of it means anything.
 """
 
 import argparse
@@ -13,12 +14,10 @@ import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,45 +27,48 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import ours
+import trainer
+import whole
 from lane import LAYOUTS, Lane, Pool, build
 
 import model as models
 
 Hooked = Callable[[int], None]
 BATCH, LENGTH, LAYERS, STEPS, ROUNDS = 16, 512, 16, 12, 3
-DRAIN = """
-import sys
-from asysi_ring import Reader
-with Reader(sys.argv[1], "hook") as reader:
-    print("up", flush=True)
-    while True:
-        views = reader.pull(16, 0.2)
-        if not views and reader.ended():
-            break
-        for view in views:
-            reader.consumed(view)
-            view.release()
-"""
+DEVICE = "cuda"
+STAGES = ("ceilings", "values", "hosts", "sae", "experiment", "layouts")
+ON_A_CPU = ("values", "hosts", "sae", "experiment")
+BOUNDS = {"bf16": (2**-8, 0.0), "fp8": (2**-4, 0.0), "int8": (0.0, 0.5)}
+"""What a conversion may change: so much of an element, and so much of its row's scale."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--stages", default="ceilings,layouts,values,hosts")
+    parser.add_argument("--stages", default="", help=f"of {','.join(STAGES)}, separated by commas")
+    parser.add_argument("--dry-run", action="store_true", help="on the CPU: does the script itself run")
     parser.add_argument(
         "--small", action="store_true", help="a small model and few steps: does it run at all"
     )
     options = parser.parse_args()
-    if not torch.cuda.is_available():
+    if not options.dry_run and not torch.cuda.is_available():
         print("no CUDA device: nothing is measured here", file=sys.stderr)
         return 2
-    if options.small:
+    if options.small or options.dry_run:
         global BATCH, LENGTH, LAYERS, STEPS, ROUNDS
-        BATCH, LENGTH, LAYERS, STEPS, ROUNDS = 4, 128, 4, 3, 1
+        BATCH, LENGTH, LAYERS, STEPS, ROUNDS = (2, 16, 2, 2, 1) if options.dry_run else (4, 128, 4, 3, 1)
+    if options.dry_run:
+        globals()["DEVICE"] = "cpu"
+        models.WIDTH = 64
+    chosen = [name for name in options.stages.split(",") if name] or (ON_A_CPU if options.dry_run else STAGES)
     result: dict[str, Any] = {"machine": machine()}
     options.out.mkdir(parents=True, exist_ok=True)
-    stages = {"ceilings": ceilings, "layouts": layouts, "values": values, "hosts": hosts}
-    for name in options.stages.split(","):
+    stages = {
+        "ceilings": ceilings, "layouts": layouts, "values": values, "hosts": hosts, "sae": sae,
+        "experiment": partial(experiment, options.out / "experiment"),
+    }  # fmt: skip
+    for name in chosen:
         started = time.perf_counter()
         try:
             result[name] = stages[name]()
@@ -77,19 +79,19 @@ def main() -> int:
         print(name, json.dumps(result[name]), flush=True)
     (options.out / "gpu.md").write_text(table(result))
     print(table(result))
-    return int(any("failed" in result[name] for name in options.stages.split(",")))
+    return int(any("failed" in result[name] for name in chosen))
 
 
 def machine() -> dict[str, Any]:
     """Return what the figures depend on."""
-    said = subprocess.run(
+    said = DEVICE == "cuda" and subprocess.run(
         ["nvidia-smi", "--format=csv,noheader",
          "--query-gpu=name,driver_version,pcie.link.gen.max,pcie.link.width.max"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     return {
-        "card": torch.cuda.get_device_name(),
-        "nvidia-smi": said.stdout.strip(),
+        "card": torch.cuda.get_device_name() if DEVICE == "cuda" else "no card (a dry run)",
+        "nvidia-smi": said.stdout.strip() if said else "",
         "torch": torch.__version__,
         "kernel": platform.release(),
         "python": platform.python_version(),
@@ -125,7 +127,13 @@ def ceilings() -> dict[str, Any]:
 
 def ids() -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randint(0, 30000, (BATCH, LENGTH), generator=generator).cuda() for _ in range(4)]
+    return [torch.randint(0, 30000, (BATCH, LENGTH), generator=generator).to(DEVICE) for _ in range(4)]
+
+
+def synchronize() -> None:
+    """Wait for the device, where there is one."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
 
 
 def seconds_a_step(
@@ -136,12 +144,12 @@ def seconds_a_step(
         for i in range(2):
             before(i)
             model(input_ids=batches[i % 4])
-        torch.cuda.synchronize()
+        synchronize()
         started = time.perf_counter()
         for i in range(STEPS):
             before(i)
             model(input_ids=batches[i % 4])
-        torch.cuda.synchronize()
+        synchronize()
         return (time.perf_counter() - started) / STEPS
 
 
@@ -150,7 +158,7 @@ Contender = Callable[[torch.nn.Module], Any]
 
 def compared(contenders: dict[str, Contender]) -> dict[str, Any]:
     """Run each contender beside the unhooked model, round by round; return times and paired ratios."""
-    model, batches = models.build(LAYERS), ids()
+    model, batches = models.build(LAYERS, models.WIDTH, DEVICE), ids()
     seconds_a_step(model, batches)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
     more: dict[str, Any] = {}
@@ -309,11 +317,23 @@ def lane(
 # -- hosts
 
 
+def points() -> list[Any]:
+    """Return every layer's hook point."""
+    from asysi.model.points import HookPoint
+
+    shape = (BATCH, LENGTH, models.WIDTH)
+    return [HookPoint(f"layers.{i}", None, shape, "bfloat16") for i in range(LAYERS)]
+
+
+def conversions() -> list[str]:
+    """Return the conversions of the spec that can be asked for; where each is done is the host's business."""
+    from asysi.contract.available import refused
+
+    return [name for name in BOUNDS if not refused(ours.experiment(["layers.0"], 1.0, name, 0, "64Mi"))]
+
+
 def hosts() -> dict[str, Any]:
-    """What others write, and ours as it is."""
-    bufs = [
-        torch.empty(BATCH, LENGTH, models.WIDTH, dtype=torch.bfloat16).pin_memory() for _ in range(LAYERS)
-    ]
+    """What others write, and ours: bare, at two rates, and with each conversion."""
 
     @contextmanager
     def bare(model: torch.nn.Module) -> Iterator[Any]:
@@ -325,80 +345,24 @@ def hosts() -> dict[str, Any]:
     @contextmanager
     def pinned(model: torch.nn.Module) -> Iterator[Any]:
         waited: list[int] = []
+        size = (BATCH, LENGTH, models.WIDTH)
+        bufs = [torch.empty(size, dtype=torch.bfloat16).pin_memory() for _ in range(LAYERS)]
         with hooks(model, lambda n, tensor: (bufs[n].copy_(tensor, non_blocking=True), None)[1], waited):
             yield (lambda _: None), lambda: call_times(waited)
 
+    def asysi(rate: float, quantization: str = "none") -> Contender:
+        chunks = 64 if BATCH <= 4 else 2048
+        return lambda model: ours.watched(
+            model, points(), shape=(BATCH, LENGTH), rate=rate, quantization=quantization, chunks=chunks
+        )
+
     return compared({
         "bare hooks, .cpu()": bare,
-        "bare hooks, pinned, compute stream": pinned,
-        "asysi, rate 1.0": lambda model: watched(model, 1.0),
-        "asysi, rate 0.1": lambda model: watched(model, 0.1),
+        **({"bare hooks, pinned, compute stream": pinned} if DEVICE == "cuda" else {}),
+        "asysi, rate 1.0": asysi(1.0),
+        "asysi, rate 0.1": asysi(0.1),
+        **{f"asysi, rate 1.0, {name}": asysi(1.0, name) for name in conversions()},
     })  # fmt: skip
-
-
-@contextmanager
-def ring() -> Iterator[tuple[Any, Any]]:
-    """A capture ring of 2 GiB and a process that drains it."""
-    from asysi_ring import Control, Writer, create
-
-    folder = f"/dev/shm/asysi-gpu-{uuid.uuid4().hex}"
-    create(
-        folder,
-        shards=1,
-        chunks=2048 if BATCH > 4 else 64,
-        chunk_bytes=1 << 20,
-        readers=["hook"],
-        policy="drop_new",
-    )
-    reader = subprocess.Popen([sys.executable, "-c", DRAIN, folder], stdout=subprocess.PIPE, text=True)
-    assert reader.stdout is not None
-    assert reader.stdout.readline().strip() == "up"
-    try:
-        with Writer(folder) as writer, Control(folder) as control:
-            yield writer, control
-            writer.close("complete")
-        reader.wait(60)
-    finally:
-        reader.kill()
-        __import__("shutil").rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def watched(model: torch.nn.Module, rate: float) -> Iterator[Any]:
-    from asysi.bus.pinning import Pinning, cuda_hook
-    from asysi.bus.ring import RingProducer
-    from asysi.capture.hooks import ActivationHooker
-    from asysi.contract.spec import Sampling
-    from asysi.model.points import HookPoint
-
-    points = [HookPoint(f"layers.{i}", None, (BATCH, LENGTH, models.WIDTH)) for i in range(LAYERS)]
-    step = [0]
-    with ring() as (writer, control):
-        hooker = ActivationHooker(model, points, RingProducer(writer), control, sampling=Sampling(rate=rate))
-        with Pinning(writer, cuda_hook()), hooker:
-
-            def before(_: int) -> None:
-                hooker.step(tokens(step[0], BATCH, LENGTH))
-                step[0] += 1
-
-            yield before, lambda: facts
-        facts = {
-            "steps": hooker.steps,
-            "steps dropped": hooker.steps_dropped,
-            "errors": hooker.errors,
-            "hook call p50 us": round(hooker.latency.quantile(0.5) / 1e3, 1),
-            "hook call p99 us": round(hooker.latency.quantile(0.99) / 1e3, 1),
-        }
-
-
-def tokens(step: int, batch: int, length: int) -> Any:
-    from asysi.bus.packet import ROW_DTYPE
-    from asysi.text.grid import StepTokens
-
-    rows = np.zeros(batch * length, ROW_DTYPE)
-    rows["sample"] = rows["sequence"] = np.repeat(np.arange(batch), length)
-    rows["position"] = np.tile(np.arange(length), batch)
-    return StepTokens(step, batch, length, rows, np.ones(batch * length, np.bool_))
 
 
 class InPlace(torch.nn.Module):
@@ -414,19 +378,18 @@ class InPlace(torch.nn.Module):
 
 
 def values() -> dict[str, Any]:
-    """Largest difference between our rows and those of plain hooks."""
-    from asysi.bus.packet import parse_packet
-    from asysi.bus.ring import RingProducer
-    from asysi.capture.hooks import ActivationHooker
+    """Our rows against those of plain hooks: the same, or within the bound of what converted them."""
     from asysi.model.points import HookPoint
-    from asysi_ring import Control, Reader, Writer, create
 
-    result: dict[str, Any] = {}
+    generator = torch.Generator().manual_seed(0)
+    ids_ = torch.randint(0, 30000, (4, 64), generator=generator).to(DEVICE)
+    rows = torch.randn(4, 64, 256, generator=generator).to(DEVICE)
     cases = {
-        "llama": (models.build(2), "layers.1", torch.randint(0, 30000, (4, 64)).cuda(), models.WIDTH),
-        "in place": (InPlace().cuda(), "a", torch.randn(4, 64, 256, device="cuda"), 256),
+        "llama": (models.build(2, models.WIDTH, DEVICE), "layers.1", ids_, models.WIDTH, "bfloat16"),
+        "in place": (InPlace().to(DEVICE), "a", rows, 256, "float32"),
     }
-    for name, (model, path, given, width) in cases.items():
+    result: dict[str, Any] = {}
+    for name, (model, path, given, width, dtype) in cases.items():
         want: list[torch.Tensor] = []
         handle = model.get_submodule(path).register_forward_hook(
             lambda _m, _a, output, want=want: want.append(tensor_of(output).detach().clone())
@@ -434,38 +397,105 @@ def values() -> dict[str, Any]:
         with torch.inference_mode():
             model(given)
         handle.remove()
-        with tempfile.TemporaryDirectory(dir="/dev/shm") as home:
-            folder = f"{home}/ring"
-            create(folder, shards=1, chunks=64, chunk_bytes=1 << 20, readers=["hook"], policy="drop_new")
-            got = []
-            with ExitStack() as stack:
-                writer = stack.enter_context(Writer(folder))
-                control = stack.enter_context(Control(folder))
-                hooker = stack.enter_context(
-                    ActivationHooker(
-                        model, [HookPoint(path, None, (4, 64, width))], RingProducer(writer), control
-                    )
-                )
+        expected = want[0].reshape(-1, width).float().cpu().numpy()
+        for quantization in ("none", *conversions()):
+            point = HookPoint(path, None, (4, 64, width), dtype)
+            with ours.watched(
+                model, [point], shape=(4, 64), quantization=quantization, chunks=64, take=packets
+            ) as (before, facts):
                 with torch.inference_mode():
-                    hooker.step(tokens(0, 4, 64))
+                    before(0)
                     model(given)
-                torch.cuda.synchronize()
-                writer.close("complete")
-                with Reader(folder, "hook") as reader:
-                    while views := reader.pull(16, 0.0):
-                        for view in views:
-                            got.append(parse_packet(memoryview(view.copy()), control.accounts()).to_float32())
-                            reader.consumed(view)
-                            view.release()
-            rows = want[0].reshape(-1, width).float().cpu().numpy()
-            result[name] = {
-                "largest difference": float(np.abs(np.concatenate(got) - rows).max()),
-                "errors": hooker.errors,
-            }
+                synchronize()
+            result[f"{name}, {quantization}"] = {
+                **compare(facts()["taken"], expected), "errors": facts()["errors"],
+            }  # fmt: skip
     return result
 
 
+def packets(ring: str) -> list[tuple[str, np.ndarray, np.ndarray | None]]:
+    """Return what lies in a ring: conversion, rows as float32, and scales."""
+    from asysi.bus.packet import Quantization, parse_packet
+    from asysi_ring import Control, Reader
+
+    found = []
+    with Reader(ring, "hook") as reader, Control(ring) as control:
+        while views := reader.pull(16, 0.0):
+            for view in views:
+                packet = parse_packet(memoryview(view.copy()), control.accounts())
+                how = Quantization(int(packet.header["quantization"])).name.lower()
+                found.append((how, packet.to_float32(), packet.scales))
+                reader.consumed(view)
+                view.release()
+    return found
+
+
+def compare(found: list[Any], expected: np.ndarray) -> dict[str, Any]:
+    """Return the largest difference, and whether every element is within the bound of its conversion."""
+    at, worst, within = 0, 0.0, True
+    for how, rows, scales in found:
+        want = expected[at : at + len(rows)]
+        at += len(rows)
+        away = np.abs(rows - want)
+        relative, of_scale = BOUNDS.get(how, (0.0, 0.0))
+        bound = relative * np.abs(want)
+        if scales is not None:
+            bound = bound + of_scale * np.asarray(scales).reshape(len(rows), -1) * (1 + 1e-5)
+        worst, within = max(worst, float(away.max())), within and bool((away <= bound).all())
+    how = "/".join(sorted({name for name, _, _ in found}))
+    return {"converted": how, "largest difference": worst, "all rows": at == len(expected), "within": within}
+
+
+# -- what follows the host
+
+
+def sae() -> dict[str, Any]:
+    """Rows a second of an autoencoder in training: width 2,048, 16,384 latents, k 32."""
+    small = BATCH <= 4
+    size = (
+        {"width": 64, "latents": 256, "k": 8, "batch": 128, "seconds": 0.2} if small
+        else {"width": 2048, "latents": 16384, "k": 32, "batch": 4096, "seconds": 10.0}
+    )  # fmt: skip
+    devices = ["cpu"] + (["cuda"] if DEVICE == "cuda" else [])
+    return {device: trainer.rows_a_second(device, **size) for device in devices}
+
+
+def experiment(folder: Path) -> dict[str, Any]:
+    """A whole experiment by `asysi run`."""
+    small, gpus = BATCH <= 4, int(DEVICE == "cuda")
+    return {"asysi run": whole.run(folder, small=small, gpus=gpus, timeout=240)}
+
+
 # -- the table
+
+
+def _rest(result: dict[str, Any]) -> list[str]:
+    """Return the tables of values, trainer and experiment."""
+    lines: list[str] = []
+    if any(isinstance(row, dict) and "within" in row for row in result.get("values", {}).values()):
+        lines += [
+            "| values | converted | largest difference | all rows, within the bound |",
+            "|---|---|---|---|",
+        ]
+        for name, row in result["values"].items():
+            if isinstance(row, dict):
+                good = row["all rows"] and row["within"]
+                lines.append(f"| {name} | {row['converted']} | {row['largest difference']:.3g} | {good} |")
+        lines.append("")
+    trained = {name: row for name, row in result.get("sae", {}).items() if isinstance(row, dict)}
+    if trained:
+        lines += ["| SAE in training | rows/s | TFLOP/s |", "|---|---|---|"]
+        lines += [f"| {name} | {row['rows/s']:,.0f} | {row['TFLOP/s']} |" for name, row in trained.items()]
+        lines.append("")
+    whole_ = result.get("experiment", {}).get("asysi run")
+    if whole_:
+        lines += [
+            "| `asysi run` | |",
+            "|---|---|",
+            *(f"| {key} | {value} |" for key, value in whole_.items()),
+            "",
+        ]
+    return lines
 
 
 def table(result: dict[str, Any]) -> str:
@@ -490,6 +520,7 @@ def table(result: dict[str, Any]) -> str:
                     f" | {row.get('hook call p99 us', '')} | {dropped} |"
                 )
         lines.append("")
+    lines += _rest(result)
     alone_ = {key: value for key, value in result.get("layouts", {}).items() if "alone" in key}
     if alone_:
         lines += [

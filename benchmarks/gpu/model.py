@@ -16,3 +16,13 @@ def build(layers: int = 16, width: int = WIDTH, device: str = "cuda") -> torch.n
     with torch.device(device):
         model = LlamaModel(config)
     return model.to(device, torch.bfloat16).eval()
+
+
+def billion(device: str = "cpu") -> torch.nn.Module:
+    """Return the model as an experiment's factory, in float32 until the experiment's dtype."""
+    return build(device=device)
+
+
+def tiny(device: str = "cpu") -> torch.nn.Module:
+    """Return a small one of the same kind."""
+    return build(2, 64, device)

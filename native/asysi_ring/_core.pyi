@@ -366,6 +366,7 @@ class Writer(metaclass=pybind11_type):
         bytes; resident: bytes already mapped, whose access causes no page fault; populated: 'madvise',
         'touched' or 'no'; page_bytes; huge_bytes: resident bytes in huge pages; locked_bytes; registered: see
         `note_registered`; nodes: a sample of at most 64 pages, counted by NUMA node.
+        None stands for what the kernel does not report.
         """
 
     def pool(self) -> tuple[int, int]:

@@ -888,6 +888,26 @@ void the_least_limit_that_can_be_true_binds() {
     EXPECT(memory_limit(root.path).bytes == 137438953472);
 }
 
+void what_smaps_does_not_tell_is_unknown() {
+    const Folder root;
+    topology::Obtained none;
+    topology::read_smaps(none, 0x7f0000000000, 0x2000, root.path);  // a kernel without the file
+    EXPECT(!none.resident && !none.huge && !none.locked && !none.page_bytes);
+    const std::string others = "7effffff0000-7f0000000000 rw-s 0 00:01 1 /before\nRss: 64 kB\nLocked: 64 kB\n"
+                               "7f0000002000-7f0000003000 rw-s 0 00:01 1 /behind\nRss: 4 kB\n";
+    write(root.path + "/proc/self/smaps", others);  // one that tells nothing of this mapping
+    topology::Obtained foreign;
+    topology::read_smaps(foreign, 0x7f0000000000, 0x2000, root.path);
+    EXPECT(!foreign.resident && !foreign.locked);
+    const std::string first = "7f0000000000-7f0000001000 rw-s 0 00:01 2 /ring\nKernelPageSize:        4 kB\nRss:        4 kB\n";
+    const std::string second = "7f0000001000-7f0000002000 rw-s 0 00:01 2 /ring\nRss:        0 kB\nLocked:  0 kB\n";
+    write(root.path + "/proc/self/smaps", others + first + second);
+    topology::Obtained told;
+    topology::read_smaps(told, 0x7f0000000000, 0x2000, root.path);
+    EXPECT(told.resident == 4096 && told.locked == 0 && told.page_bytes == 4096);
+    EXPECT(!told.huge);  // no line says so
+}
+
 struct Claimed {
     std::string name;
     void (*hold)();
@@ -899,6 +919,7 @@ const std::vector<Claimed> claims = {
 #define STEPPED(name) {#name, name, true}
     CLAIM(conversions_keep_what_they_promise),
     CLAIM(the_least_limit_that_can_be_true_binds),
+    CLAIM(what_smaps_does_not_tell_is_unknown),
     CLAIM(numbers_that_change_together_are_seen_together),
     CLAIM(a_scribbled_head_keeps_nobody),
     STEPPED(a_published_packet_is_booked_or_undone_at_every_instruction),

@@ -370,9 +370,10 @@ class TestTopology:
         ):
             for end in (writer, reader):
                 facts = end.topology()
-                assert facts["resident"] == facts["bytes"] == 64 << 16
+                assert facts["bytes"] == 64 << 16
+                assert facts["resident"] in {facts["bytes"], None}  # a kernel without smaps tells nothing
                 assert facts["populated"] in {"madvise", "touched"}
-                assert facts["page_bytes"] >= 4096
+                assert facts["page_bytes"] is None or facts["page_bytes"] >= 4096
                 assert facts["registered"] is False
             seen = control.topology()
             assert seen["file_system"] == "tmpfs"
@@ -429,3 +430,6 @@ class TestTopology:
             with Pinning(writer, None) as pinning:
                 assert not pinning.registered
                 assert ring.publish(writer, 1)
+            with Pinning(writer, fake_cuda_host_register):
+                writer.close()  # as a host that ends inside the block
+            assert registered == {}

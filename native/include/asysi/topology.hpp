@@ -90,35 +90,44 @@ inline std::map<int, int> nodes_of(const std::byte* base, std::size_t bytes) {
 /// State of a mapping in this process, as reported by the kernel.
 struct Obtained {
     std::uint64_t bytes = 0;
-    std::uint64_t resident = 0;   // mapped in this process: accessing them causes no page fault
-    std::uint64_t huge = 0;       // of these, bytes in huge pages
-    std::uint64_t locked = 0;
-    std::uint64_t page_bytes = 0;
+    std::optional<std::uint64_t> resident;  // mapped in this process: accessing them causes no page fault
+    std::optional<std::uint64_t> huge;      // of these, bytes in huge pages
+    std::optional<std::uint64_t> locked;
+    std::optional<std::uint64_t> page_bytes;
     Populated populated = Populated::no;
     std::map<int, int> nodes;     // sampled pages by node
 };
 
-inline Obtained obtained(const Mapping& mapping) {
-    Obtained facts{.bytes = mapping.bytes(), .populated = mapping.populated(), .nodes = nodes_of(mapping.base(), mapping.bytes())};
-    const auto first = reinterpret_cast<std::uintptr_t>(mapping.base());
-    const auto maps = text_of("/proc/self/smaps").value_or("");
+/// Adds what smaps reports of the mappings within [first, first + bytes). What a kernel does not report stays unknown: some have
+/// no smaps, some omit lines, and 0 would mean that nothing is mapped. `root` is put before the path, for tests.
+inline void read_smaps(Obtained& facts, std::uintptr_t first, std::size_t bytes, const std::string& root = {}) {
+    const auto maps = text_of(root + "/proc/self/smaps").value_or("");
+    const auto add = [](std::optional<std::uint64_t>& sum, std::uint64_t more) { sum = sum.value_or(0) + more; };
     bool inside = false;
     for (std::string_view rest = maps; !rest.empty();) {
         const auto line = next_line(rest);
         const auto name = line.substr(0, line.find(' '));
         if (!name.ends_with(':')) {
             const auto begin = number_in(name, 16).value_or(0);
-            inside = begin >= first && begin < first + mapping.bytes();
+            inside = begin >= first && begin < first + bytes;
             continue;
         }
         const auto value = number_in(line.substr(name.size()));
         if (!inside || !value) continue;
         const auto number = *value;
-        if (name == "Rss:") facts.resident += number * 1024;
-        if (name == "ShmemPmdMapped:" || name == "FilePmdMapped:") facts.huge += number * 1024;
-        if (name == "Locked:") facts.locked += number * 1024;
+        if (name == "Rss:") add(facts.resident, number * 1024);
+        if (name == "ShmemPmdMapped:" || name == "FilePmdMapped:") add(facts.huge, number * 1024);
+        if (name == "Locked:") add(facts.locked, number * 1024);
         if (name == "KernelPageSize:") facts.page_bytes = number * 1024;
     }
+}
+
+inline Obtained obtained(const Mapping& mapping) {
+    Obtained facts;
+    facts.bytes = mapping.bytes();
+    facts.populated = mapping.populated();
+    facts.nodes = nodes_of(mapping.base(), mapping.bytes());
+    read_smaps(facts, reinterpret_cast<std::uintptr_t>(mapping.base()), mapping.bytes());
     return facts;
 }
 
