@@ -184,6 +184,7 @@ def test_render_prints_objects(
 
 def test_check_prints_what_matches_and_what_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     """Hook points, documents and rings stand on stdout; problems on stderr."""
+    from asysi.capture.slots import plan_slots
     from asysi.hosts.check import CheckReport
     from asysi.hosts.rings import plan_rings
     from asysi.model.points import HookPoint
@@ -196,6 +197,7 @@ def test_check_prints_what_matches_and_what_is_refused(capsys: pytest.CaptureFix
             documents=1200,
             held_out=120,
             rings=plan_rings(experiment.spec, 1),
+            slots=plan_slots([(1, 768)], 32 * 128, 64 << 20),
             problems=["no."],
         )
     )
@@ -203,6 +205,9 @@ def test_check_prints_what_matches_and_what_is_refused(capsys: pytest.CaptureFix
     assert re.search(r"encoder\.layer\.0\.output +blocks\.0\.hook_resid_post +384 +bfloat16", said.out)
     assert "1,200 distinct documents: 120 held out" in said.out
     assert "128Mi: 2 shards × 256 chunks of 256Ki, read by archiver, sae" in said.out
+    assert (
+        "8 × 1 calls a step = 8 slots × 3Mi (4096 rows) = 24Mi, within spec.capture.size = 64Mi" in said.out
+    )
     assert said.err == "no.\n"
 
 

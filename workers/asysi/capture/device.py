@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from asysi.bus.lane import DeviceLane, LaneError, OpenLane
 from asysi.bus.packet import Dtype, Quantization
 from asysi.capture.failures import DeviceRefusedError
-from asysi.capture.slots import SlotPlan, plan_slots
+from asysi.capture.slots import STEPS_AHEAD, SlotPlan, plan_slots
 from asysi.capture.state import HookState
 
-_UPLOADS = 4
+_UPLOADS = STEPS_AHEAD + 1
 """Steps whose kept indices can be on their way to the device at once."""
 _DTYPES = {
     torch.float32: int(Dtype.FLOAT32),

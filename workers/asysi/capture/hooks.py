@@ -346,7 +346,7 @@ class ActivationHooker:
         parts = 0
         while parts < len(layout.parts) and self._step.take_chunk():
             parts += 1
-        counts = layout.counts if parts == len(layout.parts) else layout.counts[:parts]
+        counts = self._step.count_parts(layout)[:parts]
         if parts and device.take(state.header, tensor, counts, layout.width, wire):
             state.unbooked -= int(counts.sum())
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 from asysi.contract.quantity import format_bytes
 
-STEPS_AHEAD = 2
-"""Steps whose rows can be on their way before a step finds no slot."""
+STEPS_AHEAD = 8
+"""Steps by which the model's thread may be ahead of the device, at most: beyond it no slot is of use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class SlotPlan:
 
     def smaller(self) -> "SlotPlan | None":
         """Return the plan to try when the device has no memory for this one; None when there is none."""
-        return replace(self, slots=self.calls) if self.slots > self.calls else None
+        return replace(self, slots=max(self.calls, self.slots // 2)) if self.slots > self.calls else None
 
 
 def plan_slots(calls: Sequence[tuple[int, int]], rows: int, budget: int | None = None) -> SlotPlan:

@@ -41,8 +41,6 @@ class Layout(NamedTuple):
     """Empty if a row does not fit a chunk."""
     width: int
     """Elements of a row."""
-    counts: NDArray[np.uint32]
-    """Rows of each part."""
 
 
 class CaptureStep:
@@ -84,6 +82,7 @@ class CaptureStep:
         self.fits = False
         """Whether there is room for the whole step."""
         self.layouts: dict[tuple[torch.Size, torch.dtype], Layout] = {}
+        self._counts: dict[int, NDArray[np.uint32]] = {}
         self.widths: dict[torch.Size, int] = {}
         """Elements of a token's row by tensor shape; 0 if the tensor does not have one row per token."""
         self._kept_rows: NDArray[np.void] = np.empty(0, ROW_DTYPE)
@@ -111,6 +110,7 @@ class CaptureStep:
         self.content, self.kept_count = len(content), len(kept)
         self._kept_rows = tokens.rows[kept]
         self.layouts.clear()
+        self._counts.clear()
         self.widths.clear()
         self._admit(states)
         self._devices.begin_step(self.kept, self._kept_rows)
@@ -204,6 +204,12 @@ class CaptureStep:
         starts = range(0, self.kept_count, most) if most else ()
         ends = [(at, min(at + most, self.kept_count)) for at in starts]
         parts = [(self.kept[a:b], self._kept_rows[a:b], b - a) for a, b in ends]
-        counts = np.array([count for _, _, count in parts], np.uint32)
-        layout = self.layouts[shape, element] = Layout(stride, int(dtype), parts, width, counts)
+        layout = self.layouts[shape, element] = Layout(stride, int(dtype), parts, width)
         return layout
+
+    def count_parts(self, layout: Layout) -> NDArray[np.uint32]:
+        """Return the rows of each part, as a lane takes them."""
+        counts = self._counts.get(layout.stride)
+        if counts is None:
+            counts = self._counts[layout.stride] = np.array([part[2] for part in layout.parts], np.uint32)
+        return counts
