@@ -24,6 +24,7 @@ struct Standin {
     void (*begin)(std::uint64_t, unsigned);
     void (*fail)(const char*, int, int, int);
     void (*hold_copies)(int);
+    int (*capture)(int);
     std::uint64_t (*calls)(const char*);
     void* (*stream)();
     void (*gather)(void*, void*, const void*, const std::int64_t*, std::size_t, std::size_t);
@@ -40,6 +41,7 @@ struct Standin {
         take(begin, "standin_begin");
         take(fail, "standin_fail");
         take(hold_copies, "standin_hold_copies");
+        take(capture, "standin_capture");
         take(calls, "standin_calls");
         take(stream, "standin_stream");
         take(gather, "standin_gather");
@@ -392,6 +394,20 @@ void a_slow_model_is_no_failure() {
     EXPECT(bench.close() == kept_rows);
 }
 
+void a_graph_that_is_captured_meanwhile_is_not_spoiled() {
+    Bench bench(46, 0);
+    bench.begin_step();
+    bench.device.hold_copies(1);
+    EXPECT(bench.call(1, 0));
+    expect_soon([&] { return bench.lane->unclaimed() == 0; });
+    bench.device.capture(1);
+    const u64 before = bench.device.calls("cudaEventQuery");
+    expect_soon([&] { return bench.device.calls("cudaEventQuery") > before + 3; });
+    EXPECT(bench.device.capture(0) == 0);
+    bench.device.hold_copies(0);
+    EXPECT(bench.close() == kept_rows);
+}
+
 void a_lane_that_cannot_be_opened_leaves_the_ring_as_it_was() {
     for (const char* const function : {"cudaSetDevice", "cudaStreamCreateWithPriority", "cudaEventCreateWithFlags"}) {
         Bench bench(44, 0);
@@ -479,6 +495,7 @@ constexpr std::array cases{
     CASE(a_chunk_is_not_given_back_under_a_copy),
     CASE(a_device_that_hangs_does_not_hold_up_the_end),
     CASE(a_slow_model_is_no_failure),
+    CASE(a_graph_that_is_captured_meanwhile_is_not_spoiled),
     CASE(a_lane_that_cannot_be_opened_leaves_the_ring_as_it_was),
     CASE(a_runtime_that_is_not_there_is_named),
     CASE(a_writer_that_is_closed_first_loses_nothing_uncounted),

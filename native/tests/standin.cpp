@@ -52,6 +52,8 @@ struct Device {
     unsigned delay_us = 0;
     bool hold_copies = false;
     int broken = 0;
+    bool capturing = false;  // some thread captures a graph, in the mode that forbids others to query
+    bool spoiled = false;
     bool over = false;
     std::thread thread;
 
@@ -107,9 +109,17 @@ struct Device {
     }
 };
 
+thread_local int capture_mode = 0;  // global: this thread's queries spoil the graphs of others
+
 Device& device() {
     static Device* const one = new Device;  // its thread outlives whatever else is destroyed at the end
     return *one;
+}
+
+int queried(int status) {
+    if (!device().capturing || capture_mode != 0) return status;
+    device().spoiled = true;
+    return 900;
 }
 
 /// A call of `name`: its lock, and the error that it answers.
@@ -139,8 +149,13 @@ int cudaStreamQuery(void* stream) {
     const Call call("cudaStreamQuery");
     const auto* const one = static_cast<Stream*>(stream);
     if (call.status != success) return call.status;
-    return one->steps.empty() && !one->running ? success : not_ready;
+    return queried(one->steps.empty() && !one->running ? success : not_ready);
 }
+int cudaThreadExchangeStreamCaptureMode(int* mode) {
+    std::swap(*mode, capture_mode);
+    return Call("cudaThreadExchangeStreamCaptureMode").status;
+}
+int cudaGetLastError() { return Call("cudaGetLastError").status; }
 int cudaEventCreateWithFlags(void** event, unsigned) {
     const Call call("cudaEventCreateWithFlags");
     if (call.status == success) *event = device().events.emplace_back(new Event).get();
@@ -159,7 +174,7 @@ int cudaEventQuery(void* event) {
     const Call call("cudaEventQuery");
     const auto* const one = static_cast<Event*>(event);
     if (call.status != success) return call.status;
-    return one->reached >= one->recorded ? success : not_ready;
+    return queried(one->reached >= one->recorded ? success : not_ready);
 }
 int cudaStreamWaitEvent(void* stream, void* event, unsigned) {
     const Call call("cudaStreamWaitEvent");
@@ -206,6 +221,7 @@ void standin_begin(std::uint64_t seed, unsigned delay_us) {
     device().delay_us = delay_us;
     device().hold_copies = false;
     device().broken = 0;
+    device().capturing = device().spoiled = false;
     device().failures.clear();
     device().calls.clear();
 }
@@ -217,6 +233,12 @@ void standin_fail(const char* name, int after, int code, int sticky) {
 void standin_hold_copies(int hold) {
     const std::scoped_lock turn(device().lock);
     device().hold_copies = hold != 0;
+}
+/// Some thread begins to capture a graph, or ends; returns whether the last one was spoiled.
+int standin_capture(int begin) {
+    const std::scoped_lock turn(device().lock);
+    device().capturing = begin != 0;
+    return device().spoiled ? 1 : 0;
 }
 std::uint64_t standin_calls(const char* name) {
     const std::scoped_lock turn(device().lock);

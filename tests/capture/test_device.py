@@ -333,9 +333,12 @@ def test_a_graph_is_recognised_and_its_rows_are_counted(ring, device, caplog):
     """While a graph is captured nothing is gathered; its replays call no hook, and their rows are counted."""
     with caplog.at_level(logging.WARNING), Host(ring, device) as host:
         run(host.model, host.hooker, range(1))
-        device.in_graph = True
+        begin = host.model.first.register_forward_pre_hook(lambda *_: setattr(device, "in_graph", True))
+        end = host.model.second.register_forward_hook(lambda *_: setattr(device, "in_graph", False))
         run(host.model, host.hooker, range(1, 2))
-        device.in_graph, host.model.replay = False, True
+        begin.remove()
+        end.remove()
+        host.model.replay = True
         run(host.model, host.hooker, range(2, 5))
     found = arrived(ring)
     assert {step for _, step in found} == {0}
@@ -343,6 +346,21 @@ def test_a_graph_is_recognised_and_its_rows_are_counted(ring, device, caplog):
     assert counted["dropped"][DropReason.ERROR] + counted["dropped"][DropReason.RING_FULL] == 4 * 57
     assert len(caplog.records) == 1
     assert "while a CUDA graph is captured" in caplog.text
+
+
+def test_a_model_in_a_graph_is_left_alone(ring, device, caplog):
+    """Where the whole model is captured into a graph the device is asked nothing: that would spoil it."""
+    with caplog.at_level(logging.WARNING), Host(ring, device) as host:
+        run(host.model, host.hooker, range(1))
+        time.sleep(0.05)  # the lane is idle
+        functions = ["cudaEventQuery", "cudaEventRecord", "cudaStreamWaitEvent", "cudaMemcpy2DAsync"]
+        before = [device.calls(name) for name in functions]
+        device.in_graph = True
+        run(host.model, host.hooker, range(1, 3))
+        device.in_graph = False
+        assert [device.calls(name) for name in functions] == before
+        assert host.hooker.errors == 2
+    assert len(caplog.records) == 1
 
 
 # -- types

@@ -23,6 +23,7 @@ struct DeviceRuntime {
     static constexpr int success = 0, not_ready = 600;
     static constexpr int device_to_host = 2;
     static constexpr unsigned non_blocking = 1, disable_timing = 2;
+    static constexpr int capture_thread_local = 1;
 
     int (*set_device)(int) = nullptr;
     int (*priorities)(int* least, int* greatest) = nullptr;
@@ -36,6 +37,8 @@ struct DeviceRuntime {
     int (*event_query)(void* event) = nullptr;
     int (*copy)(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch, std::size_t width, std::size_t height,
                 int kind, void* stream) = nullptr;
+    int (*exchange_capture_mode)(int* mode) = nullptr;
+    int (*last_error)() = nullptr;
     const char* (*describe)(int error) = nullptr;
 
     /// Takes the functions from the loaded library `path`. Throws DeviceError where it is not loaded, or lacks one.
@@ -58,6 +61,8 @@ struct DeviceRuntime {
         take(found.event_record, "cudaEventRecord");
         take(found.event_query, "cudaEventQuery");
         take(found.copy, "cudaMemcpy2DAsync");
+        take(found.exchange_capture_mode, "cudaThreadExchangeStreamCaptureMode");
+        take(found.last_error, "cudaGetLastError");
         take(found.describe, "cudaGetErrorString");
         return found;
     }

@@ -9,6 +9,7 @@
 //   4. A slot is handed out again only when the event behind its last copy has been seen.
 //   5. A chunk is given back only when no copy into it can be under way.
 //   6. Whatever fails, every submitted row is published or counted as dropped.
+//   7. Nothing the thread does spoils a graph that another thread captures.
 #pragma once
 
 #include <algorithm>
@@ -103,6 +104,7 @@ public:
         Task& task = tasks_[at % tasks_.size()];
         if (const int status = runtime_.event_record(task.ready, stream); status != DeviceRuntime::success) {
             note(runtime_.message(status, "cudaEventRecord behind a gather"));
+            runtime_.last_error();  // it is this thread's: the model's next call shall not find it
             return lose(content.header.account, rows), false;
         }
         task.content = content;
@@ -152,6 +154,9 @@ private:
         int least = 0;
         int greatest = 0;
         runtime_.expect(runtime_.set_device(device_), "cudaSetDevice");
+        // Else a query from this thread spoils a graph that the model's thread is capturing.
+        int mode = DeviceRuntime::capture_thread_local;
+        runtime_.expect(runtime_.exchange_capture_mode(&mode), "cudaThreadExchangeStreamCaptureMode");
         runtime_.expect(runtime_.priorities(&least, &greatest), "cudaDeviceGetStreamPriorityRange");
         runtime_.expect(runtime_.stream_create(&stream_, DeviceRuntime::non_blocking, least), "cudaStreamCreateWithPriority");
         for (Task& task : tasks_) {

@@ -280,6 +280,15 @@ class Devices:
 
     # -- a step
 
+    def expect_no_graph(self) -> None:
+        """Refuse a step whose kernels go into a CUDA graph: any question to the device would spoil it.
+
+        Raises:
+            DeviceRefusedError: they do.
+        """
+        if self._captures and self._accelerator.capturing():
+            raise DeviceRefusedError(_GRAPH)
+
     def prepare(self, states: Sequence[HookState], rows: int) -> None:
         """Take slots on every device that has none: here, before the step, and not between two layers."""
         if self._open_lane is None:

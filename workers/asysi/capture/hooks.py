@@ -264,6 +264,7 @@ class ActivationHooker:
     def _open(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Begin a step, and fill the common fields of its packet headers."""
         step = self._step
+        self._devices.expect_no_graph()
         handed, self._handed = self._handed, None
         tokens = derive_tokens(args, kwargs, step.number, step.samples) if handed is None else handed
         self._devices.prepare(self._states, tokens.batch * tokens.length)
