@@ -270,6 +270,12 @@ void standin_write(void* stream, void* to, const void* from, std::size_t bytes) 
     const std::scoped_lock turn(device().lock);
     device().push(static_cast<Stream*>(stream), {nullptr, [=] { std::memcpy(to, content.data(), content.size()); }});
 }
+/// A kernel that takes so long, while other streams go on.
+void standin_delay(void* stream, unsigned microseconds) {
+    const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(microseconds);
+    const std::scoped_lock turn(device().lock);
+    device().push(static_cast<Stream*>(stream), {[until] { return std::chrono::steady_clock::now() >= until; }, [] {}});
+}
 /// Waits until a stream has run; nothing of a broken device runs.
 void standin_wait(void* stream) {
     for (;;) {

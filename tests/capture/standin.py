@@ -51,6 +51,7 @@ class Standin:
             ("fail", ctypes.c_char_p, ctypes.c_int, ctypes.c_int, ctypes.c_int),
             ("begin", ctypes.c_uint64, ctypes.c_uint),
             ("wait", _POINTER),
+            ("delay", _POINTER, ctypes.c_uint),
         ):
             getattr(self._c, f"standin_{name}").argtypes = types
         self._c.standin_stream.restype = _POINTER
@@ -64,6 +65,8 @@ class Standin:
         self.current = 0
         """Which of a device's streams the model's kernels run on."""
         self.in_graph = False
+        self.slow_uploads_us = 0
+        """How long a kernel runs before the indices of a step."""
         self.memory = 1 << 40
         """Bytes of the device's memory."""
         self._taken: list[weakref.ref[torch.Tensor]] = []
@@ -120,6 +123,8 @@ class Standin:
             self._c.cudaEventCreateWithFlags(ctypes.byref(event), 2)
             mark = event.value
         stream = self.stream(self._places[to.data_ptr()])
+        if self.slow_uploads_us:
+            self._c.standin_delay(stream, self.slow_uploads_us)
         self._c.standin_copy(stream, to.data_ptr(), source.data_ptr(), source.numel() * 8)
         self._c.cudaEventRecord(mark, stream)
         return mark

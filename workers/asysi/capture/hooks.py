@@ -115,7 +115,7 @@ class ActivationHooker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.detach()
+        self.close()
 
     def attach(self) -> None:
         """Register the hooks; does nothing if they are registered."""
@@ -133,12 +133,16 @@ class ActivationHooker:
         self._handles.append(self._root.register_forward_hook(self._wrap(self._end), always_call=True))
 
     def detach(self) -> None:
-        """Remove the hooks."""
+        """Remove the hooks; what is on its way from a device is published all the same."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._devices.close()
         self._failures.tell()
+
+    def close(self) -> None:
+        """Remove the hooks, wait for what is on its way from devices, and give their memory back."""
+        self.detach()
+        self._devices.close()
 
     def step(self, tokens: StepTokens) -> None:
         """Set the tokens of the root's next forward pass; by default they are derived from its arguments."""
