@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test tools lint format generate check-generated bench bench-host bench-sae bench-ring bench-operator bench-pipeline bench-weights bench-archive bench-gpu gpu-pack compatibility smollm2 peers peers-ring peers-pipeline peers-weights peers-archive ring-models ring-faults ring-hostile ring-stop ring-abi mscan-faults kill-pipeline kill-train memory-pipeline chaos hostile e2e audit pictures clean
+.PHONY: help install demo test tools lint format generate check-generated bench bench-host bench-sae bench-ring bench-operator bench-pipeline bench-weights bench-archive bench-train bench-gpu gpu-pack compatibility smollm2 peers peers-ring peers-pipeline peers-weights peers-train peers-archive ring-models ring-faults ring-hostile ring-stop ring-abi mscan-faults kill-pipeline kill-train large-train memory-pipeline chaos hostile e2e audit pictures clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -110,6 +110,16 @@ peers-archive: $(VENV)-archive/.ready ## Create .venv-archive with Arrow, HF dat
 bench-archive: install peers-archive ## Write and read 2 GiB with ours and five other formats, beside cp and memcpy; QUICK=1 for a minute
 	$(BIN)/python benchmarks/archive/compare.py --peers-python $(VENV)-archive/bin/python $(if $(QUICK),--quick)
 
+$(VENV)-train/.ready:
+	$(PYTHON) -m venv $(VENV)-train
+	$(VENV)-train/bin/pip install --quiet --disable-pip-version-check 'torch>=2.10,<2.14' numpy accelerate==1.15.0 lightning==2.6.6
+	@touch $@
+
+peers-train: $(VENV)-train/.ready ## Create .venv-train with Accelerate and Lightning
+
+bench-train: install peers-train ## Steps a second of the training loop against a bare loop, Accelerate and Lightning
+	$(BIN)/python benchmarks/train/compare.py --peers-python $(VENV)-train/bin/python
+
 bench-gpu: install ## Cost of capture for a model on a GPU; needs CUDA and five minutes
 	$(BIN)/python benchmarks/gpu/measure.py --out build/gpu
 
@@ -144,6 +154,9 @@ kill-pipeline: install ## Kill -9 a pipeline a thousand times and compare the by
 
 kill-train: install ## Kill -9 a training at twenty points and compare the bits of its weights
 	ASYSI_TRAIN_KILLS=20 $(BIN)/python -m pytest --timeout 3600 tests/train/test_trainer.py -k killed
+
+large-train: install ## Train on a table of a million rows, killed once, predict it, in bounded memory
+	ASYSI_TRAIN_ROWS=1000000 $(BIN)/python -m pytest --timeout 7200 tests/train/test_large.py
 
 memory-pipeline: install ## Ten million rows in at most 300 MB
 	$(BIN)/python benchmarks/pipeline_memory.py
