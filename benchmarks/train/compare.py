@@ -3,7 +3,7 @@
     python benchmarks/train/compare.py [--peers-python PYTHON] [--runs 5] [--steps 400]
 
 All train the same model on the same samples, held in memory, float32, one thread, without logging and without
-checkpoints. Runs alternate; the table has the median and the quartiles. A peer that is not installed is named.
+checkpoints. Runs alternate; the table has median and quartiles. A peer that is not installed is named.
 """
 
 import argparse

@@ -39,7 +39,7 @@ def test_metrics_are_those_of_scikit_learn(pairs: list[tuple[int, int]]) -> None
 
 
 def test_intervals_cover_what_they_promise() -> None:
-    """Of 400 samples of 200 predictions that are right in 90% of cases, 90 to 99% of the intervals hold 0.9."""
+    """Of 400 samples of 200 predictions with 90% right, 90 to 99% have 0.9 in their 95% interval."""
     rng = np.random.default_rng(0)
     held = [wilson(int(rng.binomial(200, 0.9)), 200, 0.95) for _ in range(400)]
     assert 0.90 <= np.mean([one.low <= 0.9 <= one.high for one in held]) <= 0.99
