@@ -171,7 +171,10 @@ class Claim(metaclass=pybind11_type):
         """
 
     def set_scales(self, scales: NDArray[np.float32]) -> None:
-        """Write the scales, [count], of an int8 payload. Raises like `set_rows`."""
+        """Write the scales of an int8 or fp8 payload, [count]; of int8 by channel the table, [2, width].
+
+        Raises like `set_rows`.
+        """
 
     def commit(self) -> None:
         """Publish the packet.
@@ -266,6 +269,7 @@ class Writer(metaclass=pybind11_type):
         *,
         book_seen: bool = True,
         scales: NDArray[np.float32] | None = None,
+        table: NDArray[np.float32] | None = None,
     ) -> bool:
         """Claim a chunk, write header, row records and the gathered and converted rows, publish and count
         them.
@@ -290,10 +294,15 @@ class Writer(metaclass=pybind11_type):
             index: [count] rows of the source to copy, in this order; not checked against the source.
             count: number of rows. With 0, nothing happens and the result is True.
             source_dtype: number of a Dtype.
-            quantization: 0 none, 1 bf16, 3 int8 per row. 1-byte types (int8, fp8) pass through. bf16 rounds
-                to nearest even; int8 has scale = max|finite|/127 per row, NaN becomes 0 and infinity +-127.
-            book_seen: also count the rows as seen; a producer that samples can count them itself before.
-            scales: [count] scales of a source that is already int8, in the order of publication.
+            quantization: 0 none, 1 bf16, 2 fp8 and 3 int8 with a scale a row, 4 int8 by channel. What is
+                narrower already (int8, fp8) passes through. All round to nearest even. fp8 (E4M3) has scale =
+                max|finite|/448 a row, what is not finite becomes NaN. int8 has scale = max|finite|/127 a row,
+                NaN becomes 0 and infinity +-127. int8 by channel is (x - mean)/scale within +-127; a row with
+                a value beyond is flagged RowFlag.SATURATED; what is not finite becomes -128, read as NaN.
+            book_seen: count the rows as seen too; a producer that samples may book them itself, before this.
+            scales: [count] of a source that is int8 or fp8 already, in the order published.
+            table: [2, width] means and scales (finite, above 0) of the channels: for int8 by channel, made
+                here or already so.
 
         Returns:
             False if no chunk could be claimed and the rows were counted as dropped: with reason 1 'ring_full'
@@ -359,6 +368,9 @@ class Writer(metaclass=pybind11_type):
 
     def scattered(self, shard: int = 0) -> int:
         """Return how often `claim_many` found no adjacent chunks, since the ring was created."""
+
+    def saturated(self, account: int) -> int:
+        """Return how many values of the account this writer found outside the ranges of their channels."""
 
     def topology(self) -> dict[str, Any]:
         """Return the state of this process's mapping of the ring's data.

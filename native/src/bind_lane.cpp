@@ -37,6 +37,9 @@ bool submit(Lane& lane, std::uintptr_t stream, const py::object& header, const p
     content.scales = reinterpret_cast<const float*>(scales);
     content.dtype = static_cast<Dtype>(small(dtype, "dtype") & 0xFFFF);
     content.quantization = quantization_of(quantization);
+    if (content.quantization == Quantization::int8_channel) {
+        throw std::invalid_argument("a lane carries a scale a row, and no table of channels: the hook worker converts to int8");
+    }
     return lane.submit(reinterpret_cast<void*>(stream), content);
 }
 

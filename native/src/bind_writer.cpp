@@ -12,12 +12,13 @@ namespace {
 
 bool publish_block(Writer& writer, i64 shard, const py::object& header, const py::object& rows, std::uintptr_t address,
                    i64 row_stride, const py::object& index, i64 count, i64 source_dtype, i64 quantization, bool book_seen,
-                   const py::object& scales) {
+                   const py::object& scales, const py::object& table) {
     const auto n = static_cast<std::size_t>(small(count, "count"));
     const Bytes header_view(header, "header", header_bytes, 1);
     std::optional<Bytes> rows_view;
     std::optional<Bytes> index_view;
     std::optional<Bytes> scales_view;
+    std::optional<Bytes> table_view;
     if (!rows.is_none()) rows_view.emplace(rows, "rows", row_bytes, n);
     if (!index.is_none()) index_view.emplace(index, "index", sizeof(i64), n);
     if (!scales.is_none()) scales_view.emplace(scales, "scales", sizeof(float), n);
@@ -33,6 +34,8 @@ bool publish_block(Writer& writer, i64 shard, const py::object& header, const py
                   .dtype = static_cast<Dtype>(small(source_dtype, "source_dtype") & 0xFFFF)};
     block.quantization = quantization_of(quantization);
     block.scales = scales_view ? scales_view->as<float>() : nullptr;
+    if (!table.is_none()) table_view.emplace(table, "table", sizeof(float), std::size_t{2} * block.header.width);
+    block.table = table_view ? table_view->as<float>() : nullptr;
     block.book_seen = book_seen;
     // Below this size, reacquiring the GIL costs more than the copy.
     constexpr std::size_t worth_releasing = 32 * 1024;
@@ -209,7 +212,8 @@ void define_writer(py::module_& m) {
     type.def("head", [](const Writer& w, i64 shard) { return w.head(small(shard, "shard")); }, py::arg("shard") = 0);
     type.def("publish_block", &publish_block, py::arg("shard"), py::arg("header"), py::arg("rows"), py::arg("address"),
              py::arg("row_stride"), py::arg("index"), py::arg("count"), py::arg("source_dtype"), py::arg("quantization"),
-             py::kw_only(), py::arg("book_seen") = true, py::arg("scales") = py::none());
+             py::kw_only(), py::arg("book_seen") = true, py::arg("scales") = py::none(), py::arg("table") = py::none());
+    type.def("saturated", [](Writer& w, i64 account) { return w.saturated(small(account, "account")); }, py::arg("account"));
     type.def(
         "book",
         [](Writer& w, i64 account, i64 seen, i64 sampled_out, i64 dropped, i64 reason, i64 shard, i64 source) {

@@ -64,8 +64,8 @@ inline u32 small(i64 value, const char* name) {
 }
 
 inline Quantization quantization_of(i64 number) {
-    if (number >= 0 && number <= 3) return static_cast<Quantization>(number);
-    throw std::invalid_argument("quantization " + std::to_string(number) + " is not within 0 to 3");
+    if (number >= 0 && number <= 4) return static_cast<Quantization>(number);
+    throw std::invalid_argument("quantization " + std::to_string(number) + " is not within 0 to 4");
 }
 
 inline std::chrono::nanoseconds seconds(double timeout) {

@@ -31,15 +31,20 @@ bool same(ConvertPool& pool, std::mt19937& random) {
                     .count = count,
                     .width = width,
                     .dtype = Dtype::float32};
-    constexpr Quantization all[] = {Quantization::none, Quantization::bf16, Quantization::int8};
-    const Quantization quantization = all[random() % 3];
+    constexpr Quantization all[] = {Quantization::none, Quantization::bf16, Quantization::fp8, Quantization::int8,
+                                    Quantization::int8_channel};
+    const Quantization quantization = all[random() % 5];
+    std::vector<float> table(2 * width, 5.0F);
+    std::vector<RowRecord> records_of_one(count), records_of_several(count);
     const bool streams = random() % 2 == 0;
     Aligned one(width * count * 4), several(width * count * 4);
     std::vector<float> scales_of_one(count), scales_of_several(count);
-    convert(one.data(), scales_of_one.data(), rows, quantization, streams);
-    pool.convert(several.data(), scales_of_several.data(), rows, quantization, streams);
+    const auto outside = convert(one.data(), {scales_of_one.data(), records_of_one.data(), table.data()}, rows, quantization, streams);
+    const auto counted =
+        pool.convert(several.data(), {scales_of_several.data(), records_of_several.data(), table.data()}, rows, quantization, streams);
     const std::size_t bytes = width * count * item_bytes(converted(rows.dtype, quantization));
-    return std::memcmp(one.data(), several.data(), bytes) == 0 && scales_of_one == scales_of_several;
+    const bool flags = std::memcmp(records_of_one.data(), records_of_several.data(), count * sizeof(RowRecord)) == 0;
+    return std::memcmp(one.data(), several.data(), bytes) == 0 && scales_of_one == scales_of_several && flags && outside == counted;
 }
 
 }  // namespace

@@ -858,7 +858,7 @@ void conversions_keep_what_they_promise() {
     const float row[4] = {nan, inf, -254.0F, 1.0F};
     std::int8_t out[4];
     float scale = 0;
-    convert(reinterpret_cast<std::byte*>(out), &scale,
+    convert(reinterpret_cast<std::byte*>(out), {.scales = &scale, .records = nullptr, .table = nullptr},
             {reinterpret_cast<const std::byte*>(row), 16, nullptr, 1, 4, Dtype::float32}, Quantization::int8);
     EXPECT(scale == 2.0F && out[0] == 0 && out[1] == 127 && out[2] == -127 && out[3] == 0);
 }

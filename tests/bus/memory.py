@@ -1,11 +1,14 @@
 """A bus within one process, for tests of what stands on a stream. The newest packets displace the oldest."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from tests.bus.wire import converted, encode
+import numpy as np
+from numpy.typing import NDArray
+from tests.bus.wire import converted, encode, saturated
 
 from asysi.bus.blocks import PacketChannel
 from asysi.bus.packet import ActivationPacket, Quantization, parse_packet
@@ -110,6 +113,7 @@ class MemoryProducer(_End):
 
     def __init__(self, bus: MemoryBus) -> None:
         self._bus = bus
+        self._saturated: Counter[str] = Counter()
         self.depth = bus.depth
 
     def channel(self, point: str, /) -> PacketChannel:
@@ -127,18 +131,27 @@ class MemoryProducer(_End):
         books.sampled_out += sampled_out
         books.dropped[reason] += dropped
 
+    def saturated(self, point: str) -> int:
+        return self._saturated[point]
+
     def push(
-        self, packet: ActivationPacket, *, source: int = 0, quantization: Quantization = Quantization.NONE
+        self,
+        packet: ActivationPacket,
+        *,
+        source: int = 0,
+        quantization: Quantization = Quantization.NONE,
+        table: NDArray[np.float32] | None = None,
     ) -> bool:
         bus = self._bus
         account = bus.account(packet.point)
         books, rows = bus.table[account], len(packet.rows)
         content = encode(
-            converted(packet, quantization), account=account, source=source, sequence=bus.head + 1,
+            converted(packet, quantization, table), account=account, source=source, sequence=bus.head + 1,
             rows_before=books.published, generation=bus.generation,
         )  # fmt: skip
         if len(content) > PACKET_BYTES:
             raise ValueError(f"a packet of {len(content)} bytes is larger than {PACKET_BYTES}")
+        self._saturated[packet.point] += saturated(packet, quantization, table)
         bus.head += 1
         bus.packets[bus.head] = content
         bus.packets.pop(bus.head - bus.depth, None)

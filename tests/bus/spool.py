@@ -10,14 +10,15 @@ import os
 import struct
 import time
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from tests.bus.wire import converted, encode
+from numpy.typing import NDArray
+from tests.bus.wire import converted, encode, saturated
 
 from asysi.bus.blocks import PacketChannel
 from asysi.bus.packet import HEADER_DTYPE, ActivationPacket, Quantization, parse_packet
@@ -195,22 +196,29 @@ class SpoolProducer(_End):
         os.truncate(folder / "log", self._log.offset)
         self._file = os.open(folder / "log", os.O_WRONLY | os.O_APPEND)
         self._slowest = 0
+        self._saturated: Counter[str] = Counter()
         self._append(PRODUCER, b"")
 
     def push(
-        self, packet: ActivationPacket, *, source: int = 0, quantization: Quantization = Quantization.NONE
+        self,
+        packet: ActivationPacket,
+        *,
+        source: int = 0,
+        quantization: Quantization = Quantization.NONE,
+        table: NDArray[np.float32] | None = None,
     ) -> bool:
         account, log = self._account(packet.point), self._log
         if not self._room():
             self.drop(packet.point, len(packet.rows), DropReason.RING_FULL, source=source)
             return False
         content = encode(
-            converted(packet, quantization), account=account, source=source, sequence=log.packets + 1,
+            converted(packet, quantization, table), account=account, source=source, sequence=log.packets + 1,
             rows_before=log.produced[account]["published"], generation=log.generation,
         )  # fmt: skip
         if len(content) > PACKET_BYTES:
             raise ValueError(f"a packet of {len(content)} bytes is larger than {PACKET_BYTES}")
         self._append(PACKET, content)
+        self._saturated[packet.point] += saturated(packet, quantization, table)
         return True
 
     def channel(self, point: str, /) -> PacketChannel:
@@ -221,6 +229,9 @@ class SpoolProducer(_End):
 
     def free(self) -> int:
         return self._room()
+
+    def saturated(self, point: str) -> int:
+        return self._saturated[point]
 
     def room(self, point: str) -> int:
         return self._room()

@@ -12,41 +12,45 @@ from asysi.bus.packet import (
     ActivationPacket,
     Dtype,
     Quantization,
+    RowFlag,
     payload_at,
 )
+from asysi.bus.quantization import Table, quantise
 
 
-def converted(packet: ActivationPacket, quantization: Quantization) -> ActivationPacket:
+def converted(
+    packet: ActivationPacket, quantization: Quantization, table: Table | None = None
+) -> ActivationPacket:
     """Return the packet with its payload as `quantization` asks; what is that narrow already stays.
 
     Raises:
-        ValueError: there is no such conversion.
+        ValueError: int8 by channel without a table.
     """
     dtype = Dtype(int(packet.header["dtype"]))
     if quantization is Quantization.NONE or dtype in {Dtype.INT8, Dtype.FP8_E4M3}:
         return packet
     header = packet.header.copy()
-    header["quantization"] = quantization
-    values = packet.to_float32()
-    if quantization is Quantization.BF16:
-        bits = values.view(np.uint32)
-        header["dtype"] = Dtype.BFLOAT16
-        return replace(
-            packet, header=header, payload=((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-        )
-    if quantization is Quantization.INT8:
-        scales = np.abs(values).max(axis=1) / np.float32(127)
-        header["dtype"] = Dtype.INT8
-        return replace(
-            packet, header=header, scales=scales, payload=np.rint(values / scales[:, None]).astype(np.int8)
-        )
-    raise ValueError(f"there is no conversion to {quantization.name}")
+    header["quantization"], header["dtype"] = quantization, quantization.dtype
+    made = quantise(packet.to_float32(), quantization, table)
+    rows = packet.rows.copy()
+    if made.saturated is not None:
+        rows["flags"] |= np.where(made.saturated > 0, RowFlag.SATURATED, 0).astype(np.uint32)
+    return replace(
+        packet, header=header, rows=rows, scales=made.scales, payload=made.payload, table=made.table
+    )
+
+
+def saturated(packet: ActivationPacket, quantization: Quantization, table: Table | None) -> int:
+    """Return how many values a conversion finds outside the ranges of their channels."""
+    made = quantise(packet.to_float32(), quantization, table) if quantization.by_channel else None
+    return 0 if made is None or made.saturated is None else int(made.saturated.sum())
 
 
 def encode(packet: ActivationPacket, **fields: int) -> bytes:
     """Return the packet's wire form; `fields` are those of the header that the stream writes."""
     rows = len(packet.rows)
-    scales = b"" if packet.scales is None else packet.scales.tobytes()
+    beside = packet.scales if packet.table is None else packet.table
+    scales = b"" if beside is None else beside.tobytes()
     payload = packet.payload.tobytes()
     header = np.zeros(1, HEADER_DTYPE)
     header[0] = packet.header

@@ -67,6 +67,7 @@ CASES = [
     ),
     (sae(given=80), Level.WARNING, "TrainingMissedRows"),
     (point(not_finite=1), Level.WARNING, "RowsNotFinite"),
+    (point(saturated=200), Level.WARNING, "ValuesSaturated"),
     (dataclasses.replace(RUN, truncated=11), Level.WARNING, "DocumentsTruncated"),
     (point(seen=0, saes=()), Level.WARNING, "NeverCalled"),
     (dataclasses.replace(RUN, unknown=("Nobody looked.",)), Level.UNKNOWN, "NotMeasured"),

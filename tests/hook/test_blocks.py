@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asysi.bus.packet import Dtype, Quantization, payload_at
+from asysi.bus.packet import Dtype, Kind, Quantization, payload_at
 from asysi.bus.stream import shard_of
 from asysi.hook.blocks import PART_BITS, RowBytes, RowTooLargeError, conversion, cut, row_bytes
 
@@ -18,13 +18,13 @@ PACKETS = {
     "rows": st.integers(1, 20_000),
     "width": st.integers(1, 16_384),
     "dtype": st.sampled_from(Dtype),
-    "wanted": st.sampled_from([Quantization.NONE, Quantization.BF16, Quantization.INT8]),
+    "wanted": st.sampled_from(Quantization),
 }
 
 
 def packet_bytes(rows: int, row: RowBytes) -> int:
     """Bytes of a packet of so many rows."""
-    return payload_at(rows, rows * row.scale) + rows * row.payload
+    return payload_at(rows, row.table + rows * row.scale) + rows * row.payload
 
 
 @given(**PACKETS)
@@ -73,6 +73,8 @@ def test_a_packet_of_too_many_blocks_is_refused():
         (Dtype.FLOAT32, Quantization.NONE, Quantization.NONE, 4),
         (Dtype.FLOAT32, Quantization.BF16, Quantization.BF16, 2),
         (Dtype.FLOAT32, Quantization.INT8, Quantization.INT8, 1),
+        (Dtype.FLOAT32, Quantization.FP8, Quantization.FP8, 1),
+        (Dtype.FP8_E4M3, Quantization.BF16, Quantization.NONE, 1),
         (Dtype.BFLOAT16, Quantization.BF16, Quantization.NONE, 2),
         (Dtype.BFLOAT16, Quantization.INT8, Quantization.INT8, 1),
         (Dtype.FLOAT16, Quantization.BF16, Quantization.NONE, 2),
@@ -84,7 +86,20 @@ def test_what_is_small_enough_passes_through(dtype, wanted, done, payload):
     """Only payloads that become smaller are converted; quantised ones pass; int8 rows carry a scale."""
     assert conversion(dtype, wanted) is done
     scale = 4 if payload == 1 else 0
-    assert row_bytes(384, dtype, done) == (scale, 384 * payload)
+    assert row_bytes(384, dtype, done) == (scale, 384 * payload, 0)
+
+
+@pytest.mark.parametrize("wanted", list(Quantization))
+def test_gradients_are_never_quantised(wanted):
+    """Whatever activations travel as, gradients of either kind stay as they are."""
+    for kind in (Kind.GRADIENT, Kind.PARAMETER_GRADIENT):
+        assert conversion(Dtype.FLOAT32, wanted, kind=kind) is Quantization.NONE
+
+
+def test_a_table_of_channels_takes_its_room_once_in_each_packet():
+    """Mean and scale of each channel are 8 bytes; so it is too where the device has made them."""
+    made = row_bytes(384, Dtype.FLOAT32, Quantization.INT8_CHANNEL)
+    assert made == row_bytes(384, Dtype.INT8, Quantization.NONE, by_channel=True) == (0, 384, 3072)
 
 
 def test_a_hook_point_has_the_same_shard_in_every_process():

@@ -7,7 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from asysi.bus.packet import HEADER_DTYPE, ActivationPacket, Dtype, Quantization, parse_packet
+from asysi.bus.packet import HEADER_DTYPE, ActivationPacket, Dtype, Quantization, RowFlag, parse_packet
+from asysi.bus.quantization import Quantised, quantise
 from asysi_ring import Reader, Writer, create
 
 CHUNK = 256 * 1024
@@ -22,7 +23,9 @@ class Pipe:
         self.writer, self.reader = Writer(folder), Reader(folder, "r")
         self.account = self.writer.account("p")
 
-    def send(self, rows, quantization, dtype=Dtype.FLOAT32, index=None, scales=None) -> ActivationPacket:
+    def send(
+        self, rows, quantization, dtype=Dtype.FLOAT32, *, index=None, scales=None, table=None
+    ) -> ActivationPacket:
         header = np.zeros(1, HEADER_DTYPE)
         header["account"], header["width"] = self.account, rows.shape[1]
         count = len(rows) if index is None else len(index)
@@ -37,6 +40,7 @@ class Pipe:
             dtype,
             quantization,
             scales=scales,
+            table=table,
         )
         (view,) = self.reader.pull()
         self.reader.consumed(view)
@@ -159,3 +163,90 @@ def test_gathered_rows_are_the_chosen_ones_in_order(pipe, data, rows, quantizati
     chosen = pipe.send(wide[:, : rows.shape[1]], quantization, index=index)
     plain = pipe.send(np.ascontiguousarray(rows[index]), quantization)
     np.testing.assert_array_equal(chosen.to_float32(), plain.to_float32())
+
+
+def table_of(data, width: int) -> np.ndarray:
+    """A mean and a scale for each channel, of any size."""
+    means = st.floats(-(2.0**60), 2.0**60, width=32)
+    scales = st.floats(2.0**-120, 2.0**60, width=32)
+    drawn = [data.draw(hnp.arrays(np.float32, width, elements=one, fill=one)) for one in (means, scales)]
+    return np.stack(drawn)
+
+
+def same(packet: ActivationPacket, wanted: Quantised) -> None:
+    """The packet holds the bytes that the reference makes."""
+    assert packet.payload.dtype == wanted.payload.dtype
+    np.testing.assert_array_equal(packet.payload, wanted.payload)
+    for got, made in ((packet.scales, wanted.scales), (packet.table, wanted.table)):
+        assert (got is None) == (made is None)
+        if made is not None:
+            assert got.tobytes() == made.tobytes()
+
+
+@with_pipe
+@given(
+    rows=rows_of(everything),
+    quantization=st.sampled_from([Quantization.BF16, Quantization.FP8, Quantization.INT8]),
+)
+def test_the_ring_makes_the_bytes_of_the_reference(pipe, rows, quantization):
+    """C++ and numpy agree bit by bit, whatever the numbers are."""
+    packet = pipe.send(rows, quantization)
+    same(packet, quantise(rows, quantization))
+    assert int(packet.header["version"]) == (3 if quantization is Quantization.FP8 else 2)
+
+
+@with_pipe
+@given(rows=rows_of(everything), data=st.data(), ordinary=st.booleans())
+def test_int8_by_channel_is_that_of_the_reference(pipe, rows, data, ordinary):
+    """C++ and numpy agree bit by bit; rows with values outside are flagged, and the values counted."""
+    table = np.array([[0.5], [0.25]], np.float32).repeat(rows.shape[1], 1)
+    table = table if ordinary else table_of(data, rows.shape[1])
+    before = pipe.writer.saturated(pipe.account)
+    packet = pipe.send(rows, Quantization.INT8_CHANNEL, table=table)
+    wanted = quantise(rows, Quantization.INT8_CHANNEL, table)
+    same(packet, wanted)
+    flagged = (packet.rows["flags"] & RowFlag.SATURATED) != 0
+    np.testing.assert_array_equal(flagged, wanted.saturated > 0)
+    assert pipe.writer.saturated(pipe.account) - before == wanted.saturated.sum()
+    assert Quantization(int(packet.header["quantization"])) is Quantization.INT8_CHANNEL
+    again = pipe.send(np.ascontiguousarray(packet.payload), 0, Dtype.INT8, table=packet.table)
+    same(again, Quantised(packet.payload, table=table))
+    assert again.header["quantization"] == packet.header["quantization"], (
+        "what passes through says what it is"
+    )
+
+
+@with_pipe
+@given(rows=rows_of(st.floats(-60000, 60000, width=16)))
+def test_half_precision_becomes_fp8_and_int8_by_channel_as_its_float32_would(pipe, rows):
+    """float16 sources give the bytes that their exact float32 values give."""
+    half, table = rows.astype(np.float16), np.ones((2, rows.shape[1]), np.float32)
+    same(
+        pipe.send(half, Quantization.FP8, Dtype.FLOAT16), quantise(half.astype(np.float32), Quantization.FP8)
+    )
+    packet = pipe.send(half, Quantization.INT8_CHANNEL, Dtype.FLOAT16, table=table)
+    same(packet, quantise(half.astype(np.float32), Quantization.INT8_CHANNEL, table))
+
+
+def test_int8_by_channel_without_its_table_is_refused(pipe):
+    """No table, or one of another width: a ValueError, and nothing is booked."""
+    rows = np.ones((2, 8), np.float32)
+    with pytest.raises(ValueError, match="table"):
+        pipe.send(rows, Quantization.INT8_CHANNEL)
+    with pytest.raises(ValueError, match="table"):
+        pipe.send(rows, Quantization.INT8_CHANNEL, table=np.ones((2, 7), np.float32))
+    assert pipe.writer.head() == 0
+
+
+def test_a_claim_of_int8_by_channel_carries_its_table(pipe):
+    """Filled in place by another converter, a device say, a packet is read back like the ring's own."""
+    rows = np.random.default_rng(0).normal(size=(5, 12)).astype(np.float32)
+    table = np.stack([rows.mean(0), np.full(12, 0.03, np.float32)])
+    made = quantise(rows, Quantization.INT8_CHANNEL, table)
+    header = np.zeros(1, HEADER_DTYPE)
+    header["account"], header["width"] = pipe.account, 12
+    with pipe.writer.claim(0, header, 5, Dtype.FLOAT32, Quantization.INT8_CHANNEL) as claim:
+        claim.set_scales(table)
+        np.copyto(np.frombuffer(claim, np.int8).reshape(5, 12), made.payload)
+    (view,) = pipe.reader.pull()
+    same(parse_packet(memoryview(view.copy()), ["p"]), made)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from asysi.bus.packet import HEADER_DTYPE, ROW_DTYPE, ActivationPacket, Dtype, RowFlag
+from asysi.bus.packet import HEADER_DTYPE, ROW_DTYPE, ActivationPacket, Dtype, Quantization, RowFlag
+from asysi.bus.quantization import quantise
 from asysi.contract.errors import ConfigError
 from asysi.contract.spec import SaeTrain
 from asysi.sae.checkpoint import TrainerCheckpoint, read_checkpoint, write_checkpoint
@@ -146,6 +148,27 @@ def test_every_row_is_trained_on_or_counted(tmp_path):
     assert (counts.received, counts.held_out, counts.not_finite) == (40 * 24, 40 * 8, 8 * 2)
     assert counts.trained == 40 * 16 - 8 * 2
     assert counts.after_stop == 0
+
+
+@pytest.mark.parametrize("quantization", [Quantization.FP8, Quantization.INT8_CHANNEL])
+def test_quantised_rows_are_read_back_and_their_nan_is_found(quantization):
+    """Rows of fp8 and of int8 by channel are kept as bfloat16; one that was not finite is left out."""
+    original = packet(3, dtype=Dtype.FLOAT32)
+    values = original.payload.copy()
+    values[4, 1] = np.nan
+    table = np.stack([np.zeros(WIDTH), np.full(WIDTH, np.abs(original.payload).max() / 100)]).astype(
+        np.float32
+    )
+    made = quantise(values, quantization, table)
+    header = original.header.copy()
+    header["dtype"], header["quantization"] = quantization.dtype, quantization
+    rows, finite = kept_rows(
+        replace(original, header=header, scales=made.scales, payload=made.payload, table=made.table)
+    )
+    assert np.flatnonzero(~finite).tolist() == [4]
+    kept = np.delete(rows.float().numpy(), 4, 0)
+    wanted = np.delete(values, 4, 0)
+    np.testing.assert_allclose(kept, wanted, rtol=0.07, atol=float(table[1, 0]))
 
 
 @pytest.mark.parametrize("dtype", [Dtype.FLOAT32, Dtype.FLOAT16, Dtype.BFLOAT16, Dtype.INT8])

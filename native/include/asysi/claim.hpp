@@ -22,7 +22,8 @@ struct Block {
     const RowRecord* records;  // null: zeros
     Rows rows;
     Quantization quantization;
-    const float* scales;  // one per row, for rows that are already int8; null: none
+    const float* scales;  // of rows that are int8 or fp8 already, one per row; null: none
+    const float* table;   // [2, width], mean and scale of each channel, of int8 by channel; null: none
     bool book_seen;
 };
 
@@ -33,12 +34,15 @@ struct Plan {
     u64 payload_bytes;
     u64 scales_at;
     u64 payload_at;
+    bool by_channel;  // int8 with mean and scale of each channel
 
     Plan() = default;
     explicit Plan(const Block& block) : dtype(converted(block.rows.dtype, block.quantization)) {
-        const bool scaled = dtype == Dtype::int8 && (block.rows.dtype != Dtype::int8 || block.scales != nullptr);
+        by_channel = dtype == Dtype::int8 && (block.quantization == Quantization::int8_channel || block.table != nullptr);
+        const bool narrow = dtype == Dtype::int8 || dtype == Dtype::fp8_e4m3;
+        const bool scaled = narrow && (block.rows.dtype != dtype || block.scales != nullptr);
         const u64 count = block.rows.count;
-        scale_bytes = scaled ? count * sizeof(float) : 0;
+        scale_bytes = by_channel ? u64{block.rows.width} * 2 * sizeof(float) : scaled ? count * sizeof(float) : 0;
         payload_bytes = count * block.rows.width * item_bytes(dtype);
         scales_at = header_bytes + count * row_bytes;
         payload_at = asysi::payload_at(count, scale_bytes);
@@ -153,7 +157,7 @@ public:
     [[nodiscard]] std::span<std::byte> payload() const { return {bytes_ + plan_.payload_at, plan_.payload_bytes}; }
     /// One record per row; zeros, or the block's records.
     [[nodiscard]] std::span<RowRecord> records() const { return {reinterpret_cast<RowRecord*>(bytes_ + header_bytes), count_}; }
-    /// One scale per row for int8; empty for other types.
+    /// A scale a row of int8 and fp8; of int8 by channel all means, then all scales; empty for other types.
     [[nodiscard]] std::span<float> scales() const {
         return {reinterpret_cast<float*>(bytes_ + plan_.scales_at), plan_.scale_bytes / sizeof(float)};
     }

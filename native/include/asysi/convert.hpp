@@ -3,9 +3,15 @@
 // Compile with -ffp-contract=off to get bit-identical results on every CPU.
 //
 //   bfloat16  round to nearest, ties to even; NaN stays NaN (quiet, sign kept), infinities stay, overflow -> infinity.
-//   int8      per row: scale = max |finite x| / 127, q = round to nearest even of x * 127 / max, so |x - q * scale| <=
+//   fp8       OCP E4M3 (no infinities, at most 448), a scale a row: scale = max |finite x| / 448, q = x / scale rounded to
+//             nearest even, so |x - q * scale| <= max(|x| / 16, scale / 1024), and the last bits of float32. NaN and
+//             infinities -> NaN. A row whose scale would not be a normal float32 has scale 0 and q = 0, but for its NaN.
+//   int8      a row: scale = max |finite x| / 127, q = round to nearest even of x * 127 / max, so |x - q * scale| <=
 //             scale / 2. NaN -> 0, +-infinity -> +-127. A row whose scale would not be a normal float32 (all zero, all
 //             NaN, or below 1.5e-36) has scale 0 and q = 0.
+//   int8_channel  mean and scale of each channel are given: q = round to nearest even of (x - mean) / scale, so
+//             |x - (q * scale + mean)| <= scale / 2, and the last bits of float32. Beyond +-127 it saturates: the value is
+//             counted, its row flagged. NaN and infinities -> -128, which is read back as NaN.
 #pragma once
 
 #include <bit>
@@ -87,6 +93,40 @@ ASYSI_CLONES static void int8_from_float(std::int8_t* out, const float* in, std:
     }
 }
 
+/// E4M3 bits of floats of at most 448 (1 + 2^-20); what is not finite becomes NaN.
+ASYSI_CLONES static void e4m3_from_float(std::uint8_t* out, const float* in, std::size_t n, float scale) {
+    for (std::size_t i = 0; i < n; ++i) {
+        const auto bits = std::bit_cast<std::uint32_t>(in[i] / scale);
+        const std::uint32_t magnitude = bits & 0x7FFFFFFF;
+        const std::uint32_t sign = (std::bit_cast<std::uint32_t>(in[i]) >> 24) & 0x80;
+        // Rounded at its third bit to even; the exponent is 120 too large.
+        const std::uint32_t normal = ((magnitude + 0x7FFFF + ((magnitude >> 20) & 1)) >> 20) - (120U << 3);
+        // Below 2^-6 steps are 2^-9, as they are from 2^14 on in float32.
+        const std::uint32_t small = std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) + 16384.0F) - 0x46800000;
+        const std::uint32_t rounded = magnitude >= 0x3C800000 ? normal : small;
+        const std::uint32_t finite = rounded < 0x7E ? rounded : 0x7E;
+        const bool number = (std::bit_cast<std::uint32_t>(in[i]) & 0x7FFFFFFF) < 0x7F800000;
+        out[i] = static_cast<std::uint8_t>((number ? finite : 0x7F) | sign);
+    }
+}
+
+/// Returns how many values were outside their channel's range.
+ASYSI_CLONES static std::uint32_t int8_by_channel(std::int8_t* out, const float* in, const float* mean, const float* scale,
+                                                  std::size_t n) {
+    std::uint32_t outside = 0;
+    for (std::size_t i = 0; i < n; ++i) {
+        const float wanted = (in[i] - mean[i]) / scale[i];
+        const float high = wanted < 127.0F ? wanted : 127.0F;
+        const float clipped = high > -127.0F ? high : -127.0F;
+        const auto bits = static_cast<std::uint8_t>(std::bit_cast<std::uint32_t>(clipped + 12582912.0F));
+        const bool finite = (std::bit_cast<std::uint32_t>(in[i]) & 0x7FFFFFFF) < 0x7F800000;
+        const bool within = wanted < 127.5F && wanted > -127.5F;
+        out[i] = static_cast<std::int8_t>(finite ? bits : std::uint8_t{0x80});
+        outside += finite && !within ? 1U : 0U;
+    }
+    return outside;
+}
+
 }  // namespace kernel
 
 /// Rows in memory: row i begins at `base + (index ? index[i] : i) * stride`.
@@ -108,7 +148,8 @@ struct Rows {
 constexpr Dtype converted(Dtype source, Quantization quantization) {
     if (item_bytes(source) == 1) return source;
     if (quantization == Quantization::bf16) return Dtype::bfloat16;
-    if (quantization == Quantization::int8) return Dtype::int8;
+    if (quantization == Quantization::fp8) return Dtype::fp8_e4m3;
+    if (quantization == Quantization::int8 || quantization == Quantization::int8_channel) return Dtype::int8;
     return source;
 }
 
@@ -177,18 +218,24 @@ inline void bfloat16_rows(std::byte* out, const Rows& in) {
     }
 }
 
+/// The largest finite magnitude of a row.
+inline float finite_maximum(const std::byte* row, Dtype dtype, std::size_t width) {
+    std::int32_t bits = 0;
+    each_piece(row, dtype, width, [&](std::size_t, const float* floats, std::size_t n) {
+        const auto piece = kernel::finite_maximum(reinterpret_cast<const std::uint32_t*>(floats), n);
+        bits = piece > bits ? piece : bits;
+    });
+    return std::bit_cast<float>(bits);
+}
+
+inline bool normal(float scale) { return scale >= std::numeric_limits<float>::min(); }
+
 inline void int8_rows(std::byte* out, float* scales, const Rows& in) {
     for (std::size_t i = 0; i < in.count; ++i, out += in.width) {
-        std::int32_t bits = 0;
-        each_piece(in.row(i), in.dtype, in.width, [&](std::size_t, const float* floats, std::size_t n) {
-            const auto piece = kernel::finite_maximum(reinterpret_cast<const std::uint32_t*>(floats), n);
-            bits = piece > bits ? piece : bits;
-        });
-        const float maximum = std::bit_cast<float>(bits);
+        const float maximum = finite_maximum(in.row(i), in.dtype, in.width);
         const float scale = maximum / 127.0F;
-        const bool normal = scale >= std::numeric_limits<float>::min();
-        scales[i] = normal ? scale : 0.0F;
-        if (!normal) {
+        scales[i] = normal(scale) ? scale : 0.0F;
+        if (!normal(scale)) {
             std::memset(out, 0, in.width);
             continue;
         }
@@ -199,13 +246,51 @@ inline void int8_rows(std::byte* out, float* scales, const Rows& in) {
     }
 }
 
-/// Writes the rows to `out` as `converted(in.dtype, quantization)`; for int8, `scales` gets one float per row.
-/// `streams`: large copies bypass the caches; `out` must then be aligned to 64 bytes.
-inline void convert(std::byte* out, float* scales, const Rows& in, Quantization quantization, bool streams = false) {
+inline void fp8_rows(std::byte* out, float* scales, const Rows& in) {
+    for (std::size_t i = 0; i < in.count; ++i, out += in.width) {
+        const float scale = finite_maximum(in.row(i), in.dtype, in.width) / 448.0F;
+        scales[i] = normal(scale) ? scale : 0.0F;
+        // What is divided by infinity is 0, and NaN stays NaN.
+        const float divisor = normal(scale) ? scale : std::numeric_limits<float>::infinity();
+        auto* const to = reinterpret_cast<std::uint8_t*>(out);
+        each_piece(in.row(i), in.dtype, in.width, [&](std::size_t at, const float* floats, std::size_t n) {
+            kernel::e4m3_from_float(to + at, floats, n, divisor);
+        });
+    }
+}
+
+/// `table`: [2, width], mean and scale of each channel. Flags rows with values outside, and returns how many values those are.
+inline std::uint64_t int8_channel_rows(std::byte* out, const float* table, RowRecord* records, const Rows& in) {
+    std::uint64_t all = 0;
+    for (std::size_t i = 0; i < in.count; ++i, out += in.width) {
+        std::uint64_t outside = 0;
+        auto* const to = reinterpret_cast<std::int8_t*>(out);
+        each_piece(in.row(i), in.dtype, in.width, [&](std::size_t at, const float* floats, std::size_t n) {
+            outside += kernel::int8_by_channel(to + at, floats, table + at, table + in.width + at, n);
+        });
+        if (outside != 0) records[i].flags |= row_saturated;
+        all += outside;
+    }
+    return all;
+}
+
+/// Where what goes with the elements is written.
+struct Beside {
+    float* scales;       // [rows] for int8 and fp8
+    RowRecord* records;  // [rows]: rows that saturate are flagged
+    const float* table;  // [2, width], mean and scale of each channel, for int8_channel
+};
+
+/// Writes the rows to `out`, as `converted(in.dtype, quantization)`; returns how many values saturated.
+/// `streams`: large copies go around the caches; `out` is a multiple of 64 then.
+inline std::uint64_t convert(std::byte* out, const Beside& beside, const Rows& in, Quantization quantization,
+                             bool streams = false) {
     const Dtype to = converted(in.dtype, quantization);
-    if (to == in.dtype) return copy_rows(out, in, streams);
-    if (to == Dtype::bfloat16) return bfloat16_rows(out, in);
-    int8_rows(out, scales, in);
+    if (to == in.dtype) return copy_rows(out, in, streams), 0;
+    if (to == Dtype::bfloat16) return bfloat16_rows(out, in), 0;
+    if (to == Dtype::fp8_e4m3) return fp8_rows(out, beside.scales, in), 0;
+    if (quantization == Quantization::int8_channel) return int8_channel_rows(out, beside.table, beside.records, in);
+    return int8_rows(out, beside.scales, in), 0;
 }
 
 }  // namespace asysi

@@ -42,7 +42,7 @@ public:
     [[nodiscard]] unsigned threads() const { return static_cast<unsigned>(others_.size()) + 1; }
 
     /// As `asysi::convert`. While another caller is in here, one converts alone.
-    void convert(std::byte* out, float* scales, const Rows& in, Quantization quantization, bool streams) {
+    std::uint64_t convert(std::byte* out, const Beside& beside, const Rows& in, Quantization quantization, bool streams) {
         const std::size_t row = in.width * item_bytes(converted(in.dtype, quantization));
         // Every part begins at a multiple of 64 bytes, as the whole does: copies around the caches ask for that.
         const std::size_t step = row == 0 ? 1 : 64 / std::gcd(std::size_t{64}, row);
@@ -51,10 +51,11 @@ public:
         const std::size_t parts = rows == 0 ? 0 : (in.count + rows - 1) / rows;
         const std::unique_lock alone(busy_, std::try_to_lock);
         if (!alone || parts < 2 || in.count * in.bytes() < worth_sharing) {
-            return asysi::convert(out, scales, in, quantization, streams);
+            return asysi::convert(out, beside, in, quantization, streams);
         }
-        job_ = {.out = out, .scales = scales, .in = in, .quantization = quantization, .streams = streams, .row = row, .rows = rows};
+        job_ = {.out = out, .beside = beside, .in = in, .quantization = quantization, .streams = streams, .row = row, .rows = rows};
         done_.store(0, std::memory_order_relaxed);
+        saturated_.store(0, std::memory_order_relaxed);
         turn_ = (turn_ + 1) & 0x7FFFFFFF;
         ticket_.store(turn_ << 32 | parts, std::memory_order_seq_cst);
         if (sleepers_.load(std::memory_order_seq_cst) != 0) ticket_.notify_all();
@@ -63,12 +64,13 @@ public:
         for (unsigned spins = 0; done_.load(std::memory_order_acquire) != parts; ++spins) {
             if (spins > 1000) std::this_thread::yield();
         }
+        return saturated_.load(std::memory_order_relaxed);
     }
 
 private:
     struct Job {
         std::byte* out;
-        float* scales;
+        Beside beside;
         Rows in;
         Quantization quantization;
         bool streams;
@@ -95,8 +97,11 @@ private:
         } else {
             part.base += static_cast<std::int64_t>(first) * part.stride;
         }
-        asysi::convert(job_.out + first * job_.row, job_.scales == nullptr ? nullptr : job_.scales + first, part,
-                       job_.quantization, job_.streams);
+        Beside beside = job_.beside;
+        if (beside.scales != nullptr) beside.scales += first;
+        if (beside.records != nullptr) beside.records += first;
+        const std::uint64_t outside = asysi::convert(job_.out + first * job_.row, beside, part, job_.quantization, job_.streams);
+        if (outside != 0) saturated_.fetch_add(outside, std::memory_order_relaxed);
         done_.fetch_add(1, std::memory_order_release);
         return true;
     }
@@ -122,6 +127,7 @@ private:
     std::uint64_t turn_ = 0;
     alignas(64) std::atomic<std::uint64_t> ticket_{0};
     alignas(64) std::atomic<std::size_t> done_{0};
+    std::atomic<std::uint64_t> saturated_{0};  // values, of the parts that are done
     std::atomic<unsigned> sleepers_{0};
     std::vector<std::thread> others_;
 };

@@ -1,4 +1,7 @@
-// The wire format of a packet: header | row records | scales (int8 only) | zeros | payload.
+// The wire form of a packet: header | row records | scales | zeros | payload.
+//
+// scales: fp8 and int8 with a scale a row: [rows] floats; int8 by channel: the means of all channels, then their scales,
+// [2, width] floats. So every packet says by itself how it is read back.
 //
 // Payload and chunks are aligned to 64 bytes, so that no vector load or store is split across two cache lines.
 //
@@ -12,10 +15,12 @@
 namespace asysi {
 
 inline constexpr std::uint32_t packet_magic = 0x4B505341;  // "ASPK" in memory
-inline constexpr std::uint16_t packet_version = 2;
+/// The newest version, and the one that packets have which older readers read rightly: each states the least that reads it.
+inline constexpr std::uint16_t packet_version = 3;
+inline constexpr std::uint16_t oldest_packet_version = 2;
 
 enum class Dtype : std::uint16_t { float32 = 0, bfloat16 = 1, float16 = 2, int8 = 3, fp8_e4m3 = 4 };
-enum class Quantization : std::uint16_t { none = 0, bf16 = 1, fp8 = 2, int8 = 3 };
+enum class Quantization : std::uint16_t { none = 0, bf16 = 1, fp8 = 2, int8 = 3, int8_channel = 4 };
 
 /// Size of an element in bytes; 0 for an unknown type.
 constexpr std::size_t item_bytes(Dtype dtype) {
@@ -67,8 +72,11 @@ struct RowRecord {
     std::uint32_t sequence;
     std::uint32_t position;
     std::int32_t token;
-    std::uint32_t flags;  // 1: held out; 2: bits 8 to 31 hold the token's position in its document
+    std::uint32_t flags;  // 1: held out; 2: bits 8 to 31 hold the token's position in its document; 4: `row_saturated`
 };
+
+/// Flag of a row with a value outside the range of its channel: it is stored as the end of the range.
+inline constexpr std::uint32_t row_saturated = 4;
 
 inline constexpr std::size_t header_bytes = 192;
 inline constexpr std::size_t row_bytes = 24;
@@ -85,13 +93,22 @@ constexpr std::uint64_t payload_at(std::uint64_t rows, std::uint64_t scale_bytes
     return (header_bytes + rows * row_bytes + scale_bytes + payload_alignment - 1) / payload_alignment * payload_alignment;
 }
 
-/// Total size of a packet with this header; 0 if its sizes are inconsistent.
+/// The least version whose readers understand such a payload.
+constexpr std::uint16_t least_version(Dtype dtype, Quantization quantization) {
+    const bool younger = dtype == Dtype::fp8_e4m3 || quantization == Quantization::int8_channel;
+    return younger ? packet_version : oldest_packet_version;
+}
+
+/// Bytes that a packet with this header covers; 0 when its sizes contradict each other.
 constexpr std::uint64_t packet_bytes(const PacketHeader& header) {
     const auto item = item_bytes(static_cast<Dtype>(header.dtype));
     const std::uint64_t rows = header.rows;
-    const bool scales_fit = header.scale_bytes == 0 || header.scale_bytes == rows * 4;
-    if (header.magic != packet_magic || header.version != packet_version || item == 0 || !scales_fit) return 0;
-    // rows and width are 32 bits each, an item at most 4 bytes: divide to avoid overflow.
+    const bool by_channel = header.quantization == static_cast<std::uint16_t>(Quantization::int8_channel);
+    const std::uint64_t scales = by_channel ? std::uint64_t{header.width} * 8 : rows * 4;
+    const bool scales_fit = header.scale_bytes == scales || (header.scale_bytes == 0 && !by_channel);
+    const bool known = header.version == packet_version || header.version == oldest_packet_version;
+    if (header.magic != packet_magic || !known || item == 0 || !scales_fit) return 0;
+    // rows and width are 32 bits each, an item at most 4 bytes: divide rather than overflow.
     if (rows == 0 || header.payload_bytes / rows / item != header.width) return 0;
     if (header.payload_bytes % (rows * item) != 0) return 0;
     if (header.payload_bytes > (std::uint64_t{1} << 40)) return 0;

@@ -115,7 +115,16 @@ public:
         return ring_.shard(shard).head.load(std::memory_order_relaxed);
     }
 
-    /// Publishes `block`; returns false if it was dropped, with its rows counted as dropped. Empty blocks are ignored.
+    /// Values of an account outside their channels' ranges that this writer converted to int8 by channel.
+    [[nodiscard]] u64 saturated(u32 account) {
+        books_.expect_account(account);
+        const u32 home = books_.home(account);
+        if (home == 0) return 0;
+        const auto turn = seat_.enter(lanes_[home - 1].gate);
+        return saturated_[account];
+    }
+
+    /// Publishes `block`; false, the rows booked as dropped, when it had to go. An empty block is not a packet.
     ///
     /// Throws std::invalid_argument, before counting anything, if the block is not a valid packet for this ring.
     /// Threads on one shard take turns; throws BusyError if another one holds it for more than a second.
@@ -125,6 +134,7 @@ public:
         const auto turn = seat_.enter(lane.gate);
         const Plan plan(block);
         expect_fit(block, plan);
+        if (plan.by_channel && block.table == nullptr) throw std::invalid_argument("int8 by channel needs a table of channels");
         if (block.rows.count == 0) return true;
         PendingPacket packet = pending(lane, block, plan);
         open_intent(packet);
@@ -243,9 +253,6 @@ private:
     void expect_fit(const Block& block, const Plan& plan) const {
         books_.expect_account(block.header.account);
         if (item_bytes(block.rows.dtype) == 0) throw std::invalid_argument("the source has an unknown dtype");
-        if (block.quantization == Quantization::fp8 && plan.dtype != Dtype::fp8_e4m3) {
-            throw std::invalid_argument("the ring does not convert to fp8");
-        }
         if (block.rows.count > geometry().chunk_bytes || plan.total() > geometry().chunk_bytes) {
             throw std::invalid_argument("a packet of " + std::to_string(block.rows.count) + " rows x " +
                                         std::to_string(block.rows.width) + " takes " + std::to_string(plan.total()) +
@@ -297,7 +304,6 @@ private:
         std::byte* const chunk = ring_.chunk(packet.shard, packet.chunk);
         PacketHeader header = block.header;
         header.magic = packet_magic;
-        header.version = packet_version;
         header.header_bytes = static_cast<u16>(header_bytes);
         header.sequence = packet.sequence;
         header.rows_before = books_.of(packet.account)[produced::published];
@@ -306,7 +312,9 @@ private:
         header.dtype = static_cast<u16>(plan.dtype);
         header.payload_bytes = plan.payload_bytes;
         header.scale_bytes = static_cast<u32>(plan.scale_bytes);
-        if (plan.dtype != block.rows.dtype) header.quantization = static_cast<u16>(block.quantization);
+        if (plan.by_channel) header.quantization = static_cast<u16>(Quantization::int8_channel);
+        else if (plan.dtype != block.rows.dtype) header.quantization = static_cast<u16>(block.quantization);
+        header.version = least_version(plan.dtype, static_cast<Quantization>(header.quantization));
         std::memcpy(chunk, &header, sizeof header);
         ASYSI_TESTPOINT("writer.header.written");
         if (block.records != nullptr) {
@@ -315,21 +323,20 @@ private:
         } else {
             std::memset(chunk + header_bytes, 0, plan.payload_at - header_bytes);
         }
-        if (block.scales != nullptr && plan.scale_bytes != 0 && block.rows.dtype == Dtype::int8) {
-            std::memcpy(chunk + plan.scales_at, block.scales, plan.scale_bytes);
-        }
+        const float* const scales = plan.by_channel ? block.table : block.rows.dtype == plan.dtype ? block.scales : nullptr;
+        if (scales != nullptr && plan.scale_bytes != 0) std::memcpy(chunk + plan.scales_at, scales, plan.scale_bytes);
         ASYSI_TESTPOINT("writer.records.written");
     }
 
     void write_payload(const PendingPacket& packet, const Block& block) {
         const Plan& plan = packet.plan;
         std::byte* const chunk = ring_.chunk(packet.shard, packet.chunk);
-        auto* const scales = reinterpret_cast<float*>(chunk + plan.scales_at);
-        if (converters_) {
-            converters_->convert(chunk + plan.payload_at, scales, block.rows, block.quantization, streams_);
-        } else {
-            convert(chunk + plan.payload_at, scales, block.rows, block.quantization, streams_);
-        }
+        auto* const out = chunk + plan.payload_at;
+        const Beside beside{.scales = reinterpret_cast<float*>(chunk + plan.scales_at),
+                            .records = reinterpret_cast<RowRecord*>(chunk + header_bytes),
+                            .table = block.table};
+        saturated_[packet.account] += converters_ ? converters_->convert(out, beside, block.rows, block.quantization, streams_)
+                                                  : convert(out, beside, block.rows, block.quantization, streams_);
         ASYSI_TESTPOINT("writer.payload.written");
     }
 
@@ -456,6 +463,7 @@ private:
     bool streams_ = exceeds_caches(ring_.geometry());
     std::unique_ptr<ConvertPool> converters_;  // none: the caller alone
     std::vector<Lane> lanes_;
+    std::vector<u64> saturated_ = std::vector<u64>(ring_.geometry().accounts);  // by account, each its shard's
 };
 
 inline void Claim::commit() {

@@ -226,11 +226,5 @@ def _inside(values: NDArray[Any], bounds: Range | None) -> NDArray[np.bool_]:
 
 
 def cut(packet: ActivationPacket, keep: NDArray[np.bool_]) -> ActivationPacket:
-    """Return the packet with only the rows in `keep`; its header still describes the complete packet."""
-    return packet if keep.all() else pick(packet, np.flatnonzero(keep))
-
-
-def pick(packet: ActivationPacket, rows: NDArray[np.integer[Any]]) -> ActivationPacket:
-    """Return a packet of rows [n] of a packet, copied; its header still describes the whole."""
-    scales = packet.scales[rows] if packet.scales is not None else None
-    return ActivationPacket(packet.header, packet.point, packet.rows[rows], scales, packet.payload[rows])
+    """Return the packet with the rows of `keep` alone; its header still describes the whole."""
+    return packet if keep.all() else packet.select(keep)

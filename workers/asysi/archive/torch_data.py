@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from asysi.archive.dataset import MScanDataset, Range, cut, pick
+from asysi.archive.dataset import MScanDataset, Range, cut
 from asysi.archive.format import ChunkKind
 from asysi.bus.packet import ActivationPacket, Dtype, RowFlag
 
@@ -194,7 +194,7 @@ class MScanRows(Dataset[Rows]):
             for packet in self._chunks.packets(int(chunk)):
                 inside = own[(own >= 0) & (own < len(packet.rows))]
                 if len(inside):
-                    parts.append(to_tensors(pick(packet, inside)))
+                    parts.append(to_tensors(packet.select(inside)))
                 own -= len(packet.rows)
         if not parts:
             return _none()

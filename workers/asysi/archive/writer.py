@@ -231,11 +231,11 @@ class MScanWriter:
         header = packet.header.copy()
         name = name_of(packet.point, Kind(int(header["kind"])))
         header["account"] = point = self._point(name, int(header["width"]))
-        scales = packet.scales if packet.scales is not None else b""
+        scales = packet.scales if packet.table is None else packet.table
         front: list[Bytes] = [
             header.tobytes(),
             _contiguous(packet.rows),
-            _contiguous(scales) if isinstance(scales, np.ndarray) else scales,
+            b"" if scales is None else _contiguous(scales),
         ]
         start = payload_at(len(packet.rows), len(front[-1]))
         parts = [*front, bytes(start - sum(map(len, front))), _contiguous(packet.payload)]

@@ -100,3 +100,5 @@ class HookGauge(IntEnum):
 
     NOT_FINITE = 0
     """Captured rows with NaN or infinite elements."""
+    SATURATED = 1
+    """Values outside the frozen range of their channel, under int8."""

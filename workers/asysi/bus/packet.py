@@ -1,13 +1,17 @@
 """The wire format of a packet: a fixed little-endian header, one record per row, scales, payload.
 
-    header (192 bytes) | rows × ROW_DTYPE | rows × float32 scale (int8 only) | zeros | rows × width elements
+    header (192 bytes) | rows × ROW_DTYPE | scales | zeros | rows × width elements
+
+Scales are what the elements need to be read back, so that every packet says it by itself: nothing for floats;
+rows × float32 for fp8 and for int8 with a scale per row; for int8 by channel width × float32 mean, then
+width × float32 scale.
 
 The elements are aligned to 64 bytes, so that no vector load or store is split across two cache lines. The
 C++ counterpart of the header is `native/include/asysi/packet.hpp`; a test checks that both layouts match.
 """
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum, IntFlag
 from typing import Any
 
@@ -15,7 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAGIC = 0x4B505341  # "ASPK" in memory
-VERSION = 2
+VERSION = 3
+"""The newest. A packet states the least version that reads it: 3 for fp8 and int8 by channel, else 2."""
+_READABLE = frozenset({2, VERSION})
 HEADER_BYTES = 192
 PAYLOAD_ALIGNMENT = 64
 
@@ -49,12 +55,39 @@ class Dtype(IntEnum):
 
 
 class Quantization(IntEnum):
-    """Quantisation of the payload; the spec uses the names in lower case."""
+    """How the payload was reduced on its way. Everything rounds to nearest, ties to even.
+
+    Bounds are of |x - x̂| for finite x, apart from the last bits of float32 arithmetic.
+    """
 
     NONE = 0
     BF16 = 1
+    """bfloat16: at most |x|/256. NaN and infinities stay."""
     FP8 = 2
+    """E4M3, a scale per row, max|x|/448: at most |x|/16, or scale/1024 near 0. Not finite: read as NaN."""
     INT8 = 3
+    """A scale per row, max|x|/127: at most scale/2. NaN becomes 0, an infinity the largest value."""
+    INT8_CHANNEL = 4
+    """A frozen mean and scale per channel: at most scale/2 within mean ± 127.5 scales. What lies beyond is
+    stored as the end of that range, its row flagged SATURATED. Not finite: read as NaN."""
+
+    @property
+    def dtype(self) -> Dtype | None:
+        """Type of the elements that it makes; None where they stay as they are."""
+        return _MADE.get(self)
+
+    @property
+    def by_channel(self) -> bool:
+        """Whether packets carry a mean and a scale per channel instead of a scale per row."""
+        return self is Quantization.INT8_CHANNEL
+
+
+_MADE = {
+    Quantization.BF16: Dtype.BFLOAT16,
+    Quantization.FP8: Dtype.FP8_E4M3,
+    Quantization.INT8: Dtype.INT8,
+    Quantization.INT8_CHANNEL: Dtype.INT8,
+}
 
 
 class PacketFlag(IntFlag):
@@ -76,6 +109,8 @@ class RowFlag(IntFlag):
     """The row belongs to a held-out document and is never trained on."""
     IN_DOCUMENT = 2
     """Bits 8 to 31 of the flags hold the token's position in its document."""
+    SATURATED = 4
+    """A value lay outside the range of its channel and is stored as the end of it."""
 
 
 _POSITION_BITS = 8
@@ -151,10 +186,15 @@ def payload_at(rows: int, scale_bytes: int) -> int:
     return end + -end % PAYLOAD_ALIGNMENT
 
 
-def rows_that_fit(chunk_bytes: int, row_bytes: int, scale_bytes: int = 0) -> int:
-    """Return how many rows, of `row_bytes` payload and `scale_bytes` scale each, fit a chunk as a packet."""
-    rows = max(0, (chunk_bytes - HEADER_BYTES) // (ROW_DTYPE.itemsize + scale_bytes + row_bytes))
-    while rows and payload_at(rows, rows * scale_bytes) + rows * row_bytes > chunk_bytes:
+def rows_that_fit(chunk_bytes: int, row_bytes: int, scale_bytes: int = 0, table_bytes: int = 0) -> int:
+    """Return how many rows fit a chunk as one packet, each of `row_bytes` payload and `scale_bytes` scale.
+
+    `table_bytes` are those of means and scales of the channels, once in each packet.
+    """
+    rows = max(
+        0, (chunk_bytes - HEADER_BYTES - table_bytes) // (ROW_DTYPE.itemsize + scale_bytes + row_bytes)
+    )
+    while rows and payload_at(rows, table_bytes + rows * scale_bytes) + rows * row_bytes > chunk_bytes:
         rows -= 1  # at most three times: the padding is smaller than three records
     return rows
 
@@ -170,19 +210,58 @@ class ActivationPacket:
     rows: NDArray[np.void]
     """[rows] of ROW_DTYPE."""
     scales: NDArray[np.float32] | None
-    """[rows]; int8 only."""
+    """[rows], of fp8 and of int8 with a scale per row."""
     payload: NDArray[np.generic]
-    """[rows, width]: float32, float16, int8, or uint16 holding bfloat16 bits."""
+    """[rows, width]: float32, float16, int8, uint16 holding bfloat16 bits, or uint8 holding those of E4M3."""
     shard: int = 0
-    """Shard that carried the packet; the header's sequence is per shard."""
+    """Part of the stream that carried it; the header's sequence counts in it."""
+    table: NDArray[np.float32] | None = None
+    """[2, width], mean and scale of each channel, of int8 by channel."""
+
+    def select(self, rows: slice | NDArray[np.generic]) -> "ActivationPacket":
+        """Return the packet with these of its rows alone; its header still describes the whole."""
+        scales = None if self.scales is None else self.scales[rows]
+        return replace(self, rows=self.rows[rows], scales=scales, payload=self.payload[rows])
 
     def to_float32(self) -> NDArray[np.float32]:
-        """Return the rows as a new float32 array [rows, width], scales applied."""
-        dtype = Dtype(int(self.header["dtype"]))
-        if dtype is Dtype.BFLOAT16:
-            return (self.payload.astype(np.uint32) << 16).view(np.float32)
-        values = self.payload.astype(np.float32)
-        return values * self.scales[:, None] if self.scales is not None else values
+        """Return the rows as a new float32 array [rows, width], read back from however they are stored."""
+        return read_back(self.payload, Dtype(int(self.header["dtype"])), self.scales, self.table)
+
+
+def read_back(
+    payload: NDArray[np.generic],
+    dtype: Dtype,
+    scales: NDArray[np.float32] | None = None,
+    table: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
+    """Return elements [rows, width], stored as `dtype`, as new float32: the one way back from every form."""
+    if dtype is Dtype.BFLOAT16:
+        return (payload.astype(np.uint32) << 16).view(np.float32)
+    fp8 = dtype is Dtype.FP8_E4M3
+    values: NDArray[np.float32] = E4M3[payload.view(np.uint8)] if fp8 else payload.astype(np.float32)
+    if table is not None:
+        values *= table[1]
+        values += table[0]
+        values[payload == NOT_FINITE] = np.nan
+    elif scales is not None:
+        values *= scales[:, None]
+    return values
+
+
+NOT_FINITE = -128
+"""Element of int8 by channel that stands for what is not finite."""
+
+
+def _e4m3() -> NDArray[np.float32]:
+    code = np.arange(256)
+    exponent, fraction = (code >> 3) & 15, code & 7
+    magnitude = np.where(exponent > 0, np.ldexp(8 + fraction, exponent - 10), np.ldexp(fraction, -9))
+    magnitude[(code & 0x7F) == 0x7F] = np.nan
+    return np.asarray(np.where(code < 128, magnitude, -magnitude), np.float32)
+
+
+E4M3 = _e4m3()
+"""[256] The number that each pattern of OCP FP8 E4M3 stands for: no infinities, 448 at most."""
 
 
 _ELEMENTS: dict[int, np.dtype[Any]] = {
@@ -193,9 +272,9 @@ _ELEMENTS: dict[int, np.dtype[Any]] = {
     Dtype.FP8_E4M3.value: np.dtype("u1"),
 }
 _SCALE = np.dtype("<f4")
-# magic, version, account, rows, width, dtype, payload_bytes, scale_bytes: struct unpacks all of them faster
-# than a structured scalar returns one.
-_SIZES = struct.Struct("<IH62xI4xII22xH4xQI")
+# magic, version, account, rows, width, dtype, quantization, payload_bytes, scale_bytes: a structured scalar
+# takes longer for each of them than struct does for all.
+_SIZES = struct.Struct("<IH62xI4xII22xHH2xQI")
 
 
 def parse_packet(buffer: memoryview, points: list[str], shard: int = 0) -> ActivationPacket:
@@ -211,14 +290,18 @@ def parse_packet(buffer: memoryview, points: list[str], shard: int = 0) -> Activ
     """
     if len(buffer) < HEADER_BYTES:
         raise ValueError(f"a packet has at least {HEADER_BYTES} bytes, this one {len(buffer)}")
-    magic, version, account, rows, width, number, payload_bytes, scale_bytes = _SIZES.unpack_from(buffer)
-    if magic != MAGIC or version != VERSION:
-        raise ValueError(f"no packet of version {VERSION}: magic {magic:#x}, version {version}")
+    magic, version, account, rows, width, number, quantization, payload_bytes, scale_bytes = (
+        _SIZES.unpack_from(buffer)
+    )
+    if magic != MAGIC or version not in _READABLE:
+        raise ValueError(f"no packet of version {VERSION} or 2: magic {magic:#x}, version {version}")
     if number not in _ELEMENTS:
         raise ValueError(f"packet has the unknown dtype {number}")
     element = _ELEMENTS[number]
     start = payload_at(rows, scale_bytes)
-    if payload_bytes != rows * width * element.itemsize or scale_bytes not in {0, rows * 4}:
+    by_channel = quantization == Quantization.INT8_CHANNEL and number == Dtype.INT8
+    scales_fit = scale_bytes == width * 8 if by_channel else scale_bytes in {0, rows * 4}
+    if payload_bytes != rows * width * element.itemsize or not scales_fit:
         announced = f"{payload_bytes} + {scale_bytes} bytes"
         raise ValueError(f"packet of {rows} × {width} {Dtype(number).name} announces {announced}")
     if start + payload_bytes > len(buffer):
@@ -226,12 +309,13 @@ def parse_packet(buffer: memoryview, points: list[str], shard: int = 0) -> Activ
         raise ValueError(f"packet announces {end} bytes, the chunk holds {len(buffer)}")
     if account >= len(points):
         raise ValueError(f"packet names hook point {account}, the ring knows {len(points)}")
-    records_end = HEADER_BYTES + rows * ROW_DTYPE.itemsize
+    scales = np.frombuffer(buffer, _SCALE, scale_bytes // 4, HEADER_BYTES + rows * ROW_DTYPE.itemsize)
     return ActivationPacket(
         np.frombuffer(buffer, HEADER_DTYPE, 1)[0],
         points[account],
         np.frombuffer(buffer, ROW_DTYPE, rows, HEADER_BYTES),
-        np.frombuffer(buffer, _SCALE, rows, records_end) if scale_bytes else None,
+        scales if scale_bytes and not by_channel else None,
         np.frombuffer(buffer, element, rows * width, start).reshape(rows, width),
         shard,
+        scales.reshape(2, width) if by_channel else None,
     )

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 import asysi_ring
 from asysi.bus.lane import LaneError
@@ -107,7 +108,12 @@ class RingProducer:
         """Return the free chunks of the shard that has the fewest."""
 
     def push(
-        self, packet: ActivationPacket, *, source: int = 0, quantization: Quantization = Quantization.NONE
+        self,
+        packet: ActivationPacket,
+        *,
+        source: int = 0,
+        quantization: Quantization = Quantization.NONE,
+        table: NDArray[np.float32] | None = None,
     ) -> bool:
         """Copy the packet into a chunk, converting it; return False if no chunk was available.
 
@@ -131,6 +137,7 @@ class RingProducer:
             int(self._dtype[0]),
             quantization,
             scales=packet.scales,
+            table=packet.table if table is None else table,
         )
 
     def channel(self, point: str, /) -> RingChannel:
@@ -151,6 +158,10 @@ class RingProducer:
             return asysi_ring.Lane(self._writer, device, slots, runtime)
         except asysi_ring.DeviceError as error:
             raise LaneError(str(error)) from error
+
+    def saturated(self, point: str) -> int:
+        """Return how many values of a hook point were outside the ranges of their channels."""
+        return self._writer.saturated(self._route(point).account)
 
     def room(self, point: str) -> int:
         """Return the free chunks of the point's shard; all of them if the oldest is overwritten."""

@@ -125,15 +125,21 @@ class Producer(BlockProducer, Protocol):
         ...
 
     def push(
-        self, packet: ActivationPacket, *, source: int = 0, quantization: Quantization = Quantization.NONE
+        self,
+        packet: ActivationPacket,
+        *,
+        source: int = 0,
+        quantization: Quantization = Quantization.NONE,
+        table: NDArray[np.float32] | None = None,
     ) -> bool:
         """Publish a copy of the packet; return False if there was no room and its rows were dropped.
 
         Args:
-            packet: its header is not modified; the stream sets account, sequence and rows_before in the copy.
-            source: increases with every push of a hook point, so that a restarted producer can resume after
-                `settled`; 0 if it cannot resume.
-            quantization: quantisation of the copy; NONE keeps the payload unchanged.
+            packet: its header is read, not changed; account, sequence and rows_before are the stream's.
+            source: grows from push to push within a hook point, so that a producer that was killed continues
+                behind `settled`; 0 where it cannot.
+            quantization: of the copy; NONE keeps the payload as it is, with its scales or table.
+            table: [2, width] mean and scale of each channel, for INT8_CHANNEL.
 
         Raises:
             ValueError: the packet is larger than `packet_bytes`, or the conversion is not supported.
@@ -142,6 +148,10 @@ class Producer(BlockProducer, Protocol):
 
     def room(self, point: str) -> int:
         """Return how many packets of a hook point can be pushed before one is dropped."""
+        ...
+
+    def saturated(self, point: str) -> int:
+        """Return how many values of a hook point this producer found outside the ranges of their channels."""
         ...
 
     def settled(self, point: str) -> int:

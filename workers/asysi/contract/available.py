@@ -129,7 +129,6 @@ REFUSALS = (
         "every content token is captured; use `all` and lower sampling.rate",
     ),
     Refusal("spec.capture.positions.count", None, "every content token is captured; drop it"),
-    Refusal("spec.capture.quantization", _only("none", "bf16", "int8"), "use none, bf16 or int8"),
     Refusal(
         "spec.bus.redis", None, "Redis belongs to CONSUMER mode, which comes with a later version; drop it"
     ),

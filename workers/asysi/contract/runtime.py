@@ -102,6 +102,8 @@ LEDGER_FILE = PurePosixPath("ledger.json")
 VERDICT_FILE = PurePosixPath("verdict.json")
 """The verdict on the ledger and the data: level, both conditions, findings and measurements."""
 REPORT_FILE = PurePosixPath("report.html")
+RANGES_FILE = PurePosixPath("quantization.safetensors")
+"""Under `capture.quantization: int8`, frozen mean and scale of each channel: [2, width] by hook point."""
 TIMELINE_FILE = PurePosixPath("timeline.jsonl")
 """One line per second: time, rate, offered and consumed rows per second, drops, lag and restarts."""
 EVENTS_FILE = PurePosixPath("events.jsonl")
@@ -140,7 +142,13 @@ OUTPUTS = (
         WEIGHTS_FOLDER,
         LOG_FOLDER,
     ),
-    *(ATTEMPTS_FOLDER, PIPELINE_FOLDER, PurePosixPath(".identity.lock"), PurePosixPath("statistics.json")),
+    *(
+        ATTEMPTS_FOLDER,
+        PIPELINE_FOLDER,
+        RANGES_FILE,
+        PurePosixPath(".identity.lock"),
+        PurePosixPath("statistics.json"),
+    ),
 )
 """All top-level files and folders that a run creates in its output folder."""
 

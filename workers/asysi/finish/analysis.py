@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from asysi.contract.errors import ConfigError
-from asysi.contract.runtime import CHECKPOINT_FOLDER, MODEL_FILE, POINTS_FILE, SAE_FOLDER
+from asysi.contract.runtime import CHECKPOINT_FOLDER, MODEL_FILE, POINTS_FILE, RANGES_FILE, SAE_FOLDER
 from asysi.contract.spec import ScanExperiment, Tokens
 from asysi.contract.workloads import text_of
 from asysi.finish import features, logits, sample, splice
@@ -30,6 +30,7 @@ from asysi.finish.status import TrainerGauges
 from asysi.finish.survey import VarianceByPlace, survey
 from asysi.finish.token_text import vocabulary
 from asysi.finish.verdict import Agreement
+from asysi.hook.ranges import Frozen, read_ranges
 from asysi.model.loading import LoadedModel, ResolvedModel, load_model, read_resolved
 from asysi.model.points import read_points
 from asysi.report.data import Browser, Comparison, LayerRow
@@ -149,8 +150,9 @@ def analyse(
         }
         _compare_norms(result, again, output)
         head = _Head(logits.unembedding(loaded.module), partial(vocabulary, loaded.tokenizer))
+        ranges = read_ranges(output / RANGES_FILE)
         gauged = {one.path: one for one in gauges}
-        _look(result, experiment, exports, again, head, gauges=gauged, beat=watch.beat)
+        _look(result, experiment, exports, again, head, gauges=gauged, ranges=ranges, beat=watch.beat)
         budget = ReadBudget(spec.finish.splice_tokens, spec.finish.splice_seconds)
         _splice(result, exports, again, loaded, budget=budget, watch=watch)
         watch.show(None)
@@ -245,6 +247,7 @@ def _look(
     head: "_Head",
     *,
     gauges: dict[str, TrainerGauges],
+    ranges: Mapping[str, Frozen],
     beat: Callable[[], None],
 ) -> None:
     sheet = again.sheet
@@ -263,6 +266,7 @@ def _look(
             shown=features.SHOWN // len(exports),
             sentence=features.sentence_of(sheet, SEED),
             unembedding=head.weight,
+            ranges=ranges[export.point].table if export.point in ranges else None,
         )
         name = f"{export.trainer}/{export.point}" if several else export.point
         one = _look_at(result, export, again, asked, name=name)

@@ -200,6 +200,7 @@ def _point_json(point: verdict.PointFacts) -> dict[str, Any]:
         "kept": point.kept,
         "lapped": {name: round(share, 6) for name, share in point.lapped.items()},
         "notFinite": point.not_finite,
+        "saturated": point.saturated,
         "outlier": None
         if point.outlier is None
         else {

@@ -87,6 +87,7 @@ def _point(
         kept=bus.published,
         lapped=lapped,
         not_finite=max(met) or (place.not_finite if place else 0),
+        saturated=books.saturated.get(path, 0),
         outlier=None if place is None else place.outlier,
         saes=tuple(_sae(name, path, captured.seen, records, analysis) for name in trainers),
     )

@@ -38,13 +38,16 @@ class Question:
 
     k: int | None
     quantization: str
+    """As the spec has it."""
     seed: int
     shown: int
     """Latents to show of this autoencoder."""
     sentence: int | None
     """Document used as the example sentence, or None."""
     unembedding: Tensor | None = None
-    """[vocabulary, width] of the model; None if it has none."""
+    """[vocabulary, width] of the model, None where it has none."""
+    ranges: NDArray[np.float32] | None = None
+    """[2, width] frozen mean and scale of each channel under int8, None where none were frozen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +144,9 @@ def _layer(subject: _Subject, rows: PointRows, made: _Measured) -> LayerRow:
     error = float(made.reading.error.sum())
     rest = latents.squared_error(sae, rows.values[held & ~data])
     everything = rows.values[held]
-    floor = latents.squared_difference(made.tested, latents.quantised(made.tested, asked.quantization))
+    floor = latents.squared_difference(
+        made.tested, latents.quantised(made.tested, asked.quantization, asked.ranges)
+    )
     density = made.fires / max(1, len(made.tested))
     return LayerRow(
         name=subject.name,

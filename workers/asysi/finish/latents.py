@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from asysi.bus.packet import Quantization
+from asysi.bus.quantization import WIRE, round_trip
 from asysi.report.data import DENSITY_BINS, DENSITY_FROM, FIRING_BINS
 from asysi.sae.fvu import fvu
 from asysi.sae.sparse import SparseLatents
@@ -146,17 +148,23 @@ def pca_fvu(fitted: Floats, evaluated: Floats, components: int) -> float | None:
     return fvu(float(error), variance(evaluated), energy(evaluated))
 
 
-def quantised(rows: Floats, kind: str) -> Floats:
-    """Return `rows` [n, width] quantised and dequantised: none, bf16, or int8 with one scale per row."""
-    if kind == "none":
-        return rows
-    if kind == "bf16":
-        rounded: Floats = torch.from_numpy(rows).bfloat16().float().numpy()
-        return rounded
-    if kind == "int8":
-        scale = np.maximum(np.abs(rows).max(1, keepdims=True), np.finfo(np.float32).tiny) / np.float32(127)
-        return np.asarray(np.clip(np.rint(rows / scale), -127, 127) * scale, np.float32)
-    raise ValueError(f"unknown quantisation {kind!r}")
+def quantised(rows: Floats, kind: str, ranges: Floats | None = None) -> Floats:
+    """Return `rows` [n, width] after one trip through the run's quantisation, as the spec names it.
+
+    Args:
+        rows: float32.
+        kind: none, bf16, fp8 or int8.
+        ranges: [2, width] frozen mean and scale of each channel under int8; without them rows travel as bf16.
+
+    Raises:
+        ValueError: there is no such quantisation.
+    """
+    if kind not in WIRE:
+        raise ValueError(f"no quantisation is called {kind!r}")
+    how = WIRE[kind]
+    if how.by_channel and ranges is None:
+        how = Quantization.BF16
+    return rows if how is Quantization.NONE else round_trip(np.ascontiguousarray(rows), how, ranges)
 
 
 def counts(firings: Firings, latents: int, counted: Mask) -> NDArray[np.int64]:

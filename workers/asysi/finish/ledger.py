@@ -17,7 +17,9 @@ class Books:
     bus: Mapping[str, Produced] = field(default_factory=dict)
     consumers: Mapping[str, Mapping[str, Consumed]] = field(default_factory=dict)
     not_finite: Mapping[str, int] = field(default_factory=dict)
-    """Captured rows with NaN or infinite elements; they are transported like any other row."""
+    """Captured rows with NaN or infinite elements; they are on their way like any other row."""
+    saturated: Mapping[str, int] = field(default_factory=dict)
+    """Values that int8 stored as the end of their channel's range."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +115,18 @@ def added(parts: Sequence[Books]) -> Books:
         return {name: total_consumed(table[name] for table in tables if name in table) for name in names}
 
     consumers = dict.fromkeys(name for books in parts for name in books.consumers)
-    not_finite = dict.fromkeys(name for books in parts for name in books.not_finite)
+
+    def added(tables: list[Mapping[str, int]]) -> dict[str, int]:
+        names = dict.fromkeys(name for table in tables for name in table)
+        return {name: sum(table.get(name, 0) for table in tables) for name in names}
+
     return Books(
         made([books.capture for books in parts]),
         used([books.hook for books in parts]),
         made([books.bus for books in parts]),
         {name: used([books.consumers.get(name, {}) for books in parts]) for name in consumers},
-        {name: sum(books.not_finite.get(name, 0) for books in parts) for name in not_finite},
+        added([books.not_finite for books in parts]),
+        added([books.saturated for books in parts]),
     )
 
 
@@ -152,6 +159,7 @@ def books_of(written: Mapping[str, Any]) -> Books:
             for name in consumers
         },
         {point["path"]: int(point.get("notFinite", 0)) for point in points},
+        {point["path"]: int(point.get("saturated", 0)) for point in points},
     )
 
 
@@ -181,6 +189,7 @@ def _point_json(point: str, ledger: Ledger) -> dict[str, Any]:
     return {
         "path": point,
         "notFinite": books.not_finite.get(point, 0),
+        "saturated": books.saturated.get(point, 0),
         "capture": produced_json(books.capture.get(point, Produced())),
         "hook": consumed_json(books.hook.get(point, Consumed())),
         "bus": produced_json(books.bus.get(point, Produced())),

@@ -57,6 +57,10 @@ MISSED = Check(
     0.05,
 )  # fmt: skip
 NOT_FINITE = Check("RowsNotFinite", Level.WARNING, "a row holds NaN or infinity")
+SATURATED = Check(
+    "ValuesSaturated", Level.WARNING, "under `quantization: int8` more than one value in ten rows of a hook "
+    "point lay outside the frozen range of its channel", 0.1,
+)  # fmt: skip
 TRUNCATED = Check(
     "DocumentsTruncated", Level.WARNING, "more than 10% of the documents were cut at `tokens.contextLength`",
     0.1,
@@ -81,8 +85,8 @@ NOT_MEASURED = Check(
 )  # fmt: skip
 
 CHECKS = (
-    NO_RESULT, EXPORT, DISAGREE, ANALYSIS, OUTLIERS, LAPPED, MISSED, NOT_FINITE, TRUNCATED,
-    NEVER_CALLED, NOT_MEASURED,
+    NO_RESULT, EXPORT, DISAGREE, ANALYSIS, OUTLIERS, LAPPED, MISSED, NOT_FINITE, SATURATED,
+    TRUNCATED, NEVER_CALLED, NOT_MEASURED,
 )  # fmt: skip
 """All checks of the data, the most severe first; `docs/report.md` has the same table."""
 ABSOLUTE = 0.01
@@ -139,7 +143,9 @@ class PointFacts:
     lapped: Mapping[str, float] = field(default_factory=dict)
     """Share of rows lost by overwriting, 0..1, by consumer."""
     not_finite: int = 0
-    """Rows with NaN or infinity found by any worker."""
+    """Rows with NaN or infinity that anybody met."""
+    saturated: int = 0
+    """Values that int8 stored as the end of their channel's range."""
     outlier: Outlier | None = None
     """The group of rows that holds most of the variance; None if it could not be determined."""
     saes: tuple[SaeFacts, ...] = ()
@@ -347,6 +353,18 @@ def _not_finite(facts: Facts) -> Iterator[VerdictFinding]:
         yield VerdictFinding(NOT_FINITE.level, NOT_FINITE.reason, text, tuple(point.path for point in found))
 
 
+def _saturated(facts: Facts) -> Iterator[VerdictFinding]:
+    found = [point for point in facts.points if point.saturated > SATURATED.limit * max(1, point.kept)]
+    if found:
+        worst = max(found, key=lambda point: point.saturated / max(1, point.kept))
+        text = (
+            f"{_at([point.path for point in found], worst.path)} {count(worst.saturated)} values of "
+            f"{count(worst.kept)} rows lay outside the ranges that int8 froze on the first rows, and are "
+            "stored as the ends of these: the data changed, or has rare large values. Take fp8 or bf16."
+        )
+        yield VerdictFinding(SATURATED.level, SATURATED.reason, text, tuple(point.path for point in found))
+
+
 def _truncated(facts: Facts) -> Iterator[VerdictFinding]:
     if facts.documents and facts.truncated and facts.truncated / facts.documents > TRUNCATED.limit:
         text = (
@@ -370,7 +388,7 @@ def _unknown(facts: Facts) -> Iterator[VerdictFinding]:
 
 _LOOKS: tuple[Callable[[Facts], Iterator[VerdictFinding]], ...] = (
     _no_result, _exports, _disagreement, _problems, _outliers, _lapped, _missed, _not_finite,
-    _truncated, _never_called, _unknown,
+    _saturated, _truncated, _never_called, _unknown,
 )  # fmt: skip
 
 

@@ -3,14 +3,15 @@
 from contextlib import ExitStack
 from pathlib import Path
 
-from asysi.bus.packet import Quantization
+from asysi.bus.quantization import WIRE
 from asysi.bus.ring import CppShardedSPMCBus
 from asysi.bus.states import ProducerState, StreamEnd
 from asysi.bus.stream import Consumer, Producer, StreamControl
-from asysi.contract.runtime import BUS_RING, CAPTURE_RING, TIMELINE_FILE, Container, Exit
-from asysi.hook.finite import NotFinite
+from asysi.contract.runtime import BUS_RING, CAPTURE_RING, RANGES_FILE, TIMELINE_FILE, Container, Exit
+from asysi.hook.finite import NotFinite, Saturated
 from asysi.hook.loop import Hook, status
 from asysi.hook.pacer import Pacer
+from asysi.hook.ranges import Ranges
 from asysi.hook.rate import Limits
 from asysi.hook.relay import Relay
 from asysi.hook.statistics import Statistics
@@ -54,16 +55,20 @@ def _assemble(
     spec = worker.experiment.spec
     statistics = Statistics(worker.output / STATISTICS_FILE)
     latency = histogram(worker.registry, "asysi_relay_latency_seconds")
-    not_finite = NotFinite(captured, dict(zip(capture.accounts(), capture.gauges(HOOK), strict=False)))
+    gauges = dict(zip(capture.accounts(), capture.gauges(HOOK), strict=False))
+    not_finite = NotFinite(captured, gauges)
+    saturated = Saturated(captured, published, gauges)
     totals = read_totals(capture, bus)
     sampling = spec.capture.sampling
-    wanted = Quantization[spec.capture.quantization.upper()]
+    wanted = WIRE[spec.capture.quantization]
+    ranges = Ranges(worker.output / RANGES_FILE) if wanted.by_channel else None
+    looks = (statistics.look, not_finite.look, saturated.look)
     return Hook(
         captured=captured,
         published=published,
         capture=capture,
         bus=bus,
-        relay=Relay(published, wanted, (statistics.look, not_finite.look), latency.observe),
+        relay=Relay(published, wanted, looks, latency.observe, ranges),
         pacer=Pacer(capture, bus, Limits(most=sampling.rate, least=sampling.min_rate), totals),
         statistics=statistics,
         timeline=Timeline(worker.output / TIMELINE_FILE, worker.attempt),

@@ -4,13 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from asysi.bus.packet import Dtype, Quantization, rows_that_fit
+from asysi.bus.packet import Dtype, Kind, Quantization, rows_that_fit
 
 PART_BITS = 16
 """Number of bits of a source mark that hold the block number."""
 _SCALE_BYTES = 4
 _QUANTIZED = {Dtype.INT8, Dtype.FP8_E4M3}
-_TARGET = {Quantization.BF16: Dtype.BFLOAT16, Quantization.FP8: Dtype.FP8_E4M3, Quantization.INT8: Dtype.INT8}
 
 
 class RowTooLargeError(ValueError):
@@ -32,26 +31,41 @@ class RowBytes(NamedTuple):
 
     scale: int
     payload: int
+    table: int = 0
+    """What means and scales of the channels take, once in each packet."""
 
 
-def conversion(dtype: Dtype, wanted: Quantization, already: Quantization = Quantization.NONE) -> Quantization:
+def conversion(
+    dtype: Dtype,
+    wanted: Quantization,
+    already: Quantization = Quantization.NONE,
+    kind: Kind = Kind.ACTIVATION,
+) -> Quantization:
     """Return what is done while copying: `wanted`, or NONE when the payload is of that type already.
 
-    What was converted before, on the host's device, stays as it is, and so does what is quantised. Under BF16
-    so do two bytes an element: to convert float16 would lose bits and save no byte.
+    What was converted before, on the host's device, stays as it is, and so does what is quantised. So do
+    gradients: they are small differences that a format made for activations would swallow. Under BF16 so do
+    two bytes an element: to convert float16 would lose bits and save no byte.
     """
-    if (
-        already is not Quantization.NONE
-        or dtype in _QUANTIZED
-        or (wanted is Quantization.BF16 and dtype.itemsize == 2)
-    ):
+    if kind is not Kind.ACTIVATION or already is not Quantization.NONE or dtype in _QUANTIZED:
+        return Quantization.NONE
+    if wanted is Quantization.BF16 and dtype.itemsize == 2:
         return Quantization.NONE
     return wanted
 
 
-def row_bytes(width: int, dtype: Dtype, done: Quantization) -> RowBytes:
-    """Return the size of a row of `width` elements on the bus."""
-    target = _TARGET.get(done, dtype)
+def row_bytes(width: int, dtype: Dtype, done: Quantization, *, by_channel: bool = False) -> RowBytes:
+    """Return the bytes that a row of `width` elements takes on the bus.
+
+    Args:
+        width: elements.
+        dtype: of the captured packet.
+        done: what is done to it.
+        by_channel: whether it has a table of its channels already.
+    """
+    target = done.dtype or dtype
+    if by_channel or done.by_channel:
+        return RowBytes(0, width * target.itemsize, 2 * width * _SCALE_BYTES)
     return RowBytes(_SCALE_BYTES if target in _QUANTIZED else 0, width * target.itemsize)
 
 
@@ -63,9 +77,11 @@ def cut(sequence: int, rows: int, row: RowBytes, chunk_bytes: int) -> Iterator[B
     Raises:
         RowTooLargeError: a single row does not fit, or there are more blocks than a mark can number.
     """
-    most = rows_that_fit(chunk_bytes, row.payload, row.scale)
+    most = rows_that_fit(chunk_bytes, row.payload, row.scale, row.table)
     if most < 1:
-        raise RowTooLargeError(f"a row of {row.payload} bytes does not fit a chunk of {chunk_bytes}")
+        raise RowTooLargeError(
+            f"a row of {row.payload + row.table} bytes does not fit a chunk of {chunk_bytes}"
+        )
     count = -(-rows // most)
     if count > 1 << PART_BITS:
         raise RowTooLargeError(

@@ -1,4 +1,4 @@
-"""Counts rows with NaN or infinite elements per hook point; the counts survive restarts."""
+"""Rows with NaN or infinite elements, and values cut off, counted where no restart loses the count."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asysi.bus.mailbox import HookGauge
-from asysi.bus.packet import ActivationPacket, Dtype
-from asysi.bus.stream import Consumer
+from asysi.bus.packet import E4M3, NOT_FINITE, ActivationPacket, Dtype
+from asysi.bus.stream import Consumer, Producer
 
 
 class _Bits(NamedTuple):
@@ -30,16 +30,55 @@ _BITS = {
 
 
 def rows_not_finite(packet: ActivationPacket) -> int:
-    """Return how many rows of a packet contain NaN or infinity; takes one pass if there are none."""
-    bits = _BITS.get(Dtype(int(packet.header["dtype"])))
+    """Return how many rows of a packet hold NaN or infinity. A packet without any costs one pass."""
+    dtype = Dtype(int(packet.header["dtype"]))
+    bits = _BITS.get(dtype)
     if bits is None:
-        return 0 if packet.scales is None else int((~np.isfinite(packet.scales)).sum())
+        return _quantised_not_finite(packet, dtype)
     if not packet.payload.size:
         return 0
     magnitude: NDArray[Any] = packet.payload.view(bits.view) & bits.sign_off
     if int(magnitude.max()) < bits.infinity:
         return 0
     return int((magnitude >= bits.infinity).any(axis=1).sum())
+
+
+def _quantised_not_finite(packet: ActivationPacket, dtype: Dtype) -> int:
+    if packet.table is not None:
+        return int((packet.payload == NOT_FINITE).any(axis=1).sum())
+    bad = np.zeros(len(packet.rows), np.bool_)
+    if packet.scales is not None:
+        bad |= ~np.isfinite(packet.scales)
+    if dtype is Dtype.FP8_E4M3:
+        bad |= np.isnan(E4M3)[packet.payload].any(axis=1)
+    return int(bad.sum())
+
+
+class Saturated:
+    """Keeps, as gauges of the capture stream's consumer `hook`, how many values int8 by channel cut off.
+
+    A kill between a packet and its gauge loses the count of that packet, no more.
+
+    Args:
+        captured: the capture stream.
+        published: the producer that converts.
+        gauges: as a predecessor left them, by hook point.
+    """
+
+    def __init__(
+        self, captured: Consumer, published: Producer, gauges: Mapping[str, Sequence[float]]
+    ) -> None:
+        self._captured, self._published = captured, published
+        self._before = {point: int(row[HookGauge.SATURATED]) for point, row in gauges.items()}
+        self._seen: dict[str, int] = {}
+
+    def look(self, packet: ActivationPacket) -> None:
+        """Take over the producer's count for the packet's hook point."""
+        count = self._published.saturated(packet.point)
+        if count != self._seen.get(packet.point, 0):
+            self._seen[packet.point] = count
+            whole = self._before.get(packet.point, 0) + count
+            self._captured.gauge(packet.point, HookGauge.SATURATED, float(whole))
 
 
 class NotFinite:

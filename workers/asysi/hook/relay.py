@@ -3,12 +3,12 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
-from asysi.bus.packet import ActivationPacket, Dtype, Quantization
+from asysi.bus.packet import ActivationPacket, Dtype, Kind, Quantization
 from asysi.bus.states import DropReason
 from asysi.bus.stream import Producer
-from asysi.hook.blocks import PART_BITS, Block, RowTooLargeError, conversion, cut, row_bytes
+from asysi.hook.blocks import PART_BITS, RowTooLargeError, conversion, cut, row_bytes
+from asysi.hook.ranges import Ranges
 
 _LAST_PART = (1 << PART_BITS) - 1
 log = logging.getLogger("asysi")
@@ -19,9 +19,10 @@ class Relay:
 
     Args:
         bus: the producer of the bus.
-        wanted: quantisation of payloads on the bus.
-        looks: callbacks called with every captured packet (statistics, counts).
-        latency: callback called with the seconds from capture to publication.
+        wanted: how payloads travel from here on.
+        looks: each is shown every captured packet (statistics, counts).
+        latency: is told the seconds from capture to publication.
+        ranges: of the channels; needed for INT8_CHANNEL.
     """
 
     def __init__(
@@ -30,8 +31,9 @@ class Relay:
         wanted: Quantization,
         looks: Sequence[Callable[[ActivationPacket], None]],
         latency: Callable[[float], None],
+        ranges: Ranges | None = None,
     ) -> None:
-        self._bus, self._wanted = bus, wanted
+        self._bus, self._wanted, self._ranges = bus, wanted, ranges
         self._looks, self._latency = looks, latency
         self._told: set[str] = set()
 
@@ -50,14 +52,17 @@ class Relay:
 
     def _publish(self, packet: ActivationPacket) -> None:
         dtype, width = Dtype(int(packet.header["dtype"])), packet.payload.shape[1]
-        already = Quantization(int(packet.header["quantization"]))
-        done = conversion(dtype, self._wanted, already)
-        size = row_bytes(width, dtype, done)
+        already, kind = Quantization(int(packet.header["quantization"])), Kind(int(packet.header["kind"]))
+        done, table = conversion(dtype, self._wanted, already, kind), None
+        if done.by_channel and (self._ranges is None or (table := self._ranges.of(packet)) is None):
+            done = conversion(dtype, Quantization.BF16, already, kind)
+        size = row_bytes(width, dtype, done, by_channel=packet.table is not None)
         settled, rows = self._bus.settled(packet.point), len(packet.rows)
         for block in cut(int(packet.header["sequence"]), rows, size, self._bus.packet_bytes):
             if block.source > settled:
-                part = packet if block.stop - block.start == rows else _part(packet, block)
-                self._bus.push(part, source=block.source, quantization=done)
+                whole = block.stop - block.start == rows
+                part = packet if whole else packet.select(slice(block.start, block.stop))
+                self._bus.push(part, source=block.source, quantization=done, table=table)
         self._latency((time.monotonic_ns() - int(packet.header["captured_ns"])) * 1e-9)
         for look in self._looks:
             look(packet)
@@ -69,13 +74,3 @@ class Relay:
         if why not in self._told and len(self._told) < 100:
             self._told.add(why)
             log.warning("packet %d of %s is dropped: %s", sequence, packet.point, why)
-
-
-def _part(packet: ActivationPacket, block: Block) -> ActivationPacket:
-    rows = slice(block.start, block.stop)
-    return replace(
-        packet,
-        rows=packet.rows[rows],
-        payload=packet.payload[rows],
-        scales=None if packet.scales is None else packet.scales[rows],
-    )

@@ -1,7 +1,7 @@
 """Running statistics per hook point, over every 16th row."""
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +100,7 @@ class Statistics:
         first = -int(packet.header["rows_before"]) % STRIDE
         if first >= len(packet.rows):
             return
-        few = replace(
-            packet,
-            rows=packet.rows[first::STRIDE],
-            payload=packet.payload[first::STRIDE],
-            scales=None if packet.scales is None else packet.scales[first::STRIDE],
-        )
+        few = packet.select(slice(first, None, STRIDE))
         pending = self._pending.setdefault(packet.point, [])
         pending.append(few.to_float32())
         if sum(map(len, pending)) >= _PENDING_ROWS:

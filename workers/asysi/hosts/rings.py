@@ -17,8 +17,8 @@ from asysi.model.points import HookPoint
 CAPTURE_CHUNK = 1 << 20
 BUS_CHUNK = 1 << 18
 PINS = 16
-"""Chunks of a shard that one reader can hold at once; the bus reserves them in addition to its depth."""
-_SCALE_BYTES = 4  # int8 has one scale per row
+"""Chunks of a shard that one reader can hold at once; the bus keeps them apart from what can be unread."""
+_SCALE_BYTES = 4  # fp8 has one scale per row, int8 mean and scale of each channel in each packet
 _ACCOUNTS = 256
 
 
@@ -106,6 +106,14 @@ def bus_problems(spec: Spec, plan: RingPlan, points: Sequence[HookPoint]) -> lis
     widest = max((point.width * point.itemsize for point in points), default=0)
     if not rows_that_fit(plan.chunk_bytes, widest, _SCALE_BYTES):
         return [_row_too_wide("bus", widest, plan.chunk_bytes)]
+    channels = max((point.width for point in points), default=0)
+    table = 2 * _SCALE_BYTES * channels
+    if spec.capture.quantization == "int8" and not rows_that_fit(plan.chunk_bytes, channels, 0, table):
+        return [
+            f"spec.capture.quantization: under int8 a row of {channels} channels takes {channels} + {table}"
+            f" bytes (mean and scale of each), a chunk of the bus has {format_bytes(plan.chunk_bytes)}:"
+            " take fp8 or bf16"
+        ]
     if plan.depth >= 1:
         return []
     readers, size, least = len(plan.readers), format_bytes(plan.chunk_bytes), format_bytes(plan.smallest)

@@ -25,8 +25,9 @@ _KEPT_AS = {
     Dtype.BFLOAT16: torch.bfloat16,
     Dtype.FLOAT16: torch.float16,
     Dtype.INT8: torch.bfloat16,
+    Dtype.FP8_E4M3: torch.bfloat16,
 }
-"""Dtype of stored rows: the stream's own dtype; int8 is dequantised to bfloat16."""
+"""What rows are kept as: the stream's own type; int8 and fp8 are read back and become bfloat16."""
 
 
 class Trainer:
@@ -187,9 +188,9 @@ def kept_rows(packet: ActivationPacket) -> tuple[Tensor, NDArray[np.bool_]]:
     if dtype is Dtype.BFLOAT16:
         rows = torch.from_numpy(packet.payload.view(np.int16).copy()).view(torch.bfloat16)
         return rows, ((packet.payload.view(np.uint16) & _EXPONENT) != _EXPONENT).all(1)
-    if dtype is Dtype.INT8:
-        assert packet.scales is not None
-        return torch.from_numpy(packet.to_float32()).bfloat16(), np.isfinite(packet.scales)
+    if dtype.itemsize == 1:
+        values = packet.to_float32()
+        return torch.from_numpy(values).bfloat16(), np.asarray(np.isfinite(values).all(axis=1))
     return torch.from_numpy(packet.payload.copy()), np.isfinite(packet.payload).all(1)
 
 

@@ -1,0 +1,111 @@
+"""The ranges of int8 by channel: measured on the first rows of a hook point, written down, then frozen."""
+
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from asysi.bus.packet import ActivationPacket
+from asysi.bus.quantization import Calibration, Table
+from asysi.contract.errors import ConfigError
+from asysi.files import write_atomically
+
+log = logging.getLogger("asysi")
+
+
+class Frozen(NamedTuple):
+    """The ranges of a hook point, and the packet that completed them: those behind it are converted."""
+
+    table: Table
+    """[2, width] mean and scale of each channel."""
+    attempt: int
+    sequence: int
+
+
+class Ranges:
+    """The frozen ranges of all hook points, in one file that outlives restarts and attempts.
+
+    A packet has the same form whoever carries it: one that a killed predecessor has begun is cut by its
+    successor at the same rows. So ranges are used only for packets behind the one that completed them, and
+    only once the file holds them.
+
+    Args:
+        file: safetensors; a tensor [2, width] for each hook point, mean and scale of each channel.
+
+    Raises:
+        ConfigError: the file is there and holds something else.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._frozen = read_ranges(file)
+        self._measured: dict[str, Calibration] = {}
+
+    def of(self, packet: ActivationPacket) -> Table | None:
+        """Return the table that a captured packet is converted with; None, and measure it, as long as its
+        hook point has none.
+        """
+        width = packet.payload.shape[1]
+        found = self._frozen.get(packet.point)
+        if found is None:
+            self._measure(packet, width)
+            return None
+        place = (int(packet.header["attempt"]), int(packet.header["sequence"]))
+        usable = place > (found.attempt, found.sequence) and found.table.shape[1] == width
+        return found.table if usable else None
+
+    def _measure(self, packet: ActivationPacket, width: int) -> None:
+        measured = self._measured.setdefault(packet.point, Calibration())
+        if measured.width not in {0, width}:
+            return  # a module called with several widths: ranges are those of the first
+        measured.add(packet.to_float32())
+        table = measured.table()
+        if table is None:
+            return
+        header = packet.header
+        frozen = Frozen(table, int(header["attempt"]), int(header["sequence"]))
+        try:
+            _write(self._file, self._frozen | {packet.point: frozen})
+        except (OSError, SafetensorError) as error:
+            log.warning("%s stays bf16 for now, its ranges cannot be written: %s", packet.point, error)
+            del self._measured[packet.point]  # and is measured again
+            return
+        self._frozen[packet.point] = frozen
+        del self._measured[packet.point]
+        log.info("%s: the ranges of %d channels are frozen", packet.point, width)
+
+
+def read_ranges(file: Path) -> dict[str, Frozen]:
+    """Return the ranges in `file` by hook point; none when there is no such file.
+
+    Raises:
+        ConfigError: the file holds something else.
+    """
+    if not file.exists():
+        return {}
+    try:
+        with safe_open(str(file), "np") as opened:
+            places = opened.metadata() or {}
+            return {point: _frozen(opened.get_tensor(point), places[point]) for point in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise ConfigError(
+            f"{file} does not hold the ranges of int8 ({error}): remove it, and they are measured again"
+        ) from error
+
+
+def _frozen(table: Table, place: str) -> Frozen:
+    attempt, sequence = map(int, place.split())
+    if table.dtype != np.float32 or table.ndim != 2 or len(table) != 2:
+        raise ValueError(f"a table {table.dtype} {table.shape} is not float32 [2, width]")
+    if not np.isfinite(table).all() or not (table[1] > 0).all():
+        raise ValueError("a scale is not a number above 0")
+    return Frozen(table, attempt, sequence)
+
+
+def _write(file: Path, ranges: dict[str, Frozen]) -> None:
+    tables = {point: one.table for point, one in ranges.items()}
+    places = {point: f"{one.attempt} {one.sequence}" for point, one in ranges.items()}
+    write_atomically(file, lambda temporary: save_file(tables, temporary, places))
