@@ -36,7 +36,6 @@ UNAVAILABLE: list[tuple[Tree, str]] = [
     ({"capture": {"kinds": ["parameterGradients"]}}, "spec.capture.kinds parameterGradients"),
     ({"capture": {"parameters": ["a.*"]}}, "spec.capture.parameters"),
     ({"capture": {"positions": {"mode": "last"}}}, "spec.capture.positions.mode last"),
-    ({"capture": {"quantization": "fp8"}}, "spec.capture.quantization fp8"),
     ({"sae": {"train": [{"variant": "gated"}]}}, "spec.sae.train[0].variant gated"),
     ({"output": {"uri": "s3://bucket"}}, "spec.output.uri s3://bucket"),
     ({"output": {"secretRef": {"name": "s"}}}, "spec.output.secretRef"),

@@ -125,7 +125,7 @@ def test_all_mistakes_are_told_at_once_each_with_its_file_and_line(tmp_path: Pat
     base.write_text(
         yaml.safe_dump(minimal({"sae": {"train": [{"k": 9, "latents": 8}]}, "bus": {"shard": 1}}))
     )
-    over.write_text("spec:\n  capture:\n    quantization: fp8\n    sampling: {rate: 2}\n")
+    over.write_text("spec:\n  capture:\n    positions: {mode: last}\n    sampling: {rate: 2}\n")
     with pytest.raises(ConfigError) as error:
         load([base, over], ["spec.mode=CONSUMER"])
     lines = {
@@ -135,7 +135,8 @@ def test_all_mistakes_are_told_at_once_each_with_its_file_and_line(tmp_path: Pat
         f"{base}:{lines['shard']}: spec.bus.shard is not a known key: did you mean shards?",
         f"{base}:{lines['- k']}: spec.sae.train[0].k is 9, but the trainer has only 8 latents:"
         " lower k or raise latents",
-        f"{over}:3: spec.capture.quantization fp8 is not available yet: use none, bf16 or int8",
+        f"{over}:3: spec.capture.positions.mode last is not available yet: every content token is captured;"
+        " take `all` and lower sampling.rate",
         f"{over}:4: spec.capture.sampling.rate must be at most 1, not 2",
         "--set spec.mode=CONSUMER: spec.mode CONSUMER is not available yet: CONSUMER mode comes with a"
         " later version; use `mode: HPC`",

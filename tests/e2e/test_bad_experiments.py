@@ -271,7 +271,7 @@ def _unavailable(schema: Tree, path: SpecPath) -> Iterator[Any]:
         yield {"deep": {"er": [1, FOREIGN]}}
     elif "enum" in schema:
         default = schema.get("default")
-        yield from (word for word in schema["enum"] if word not in {default, "none", "int8", "all"})
+        yield from (word for word in schema["enum"] if word not in {default, "none", "fp8", "int8", "all"})
     elif schema["type"] == "string" and path[-1] not in {"output", "tokenizer"}:
         yield "s3://bucket/x"
     elif schema["type"] == "array" and schema["items"]["type"] == "string":
