@@ -160,7 +160,7 @@ def quantised(rows: Floats, kind: str, ranges: Floats | None = None) -> Floats:
         ValueError: there is no such quantisation.
     """
     if kind not in WIRE:
-        raise ValueError(f"no quantisation is called {kind!r}")
+        raise ValueError(f"unknown quantisation {kind!r}")
     how = WIRE[kind]
     if how.by_channel and ranges is None:
         how = Quantization.BF16
