@@ -136,7 +136,7 @@ def test_all_mistakes_are_told_at_once_each_with_its_file_and_line(tmp_path: Pat
         f"{base}:{lines['- k']}: spec.sae.train[0].k is 9, but the trainer has only 8 latents:"
         " lower k or raise latents",
         f"{over}:3: spec.capture.positions.mode last is not available yet: every content token is captured;"
-        " take `all` and lower sampling.rate",
+        " use `all` and lower sampling.rate",
         f"{over}:4: spec.capture.sampling.rate must be at most 1, not 2",
         "--set spec.mode=CONSUMER: spec.mode CONSUMER is not available yet: CONSUMER mode comes with a"
         " later version; use `mode: HPC`",
