@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test tools lint format generate check-generated bench bench-host bench-sae bench-ring bench-operator bench-pipeline bench-weights bench-archive bench-train bench-gpu gpu-pack compatibility smollm2 peers peers-ring peers-pipeline peers-weights peers-train peers-archive ring-models ring-faults ring-hostile ring-stop ring-abi mscan-faults kill-pipeline kill-train large-train memory-pipeline chaos hostile e2e audit pictures clean
+.PHONY: help install demo test tools lint format generate check-generated bench bench-host bench-sae bench-ring bench-operator bench-pipeline bench-weights bench-archive bench-train bench-gpu gpu-pack compatibility smollm2 peers peers-ring peers-pipeline peers-weights peers-train peers-archive ring-models ring-faults ring-hostile ring-stop ring-abi mscan-faults mscan-fuzz kill-pipeline kill-train large-train memory-pipeline chaos hostile e2e audit pictures clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -148,6 +148,9 @@ ring-abi: ## Record the layout of a new version of the ring's ABI; never overwri
 
 mscan-faults: install ## Kill an archive's writer a thousand times, fail its storage at every call, damage every byte of 64 KiB
 	ASYSI_MSCAN_KILLS=1000 ASYSI_MSCAN_CALLS=1 ASYSI_MSCAN_CASES=0 $(BIN)/python -m pytest --timeout 7200 tests/archive/test_faults.py
+
+mscan-fuzz: install ## Ten million executions of the fuzzer against the archive's reader; hours
+	ASYSI_MSCAN_FUZZ=10000000 $(BIN)/python -m pytest --timeout 86400 tests/archive/test_fuzz.py
 
 kill-pipeline: install ## Kill -9 a pipeline a thousand times and compare the bytes
 	ASYSI_PIPELINE_KILLS=1000 $(BIN)/python -m pytest --timeout 7200 tests/pipeline/test_kill.py tests/pipeline/test_paid.py

@@ -470,6 +470,16 @@ class TestHostile:
             assert all(isinstance(problem, MScanError) for problem in problems)
             assert peak < 4 << 20
 
+    def test_index_of_a_hook_point_in_a_torn_segment(self, small):
+        """A chunk without an index that names hook point 4,294,967,295 makes no table of as many names."""
+        torn = _forge(small, len(_offsets(small)) - 1, "point", 2**32 - 1)[:-40]
+        tracemalloc.start()
+        segment = read_segment(torn, Path("a.mscan"), scan=True)
+        assert len(segment.names) == 2
+        assert len(segment.entries) == len(_offsets(small)) - 1
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+        tracemalloc.stop()
+
     def test_compression_bomb(self, tmp_path):
         """A payload that decompresses to more than its header says is refused before it is decompressed."""
         import zstandard

@@ -379,6 +379,8 @@ def parse_chunk(data: Bytes, offset: int, key: int | None = None) -> NDArray[np.
         or int(head["codec"]) not in set(Codec)
     ):
         raise CorruptError(f"kind {head['kind']}, codec {head['codec']}: unknown", offset=offset)
+    if int(head["point"]) >= MAX_POINTS:
+        raise CorruptError(f"hook point {head['point']}, {MAX_POINTS} are allowed", offset=offset)
     if max(int(head["stored_bytes"]), int(head["raw_bytes"])) > MAX_CHUNK_BYTES:
         raise CorruptError(
             f"the chunk announces {head['raw_bytes']} bytes, {MAX_CHUNK_BYTES} are allowed", offset=offset

@@ -43,7 +43,8 @@ from asysi.archive.format import (
 from asysi.bus.packet import ActivationPacket, Kind, account_name, payload_at
 from asysi.files import sync
 
-_SPARE_BUFFERS = 16
+_SPARE_BUFFERS = 48
+"""As many as may wait, and some that are being filled: none is allocated again."""
 _WAITING_BYTES = 32 << 20
 """Payload bytes that may wait for the storage; beyond it `append` waits with them."""
 _WRITEBACK_BYTES = 8 << 20
@@ -331,7 +332,7 @@ class MScanWriter:
             self._spill(chunk)
             chunk = None
         if chunk is None:
-            buffer = self._spare.pop() if self._spare else memoryview(bytearray(self._chunk_bytes))
+            buffer = self._spare.pop() if self._spare else np.empty(self._chunk_bytes, np.uint8).data
             chunk = self._open[kind, point] = _OpenSegment(kind, point, shard, buffer, element)
         return chunk
 
