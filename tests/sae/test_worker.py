@@ -1,16 +1,14 @@
 """The SAE worker on a real ring: the books balance to the row, whatever ends or kills it."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tests.pod import SECONDS, WorkerPod
 
 import asysi_ring
 from asysi.bus.mailbox import CaptureWord, Gauge
@@ -18,7 +16,7 @@ from asysi.bus.packet import HEADER_DTYPE, MAGIC, ROW_DTYPE, VERSION, Dtype, Row
 from asysi.bus.ring import CppShardedSPMCBus
 from asysi.bus.stream import shard_of
 from asysi.contract.errors import ConfigError
-from asysi.contract.runtime import Container, Env, Exit
+from asysi.contract.runtime import Container, Exit
 from asysi.contract.spec import ScanExperiment
 from asysi.monitor.worker import Worker
 from asysi.sae.checkpoint import read_checkpoint
@@ -26,7 +24,7 @@ from asysi.sae.export import load
 from asysi.sae.worker import READER, SAETrainerWorker
 
 POINTS = ["layer.0", "layer.1"]
-ROWS, WIDTH, SHARDS, SECONDS = 24, 16, 2, 60.0
+ROWS, WIDTH, SHARDS = 24, 16, 2
 TRAINER = {
     "latents": 64,
     "k": 4,
@@ -36,14 +34,17 @@ TRAINER = {
 }
 
 
-class Pod:
-    """An experiment's folders, its bus with a producer, and an SAE worker that may be killed and started."""
+class Pod(WorkerPod):
+    """A pod whose bus has a producer, and an SAE worker."""
 
     def __init__(self, folder: Path, *, trainers=({},), attempt=0, chunks=256):
-        self.folder, self.attempt = folder, attempt
-        self.shm, self.output, self.workspace = folder / f"shm-{attempt}", folder / "output", folder / "ws"
-        for path in (self.shm, self.output, self.workspace):
-            path.mkdir(parents=True, exist_ok=True)
+        spec = {
+            "model": {"uri": "python://nothing:here"},
+            "workload": {"scan": {}},
+            "capture": {"hookPoints": ["**"]},
+            "sae": {"train": [{**TRAINER, **changes} for changes in trainers]},
+        }
+        super().__init__(folder, spec, shm=folder / f"shm-{attempt}", attempt=attempt)
         asysi_ring.create(
             str(self.shm / "bus"), shards=SHARDS, chunks=chunks, chunk_bytes=8192, readers=[READER],
             policy="overwrite",
@@ -54,21 +55,7 @@ class Pod:
         )  # fmt: skip
         self.writer = asysi_ring.Writer(str(self.shm / "bus"))
         self.control = asysi_ring.Control(str(self.shm / "bus"))
-        config = {
-            "apiVersion": "asysi.dev/v1alpha1",
-            "kind": "ScanExperiment",
-            "metadata": {"name": "test"},
-            "spec": {
-                "model": {"uri": "python://nothing:here"},
-                "workload": {"scan": {}},
-                "capture": {"hookPoints": ["**"]},
-                "sae": {"train": [{**TRAINER, **changes} for changes in trainers]},
-            },
-        }
-        self.config = folder / "experiment.json"
-        self.config.write_text(json.dumps(config))
         self.steps = 0
-        self.processes: list[subprocess.Popen] = []
 
     def publish(self, steps, *, wait=True):
         """Publish packets of every point; with `wait` no faster than the worker reads."""
@@ -99,19 +86,7 @@ class Pod:
         )  # fmt: skip
 
     def start(self, *command):
-        command = command or ("-m", "asysi.sae")
-        environment = {
-            **os.environ,
-            Env.CONFIG: str(self.config),
-            Env.SHM: str(self.shm),
-            Env.OUTPUT: str(self.output),
-            Env.WORKSPACE: str(self.workspace),
-            Env.ATTEMPT: str(self.attempt),
-            "OMP_NUM_THREADS": "1",
-        }
-        with (self.folder / "log").open("ab") as log:
-            process = subprocess.Popen([sys.executable, *command], env=environment, stderr=log)
-        self.processes.append(process)
+        process = self.launch(*(command or ("-m", "asysi.sae")))
         self.until(lambda: self.control.reader_state(READER) == "attached" or process.poll() is not None)
         return process
 
@@ -120,12 +95,6 @@ class Pod:
         experiment = ScanExperiment.model_validate(json.loads(self.config.read_text()))
         frame = Worker(Container.SAE, experiment, self.shm, self.output, self.workspace, self.attempt, port=0)
         return frame, SAETrainerWorker(frame, CppShardedSPMCBus(self.shm / "bus").consumer(READER))
-
-    def until(self, condition):
-        deadline = time.monotonic() + SECONDS
-        while not condition():
-            assert time.monotonic() < deadline, self.text()
-            time.sleep(0.005)
 
     def ended(self, process):
         """Ask the worker to go once the stream has ended, as the pod's end does; return its exit code."""
@@ -155,14 +124,8 @@ class Pod:
         record = json.loads((self.output / "sae" / trainer / "training.json").read_text())
         return [record["points"][point] for point in POINTS]
 
-    def text(self):
-        return (self.folder / "log").read_text()
-
     def close(self):
-        for process in self.processes:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+        super().close()
         self.writer.close()
         self.control.close()
 
