@@ -18,7 +18,7 @@ _SCHEMES = ("jsonl://", "file://")
 """Schemes that may prefix a path, in this order."""
 
 
-def accept(tree: Mapping[str, Any]) -> ScanExperiment:
+def validate(tree: Mapping[str, Any]) -> ScanExperiment:
     """Validate a ScanExperiment object from the API server and return the experiment.
 
     Raises:

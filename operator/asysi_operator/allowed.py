@@ -46,7 +46,7 @@ class Allowed(BaseModel):
     """GPUs per pod; None means no limit."""
 
 
-def trespasses(experiment: ScanExperiment, allowed: Allowed) -> list[str]:
+def violations(experiment: ScanExperiment, allowed: Allowed) -> list[str]:
     """Return the experiment's choices that are not allowed, one sentence each, naming the field."""
     return list(_trespasses(experiment.spec, allowed))
 

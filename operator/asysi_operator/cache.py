@@ -10,7 +10,7 @@ import msgspec
 from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.manifests.labels import EXPERIMENT, MANAGER
 from asysi_operator.manifests.names import OUTPUT
-from asysi_operator.observation import holds
+from asysi_operator.observation import true_condition
 
 Key = tuple[str, str]
 """Namespace and name."""
@@ -86,7 +86,7 @@ class ObjectCache:
                 del self._gone[next(iter(self._gone))]
         known = self._objects.get(kind, {}).get(key)
         parent = parent_of(kind, item)
-        if kind == _POD and parent is not None and holds(item, "DisruptionTarget"):
+        if kind == _POD and parent is not None and true_condition(item, "DisruptionTarget"):
             self._put_out.setdefault(parent, []).append(_lean(item))
         if known is None:
             return parent

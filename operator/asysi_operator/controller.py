@@ -27,10 +27,10 @@ from asysi_operator.cluster import (
 from asysi_operator.contention import Contests, contested
 from asysi_operator.failures import Failure, oddity
 from asysi_operator.manifests.kinds import Manifest
-from asysi_operator.observation import Observed, leaving, rfc3339, state_of
+from asysi_operator.observation import Observed, is_terminating, rfc3339, state_of
 from asysi_operator.reconcile import Action, Apply, OperatorSettings, Plan, concurrent, plan
-from asysi_operator.status import announcements, derive, only_counted, pressing
-from asysi_operator.status_client import ask
+from asysi_operator.status import announcements, derive, is_urgent, only_counters_changed
+from asysi_operator.status_client import fetch_status
 from asysi_operator.workqueue import WorkQueue
 
 WORKERS = 8
@@ -59,7 +59,7 @@ log = logging.getLogger("asysi.operator")
 
 
 @dataclass
-class Memory:
+class ReconcileState:
     """State kept for an experiment between reconciles; losing it costs only a few seconds."""
 
     said: float = float("-inf")
@@ -116,7 +116,7 @@ class Controller:
         self.cache, self.work, self.stale_watches = ObjectCache(), WorkQueue(), StaleWatchDetector()
         self._cluster, self._settings, self.namespaces = cluster, settings, namespaces
         self._audit_seconds, self._clock = audit_seconds, clock
-        self._memories: dict[Key, Memory] = {}
+        self._memories: dict[Key, ReconcileState] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._writers = futures.ThreadPoolExecutor(WRITERS, "write")
         self.beat = clock()
@@ -213,7 +213,7 @@ class Controller:
             self.cache.put_out(key)
             self.work.forget(key)
             return
-        memory = self._memories.setdefault(key, Memory())
+        memory = self._memories.setdefault(key, ReconcileState())
         memory.put_out += self.cache.put_out(key)
         observed = Observed(
             experiment,
@@ -238,9 +238,9 @@ class Controller:
         if look.again is not None:
             self.work.later(key, max(0.1, look.again))
 
-    def _look(self, observed: Observed, memory: Memory) -> ReconcileResult:
+    def _look(self, observed: Observed, memory: ReconcileState) -> ReconcileResult:
         """Reconcile one experiment; runs in a worker thread."""
-        if leaving(observed.experiment):
+        if is_terminating(observed.experiment):
             return ReconcileResult()
         decided = plan(observed, self._settings)
         written, trouble, patience = self._act(observed, decided, memory.contests)
@@ -321,7 +321,7 @@ class Controller:
         except RejectedError as error:
             return error
 
-    def _ask(self, observed: Observed, memory: Memory) -> float | None:
+    def _ask(self, observed: Observed, memory: ReconcileState) -> float | None:
         """Query the status of the pod's workers if due; returns the seconds until the next query."""
         pod, now = observed.pod, self._clock()
         uid = pod["metadata"]["uid"] if pod else ""
@@ -329,7 +329,7 @@ class Controller:
             memory.pod, memory.answers = uid, {}
             memory.asked = memory.asked_all = float("-inf")
         address = (pod or {}).get("status", {}).get("podIP")
-        if pod is None or leaving(pod) or not address or state_of(pod, "finish")[0] != "running":
+        if pod is None or is_terminating(pod) or not address or state_of(pod, "finish")[0] != "running":
             return None
         if now - memory.asked >= ASK_SECONDS:
             everybody = now - memory.asked_all >= CPUS_SECONDS or "finish" not in memory.answers
@@ -338,13 +338,13 @@ class Controller:
                 late = self._clock() - now > ASK_LIMIT
                 if late or state_of(pod, container)[0] != "running":
                     continue
-                if (answer := ask(address, PORTS[container])) is not None:
+                if (answer := fetch_status(address, PORTS[container])) is not None:
                     memory.answers[str(container)] = answer
             memory.asked = now
             memory.asked_all = now if everybody else memory.asked_all
         return max(0.0, memory.asked + ASK_SECONDS - now)
 
-    def _explain(self, observed: Observed, memory: Memory) -> float | None:
+    def _explain(self, observed: Observed, memory: ReconcileState) -> float | None:
         """Read the events of an unexplained state, with back-off; returns the seconds until the next read."""
         odd, now = oddity(observed), self._clock()
         if odd is None:
@@ -364,14 +364,14 @@ class Controller:
         return wait
 
     def _say(
-        self, observed: Observed, status: Manifest, memory: Memory
+        self, observed: Observed, status: Manifest, memory: ReconcileState
     ) -> tuple[list[Manifest], float | None]:
         """Write a changed status, rate-limited; returns what was written and the seconds left to wait."""
         before, now = observed.status, self._clock()
         if status == before:
             return [], None
-        counts = only_counted(before, status)
-        patience = ASK_SECONDS if counts else 0.0 if pressing(before, status) else SAY_SECONDS
+        counts = only_counters_changed(before, status)
+        patience = ASK_SECONDS if counts else 0.0 if is_urgent(before, status) else SAY_SECONDS
         if now - memory.said < patience:
             return [], memory.said + patience - now
         for level, reason, message in announcements(observed.name, before, status):

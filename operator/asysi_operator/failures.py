@@ -12,12 +12,12 @@ from asysi_operator.observation import (
     attempt_of,
     condition,
     containers,
-    holds,
-    leaving,
+    is_terminating,
+    node_unreachable,
     owned,
     parse_time,
     state_of,
-    unheard,
+    true_condition,
 )
 
 QUIET_WAITS = frozenset({"ContainerCreating", "PodInitializing"})
@@ -101,7 +101,7 @@ def _of_claims(observed: Observed) -> Failure | None:
     if observed.job is None or finished(observed.job):
         return None
     for claim in observed.claims:
-        if leaving(claim):
+        if is_terminating(claim):
             name, since = claim["metadata"]["name"], claim["metadata"]["deletionTimestamp"]
             said = f"the claim {name} is being deleted: its data is removed as soon as no pod uses it"
             return Failure("ClaimTerminating", said, time=since)
@@ -121,7 +121,7 @@ def _of_shards(observed: Observed) -> Failure | None:
         ]
     # Shards that wait for capacity while others run have not failed.
     busy = any(
-        holds(pod, "PodScheduled") and state_of(pod, Container.PIPELINE)[0] != "terminated"
+        true_condition(pod, "PodScheduled") and state_of(pod, Container.PIPELINE)[0] != "terminated"
         for pod in observed.attempts
     )
     ongoing = [one for one in found if one.time is None and not (busy and one.container is None)]
@@ -138,7 +138,7 @@ def refusal(observed: Observed) -> Failure | None:
     No podFailurePolicy rule sees it, because a sidecar is restarted whatever its exit code.
     """
     pod = observed.pod
-    if pod is None or observed.suffix or leaving(pod):
+    if pod is None or observed.suffix or is_terminating(pod):
         return None
     for name, status in containers(pod).items():
         if name not in _MAINS:
@@ -167,7 +167,7 @@ def oddity(observed: Observed) -> Oddity | None:
         if job is None or job["spec"].get("suspend") or finished(job):
             return None
         return Oddity(str(job["metadata"]["uid"]), "no pod", _due(job, observed))
-    if leaving(pod):
+    if is_terminating(pod):
         return None
     uid = str(pod["metadata"]["uid"])
     killed = [
@@ -184,7 +184,7 @@ def oddity(observed: Observed) -> Oddity | None:
 
 def finished(job: Manifest) -> Manifest | None:
     """Return the condition that ended a Job (Complete or Failed), or None."""
-    return holds(job, "Complete") or holds(job, "Failed")
+    return true_condition(job, "Complete") or true_condition(job, "Failed")
 
 
 def _next(pod: Manifest) -> tuple[str, Manifest]:
@@ -198,7 +198,7 @@ def _next(pod: Manifest) -> tuple[str, Manifest]:
 
 def _of_pod(pod: Manifest, observed: Observed) -> Iterator[Failure]:
     attempt = attempt_of(pod)
-    if unheard(pod):
+    if node_unreachable(pod):
         node = pod["spec"].get("nodeName", "?")
         said = f"the node {node} is unreachable, and so is {pod['metadata']['name']} on it"
         yield Failure("NodeUnreachable", said, attempt=attempt)
@@ -210,7 +210,7 @@ def _of_pod(pod: Manifest, observed: Observed) -> Iterator[Failure]:
     if phase == "Failed" and (evicted := pod["status"].get("reason")):
         yield Failure(evicted, pod["status"].get("message", ""), attempt=attempt, time=_end_of(pod))
         return
-    if put_out := holds(pod, "DisruptionTarget"):
+    if put_out := true_condition(pod, "DisruptionTarget"):
         reason, when = str(put_out.get("reason") or "Disrupted"), str(put_out.get("lastTransitionTime"))
         yield Failure(reason, put_out.get("message", ""), attempt=attempt, time=when)
         return  # the containers' exit codes are a consequence
@@ -273,14 +273,14 @@ def _expected(pod: Manifest, name: str, detail: Manifest, ended: str | None) -> 
         return True
     signalled = _code(detail) in _SIGNALS and detail.get("reason") != "OOMKilled"
     after = name not in _MAINS and ended is not None and detail.get("finishedAt", "") >= ended
-    return signalled and (leaving(pod) or after)
+    return signalled and (is_terminating(pod) or after)
 
 
 def _of_job(observed: Observed) -> Failure | None:
     job = observed.job
     if job is None:
         return None
-    if failed := holds(job, "Failed"):
+    if failed := true_condition(job, "Failed"):
         return Failure(
             failed.get("reason", "Failed"),
             failed.get("message", ""),

@@ -12,7 +12,7 @@ from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.manifests.labels import EXPERIMENT, MANAGED_BY, MANAGER, SPEC
 from asysi_operator.manifests.names import ROWS
 
-Said = tuple[str, str, str]
+ConditionValue = tuple[str, str, str]
 """Status, reason and message of a condition."""
 
 
@@ -62,7 +62,7 @@ class Observed:
     def job(self) -> Manifest | None:
         """The experiment's own Job, unless it is being deleted."""
         found = self.child("Job", f"{self.name}{self.suffix}")
-        return found if found and owned(found, self.uid) and not leaving(found) else None
+        return found if found and owned(found, self.uid) and not is_terminating(found) else None
 
     def child(self, kind: str, name: str) -> Manifest | None:
         """Return a labelled object by kind and name, whoever owns it."""
@@ -80,7 +80,7 @@ class Observed:
     @property
     def pod(self) -> Manifest | None:
         """The current attempt's pod; for the pipeline, preferably a pod that is scheduled."""
-        placed = [pod for pod in self.attempts if self.suffix and holds(pod, "PodScheduled")]
+        placed = [pod for pod in self.attempts if self.suffix and true_condition(pod, "PodScheduled")]
         return next(reversed(placed or self.attempts), None)
 
     @property
@@ -92,7 +92,7 @@ class Observed:
     def stage(self) -> "Observed":
         """The same snapshot, viewed for the current Job: the pipeline's until it has completed."""
         job = self.rows.job
-        before = self.job is None and job is not None and holds(job, "Complete") is None
+        before = self.job is None and job is not None and true_condition(job, "Complete") is None
         return self.rows if before else self
 
 
@@ -101,7 +101,7 @@ def owned(item: Manifest, uid: str) -> bool:
     return any(owner.get("uid") == uid for owner in item["metadata"].get("ownerReferences") or ())
 
 
-class Kin(Enum):
+class Ownership(Enum):
     """Ownership of an object with an experiment's label."""
 
     OURS = "ours"
@@ -112,19 +112,19 @@ class Kin(Enum):
     FOREIGN = "foreign"
 
 
-def kin(item: Manifest, observed: Observed) -> Kin:
+def ownership(item: Manifest, observed: Observed) -> Ownership:
     """Return the ownership of an object."""
     owners = item["metadata"].get("ownerReferences") or ()
     if owned(item, observed.uid):
-        return Kin.OURS
+        return Ownership.OURS
     labels = item["metadata"].get("labels") or {}
     dead = all(one.get("kind") == KIND and one.get("name") == observed.name for one in owners)
     if labels.get(MANAGED_BY) != MANAGER or labels.get(EXPERIMENT) != observed.name or not dead:
-        return Kin.FOREIGN
-    return Kin.LEFT if owners else Kin.ORPHAN
+        return Ownership.FOREIGN
+    return Ownership.LEFT if owners else Ownership.ORPHAN
 
 
-def leaving(item: Manifest) -> bool:
+def is_terminating(item: Manifest) -> bool:
     """Whether an object is being deleted."""
     return "deletionTimestamp" in item["metadata"]
 
@@ -175,13 +175,13 @@ def condition(item: Manifest, kind: str) -> Manifest | None:
     return next((one for one in found if one["type"] == kind), None)
 
 
-def holds(item: Manifest, kind: str) -> Manifest | None:
+def true_condition(item: Manifest, kind: str) -> Manifest | None:
     """Return a status condition if it is True, else None."""
     found = condition(item, kind)
     return found if found and found["status"] == "True" else None
 
 
-def unheard(pod: Manifest) -> bool:
+def node_unreachable(pod: Manifest) -> bool:
     """Whether the pod's node is unreachable, so that the pod's status is stale.
 
     The node controller marks such a pod not ready, but leaves the kubelet's container statuses unchanged.

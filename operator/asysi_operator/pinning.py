@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from asysi.contract.cpus import processors
+from asysi.contract.cpus import parse_cpu_list
 from asysi.contract.runtime import Container
 from asysi.contract.spec import Spec
 from asysi_operator.manifests.resources import containers_of, of_container
@@ -34,7 +34,7 @@ def judge(spec: Spec, cpu_sets: Mapping[str, str]) -> Verdict:
         cpu_sets: CPUs that each container reports it may use, as in `taskset -c`; empty before they run.
     """
     asked, shared = whole(spec), fractional(spec)
-    got = {name: processors(text) for name, text in cpu_sets.items()}
+    got = {name: parse_cpu_list(text) for name, text in cpu_sets.items()}
     unknown = [name for name in asked if name not in got]
     exclusive = {name for name, cpus in asked.items() if _exclusive(name, cpus, got)}
     pinned = [f"{name} to {cpu_sets[name]}" for name in asked if name in exclusive]

@@ -14,12 +14,12 @@ import msgspec
 
 from asysi.contract.canonical import digest
 from asysi.contract.errors import ConfigError
-from asysi.contract.frozen import changes, frozen_part, respelled
+from asysi.contract.frozen import changes, frozen_part, normalise_quantities
 from asysi.contract.identity import output_path
 from asysi.contract.quantity import same_amount
 from asysi.contract.spec import ScanExperiment
-from asysi_operator.acceptance import accept, notes
-from asysi_operator.allowed import Allowed, trespasses
+from asysi_operator.acceptance import notes, validate
+from asysi_operator.allowed import Allowed, violations
 from asysi_operator.manifests import IMAGE, PULL_POLICIES, build
 from asysi_operator.manifests.claim import as_retained, retained_by
 from asysi_operator.manifests.config_map import applied_spec
@@ -28,15 +28,15 @@ from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.manifests.labels import QUEUE, queue_of
 from asysi_operator.manifests.names import ROWS, config_name_of, job_name, rows_name
 from asysi_operator.observation import (
-    Kin,
     Observed,
+    Ownership,
     began,
-    holds,
-    kin,
-    leaving,
+    is_terminating,
     owned,
+    ownership,
     parse_time,
     spec_of,
+    true_condition,
 )
 
 APPLIED = "asysi.dev/applied"
@@ -141,7 +141,7 @@ class Plan:
 
 def plan(observed: Observed, settings: OperatorSettings) -> Plan:
     """Return the plan for an experiment."""
-    if leaving(observed.experiment):
+    if is_terminating(observed.experiment):
         return Plan()  # its objects are garbage-collected with it: they have it as their owner
     try:
         text = _text(_as_applied(observed))
@@ -160,7 +160,7 @@ def plan(observed: Observed, settings: OperatorSettings) -> Plan:
     if ended(observed, changed=changed):
         return _after_the_end(observed, decided, objects)
     # A running experiment continues if its choices are no longer allowed: no new Job is requested.
-    beyond = trespasses(experiment, settings.allowed) if job is None or changed else []
+    beyond = violations(experiment, settings.allowed) if job is None or changed else []
     if beyond:
         return replace(decided, refusal=SpecRefusal("NotAllowed", "; ".join(beyond)))
     return _go_on(observed, decided, objects, job if changed else None)
@@ -197,7 +197,7 @@ def _text(tree: Manifest) -> bytes:
 @lru_cache(maxsize=64)
 def _accepted(text: bytes) -> ScanExperiment:
     """Return the experiment; cached, because a new one is reconciled several times within a second."""
-    return accept(msgspec.json.decode(text))
+    return validate(msgspec.json.decode(text))
 
 
 @lru_cache(maxsize=64)
@@ -231,7 +231,7 @@ def _as_applied(observed: Observed) -> Manifest:
     before = applied_spec(observed.child("ConfigMap", config_name_of(observed.name)) or {})
     if not before or not isinstance(spec, dict):
         return observed.experiment
-    return observed.experiment | {"spec": respelled(spec, before)}
+    return observed.experiment | {"spec": normalise_quantities(spec, before)}
 
 
 def started(observed: Observed) -> bool:
@@ -241,9 +241,9 @@ def started(observed: Observed) -> bool:
 
 def ended(observed: Observed, *, changed: bool = False) -> bool:
     """Whether the recorded end is still valid. An edit before the host's first start discards it."""
-    if holds(observed.experiment, "Complete"):
+    if true_condition(observed.experiment, "Complete"):
         return True
-    failed = holds(observed.experiment, "Failed")
+    failed = true_condition(observed.experiment, "Failed")
     if failed is None:
         return False
     if observed.status.get("startTime"):
@@ -279,7 +279,7 @@ def _due(observed: Observed, objects: Sequence[Manifest], rows: Manifest | None)
     there = observed.rows.job
     if begun:
         return [one for one in objects if one is not rows or there is not None]
-    complete = there is not None and holds(there, "Complete") is not None
+    complete = there is not None and true_condition(there, "Complete") is not None
     return [one for one in objects if one is not own or complete]
 
 
@@ -292,16 +292,18 @@ def _towards(observed: Observed, decided: Plan, objects: Sequence[Manifest]) -> 
         if there is None:
             actions.append(Apply(wanted, exists=False))
             continue
-        whose = kin(there, observed)
+        whose = ownership(there, observed)
         if wanted["kind"] == "PersistentVolumeClaim":
             wanted = as_retained(wanted, there, observed.uid)
-        if leaving(there) or (whose is Kin.LEFT and _age(observed) < LEFT_SECONDS):
+        if is_terminating(there) or (whose is Ownership.LEFT and _age(observed) < LEFT_SECONDS):
             # Left by an earlier experiment of this name, or being deleted: wait for the garbage collector.
             return replace(decided, actions=actions, again=PATIENCE, stale=wanted["kind"] == "Job")
-        if whose is Kin.FOREIGN:
+        if whose is Ownership.FOREIGN:
             taken = name_taken(wanted["kind"], wanted["metadata"]["name"])
             return replace(decided, actions=actions, blocked=taken)
-        if whose is Kin.LEFT or (whose is Kin.ORPHAN and wanted["metadata"].get("ownerReferences")):
+        if whose is Ownership.LEFT or (
+            whose is Ownership.ORPHAN and wanted["metadata"].get("ownerReferences")
+        ):
             actions.append(_adopt(there, wanted))
             if isinstance(actions[-1], Remove):
                 return replace(decided, actions=actions, again=PATIENCE, stale=True)
@@ -364,7 +366,7 @@ def _prune(observed: Observed, objects: Sequence[Manifest]) -> list[Action]:
         for there in observed.children
         if (there["kind"], there["metadata"]["name"]) not in wanted
         and (owned(there, observed.uid) or _retained(there, observed))
-        and not leaving(there)
+        and not is_terminating(there)
         and not (
             there["kind"] == "PersistentVolumeClaim" and (started(observed) or _inherited(there, observed))
         )
@@ -373,7 +375,7 @@ def _prune(observed: Observed, objects: Sequence[Manifest]) -> list[Action]:
 
 def _retained(there: Manifest, observed: Observed) -> bool:
     """Whether a claim is the experiment's own and retained, that is, without an owner reference."""
-    own = there["kind"] == "PersistentVolumeClaim" and kin(there, observed) is Kin.ORPHAN
+    own = there["kind"] == "PersistentVolumeClaim" and ownership(there, observed) is Ownership.ORPHAN
     return own and retained_by(there) == observed.uid
 
 
@@ -384,7 +386,7 @@ def _after_the_end(observed: Observed, decided: Plan, objects: Sequence[Manifest
     """
     decided = replace(decided, actions=_reowned(observed, objects))
     jobs = [job for job in (observed.rows.job, observed.job) if job is not None]
-    failed = holds(observed.experiment, "Failed")
+    failed = true_condition(observed.experiment, "Failed")
     if jobs and failed and failed["reason"] in _OUR_ENDS:
         return replace(decided, actions=[*decided.actions, *map(_remove, jobs)])
     assert decided.experiment is not None
@@ -405,11 +407,13 @@ def _reowned(observed: Observed, objects: Sequence[Manifest]) -> Sequence[Action
     actions: list[Action] = []
     for wanted in objects:
         there = observed.child(wanted["kind"], wanted["metadata"]["name"])
-        if wanted["kind"] != "PersistentVolumeClaim" or there is None or leaving(there):
+        if wanted["kind"] != "PersistentVolumeClaim" or there is None or is_terminating(there):
             continue
         manifest = as_retained(_as_there(wanted, there), there, observed.uid)
         goes = bool(manifest["metadata"].get("ownerReferences"))
-        if kin(there, observed) in {Kin.OURS, Kin.ORPHAN} and goes is not owned(there, observed.uid):
+        if ownership(there, observed) in {Ownership.OURS, Ownership.ORPHAN} and goes is not owned(
+            there, observed.uid
+        ):
             actions.append(Apply(sealed(manifest), exists=True))
     return tuple(actions)
 
@@ -419,7 +423,9 @@ def _leavings(observed: Observed) -> list[Action]:
     return [
         _remove(there)
         for there in observed.children
-        if owned(there, observed.uid) and not leaving(there) and there["kind"] != "PersistentVolumeClaim"
+        if owned(there, observed.uid)
+        and not is_terminating(there)
+        and there["kind"] != "PersistentVolumeClaim"
     ]
 
 

@@ -11,17 +11,17 @@ from asysi_operator.manifests.environment import output_of
 from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.manifests.labels import queue_of
 from asysi_operator.observation import (
+    ConditionValue,
     Observed,
-    Said,
     attempt_of,
     began,
     condition,
-    holds,
-    leaving,
+    is_terminating,
+    node_unreachable,
     parse_time,
     rfc3339,
     state_of,
-    unheard,
+    true_condition,
 )
 from asysi_operator.pinning import judge
 from asysi_operator.reconcile import BAD_CONFIGURATION, START_DEADLINE_EXCEEDED, Plan, ended, started
@@ -79,7 +79,7 @@ def derive(
     attempt = attempt_of(pod) if pod and not stage.suffix else None
     left = _until_start_deadline(observed, decided)
     standing = ended(observed)
-    said: dict[str, Said] = {"Accepted": _accepted(decided)}
+    said: dict[str, ConditionValue] = {"Accepted": _accepted(decided)}
     if standing:  # the end is recorded: later observations do not revoke it
         known = [kind for kind in CONDITIONS[1:-2] if _always(kind) or condition(observed.experiment, kind)]
         said |= {kind: _as_recorded(observed, kind) for kind in known}
@@ -149,12 +149,12 @@ _TIMED = set(_RUNNING.values())
 _LEAVING = {"PodTerminating": "Terminating", "NodeUnreachable": "Unknown"}
 
 
-def only_counted(before: Manifest, after: Manifest) -> bool:
+def only_counters_changed(before: Manifest, after: Manifest) -> bool:
     """Whether two statuses differ in their counters only."""
     return _uncounted(before) == _uncounted(after)
 
 
-def pressing(before: Manifest, after: Manifest) -> bool:
+def is_urgent(before: Manifest, after: Manifest) -> bool:
     """Whether a status must be written at once: it reports an end, a refusal, a suspension, or an edit."""
     was, now = _by_type(before), _by_type(after)
     return before.get("observedGeneration") != after.get("observedGeneration") or any(
@@ -169,13 +169,13 @@ def _uncounted(status: Manifest) -> Manifest:
     return {key: value for key, value in status.items() if key not in COUNTED}
 
 
-def _accepted(decided: Plan) -> Said:
+def _accepted(decided: Plan) -> ConditionValue:
     if decided.refusal is not None:
         return "False", decided.refusal.reason, decided.refusal.message
     return "True", "Valid", " ".join(["The spec is accepted.", *decided.notes])
 
 
-def _of_the_pipeline(observed: Observed, decided: Plan, failure: Failure | None) -> dict[str, Said]:
+def _of_the_pipeline(observed: Observed, decided: Plan, failure: Failure | None) -> dict[str, ConditionValue]:
     data = decided.experiment.spec.data if decided.experiment else None
     if decided.experiment is None and (was := condition(observed.experiment, _PIPELINE)):
         return {_PIPELINE: (was["status"], was["reason"], was.get("message", ""))}
@@ -184,9 +184,9 @@ def _of_the_pipeline(observed: Observed, decided: Plan, failure: Failure | None)
     return {_PIPELINE: _pipeline(observed, decided, failure, data.pipeline.shards)}
 
 
-def _pipeline(observed: Observed, decided: Plan, failure: Failure | None, shards: int) -> Said:
+def _pipeline(observed: Observed, decided: Plan, failure: Failure | None, shards: int) -> ConditionValue:
     job = observed.rows.job
-    if observed.job is not None or started(observed) or (job and holds(job, "Complete")):
+    if observed.job is not None or started(observed) or (job and true_condition(job, "Complete")):
         return "True", "RowsReady", "The pipeline has completed; its output is the model's input."
     if job is None or decided.stale:
         return "False", "NotStarted", "The pipeline's Job does not exist yet."
@@ -221,7 +221,7 @@ def _of_the_run(
     *,
     refused: Failure | None,
     late: bool,
-) -> dict[str, Said]:
+) -> dict[str, ConditionValue]:
     end = finished(job) if job else None  # of the pipeline's, only a failure is an end
     return {
         "Scheduled": _scheduled(observed, job, failure),
@@ -233,7 +233,7 @@ def _of_the_run(
     }
 
 
-def _scheduled(observed: Observed, job: Manifest | None, failure: Failure | None) -> Said:
+def _scheduled(observed: Observed, job: Manifest | None, failure: Failure | None) -> ConditionValue:
     pod = observed.pod if job else None
     if pod is None:
         if failure is not None and failure.container is None:
@@ -253,16 +253,16 @@ def _scheduled(observed: Observed, job: Manifest | None, failure: Failure | None
 
 def _capturing(  # noqa: PLR0911 - a case each
     observed: Observed, job: Manifest | None, *, running: bool
-) -> Said:
+) -> ConditionValue:
     pod = observed.pod if job else None
     if not running:
         return "False", "Ended", "The experiment has ended."
     if pod is None:
         return "False", "NotStarted", "There is no pod yet."
     name = pod["metadata"]["name"]
-    if unheard(pod):
+    if node_unreachable(pod):
         return "Unknown", "NodeUnreachable", f"The node of {name} is unreachable: the pod's state is unknown."
-    if leaving(pod):
+    if is_terminating(pod):
         return "False", "PodTerminating", f"{name} is being deleted; its output is kept."
     kind, detail = state_of(pod, "host")
     if kind == "terminated":
@@ -279,7 +279,7 @@ def _capturing(  # noqa: PLR0911 - a case each
     return "False", "HostEnded", "The host has closed its stream."
 
 
-def _complete(end: Manifest | None, words: Summary | None) -> Said:
+def _complete(end: Manifest | None, words: Summary | None) -> ConditionValue:
     if end is None:
         return "False", "NotEnded", "The experiment has not ended."
     if end["type"] == "Failed":
@@ -288,7 +288,7 @@ def _complete(end: Manifest | None, words: Summary | None) -> Said:
     return "True", "Finished", f"The stream has ended and everything is written.{balanced}"
 
 
-def _verdict(observed: Observed, kind: str, end: Manifest | None, words: Summary | None) -> Said:
+def _verdict(observed: Observed, kind: str, end: Manifest | None, words: Summary | None) -> ConditionValue:
     """Return finish's verdict on the ledger or the data, from its termination message or its last status."""
     answer = observed.answers.get("finish")
     for source in (words, answer):
@@ -317,7 +317,7 @@ def _always(kind: str) -> bool:
 
 def _failed(
     observed: Observed, decided: Plan, end: Manifest | None, failure: Failure | None, *, late: bool
-) -> Said:
+) -> ConditionValue:
     if late:
         assert decided.experiment is not None
         seconds = decided.experiment.spec.lifecycle.start_deadline_seconds
@@ -335,11 +335,11 @@ def _failed(
     return "True", end.get("reason") or "Failed", why
 
 
-def _refused(refused: Failure) -> Said:
+def _refused(refused: Failure) -> ConditionValue:
     return "True", BAD_CONFIGURATION, f"{refused.container}: {refused.message}"
 
 
-def _suspended(observed: Observed, decided: Plan, job: Manifest | None) -> Said:
+def _suspended(observed: Observed, decided: Plan, job: Manifest | None) -> ConditionValue:
     experiment = decided.experiment
     wished = experiment is not None and experiment.spec.lifecycle.suspend
     queue = queue_of(experiment) if experiment else None
@@ -355,13 +355,13 @@ def _suspended(observed: Observed, decided: Plan, job: Manifest | None) -> Said:
     return "False", "Active", "The experiment is not suspended."
 
 
-def _contended(by: str | None) -> Said:
+def _contended(by: str | None) -> ConditionValue:
     if by is None:
         return "False", "Settled", "No other client is changing the experiment's objects any more."
     return "True", "ChangedByOthers", f"{by}; it is reverted each time, after a growing delay."
 
 
-def _condition(observed: Observed, kind: str, said: Said, now: str) -> Manifest:
+def _condition(observed: Observed, kind: str, said: ConditionValue, now: str) -> Manifest:
     status, reason, message = said[0], said[1], said[2][:MESSAGE_LIMIT]
     before = condition(observed.experiment, kind)
     same = before is not None and before["status"] == status
@@ -375,7 +375,7 @@ def _condition(observed: Observed, kind: str, said: Said, now: str) -> Manifest:
     }
 
 
-def _as_recorded(observed: Observed, kind: str) -> Said:
+def _as_recorded(observed: Observed, kind: str) -> ConditionValue:
     before = condition(observed.experiment, kind)
     return (
         (before["status"], before["reason"], before.get("message", ""))

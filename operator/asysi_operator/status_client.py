@@ -15,7 +15,7 @@ _LEAST = 0.001
 """Seconds that a connection may take at least: a timeout of 0 would mean not to wait at all."""
 
 
-def ask(address: str, port: int, *, seconds: float = SECONDS) -> RunStatus | None:
+def fetch_status(address: str, port: int, *, seconds: float = SECONDS) -> RunStatus | None:
     """Return a worker's `/status`, or None if there is no valid response in time."""
     code, body = get(address, port, "/status", seconds=seconds)
     return RunStatus.read(body) if code == 200 else None

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from asysi_operator.manifests.kinds import Manifest
-from asysi_operator.observation import Said, parse_time
+from asysi_operator.observation import ConditionValue, parse_time
 
 HISTORY = 10
 """Past failures kept in addition to the last one."""
@@ -13,7 +13,7 @@ _WELL = {"Running", "Finishing", "Succeeded", "Suspended"}
 """Phases in which an experiment is as requested."""
 
 
-def ready(phase: str, conditions: Sequence[Manifest]) -> Said:
+def ready(phase: str, conditions: Sequence[Manifest]) -> ConditionValue:
     """Return the condition Ready, as kstatus interprets it: a running Job is ready.
 
     Suspended counts as ready if the spec asks for it; an experiment waiting in a queue does not.
@@ -29,7 +29,7 @@ def ready(phase: str, conditions: Sequence[Manifest]) -> Said:
     return "False", phase, _message(phase, by_type)
 
 
-def stalled(conditions: Sequence[Manifest], failure: Mapping[str, object] | None) -> Said:
+def stalled(conditions: Sequence[Manifest], failure: Mapping[str, object] | None) -> ConditionValue:
     """Return the condition Stalled: whether progress needs user action."""
     by_type = {one["type"]: one for one in conditions}
     if by_type["Accepted"]["status"] == "False":
@@ -54,7 +54,7 @@ def _message(phase: str, by_type: Mapping[str, Manifest]) -> str:
     return str(by_type.get(kind, {}).get("message", ""))
 
 
-def why(phase: str, says: Said, failure: Mapping[str, object] | None) -> str | None:
+def why(phase: str, says: ConditionValue, failure: Mapping[str, object] | None) -> str | None:
     """Return the one-word reason why an experiment is not progressing, or None."""
     if says[0] == "True":
         return says[1]

@@ -11,7 +11,7 @@ from asysi.contract.identity import (
     FolderContent,
     Identity,
     identity_of,
-    look,
+    inspect_output,
     output_path,
     refusal,
     spec_changes,
@@ -144,7 +144,7 @@ def test_what_a_folder_holds(tmp_path: Path, file: str, begun: bool, finished: b
     """Whether the model has run there, whether the run was finished, and the number of the next attempt."""
     (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / file).touch()
-    assert look(tmp_path) == FolderContent(None, begun, finished, attempts)
+    assert inspect_output(tmp_path) == FolderContent(None, begun, finished, attempts)
 
 
 def test_a_run_that_was_ended_early_is_not_finished(tmp_path: Path) -> None:
@@ -156,21 +156,21 @@ def test_a_run_that_was_ended_early_is_not_finished(tmp_path: Path) -> None:
         ("[]", True),
     ):
         (tmp_path / "ledger.json").write_text(ledger)
-        assert look(tmp_path).finished is finished
+        assert inspect_output(tmp_path).finished is finished
 
 
 def test_the_hosts_progress_counts_as_an_attempt(tmp_path: Path) -> None:
     """Where nothing is archived, the host's own file says which attempt was the last."""
     (tmp_path / "host").mkdir()
     (tmp_path / "host" / "progress.json").write_text('{"attempt": 2, "step": 7}')
-    assert look(tmp_path) == FolderContent(None, True, False, 3)
+    assert inspect_output(tmp_path) == FolderContent(None, True, False, 3)
 
 
 def test_an_identity_that_cannot_be_read_is_nobodys(tmp_path: Path) -> None:
     """A damaged identity is said, not taken for none."""
     (tmp_path / "identity.json").write_text("{")
     with pytest.raises(ConfigError, match="unknown whose results these are"):
-        look(tmp_path)
+        inspect_output(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asysi.contract.canonical import canonical
-from asysi.contract.frozen import QUANTITIES, changes, frozen_part, respelled, rules
+from asysi.contract.frozen import QUANTITIES, changes, frozen_part, normalise_quantities, rules
 from asysi.contract.quantity import parse_bytes, same_amount
 from asysi.contract.spec import ScanExperiment
 
@@ -40,16 +40,16 @@ def test_a_spec_that_is_only_spelled_anew_is_unchanged(minimal):
         "output": {"size": "11Gi"},
     }
     first, second = (frozen_part(ScanExperiment.model_validate(minimal(one))) for one in (before, now))
-    assert changes(first, respelled(second, first)) == ["spec.output.size"]
+    assert changes(first, normalise_quantities(second, first)) == ["spec.output.size"]
     texts = {"model": {"uri": "1024Mi"}}, {"model": {"uri": "1Gi"}}
-    assert respelled(*texts) == texts[0]
+    assert normalise_quantities(*texts) == texts[0]
 
 
 def test_respelling_keeps_what_is_new(minimal):
     """A part that was not there before, and lists of another length, are as they are written now."""
     spec = canonical(ScanExperiment.model_validate(minimal()))["spec"]
-    assert respelled(spec, {}) == spec
-    assert respelled(spec, {"sae": None, "inputs": [1]}) == spec
+    assert normalise_quantities(spec, {}) == spec
+    assert normalise_quantities(spec, {"sae": None, "inputs": [1]}) == spec
 
 
 @pytest.mark.parametrize("part", ["spec.sae", "spec.resources", "spec.output", "spec.data"])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asysi.contract.cpus import listed, processors
+from asysi.contract.cpus import format_cpu_list, parse_cpu_list
 from asysi.contract.telemetry import (
     BODY_LIMIT,
     CaptureCounts,
@@ -137,11 +137,11 @@ def test_what_is_not_the_totals_is_no_summary():
 @given(st.frozensets(st.integers(0, 5000), min_size=1, max_size=40))
 def test_a_list_of_processors_is_read_as_it_is_written(cpus):
     """As in `taskset -c`: neighbours become a range, and reading gives back the same processors."""
-    assert processors(listed(cpus)) == cpus
+    assert parse_cpu_list(format_cpu_list(cpus)) == cpus
 
 
 def test_lists_of_processors_are_those_of_taskset():
     """One number, a range, both; a range that no machine has is nothing."""
-    assert listed({3, 0, 2, 5}) == "0,2-3,5"
-    assert processors("0,2-3") == {0, 2, 3}
-    assert processors("0-99999") == frozenset()
+    assert format_cpu_list({3, 0, 2, 5}) == "0,2-3,5"
+    assert parse_cpu_list("0,2-3") == {0, 2, 3}
+    assert parse_cpu_list("0-99999") == frozenset()

@@ -26,7 +26,7 @@ from asysi.finish.provenance import read_again as said_of
 from asysi.finish.reread_tokens import RereadTokens
 from asysi.finish.rereading import AT_ONCE, BATCH, Extent, plan_forwards, read_again, read_for_report
 from asysi.finish.splice import Target
-from asysi.finish.status import Snapshot, shape
+from asysi.finish.status import Snapshot, status_response
 from asysi.hosts.leaving import announced
 from asysi.model.loading import LoadedModel
 from asysi.model.points import HookPoint
@@ -169,14 +169,16 @@ def test_progress_is_on_status_and_on_the_terminal(data):
     read(data, ReadBudget(2000, 3600), watch=watch)
     assert watch.told[-1].tokens == watch.told[-1].tokens_total > 1500
     assert watch.beats >= len(watch.told) > 2
-    answer = shape(Snapshot(), said="analysing", reading=ReadProgress("report", 5000, 20_000, 12.34))
+    answer = status_response(
+        Snapshot(), said="analysing", reading=ReadProgress("report", 5000, 20_000, 12.34)
+    )
     assert answer["rereading"] == {
         "what": "report", "tokens": 5000, "tokensTotal": 20_000, "secondsLeft": 12.3,
     }  # fmt: skip
     view = View("minilm", status=type(View("x").status).model_validate(answer))
     assert "5,000 of 20,000 tokens read for the report" in line(view)
     assert "0:12 left" in line(view)
-    assert "rereading" not in shape(Snapshot())
+    assert "rereading" not in status_response(Snapshot())
 
 
 @pytest.mark.parametrize(

@@ -146,14 +146,14 @@ def test_logits_are_the_decoder_through_the_unembedding():
     rng = np.random.default_rng(0)
     decoder = torch.from_numpy(rng.normal(size=(10, 6))).float()
     weight = torch.from_numpy(rng.normal(size=(50, 6))).float()
-    found = logits.ends(decoder, weight)
+    found = logits.top_and_bottom_tokens(decoder, weight)
     full = (decoder @ weight.T).numpy()
     full -= full.mean(1, keepdims=True)
     order = np.argsort(-full, axis=1)
     assert np.array_equal(found.tokens[:, : logits.EACH], order[:, : logits.EACH])
     assert np.array_equal(found.tokens[:, logits.EACH :], order[:, ::-1][:, : logits.EACH])
     assert np.allclose(found.values, np.take_along_axis(full, found.tokens, 1), atol=1e-5)
-    assert logits.ends(decoder, weight[:, :5]) is None
+    assert logits.top_and_bottom_tokens(decoder, weight[:, :5]) is None
 
 
 def test_logits_stand_beside_the_latents_they_are_of(monkeypatch):
@@ -162,8 +162,10 @@ def test_logits_stand_beside_the_latents_they_are_of(monkeypatch):
     sae, x, _ = planted(rows=len(page.tokens), noise=0.3)
     weight = torch.from_numpy(np.random.default_rng(5).normal(size=(40, 12))).float()
     monkeypatch.setattr(logits, "MULTIPLICATIONS", weight.numel() * 12)
-    asked = features.Question(k=4, quantization="none", seed=0, shown=100, sentence=None, unembedding=weight)
-    looked = features.look("p", sae, reread_tokens.every_token(x), page, asked)
+    asked = features.MeasureOptions(
+        k=4, quantization="none", seed=0, shown=100, sentence=None, unembedding=weight
+    )
+    looked = features.measure_sae("p", sae, reread_tokens.every_token(x), page, asked)
     pieces = [f" w{token}" for token in page.tokens]
     shown = features.browser([looked], page, pieces, 0, lambda found: {int(n): f"t{n}" for n in found})
     one = shown.features[0]
@@ -253,12 +255,12 @@ def test_looking_measures_on_held_out_content_alone():
     """Training documents and special tokens do not touch FVU over content tokens, L0 or density."""
     page = make_sheet()
     sae, x, _ = planted(rows=len(page.tokens), noise=0.3)
-    asked = features.Question(k=4, quantization="bf16", seed=0, shown=100, sentence=0)
-    clean = features.look("p", sae, reread_tokens.every_token(x), page, asked)
+    asked = features.MeasureOptions(k=4, quantization="bf16", seed=0, shown=100, sentence=0)
+    clean = features.measure_sae("p", sae, reread_tokens.every_token(x), page, asked)
     spoilt = x.copy()
     spoilt[~page.content & page.held_tokens] *= 50
     spoilt[~page.held_tokens] += 9
-    dirty = features.look("p", sae, reread_tokens.every_token(spoilt), page, asked)
+    dirty = features.measure_sae("p", sae, reread_tokens.every_token(spoilt), page, asked)
     assert clean.layer.fvu_content == dirty.layer.fvu_content
     assert clean.layer.l0 == dirty.layer.l0 == 4
     assert clean.layer.fvu_all != dirty.layer.fvu_all
@@ -271,8 +273,8 @@ def test_constant_activations_have_no_fvu(value):
     page = make_sheet()
     sae, x, _ = planted(rows=len(page.tokens))
     rows = reread_tokens.every_token(np.full_like(x, value))
-    asked = features.Question(k=4, quantization="bf16", seed=0, shown=100, sentence=0)
-    looked = features.look("p", sae, rows, page, asked)
+    asked = features.MeasureOptions(k=4, quantization="bf16", seed=0, shown=100, sentence=0)
+    looked = features.measure_sae("p", sae, rows, page, asked)
     assert (looked.layer.fvu_content, looked.layer.fvu_all) == (None, None)
     assert looked.layer.fvu_undefined == CONSTANT
     assert np.isfinite(looked.features.explained).all()
@@ -283,18 +285,22 @@ def test_figures_of_several_calls_are_those_of_each():
     page = make_sheet()
     sae, x, _ = planted(rows=len(page.tokens), noise=0.3)
     _, y, _ = planted(rows=len(page.tokens), noise=0.9)
-    asked = features.Question(k=4, quantization="none", seed=0, shown=100, sentence=0)
-    alone = [features.look("p", sae, reread_tokens.every_token(rows), page, asked).layer for rows in (x, y)]
+    asked = features.MeasureOptions(k=4, quantization="none", seed=0, shown=100, sentence=0)
+    alone = [
+        features.measure_sae("p", sae, reread_tokens.every_token(rows), page, asked).layer for rows in (x, y)
+    ]
     both = reread_tokens.PointRows(
         np.stack([x, y], 1).reshape(-1, x.shape[1]),
         np.repeat(np.arange(len(x)), 2),
         np.tile([0, 1], len(x)),
     )
-    looked = features.look("p", sae, both, page, asked)
+    looked = features.measure_sae("p", sae, both, page, asked)
     assert looked.layer.fvu_calls == pytest.approx([layer.fvu_content for layer in alone])
     assert alone[0].fvu_content < looked.layer.fvu_content < alone[1].fvu_content
     second = dataclasses.replace(reread_tokens.every_token(y), call=np.ones(len(y), np.int64))
-    assert features.look("p#1", sae, second, page, asked).layer.fvu_calls == ()  # one call, addressed as such
+    assert (
+        features.measure_sae("p#1", sae, second, page, asked).layer.fvu_calls == ()
+    )  # one call, addressed as such
     contexts_of = looked.features.contexts
     assert contexts_of[contexts_of != NO_CONTEXT].max() < page.content.sum()
 
@@ -313,8 +319,8 @@ def test_the_browser_shows_what_was_measured():
     page = make_sheet()
     sae, x, _ = planted(rows=len(page.tokens), noise=0.3)
     sentence = features.sentence_of(page, 0)
-    asked = features.Question(k=4, quantization="none", seed=0, shown=14, sentence=sentence)
-    looked = features.look("p", sae, reread_tokens.every_token(x), page, asked)
+    asked = features.MeasureOptions(k=4, quantization="none", seed=0, shown=14, sentence=sentence)
+    looked = features.measure_sae("p", sae, reread_tokens.every_token(x), page, asked)
     pieces = [f" w{token}" for token in page.tokens]
     browser = features.browser([looked], page, pieces, 0)
     one, corpus = browser.features[0], browser.corpus

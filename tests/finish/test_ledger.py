@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from asysi.bus.accounts import Consumed, Produced
 from asysi.bus.states import ProducerState, ReaderState
 from asysi.finish.analysis import RunAnalysis
-from asysi.finish.attempts import Attempt, earlier_attempts, rows_known, whole, without_books
-from asysi.finish.ending import LAST_WORDS, last_words, ledger_json, ledger_of
-from asysi.finish.ledger import Books, Equation, added, as_json, books_of, open_ledger
+from asysi.finish.attempts import Attempt, earlier_attempts, incomplete_attempts, rows_known, total_counts
+from asysi.finish.ending import LAST_WORDS, ledger_json, ledger_of, termination_message
+from asysi.finish.ledger import AttemptCounts, Equation, as_json, build_ledger, counts_from_json, sum_counts
 from asysi.finish.status import (
     HostCounters,
     Snapshot,
@@ -21,7 +21,7 @@ from asysi.finish.status import (
     complete,
     phase,
     settled,
-    shape,
+    status_response,
 )
 from asysi.finish.waiting import WaitResult, wait
 
@@ -46,13 +46,13 @@ def balanced_books(draw, points=None):
             kept = draw(st.integers(0, published))
             lost = draw(st.integers(0, published - kept))
             consumer[point] = Consumed(kept, lost, published - kept - lost)
-    return Books(capture, hook, bus, consumers)
+    return AttemptCounts(capture, hook, bus, consumers)
 
 
 @given(balanced_books())
 def test_books_in_which_every_row_went_somewhere_balance(books):
     """Books made row by row from fates balance in every equation: six a hook point with two consumers."""
-    ledger = open_ledger(books, attempt=0, complete=True)
+    ledger = build_ledger(books, attempt=0, complete=True)
     assert ledger.passed
     assert len(ledger.equations) == 6 * len(books.capture)
 
@@ -75,7 +75,7 @@ def test_one_row_astray_breaks_the_ledger(books, data):
         if side == "sae"
         else dataclasses.replace(books, **{side: wrong})
     )
-    ledger = open_ledger(broken, attempt=0, complete=True)
+    ledger = build_ledger(broken, attempt=0, complete=True)
     assert not ledger.balanced
     assert not ledger.passed
     assert {line.point for line in ledger.unbalanced()} == {point}
@@ -84,7 +84,7 @@ def test_one_row_astray_breaks_the_ledger(books, data):
 @given(balanced_books())
 def test_the_written_ledger_repeats_every_equation_with_both_sides(books):
     """ledger.json holds each equation's sides and difference, and totals that are sums over hook points."""
-    written = json.loads(json.dumps(as_json(open_ledger(books, attempt=3, complete=True))))
+    written = json.loads(json.dumps(as_json(build_ledger(books, attempt=3, complete=True))))
     lines = [line for point in written["points"] for line in point["equations"]]
     assert all(line["left"] - line["right"] == line["difference"] == 0 for line in lines)
     assert written["totals"]["capture"]["seen"] == sum(made.seen for made in books.capture.values())
@@ -94,13 +94,13 @@ def test_the_written_ledger_repeats_every_equation_with_both_sides(books):
 
 def test_a_hook_point_that_only_a_consumer_knows_is_not_forgotten():
     """Rows that a consumer claims for a hook point nobody published unbalance the books."""
-    books = Books(consumers={"sae": {"ghost": Consumed(durable=7)}})
-    assert open_ledger(books, attempt=0, complete=True).unbalanced() == [
+    books = AttemptCounts(consumers={"sae": {"ghost": Consumed(durable=7)}})
+    assert build_ledger(books, attempt=0, complete=True).unbalanced() == [
         Equation("ghost", "sae", "published = durable + lapped + rolled back", 0, 7)
     ]
 
 
-BOOKS = Books(
+BOOKS = AttemptCounts(
     capture={"a": Produced(100, 80, 15, {"ring_full": 5}), "b": Produced(100, 80, 15, {"crash": 5})},
     hook={"a": Consumed(80), "b": Consumed(80)},
     bus={"a": Produced(80, 80), "b": Produced(80, 80)},
@@ -122,7 +122,7 @@ def test_status_sums_over_hook_points():
     """Counts are sums, reasons keep their names, consumers are listed with hook first, unknown gauges are
     null.
     """
-    status = shape(ENDED, tokens_per_second=12.34)
+    status = status_response(ENDED, tokens_per_second=12.34)
     assert status["capture"] == {
         "seen": 200, "published": 160, "sampledOut": 30, "dropped": {"ring_full": 5, "crash": 5},
         "stepsDropped": 1, "errors": 0,
@@ -266,8 +266,8 @@ def test_last_words_are_json_of_at_most_a_page(problems, books):
     in it.
     """
     snapshot = dataclasses.replace(ENDED, books=books)
-    ledger = open_ledger(books, attempt=1, complete=True, problems=problems)
-    words = last_words(ledger, snapshot, RunAnalysis(problems=["the analysis failed"] * 3), None)
+    ledger = build_ledger(books, attempt=1, complete=True, problems=problems)
+    words = termination_message(ledger, snapshot, RunAnalysis(problems=["the analysis failed"] * 3), None)
     assert len(words.encode()) <= LAST_WORDS
     read = json.loads(words)
     assert read["ledger"]["balanced"]
@@ -278,12 +278,14 @@ def test_last_words_are_json_of_at_most_a_page(problems, books):
 def test_books_are_read_back_and_add_up(one, other):
     """What ledger.json holds is read back as it was; two attempts add up and still balance."""
     for books in (one, other):
-        read = books_of(json.loads(json.dumps(as_json(open_ledger(books, attempt=0, complete=True)))))
-        assert as_json(open_ledger(read, attempt=0, complete=True)) == as_json(
-            open_ledger(books, attempt=0, complete=True)
+        read = counts_from_json(
+            json.loads(json.dumps(as_json(build_ledger(books, attempt=0, complete=True))))
         )
-    both = added([one, other])
-    assert open_ledger(both, attempt=0, complete=True).balanced
+        assert as_json(build_ledger(read, attempt=0, complete=True)) == as_json(
+            build_ledger(books, attempt=0, complete=True)
+        )
+    both = sum_counts([one, other])
+    assert build_ledger(both, attempt=0, complete=True).balanced
     assert sum(made.seen for made in both.capture.values()) == sum(
         made.seen for books in (one, other) for made in books.capture.values()
     )
@@ -293,7 +295,7 @@ def leave(output, number, **changes):
     """Leave an attempt's ledger as its finish would."""
     folder = output / "attempts" / str(number)
     folder.mkdir(parents=True)
-    written = {**ledger_json(open_ledger(BOOKS, attempt=0, complete=True), ENDED, output), **changes}
+    written = {**ledger_json(build_ledger(BOOKS, attempt=0, complete=True), ENDED, output), **changes}
     (folder / "ledger.json").write_text(json.dumps(written))
 
 
@@ -304,8 +306,8 @@ def test_attempts_are_told_apart_by_what_is_left_of_them(tmp_path):
     (tmp_path / "host" / "progress.json").write_text('{"attempts": {"0": 7, "1": 9}}')
     found = earlier_attempts(tmp_path, 3)
     assert [(one.number, one.books is None) for one in found] == [(0, True), (1, False)]
-    assert without_books(found) == [0]
-    assert whole(found).capture["a"].seen == 100
+    assert incomplete_attempts(found) == [0]
+    assert total_counts(found).capture["a"].seen == 100
     assert found[1].steps == 9
 
 
@@ -314,13 +316,16 @@ def test_rows_under_way_when_an_attempt_was_ended_are_not_called_lost(tmp_path):
     leave(tmp_path, 0, balanced=False, settled=False)
     leave(tmp_path, 1, balanced=False)
     one, other = earlier_attempts(tmp_path, 2)
-    assert without_books([one, other]) == [0]
+    assert incomplete_attempts([one, other]) == [0]
     assert other.balanced is False
 
 
 def test_rows_of_books_that_were_never_closed_are_not_vouched_for():
     """A full disk leaves books with rows under way: those are not said to be accounted for."""
-    closed, open_ = Books(capture={"a": Produced(100, 100)}), Books(capture={"a": Produced(40, 40)})
+    closed, open_ = (
+        AttemptCounts(capture={"a": Produced(100, 100)}),
+        AttemptCounts(capture={"a": Produced(40, 40)}),
+    )
     torn = Attempt(0, open_, balanced=False, settled=False)
     assert rows_known([torn, Attempt(1, closed, balanced=True)]) == 100
     assert rows_known([Attempt(0, None), Attempt(1, closed, balanced=True)]) == 100
@@ -332,7 +337,7 @@ def test_progress_is_that_of_the_run():
     host = HostCounters(
         steps=3, steps_total=20, tokens=30, tokens_total=200, steps_before=7, tokens_before=70
     )
-    progress = shape(Snapshot(host=host), tokens_per_second=5.0)["progress"]
+    progress = status_response(Snapshot(host=host), tokens_per_second=5.0)["progress"]
     assert progress == {
         "steps": 10, "stepsTotal": 20, "tokens": 100, "tokensTotal": 200, "pass": 0, "tokensPerSecond": 5.0,
     }  # fmt: skip

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asysi.finish import agreement, outliers, verdict
-from asysi.finish.agreement import Held
+from asysi.finish.agreement import HeldOutRows
 from asysi.finish.outliers import Outlier
 from asysi.finish.reread_tokens import PointRows, RereadTokens, every_token
-from asysi.finish.survey import survey
+from asysi.finish.survey import find_outlier_rows
 from asysi.finish.verdict import (
     Agreement,
     Facts,
@@ -21,8 +21,8 @@ from asysi.finish.verdict import (
     PointFacts,
     SaeFacts,
     VerdictCondition,
-    books,
     judge,
+    ledger_condition,
     overall,
     sentence,
 )
@@ -143,10 +143,10 @@ def test_the_books_have_their_own_verdict():
     """Balanced, unbalanced, cut short, and an attempt whose books are gone are told apart."""
     common = {"rows": 1000, "attempts": 2, "failing": "1 of 6 equations fail."}
     said = [
-        books(balanced=True, complete=True, without=[], **common),
-        books(balanced=False, complete=True, without=[0], **common),
-        books(balanced=True, complete=False, without=[], **common),
-        books(balanced=True, complete=True, without=[0], **common),
+        ledger_condition(balanced=True, complete=True, without=[], **common),
+        ledger_condition(balanced=False, complete=True, without=[0], **common),
+        ledger_condition(balanced=True, complete=False, without=[], **common),
+        ledger_condition(balanced=True, complete=True, without=[0], **common),
     ]
     assert [(one.status, one.reason) for one in said] == [
         ("True", "Balanced"),
@@ -185,7 +185,7 @@ def rows_with(outlier, *, documents=60, length=10, seed=0):
 
 
 def look(rows, sheet):
-    return survey(every_token(rows), sheet)
+    return find_outlier_rows(every_token(rows), sheet)
 
 
 def test_a_position_that_holds_the_variance_is_named():
@@ -241,10 +241,10 @@ def test_rows_that_were_left_out_are_counted():
     rows, sheet = rows_with(np.zeros((60, 10), np.bool_))
     most = np.arange(5, 600)
     part = PointRows(rows[most], most, np.zeros(len(most), np.int64), not_finite=5)
-    place = survey(part, sheet)
+    place = find_outlier_rows(part, sheet)
     assert (place.not_finite, len(place.members)) == (5, 595)
     none = PointRows(rows[:0], most[:0], most[:0], not_finite=600)
-    assert survey(none, sheet).outlier is None
+    assert find_outlier_rows(none, sheet).outlier is None
 
 
 def test_constant_rows_have_no_outlier():
@@ -257,7 +257,7 @@ def held_rows(rows, sheet, part=slice(None)):
     """Return rows of the sheet as a trainer would hold them."""
     count = len(rows[part])
     position = sheet.position[part].astype(np.uint64)
-    return Held(rows[part], sheet.rows[sheet.document[part]], position, np.zeros(count, np.uint64))
+    return HeldOutRows(rows[part], sheet.rows[sheet.document[part]], position, np.zeros(count, np.uint64))
 
 
 def an_sae(width=8):
@@ -271,7 +271,7 @@ def test_the_same_rows_have_the_same_fvu():
     rows, sheet = rows_with(np.zeros((60, 10), np.bool_))
     kept = np.random.default_rng(2).permutation(600)[:200]
     other = np.random.default_rng(3).normal(size=(50, 8)).astype(np.float32) * 9
-    held = Held(
+    held = HeldOutRows(
         np.concatenate([rows[kept], other]),
         np.concatenate([sheet.rows[sheet.document[kept]], np.arange(50, dtype=np.uint64) + 10_000]),
         np.concatenate([sheet.position[kept].astype(np.uint64), np.zeros(50, np.uint64)]),

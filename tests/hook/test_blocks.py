@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from asysi.bus.packet import Dtype, Kind, Quantization, payload_at
 from asysi.bus.stream import shard_of
-from asysi.hook.blocks import PART_BITS, RowBytes, RowTooLargeError, conversion, cut, row_bytes
+from asysi.hook.blocks import PART_BITS, RowBytes, RowTooLargeError, conversion, row_bytes, split_rows
 
 CHUNK = 256 * 1024
 PACKETS = {
@@ -31,7 +31,7 @@ def packet_bytes(rows: int, row: RowBytes) -> int:
 def test_blocks_hold_every_row_once_in_order_and_fit(sequence, rows, width, dtype, wanted):
     """Blocks laid end to end are the packet's rows, and each fits a chunk with its header."""
     size = row_bytes(width, dtype, conversion(dtype, wanted))
-    blocks = list(cut(sequence, rows, size, CHUNK))
+    blocks = list(split_rows(sequence, rows, size, CHUNK))
     assert [row for block in blocks for row in range(block.start, block.stop)] == list(range(rows))
     assert all(packet_bytes(block.stop - block.start, size) <= CHUNK for block in blocks)
 
@@ -40,7 +40,7 @@ def test_blocks_hold_every_row_once_in_order_and_fit(sequence, rows, width, dtyp
 def test_blocks_are_as_few_as_can_be(sequence, rows, width, dtype, wanted):
     """No cutting into fewer blocks would fit."""
     size = row_bytes(width, dtype, conversion(dtype, wanted))
-    count = len(list(cut(sequence, rows, size, CHUNK)))
+    count = len(list(split_rows(sequence, rows, size, CHUNK)))
     assert count == 1 or packet_bytes(-(-rows // (count - 1)), size) > CHUNK
 
 
@@ -48,8 +48,8 @@ def test_blocks_are_as_few_as_can_be(sequence, rows, width, dtype, wanted):
 def test_marks_grow_within_a_packet_and_from_packet_to_packet(sequence, rows, size):
     """Source marks are above 0, strictly growing, below those of the next packet, and name their packet."""
     row = RowBytes(0, size)
-    now = [block.source for block in cut(sequence, rows, row, CHUNK)]
-    after = [block.source for block in cut(sequence + 1, rows, row, CHUNK)]
+    now = [block.source for block in split_rows(sequence, rows, row, CHUNK)]
+    after = [block.source for block in split_rows(sequence + 1, rows, row, CHUNK)]
     assert now[0] > 0
     assert now + after == sorted(set(now + after))
     assert {mark >> PART_BITS for mark in now} == {sequence}
@@ -58,13 +58,13 @@ def test_marks_grow_within_a_packet_and_from_packet_to_packet(sequence, rows, si
 def test_a_row_that_fits_no_chunk_is_refused():
     """A row larger than a chunk is an error that says both sizes."""
     with pytest.raises(RowTooLargeError, match=f"{CHUNK} bytes does not fit a chunk of {CHUNK}"):
-        list(cut(1, 1, RowBytes(0, CHUNK), CHUNK))
+        list(split_rows(1, 1, RowBytes(0, CHUNK), CHUNK))
 
 
 def test_a_packet_of_too_many_blocks_is_refused():
     """More blocks than a mark can number are an error, not a mark of another packet."""
     with pytest.raises(RowTooLargeError, match="65537 blocks"):
-        list(cut(1, (1 << PART_BITS) + 1, RowBytes(0, 64), 256 + 64))
+        list(split_rows(1, (1 << PART_BITS) + 1, RowBytes(0, 64), 256 + 64))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from asysi.bus.mailbox import HookGauge
 from asysi.bus.packet import HEADER_DTYPE, ROW_DTYPE, ActivationPacket, Dtype
 from asysi.bus.ring import CppShardedSPMCBus
-from asysi.hook.finite import NotFinite, rows_not_finite
+from asysi.hook.finite import NonFiniteCounter, rows_not_finite
 from asysi_ring import Control, Writer, create
 
 SPECIAL = st.sampled_from([0.0, -0.0, 1.5, -3.0, 65504.0, np.nan, np.inf, -np.inf])
@@ -55,7 +55,9 @@ def test_a_restarted_hook_counts_on(ring):
         assert [writer.account(name) for name in ("a", "b")] == [0, 1]
     for times in (1, 2, 3):
         with CppShardedSPMCBus(ring).consumer("hook") as captured, Control(ring) as control:
-            counts = NotFinite(captured, dict(zip(control.accounts(), control.gauges("hook"), strict=True)))
+            counts = NonFiniteCounter(
+                captured, dict(zip(control.accounts(), control.gauges("hook"), strict=True))
+            )
             counts.look(packet(bad, Dtype.FLOAT32, "b"))
             counts.look(packet(bad[1:2], Dtype.FLOAT32, "a"))
             found = [int(row[HookGauge.NOT_FINITE]) for row in control.gauges("hook")]

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 from asysi.bus.states import ReaderState
-from asysi.hook.timeline import Restarts, Timeline, describe
+from asysi.hook.timeline import Restarts, Timeline, timeline_entry
 from asysi.hook.totals import ConsumerTotals, RingTotals, StreamTotals
 
 IDLE = ConsumerTotals(
@@ -42,7 +42,7 @@ def test_a_line_tells_rates_per_second_and_losses():
     )
     bus = replace(BUS, published=[300, 180], dropped={"no_chunk": 20}, consumers={"sae": sae})
     after = StreamTotals(at=12.0, steps=4, capture=capture, bus=bus)
-    assert describe(START, after, 0.25) == {
+    assert timeline_entry(START, after, 0.25) == {
         "rate": 0.25,
         "steps": 4,
         "offered": 450.0,

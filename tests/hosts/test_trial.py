@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from asysi.contract.errors import ConfigError
 from asysi.contract.spec import Model, ScanExperiment, Tokens
 from asysi.hosts.check import check
-from asysi.hosts.trial import Asked, try_forward
+from asysi.hosts.trial import CallSpec, try_forward
 from asysi.model.forward import ScannerEngine
-from asysi.model.hollow import Hollow, NoRow, Structure, run_hollow
+from asysi.model.hollow import Hollow, MetaInitMode, NoRow, run_hollow
 from asysi.model.loading import load_callable, load_model, resolve_model
 from asysi.text.rows import Document
 from asysi.text.tokens import Batches, make_policy, tokenise
@@ -51,7 +51,7 @@ POSITIONS = {"albert": 34, "bert": 34, "gpt2": 34, "opt": 34, "roberta": 32}
 
 
 def structure(config):
-    with Structure():
+    with MetaInitMode():
         model = transformers.AutoModel.from_config(config).eval()
     model.config.use_cache = False
     return model
@@ -110,23 +110,23 @@ def test_the_longest_sequence_is_found(family, batch):
     """A length that the model's tables hold is accepted, one more is refused with the length that works."""
     model = structure(FAMILIES[family])
     most = POSITIONS.get(family, 34)
-    assert set(try_forward(model, [widest(model)], Asked(batch, most, token=5)))
+    assert set(try_forward(model, [widest(model)], CallSpec(batch, most, token=5)))
     if family in POSITIONS:
         with pytest.raises(
             ConfigError, match=rf"contextLength: is {most + 1}, but .* can read {most} tokens"
         ):
-            try_forward(model, [widest(model)], Asked(batch, most + 1, token=5))
+            try_forward(model, [widest(model)], CallSpec(batch, most + 1, token=5))
         with pytest.raises(ConfigError, match=rf"Lower it to {most} or less"):
-            try_forward(model, [widest(model)], Asked(batch, 5000, token=5))
+            try_forward(model, [widest(model)], CallSpec(batch, 5000, token=5))
     else:
-        try_forward(model, [widest(model)], Asked(batch, 300, token=5))
+        try_forward(model, [widest(model)], CallSpec(batch, 300, token=5))
 
 
 def test_calls_are_counted():
     """A module that the forward calls three times is seen three times: ALBERT shares its layers."""
     config = transformers.AlbertConfig(**{**SIZES, "num_hidden_layers": 3}, embedding_size=8)
     path = "encoder.albert_layer_groups.0.albert_layers.0"
-    called = try_forward(structure(config), [path], Asked(2, 16, token=5))
+    called = try_forward(structure(config), [path], CallSpec(2, 16, token=5))
     assert len(called[path].outputs) == 3
     assert tuple(called[path].outputs[0].shape) == (3, 7, 16)
 
@@ -142,10 +142,10 @@ def test_calls_are_counted():
 def test_models_that_read_no_tokens_are_refused_plainly(model, said):
     """ViT, Whisper and T5 are refused in a sentence that says what they read."""
     config = getattr(transformers, f"{model}Config")(**NO_TOKENS[model])
-    with Structure():
+    with MetaInitMode():
         made = getattr(transformers, f"{model}Model")(config)
     with pytest.raises(ConfigError, match=said):
-        try_forward(made, [], Asked(4, 16))
+        try_forward(made, [], CallSpec(4, 16))
 
 
 VIT = {k: v for k, v in SIZES.items() if k.startswith(("num", "hidden", "inter"))} | {"image_size": 32}
@@ -159,9 +159,11 @@ NO_TOKENS = {"ViT": VIT, "Whisper": WHISPER, "T5": T5}
 
 def test_the_encoder_of_T5_can_be_tried():  # noqa: N802
     """T5's encoder alone reads input_ids and is accepted."""
-    with Structure():
+    with MetaInitMode():
         made = transformers.T5EncoderModel(transformers.T5Config(**T5))
-    assert len(try_forward(made, ["encoder.block.1"], Asked(4, 16, token=5))["encoder.block.1"].outputs) == 1
+    assert (
+        len(try_forward(made, ["encoder.block.1"], CallSpec(4, 16, token=5))["encoder.block.1"].outputs) == 1
+    )
 
 
 class Causal(torch.nn.Module):
@@ -210,26 +212,26 @@ class Fails(Causal):
 def test_a_forward_that_the_host_cannot_call_is_named(model, said):
     """What a module's forward lacks is said with what to change."""
     with pytest.raises(ConfigError, match=said):
-        try_forward(model(), ["out"], Asked(4, 16))
+        try_forward(model(), ["out"], CallSpec(4, 16))
 
 
 def test_without_padding_no_mask_is_needed():
     """A batch of one sequence has no padding, so a forward without a mask is accepted."""
-    assert tuple(try_forward(NoMask(), ["out"], Asked(1, 16))["out"].outputs[0].shape) == (3, 7, 24)
+    assert tuple(try_forward(NoMask(), ["out"], CallSpec(1, 16))["out"].outputs[0].shape) == (3, 7, 24)
 
 
 def test_a_forward_that_looks_at_values_is_run_with_them():
     """Where a forward asks for a value, its weights are used; the longest length is found too."""
     model = Causal(looks=True)
-    assert tuple(try_forward(model, ["out"], Asked(4, 40))["out"].outputs[0].shape) == (3, 7, 24)
+    assert tuple(try_forward(model, ["out"], CallSpec(4, 40))["out"].outputs[0].shape) == (3, 7, 24)
     with pytest.raises(ConfigError, match="can read 40 tokens"):
-        try_forward(model, ["out"], Asked(4, 41))
+        try_forward(model, ["out"], CallSpec(4, 41))
 
 
 def test_a_padding_token_without_a_row_is_refused():
     """A padding token beyond the embedding fails in check, as it would in the first padded batch."""
     with pytest.raises(ConfigError, match="an embedding of 60 rows is asked for row 60"):
-        try_forward(Causal(), ["out"], Asked(4, 16, padding=60))
+        try_forward(Causal(), ["out"], CallSpec(4, 16, padding=60))
 
 
 @given(st.integers(1, 5), st.integers(1, 9), st.integers(1, 30))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from asysi_operator.allowed import Allowed, trespasses
+from asysi_operator.allowed import Allowed, violations
 
 PIPELINE = {
     "data": {
@@ -68,16 +68,16 @@ LESS = {
 def test_what_is_not_allowed_is_named(what, experiment):
     """A choice is refused by its field where it is not allowed, and passes where it is."""
     spec, allowing = CASES[what]
-    refused = trespasses(experiment(spec), Allowed.model_validate({key: LESS[key] for key in allowing}))
+    refused = violations(experiment(spec), Allowed.model_validate({key: LESS[key] for key in allowing}))
     assert len(refused) == 1, refused
     assert what in refused[0]
-    assert trespasses(experiment(spec), Allowed.model_validate(allowing)) == []
+    assert violations(experiment(spec), Allowed.model_validate(allowing)) == []
 
 
 def test_by_default_all_but_service_accounts_may_be_chosen(experiment):
     """An upgrade refuses nothing that ran before; the new field is closed until somebody opens it."""
     for what, (spec, _allowing) in CASES.items():
-        assert bool(trespasses(experiment(spec), Allowed())) is (what == "serviceAccountName")
+        assert bool(violations(experiment(spec), Allowed())) is (what == "serviceAccountName")
 
 
 @pytest.mark.parametrize("told", [{"cpus": 0}, {"memory": "much"}, {"serviceAccount": ["x"]}, {"gpus": -1}])

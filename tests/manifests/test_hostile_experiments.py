@@ -17,8 +17,8 @@ from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import MODULES, Container
 from asysi.contract.spec import Spec
 from asysi.contract.workloads import WORKLOADS
-from asysi_operator.acceptance import accept
-from asysi_operator.allowed import Allowed, trespasses
+from asysi_operator.acceptance import validate
+from asysi_operator.allowed import Allowed, violations
 from asysi_operator.manifests import build
 
 Tree = dict[str, Any]
@@ -125,11 +125,11 @@ def test_every_pod_is_restricted_and_nobody_elses():
     accepted = 0
     for tree in experiments():
         try:
-            experiment = accept(tree)
+            experiment = validate(tree)
             objects = build(experiment, image="the-image")
         except ConfigError:
             continue
-        if trespasses(experiment, Allowed()):
+        if violations(experiment, Allowed()):
             continue
         accepted += 1
         job = next(item for item in objects if item["kind"] == "Job")["spec"]["template"]

@@ -29,7 +29,7 @@ from asysi.contract.errors import ConfigError
 from asysi.contract.fields import Path as SpecPath
 from asysi.contract.fields import pattern_of, schema_fields, written
 from asysi.contract.spec import Capture, ScanExperiment, Spec
-from asysi_operator.acceptance import accept, notes
+from asysi_operator.acceptance import notes, validate
 from asysi_operator.manifests import build
 from asysi_operator.manifests.labels import SPEC
 
@@ -153,7 +153,7 @@ def rendered(tree: Tree) -> tuple[ScanExperiment, str, str]:
 
     The digest of the spec is taken out: it changes with every field, and changes nothing.
     """
-    experiment = accept(tree)
+    experiment = validate(tree)
     objects = build(experiment)
     for item in objects:
         if item["kind"] == "Job":

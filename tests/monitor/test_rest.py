@@ -16,7 +16,7 @@ import pytest
 
 from asysi.contract.runtime import Env, Exit
 from asysi.monitor import process
-from asysi.monitor.rest import rest
+from asysi.monitor.rest import idle_until_terminated
 from asysi.monitor.worker import StopSignal
 from asysi_ring import Control, Reader, RingError, Writer, create
 
@@ -37,7 +37,7 @@ def test_what_the_worker_held_is_freed_and_its_last_answer_stays():
     worker = SimpleNamespace(status=holder.status, attempt=0, health=health, stop=StopSignal(terminated=True))
     freed = weakref.ref(holder)
     del holder
-    assert rest(worker) == Exit.OK
+    assert idle_until_terminated(worker) == Exit.OK
     assert freed() is None
     assert worker.status() == {"rows": 7}
 

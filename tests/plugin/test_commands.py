@@ -294,7 +294,7 @@ def test_put_can_make_the_claim(finished, tmp_path, capsys):
 def test_nothing_leaves_the_folder(tmp_path, monkeypatch, filtered):
     """`..`, an absolute path, a link and a device are refused, also by a Python without filters."""
     from asysi_operator.plugin import pod_side
-    from asysi_operator.plugin.pod_side import WrongError, unpack
+    from asysi_operator.plugin.pod_side import TransferError, unpack
 
     if not filtered:
         monkeypatch.setattr(pod_side, "_FILTER", {})
@@ -311,7 +311,7 @@ def test_nothing_leaves_the_folder(tmp_path, monkeypatch, filtered):
         stream.seek(0)
         folder = tmp_path / f"in-{number}"
         folder.mkdir()
-        with pytest.raises(WrongError):
+        with pytest.raises(TransferError):
             unpack(stream, folder)
         assert names(folder) == []
     assert not (tmp_path / "out").exists()

@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 
 from asysi.contract.quantity import parse_bytes
-from asysi_operator.acceptance import accept
+from asysi_operator.acceptance import validate
 from asysi_operator.manifests import build
 
 ROOT = Path(__file__).parents[2]
@@ -13,7 +13,7 @@ PAGES = (
     *("README.md", "examples/cluster/README.md", "docs/cluster.md"),
     "charts/asysi/templates/NOTES.txt",
 )
-EXPERIMENT = accept(yaml.safe_load((ROOT / "examples/cluster/scan.yaml").read_text()))
+EXPERIMENT = validate(yaml.safe_load((ROOT / "examples/cluster/scan.yaml").read_text()))
 
 
 def _cpus(quantity: str) -> float:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asysi.contract.cpus import processors
+from asysi.contract.cpus import parse_cpu_list
 from asysi.contract.spec import Spec
 from asysi_operator.pinning import fractional, judge, whole
 
@@ -55,4 +55,4 @@ def test_a_part_that_is_pinned_is_named():
 @given(st.from_regex(r"\A\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?){0,3}\Z"))
 def test_any_list_is_read_within_bounds(text):
     """A list of processors, true or not, costs no more than a few thousand numbers."""
-    assert len(processors(text)) <= 4 * 4097
+    assert len(parse_cpu_list(text)) <= 4 * 4097

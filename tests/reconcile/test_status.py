@@ -13,9 +13,9 @@ from asysi_operator.status import (
     EVENT_REASONS,
     announcements,
     derive,
-    only_counted,
+    is_urgent,
+    only_counters_changed,
     phase,
-    pressing,
 )
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -245,8 +245,8 @@ def test_counters_alone_are_told_from_the_rest(lab):
     one = said(lab, answers=answered())
     other = said(lab, answers=answered(capture={"seen": 50, "published": 40, "dropped": {}}))
     assert one != other
-    assert only_counted(one, other)
-    assert not only_counted(one, other | {"phase": "Failed"})
+    assert only_counters_changed(one, other)
+    assert not only_counters_changed(one, other | {"phase": "Failed"})
 
 
 def test_events_tell_of_what_is_new(lab):
@@ -280,14 +280,14 @@ def test_ends_and_refusals_press(lab):
     lab.run_pod(host=RUNNING)
     one = said(lab)
     other = said(lab, answers=answered())
-    assert not pressing(one, other)
-    assert pressing(other, other | {"observedGeneration": 2})
-    assert pressing({}, one)
+    assert not is_urgent(one, other)
+    assert is_urgent(other, other | {"observedGeneration": 2})
+    assert is_urgent({}, one)
     for kind in ("Complete", "Failed", "Accepted", "Suspended"):
         turned = [
             {**cond, "status": "Unknown"} if cond["type"] == kind else cond for cond in one["conditions"]
         ]
-        assert pressing(one, one | {"conditions": turned}), kind
+        assert is_urgent(one, one | {"conditions": turned}), kind
 
 
 def test_phase_is_a_summary():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from asysi.contract.status import LedgerStatus, RowCounts, SaeStatus
 from asysi.contract.telemetry import BODY_LIMIT, RunStatus, Summary
-from asysi_operator.status_client import ask
+from asysi_operator.status_client import fetch_status
 
 words = st.sampled_from(
     [
@@ -96,19 +96,19 @@ def worker():
 
 def test_a_worker_is_asked(worker):
     """What a worker answers arrives."""
-    assert ask("127.0.0.1", worker(200, b'{"cpus": "1-2"}')).cpus == "1-2"
+    assert fetch_status("127.0.0.1", worker(200, b'{"cpus": "1-2"}')).cpus == "1-2"
 
 
 def test_a_redirect_is_not_followed(worker):
     """A worker cannot send the operator elsewhere."""
     elsewhere = worker(200, b'{"cpus": "1"}')
     port = worker(302, b"", [("Location", f"http://127.0.0.1:{elsewhere}/status")])
-    assert ask("127.0.0.1", port) is None
+    assert fetch_status("127.0.0.1", port) is None
 
 
 def test_an_endless_answer_is_cut_off(worker):
     """More than the limit is not read."""
-    assert ask("127.0.0.1", worker(200, b" " * (BODY_LIMIT + 1) + b"{}")) is None
+    assert fetch_status("127.0.0.1", worker(200, b" " * (BODY_LIMIT + 1) + b"{}")) is None
 
 
 def test_a_dripping_answer_is_cut_off(worker):
@@ -120,7 +120,7 @@ def test_a_dripping_answer_is_cut_off(worker):
                 time.sleep(0.05)
                 yield piece
 
-    assert ask("127.0.0.1", worker(200, Drip()), seconds=0.3) is None
+    assert fetch_status("127.0.0.1", worker(200, Drip()), seconds=0.3) is None
 
 
 @pytest.fixture
@@ -163,7 +163,9 @@ def talker():
 def test_what_comes_before_the_body_is_cut_off_in_time_too(talker, begin, then):
     """A worker that never ends its headers holds nobody up: the deadline is that of the whole answer."""
     port, began = talker(begin, then, 0.02), time.monotonic()
-    asked = threading.Thread(target=ask, args=("127.0.0.1", port), kwargs={"seconds": 0.3}, daemon=True)
+    asked = threading.Thread(
+        target=fetch_status, args=("127.0.0.1", port), kwargs={"seconds": 0.3}, daemon=True
+    )
     asked.start()
     asked.join(5)
     assert not asked.is_alive(), f"it still waits after {time.monotonic() - began:.1f} s"
@@ -171,4 +173,4 @@ def test_what_comes_before_the_body_is_cut_off_in_time_too(talker, begin, then):
 
 def test_nobody_there_is_no_answer(worker):
     """A port on which nobody listens says nothing, and does not fail."""
-    assert ask("127.0.0.1", 1) is None
+    assert fetch_status("127.0.0.1", 1) is None

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asysi.bus.accounts import Consumed, Produced
-from asysi.finish.ledger import Books, as_json, open_ledger
+from asysi.finish.ledger import AttemptCounts, as_json, build_ledger
 from asysi.report import words
 from asysi.report.data import (
     FIRING_BINS,
@@ -31,11 +31,11 @@ from asysi.report.data import (
     Finding,
     Histogram,
     HookPointRow,
+    LayerActivations,
     LayerRow,
     ReportData,
     Sentence,
     TimelineSection,
-    TimelineStep,
 )
 from asysi.report.definitions import DEFINITIONS
 from asysi.report.packing import embed, pack
@@ -85,7 +85,7 @@ def browser(layers, vocabulary):
         (11, 22, 2**64 - 1), np.array([1, 0, 1], np.uint8),
     )  # fmt: skip
     step = [
-        TimelineStep(name, np.ones((n, 3), np.uint32), np.full((n, 3), [2.0, 1.0, 0.0], np.float32))
+        LayerActivations(name, np.ones((n, 3), np.uint32), np.full((n, 3), [2.0, 1.0, 0.0], np.float32))
         for name in layers
     ]
     return Browser(
@@ -96,7 +96,7 @@ def browser(layers, vocabulary):
 def report(text="plain", vocabulary=(" a", "b", " c")):
     """Return a full report in which every text that comes from outside is `text`."""
     names = [f"encoder.layer.{i}.{text}" for i in range(2)]
-    books = Books(
+    books = AttemptCounts(
         {name: Produced(10, 8, 2) for name in names}, {name: Consumed(8) for name in names},
         {name: Produced(8, 8) for name in names}, {text: {name: Consumed(8) for name in names}},
     )  # fmt: skip
@@ -124,7 +124,7 @@ def report(text="plain", vocabulary=(" a", "b", " c")):
         level="ok",
         verdict=text,
         figures=Figures(text, text, 90_000, 540_000, None, 0.0123, 20, 16, 0.123),
-        ledger=as_json(open_ledger(books, attempt=0, complete=True)),
+        ledger=as_json(build_ledger(books, attempt=0, complete=True)),
         problems=(text,),
         findings=(Finding("warning", text),),
         points=(

@@ -206,8 +206,8 @@ def test_it_goes_from_the_stream_to_the_reports_features(minimal, tmp_path):
         tokens % 7 + 1, tokens // 24, np.ones(len(x), np.bool_), np.arange(50, dtype=np.uint64),
         np.arange(50) % 2 == 0,
     )  # fmt: skip
-    question = features.Question(k=None, quantization="none", seed=0, shown=LATENTS, sentence=0)
-    looked = features.look(POINT, sae, every_token(x), text, question)
+    question = features.MeasureOptions(k=None, quantization="none", seed=0, shown=LATENTS, sentence=0)
+    looked = features.measure_sae(POINT, sae, every_token(x), text, question)
     held = x[text.held_tokens]
     fires = sae.encode(torch.from_numpy(held)).numpy() > 0
     assert (fires.sum(1).min(), fires.sum(1).max()) != (looked.layer.l0, looked.layer.l0)  # there is no k

@@ -19,7 +19,7 @@ from asysi.sae.variants import topk
 from asysi.sae.variants.base import StepContext
 from asysi.sae.variants.topk import TopK
 from asysi.sae.worker import SAETrainerWorker
-from asysi_operator.allowed import Allowed, trespasses
+from asysi_operator.allowed import Allowed, violations
 from asysi_operator.manifests import build
 
 WIDTH, LATENTS = 16, 64
@@ -183,6 +183,6 @@ def test_the_pod_asks_for_what_the_cluster_offers(resource):
 
 def test_the_cluster_may_allow_fewer():
     """The GPUs of host and trainer count together."""
-    assert trespasses(experiment(gpus=1), Allowed(gpus=1)) == []
-    (said,) = trespasses(experiment(gpus=1), Allowed(gpus=0))
+    assert violations(experiment(gpus=1), Allowed(gpus=1)) == []
+    (said,) = violations(experiment(gpus=1), Allowed(gpus=0))
     assert said == "spec.resources.host.gpus is 0 and spec.sae.gpus 1, and 0 is allowed"

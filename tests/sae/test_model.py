@@ -15,7 +15,7 @@ from asysi.contract.spec import AuxK
 from asysi.sae.evaluation import evaluate
 from asysi.sae.export import export, folder_of, load
 from asysi.sae.normalisation import expected_norm_scale, geometric_median
-from asysi.sae.optimiser import Adam, course
+from asysi.sae.optimiser import Adam, learning_rate_factor
 from asysi.sae.selection import top_k
 from asysi.sae.variants.base import StepContext
 from asysi.sae.variants.topk import TopK
@@ -174,10 +174,10 @@ def test_adam_is_torchs():
 
 def test_learning_rate_rises_and_falls():
     """It starts near 0, reaches its peak, ends at 0, and without a total it stays at its peak."""
-    assert course(0, 99, 1000) == pytest.approx(0.01)
-    assert course(100, 99, 1000) == pytest.approx(0.9)
-    assert course(1000, 99, 1000) == course(1200, 99, 1000) == 0
-    assert course(10_000, 99, None) == 1
+    assert learning_rate_factor(0, 99, 1000) == pytest.approx(0.01)
+    assert learning_rate_factor(100, 99, 1000) == pytest.approx(0.9)
+    assert learning_rate_factor(1000, 99, 1000) == learning_rate_factor(1200, 99, 1000) == 0
+    assert learning_rate_factor(10_000, 99, None) == 1
 
 
 def test_export_and_load(tmp_path):

@@ -16,7 +16,7 @@ from asysi_operator.local.environment import Setting, environment
 from asysi_operator.local.events import Event, Events
 from asysi_operator.local.pod import Deadline, FaultInjection, Pod, PodTerminated
 from asysi_operator.local.policy import Judgement, judge
-from asysi_operator.local.probing import Asker
+from asysi_operator.local.probing import ProbeClient
 from asysi_operator.local.process import Process, free_port
 from asysi_operator.local.run_directories import RunDirectories
 from asysi_operator.local.signals import UserSignals
@@ -68,7 +68,7 @@ class Attempts:
         events: Events,
         signals: UserSignals,
         look: Callable[[int, Pod], None],
-        asker: Asker,
+        asker: ProbeClient,
         cpus: Mapping[str, frozenset[int]],
         fault: FaultInjection | None = None,
         first: int = 0,

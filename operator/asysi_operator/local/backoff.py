@@ -5,7 +5,7 @@ FIRST = 0.2
 LONGEST = 5.0
 HEALTHY = 10.0
 """Seconds of uptime after which the next crash counts as the first."""
-PATIENCE = 10
+MAX_CRASHES = 10
 """Consecutive crashes after which the run fails; a cluster would retry until a deadline."""
 
 

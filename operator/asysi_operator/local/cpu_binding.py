@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 
-from asysi.contract.cpus import processors
+from asysi.contract.cpus import parse_cpu_list
 from asysi.contract.errors import ConfigError
 
 
@@ -17,7 +17,7 @@ def bound(binding: Mapping[str, str]) -> dict[str, frozenset[int]]:
         ConfigError: none of a container's CPUs is available.
     """
     present = os.sched_getaffinity(0)
-    chosen = {name: processors(listed) & present for name, listed in binding.items()}
+    chosen = {name: parse_cpu_list(listed) & present for name, listed in binding.items()}
     problems = [
         f"spec.resources.binding.cpus.{name} is {binding[name]}, but this process may only use "
         f"{','.join(str(cpu) for cpu in sorted(present))}: choose from these, or omit the binding"

@@ -20,11 +20,11 @@ from asysi_operator.local.events import Events
 from asysi_operator.local.output import OutputFolder
 from asysi_operator.local.pipeline_progress import progress
 from asysi_operator.local.pod import FaultInjection, Pod
-from asysi_operator.local.probing import Asker
+from asysi_operator.local.probing import ProbeClient
 from asysi_operator.local.run_directories import SHARED_MEMORY, RunDirectories, refuse_small_memory
 from asysi_operator.local.signals import UserSignals
 from asysi_operator.local.summary import summary
-from asysi_operator.local.watching import Watching
+from asysi_operator.local.watching import StatusMonitor
 from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.manifests.volumes import RINGS
 
@@ -78,14 +78,14 @@ def run_objects(
     with (
         UserSignals() as signals,
         RunDirectories(name, shared=shared, scratch=scratch) as directories,
-        closing(Asker()) as asker,
+        closing(ProbeClient()) as asker,
     ):
         config = _one(objects, "ConfigMap")["data"]
         directories.write_config(config)
         results = OutputFolder(output)
         results.open(overwrite=overwrite, resume=resume)
         shown = display(plain=plain)
-        watching = Watching(name, shown, asker, signals, kill_once, rows=lambda: progress(output))
+        watching = StatusMonitor(name, shown, asker, signals, kill_once, rows=lambda: progress(output))
 
         def look(attempt: int, pod: Pod) -> None:
             watching.look(attempt, pod)

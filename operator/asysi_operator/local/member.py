@@ -10,7 +10,7 @@ from asysi_operator.local import backoff
 from asysi_operator.local.containers import LocalContainer
 from asysi_operator.local.events import Event
 from asysi_operator.local.probes import ProbeVerdict, watch
-from asysi_operator.local.probing import Asker
+from asysi_operator.local.probing import ProbeClient
 from asysi_operator.local.process import Process
 
 Launch = Callable[[LocalContainer], Process]
@@ -18,7 +18,7 @@ Tell = Callable[[str, Event, int | None, str | None], None]
 """Container, event, exit code, reason."""
 
 
-class Member:
+class ContainerRunner:
     """A container and its successive processes.
 
     Args:
@@ -36,7 +36,7 @@ class Member:
     """
 
     def __init__(
-        self, container: LocalContainer, launch: Launch, asker: Asker, tell: Tell, grace: float
+        self, container: LocalContainer, launch: Launch, asker: ProbeClient, tell: Tell, grace: float
     ) -> None:
         self.container, self.name = container, container.name
         self._launch, self._asker, self._tell, self._grace = launch, asker, tell, grace

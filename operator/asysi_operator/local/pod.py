@@ -9,8 +9,8 @@ from asysi.contract import runtime
 from asysi.contract.runtime import Exit
 from asysi_operator.local import backoff
 from asysi_operator.local.containers import PodSpec
-from asysi_operator.local.member import Launch, Member, Tell
-from asysi_operator.local.probing import Asker
+from asysi_operator.local.member import ContainerRunner, Launch, Tell
+from asysi_operator.local.probing import ProbeClient
 from asysi_operator.local.signals import UserSignals
 
 TICK = 0.05
@@ -89,7 +89,7 @@ class Pod:
         signals: UserSignals,
         tell: Tell,
         look: Callable[["Pod"], None],
-        asker: Asker,
+        asker: ProbeClient,
         deadlines: Sequence[Deadline] = (),
         fault: FaultInjection | None = None,
         full: Callable[[str], str | None] = lambda _name: None,
@@ -98,7 +98,9 @@ class Pod:
         self._full, self._when_full = full, when_full
         self._grace, self._signals, self._look = spec.grace, signals, look
         self._deadlines, self._fault, self.struck = list(deadlines), fault, False
-        self.members = [Member(container, launch, asker, tell, spec.grace) for container in spec.containers]
+        self.members = [
+            ContainerRunner(container, launch, asker, tell, spec.grace) for container in spec.containers
+        ]
         self._inits = self.members[: len(spec.inits)]
         self._mains = self.members[len(spec.inits) :]
         self._restarting = True
@@ -120,7 +122,7 @@ class Pod:
         host = self.member(runtime.Container.HOST)
         return host is not None and host.ended
 
-    def member(self, name: str) -> Member | None:
+    def member(self, name: str) -> ContainerRunner | None:
         """Return the container with that name, or None."""
         return next((member for member in self.members if member.name == name), None)
 
@@ -209,7 +211,7 @@ class Pod:
             elif pipeline := self.member(runtime.Container.PIPELINE):
                 pipeline.send(signal.SIGTERM)  # a second SIGINT would kill it
 
-    def _despair_of(self, member: Member) -> None:
+    def _despair_of(self, member: ContainerRunner) -> None:
         if not member.container.sidecar:
             return
         if member.code == Exit.CONFIG:
@@ -220,7 +222,7 @@ class Pod:
             if self._model_is_through and not member.running:
                 raise PodTerminated(Exit.FAILED, words)  # finish would wait for it forever
             return
-        if member.crashes >= backoff.PATIENCE:
+        if member.crashes >= backoff.MAX_CRASHES:
             raise PodTerminated(
                 Exit.FAILED, f"{member.name} has crashed {member.crashes} times in a row (exit {member.code})"
             )
@@ -265,7 +267,7 @@ class Pod:
             member.stop(max(0.0, end - time.monotonic()), "the pod has ended")
             self._drain([member])
 
-    def _drain(self, members: Sequence[Member]) -> None:
+    def _drain(self, members: Sequence[ContainerRunner]) -> None:
         while any(member.running for member in members) and not self._signals.kill:
             self._tick()
             time.sleep(TICK)

@@ -3,12 +3,12 @@
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from asysi.contract.telemetry import RunStatus
-from asysi_operator.status_client import ask, get
+from asysi_operator.status_client import fetch_status, get
 
 _HERE = "127.0.0.1"
 
 
-class Asker:
+class ProbeClient:
     """HTTP client with its own threads; connects to localhost only and follows no redirects."""
 
     def __init__(self, threads: int = 8) -> None:
@@ -20,7 +20,7 @@ class Asker:
 
     def status(self, port: int, timeout: float) -> "Future[RunStatus | None]":
         """Request a worker's status: None if there is no valid response within `timeout` seconds."""
-        return self._pool.submit(ask, _HERE, port, seconds=timeout)
+        return self._pool.submit(fetch_status, _HERE, port, seconds=timeout)
 
     def close(self) -> None:
         """Cancel pending requests and accept no more."""

@@ -7,7 +7,7 @@ import yaml
 from pydantic import ValidationError
 
 from asysi.contract.errors import ConfigError
-from asysi.contract.identity import FolderContent, Identity, identity_of, look, spec_changes
+from asysi.contract.identity import FolderContent, Identity, identity_of, inspect_output, spec_changes
 from asysi.contract.runtime import EXPERIMENT_FILE
 from asysi.contract.spec import ScanExperiment
 
@@ -18,7 +18,7 @@ def continued(folder: Path, experiment: ScanExperiment) -> int:
     Raises:
         ConfigError: the run in the directory is finished, or belongs to another experiment.
     """
-    found, own = look(folder), identity_of(experiment)
+    found, own = inspect_output(folder), identity_of(experiment)
     if found.finished:
         raise ConfigError(
             f"{folder} holds a finished run, so there is nothing to continue: replace it with --overwrite, "

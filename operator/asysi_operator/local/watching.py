@@ -8,7 +8,7 @@ from asysi.contract.runtime import Container
 from asysi.contract.telemetry import RunStatus
 from asysi_operator.local.display import Display
 from asysi_operator.local.pod import Pod
-from asysi_operator.local.probing import Asker
+from asysi_operator.local.probing import ProbeClient
 from asysi_operator.local.signals import UserSignals
 from asysi_operator.local.view import STARTING, ProcessView, View
 
@@ -16,7 +16,7 @@ ASK_EVERY = 0.5
 """Seconds between status requests to finish."""
 
 
-class Watching:
+class StatusMonitor:
     """Keeps the latest status and displays it.
 
     Args:
@@ -35,7 +35,7 @@ class Watching:
         self,
         name: str,
         display: Display,
-        asker: Asker,
+        asker: ProbeClient,
         signals: UserSignals,
         fault: str | None,
         *,

@@ -7,7 +7,15 @@ from asysi.contract.spec import KIND
 from asysi_operator.failures import Failure, finished, last_failure
 from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.manifests.labels import QUEUE
-from asysi_operator.observation import condition, containers, holds, leaving, owned, state_of, unheard
+from asysi_operator.observation import (
+    condition,
+    containers,
+    is_terminating,
+    node_unreachable,
+    owned,
+    state_of,
+    true_condition,
+)
 from asysi_operator.plugin.experiment_view import ExperimentView
 
 ADVICE = {
@@ -47,7 +55,7 @@ def _phase(seen: ExperimentView) -> str:
 
 def _of_experiment(seen: ExperimentView) -> Iterator[str]:
     phase = _phase(seen)
-    if leaving(seen.experiment):
+    if is_terminating(seen.experiment):
         yield from _of_deletion(seen)
     elif not seen.status:
         if _operator_runs(seen):
@@ -157,13 +165,13 @@ def _of_run(seen: ExperimentView, phase: str) -> Iterator[str]:
         yield _sentence(seen, failure)
     elif pod is None:
         yield _without_pod(seen)
-    elif leaving(pod):
+    elif is_terminating(pod):
         yield f"The pod {pod['metadata']['name']} is terminating and writes its checkpoints; another follows."
-    elif unheard(pod):
+    elif node_unreachable(pod):
         yield f"The node of {pod['metadata']['name']} is unreachable."
     else:
         yield _of_progress(seen, pod, phase)
-    if contended := holds(seen.experiment, "Contended"):
+    if contended := true_condition(seen.experiment, "Contended"):
         yield f"Another client repeatedly changes its objects: {contended.get('message', '')}"
 
 
@@ -245,7 +253,7 @@ def _of_progress(seen: ExperimentView, pod: Manifest, phase: str) -> str:
         rows = f" {counted['captured']:,} rows are captured." if counted.get("captured") else ""
         doing = "runs" if phase == "Running" else "has run, and the report is being written"
         return f"Nothing holds it up: {seen.name} {doing}.{rows}"
-    if not holds(pod, "PodScheduled"):
+    if not true_condition(pod, "PodScheduled"):
         return f"The scheduler has not placed {name} yet."
     waiting = [
         (container, detail.get("reason"))

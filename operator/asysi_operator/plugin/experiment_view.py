@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from asysi.contract.spec import KIND
 from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.manifests.names import ROWS
-from asysi_operator.observation import Observed, leaving
+from asysi_operator.observation import Observed, is_terminating
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class ExperimentView:
     def pod(self) -> Manifest | None:
         """The current pod: the newest that is not being deleted, else the newest."""
         newest = sorted(self.pods, key=lambda one: str(one["metadata"].get("creationTimestamp", "")))
-        staying = [one for one in newest if not leaving(one)]
+        staying = [one for one in newest if not is_terminating(one)]
         return next(reversed(staying or newest), None)
 
     @property

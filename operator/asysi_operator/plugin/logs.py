@@ -9,7 +9,7 @@ from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import Container
 from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.manifests.labels import EXPERIMENT
-from asysi_operator.observation import containers, leaving, state_of
+from asysi_operator.observation import containers, is_terminating, state_of
 from asysi_operator.plugin.experiment_view import ExperimentView
 from asysi_operator.plugin.kubectl import Kubectl
 from asysi_operator.plugin.observe import find_experiment
@@ -78,7 +78,7 @@ def _follow(kubectl: Kubectl, pod: Manifest, chosen: Sequence[str], options: Seq
     try:
         while True:
             found = kubectl.find("pod", name)
-            ended = found is None or leaving(found) or _phase(found) in {"Succeeded", "Failed"}
+            ended = found is None or is_terminating(found) or _phase(found) in {"Succeeded", "Failed"}
             for one in chosen:
                 if found is not None and one not in followed and _has_begun(found, one):
                     command = kubectl.command(

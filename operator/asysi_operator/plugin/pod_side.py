@@ -29,7 +29,7 @@ _FILTER: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 """The filter requires Python 3.11.4; Debian's is older."""
 
 
-class WrongError(Exception):
+class TransferError(Exception):
     """An error whose message is a sentence for the user."""
 
 
@@ -40,10 +40,10 @@ def send(folder: Path, paths: list[str], stream: IO[bytes]) -> None:
     and other non-regular files are skipped.
     """
     if not folder.is_dir():
-        raise WrongError(f"there is no folder {folder} on the claim: nothing has been written yet")
+        raise TransferError(f"there is no folder {folder} on the claim: nothing has been written yet")
     for path in paths:
         if not (folder / path).exists():
-            raise WrongError(f"there is no {path} in {folder} yet")
+            raise TransferError(f"there is no {path} in {folder} yet")
     roots = [folder / path for path in paths] or [folder]
     write(((file, file.relative_to(folder)) for root in roots for file in _files(root)), stream)
 
@@ -109,18 +109,18 @@ def unpack(stream: IO[bytes], folder: Path) -> tuple[int, int]:
                 tar.extract(member, folder, **_FILTER)
                 files, size = files + member.isreg(), size + (member.size if member.isreg() else 0)
     except (tarfile.TarError, EOFError, ValueError, RecursionError) as error:
-        raise WrongError(f"the stream broke off: {error}") from error
+        raise TransferError(f"the stream broke off: {error}") from error
     if tally != {"files": files, "bytes": size}:
-        raise WrongError(f"the stream broke off after {files} files")
+        raise TransferError(f"the stream broke off after {files} files")
     return files, size
 
 
 def _refuse_outside(member: tarfile.TarInfo) -> None:
     """Reject a member that would escape the folder. Without links, its name alone decides."""
     if not (member.isreg() or member.isdir()):
-        raise WrongError(f"{member.name} is neither a file nor a folder, and is refused")
+        raise TransferError(f"{member.name} is neither a file nor a folder, and is refused")
     if member.name.startswith("/") or ".." in Path(member.name).parts:
-        raise WrongError(f"{member.name} leads out of the folder, and is refused")
+        raise TransferError(f"{member.name} leads out of the folder, and is refused")
 
 
 def receive(folder: Path, stream: IO[bytes], *, replace: bool) -> tuple[int, int]:
@@ -137,7 +137,7 @@ def receive(folder: Path, stream: IO[bytes], *, replace: bool) -> tuple[int, int
         files, size = unpack(stream, new)
         there = sorted(path.name for path in new.iterdir() if (folder / path.name).exists())
         if there and not replace:
-            raise WrongError(f"{', '.join(there)} already exists: --overwrite replaces it")
+            raise TransferError(f"{', '.join(there)} already exists: --overwrite replaces it")
         for path in sorted(new.iterdir()):
             target = folder / path.name
             if target.exists():
@@ -158,7 +158,7 @@ def main(arguments: list[str]) -> int:
         else:
             files, size = receive(Path(folder), sys.stdin.buffer, replace="replace" in rest)
             sys.stdout.write(json.dumps({"files": files, "bytes": size}) + "\n")
-    except WrongError as error:
+    except TransferError as error:
         sys.stderr.write(f"asysi: {error}\n")
         return 2
     except OSError as error:

@@ -15,7 +15,7 @@ from asysi_operator.failures import QUIET_WAITS
 from asysi_operator.manifests.kinds import Manifest
 from asysi_operator.manifests.labels import EXPERIMENT
 from asysi_operator.manifests.names import OUTPUT, ROWS
-from asysi_operator.observation import condition, containers, leaving, state_of
+from asysi_operator.observation import condition, containers, is_terminating, state_of
 from asysi_operator.plugin.access import ClusterError
 from asysi_operator.plugin.diagnosis import watches
 from asysi_operator.plugin.files_pod import CONTAINER, FOLDER, Origin, files_pod, origin_of
@@ -73,7 +73,7 @@ def results(kubectl: Kubectl, name: str, *, image: str | None, seconds: int) -> 
     claim, folder = results_of(experiment)
     pods = attempt(lambda: kubectl.items("pods", f"--selector={EXPERIMENT}={name}"))
     for pod in pods:
-        if state_of(pod, Container.FINISH)[0] == "running" and not leaving(pod):
+        if state_of(pod, Container.FINISH)[0] == "running" and not is_terminating(pod):
             yield ClaimFolder(pod["metadata"]["name"], Container.FINISH, str(_OUTPUT / folder))
             return
     with mounted(kubectl, claim, experiment, image=image, seconds=seconds, read_only=True) as pod_name:

@@ -29,7 +29,7 @@ class ClaimFolder:
 
 
 @dataclass(frozen=True)
-class Moved:
+class TransferResult:
     """Result of a transfer."""
 
     files: int
@@ -39,7 +39,7 @@ class Moved:
 
 def fetch(
     kubectl: Kubectl, place: ClaimFolder, paths: Sequence[str], target: Path, *, overwrite: bool
-) -> Moved:
+) -> TransferResult:
     """Copy a folder of a container, or paths in it, to `target`, atomically.
 
     Raises:
@@ -57,7 +57,7 @@ def fetch(
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def fetch_file(kubectl: Kubectl, place: ClaimFolder, path: str, target: Path) -> Moved:
+def fetch_file(kubectl: Kubectl, place: ClaimFolder, path: str, target: Path) -> TransferResult:
     """Copy one file of a container to `target`, atomically; an existing file is replaced."""
     target.parent.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -91,7 +91,7 @@ def refuse_folder(file: Path) -> None:
         raise ConfigError(f"{file} is a folder: name the file to write in it")
 
 
-def put(kubectl: Kubectl, place: ClaimFolder, sources: Sequence[Path], *, overwrite: bool) -> Moved:
+def put(kubectl: Kubectl, place: ClaimFolder, sources: Sequence[Path], *, overwrite: bool) -> TransferResult:
     """Copy local files and folders into a folder of a container, each atomically.
 
     Raises:
@@ -116,7 +116,7 @@ def put(kubectl: Kubectl, place: ClaimFolder, sources: Sequence[Path], *, overwr
         return _moved(said)
 
 
-def _unpack(kubectl: Kubectl, place: ClaimFolder, paths: Sequence[str], folder: Path) -> Moved:
+def _unpack(kubectl: Kubectl, place: ClaimFolder, paths: Sequence[str], folder: Path) -> TransferResult:
     folder.mkdir()
     arguments = _exec(place, "send", *paths)
     with kubectl.stream(*arguments) as process:
@@ -124,7 +124,7 @@ def _unpack(kubectl: Kubectl, place: ClaimFolder, paths: Sequence[str], folder: 
         try:
             with contextlib.closing(Meter(process.stdout)) as meter:
                 files, size = pod_side.unpack(cast(IO[bytes], meter), folder)
-        except pod_side.WrongError as error:
+        except pod_side.TransferError as error:
             process.stdout.close()
             with _explained():
                 finish(process, arguments)  # its error explains the cut stream better
@@ -132,7 +132,7 @@ def _unpack(kubectl: Kubectl, place: ClaimFolder, paths: Sequence[str], folder: 
         process.stdout.read()
         with _explained():
             finish(process, arguments)
-        return Moved(files, size)
+        return TransferResult(files, size)
 
 
 def _swap(new: Path, target: Path, aside: Path) -> None:
@@ -162,10 +162,10 @@ def _explained() -> Iterator[None]:
         raise
 
 
-def _moved(said: bytes) -> Moved:
+def _moved(said: bytes) -> TransferResult:
     try:
         found = json.loads(said)
-        return Moved(int(found["files"]), int(found["bytes"]))
+        return TransferResult(int(found["files"]), int(found["bytes"]))
     except (ValueError, KeyError, TypeError) as error:
         raise ClusterError("the pod did not report what it received: try again") from error
 

@@ -11,8 +11,8 @@ import yaml
 from tests.manifests.test_allowed import CASES, LESS
 
 from asysi.contract.crd import GROUP
-from asysi_operator.acceptance import accept
-from asysi_operator.allowed import Allowed, trespasses
+from asysi_operator.acceptance import validate
+from asysi_operator.allowed import Allowed, violations
 
 from .conftest import ROOT, SMALL, laid_over
 
@@ -92,7 +92,7 @@ def test_the_policy_says_what_the_operator_says(lab: Any, enforce: Any, until: A
         code, message = _tried(lab, spec)
         assert code == 201, (what, message)
         if what != "custom.image":  # which no operator runs yet
-            assert trespasses(accept(_tree(lab, spec)), Allowed.model_validate(MORE)) == []
+            assert violations(validate(_tree(lab, spec)), Allowed.model_validate(MORE)) == []
 
 
 def test_what_was_stored_before_the_rules_can_still_be_suspended(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from asysi_operator.acceptance import accept
+from asysi_operator.acceptance import validate
 from asysi_operator.manifests import build
 
 Tree = dict[str, Any]
@@ -36,7 +36,7 @@ def test_a_namespace_goes_without_an_operator(lab, kubeconfig, until):
     other.create({"kind": "Namespace", "metadata": {"name": other.namespace}})
     try:
         made = other.apply("left", SPEC)
-        for item in build(accept(made), image=IMAGE, pull_policy="Never"):
+        for item in build(validate(made), image=IMAGE, pull_policy="Never"):
             code, answer = other.ask("POST", other.path(item["kind"]), item)
             assert code == 201, answer
         until(lambda: [one for one in other.all("Pod") if one["status"].get("phase") == "Running"], "it runs")

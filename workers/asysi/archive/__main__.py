@@ -4,7 +4,7 @@ from asysi.archive.worker import READER, ArchiverWorker
 from asysi.bus.ring import CppShardedSPMCBus
 from asysi.contract.runtime import BUS_RING, Container, Exit
 from asysi.monitor.process import run_worker
-from asysi.monitor.rest import rest
+from asysi.monitor.rest import idle_until_terminated
 from asysi.monitor.worker import Worker
 
 
@@ -15,7 +15,7 @@ def main(worker: Worker) -> int:
         worker.health.ready()
         end = archiver.run()
         del archiver
-        return rest(worker) if end else Exit.TERMINATED
+        return idle_until_terminated(worker) if end else Exit.TERMINATED
 
 
 if __name__ == "__main__":

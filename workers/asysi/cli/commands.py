@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from asysi.cli.groups import Command, Commands, deferred, door
+from asysi.cli.groups import Command, Commands, deferred, import_lazily
 
 if TYPE_CHECKING:
     from asysi.contract.spec import ScanExperiment
@@ -183,8 +183,8 @@ def check(files: Files = None, layers: Layers = None, settings: Settings = None)
       asysi check examples/minilm/scan.yaml
       asysi check scan.yaml --set 'spec.capture.hookPoints=["encoder.layer.0.*"]'
     """
-    report = door("asysi.hosts.check", "check")(_load(files, layers, settings))
-    door("asysi.cli.tables", "print_check")(report)
+    report = import_lazily("asysi.hosts.check", "check")(_load(files, layers, settings))
+    import_lazily("asysi.cli.tables", "print_check")(report)
     if report.problems:
         raise typer.Exit(2)
 
@@ -208,8 +208,8 @@ def render(
     """
     if form not in {"yaml", "json"}:
         raise typer.BadParameter(f"{form} is not a format: use yaml or json", param_hint="'--format'")
-    objects: list[Any] = door("asysi_operator.manifests", "build")(_load(files, layers, settings))
-    sys.stdout.write(door("asysi.cli.objects", f"as_{form}")(objects))
+    objects: list[Any] = import_lazily("asysi_operator.manifests", "build")(_load(files, layers, settings))
+    sys.stdout.write(import_lazily("asysi.cli.objects", f"as_{form}")(objects))
 
 
 RingFolder = Annotated[
@@ -230,7 +230,7 @@ def inspect(folder: RingFolder) -> None:
       asysi ring inspect /dev/shm/asysi-minilm-*/bus             (during `asysi run`)
       kubectl exec POD -c hook -- asysi ring inspect /dev/shm/asysi/bus
     """
-    door("asysi.cli.rings", "print_ring")(folder)
+    import_lazily("asysi.cli.rings", "print_ring")(folder)
 
 
 @ring.command()
@@ -247,7 +247,7 @@ def reset(
     Example:
       asysi ring reset /dev/shm/asysi-minilm-0123abcd/bus
     """
-    door("asysi.cli.rings", "reset_ring")(folder, yes)
+    import_lazily("asysi.cli.rings", "reset_ring")(folder, yes)
 
 
 @app.command("version")
@@ -265,7 +265,7 @@ def _load(
     files: list[Path] | None, layers: list[Path] | None, settings: list[str] | None
 ) -> "ScanExperiment":
     paths = [*(layers or []), *(files or [])]
-    experiment: ScanExperiment = door("asysi.contract.loading", "load")(paths, settings or [])
+    experiment: ScanExperiment = import_lazily("asysi.contract.loading", "load")(paths, settings or [])
     _find_modules_beside(paths)
     return experiment
 
@@ -289,7 +289,7 @@ def _run(
 ) -> None:
     if overwrite and resume:
         raise typer.BadParameter("--overwrite starts over and --resume continues: give only one of them")
-    code = door("asysi_operator.local", "run")(
+    code = import_lazily("asysi_operator.local", "run")(
         experiment, output=output, overwrite=overwrite, resume=resume, plain=plain, kill_once=kill_once
     )
     raise typer.Exit(int(code))

@@ -55,13 +55,13 @@ def deferred(*modules: str) -> type[TyperGroup]:
             return _commands().get(cmd_name)
 
     def _commands() -> dict[str, Any]:
-        groups: list[Any] = [typer.main.get_command(door(module, "app")) for module in modules]
+        groups: list[Any] = [typer.main.get_command(import_lazily(module, "app")) for module in modules]
         return {name: command for group in groups for name, command in getattr(group, "commands", {}).items()}
 
     return Deferred
 
 
-def door(module: str, name: str) -> Any:
+def import_lazily(module: str, name: str) -> Any:
     """Import and return `name` of `module`.
 
     Raises:

@@ -6,7 +6,7 @@ RANGE_LIMIT = 4096
 """Maximum length of a range; no machine has more CPUs."""
 
 
-def processors(text: str) -> frozenset[int]:
+def parse_cpu_list(text: str) -> frozenset[int]:
     """Return the CPUs in a list; empty if a range is implausibly long."""
     found: set[int] = set()
     for part in text.split(","):
@@ -17,8 +17,8 @@ def processors(text: str) -> frozenset[int]:
     return frozenset(found)
 
 
-def listed(cpus: Iterable[int]) -> str:
-    """Return CPUs as a list; the inverse of `processors`."""
+def format_cpu_list(cpus: Iterable[int]) -> str:
+    """Return CPUs as a list; the inverse of `parse_cpu_list`."""
     runs: list[list[int]] = []
     for number in sorted(cpus):
         if runs and number == runs[-1][1] + 1:

@@ -43,7 +43,7 @@ def frozen(spec: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def respelled(spec: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+def normalise_quantities(spec: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
     """Return `spec` with quantities written as in `before` if they are the same amounts.
 
     `1Gi` and `1024Mi` are the same amount; a spec that only writes it differently is unchanged.

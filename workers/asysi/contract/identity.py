@@ -111,7 +111,7 @@ class FolderContent:
     """Number of the next attempt: greater than any that was allocated or left files."""
 
 
-def look(folder: Path) -> FolderContent:
+def inspect_output(folder: Path) -> FolderContent:
     """Return the state of an output folder.
 
     Raises:

@@ -26,18 +26,18 @@ from asysi.contract.runtime import (
 from asysi.files import write_atomic
 from asysi.finish.budget import ReadProgress
 from asysi.finish.ending import (
-    Ending,
+    RunResult,
     conditions_json,
-    end_of,
-    last_words,
+    evaluate_run,
     ledger_json,
     ledger_of,
     report_of,
+    termination_message,
     verdict_json,
 )
 from asysi.finish.facts import read_records
 from asysi.finish.ledger import Ledger
-from asysi.finish.status import TokensPerSecond, phase, shape
+from asysi.finish.status import TokensPerSecond, phase, status_response
 from asysi.finish.verdict import Level
 from asysi.finish.waiting import WaitResult, wait
 from asysi.monitor.process import run_worker
@@ -64,7 +64,7 @@ def main(worker: Worker) -> int:
         ) from error
     pace = TokensPerSecond(time.monotonic)
     said: str | None = None
-    ending: Ending | None = None
+    ending: RunResult | None = None
     watch = _Watching(worker.health.beat)
 
     def status() -> dict[str, object]:
@@ -72,7 +72,7 @@ def main(worker: Worker) -> int:
         running = now.capture_state is ProducerState.ATTACHED
         tokens_per_second = pace.of(now.host.tokens) if running else pace.last
         conditions = None if ending is None else conditions_json(ending)
-        return shape(
+        return status_response(
             now, tokens_per_second=tokens_per_second, said=said, conditions=conditions, reading=watch.at
         )
 
@@ -92,7 +92,7 @@ def main(worker: Worker) -> int:
         return Exit.OK
     if phase(outcome.snapshot) == "failed":
         said = "failed"
-        worker.last_words(last_words(ledger, outcome.snapshot, None, None))
+        worker.last_words(termination_message(ledger, outcome.snapshot, None, None))
         return Exit.FAILED
     (worker.output / REPORT_FILE).unlink(missing_ok=True)  # of a run that was stopped early, then resumed
     write_atomic(worker.output / LEDGER_FILE, text)
@@ -122,7 +122,7 @@ class _Watching:
 
 def _judge_and_report(
     worker: Worker, ledger: Ledger, written: dict[str, object], outcome: WaitResult, watch: _Watching
-) -> Ending:
+) -> RunResult:
     from asysi.finish.analysis import analyse  # noqa: PLC0415 - torch, once it is needed
     from asysi.report.page import build  # noqa: PLC0415
 
@@ -133,7 +133,7 @@ def _judge_and_report(
     if experiment.spec.weights.enabled:
         _look_at_weights(worker, analysis)
     records = read_records(experiment, output)
-    ending = end_of(experiment, ledger, outcome, analysis=analysis, records=records, output=output)
+    ending = evaluate_run(experiment, ledger, outcome, analysis=analysis, records=records, output=output)
     write_atomic(output / VERDICT_FILE, json.dumps(verdict_json(ending), indent=1, allow_nan=False))
     data = report_of(
         experiment,
@@ -145,7 +145,7 @@ def _judge_and_report(
         output=output,
     )
     write_atomic(output / REPORT_FILE, build(data))
-    worker.last_words(last_words(ledger, outcome.snapshot, analysis, ending))
+    worker.last_words(termination_message(ledger, outcome.snapshot, analysis, ending))
     took = time.monotonic() - began
     log.info("%s %s Report and ledger in %s after %.1f s", ending.level.mark, data.verdict, output, took)
     return ending

@@ -18,7 +18,7 @@ KEY = np.dtype([("sample", "<u8"), ("position", "<u8"), ("call", "<u8")])
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class HeldOutRows:
     """The m held-out rows that a trainer keeps."""
 
     rows: Floats
@@ -31,7 +31,9 @@ class Held:
     """[m] index of the module call within the forward pass."""
 
 
-def compare(sae: SparseAutoencoder, rows: PointRows, sheet: RereadTokens, held: Held) -> Agreement | None:
+def compare(
+    sae: SparseAutoencoder, rows: PointRows, sheet: RereadTokens, held: HeldOutRows
+) -> Agreement | None:
     """Return the FVU on the shared rows; None if there are too few of them or they do not vary.
 
     Args:

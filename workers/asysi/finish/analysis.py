@@ -20,14 +20,14 @@ from asysi.contract.runtime import CHECKPOINT_FOLDER, MODEL_FILE, POINTS_FILE, R
 from asysi.contract.spec import ScanExperiment, Tokens
 from asysi.contract.workloads import text_of
 from asysi.finish import features, logits, sample, splice
-from asysi.finish.agreement import Held, compare
+from asysi.finish.agreement import HeldOutRows, compare
 from asysi.finish.budget import ReadBudget, ReadWatch
-from asysi.finish.features import LayerResult, Question
+from asysi.finish.features import LayerResult, MeasureOptions
 from asysi.finish.host_rows import GRACE, await_rows
 from asysi.finish.reread_tokens import PointRows
 from asysi.finish.rereading import Extent, Reread, read_for_report
 from asysi.finish.status import TrainerGauges
-from asysi.finish.survey import VarianceByPlace, survey
+from asysi.finish.survey import VarianceByPlace, find_outlier_rows
 from asysi.finish.token_text import vocabulary
 from asysi.finish.verdict import Agreement
 from asysi.hook.ranges import Frozen, read_ranges
@@ -146,7 +146,8 @@ def analyse(
         watch.show(None)
         result.extent = again.extent
         result.places = {
-            path: _called(survey(rows, again.sheet), again) for path, rows in again.activations.items()
+            path: _called(find_outlier_rows(rows, again.sheet), again)
+            for path, rows in again.activations.items()
         }
         _compare_norms(result, again, output)
         head = _Head(logits.unembedding(loaded.module), partial(vocabulary, loaded.tokenizer))
@@ -259,7 +260,7 @@ def _look(
     several = len({export.trainer for export in exports}) > 1
     looked: list[LayerResult] = []
     for export in exports:
-        asked = Question(
+        asked = MeasureOptions(
             k=_k(export.folder),
             quantization=experiment.spec.capture.quantization,
             seed=SEED,
@@ -335,7 +336,7 @@ def _why_not_spliced(measured: splice.SpliceResult, budget: ReadBudget) -> str:
 
 
 def _look_at(
-    result: RunAnalysis, export: Export, again: Reread, asked: Question, *, name: str
+    result: RunAnalysis, export: Export, again: Reread, asked: MeasureOptions, *, name: str
 ) -> LayerResult | None:
     """Measure one export and record it in `result`; return None if nothing can be measured."""
     from asysi.sae.export import load  # noqa: PLC0415 - not needed without autoencoders
@@ -349,7 +350,7 @@ def _look_at(
     if rows is not None and limit is not None:
         outliers, rows = len(rows.values), rows.within(limit)
         outliers -= len(rows.values)
-        place = survey(rows, again.sheet)  # of the remaining rows, without the outliers
+        place = find_outlier_rows(rows, again.sheet)  # of the remaining rows, without the outliers
         result.places[export.point] = _called(place, again)
     if rows is None or not features.measurable(rows, again.sheet):
         _say_why(result, export, rows)
@@ -360,7 +361,7 @@ def _look_at(
     result.saes[key] = LatentView(
         finite, agreement=None if held is None else compare(sae, rows, again.sheet, held)
     )
-    one = features.look(name, sae, rows, again.sheet, asked, place=place)
+    one = features.measure_sae(name, sae, rows, again.sheet, asked, place=place)
     return dataclasses.replace(one, layer=dataclasses.replace(one.layer, outliers=outliers))
 
 
@@ -377,7 +378,7 @@ def _say_why(result: RunAnalysis, export: Export, rows: PointRows | None) -> Non
     )
 
 
-def _held(export: Export) -> Held | None:
+def _held(export: Export) -> HeldOutRows | None:
     """Return the rows on which the trainer evaluated itself; None if its checkpoint does not record them."""
     from asysi.sae.checkpoint import read_held  # noqa: PLC0415 - not needed without autoencoders
 
@@ -387,7 +388,7 @@ def _held(export: Export) -> Held | None:
         return None
     rows, origin = found
     sample, position, call = (origin[:, column].contiguous().numpy().view(np.uint64) for column in range(3))
-    return Held(rows.float().numpy(), sample, position, call)
+    return HeldOutRows(rows.float().numpy(), sample, position, call)
 
 
 def _with_training(looked: LayerResult, gauge: TrainerGauges | None) -> LayerResult:

@@ -7,7 +7,7 @@ from typing import Any
 
 from asysi.bus.accounts import total_produced
 from asysi.contract.runtime import ATTEMPTS_FOLDER, HOST_FOLDER, LEDGER_FILE
-from asysi.finish.ledger import Books, added, books_of
+from asysi.finish.ledger import AttemptCounts, counts_from_json, sum_counts
 from asysi.finish.sample import read_json
 
 
@@ -16,7 +16,7 @@ class Attempt:
     """What is known about an attempt."""
 
     number: int
-    books: Books | None
+    books: AttemptCounts | None
     """None if its finish was killed before it could write them."""
     balanced: bool | None = None
     settled: bool = True
@@ -38,7 +38,7 @@ def earlier_attempts(output: Path, attempt: int) -> list[Attempt]:
 def _read(output: Path, number: int) -> Attempt:
     written = read_json(output / ATTEMPTS_FOLDER / str(number) / LEDGER_FILE)
     try:
-        books = books_of(written)
+        books = counts_from_json(written)
         steps, tokens = int(written["steps"]["run"]), int(written["tokens"]["read"])
     except (KeyError, TypeError, ValueError):
         return Attempt(number, None)
@@ -47,17 +47,19 @@ def _read(output: Path, number: int) -> Attempt:
     return Attempt(number, books, balanced, settled, steps, tokens, written.get("totals"))
 
 
-def whole(attempts: Sequence[Attempt]) -> Books:
+def total_counts(attempts: Sequence[Attempt]) -> AttemptCounts:
     """Return the sum of the counters of all attempts that left any."""
-    return added([one.books for one in attempts if one.books is not None])
+    return sum_counts([one.books for one in attempts if one.books is not None])
 
 
-def without_books(attempts: Sequence[Attempt]) -> list[int]:
+def incomplete_attempts(attempts: Sequence[Attempt]) -> list[int]:
     """Return the attempts whose counters are missing or incomplete."""
     return [one.number for one in attempts if one.books is None or not (one.balanced or one.settled)]
 
 
 def rows_known(attempts: Sequence[Attempt]) -> int:
     """Return the rows seen in the attempts with complete counters."""
-    gone = without_books(attempts)
-    return total_produced(whole([one for one in attempts if one.number not in gone]).capture.values()).seen
+    gone = incomplete_attempts(attempts)
+    return total_produced(
+        total_counts([one for one in attempts if one.number not in gone]).capture.values()
+    ).seen

@@ -12,15 +12,15 @@ from asysi.contract.spec import ScanExperiment
 from asysi.contract.telemetry import Captured, Quality, Summary, Verdict
 from asysi.finish import facts, history, provenance, sample, verdict
 from asysi.finish.analysis import RunAnalysis
-from asysi.finish.attempts import Attempt, earlier_attempts, rows_known, whole, without_books
+from asysi.finish.attempts import Attempt, earlier_attempts, incomplete_attempts, rows_known, total_counts
 from asysi.finish.facts import Records
 from asysi.finish.ledger import (
-    Books,
+    AttemptCounts,
     Ledger,
     as_json,
+    build_ledger,
     consumed_json,
     finite,
-    open_ledger,
     produced_json,
 )
 from asysi.finish.status import Snapshot, complete, settled
@@ -47,16 +47,16 @@ def ledger_of(outcome: WaitResult, attempt: int) -> Ledger:
         problems.append(
             f"the stream did not end normally: the bus is {snapshot.bus_state}, {states or 'no consumer'}"
         )
-    ledger = open_ledger(snapshot.books, attempt=attempt, complete=ended)
+    ledger = build_ledger(snapshot.books, attempt=attempt, complete=ended)
     problems += [
         f"{line.point}, {line.hop}: {line.claim} does not hold: {line.left} against {line.right}"
         for line in ledger.unbalanced()[:20]
     ]
-    return open_ledger(snapshot.books, attempt=attempt, complete=ended, problems=problems)
+    return build_ledger(snapshot.books, attempt=attempt, complete=ended, problems=problems)
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class RunResult:
     """The ledger, facts and verdicts at the end of a run."""
 
     ledger: Ledger
@@ -75,9 +75,9 @@ class Ending:
         return verdict.overall(self.balanced, self.data)
 
     @property
-    def books(self) -> Books:
+    def books(self) -> AttemptCounts:
         """Sum of the counters of all attempts that left any."""
-        return whole(self.attempts)
+        return total_counts(self.attempts)
 
     @property
     def tokens(self) -> int:
@@ -90,7 +90,7 @@ class Ending:
         return verdict.sentence(self.balanced, self.data, interrupted=self.interrupted)
 
 
-def end_of(
+def evaluate_run(
     experiment: ScanExperiment,
     ledger: Ledger,
     outcome: WaitResult,
@@ -98,7 +98,7 @@ def end_of(
     analysis: RunAnalysis,
     records: Records,
     output: Path,
-) -> Ending:
+) -> RunResult:
     """Judge the run."""
     host = outcome.snapshot.host
     rest = settled(outcome.snapshot)
@@ -106,22 +106,22 @@ def end_of(
     attempts = (*earlier_attempts(output, ledger.attempt), last)
     found = facts.gather(
         experiment,
-        whole(attempts),
+        total_counts(attempts),
         records,
         analysis,
         steps=sum(one.steps for one in attempts),
         interrupted=host.interrupted,
     )
     failing = [one.number for one in attempts if one.balanced is False and one.settled]
-    balanced = verdict.books(
+    balanced = verdict.ledger_condition(
         balanced=not failing and ledger.balanced,
         complete=ledger.complete,
         rows=rows_known(attempts),
         attempts=sum(1 for one in attempts if one.books is None or one.steps),
-        without=without_books(attempts[:-1]),
+        without=incomplete_attempts(attempts[:-1]),
         failing=_failing(ledger, failing),
     )
-    return Ending(ledger, attempts, found, balanced, verdict.judge(found), host.interrupted)
+    return RunResult(ledger, attempts, found, balanced, verdict.judge(found), host.interrupted)
 
 
 def _failing(ledger: Ledger, attempts: list[int]) -> str:
@@ -148,17 +148,17 @@ def ledger_json(ledger: Ledger, snapshot: Snapshot, output: Path) -> dict[str, A
         "earlierAttempts": [
             {"attempt": one.number, "balanced": one.balanced, "totals": one.totals} for one in earlier
         ],
-        "allAttempts": _totals(added_up(earlier, ledger)),
+        "allAttempts": _totals(total_with_current(earlier, ledger)),
         "points": points,
     }
 
 
-def added_up(earlier: list[Attempt], ledger: Ledger) -> Books:
+def total_with_current(earlier: list[Attempt], ledger: Ledger) -> AttemptCounts:
     """Return the sum of the counters of all attempts, including this one."""
-    return whole([*earlier, Attempt(ledger.attempt, ledger.books)])
+    return total_counts([*earlier, Attempt(ledger.attempt, ledger.books)])
 
 
-def _totals(books: Books) -> dict[str, Any]:
+def _totals(books: AttemptCounts) -> dict[str, Any]:
     return {
         "capture": produced_json(total_produced(books.capture.values())),
         "bus": produced_json(total_produced(books.bus.values())),
@@ -169,7 +169,7 @@ def _totals(books: Books) -> dict[str, Any]:
     }
 
 
-def verdict_json(ending: Ending) -> dict[str, Any]:
+def verdict_json(ending: RunResult) -> dict[str, Any]:
     """Return `verdict.json`: level, both conditions, findings and the measurements per hook point."""
     return {
         "attempt": ending.ledger.attempt,
@@ -185,7 +185,7 @@ def verdict_json(ending: Ending) -> dict[str, Any]:
     }
 
 
-def conditions_json(ending: Ending) -> dict[str, dict[str, str]]:
+def conditions_json(ending: RunResult) -> dict[str, dict[str, str]]:
     """Return the conditions that the operator copies to the status, by type."""
     return {
         kind: {"status": one.status, "reason": one.reason, "message": one.message}
@@ -230,7 +230,7 @@ def _known(number: float | None) -> float | None:
 
 def report_of(
     experiment: ScanExperiment,
-    ending: Ending,
+    ending: RunResult,
     *,
     written: Mapping[str, Any],
     outcome: WaitResult,
@@ -348,8 +348,8 @@ def _flags(point: verdict.PointFacts) -> set[str]:
     return {name for name, out in checks.items() if out}
 
 
-def last_words(
-    ledger: Ledger, snapshot: Snapshot, analysis: RunAnalysis | None, ending: Ending | None
+def termination_message(
+    ledger: Ledger, snapshot: Snapshot, analysis: RunAnalysis | None, ending: RunResult | None
 ) -> str:
     """Return the termination message: totals as JSON, at most LAST_WORDS bytes."""
     books = ending.books if ending else ledger.books

@@ -9,7 +9,7 @@ from asysi.bus.accounts import Consumed, Produced
 from asysi.contract.runtime import SAE_FOLDER, TRAINING_FILE
 from asysi.contract.spec import ScanExperiment
 from asysi.finish.analysis import RunAnalysis
-from asysi.finish.ledger import Books, points_of
+from asysi.finish.ledger import AttemptCounts, points_of
 from asysi.finish.sample import read_json
 from asysi.finish.verdict import Facts, PointFacts, SaeFacts
 from asysi.model.globs import compile_glob
@@ -38,7 +38,7 @@ def read_records(experiment: ScanExperiment, output: Path) -> Records:
 
 def gather(
     experiment: ScanExperiment,
-    books: Books,
+    books: AttemptCounts,
     records: Records,
     analysis: RunAnalysis,
     *,
@@ -70,7 +70,7 @@ def gather(
 
 
 def _point(
-    path: str, experiment: ScanExperiment, books: Books, records: Records, analysis: RunAnalysis
+    path: str, experiment: ScanExperiment, books: AttemptCounts, records: Records, analysis: RunAnalysis
 ) -> PointFacts:
     captured, bus = books.capture.get(path, Produced()), books.bus.get(path, Produced())
     lapped = {"hook": _share(books.hook.get(path, Consumed()).lapped, captured.published)}

@@ -13,8 +13,8 @@ from torch import Tensor
 from asysi.finish import contexts, latents, logits
 from asysi.finish.latents import Encoding, Firings, Floats
 from asysi.finish.reread_tokens import PointRows, RereadTokens
-from asysi.finish.survey import VarianceByPlace, survey
-from asysi.report.data import NO_CONTEXT, Browser, ContextText, Features, LayerRow, Sentence, TimelineStep
+from asysi.finish.survey import VarianceByPlace, find_outlier_rows
+from asysi.report.data import NO_CONTEXT, Browser, ContextText, Features, LayerActivations, LayerRow, Sentence
 from asysi.sae.fvu import fvu, why_undefined
 from asysi.sae.variants.base import SparseAutoencoder
 
@@ -33,7 +33,7 @@ SENTENCE = (12, 26)
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class MeasureOptions:
     """Parameters of the analysis of one autoencoder."""
 
     k: int | None
@@ -56,24 +56,24 @@ class LayerResult:
 
     layer: LayerRow
     features: Features
-    step: TimelineStep | None
+    step: LayerActivations | None
 
 
-def look(
+def measure_sae(
     name: str,
     sae: SparseAutoencoder,
     rows: PointRows,
     sheet: RereadTokens,
-    asked: Question,
+    asked: MeasureOptions,
     *,
     place: VarianceByPlace | None = None,
 ) -> LayerResult:
     """Measure one autoencoder on the reread activations; metrics use held-out documents only.
 
     `rows` has at least one row of a held-out content token: see `measurable`. `place` is the result of
-    `survey` for `rows`.
+    `find_outlier_rows` for `rows`.
     """
-    found = place or survey(rows, sheet)
+    found = place or find_outlier_rows(rows, sheet)
     data = sheet.content[rows.token]
     held = sheet.held_tokens[rows.token]
     tested = rows.values[data & held]
@@ -111,7 +111,7 @@ class _Subject:
     name: str
     sae: SparseAutoencoder
     sheet: RereadTokens
-    asked: Question
+    asked: MeasureOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +218,9 @@ def _logits(subject: _Subject, shown: NDArray[np.int64], first: NDArray[np.int64
     _, at = np.unique(kept, return_index=True)
     order = kept[np.sort(at)]
     order = order[np.isin(order, shown)]
-    found = logits.ends(subject.sae.W_dec[torch.from_numpy(order)], subject.asked.unembedding)
+    found = logits.top_and_bottom_tokens(
+        subject.sae.W_dec[torch.from_numpy(order)], subject.asked.unembedding
+    )
     if found is None:
         return {}
     tokens = np.full((len(shown), found.tokens.shape[1]), NO_CONTEXT, np.uint32)
@@ -239,9 +241,9 @@ def _shown(
     return np.sort(kept[np.sort(first)][:most])
 
 
-def _step(name: str, firings: Firings, sheet: RereadTokens, document: int) -> TimelineStep:
+def _step(name: str, firings: Firings, sheet: RereadTokens, document: int) -> LayerActivations:
     tokens = np.flatnonzero(sheet.document[sheet.content] == document)
-    return TimelineStep(name, *latents.strongest(firings, tokens, STRONGEST))
+    return LayerActivations(name, *latents.strongest(firings, tokens, STRONGEST))
 
 
 def sentence_of(sheet: RereadTokens, seed: int) -> int | None:

@@ -54,7 +54,7 @@ def timeline(lines: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]]) 
         },
         dropped=tuple(sum(_number(line, "dropped") for line in group) / len(group) for group in groups),
         offered=tuple(_mean(group, "offered") for group in groups),
-        events=tuple(tell(events, began)),
+        events=tuple(notable_events(events, began)),
     )
 
 
@@ -67,7 +67,7 @@ def _mean(group: list[dict[str, Any]], key: str) -> float:
     return sum(_number(line, key) for line in group) / len(group)
 
 
-def tell(events: Sequence[dict[str, Any]], began: float) -> list[Event]:
+def notable_events(events: Sequence[dict[str, Any]], began: float) -> list[Event]:
     """Return the kills, failures and restarts, with the downtime of each container."""
     told: list[Event] = []
     left: dict[str, float] = {}

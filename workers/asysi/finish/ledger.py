@@ -9,7 +9,7 @@ from asysi.bus.accounts import Consumed, Produced, total_consumed, total_produce
 
 
 @dataclass(frozen=True, slots=True)
-class Books:
+class AttemptCounts:
     """Every counter of an attempt, by hook point."""
 
     capture: Mapping[str, Produced] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class Ledger:
     complete: bool
     """Whether the stream ended normally and every consumer finalised its files."""
     equations: tuple[Equation, ...]
-    books: Books
+    books: AttemptCounts
     problems: tuple[str, ...] = ()
     """Human-readable problem descriptions."""
 
@@ -65,12 +65,14 @@ class Ledger:
         return [equation for equation in self.equations if equation.difference]
 
 
-def open_ledger(books: Books, *, attempt: int, complete: bool, problems: Iterable[str] = ()) -> Ledger:
+def build_ledger(
+    books: AttemptCounts, *, attempt: int, complete: bool, problems: Iterable[str] = ()
+) -> Ledger:
     """Return the ledger of `books`, with equations for every hook point in any of its counters."""
     return Ledger(attempt, complete, tuple(_equations(books)), books, tuple(problems))
 
 
-def _equations(books: Books) -> Iterator[Equation]:
+def _equations(books: AttemptCounts) -> Iterator[Equation]:
     for point in points_of(books):
         capture, bus = books.capture.get(point, Produced()), books.bus.get(point, Produced())
         hook = books.hook.get(point, Consumed())
@@ -95,7 +97,7 @@ def _consumption(point: str, name: str, published: int, used: Consumed) -> Equat
     return Equation(point, name, "published = durable + lapped + rolled back", published, accounted)
 
 
-def points_of(books: Books) -> list[str]:
+def points_of(books: AttemptCounts) -> list[str]:
     """Return the hook points in the order of capture, then those that only other counters contain."""
     known: dict[str, None] = dict.fromkeys(books.capture)
     for names in (books.hook, books.bus, *books.consumers.values()):
@@ -103,7 +105,7 @@ def points_of(books: Books) -> list[str]:
     return list(known)
 
 
-def added(parts: Sequence[Books]) -> Books:
+def sum_counts(parts: Sequence[AttemptCounts]) -> AttemptCounts:
     """Return the sum of the counters of several attempts, per hook point."""
 
     def made(tables: list[Mapping[str, Produced]]) -> dict[str, Produced]:
@@ -116,21 +118,21 @@ def added(parts: Sequence[Books]) -> Books:
 
     consumers = dict.fromkeys(name for books in parts for name in books.consumers)
 
-    def added(tables: list[Mapping[str, int]]) -> dict[str, int]:
+    def sum_counts(tables: list[Mapping[str, int]]) -> dict[str, int]:
         names = dict.fromkeys(name for table in tables for name in table)
         return {name: sum(table.get(name, 0) for table in tables) for name in names}
 
-    return Books(
+    return AttemptCounts(
         made([books.capture for books in parts]),
         used([books.hook for books in parts]),
         made([books.bus for books in parts]),
         {name: used([books.consumers.get(name, {}) for books in parts]) for name in consumers},
-        added([books.not_finite for books in parts]),
-        added([books.saturated for books in parts]),
+        sum_counts([books.not_finite for books in parts]),
+        sum_counts([books.saturated for books in parts]),
     )
 
 
-def books_of(written: Mapping[str, Any]) -> Books:
+def counts_from_json(written: Mapping[str, Any]) -> AttemptCounts:
     """Return the counters stored in `ledger.json`.
 
     Raises:
@@ -146,7 +148,7 @@ def books_of(written: Mapping[str, Any]) -> Books:
         return Consumed(int(row["durable"]), int(row["lapped"]), int(row["rolledBack"]))
 
     consumers = dict.fromkeys(name for point in points for name in point["consumers"])
-    return Books(
+    return AttemptCounts(
         {point["path"]: made(point["capture"]) for point in points},
         {point["path"]: used(point["hook"]) for point in points},
         {point["path"]: made(point["bus"]) for point in points},

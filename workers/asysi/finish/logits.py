@@ -38,7 +38,7 @@ def unembedding(module: torch.nn.Module) -> Tensor | None:
     return weight.detach() if isinstance(weight, Tensor) and weight.ndim == 2 else None
 
 
-def ends(decoder: Tensor, weight: Tensor) -> Logits | None:
+def top_and_bottom_tokens(decoder: Tensor, weight: Tensor) -> Logits | None:
     """Return the most promoted and suppressed tokens of decoder rows [latents, width]; None if widths differ.
 
     The final norm is omitted because it depends on the whole activation. The result is only the direct

@@ -21,7 +21,7 @@ from asysi.contract.spec import Data, ScanExperiment
 from asysi.contract.workloads import text_of
 from asysi.finish.budget import ReadBudget, ReadWatch, Spending
 from asysi.finish.reread_tokens import PointRows, RereadTokens, select, tokens_that_fit
-from asysi.finish.token_text import spell
+from asysi.finish.token_text import token_texts
 from asysi.model.forward import ScannerEngine
 from asysi.model.loading import LoadedModel
 from asysi.model.points import HookPoint
@@ -121,7 +121,7 @@ def read_again(
     if policy.packing != "concat":
         by_sample = {document.sample: document.text for document in documents}
         texts = [by_sample[int(sample)] for sample in sheet.rows]
-    pieces = spell(loaded.tokenizer, sheet, texts, policy.encoding)
+    pieces = token_texts(loaded.tokenizer, sheet, texts, policy.encoding)
     limit: Literal["tokens", "memory"] = "memory" if fitting < budget.tokens else "tokens"
     extent = Extent(
         len(sheet.tokens),

@@ -6,7 +6,7 @@ from asysi.bus.accounts import ConsumerAccounts, StreamAccounts, read_accounts
 from asysi.bus.mailbox import CaptureWord, Gauge, HookGauge, Mailbox
 from asysi.bus.ring import CppShardedSPMCBus
 from asysi.contract.runtime import BUS_RING, CAPTURE_RING
-from asysi.finish.ledger import Books, finite
+from asysi.finish.ledger import AttemptCounts, finite
 from asysi.finish.status import HostCounters, Snapshot, TrainerGauges
 
 
@@ -30,7 +30,7 @@ class FinishedRings:
         host, hook = _host(self._capture), capture.consumers["hook"]
         sae = bus.consumers.get("sae")
         return Snapshot(
-            books=Books(
+            books=AttemptCounts(
                 capture.produced,
                 hook.consumed,
                 bus.produced,

@@ -240,7 +240,7 @@ def _replacing(module: torch.nn.Module, target: Target, sae: SparseAutoencoder |
         kept = rows[chosen].float()
         made = torch.zeros_like(kept) if sae is None else sae.forward(kept)
         new[chosen] = made.to(new.dtype)
-        return exchanged(output, found, new.reshape(found.shape))
+        return replace_tensor(output, found, new.reshape(found.shape))
 
     handle = module.get_submodule(target.path).register_forward_hook(hook)
     try:
@@ -249,7 +249,7 @@ def _replacing(module: torch.nn.Module, target: Target, sae: SparseAutoencoder |
         handle.remove()
 
 
-def exchanged(output: Any, old: Tensor, new: Tensor) -> Any:
+def replace_tensor(output: Any, old: Tensor, new: Tensor) -> Any:
     """Return a module's output with one of its tensors replaced."""
     if output is old:
         return new

@@ -17,9 +17,9 @@ from asysi.contract.telemetry import (
 )
 from asysi.finish.budget import ReadProgress
 from asysi.finish.ledger import (
-    Books,
+    AttemptCounts,
+    build_ledger,
     finite,
-    open_ledger,
     points_of,
 )
 
@@ -73,7 +73,7 @@ class TrainerGauges:
 class Snapshot:
     """The state of both rings at one point in time."""
 
-    books: Books = field(default_factory=Books)
+    books: AttemptCounts = field(default_factory=AttemptCounts)
     host: HostCounters = field(default_factory=HostCounters)
     capture_state: ProducerState = ProducerState.ABSENT
     bus_state: ProducerState = ProducerState.ABSENT
@@ -132,7 +132,7 @@ class TokensPerSecond:
         return self.last
 
 
-def shape(
+def status_response(
     snapshot: Snapshot,
     *,
     tokens_per_second: float = 0.0,
@@ -176,7 +176,7 @@ def shape(
         consumers={name: _consumer(name, snapshot) for name in ["hook", *snapshot.readers]},
         points=[_point(point) for point in snapshot.points],
         ledger=Balance(
-            balanced=open_ledger(books, attempt=0, complete=False).balanced, points=len(points_of(books))
+            balanced=build_ledger(books, attempt=0, complete=False).balanced, points=len(points_of(books))
         ),
         conditions={kind: dict(one) for kind, one in (conditions or {}).items()},
     ).as_json()

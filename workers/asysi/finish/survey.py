@@ -24,7 +24,7 @@ class VarianceByPlace:
     """Rows that are not finite and were excluded."""
 
 
-def survey(rows: PointRows, sheet: RereadTokens) -> VarianceByPlace:
+def find_outlier_rows(rows: PointRows, sheet: RereadTokens) -> VarianceByPlace:
     """Analyse the activations of a hook point.
 
     Outliers are searched among the rows used for metrics: the content tokens of held-out documents, or of

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from asysi.finish.reread_tokens import RereadTokens
 
 
-def spell(
+def token_texts(
     tokenizer: Any,
     sheet: RereadTokens,
     texts: Sequence[str] | None,

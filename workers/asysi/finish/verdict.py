@@ -418,7 +418,7 @@ def _at(paths: Sequence[str], worst: str) -> str:
     return f"At {worst}" + (f" (worst of {others + 1} hook points)" if others else "")
 
 
-def books(
+def ledger_condition(
     *, balanced: bool, complete: bool, rows: int, attempts: int, without: Sequence[int], failing: str
 ) -> VerdictCondition:
     """Return the condition `LedgerBalanced`.

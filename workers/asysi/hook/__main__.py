@@ -8,7 +8,7 @@ from asysi.bus.ring import CppShardedSPMCBus
 from asysi.bus.states import ProducerState, StreamEnd
 from asysi.bus.stream import Consumer, Producer, StreamControl
 from asysi.contract.runtime import BUS_RING, CAPTURE_RING, RANGES_FILE, TIMELINE_FILE, Container, Exit
-from asysi.hook.finite import NotFinite, Saturated
+from asysi.hook.finite import NonFiniteCounter, Saturated
 from asysi.hook.loop import Hook, status
 from asysi.hook.pacer import Pacer
 from asysi.hook.ranges import Ranges
@@ -19,7 +19,7 @@ from asysi.hook.timeline import Timeline
 from asysi.hook.totals import HOOK, read_totals
 from asysi.monitor.metrics import histogram
 from asysi.monitor.process import run_worker
-from asysi.monitor.rest import rest
+from asysi.monitor.rest import idle_until_terminated
 from asysi.monitor.worker import Worker
 
 STATISTICS_FILE = Path("statistics.json")
@@ -34,7 +34,7 @@ def main(worker: Worker) -> int:
         captured = open_rings.enter_context(capture_ring.consumer(HOOK))
         if ended := ProducerState(bus.writer_state()).end:  # the predecessor was killed just before exiting
             captured.finish(ended)
-            return rest(worker)
+            return idle_until_terminated(worker)
         threads = min(256, max(1, int(worker.experiment.spec.resources.hook.cpus)))
         published = open_rings.enter_context(bus_ring.producer(threads))
         captured.acknowledge()  # packets taken before a restart are on the bus
@@ -46,7 +46,7 @@ def main(worker: Worker) -> int:
             _close_for_the_dead(capture_ring)
         hook.finish(end)
         del hook
-        return rest(worker) if end else Exit.TERMINATED
+        return idle_until_terminated(worker) if end else Exit.TERMINATED
 
 
 def _assemble(
@@ -56,7 +56,7 @@ def _assemble(
     statistics = Statistics(worker.output / STATISTICS_FILE)
     latency = histogram(worker.registry, "asysi_relay_latency_seconds")
     gauges = dict(zip(capture.accounts(), capture.gauges(HOOK), strict=False))
-    not_finite = NotFinite(captured, gauges)
+    not_finite = NonFiniteCounter(captured, gauges)
     saturated = Saturated(captured, published, gauges)
     totals = read_totals(capture, bus)
     sampling = spec.capture.sampling

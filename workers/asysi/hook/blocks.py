@@ -69,7 +69,7 @@ def row_bytes(width: int, dtype: Dtype, done: Quantization, *, by_channel: bool 
     return RowBytes(_SCALE_BYTES if target in _QUANTIZED else 0, width * target.itemsize)
 
 
-def cut(sequence: int, rows: int, row: RowBytes, chunk_bytes: int) -> Iterator[Block]:
+def split_rows(sequence: int, rows: int, row: RowBytes, chunk_bytes: int) -> Iterator[Block]:
     """Split the `rows` of the captured packet `sequence` into the minimum number of similar-sized blocks.
 
     A ring's sequences begin at 1, so no mark is 0, which means "nothing yet".

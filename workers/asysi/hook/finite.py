@@ -81,7 +81,7 @@ class Saturated:
             self._captured.gauge(packet.point, HookGauge.SATURATED, float(whole))
 
 
-class NotFinite:
+class NonFiniteCounter:
     """Keeps the counts as gauges of the capture stream's consumer `hook`.
 
     If the worker is killed, at most one packet is not counted or counted twice.

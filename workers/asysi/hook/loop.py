@@ -10,7 +10,7 @@ from asysi.bus.stream import Consumer, Producer, StreamControl
 from asysi.hook.pacer import Pacer
 from asysi.hook.relay import Relay
 from asysi.hook.statistics import Statistics
-from asysi.hook.timeline import Timeline, describe
+from asysi.hook.timeline import Timeline, timeline_entry
 from asysi.hook.totals import StreamTotals, read_totals
 from asysi.monitor.health import Health
 from asysi.monitor.worker import StopSignal
@@ -24,7 +24,7 @@ log = logging.getLogger("asysi")
 
 
 @dataclass
-class Every:
+class PeriodicTimer:
     """A periodic timer that does not catch up on missed intervals."""
 
     seconds: float
@@ -60,7 +60,9 @@ class Hook:
     def run(self, health: Health, stop: StopSignal) -> StreamEnd | None:
         """Drain until the stream ends; return how it ended, or None if SIGTERM arrived first."""
         now = monotonic()
-        pace, line, statistics = (Every(s, now) for s in (PACE_SECONDS, LINE_SECONDS, STATISTICS_SECONDS))
+        pace, line, statistics = (
+            PeriodicTimer(s, now) for s in (PACE_SECONDS, LINE_SECONDS, STATISTICS_SECONDS)
+        )
         host_gone = False
         while not stop.terminated:
             moved = self._drain(stop)
@@ -101,7 +103,7 @@ class Hook:
             self._write_line(totals)
 
     def _write_line(self, totals: StreamTotals) -> None:
-        line = describe(self.totals, totals, self.pacer.pace.rate)
+        line = timeline_entry(self.totals, totals, self.pacer.pace.rate)
         self._describe(lambda: self.timeline.append(line))
         self.totals = totals
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from asysi.bus.packet import ActivationPacket, Dtype, Kind, Quantization
 from asysi.bus.states import DropReason
 from asysi.bus.stream import Producer
-from asysi.hook.blocks import PART_BITS, RowTooLargeError, conversion, cut, row_bytes
+from asysi.hook.blocks import PART_BITS, RowTooLargeError, conversion, row_bytes, split_rows
 from asysi.hook.ranges import Ranges
 
 _LAST_PART = (1 << PART_BITS) - 1
@@ -58,7 +58,7 @@ class Relay:
             done = conversion(dtype, Quantization.BF16, already, kind)
         size = row_bytes(width, dtype, done, by_channel=packet.table is not None)
         settled, rows = self._bus.settled(packet.point), len(packet.rows)
-        for block in cut(int(packet.header["sequence"]), rows, size, self._bus.packet_bytes):
+        for block in split_rows(int(packet.header["sequence"]), rows, size, self._bus.packet_bytes):
             if block.source > settled:
                 whole = block.stop - block.start == rows
                 part = packet if whole else packet.select(slice(block.start, block.stop))

@@ -10,7 +10,7 @@ from asysi.bus.states import ReaderState
 from asysi.hook.totals import ConsumerTotals, StreamTotals
 
 
-def describe(before: StreamTotals, after: StreamTotals, rate: float) -> dict[str, Any]:
+def timeline_entry(before: StreamTotals, after: StreamTotals, rate: float) -> dict[str, Any]:
     """Return the content of a line: the changes from `before` to `after`.
 
     `offered`, `kept` and `consumed` are rows per second; `dropped`, `drops` and `lapped` are rows in the

@@ -7,7 +7,7 @@ Job of the experiment. The output folder records all of them.
 import os
 from pathlib import Path
 
-from asysi.contract.identity import look
+from asysi.contract.identity import inspect_output
 from asysi.contract.runtime import ATTEMPT_FILE, ATTEMPTS_FOLDER, Env
 from asysi.files import write_atomic
 from asysi.monitor.worker import Worker
@@ -30,7 +30,7 @@ def take_attempt(worker: Worker) -> int:
 def _next(output: Path) -> int:
     """Create the folder of the next number and return the number; creating the folder is atomic."""
     while True:
-        number = look(output).attempts
+        number = inspect_output(output).attempts
         try:
             (output / ATTEMPTS_FOLDER / str(number)).mkdir(parents=True)
         except FileExistsError:

@@ -24,7 +24,7 @@ from asysi.text.tokens import make_policy, ordinary_token, padding_token
 if TYPE_CHECKING:
     import torch
 
-    from asysi.hosts.trial import Called
+    from asysi.hosts.trial import TrialCalls
 
 
 @dataclass
@@ -126,7 +126,7 @@ def _check_model(spec: Spec, report: CheckReport, workspace: Path | None) -> Any
 
 def _check_points(spec: Spec, loaded: LoadedModel, report: CheckReport) -> None:
     """Resolve the hook points and try the forward pass as the host will call it."""
-    from asysi.hosts.trial import Asked, try_forward  # noqa: PLC0415 - imports torch
+    from asysi.hosts.trial import CallSpec, try_forward  # noqa: PLC0415 - imports torch
 
     assert report.model is not None
     resolved, module, tokenizer = report.model, loaded.module, loaded.tokenizer
@@ -137,7 +137,7 @@ def _check_points(spec: Spec, loaded: LoadedModel, report: CheckReport) -> None:
     called = try_forward(
         module,
         list(dict.fromkeys(split_call(path)[0] for path in paths)),
-        Asked(
+        CallSpec(
             batch,
             length,
             limit,
@@ -223,7 +223,7 @@ def _check_vocabulary(module: "torch.nn.Module", tokenizer: Any, report: CheckRe
         )
 
 
-def _calls(name: str, called: "dict[str, Called]") -> "tuple[list[torch.Tensor], int]":
+def _calls(name: str, called: "dict[str, TrialCalls]") -> "tuple[list[torch.Tensor], int]":
     """Return a module's outputs in the trial, and the number of its calls that the hook point selects.
 
     Returns an empty list and 0 if the module was not called. If it was called too few times for `#n`, returns

@@ -14,7 +14,7 @@ import torch
 
 from asysi.capture.rows import first_tensor
 from asysi.contract.errors import ConfigError
-from asysi.model.faults import said
+from asysi.model.faults import format_error
 from asysi.model.forward import base_of
 from asysi.model.hollow import NoRow, run_hollow
 
@@ -27,7 +27,7 @@ Run = Callable[[Inputs], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class CallSpec:
     """How the host will call the model."""
 
     batch: int
@@ -45,7 +45,7 @@ class Asked:
 
 
 @dataclass(slots=True)
-class Called:
+class TrialCalls:
     """The calls of a module in the trial forward pass."""
 
     outputs: list[torch.Tensor]
@@ -58,7 +58,7 @@ class _Probe:
     length: int
     padded: bool
 
-    def inputs(self, asked: Asked) -> Inputs:
+    def inputs(self, asked: CallSpec) -> Inputs:
         """Return the arguments that the host passes; a mask only if there is padding."""
         ids = torch.full((self.batch, self.length), asked.token)
         if not self.padded:
@@ -83,9 +83,9 @@ class _FailedError(Exception):
 def try_forward(
     module: torch.nn.Module,
     paths: Sequence[str],
-    asked: Asked,
+    asked: CallSpec,
     load: Callable[[], torch.nn.Module] | None = None,
-) -> dict[str, Called]:
+) -> dict[str, TrialCalls]:
     """Return the calls of each module in a forward pass of BATCH × LENGTH tokens; also try the longest one.
 
     Args:
@@ -113,7 +113,7 @@ def try_forward(
         raise _explained(root, failed, asked, partial(_run, root)) from failed.cause
 
 
-def refuse_signature(root: torch.nn.Module, asked: Asked) -> None:
+def refuse_signature(root: torch.nn.Module, asked: CallSpec) -> None:
     """Reject a forward that does not accept the host's arguments.
 
     Raises:
@@ -149,8 +149,8 @@ def refuse_signature(root: torch.nn.Module, asked: Asked) -> None:
 
 
 def _tried(
-    module: torch.nn.Module, root: torch.nn.Module, paths: Sequence[str], asked: Asked, run: Run
-) -> dict[str, Called]:
+    module: torch.nn.Module, root: torch.nn.Module, paths: Sequence[str], asked: CallSpec, run: Run
+) -> dict[str, TrialCalls]:
     length = min(asked.length, asked.limit or asked.length)
     longest, padded = min(length, _LONGEST), min(length, _LONGEST_PADDED)
     with _watched(module, paths) as found:
@@ -165,7 +165,7 @@ def _tried(
     return found
 
 
-def _try(run: Run, probe: _Probe, asked: Asked) -> None:
+def _try(run: Run, probe: _Probe, asked: CallSpec) -> None:
     try:
         run(probe.inputs(asked))
     except ConfigError:
@@ -181,12 +181,12 @@ def _run(root: torch.nn.Module, inputs: Inputs) -> None:
 
 
 @contextmanager
-def _watched(module: torch.nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Called]]:
-    found: dict[str, Called] = {}
+def _watched(module: torch.nn.Module, paths: Sequence[str]) -> Iterator[dict[str, TrialCalls]]:
+    found: dict[str, TrialCalls] = {}
 
     def keep(path: str, _module: torch.nn.Module, _args: Any, output: Any) -> None:
         try:
-            found.setdefault(path, Called([])).outputs.append(first_tensor(output))
+            found.setdefault(path, TrialCalls([])).outputs.append(first_tensor(output))
         except TypeError as error:
             raise ConfigError(f"spec.capture.hookPoints: {path}: {error}") from error
 
@@ -199,9 +199,9 @@ def _watched(module: torch.nn.Module, paths: Sequence[str]) -> Iterator[dict[str
             handle.remove()
 
 
-def _explained(root: torch.nn.Module, failed: _FailedError, asked: Asked, run: Run) -> ConfigError:
+def _explained(root: torch.nn.Module, failed: _FailedError, asked: CallSpec, run: Run) -> ConfigError:
     """Return an error with advice for a failed forward pass, such as a shorter sequence if that helps."""
-    name, probe, why = type(root).__name__, failed.probe, said(failed.cause)
+    name, probe, why = type(root).__name__, failed.probe, format_error(failed.cause)
     if "decoder_input_ids" in inspect.signature(root.forward).parameters:
         return ConfigError(
             f"spec.model.uri: {name} has a decoder, which asks for more than input_ids ({why}): only "
@@ -219,7 +219,7 @@ def _explained(root: torch.nn.Module, failed: _FailedError, asked: Asked, run: R
     )
 
 
-def _works(run: Run, probe: _Probe, asked: Asked) -> bool:
+def _works(run: Run, probe: _Probe, asked: CallSpec) -> bool:
     try:
         _try(run, probe, asked)
     except _FailedError:

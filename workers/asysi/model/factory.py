@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import torch
 
 from asysi.contract.errors import ConfigError
-from asysi.model.faults import said
-from asysi.model.hollow import Structure
+from asysi.model.faults import format_error
+from asysi.model.hollow import MetaInitMode
 
 _DEVICE = "device"
 
 
-class Made(NamedTuple):
+class FactoryResult(NamedTuple):
     """Result of a factory."""
 
     module: torch.nn.Module
@@ -30,7 +30,7 @@ def takes_device(factory: Callable[..., Any]) -> bool:
         return False
 
 
-def make(factory: Callable[..., Any], uri: str, device: str = "cpu") -> Made:
+def make(factory: Callable[..., Any], uri: str, device: str = "cpu") -> FactoryResult:
     """Call a factory; the model has weights, on `device` if the factory has that parameter.
 
     Args:
@@ -47,7 +47,7 @@ def make(factory: Callable[..., Any], uri: str, device: str = "cpu") -> Made:
     except ConfigError:
         raise
     except Exception as error:  # a factory may raise anything
-        raise ConfigError(f"spec.model.uri: {uri} fails: {said(error)}") from error
+        raise ConfigError(f"spec.model.uri: {uri} fails: {format_error(error)}") from error
     empty = next((name for name, one in made.module.named_parameters() if one.is_meta), None)
     if empty is not None:
         raise ConfigError(
@@ -57,7 +57,7 @@ def make(factory: Callable[..., Any], uri: str, device: str = "cpu") -> Made:
     return made
 
 
-def make_structure(factory: Callable[..., Any], uri: str) -> tuple[Made, str | None]:
+def make_structure(factory: Callable[..., Any], uri: str) -> tuple[FactoryResult, str | None]:
     """Call a factory for the model's structure: parameters on the meta device need no memory and no time.
 
     Returns:
@@ -68,16 +68,16 @@ def make_structure(factory: Callable[..., Any], uri: str) -> tuple[Made, str | N
     """
     arguments = {_DEVICE: "meta"} if takes_device(factory) else {}
     try:
-        with Structure(), warnings.catch_warnings():
+        with MetaInitMode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about every value not assigned to a meta parameter
             return _unpacked(factory(**arguments), uri), None
     except Exception as error:  # noqa: BLE001 - a factory that fails without values may work with them
-        why = said(error)
+        why = format_error(error)
     return make(factory, uri), why
 
 
-def _unpacked(made: Any, uri: str) -> Made:
+def _unpacked(made: Any, uri: str) -> FactoryResult:
     module, tokenizer = made if isinstance(made, tuple) else (made, None)
     if not isinstance(module, torch.nn.Module):
         raise ConfigError(f"spec.model.uri: {uri} returns {type(module).__name__}, not a torch.nn.Module")
-    return Made(module, tokenizer)
+    return FactoryResult(module, tokenizer)

@@ -10,14 +10,14 @@ _SIGNS_OF_THE_MACHINE = ("CUDA", "cuBLAS", "cuDNN", "NCCL", "DefaultCPUAllocator
 _NOT_THE_MODEL = (Path(torch.__file__).parent, Path(__file__).parent.parent)
 
 
-def would_recur(error: Exception) -> bool:
+def is_permanent(error: Exception) -> bool:
     """Return whether the same call would fail again; errors of memory or devices may be transient."""
     return not isinstance(error, _OF_THE_MACHINE) and not any(
         sign in str(error) for sign in _SIGNS_OF_THE_MACHINE
     )
 
 
-def said(error: Exception) -> str:
+def format_error(error: Exception) -> str:
     """Return an exception as one line: type, message, and the source line in the model's code."""
     first = (str(error).splitlines() or [""])[0][:300]
     text = f"{type(error).__name__}: {first}" if first else type(error).__name__

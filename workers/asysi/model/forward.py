@@ -5,7 +5,7 @@ import logging
 import torch
 
 from asysi.contract.errors import ConfigError
-from asysi.model.faults import said, would_recur
+from asysi.model.faults import is_permanent
 from asysi.model.loading import LoadedModel
 from asysi.model.points import HookPoint
 from asysi.text.tokens import Batch
@@ -36,13 +36,13 @@ class ScannerEngine:
         try:
             self._forward(batch)
         except Exception as error:  # a custom forward may raise anything
-            if not would_recur(error):
+            if not is_permanent(error):
                 raise
             log.exception("step %d failed", batch.number)
             name, size = type(self.root).__name__, " × ".join(map(str, batch.ids.shape))
             raise ConfigError(
                 f"spec.model.uri: the forward of {name} fails in step {batch.number}, with {size} tokens: "
-                f"{said(error)}"
+                f"{format_error(error)}"
             ) from error
 
     @torch.inference_mode()

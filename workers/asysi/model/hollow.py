@@ -21,7 +21,7 @@ class NoRow(IndexError):  # noqa: N818 - as precise as its base
     """An index is out of range of an embedding."""
 
 
-class Structure(torch.overrides.TorchFunctionMode):
+class MetaInitMode(torch.overrides.TorchFunctionMode):
     """Context in which uninitialised tensors, such as weights, are created on the meta device."""
 
     def __torch_function__(

@@ -244,12 +244,12 @@ def build_structure(resolved: ResolvedModel, dtype: str) -> LoadedModel:
     """
     import torch  # noqa: PLC0415
 
-    from asysi.model.hollow import Structure  # noqa: PLC0415 - imports torch
+    from asysi.model.hollow import MetaInitMode  # noqa: PLC0415 - imports torch
 
     if resolved.path is None:
         return _factory_structure(resolved, getattr(torch, dtype))
     config, model_class = _architecture(resolved)
-    with _quiet(), Structure():
+    with _quiet(), MetaInitMode():
         build = model_class.from_config if model_class.__name__ == "AutoModel" else model_class._from_config
         module: torch.nn.Module = build(config, dtype=getattr(torch, dtype))
     _spare_the_cache(module)

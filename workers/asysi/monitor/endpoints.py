@@ -14,7 +14,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from asysi.contract.cpus import listed
+from asysi.contract.cpus import format_cpu_list
 from asysi.contract.errors import ConfigError
 from asysi.contract.telemetry import BODY_LIMIT
 from asysi.monitor.metrics import gauge_family
@@ -126,7 +126,7 @@ def _metrics(worker: Worker, accept: str) -> Answer:
 
 def _status(worker: Worker) -> Answer:
     try:
-        body = json.dumps({"cpus": listed(os.sched_getaffinity(0)), **worker.status()}).encode()
+        body = json.dumps({"cpus": format_cpu_list(os.sched_getaffinity(0)), **worker.status()}).encode()
     except Exception as error:  # noqa: BLE001 - as above
         return _failure(f"{type(error).__name__}: {error}")
     if len(body) > BODY_LIMIT:

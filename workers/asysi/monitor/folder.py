@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from asysi.contract.errors import ConfigError
-from asysi.contract.identity import Identity, identity_of, look, read_identity, refusal
+from asysi.contract.identity import Identity, identity_of, inspect_output, read_identity, refusal
 from asysi.contract.runtime import IDENTITY_FILE, MOUNTS, Container, Env
 from asysi.files import write_atomic
 from asysi.monitor.worker import Worker
@@ -26,7 +26,7 @@ _TAKING = {Container.PIPELINE, Container.PREPARE}
 log = logging.getLogger("asysi")
 
 
-def enter(worker: Worker) -> None:
+def claim_output(worker: Worker) -> None:
     """Ensure that the experiment owns the output folder, and lock it until this process ends.
 
     If the experiment has no uid, the uid of its Job is used: manifests rendered and applied manually also
@@ -54,7 +54,7 @@ def _take(worker: Worker, own: Identity) -> None:
     until = time.monotonic() + worker.experiment.spec.lifecycle.grace_period_seconds + EXTRA_SECONDS
     while True:
         alone = _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        found = look(folder)
+        found = inspect_output(folder)
         resume = worker.experiment.spec.output.resume
         if reason := refusal(own, found, kept=_kept(worker), resume=resume):
             raise ConfigError(_sentence(worker, reason))

@@ -12,8 +12,8 @@ from typing import NoReturn
 from asysi.contract.errors import ConfigError, no_room
 from asysi.contract.runtime import Container, Exit
 from asysi.files import is_full
-from asysi.monitor.folder import enter
-from asysi.monitor.rest import has_ended, rest
+from asysi.monitor.folder import claim_output
+from asysi.monitor.rest import has_ended, idle_until_terminated
 from asysi.monitor.worker import StopSignal, Worker, leave_last_words
 
 log = logging.getLogger("asysi")
@@ -35,7 +35,7 @@ def run_worker(container: Container, main: Callable[[Worker], int]) -> NoReturn:
     try:
         worker = Worker.from_environment(container)
         _listen(worker.stop)
-        enter(worker)
+        claim_output(worker)
         _serve(worker)
         code = _work(worker, main)
     except ConfigError as error:
@@ -68,7 +68,7 @@ def _leave(code: int) -> NoReturn:
 
 def _work(worker: Worker, main: Callable[[Worker], int]) -> int:
     if has_ended(worker):
-        return rest(worker)
+        return idle_until_terminated(worker)
     code = main(worker)
     cut_short = worker.stop.terminated and code == Exit.OK and not has_ended(worker)
     return Exit.TERMINATED if cut_short else code

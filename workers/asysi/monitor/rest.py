@@ -38,7 +38,7 @@ def has_ended(worker: Worker) -> bool:
         return False
 
 
-def rest(worker: Worker) -> int:
+def idle_until_terminated(worker: Worker) -> int:
     """Stay alive and ready until SIGTERM; returns 0, because nothing is left to checkpoint.
 
     Releases the worker's memory unless other references exist; /status keeps returning its last response.

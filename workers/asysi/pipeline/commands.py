@@ -191,9 +191,9 @@ def _show(images: Sequence[dict[str, Any]]) -> None:
 
 
 def _spec(file: Path, settings: list[str] | None) -> "PipelineFile":
-    from asysi.pipeline.run.pipeline_file import load, look_beside  # noqa: PLC0415 - not needed for the help
+    from asysi.pipeline.run.pipeline_file import add_search_path, load  # noqa: PLC0415 - not needed for the help
 
-    look_beside(file.parent)
+    add_search_path(file.parent)
     return load(file, settings or [])
 
 
@@ -225,7 +225,7 @@ def _pipeline(
     target: Path, spec: "PipelineFile | None", part: tuple[int, int] | None, *, plain: bool
 ) -> "UnifiedPipeline":
     """Return the pipeline of a file, or of a results folder."""
-    from asysi.pipeline.run.pipeline_file import build, look_beside  # noqa: PLC0415
+    from asysi.pipeline.run.pipeline_file import add_search_path, build  # noqa: PLC0415
     from asysi.pipeline.run.progress import ProgressLines  # noqa: PLC0415
     from asysi.pipeline.run.unified_pipeline import UnifiedPipeline  # noqa: PLC0415 - not needed for the help
 
@@ -235,7 +235,7 @@ def _pipeline(
         return build(spec, shard=part, hooks=hooks, progress=live)
     if not target.is_dir():
         raise ConfigError(f"{target} is neither a pipeline's file nor its folder of results")
-    look_beside(Path())
+    add_search_path(Path())
     return UnifiedPipeline(results_dir=target, hooks=hooks, progress=live, shard=part)
 
 

@@ -247,7 +247,7 @@ FIRING_BINS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class TimelineStep:
+class LayerActivations:
     """The strongest latents of one layer for each token of the example sentence."""
 
     layer: str
@@ -263,7 +263,7 @@ class Sentence:
 
     document: int
     """Index of the document in the corpus."""
-    steps: tuple[TimelineStep, ...]
+    steps: tuple[LayerActivations, ...]
 
 
 @dataclass(frozen=True, slots=True)

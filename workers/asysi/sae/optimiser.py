@@ -40,7 +40,7 @@ class Adam:
         )  # fmt: skip
 
 
-def course(done: float, warm_up: float, total: float | None) -> float:
+def learning_rate_factor(done: float, warm_up: float, total: float | None) -> float:
     """Return the learning rate factor after `done` rows: 0 <= factor <= 1.
 
     It rises linearly over `warm_up` rows and decays linearly to 0 at `total` rows; without a total no decay.

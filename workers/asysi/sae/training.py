@@ -17,7 +17,7 @@ from asysi.sae.evaluation import Evaluation, evaluate
 from asysi.sae.fvu import CONSTANT, NO_ROWS, NOT_TRAINED
 from asysi.sae.normalisation import expected_norm_scale
 from asysi.sae.norms import NormFilter
-from asysi.sae.optimiser import Adam, course
+from asysi.sae.optimiser import Adam, learning_rate_factor
 from asysi.sae.processor import bfloat16_is_fast
 from asysi.sae.reservoir import Reservoir
 from asysi.sae.variants import variant
@@ -262,7 +262,7 @@ class Training:
         warm_up = (
             _WARM_UP_STEPS * batch if total is None else min(_WARM_UP_STEPS * batch, _WARM_UP_SHARE * total)
         )
-        return _peak_rate(self.config, total) * course(self.counts.trained, warm_up, total)
+        return _peak_rate(self.config, total) * learning_rate_factor(self.counts.trained, warm_up, total)
 
     def _total(self) -> float | None:
         """Return the expected total number of training rows; None if unknown.

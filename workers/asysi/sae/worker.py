@@ -27,7 +27,7 @@ from asysi.contract.runtime import (
 from asysi.files import write_atomic
 from asysi.model.devices import device_for
 from asysi.model.globs import match_globs
-from asysi.monitor.rest import has_ended, rest
+from asysi.monitor.rest import has_ended, idle_until_terminated
 from asysi.monitor.worker import Worker
 from asysi.sae.export import export, folder_of, metadata_of
 from asysi.sae.processor import repeat_exactly
@@ -249,7 +249,7 @@ def main(worker: Worker) -> int:
     with torch.inference_mode():
         stream = CppShardedSPMCBus(worker.shm / BUS_RING).consumer(READER)  # keeps the lock until the end
         code = SAETrainerWorker(worker, stream).run()
-        return rest(worker) if has_ended(worker) else code
+        return idle_until_terminated(worker) if has_ended(worker) else code
 
 
 def _gauges(training: Training | None) -> dict[Gauge, float]:

@@ -13,7 +13,7 @@ from asysi.pipeline.streams.data_streams import IDataStream
 from asysi.pipeline.streams.row_log import FileLog
 from asysi.pipeline.streams.source import CHUNK
 
-OWN_IDS = "own_ids"
+IDS_ARE_ROW_NUMBERS = "own_ids"
 """Fact in the ledger: whether ids of the first source are row numbers rather than given by the source."""
 
 
@@ -30,7 +30,7 @@ def settled_rows(ledger: RowLedger, names: Sequence[str], buses: Sequence[IDataS
     """
     counted = ledger.settled(list(names))
     first = ledger.last(names[0])
-    if first is None or ledger.about(OWN_IDS) != "1":
+    if first is None or ledger.about(IDS_ARE_ROW_NUMBERS) != "1":
         return counted
     reached = first.last
     for name, following, bus in zip(names, names[1:], buses, strict=False):

@@ -20,7 +20,7 @@ from asysi.pipeline.library.chat_parameters import (
     as_params,
     refuse_problems,
 )
-from asysi.pipeline.library.client import Call, ChatAnswerError, ChatBusyError, ChatError, Client, Patience
+from asysi.pipeline.library.client import Call, ChatAnswerError, ChatBusyError, ChatError, Client, RetryPolicy
 from asysi.pipeline.library.pace import RateLimit
 from asysi.pipeline.library.template import template
 from asysi.pipeline.operators.operator import BaseOperator, Made, NodeContext, Row
@@ -68,7 +68,7 @@ class Chat(BaseOperator):
         accept: which of `empty`, `length` and `content_filter` do not fail a row.
         share: whether rows with identical requests share one answer.
         cache: file of the answer cache, by default in the pipeline's folder; pipelines may share one.
-        tries, timeout, deadline: see `Patience`.
+        tries, timeout, deadline: see `RetryPolicy`.
 
     Raises:
         ConfigError: a parameter is wrong.
@@ -146,7 +146,7 @@ class Chat(BaseOperator):
         client = Client(
             server.url,
             headers,
-            Patience(server.tries, server.timeout, server.deadline),
+            RetryPolicy(server.tries, server.timeout, server.deadline),
             requests=RateLimit(server.requests_per_minute) if server.requests_per_minute else None,
             tokens=RateLimit(server.tokens_per_minute) if server.tokens_per_minute else None,
             secret=secret,

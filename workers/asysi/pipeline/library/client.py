@@ -54,7 +54,7 @@ class ChatAccessError(ConfigError):
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RetryPolicy:
     """Retry policy of a call.
 
     Attributes:
@@ -111,7 +111,7 @@ class Client:
         self,
         url: str,
         headers: Mapping[str, str],
-        patience: Patience,
+        patience: RetryPolicy,
         *,
         requests: RateLimit | None = None,
         tokens: RateLimit | None = None,

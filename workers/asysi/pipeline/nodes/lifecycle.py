@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from asysi.pipeline.ledger.ledger import Range
-from asysi.pipeline.ledger.settled_rows import OWN_IDS
+from asysi.pipeline.ledger.settled_rows import IDS_ARE_ROW_NUMBERS
 from asysi.pipeline.nodes.block_executor import BlockExecutor
 from asysi.pipeline.nodes.committer import Committer
 from asysi.pipeline.nodes.config import NodeSettings
@@ -198,7 +198,7 @@ class OpenNode:
     def _go_behind(self, source: LineSource, last: Range | None) -> Any:
         """Seek past the last committed row and return the running digest of the source up to there."""
         if self._context.is_first:
-            self._context.ledger.note(OWN_IDS, str(int(not source.stored)))
+            self._context.ledger.note(IDS_ARE_ROW_NUMBERS, str(int(not source.stored)))
         first = last.last if last else source.first_row
         digest = source.open(first, last.source_end if last else source.begin)
         if last is not None and digest is not None and digest.hexdigest() != last.source_digest:

@@ -66,7 +66,7 @@ def _annotation(function: Callable[..., Any], parameter: inspect.Parameter) -> A
     return get_origin(hint) or hint
 
 
-def trying(function: Callable[..., Any]) -> Callable[..., Any]:
+def adapt_by_trial(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function over batches from one of a batch or a row, decided by trying the first row."""
     call = with_context(function)
     single: bool | None = None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from asysi.pipeline.operators.functions import takes_one_row, trying, with_context
+from asysi.pipeline.operators.functions import adapt_by_trial, takes_one_row, with_context
 
 Row = dict[str, Any]
 """A JSON object with its id in `_i`."""
@@ -201,7 +201,7 @@ class FunctionOperator(BaseOperator):
         self.name = getattr(function, "__name__", type(function).__name__)
         single = takes_one_row(function) if single is None else single
         if single is None:
-            self.process_batch = trying(function)  # type: ignore[method-assign]
+            self.process_batch = adapt_by_trial(function)  # type: ignore[method-assign]
         elif single:
             self.process_item = self._call  # type: ignore[method-assign]
         else:

@@ -16,7 +16,7 @@ from asysi.pipeline.run.blueprint_checks import check_nodes, compare, link
 from asysi.pipeline.run.budget import SpendingLimit
 from asysi.pipeline.run.names import pipeline_name
 from asysi.pipeline.run.platform_log import FILE
-from asysi.pipeline.run.results_folder import locked, make_room
+from asysi.pipeline.run.results_folder import clear_previous_run, locked
 from asysi.pipeline.run.run import LifecycleState
 from asysi.pipeline.run.run_state import RUNTIME, read_image
 from asysi.pipeline.run.settings import ON_DISK, RunSettings
@@ -221,4 +221,4 @@ class PipelineBlueprint:
 
     def _make_room(self, overwrite: bool) -> None:
         outputs = [node.output_bus for node in self.nodes if node.output_bus]
-        make_room(self.results_dir, self.pipeline_id, outputs, self.get_runtime, overwrite=overwrite)
+        clear_previous_run(self.results_dir, self.pipeline_id, outputs, self.get_runtime, overwrite=overwrite)

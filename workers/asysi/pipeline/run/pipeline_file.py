@@ -114,7 +114,7 @@ def operators_of(spec: PipelineFile) -> list[Any]:
     return made
 
 
-def look_beside(folder: Path) -> None:
+def add_search_path(folder: Path) -> None:
     """Add a folder and the current folder to the search path for `module:Class`."""
     for place in (str(Path.cwd()), str(folder.resolve())):
         if place not in sys.path:

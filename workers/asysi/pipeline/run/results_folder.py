@@ -42,7 +42,7 @@ def locked(folder: Path, pipeline_id: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def make_room(
+def clear_previous_run(
     folder: Path,
     pipeline_id: str,
     outputs: Sequence[IDataStream],
