@@ -46,8 +46,10 @@ def file(tmp_path: Path, minimal: Callable[..., Tree]) -> Path:
 def behind(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Return a table, filled by the test, of what stands behind the doors of the commands."""
     table: dict[str, Any] = {}
-    real = commands.door
-    monkeypatch.setattr(commands, "door", lambda module, name: table.get(module) or real(module, name))
+    real = commands.import_lazily
+    monkeypatch.setattr(
+        commands, "import_lazily", lambda module, name: table.get(module) or real(module, name)
+    )
     return table
 
 

@@ -355,12 +355,11 @@ def test_held_out_documents_are_read_first_but_leave_room_for_others():
     assert not held[reread_tokens.select(lengths, held, 2000, seed=0)].any()
 
 
-@given(st.lists(st.integers(1, 20_000), min_size=1, max_size=80))
-def test_the_budget_bounds_memory(widths):
+@given(st.lists(st.integers(1, 20_000), min_size=1, max_size=80), st.integers(2**20, 2**32))
+def test_the_budget_bounds_memory(widths, memory):
     """Activations of all points together stay below the bound unless 256 tokens already exceed it."""
-    tokens = reread_tokens.budget(widths)
-    assert tokens == 256 or 4 * tokens * sum(widths) <= reread_tokens.BYTES
-    assert tokens <= reread_tokens.TOKENS
+    tokens = reread_tokens.tokens_that_fit(widths, memory)
+    assert tokens == 256 or memory - 4 * sum(widths) < 4 * tokens * sum(widths) <= memory
 
 
 def test_special_tokens_are_aligned_away():

@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asysi.contract.cpus import parse_cpu_list
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import Env
 from asysi_operator.local import backoff
 from asysi_operator.local.attempts import log_end
 from asysi_operator.local.containers import LocalContainer
-from asysi_operator.local.cpu_binding import bound, processors
+from asysi_operator.local.cpu_binding import bound
 from asysi_operator.local.environment import Setting, environment
 from asysi_operator.local.policy import Judgement, judge
 from asysi_operator.local.verdict import read_verdict
@@ -56,8 +57,8 @@ def test_the_jobs_failure_policy(codes, judgement):
 
 def test_processor_lists():
     """Lists of processors read as taskset reads them."""
-    assert processors("0") == {0}
-    assert processors("0-2,5") == {0, 1, 2, 5}
+    assert parse_cpu_list("0") == {0}
+    assert parse_cpu_list("0-2,5") == {0, 1, 2, 5}
 
 
 def test_binding_to_absent_processors_is_refused():

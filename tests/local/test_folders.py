@@ -27,7 +27,10 @@ def test_every_output_is_known():
         for name, value in vars(runtime).items()
         if name.endswith(("_FILE", "_FOLDER")) and isinstance(value, PurePosixPath)
     }
-    elsewhere = {runtime.TRAINING_FILE, runtime.ATTEMPT_FILE, runtime.POINTS_FILE, runtime.MODEL_FILE}
+    elsewhere = {
+        runtime.TRAINING_FILE, runtime.ATTEMPT_FILE, runtime.POINTS_FILE, runtime.MODEL_FILE,
+        runtime.REREAD_FILE,
+    }  # fmt: skip
     assert below - elsewhere <= set(runtime.OUTPUTS)
 
 

@@ -111,7 +111,7 @@ def test_a_disk_that_is_full_already_is_refused(disk):
     output = OutputFolder(disk / "run")
     output.open(overwrite=False)
     fill(disk)
-    with pytest.raises(ConfigError, match=r"no room is left in .*/disk/run \(1 MiB in all\)"):
+    with pytest.raises(ConfigError, match=r"no room is left in .*/disk/run \(1 MiB in total\)"):
         output.write("experiment.yaml", "x" * 100_000)
     output.discard()
     assert {path.name for path in disk.iterdir()} == {"ballast"}

@@ -103,7 +103,7 @@ def test_a_deaf_sidecar_is_killed(pod):
 def test_a_hopeless_sidecar_ends_the_run(pod, monkeypatch, capsys):
     """A sidecar that crashes again and again fails the run, and the message says what its log says."""
     monkeypatch.setattr(backoff, "LONGEST", 0.01)
-    monkeypatch.setattr(backoff, "PATIENCE", 4)
+    monkeypatch.setattr(backoff, "MAX_CRASHES", 4)
     pod.plans["sae"] = {"seconds": 0, "code": 7, "says": "the checkpoint is torn"}
     assert pod.run() == 1
     said = capsys.readouterr().err

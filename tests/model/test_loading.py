@@ -214,7 +214,8 @@ def test_factory_makes_the_model(factory, tiny, rows, tmp_path):
     assert [(point.path, point.shape) for point in good.points] == [("layer", (4, 16, 12))]
     bad = problems(tiny, rows, **spec, capture={"hookPoints": ["*"], "size": "20Mi"}, tmp_path=tmp_path)
     assert [problem.partition(": ")[2] for problem in bad] == [
-        "parts is a ModuleList, which has no forward and is never called: name what is in it, like parts.*",
+        "parts is a ModuleList, which has no forward and is never called: "
+        "select the modules in it, such as parts.*",
         "pool returns [3, 12] for 3 × 7 tokens: it has no row per token",
     ]
     unknown = problems(tiny, rows, **spec, capture={"hookPoints": ["unusd"]}, tmp_path=tmp_path)
@@ -275,7 +276,7 @@ def test_calls_of_a_module_are_known_before_the_run(albert, rows, tmp_path):
     )
     assert report.problems == []
     assert [(point.path, point.calls, point.width) for point in report.points] == [(f"{layer}#3", 0, 8)]
-    assert "calls encoder.albert_layer_groups.0.albert_layers.0 3 times, as #0 to #2" in report.warnings[0]
+    assert "calls encoder.albert_layer_groups.0.albert_layers.0 3 times (#0 to #2)" in report.warnings[0]
 
 
 def read_points_of(report):
@@ -287,7 +288,11 @@ def read_points_of(report):
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("wrong", "returns int, no torch"), ("number", "cannot be called"), ("nothing", "cannot be imported")],
+    [
+        ("wrong", "returns int, not a torch"),
+        ("number", "cannot be called"),
+        ("nothing", "cannot be imported"),
+    ],
 )
 def test_factory_that_makes_none(factory, tiny, name, said):
     """A factory that is missing, is none, or returns no module is named."""

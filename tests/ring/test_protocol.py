@@ -256,10 +256,10 @@ class TestPins:
                 pin(ring.folder, chunk, reader=0)
             assert ring.publish(writer, 99)
             assert ring.produced()["dropped"] == [0] * 8
-            with pytest.raises(RevokedError, match="taken away"):
+            with pytest.raises(RevokedError, match="was revoked"):
                 views[0].copy()
             for view in views:
-                with pytest.raises(RevokedError, match="taken away"):
+                with pytest.raises(RevokedError, match="was revoked"):
                     view.release()
             reader.settle()
             reader.mark_durable()
@@ -398,7 +398,7 @@ class TestFull:
             {"rows": np.zeros(4, np.uint8)},
             {"index": np.zeros(2, np.int64)},
             {"scales": np.zeros(1, np.float32)},
-            {"quantization": 2},
+            {"quantization": 4},
             {"quantization": 9},
             {"source_dtype": 17},
             {"shard": 5},

@@ -328,7 +328,7 @@ def test_topk_trains_as_it_always_has(tmp_path, monkeypatch):
     kind of processor that recorded them, so is every bit of the state.
     """
     recorded = json.loads(Path(__file__).with_name("golden").joinpath("topk.json").read_text())
-    monkeypatch.setattr("asysi.sae.training.bfloat16_is_fast", lambda: False)
+    monkeypatch.setattr("asysi.sae.training.bfloat16_is_fast", lambda *_: False)
     trainer = trainer_at(tmp_path)
     feed(trainer, range(STEPS))
     finish(trainer)
@@ -355,14 +355,14 @@ _KILLED = """
 import sys, os, signal, torch
 from pathlib import Path
 from asysi import files
-from asysi.sae.checkpoint import Checkpoint, write_checkpoint
+from asysi.sae.checkpoint import TrainerCheckpoint, write_checkpoint
 file, moment = Path(sys.argv[1]), sys.argv[2]
 die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 if moment == "written":
     files.sync = die
 else:
     Path.replace = die
-write_checkpoint(file, Checkpoint({"a": torch.ones(50_000)}, {"n": 2}))
+write_checkpoint(file, TrainerCheckpoint({"a": torch.ones(50_000)}, {"n": 2}))
 """
 
 

@@ -29,5 +29,5 @@ def test_the_table_names_variants_that_the_schema_knows():
 
 def test_an_unknown_variant_is_named():
     """A variant that is not in the table is an error that says which ones are."""
-    with pytest.raises(ConfigError, match="gated is not available: take topk"):
+    with pytest.raises(ConfigError, match="gated is not available: use topk"):
         variant("gated")

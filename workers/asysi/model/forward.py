@@ -5,7 +5,7 @@ import logging
 import torch
 
 from asysi.contract.errors import ConfigError
-from asysi.model.faults import is_permanent
+from asysi.model.faults import format_error, is_permanent
 from asysi.model.loading import LoadedModel
 from asysi.model.points import HookPoint
 from asysi.text.tokens import Batch

@@ -24,6 +24,10 @@ DEBUG_ROWS = 64
 _MISSING = {"", "nan", "na", "n/a", "null", "none"}
 
 
+class LabelError(ConfigError, ValueError):
+    """A label outside the classes of the data."""
+
+
 @dataclass(frozen=True)
 class DataOptions:
     """What a data set needs to know beside its processor and augmentation."""
@@ -178,7 +182,7 @@ class TableDataset(Dataset[dict[str, Tensor]]):
         if not value.is_integer() or not 0 <= value < len(by_name):
             message = f"{where} is out of range: labels are whole numbers from 0 to {len(by_name) - 1}"
             log.critical("%s", message)
-            raise ValueError(message)
+            raise LabelError(message)
         return int(value)
 
     def _drop(self, reason: str, line: int) -> None:

@@ -28,6 +28,8 @@ def instantiated(config: Mapping[str, Any] | None, **given: Any) -> Any:
     found = imported(target)
     try:
         return found(**values)
+    except ConfigError:
+        raise
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"{target} cannot be made with {', '.join(values) or 'nothing'}: {error}"
