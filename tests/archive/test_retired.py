@@ -8,6 +8,7 @@ import pytest
 
 from asysi.archive.dataset import MScanDataset
 from asysi.archive.errors import MScanError
+from asysi.archive.follow import MScanFollower
 from asysi.archive.retired import RETIRED_FILE, read_retired
 from asysi.archive.series import Series, resume
 from asysi.archive.summary import retired_lines
@@ -65,6 +66,17 @@ def test_budget(tmp_path):
     rows = sum((Counter(one["rows"]) for one in deleted), Counter())
     assert rows.total() == series.retired == 2000 - 10 * len(steps)
     assert "were deleted to keep to archive.maxSize" in retired_lines(tmp_path)[0]
+
+
+def test_budget_beyond_segment_9999(tmp_path):
+    """Names of five digits sort after those of four: the newest data stays, and a follower reads in order."""
+    fill(Series(tmp_path, 0, {}, rotate=1, number=9_990), 20)
+    follower = MScanFollower(tmp_path)
+    assert list(dict.fromkeys(segment.number for segment, _ in follower.poll())) == list(range(9_990, 10_010))
+    fill(Series(tmp_path, 0, {}, rotate=1, number=10_010, budget=size(tmp_path) // 2), 1, first=20)
+    steps = [int(p.header["step"]) for p in MScanDataset(tmp_path).packets()]
+    assert 1 < len(steps) < 20
+    assert steps == list(range(21 - len(steps), 21))
 
 
 def test_books_survive_a_restart(tmp_path):

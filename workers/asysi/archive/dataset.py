@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from asysi.archive.errors import MScanError
 from asysi.archive.format import METRICS_DTYPE, ChunkKind
-from asysi.archive.segment import Segment, open_segment
+from asysi.archive.segment import Segment, open_segment, segment_order
 from asysi.bus.packet import ActivationPacket
 from asysi.contract.runtime import ARCHIVE_FOLDER
 from asysi.locations import is_remote
@@ -29,7 +29,7 @@ class Address(NamedTuple):
 
 
 def find_segments(path: Path) -> list[Path]:
-    """Return the segments at a path (a file, a folder, or an output folder with `archive/`), sorted by name.
+    """Return the segments at a path (a file, a folder, or an output folder with `archive/`), in the order of writing.
 
     Raises:
         FileNotFoundError: there are none.
@@ -37,7 +37,7 @@ def find_segments(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     for folder in (path, path / ARCHIVE_FOLDER):
-        if found := sorted(folder.glob("*.mscan")):
+        if found := sorted(folder.glob("*.mscan"), key=segment_order):
             return found
     raise FileNotFoundError(f"{path} holds no .mscan segment")
 

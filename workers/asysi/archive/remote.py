@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from asysi.archive.errors import TornError
-from asysi.archive.segment import Segment, read_segment
+from asysi.archive.segment import Segment, read_segment, segment_order
 from asysi.contract.runtime import ARCHIVE_FOLDER
 from asysi.locations import filesystem, reaching
 
@@ -77,6 +77,6 @@ def _names(files: Any, path: str) -> list[str]:
     if path.endswith(".mscan"):
         return [path] if files.exists(path) else []
     for folder in (path, f"{path}/{ARCHIVE_FOLDER}"):
-        if names := sorted(str(name) for name in files.glob(f"{folder}/*.mscan")):
-            return names
+        if names := [str(name) for name in files.glob(f"{folder}/*.mscan")]:
+            return sorted(names, key=lambda name: segment_order(Path(name)))
     return []

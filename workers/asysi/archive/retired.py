@@ -4,18 +4,16 @@
 """
 
 import json
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from asysi.archive.errors import MScanError
 from asysi.archive.format import ChunkKind
-from asysi.archive.segment import Segment, open_segment
+from asysi.archive.segment import Segment, open_segment, parse_segment_name, segment_order
 from asysi.files import sync, write_atomic
 
 RETIRED_FILE = "retired.json"
-_SEGMENT = re.compile(r"attempt-\d{1,9}-segment-\d{1,9}\.mscan")
 
 
 def durable_rows(segment: Segment, *, tensors: bool) -> Counter[str]:
@@ -52,7 +50,7 @@ def read_retired(folder: Path) -> list[dict[str, Any]]:
 
 
 def _name(text: object) -> str:
-    if not isinstance(text, str) or not _SEGMENT.fullmatch(text):
+    if not isinstance(text, str) or parse_segment_name(text) is None:
         raise ValueError(f"{text!r:.80} is not the name of a segment")
     return text
 
@@ -76,7 +74,8 @@ def retire(folder: Path, budget: int, *, tensors: bool) -> Counter[str]:
     Raises:
         OSError: the storage failed.
     """
-    segments = sorted(folder.glob("attempt-*-segment-*.mscan"))
+    names = folder.glob("attempt-*-segment-*.mscan")
+    segments = sorted((path for path in names if parse_segment_name(path.name)), key=segment_order)
     sizes = {path: path.stat().st_size for path in segments}
     rows: Counter[str] = Counter()
     for path in segments[:-1]:

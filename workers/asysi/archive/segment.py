@@ -2,6 +2,7 @@
 
 import contextlib
 import mmap
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -37,6 +38,21 @@ from asysi.archive.format import (
 from asysi.bus.packet import ActivationPacket, parse_packet, payload_at
 
 _MAGIC = CHUNK_MAGIC.to_bytes(8, "little")
+_NAME = re.compile(r"attempt-(\d{1,9})-segment-(\d{1,9})\.mscan")
+
+
+def parse_segment_name(name: str) -> tuple[int, int] | None:
+    """Return attempt and number in the file name of an archiver's segment; None for any other name."""
+    found = _NAME.fullmatch(name)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def segment_order(path: Path) -> tuple[tuple[int, int], str]:
+    """Return the key that sorts files by attempt and number, behind files of other names.
+
+    Names do not sort as text: from number 10,000 on they have more digits.
+    """
+    return parse_segment_name(path.name) or (-1, -1), path.name
 
 
 @dataclass
