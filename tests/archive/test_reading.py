@@ -3,12 +3,14 @@
 import mmap
 import shutil
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from asysi.archive import follow
 from asysi.archive.dataset import MScanDataset
 from asysi.archive.errors import CorruptError
 from asysi.archive.follow import MScanFollower
@@ -16,7 +18,7 @@ from asysi.archive.format import ChunkKind
 from asysi.archive.frames import metrics_frame, metrics_table
 from asysi.archive.measure import measure
 from asysi.archive.recover import recover
-from asysi.archive.segment import open_segment
+from asysi.archive.segment import map_file, open_segment
 from asysi.archive.torch_data import MScanRows, MScanStream
 from asysi.archive.writer import MScanWriter, SeqInfo
 from asysi.bus.packet import HEADER_DTYPE, MAGIC, ROW_DTYPE, VERSION, ActivationPacket, Dtype
@@ -227,3 +229,42 @@ class TestFollow:
         assert follower.closed
         assert seen == len(open_segment(path).entries) - 1
         writer.close()
+
+    def test_deleted_segments_are_unmapped(self, tmp_path):
+        """A follower holds no block of a segment that was deleted, whether it had read the footer or not."""
+        paths = [tmp_path / f"attempt-0000-segment-{number:04d}.mscan" for number in range(3)]
+        writers = [MScanWriter(path, {}, segment=number) for number, path in enumerate(paths)]
+        for number, writer in enumerate(writers):
+            append(writer, packet(number))
+            writer.flush()
+        writers[0].close()
+        follower = MScanFollower(tmp_path)
+        assert len(list(follower.poll())) == 6
+        writers[1].close()
+        paths[0].unlink()
+        paths[1].unlink()
+        assert list(follower.poll()) == []
+        maps = Path("/proc/self/maps").read_text()
+        assert paths[2].name in maps
+        assert not any(path.name in maps for path in paths[:2])
+        writers[2].close()
+        assert list(follower.poll()) == []
+        assert follower.closed
+        assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+
+    def test_deleted_before_it_is_mapped(self, tmp_path, monkeypatch):
+        """A segment that is deleted between the look at its size and the mapping is passed over."""
+        for number in range(2):
+            path = tmp_path / f"attempt-0000-segment-{number:04d}.mscan"
+            with MScanWriter(path, {}, segment=number) as writer:
+                append(writer, packet(number))
+
+        def deleted_first(path):
+            if path.name.endswith("0000.mscan"):
+                path.unlink()
+            return map_file(path)
+
+        monkeypatch.setattr(follow, "map_file", deleted_first)
+        follower = MScanFollower(tmp_path)
+        assert [segment.number for segment, _ in follower.poll()] == [1, 1]
+        assert follower.closed

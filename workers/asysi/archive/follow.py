@@ -10,7 +10,7 @@ import numpy as np
 from asysi.archive.dataset import find_segments
 from asysi.archive.errors import MScanError, TornError
 from asysi.archive.format import FOOTER_MAGIC, HEADER_BYTES, ChunkKind, chunk_size, parse_chunk, parse_header
-from asysi.archive.segment import Segment, map_file, payload, read_points
+from asysi.archive.segment import Segment, map_file, payload, read_points, segment_order
 
 _FOOTER = FOOTER_MAGIC.to_bytes(8, "little")
 _POLL_SECONDS = 0.2
@@ -29,6 +29,11 @@ class _SegmentPosition:
     """Of them to pass over, after the file was replaced."""
     closed: bool = False
     segment: Segment | None = field(default=None, repr=False)
+    """What is being read. It keeps the file mapped: of a deleted file, the blocks on the disk."""
+
+    def close(self) -> None:
+        """Nothing more is read of the file: it has its footer, or was deleted to keep to the budget."""
+        self.closed, self.segment = True, None
 
 
 class MScanFollower:
@@ -58,8 +63,9 @@ class MScanFollower:
         try:
             files = find_segments(self._path)
         except FileNotFoundError:
-            return
-        for file in files:
+            files = []
+        unfinished = [file for file, place in self._places.items() if not place.closed]  # perhaps deleted
+        for file in sorted({*files, *unfinished}, key=segment_order):
             yield from self._read(file, self._places.setdefault(file, _SegmentPosition()))
 
     def follow(
@@ -75,17 +81,15 @@ class MScanFollower:
 
     def _read(self, file: Path, place: _SegmentPosition) -> Iterator[tuple[Segment, int]]:
         try:
-            inode, size = file.stat().st_ino, file.stat().st_size
-        except FileNotFoundError:  # deleted to keep to the budget
-            place.closed = True
+            found = file.stat()
+            if found.st_ino != place.inode:
+                self._places[file] = place = _SegmentPosition(inode=found.st_ino, skip=place.given)
+            elif place.closed or found.st_size <= place.at:
+                return
+            segment = place.segment = self._segment(map_file(file), file, place)
+        except FileNotFoundError:
+            place.close()
             return
-        if inode != place.inode:
-            self._places[file] = place = _SegmentPosition(inode=inode, skip=place.given)
-        elif place.closed or size <= place.at:
-            return
-        try:
-            data = map_file(file)
-            segment = place.segment = self._segment(data, file, place)
         except TornError:
             return
         yield from self._chunks(segment, place)
@@ -104,7 +108,7 @@ class MScanFollower:
         data = segment.data
         while place.at < len(data):
             if data[place.at : place.at + 8] == _FOOTER:
-                place.closed = True
+                place.close()
                 return
             try:
                 head = parse_chunk(data, place.at, segment.key)
