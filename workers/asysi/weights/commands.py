@@ -52,7 +52,7 @@ _Source = Annotated[
 
 
 def _here(folder: Path | None) -> Path | None:
-    """Return a folder or file of this machine; a store is refused, not taken for a folder called `s3:`."""
+    """Return a local path; the address of a store is rejected instead of read as a folder named `s3:`."""
     return folder and local_folder(folder, "the path", "tables and models are written to a disk")
 
 
@@ -132,9 +132,9 @@ def download_command(  # noqa: PLR0917 - each is an option of the command
 ) -> None:
     """Fetch a model into DIR/owner/name and verify the hash of every file.
 
-    What is there and verified is not fetched again; what was interrupted goes on where it ended. Beside the
-    folder are NAME.plan.json, NAME.result.json (shards, bytes, hashes) and a log. Exit code 1: shards are
-    missing.
+    Files that are already verified are not fetched again; an interrupted download resumes where it stopped.
+    Next to the folder are NAME.plan.json, NAME.result.json (shards, bytes, hashes) and a log. Exit code 1:
+    shards are missing.
     """
     from asysi.weights.run.download import default_folder, download  # noqa: PLC0415 - not needed for the help
 
@@ -179,9 +179,9 @@ def analyze_command(  # noqa: PLR0917 - each is an option of the command
     """Compute statistics, ranks and spectra of every tensor: DIR/params.csv and run_meta.json.
 
     The plan, with the state of every step, is DIR/plan.json; the table is read back and checked against
-    numpy, which DIR/check.json says. What cannot be read is listed and in DIR/errors.log, everything else is
-    analysed, and the exit code is then 1. Started again, it goes on behind the tensors that are done and have
-    not changed.
+    numpy, and the result is in DIR/check.json. Tensors that cannot be read are listed and written to
+    DIR/errors.log; all others are analysed, and the exit code is 1. Run again, it skips tensors that are
+    done and have not changed.
     """
     _require()
     from asysi.weights.run.orchestrator import Job, analyze_into  # noqa: PLC0415
@@ -323,7 +323,7 @@ def run_command(  # noqa: PLR0917 - each is an option of the command
     include: _Include = None,
     exclude: _Exclude = None,
 ) -> None:
-    """Plan, download, analyse, export and check, all in one; run again it does only what is not verified.
+    """Plan, download, analyse, export and check in one command; run again, it skips what is verified.
 
     The plan, with the state of every step, is DIR/plan.json; the checks are in DIR/check.json.
     """
@@ -350,13 +350,13 @@ def _selection(include: list[str] | None, exclude: list[str] | None) -> "Selecti
 
 
 def _told(done: "AnalysisOutcome", table: Path) -> None:
-    """Say what came of a table; notes and what is wrong go to stderr.
+    """Print the result of a table; notes and problems go to stderr.
 
     Raises:
-        Exit: with 1, something is wrong.
+        Exit: with code 1 if there are problems.
     """
     _list([f"note: {note}" for note in done.notes])
-    again = f", {done.reused} of them unchanged since the last time" if done.reused else ""
+    again = f", {done.reused} of them unchanged since the last run" if done.reused else ""
     typer.echo(f"{table}: {done.rows} parameters{again}, {done.seconds:.1f} s")
     _list([*done.problems, *done.failures])
     if not done.passed:
@@ -401,7 +401,7 @@ def _opened(model: str, backend: str) -> Iterator["Checkpoint"]:
 
 @contextmanager
 def _bar(what: str) -> Iterator[Callable[[int], Callable[[str, int], None]]]:
-    """Show progress in bytes on stderr where that is a terminal; yields what is told the total."""
+    """Show progress in bytes on stderr if it is a terminal; yields a callable that takes the total."""
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import Progress  # noqa: PLC0415
 

@@ -10,8 +10,8 @@ class WeightsError(Exception):
     """A part of a checkpoint cannot be read; the others still can.
 
     Attributes:
-        problem: what is wrong and what to do, a sentence that begins with the file.
-        tensors: names of the tensors that are lost by it; empty when they are not known.
+        problem: what is wrong and what to do, as a sentence that begins with the file.
+        tensors: names of the tensors lost because of it; empty if they are not known.
     """
 
     def __init__(self, problem: str, tensors: tuple[str, ...] = ()) -> None:
@@ -20,7 +20,7 @@ class WeightsError(Exception):
 
     @property
     def listed(self) -> str:
-        """The problem, and the first names that it concerns and does not say itself."""
+        """The problem, followed by the first affected names that its text does not mention."""
         names = [name for name in self.tensors if name not in self.problem]
         if not names:
             return self.problem

@@ -119,18 +119,19 @@ def compare(
     progress: Callable[[str, int], None] = lambda _name, _bytes: None,
     beat: Callable[[], None] = lambda: None,
 ) -> Difference:
-    """Compare all tensors: by name, and what has no partner by prefix, bytes or values, see `pair_up`.
+    """Compare all tensors, paired by name, then by prefix, bytes or values; see `pair_up`.
 
-    An adapter of LoRA as the second is compared as the first with its change added.
+    If the second is a LoRA adapter, the first with the adapter's change added is compared instead.
 
     Args:
         first: before.
         second: after.
         k: singular directions whose spans are compared.
         spectra: whether spectra and angles are computed.
-        exact_side: longest shorter side of matrices that get them.
-        workers: tensors at once; unset takes the processors that this process may use.
-        memory: bytes held at once by all workers; unset takes 1 GiB. A tensor that needs more is alone.
+        exact_side: maximum shorter side of a matrix for which they are computed.
+        workers: tensors processed concurrently; unset uses the processors available to this process.
+        memory: bytes held at once by all workers; unset uses 1 GiB. A tensor that needs more is processed
+            alone.
         progress: called with name and bytes of each finished tensor.
         beat: called at least once per second.
     """
@@ -191,7 +192,7 @@ def compare(
 
 
 def _side(checkpoint: Checkpoint, name: str | None, how: str) -> Tensor | None:
-    """Return one side of a pair; a GGUF's in transformers' order where it meets one of those."""
+    """Return one side of a pair; a GGUF tensor paired by `gguf` is in transformers' row order."""
     tensor = None if name is None else checkpoint.tensors.get(name)
     if tensor is not None and how == "gguf" and tensor.framework == "gguf":
         return as_transformers(tensor, checkpoint.metadata)
@@ -199,7 +200,7 @@ def _side(checkpoint: Checkpoint, name: str | None, how: str) -> Tensor | None:
 
 
 def _held(tensor: Tensor | None) -> Tensor | None:
-    """Return a tensor of which parts can be read without unpacking the whole each time."""
+    """Return the tensor in a form whose parts can be read without unpacking all of it each time."""
     if tensor is None or tensor.by_range:
         return tensor
     whole = tensor.read()
@@ -207,7 +208,7 @@ def _held(tensor: Tensor | None) -> Tensor | None:
 
 
 def _is_resized(a: Tensor, b: Tensor) -> bool:
-    """Return whether both are the same table with different row counts: tokens, positions, or biases."""
+    """Return whether both are the same table with different row counts: tokens, positions or biases."""
     vocabulary = classify_param(a.name)[0] in {"embedding", "output", "position"}
     return vocabulary and bool(a.shape) and bool(b.shape) and a.shape[1:] == b.shape[1:]
 
@@ -305,11 +306,11 @@ def _elementwise(a: Tensor, b: Tensor) -> _Elements:
 
 
 def _differences(one: Array, two: Array) -> tuple[Float64, Float64, NDArray[np.bool_], Float64]:
-    """Return both in float64, where they differ, and by how much; integers of 64 bits exactly."""
+    """Return both in float64, where they differ, and by how much; exact for 64-bit integers."""
     if "c" in one.dtype.kind + two.dtype.kind:
         one, two = (x.astype(np.complex128).view(np.float64) for x in (one, two))
     wide = any(x.dtype.kind in "iu" and x.dtype.itemsize == 8 for x in (one, two))
-    # The significand of long double has 64 bits or more: every integer of 64 bits, and every float64.
+    # A long double has a significand of 64 bits or more: it holds every 64-bit integer and every float64.
     exact: list[Array] = [x.astype(np.longdouble if wide else np.float64) for x in (one, two)]
     with np.errstate(invalid="ignore", over="ignore"):
         delta = (exact[1] - exact[0]).astype(np.float64)
@@ -388,7 +389,7 @@ def subspace_angles(a: NDArray[np.float64], b: NDArray[np.float64]) -> Float64:
 
 
 def said_in_short(found: Row) -> str:
-    """Return the totals as a clause: how many tensors of each status, and what must not be overlooked."""
+    """Return the totals as a clause: the number of tensors per status, and the warnings."""
     parts = [f"{found[status]} {status}" for status in STATUSES if found[status]]
     if found["renamed"]:
         parts.append(f"{found['renamed']} renamed")
@@ -406,7 +407,7 @@ def read_difference(file: Path) -> list[Row]:
 
 
 def totals(rows: Sequence[Row]) -> Row:
-    """Return how many tensors there are of each status, and ‖Δ‖F, relative, of all parameters together."""
+    """Return the number of tensors per status, and the absolute and relative ‖Δ‖F over all parameters."""
     statuses = [str(row["status"]) for row in rows]
     learned = [row for row in rows if row["block_type"] != "buffer"]
     delta = math.sqrt(sum((row["delta_norm"] or 0.0) ** 2 for row in learned))

@@ -20,8 +20,8 @@ SAMPLE = 1 << 14
 LEAST = 256
 """Minimum number of elements for a meaningful correlation."""
 SURE, MARGIN = 0.5, 0.25
-"""Correlation from which two tensors are one renamed, and how far the next best must lie below. Of unrelated
-tensors of 256 elements it scatters by 0.06."""
+"""Minimum correlation for two tensors to count as renamed, and the minimum gap to the next best match. The
+correlation of unrelated tensors of 256 elements has a standard deviation of about 0.06."""
 _DEEPEST = 3
 """Maximum number of name parts in a prefix."""
 Names = Mapping[str, Tensor]
@@ -34,11 +34,11 @@ class Pair:
     first: str | None
     second: str | None
     how: str = ""
-    """name | prefix | gguf | hash | correlation; empty where one is missing."""
+    """name | prefix | gguf | hash | correlation; empty if one is missing."""
 
     @property
     def name(self) -> str:
-        """The name in the first, or in the one that has it."""
+        """Name in the first checkpoint, or in the second if the first does not have it."""
         return str(self.first or self.second)
 
 
@@ -48,13 +48,13 @@ def pair_up(
     lost: Iterable[str] = (),
     gguf_name: Callable[[str], str | None] | None = None,
 ) -> list[Pair]:
-    """Return every tensor once, in the order of the first, then of the second.
+    """Return every tensor once, in the order of the first checkpoint, then of the second.
 
     Args:
         first: tensors before.
         second: tensors after.
-        lost: names that stand for tensors which could not be read: they are paired with nothing else.
-        gguf_name: returns the GGUF name of another; unset unless exactly one of the two is a GGUF.
+        lost: names of tensors that could not be read; they are paired only by name.
+        gguf_name: returns the GGUF name of a transformers name; unset unless exactly one side is a GGUF.
     """
     unreadable = set(lost)
     found: dict[str, tuple[str, str]] = {name: (name, "name") for name in first if name in second}
@@ -91,7 +91,7 @@ def _by_gguf(
 
 
 def _by_prefix(one: list[str], two: list[str]) -> dict[str, tuple[str, str]]:
-    """Return what differs by the most common pair of prefixes, as `bert.` and none."""
+    """Return pairs that differ by the most common pair of prefixes, for example `bert.` and none."""
     ends: dict[str, list[tuple[str, str]]] = {}
     for name in two:
         for prefix, end in _splits(name):
@@ -115,7 +115,7 @@ def _by_prefix(one: list[str], two: list[str]) -> dict[str, tuple[str, str]]:
 
 
 def _splits(name: str) -> list[tuple[str, str]]:
-    """Return prefix and rest at each dot; a number in a prefix would mix layers, a rest has two parts."""
+    """Return prefix and rest at each dot; a prefix has no number (it would mix layers), a rest two parts."""
     parts = name.split(".")
     found = [("", name)]
     for depth in range(1, min(_DEEPEST, len(parts) - 2) + 1):
@@ -151,7 +151,7 @@ def _content(tensor: Tensor) -> tuple[str, tuple[int, ...], str]:
 def _by_correlation(
     one: list[str], two: list[str], first: Names, second: Names
 ) -> dict[str, tuple[str, str]]:
-    """Return pairs of equal shape whose values correlate, each the clear best match of the other."""
+    """Return pairs of equal shape whose values correlate, each clearly the best match for the other."""
     found: dict[str, tuple[str, str]] = {}
     shapes = {first[name].shape for name in one if first[name].size >= LEAST and is_float(first[name].dtype)}
     for shape in shapes:
@@ -170,7 +170,7 @@ def _by_correlation(
 
 
 def _samples(names: list[str], tensors: Names) -> NDArray[np.float64]:
-    """Return [n, elements] the beginnings of tensors, centred and of length 1; zero where all are equal."""
+    """Return the first elements of tensors, [n, elements], centred and of norm 1; zero if all are equal."""
     rows = []
     for name in names:
         x = np.nan_to_num(tensors[name].read(0, min(SAMPLE, tensors[name].size)).astype(np.float64))
@@ -184,9 +184,9 @@ def _samples(names: list[str], tensors: Names) -> NDArray[np.float64]:
 
 
 def gguf_names(first: Checkpoint, second: Checkpoint) -> Callable[[str], str | None] | None:
-    """Return what gives the GGUF name of a transformers name.
+    """Return a function that maps a transformers name to its GGUF name.
 
-    None unless exactly one of the two is a GGUF, of a known architecture.
+    None unless exactly one of the two is a GGUF, and its architecture is known.
     """
     said = [one.metadata for one in (first, second) if "general.architecture" in one.metadata]
     if len(said) != 1:
@@ -207,9 +207,9 @@ def gguf_names(first: Checkpoint, second: Checkpoint) -> Callable[[str], str | N
 
 
 def as_transformers(tensor: Tensor, metadata: Mapping[str, Any]) -> Tensor:
-    """Return a GGUF's tensor in transformers' order: llama.cpp permutes rows of some architectures.
+    """Return a GGUF tensor in transformers' row order: llama.cpp permutes the rows of some architectures.
 
-    The order is undone by transformers' own reader of GGUF.
+    The permutation is undone by transformers' own GGUF reader.
     """
     try:
         from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS  # noqa: PLC0415 - an extra

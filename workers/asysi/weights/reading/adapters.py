@@ -1,4 +1,4 @@
-"""LoRA adapters as PEFT writes them: a base checkpoint with the adapter's change added, W + (α/r) · B·A.
+"""LoRA adapters in PEFT's format: a base checkpoint with the adapter's change added, W + (α/r) · B·A.
 
 Hu et al. 2021, section 4.1; with `use_rslora` the factor is α/√r (Kalajdzievski 2023).
 """
@@ -33,7 +33,7 @@ class _Low:
 
 
 def merged(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
-    """Return the base with the adapter's change added, computed when it is read; what cannot be is a problem.
+    """Return the base with the adapter's change added on read; parts that cannot be added are problems.
 
     Raises:
         ConfigError: the adapter is not LoRA.
@@ -86,7 +86,7 @@ def _parts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, _Low], dict[str, Te
 
 
 def _base_name(module: str, base: Mapping[str, Tensor], suffix: str = ".weight") -> str | None:
-    """Return the base's parameter of an adapter's module: by name, else by the only name that ends so."""
+    """Return the base parameter of an adapter's module: by name, else by the only name with that suffix."""
     name = module.removeprefix(_PREFIX) + suffix
     if name in base:
         return name
@@ -118,7 +118,7 @@ def _scale(module: str, low: _Low, config: Mapping[str, Any]) -> float:
 
 
 def _changed(base: Tensor, low: _Low, scale: float, *, flipped: bool) -> Tensor:
-    """Return W + scale · B·A in float64, by rows; `flipped` where W is stored inputs first."""
+    """Return W + scale · B·A in float64, by rows; `flipped` if W is stored with inputs first."""
     flip = low.embedding or low.b.shape[0] != base.rows or (flipped and base.rows == base.cols)
 
     def change(first: int, last: int) -> NDArray[np.float64]:

@@ -33,20 +33,20 @@ class Checkpoint:
     """An open checkpoint. Close it, or use it as a context manager."""
 
     source: str
-    """As it was named."""
+    """Path or address as given."""
     tensors: Mapping[str, Tensor]
     """Readable tensors, in file order."""
     problems: list[WeightsError] = field(default_factory=list)
-    """What cannot."""
+    """Why other tensors cannot be read."""
     files: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     """`config.json` next to the weights, empty if missing."""
     adapter: Mapping[str, Any] = field(default_factory=dict)
-    """`adapter_config.json` beside them, empty where it is not an adapter of PEFT."""
+    """`adapter_config.json` next to the weights, empty unless it is a PEFT adapter."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """Metadata of a GGUF file, by key."""
     notes: list[str] = field(default_factory=list)
-    """What a reader should know of the files; no tensor is lost by it."""
+    """What a reader should know about the files; none of it loses a tensor."""
     _open: list[Storage] = field(default_factory=list, repr=False)
 
     def close(self) -> None:
@@ -63,9 +63,9 @@ class Checkpoint:
 
 
 def open_checkpoint(source: str | Path, *, backend: Backend = "pread") -> Checkpoint:
-    """Open a folder with safetensors, a file of safetensors, GGUF or npz, or an fsspec address of either.
+    """Open a folder with safetensors, a safetensors, GGUF or npz file, or an fsspec address of either.
 
-    What is wrong with a part is in `problems`; the rest can be read.
+    Parts that cannot be read are listed in `problems`; the rest can be read.
 
     Args:
         source: path or address.
@@ -73,7 +73,7 @@ def open_checkpoint(source: str | Path, *, backend: Backend = "pread") -> Checkp
 
     Raises:
         PickleError: there are only pickles.
-        ConfigError: there is nothing that can be read at all.
+        ConfigError: nothing can be read.
     """
     text = str(source).removeprefix("file://")
     place = RemotePlace(text) if is_remote(text) else LocalPlace(Path(text).expanduser())
@@ -99,7 +99,7 @@ def open_checkpoint(source: str | Path, *, backend: Backend = "pread") -> Checkp
 
 
 def _quantisation(place: Place, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return how the weights are quantised: from config.json, or from the file of older GPTQ checkpoints."""
+    """Return how the weights are quantised: from config.json, or from older GPTQ's quantize_config.json."""
     if isinstance(found := config.get("quantization_config"), dict):
         return found
     older = _json(place, "quantize_config.json")
@@ -173,7 +173,7 @@ def _entry_tensor(entry: Entry, storage: Storage, shard: str, framework: str) ->
 
 
 def _packed_tensor(entry: Entry, bits: int, storage: Storage, shard: str, framework: str) -> Tensor:
-    """Return a tensor of elements below a byte: unpacked as a whole, hashed as stored."""
+    """Return a tensor of elements smaller than a byte: unpacked as a whole, hashed as stored."""
 
     def packed() -> Bytes:
         return storage.read(entry.start, entry.stop)
@@ -187,7 +187,7 @@ def _packed_tensor(entry: Entry, bits: int, storage: Storage, shard: str, framew
 
 
 def _npz(path: str, shard: str, checkpoint: Checkpoint) -> list[Tensor]:
-    """Return the arrays of an npz; each is read completely on demand, pickled ones never."""
+    """Return the arrays of an npz; each is read as a whole on demand, and pickled ones are never read."""
     if is_remote(path):
         raise ConfigError(f"{path}: an npz is read from a local file only; fetch it first")
     found = []

@@ -1,4 +1,4 @@
-"""Element types: their names in files, in numpy, and what rounding to them costs."""
+"""Element types: their names in files, their numpy types, and the error of rounding to them."""
 
 from functools import cache
 
@@ -30,25 +30,25 @@ STORED: dict[str, np.dtype[np.generic]] = {
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
-"""The types of safetensors, as numpy has them: every value is kept exactly."""
+"""The numpy type of each safetensors type; every value is represented exactly."""
 PACKED_BITS: dict[str, int] = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
-"""Bits of an element of the types that are packed in files, a byte each in numpy."""
+"""Bits per element of the types that are packed in files; in numpy each element takes one byte."""
 
 
 def stored_bytes(stored: str, elements: int) -> int | None:
-    """Return the bytes that elements take in a file, None where they do not fill the last byte."""
+    """Return the bytes that elements take in a file, None if they do not fill the last byte."""
     bits = elements * PACKED_BITS.get(stored, 8 * STORED[stored].itemsize)
     return bits // 8 if bits % 8 == 0 else None
 
 
 def unpack(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    """Return packed elements one to a byte, the first in the least significant bits.
+    """Return packed elements as one per byte; the first is in the least significant bits.
 
-    That is the order of torch's float4_e2m1fn_x2. No library writes 6-bit elements from torch or numpy yet;
-    the same order is taken for them.
+    This is the order of torch's float4_e2m1fn_x2. No library writes 6-bit elements from torch or numpy yet;
+    the same order is assumed for them.
 
     Args:
-        packed: [n] bytes, a multiple of 3 of them where `bits` is 6.
+        packed: [n] bytes; n is a multiple of 3 if `bits` is 6.
         bits: 4 or 6.
     """
     if bits == 4:
@@ -59,18 +59,18 @@ def unpack(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
 
 
 def is_float(dtype: np.dtype[np.generic]) -> bool:
-    """Return whether it is a type of floating-point numbers, numpy's or ml_dtypes'."""
+    """Return whether it is a floating-point type of numpy or ml_dtypes."""
     return dtype.kind == "f" or dtype in _EXTENDED
 
 
 def is_narrow(dtype: np.dtype[np.generic]) -> bool:
-    """Return whether it is a float of so few bits that all its patterns can be counted: 8 or 16."""
+    """Return whether it is a float with few enough bits to count all patterns: 8 or 16."""
     return is_float(dtype) and dtype.itemsize <= 2
 
 
 @cache
 def pattern_values(dtype: np.dtype[np.generic]) -> NDArray[np.float64]:
-    """Return the value of every bit pattern, [2**bits] float64, NaN and infinities among them."""
+    """Return the value of every bit pattern, [2**bits] float64, including NaN and infinities."""
     unsigned = np.uint8 if dtype.itemsize == 1 else np.uint16
     patterns = np.arange(1 << (8 * dtype.itemsize), dtype=unsigned)
     with np.errstate(invalid="ignore"):
@@ -78,7 +78,7 @@ def pattern_values(dtype: np.dtype[np.generic]) -> NDArray[np.float64]:
 
 
 def mantissa_bits(dtype: np.dtype[np.generic]) -> int:
-    """Return the stored bits of the significand: 7 of bfloat16, 23 of float32."""
+    """Return the number of stored significand bits: 7 for bfloat16, 23 for float32."""
     return int(ml_dtypes.finfo(dtype).nmant)  # type: ignore[no-untyped-call]
 
 

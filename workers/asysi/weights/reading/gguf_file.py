@@ -1,4 +1,4 @@
-"""The tensors of a GGUF file: dequantised by the package gguf, with stored type, stored bytes and noise."""
+"""Tensors of a GGUF file: dequantised by the package gguf, with stored type, stored bytes and noise."""
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -23,22 +23,22 @@ _PLAIN = {
     "I32": "I32",
     "I64": "I64",
 }
-"""GGUF types that are stored as they are, and their names in `STORED`."""
+"""GGUF types that are not quantised, and their names in `STORED`."""
 _GRIDS = {
     "Q4_0": 32, "Q4_1": 32, "Q5_0": 32, "Q5_1": 32, "Q8_0": 32, "Q8_1": 32,
     "Q2_K": 16, "Q3_K": 16, "Q4_K": 32, "Q5_K": 32, "Q6_K": 16, "Q8_K": 32,
 }  # fmt: skip
-"""Types whose elements lie on an even grid, and how many neighbours share one."""
+"""Types whose elements lie on a uniform grid, and how many neighbours share a grid."""
 _SAMPLED = 1 << 16
-"""Groups whose step is looked at, at most."""
+"""Maximum number of groups whose step is measured."""
 
 
 def gguf_tensors(path: str, shard: str, metadata: dict[str, Any]) -> list[Tensor]:
-    """Return the tensors of a GGUF; what the file says of itself is added to `metadata`.
+    """Return the tensors of a GGUF; the file's own metadata is added to `metadata`.
 
     Raises:
         ConfigError: it is remote, or the package gguf is missing.
-        HeaderError: it is not a whole GGUF file.
+        HeaderError: it is not a complete GGUF file.
     """
     if is_remote(path):
         raise ConfigError(f"{path}: a GGUF is read from a local file only; fetch it first")
@@ -85,7 +85,7 @@ def _quantised(one: Any, shape: tuple[int, ...], shard: str) -> Tensor:
     def parts() -> Iterator[Array]:
         yield raw
 
-    try:  # the package says which types it cannot dequantise by trying
+    try:  # the only way to find out whether the package can dequantise a type
         block: Array = raw[: one.data.nbytes // max(1, one.data.reshape(-1, one.data.shape[-1]).shape[0])]
         dequantize(block, one.tensor_type)
     except NotImplementedError:
@@ -101,10 +101,11 @@ def _quantised(one: Any, shape: tuple[int, ...], shard: str) -> Tensor:
 
 
 def grid_noise(group: int | None) -> Callable[[Array], float | None]:
-    """Return what finds the noise of rounding to even grids, each shared by `group` neighbours.
+    """Return a function that computes the noise of rounding to uniform grids shared by `group` neighbours.
 
-    A grid's step is the smallest distance between two of its group's values: 16 values or more on a grid of
-    at most 256 levels nearly always hold two neighbours. The noise is the root mean square of step / √12.
+    The step of a grid is the smallest distance between two values of its group: among 16 or more values on a
+    grid of at most 256 levels, two are nearly always adjacent. The noise is the root mean square of
+    step / √12.
     """
 
     def noise(values: Array) -> float | None:

@@ -1,4 +1,4 @@
-"""Where a checkpoint's files lie: a folder, a file, the hub's cache, or an fsspec address."""
+"""Locations of a checkpoint's files: a folder, a file, the hub's cache, or an fsspec address."""
 
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -21,7 +21,7 @@ class LocalPlace:
         self.single = self.path.name if self.path.is_file() else None
 
     def names(self) -> list[str]:
-        """Return the names of all files, those of links that lead nowhere too."""
+        """Return the names of all files, including dangling links."""
         return sorted(file.name for file in self.path.iterdir() if file.is_file() or file.is_symlink())
 
     def folders(self) -> list[str]:
@@ -53,13 +53,13 @@ class RemotePlace:
         self.single = PurePosixPath(self._path).name if single else None
 
     def names(self) -> list[str]:
-        """Return the names of what lies there."""
+        """Return the names of all entries."""
         with reaching(self.url):
             found = self._filesystem.ls(self._path, detail=False)
         return sorted(PurePosixPath(str(one)).name for one in found)
 
     def folders(self) -> list[str]:
-        """Return nothing: folders are not told from files without asking for each."""
+        """Return nothing: telling folders from files would take a request per entry."""
         return []
 
     def exists(self, name: str) -> bool:
@@ -80,14 +80,14 @@ Place = LocalPlace | RemotePlace
 
 
 def resolve_cache(path: Path, revision: str | None = None) -> Path:
-    """Return the snapshot that a folder of the hub's cache (`models--owner--name`) stands for, else `path`.
+    """Return the snapshot for a folder of the hub's cache (`models--owner--name`), else `path`.
 
     Args:
         path: any path.
-        revision: branch, tag or commit; unset takes `main`, or the only snapshot.
+        revision: branch, tag or commit; unset uses `main`, or the only snapshot.
 
     Raises:
-        ConfigError: there is no such snapshot, or nobody says which of several is meant.
+        ConfigError: there is no such snapshot, or there are several and none was chosen.
     """
     if not (path.name.startswith(_CACHED) and (path / "snapshots").is_dir()):
         return path
@@ -106,7 +106,7 @@ def resolve_cache(path: Path, revision: str | None = None) -> Path:
 
 
 def cache_identity(path: Path) -> tuple[str, str] | None:
-    """Return model id and commit of a path in the hub's cache: …/models--owner--name/snapshots/commit."""
+    """Return the model id and commit of a hub cache path, …/models--owner--name/snapshots/commit."""
     parts = path.absolute().parts
     for number, part in enumerate(parts[:-2]):
         if part.startswith(_CACHED) and parts[number + 1] == "snapshots":
@@ -115,7 +115,7 @@ def cache_identity(path: Path) -> tuple[str, str] | None:
 
 
 def refuse_empty(place: Place) -> ConfigError:
-    """Return what to say of a folder that holds no weights: what it is instead, and what to give."""
+    """Return the error for a folder without weights: what it is instead, and what to pass."""
     names, folders, full = place.names(), place.folders(), place.full("")
     if cached := [one for one in folders if one.startswith(_CACHED)]:
         return ConfigError(f"{full} is the hub's cache of {len(cached)} models: give one, as {_some(cached)}")

@@ -1,8 +1,8 @@
-"""Quantised tensors of safetensors: found by their names, dequantised by the packages that define them.
+"""Quantised safetensors tensors: found by their names, dequantised by the packages that define them.
 
 A quantised matrix is stored as several tensors: codes, scales, zero points. They become one tensor, which is
-read as the float32 numbers that the codes stand for. Where no installed package can do that, each part stays
-as it is and is marked as a stored form.
+read as the float32 values that the codes represent. If no installed package can do that, each part is kept
+as it is and marked as a stored form.
 """
 
 import json
@@ -22,7 +22,7 @@ from asysi.weights.reading.tensors import DEQUANTISED, STORED_FORM, Array, Codin
 
 Config = Mapping[str, Any]
 Parts = Mapping[str, Tensor]
-"""Stored tensors by what they are: the last part of their names."""
+"""Stored tensors by the last part of their names."""
 _BNB4 = ".quant_state.bitsandbytes__"
 _PACKED_PARTS = (
     "weight_packed",
@@ -53,7 +53,7 @@ class Recipe:
 
     package: str
     stored: str
-    """What the row says for its type."""
+    """Type that the row reports."""
     shape: tuple[int, ...]
     values: Callable[[], Any]
     """Returns a torch tensor of `shape`."""
@@ -61,15 +61,15 @@ class Recipe:
 
 
 class DequantisationError(Exception):
-    """The group cannot be dequantised; says why."""
+    """The group cannot be dequantised; the message gives the reason."""
 
 
 def dequantised(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
-    """Return the tensors with every quantised group as one, or its parts marked as a stored form.
+    """Return the tensors with every quantised group as one tensor, or its parts marked as a stored form.
 
     Args:
-        tensors: as the files hold them.
-        config: `quantization_config` of the model, empty without one.
+        tensors: as stored in the files.
+        config: `quantization_config` of the model, empty if there is none.
     """
     groups = {part.name: group for group in find_groups(tensors) for part in group.parts.values()}
     found: dict[str, Tensor] = {}
@@ -86,7 +86,7 @@ def dequantised(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tens
 
 
 def find_groups(tensors: Mapping[str, Tensor]) -> list[Group]:
-    """Return the quantised weights that the names and types of stored tensors show."""
+    """Return the quantised weights, recognised by the names and types of the stored tensors."""
     groups: list[Group] = []
     for name, tensor in tensors.items():
         stem, _, last = name.rpartition(".")
@@ -134,13 +134,13 @@ def _scale_suffix(name: str) -> str | None:
 
 
 def _is_coded(tensor: Tensor) -> bool:
-    """Return whether its elements are of a type that takes a scale: 8 bits or less, and not booleans."""
+    """Return whether its elements have a type that takes a scale: 8 bits or fewer, and not boolean."""
     return tensor.dtype.itemsize == 1 and tensor.dtype.kind != "b" and len(tensor.shape) >= 2
 
 
 def _looks_coded(tensor: Tensor, config: Config) -> bool:
-    """Return whether a lone tensor must be codes: integers named as weights, or any matrix of them under a
-    quantisation that is declared."""
+    """Return whether a single tensor must be codes: integers named as a weight, or any integer matrix if a
+    quantisation is declared."""
     if (
         tensor.coding is not None
         or is_float(tensor.dtype)
@@ -226,7 +226,7 @@ def _version(package: str) -> str:
 
 
 def _torch(tensor: Tensor) -> Any:
-    """Return the tensor as torch has it, types of 8 bits and bfloat16 too."""
+    """Return the tensor as a torch tensor, including 8-bit types and bfloat16."""
     import torch  # noqa: PLC0415 - heavy
 
     array = np.ascontiguousarray(tensor.array())
@@ -300,7 +300,7 @@ def _scaled(group: Group, config: Config) -> Recipe:
 
 
 def _grid(shape: tuple[int, ...], scale: tuple[int, ...]) -> tuple[int, int]:
-    """Return over how many blocks of rows and columns the scales lie.
+    """Return the number of row blocks and column blocks that the scales cover.
 
     Raises:
         DequantisationError: the scales' shape fits none of the known layouts.
@@ -334,7 +334,7 @@ def _compressed(group: Group, config: Config, parts: Parts) -> Recipe:
         codes = parts.get("weight") or parts["weight_packed"]
         shape = (
             codes.shape if "weight" in parts else (*codes.shape[:-1], 2 * codes.shape[-1])
-        )  # two FP4 a byte
+        )  # two FP4 per byte
 
     def values() -> Any:
         import torch  # noqa: PLC0415 - heavy
@@ -370,7 +370,7 @@ def _scheme(module: str, config: str) -> Any:
 
 
 def _step_noise(scales: Tensor) -> Callable[[Array], float]:
-    """Return what finds the noise of integers × scales: each scale is a step, and serves equally many."""
+    """Return a function for the noise of integers × scales: each scale is a step, for equally many values."""
 
     def noise(_values: Array) -> float:
         return float(np.sqrt(np.square(scales.read().astype(np.float64)).mean() / 12))
@@ -436,7 +436,7 @@ def _arguments(bits: int, size: int, *, symmetric: bool) -> Any:
 
 
 def _gptq(parts: Parts, config: Config, bits: int, shape: tuple[int, int]) -> Any:
-    """Return GPTQ's weight: codes are packed along the inputs, zero points along the outputs."""
+    """Return a GPTQ weight: codes are packed along the inputs, zero points along the outputs."""
     import torch  # noqa: PLC0415 - heavy
     from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32  # noqa: PLC0415
     from compressed_tensors.quantization.lifecycle.forward import dequantize  # noqa: PLC0415
@@ -449,9 +449,9 @@ def _gptq(parts: Parts, config: Config, bits: int, shape: tuple[int, int]) -> An
     if "qzeros" in parts:
         zeros = unpack_from_int32(_torch(parts["qzeros"]), bits, torch.Size((groups, outputs))).int()
         if str(config.get("checkpoint_format") or "gptq") != "gptq_v2":
-            half, levels = 1 << bits - 1, 1 << bits  # the first format stores each zero point less one
+            half, levels = 1 << bits - 1, 1 << bits  # the first format stores each zero point minus one
             zeros = (zeros + half + 1) % levels - half
-    # Each input has its group, in any order where the order was chosen by activation: groups of one input.
+    # With activation ordering, inputs belong to groups in any order, so every group here has one input.
     of_input = (
         _torch(parts["g_idx"]).long() if "g_idx" in parts else torch.arange(inputs) // (inputs // groups)
     )
@@ -481,7 +481,7 @@ def _bitsandbytes_4(group: Group, _config: Config) -> Recipe:
 
 
 def _codebook_noise(levels: Tensor, block: int) -> Callable[[Array], float]:
-    """Return what finds the noise of rounding to the levels of a codebook, scaled by each block's largest."""
+    """Return a function for the noise of rounding to codebook levels, scaled by each block's maximum."""
 
     def noise(values: Array) -> float:
         book = np.unique(levels.read().astype(np.float64))

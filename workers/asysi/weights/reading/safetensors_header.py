@@ -1,6 +1,6 @@
-"""The header of a safetensors file: parsed without trust, every contradiction its own error.
+"""The header of a safetensors file: parsed as untrusted input, with a separate error per inconsistency.
 
-Layout: 8 bytes, little-endian, the length n of the header; n bytes of JSON: name → {dtype, shape,
+Layout: the header length n as 8 little-endian bytes; n bytes of JSON that map name → {dtype, shape,
 data_offsets}, and `__metadata__`, text to text; then the tensors' bytes. Offsets count from the header's end.
 """
 
@@ -27,7 +27,7 @@ from asysi.weights.reading.storage import Storage
 
 _LENGTH = 8
 MAX_HEADER = 100_000_000
-"""Bytes of a header at most: the limit of the safetensors library."""
+"""Maximum size of a header in bytes: the limit of the safetensors library."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +44,13 @@ class Entry:
 
     @property
     def dtype(self) -> np.dtype[np.generic]:
-        """Type of the elements as numpy has it."""
+        """Numpy type of the elements."""
         return STORED[self.stored]
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a file says of itself, and what of that cannot be."""
+    """The parsed header of a file, and its inconsistencies."""
 
     entries: Mapping[str, Entry]
     """The tensors that can be read, by name."""
@@ -59,11 +59,11 @@ class Header:
 
 
 def read_header(storage: Storage) -> Header:
-    """Return the header; what is wrong with single tensors is in `problems`, and they are not in `entries`.
+    """Return the header; tensors with inconsistent entries are in `problems` and not in `entries`.
 
     Raises:
-        TruncatedShardError: the file has not even a header's length.
-        HeaderSizeError: the header is larger than the file, or than it may be.
+        TruncatedShardError: the file is too short to hold the header length.
+        HeaderSizeError: the header is larger than the file, or than the limit.
         HeaderError: it is not a JSON object.
     """
     if storage.size < _LENGTH:
@@ -80,7 +80,7 @@ def read_header(storage: Storage) -> Header:
 
 
 def parse_header(text: bytes, name: str, size: int) -> Header:
-    """Return what the JSON `text` of the file `name` of `size` bytes says.
+    """Parse the header JSON `text` of the file `name`, which has `size` bytes.
 
     Raises:
         HeaderError: it is not a JSON object.

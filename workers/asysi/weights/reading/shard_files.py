@@ -21,11 +21,11 @@ _NUMBERED = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Shards:
-    """The files to open, and what the folder says of them."""
+    """The files to open, and what the folder says about them."""
 
     files: list[str]
     index: dict[str, str] = field(default_factory=dict)
-    """File of each tensor, as the index says; empty without one."""
+    """File of each tensor according to the index; empty without an index."""
     problems: list[WeightsError] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -35,7 +35,7 @@ def find_shards(place: Place) -> Shards:
 
     Raises:
         PickleError: there are only pickles.
-        ConfigError: there are no weights, or nobody says which of several models is meant.
+        ConfigError: there are no weights, or several models to choose from.
     """
     if place.single:
         if place.single.endswith(".index.json"):
@@ -64,7 +64,7 @@ def _alone(name: str) -> list[str]:
 
 
 def _unindexed(found: Sequence[str], place: Place) -> Shards:
-    """Choose among weights without an index: the one file, or what belongs together by its numbers."""
+    """Choose among weights without an index: the single file, or the files numbered as one set."""
     if SINGLE in found:
         return Shards([SINGLE], notes=_unread(found, [SINGLE], f"{SINGLE} is the model"))
     sets: dict[tuple[str, str, str], list[str]] = {}

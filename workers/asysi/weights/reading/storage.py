@@ -1,4 +1,4 @@
-"""Bytes of a checkpoint's file, read by range: with pread, mapped, or from any fsspec address."""
+"""Range reads of a checkpoint's file: with pread, memory-mapped, or from any fsspec address."""
 
 import mmap
 import os
@@ -16,20 +16,20 @@ Bytes = NDArray[np.uint8]
 
 
 class Storage(Protocol):
-    """A file of which any range can be read. Safe to use from several threads."""
+    """A file from which any range can be read. Safe to use from several threads."""
 
     name: str
     size: int
 
     def read(self, start: int, stop: int, into: Bytes | None = None) -> Bytes:
-        """Return the bytes from `start` up to but without `stop`, perhaps in the memory of `into`.
+        """Return the bytes from `start` up to, but not including, `stop`, possibly in the memory of `into`.
 
         Raises:
-            OSError: the file is shorter.
+            OSError: the file is too short.
         """
 
     def close(self) -> None:
-        """Let the file go."""
+        """Close the file."""
 
 
 class _Local:
@@ -52,10 +52,10 @@ class _Local:
 
 
 class PreadFile(_Local):
-    """Reads into memory of its own: what is held is what was asked for."""
+    """Reads into its own memory: only the requested bytes are held."""
 
     def read(self, start: int, stop: int, into: Bytes | None = None) -> Bytes:
-        """Return a copy of the range, in `into` where given: fresh memory costs more than the copy."""
+        """Return a copy of the range, in `into` if given: allocating memory costs more than the copy."""
         out = np.empty(stop - start, np.uint8) if into is None else into[: stop - start]
         view, done = memoryview(out.data), 0
         while done < len(out):
@@ -67,14 +67,14 @@ class PreadFile(_Local):
 
 
 class MmapFile(_Local):
-    """Maps the file: nothing is copied, and the page cache is shared. A file that shrinks meanwhile kills."""
+    """Maps the file: nothing is copied, and the page cache is shared. Fatal if the file shrinks."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._map = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ) if self.size else None
 
     def read(self, start: int, stop: int, into: Bytes | None = None) -> Bytes:
-        """Return a view of the range, which keeps the mapping."""
+        """Return a view of the range, which keeps the mapping alive."""
         if stop > self.size:
             raise OSError(f"{self.name} has {self.size} bytes, byte {stop} was asked for")
         if self._map is None or start == stop:
@@ -83,7 +83,7 @@ class MmapFile(_Local):
 
 
 class RemoteFile:
-    """A file behind an fsspec address; each read is one ranged request, tried again when it fails."""
+    """A file at an fsspec address; each read is one range request, retried on failure."""
 
     def __init__(self, url: str, *, attempts: int = 4) -> None:
         self._filesystem, self._path = remote(url)
@@ -108,11 +108,11 @@ class RemoteFile:
         raise OSError(f"{self.name}: {stop - start} bytes at {start} were asked for, fewer came")
 
     def close(self) -> None:
-        """Nothing is held between reads."""
+        """Do nothing: no resource is held between reads."""
 
 
 def remote(url: str) -> tuple[Any, str]:
-    """Return fsspec's file system of an address, and the path in it.
+    """Return the fsspec file system for an address, and the path in it.
 
     Raises:
         ConfigError: the package for its protocol is not installed.
@@ -140,7 +140,7 @@ _LFS = b"version https://git-lfs.github.com/spec/"
 
 
 def lfs_pointer_size(source: str) -> str | None:
-    """Return the size that a Git LFS pointer says the file has, None where the file is none of these."""
+    """Return the file size that a Git LFS pointer states, None if the file is not a pointer."""
     storage = open_storage(source, "pread")
     try:
         head = storage.read(0, min(storage.size, 512)).tobytes() if storage.size < 1024 else b""

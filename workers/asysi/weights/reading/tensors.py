@@ -1,4 +1,4 @@
-"""A tensor of a checkpoint: what it is, how it is stored, and how its elements are read."""
+"""A tensor of a checkpoint: its type and shape, how it is stored, and how its elements are read."""
 
 import math
 import threading
@@ -14,20 +14,20 @@ from asysi.weights.reading.storage import Bytes
 
 Array = NDArray[Any]
 Read = Callable[[int, int, Bytes | None], Array]
-"""Returns the elements from, up to but without, in one dimension; perhaps in the memory that is given."""
+"""Returns the elements from start up to, not including, stop, in one dimension; may use the given memory."""
 
 
 WEIGHTS = "weights"
 """The elements are the weights."""
 DEQUANTISED = "dequantised"
-"""The elements are what the stored ones stand for."""
+"""The elements are the values that the stored codes represent."""
 STORED_FORM = "stored form, not weights"
 """The elements are codes, scales or zero points of a quantisation that could not be undone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Coding:
-    """How a tensor's elements are stored, where that is not as its `dtype`."""
+    """How a tensor's elements are stored, if not as its `dtype`."""
 
     stored: str
     nbytes: int
@@ -35,10 +35,10 @@ class Coding:
     by: str = ""
     """Package and version that dequantises."""
     parts: Callable[[], Iterator[Array]] | None = None
-    """Yields the stored bytes, for the hash; unset where they are the elements."""
+    """Yields the stored bytes, for the hash; unset if the elements are stored as they are."""
     noise: Callable[[Array], float | None] = lambda _values: None
-    """Returns the standard deviation of the rounding to the stored form, None where it is not known, from all
-    elements in one dimension."""
+    """Takes all elements in one dimension; returns the standard deviation of the rounding to the stored form,
+    None if it is not known."""
 
 
 _kept = threading.local()
@@ -47,9 +47,9 @@ _KEPT_BYTES = 8 << 20
 
 @contextmanager
 def _scratch(size: int) -> Iterator[Bytes]:
-    """Lend memory that the thread keeps: fresh pages cost as much as a pass over them."""
+    """Lend memory that the thread reuses: fresh pages cost as much as a pass over them."""
     memory: Bytes | None = getattr(_kept, "memory", None)
-    _kept.memory = None  # whoever asks meanwhile gets other memory
+    _kept.memory = None  # a nested call gets other memory
     if memory is None or memory.nbytes < size:
         memory = np.empty(size, np.uint8)
     try:
@@ -65,28 +65,28 @@ class Tensor:
 
     name: str
     dtype: np.dtype[np.generic]
-    """Type of the elements as numpy has it, ml_dtypes' for bfloat16 and 8-bit floats."""
+    """Numpy type of the elements; from ml_dtypes for bfloat16 and 8-bit floats."""
     shape: tuple[int, ...]
     file: str
     """File that holds it, relative to the checkpoint."""
     framework: str
-    """What wrote it: `pt`, `tf`, `flax`, … as a safetensors file says itself, else the format's name."""
+    """Framework that wrote it: `pt`, `tf`, `flax`, … from a safetensors header, else the format's name."""
     _read: Read = field(repr=False, compare=False)
     by_range: bool = True
-    """Whether a part can be read without the whole, which is decompressed or dequantised otherwise."""
+    """Whether a range can be read alone; if not, the whole tensor is decompressed or dequantised."""
     coding: Coding | None = field(default=None, repr=False, compare=False)
-    """How the elements are stored where that is not as `dtype`."""
+    """How the elements are stored, if not as `dtype`."""
     note: str = ""
-    """What a reader of its figures must know."""
+    """Caveat for readers of its statistics."""
 
     @property
     def stored(self) -> str:
-        """Name of the stored type: `dtype`'s, or that of the quantisation, as `Q4_K`."""
+        """Name of the stored type: that of `dtype`, or of the quantisation, for example `Q4_K`."""
         return self.coding.stored if self.coding else str(self.dtype)
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of the elements as stored, with their scales."""
+        """Bytes of the elements as stored, including their scales."""
         return self.coding.nbytes if self.coding else self.nbytes
 
     @property
@@ -111,14 +111,14 @@ class Tensor:
 
     @property
     def cols(self) -> int:
-        """Columns as a matrix: what the other dimensions make together; a vector has one."""
+        """Columns as a matrix: the product of the other dimensions; a vector has one."""
         return math.prod(self.shape[1:])
 
     def read(self, start: int = 0, stop: int | None = None) -> Array:
         """Return elements in storage order, in one dimension.
 
         Raises:
-            OSError: the file cannot be read any more.
+            OSError: the file can no longer be read.
         """
         return self._read(start, self.size if stop is None else stop, None)
 

@@ -1,1 +1,1 @@
-"""The page on parameters: its plots, and numbers as it shows them."""
+"""The HTML page on parameters: its plots and its number formatting."""

@@ -1,4 +1,4 @@
-"""Numbers as the page on parameters shows them."""
+"""Number formatting of the page on parameters."""
 
 import math
 
@@ -21,7 +21,7 @@ def short_number(value: float | None) -> str:
 
 
 def size(count: float) -> str:
-    """Return a number of bytes or of parameters with a letter: 22.7M, 1.54G."""
+    """Return a number of bytes or parameters with a unit prefix: 22.7M, 1.54G."""
     for letter, unit in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= unit:
             return f"{count / unit:.3g}{letter}"

@@ -1,4 +1,4 @@
-"""Line plots as SVG, drawn when the page is built: a page needs no script to show them."""
+"""Line plots as SVG, drawn when the page is built, so the page needs no script."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ class Line:
 
     name: str
     path: str
-    """Of an SVG path."""
+    """`d` attribute of the SVG path."""
     dots: tuple[tuple[float, float, str], ...]
-    """Place of each point, and what it says."""
+    """Position of each point, and its tooltip."""
     shade: int
-    """Number of its colour."""
+    """Index of its colour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Plot:
     note: str
     lines: tuple[Line, ...]
     across: tuple[tuple[float, str], ...]
-    """Ticks of the horizontal axis: place and label."""
+    """Ticks of the horizontal axis: position and label."""
     up: tuple[tuple[float, str], ...]
     """Ticks of the vertical axis."""
     width: float = WIDTH
@@ -43,7 +43,7 @@ class Plot:
 
     @property
     def named(self) -> bool:
-        """Whether the vertical axis names the lines, so that no key has to."""
+        """Whether the vertical axis names the lines, so that no legend is needed."""
         return bool(self.lines) and [line.name for line in self.lines] == [label for _, label in self.up]
 
 
@@ -57,16 +57,16 @@ def plot(
     log_y: bool = False,
     dots: bool = True,
 ) -> Plot | None:
-    """Return a plot of series of points, None when no point can be drawn.
+    """Return a plot of series of points, None if no point can be drawn.
 
     Args:
         title: what is shown.
-        note: how to read it, a sentence.
-        series: points by name; what is not finite, or not positive on a logarithmic axis, is left out.
-        shades: number of the colour of each series.
+        note: how to read it, in one sentence.
+        series: points by name; those not finite, or not positive on a logarithmic axis, are left out.
+        shades: colour index of each series.
         log_x: whether the horizontal axis is logarithmic.
-        log_y: likewise the vertical one.
-        dots: whether points are marked and say their value.
+        log_y: whether the vertical axis is logarithmic.
+        dots: whether points are marked and show their value as a tooltip.
     """
     drawn = {
         name: [one for one in points if _fits(one, log_x=log_x, log_y=log_y)]
@@ -93,13 +93,13 @@ def plot(
 def dots_by_name(
     title: str, note: str, values: Mapping[str, float], *, shades: Mapping[str, int], log_x: bool = False
 ) -> Plot | None:
-    """Return a plot of one value per name, the names below each other; None when none can be drawn.
+    """Return a plot of one value per name, one row per name; None if no value can be drawn.
 
     Args:
         title: what is shown.
-        note: how to read it, a sentence.
+        note: how to read it, in one sentence.
         values: by name.
-        shades: number of the colour of each name.
+        shades: colour index of each name.
         log_x: whether the axis of the values is logarithmic.
     """
     drawn = {name: x for name, x in values.items() if _fits((x, 1.0), log_x=log_x, log_y=False)}
@@ -131,7 +131,7 @@ class _Axis:
             low, high = math.log10(low), math.log10(high)
         if high - low < 1e-12 * max(abs(low), abs(high), 1e-30):
             pad = 0.5 if log or whole else (abs(high) or 1.0) * 0.5
-            floor = 0.0 if low >= 0 and not (log or whole) else -math.inf  # shares and counts stay so
+            floor = 0.0 if low >= 0 and not (log or whole) else -math.inf  # shares and counts are >= 0
             low, high = max(floor, low - pad), high + pad
         self._low, self._high, self._whole = low, high, whole
 

@@ -1,4 +1,4 @@
-"""The page on parameters: one self-contained HTML file, plots per layer, in the style of the run's report."""
+"""The page on parameters: one self-contained HTML file with plots per layer, styled like the run's report."""
 
 import base64
 import hashlib
@@ -20,12 +20,12 @@ from asysi.weights.reporting.plots import Plot, Point, dots_by_name, plot
 from asysi.weights.tables.columns import COLUMNS, Row
 
 MOST_ROWS = 2_000
-"""Parameters in the page's table at most: the largest; all are in the exported table."""
+"""Maximum number of parameters in the page's table: the largest ones; the exported table has all."""
 MOST_LISTED = 100
-"""Tensors of one status that are listed at most."""
+"""Maximum number of tensors listed per status."""
 SHADES = 10
 _PER_LAYER = (
-    ("std", "Standard deviation", "A layer that stands out was trained, or stored, otherwise."),
+    ("std", "Standard deviation", "A layer that stands out was trained, or stored, differently."),
     ("abs_max", "Largest element", "Logarithmic; outliers cost precision when quantised."),
     ("stable", "Stable rank, share", "‖W‖F² / σmax² over the shorter side: 1 for equal singular values."),
     ("effective", "Effective rank, share", "exp of the spectrum's entropy over the shorter side."),
@@ -41,28 +41,28 @@ _DIFFERENCES = (
         "Largest angle, outputs",
         "Between the spans of the k largest left singular vectors, degrees.",
     ),
-    ("angle_right_max", "Largest angle, inputs", "Likewise of the right singular vectors."),
+    ("angle_right_max", "Largest angle, inputs", "The same for the right singular vectors."),
 )
 _SHOWN = ("rank", "rank_noise", "mean", "std", "sparsity", "stable_rank", "effective_rank", "alpha")
 
 
 @dataclass(frozen=True, slots=True)
 class WeightsPage:
-    """Everything on the page."""
+    """The data shown on the page."""
 
     name: str
     rows: Sequence[Row]
     problems: Sequence[str] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """As `run_meta.json`."""
+    """Content of `run_meta.json`."""
     differences: Sequence[Row] = ()
     """Rows of a comparison; empty without one."""
     against: str = ""
-    """What the differences are against, as a sentence."""
+    """Sentence that says what the differences are relative to."""
 
 
 def build(page: WeightsPage) -> str:
-    """Return the page; all text in it is escaped."""
+    """Return the page as HTML; all text in it is escaped."""
     style = _file("asysi.report", "static", "report.css") + _file(
         "asysi.weights.reporting", "templates", "weights.css"
     )
@@ -108,7 +108,7 @@ def build(page: WeightsPage) -> str:
 
 
 def verdict(page: WeightsPage) -> str:
-    """Return what the page says in one sentence."""
+    """Return a one-sentence summary of the page."""
     if not page.rows and page.differences:
         said = said_in_short(totals(page.differences))
         return f"{words.count(len(page.differences))} tensors compared: {said}."
@@ -125,7 +125,7 @@ def verdict(page: WeightsPage) -> str:
 
 
 def _breakable(name: str) -> Markup:
-    """Return a name that a line may break after its dots."""
+    """Return a name with a line-break opportunity after each dot."""
     return Markup(".<wbr>").join(name.split("."))
 
 
@@ -157,12 +157,12 @@ def _most_changed(differences: Sequence[Row]) -> list[Row]:
 
 
 def _by_change(row: Row) -> float:
-    """Return the sorting key: what has no relative change, as what was zero before, comes first."""
+    """Return the sort key: rows without a relative change, because W was zero before, come first."""
     return -math.inf if row["delta_relative"] is None else -float(row["delta_relative"])
 
 
 def _listed(differences: Sequence[Row]) -> dict[str, list[Row]]:
-    """Return what is not simply the same or changed, by status."""
+    """Return the rows whose status is neither `same` nor `changed`, by status."""
     shown = ("resized", "added", "removed", "reshaped", "failed")
     found = {status: [row for row in differences if row["status"] == status] for status in shown}
     return {status: rows for status, rows in found.items() if rows}
@@ -206,7 +206,7 @@ def _by_layer(
     *,
     log: bool = False,
 ) -> Plot | None:
-    """Return lines over the layers; of one layer the block types below each other."""
+    """Return lines over the layers; for a single layer, one row per block type."""
     means = _means(series)
     if len({layer for points in means.values() for layer, _ in points}) == 1:
         values = {name: points[0][1] for name, points in means.items()}
@@ -215,7 +215,7 @@ def _by_layer(
 
 
 def _means(series: Mapping[str, Sequence[Point]]) -> dict[str, list[Point]]:
-    """Return one point per layer: the mean where a layer has several matrices of a type, as experts."""
+    """Return one point per layer: the mean if a layer has several matrices of a type, such as experts."""
     found: dict[str, list[Point]] = {}
     for name, points in series.items():
         layers: dict[float, list[float]] = {}
@@ -226,7 +226,7 @@ def _means(series: Mapping[str, Sequence[Point]]) -> dict[str, list[Point]]:
 
 
 def _spectra(matrices: Sequence[Row]) -> list[Plot]:
-    """Return a plot for each block type, a line a layer, from the first (0) to the last (SHADES - 1)."""
+    """Return a plot per block type with a line per layer; shades run from the first (0) to the last layer."""
     blocks: dict[str, dict[str, list[Point]]] = {}
     depths: dict[str, int] = {}
     last = max((row["layer_index"] or 0 for row in matrices), default=0) or 1

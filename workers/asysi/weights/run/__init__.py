@@ -1,1 +1,1 @@
-"""From an address to tables and a page: plan, download, analysis, and checks of what was written."""
+"""From an address to tables and a page: plan, download, analysis, and checks of the written files."""

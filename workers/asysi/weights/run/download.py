@@ -1,4 +1,4 @@
-"""Fetches a checkpoint from the hub and verifies every file; what is verified is not fetched again."""
+"""Fetches a checkpoint from the hub and verifies every file; verified files are not fetched again."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ from asysi.weights.tables.export import code_version
 log = logging.getLogger("asysi.weights")
 
 PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.gguf")
-"""Files that are fetched: weights and what describes them, never pickles or code."""
+"""Files that are fetched: weights and their descriptions, never pickles or code."""
 RECORD_FILE = ".asysi-download.json"
 STEPS = (
     WorkStep(
@@ -47,14 +47,14 @@ _BLOCK = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A file that has the hash it should have, and how to see whether it was touched since."""
+    """A file with the expected hash, and the stamp that shows whether it has been modified since."""
 
     size: int
     modified: int
     """Nanoseconds."""
     digest: str
-    """`sha256:…` of large files, `git:…` (SHA-1 of a git blob) of small ones; `local:…` (SHA-256) where
-    nobody says what it should be."""
+    """`sha256:…` for large files, `git:…` (SHA-1 of a git blob) for small ones; `local:…` (SHA-256) if no
+    expected hash is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +69,13 @@ class Download:
     fetched: bool
     """False when everything was there and verified."""
     expected: Mapping[str, str | None] = field(default_factory=dict)
-    """The hash that the source says each file has, None where it says none."""
+    """Hash of each file according to the source, None if it gives none."""
     source: str = ""
-    """Address or folder that it came from."""
+    """Address or folder it came from."""
     notes: tuple[str, ...] = ()
-    """Fall-backs that were taken."""
+    """Fallbacks that were used."""
     problems: tuple[str, ...] = ()
-    """What is missing from it."""
+    """What is missing from the checkpoint."""
 
     @property
     def size(self) -> int:
@@ -85,14 +85,14 @@ class Download:
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """What is to be fetched, from where, and what instead."""
+    """What to fetch, from where, and the fallbacks."""
 
     model_id: str
     folder: Path
     revisions: tuple[str | None, ...]
-    """The first is wanted, each other is taken where those before it are not there."""
+    """Revisions in order of preference; each is used only if all before it are missing."""
     endpoints: tuple[str | None, ...]
-    """Likewise."""
+    """Endpoints in order of preference."""
     workers: int
     retries: int
     patterns: tuple[str, ...]
@@ -101,24 +101,24 @@ class _Request:
 
 @dataclass(frozen=True, slots=True)
 class _Listing:
-    """What a source says a model's files are."""
+    """A model's files according to a source."""
 
     model_id: str
     revision: str
     expected: Mapping[str, str | None]
     endpoints: tuple[str | None, ...] = ()
-    """Those that may still work, the one that answered first."""
+    """Endpoints that may still work, starting with the one that answered."""
     source: str = ""
     notes: tuple[str, ...] = ()
 
 
 def plan_file(folder: Path) -> Path:
-    """Return where the plan of a download into `folder` is: beside it."""
+    """Return the path of the plan of a download into `folder`: next to the folder."""
     return folder.with_name(f"{folder.name}.plan.json")
 
 
 def result_file(folder: Path) -> Path:
-    """Return where the result of a download into `folder` is: beside it."""
+    """Return the path of the result of a download into `folder`: next to the folder."""
     return folder.with_name(f"{folder.name}.result.json")
 
 
@@ -128,7 +128,7 @@ def download_model(
     revision: str | None = None,
     **options: Any,
 ) -> str:
-    """Fetch a model into `local_dir`, verify it, and return the folder. `options` are those of `download`."""
+    """Fetch a model into `local_dir`, verify it, and return the folder; `options` are those of `download`."""
     return str(download(model_id, Path(local_dir), revision, **options).folder)
 
 
@@ -147,28 +147,28 @@ def download(
     log_file: Path | None = None,
     pause: Callable[[float], None] = time.sleep,
 ) -> Download:
-    """Fetch and verify a checkpoint; interrupted files go on where they ended.
+    """Fetch and verify a checkpoint; interrupted files resume where they stopped.
 
-    Beside the folder: `<name>.plan.json`, written first and after every step, `<name>.result.json` and a log.
-    Where nothing could be fetched into a new folder, nothing is left.
+    Next to the folder: `<name>.plan.json`, written first and after every step, `<name>.result.json` and a
+    log. If nothing could be fetched into a new folder, nothing is left behind.
 
     Args:
         model_id: `owner/name` on the hub, or a folder on this machine, which is copied.
         folder: where the files go.
-        revision: branch, tag or commit; unset takes the main branch.
-        workers: files at once.
-        retries: attempts after the first when the network fails, of each endpoint.
-        endpoint: address of a mirror; unset takes HF_ENDPOINT, or the hub.
-        mirrors: addresses that are taken, in this order, when the endpoint fails for good or sends other
-            bytes than it promised. Files come by the commit and the hashes of the first that answered.
-        fallback_revisions: revisions that are taken, in this order, where `revision` does not exist.
+        revision: branch, tag or commit; unset uses the main branch.
+        workers: files fetched concurrently.
+        retries: attempts per endpoint after the first when the network fails.
+        endpoint: address of a mirror; unset uses HF_ENDPOINT, or the hub.
+        mirrors: addresses tried, in this order, when the endpoint fails permanently or sends unexpected
+            bytes. Commit and hashes are those of the first endpoint that answered.
+        fallback_revisions: revisions tried, in this order, if `revision` does not exist.
         offline: verify what is there and fetch nothing.
-        patterns: globs on the files wanted.
-        log_file: what happened, a line each; unset writes `download_<time>.log` beside the folder.
-        pause: waits for seconds between attempts.
+        patterns: globs that select files.
+        log_file: log with one line per event; unset writes `download_<time>.log` next to the folder.
+        pause: sleeps for a number of seconds between attempts.
 
     Raises:
-        ConfigError: no such model or revision, a file with another hash than the hub says, nothing there when
+        ConfigError: no such model or revision, a file whose hash differs from the hub's, nothing there when
             offline, or no network after all attempts.
     """
     request = _Request(
@@ -193,7 +193,7 @@ def download(
 
 
 def _planned(request: _Request, *, offline: bool) -> WorkPlan:
-    """Write what is going to be done; a result of an earlier time goes."""
+    """Write the plan, and remove the result of an earlier download."""
     folder = request.folder
     result_file(folder).unlink(missing_ok=True)
     local = Path(request.model_id).expanduser().is_dir()
@@ -290,7 +290,7 @@ def _counted(done: Download, request: _Request, seconds: float) -> Done[Download
 
 
 def _shards(done: Download) -> tuple[list[str], list[str]]:
-    """Return the files of weights that there should be, and what is wrong with those that there are."""
+    """Return the expected weight files, and the problems of those present."""
     weights = [name for name in done.files if name.endswith((".safetensors", ".gguf"))]
     try:
         shards = find_shards(LocalPlace(done.folder))
@@ -302,26 +302,26 @@ def _shards(done: Download) -> tuple[list[str], list[str]]:
 
 
 def _discard_empty(folder: Path, made: Sequence[Path], beside: Sequence[Path]) -> None:
-    """Remove what a failed download made where nothing was fetched; else it is kept, to go on with."""
+    """Remove what a failed download created if nothing was fetched; otherwise keep it, to resume from."""
     if folder not in made or any(_is_worth_keeping(file, folder) for file in folder.rglob("*")):
         return
     shutil.rmtree(folder)
     for file in beside:
         file.unlink(missing_ok=True)
     for parent in made[1:]:
-        with suppress(OSError):  # something else lies there
+        with suppress(OSError):  # the folder holds something else
             parent.rmdir()
 
 
 def _is_worth_keeping(file: Path, folder: Path) -> bool:
-    """Return whether a file holds bytes of the model, rather than the books of huggingface_hub."""
+    """Return whether a file holds bytes of the model, not bookkeeping of huggingface_hub."""
     if not file.is_file() or not file.stat().st_size:
         return False
     return file.relative_to(folder).parts[0] != ".cache" or file.suffix == ".incomplete"
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """Return what was recorded of the folder's download, an empty object when there is nothing."""
+    """Return the record of the folder's download, empty if there is none."""
     try:
         found = json.loads((folder / RECORD_FILE).read_text())
     except (OSError, ValueError):
@@ -330,7 +330,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def _listing_of_hub(request: _Request) -> _Listing:
-    """Ask the endpoints, in their order, for the first revision that there is."""
+    """Ask the endpoints, in order, for the first revision that exists."""
     try:
         from huggingface_hub import HfApi  # noqa: PLC0415 - an extra
         from huggingface_hub.utils import filter_repo_objects  # noqa: PLC0415
@@ -367,10 +367,10 @@ def _listing_of_hub(request: _Request) -> _Listing:
 def _first_answer(
     request: _Request, ask: Callable[[str | None, str | None], Any], notes: list[str]
 ) -> tuple[Any, str | None]:
-    """Return the first answer and the endpoint that gave it; each fall-back is noted.
+    """Return the first answer and the endpoint that gave it; each fallback is noted.
 
     Raises:
-        ConfigError: nobody answered; it says what each said.
+        ConfigError: no endpoint answered; the message lists every failure.
     """
     failures: list[str] = []
     for endpoint in request.endpoints:
@@ -440,7 +440,7 @@ def _downloaded(
 
 
 def _expected(sibling: Any) -> str | None:
-    """Return the hash that the hub says a file has."""
+    """Return the hash of a file according to the hub."""
     if sibling.lfs is not None:
         return f"sha256:{sibling.lfs.sha256}"
     return f"git:{sibling.blob_id}" if sibling.blob_id else None
@@ -450,7 +450,7 @@ def _verify(file: Path, expected: str | None) -> Verified:
     """Return the file's hash and stamp.
 
     Raises:
-        ConfigError: it did not come, or has another hash; it is then set aside, so that it is fetched anew.
+        ConfigError: it is missing, or its hash differs; it is then set aside, so that it is fetched again.
     """
     if not file.is_file():
         raise ElsewhereError(f"{file} did not come; download again, or take another mirror")
@@ -483,7 +483,7 @@ def _digest(file: Path, scheme: str) -> str:
 
 
 def _known(folder: Path, model_id: str | None = None, revision: str | None = None) -> dict[str, Verified]:
-    """Return the files that were verified earlier and have not been touched since."""
+    """Return the files that were verified earlier and have not been modified since."""
     record = read_record(folder)
     if model_id is not None and (record.get("model_id"), record.get("revision")) != (model_id, revision):
         return {}
@@ -510,7 +510,7 @@ def _recorded(done: Download) -> Download:
 
 
 def _listing_of_record(request: _Request) -> _Listing:
-    """Return what was fetched the last time."""
+    """Return the files recorded by the last download."""
     record = read_record(request.folder)
     if not record or record.get("model_id") != request.model_id:
         raise ConfigError(
@@ -522,7 +522,7 @@ def _listing_of_record(request: _Request) -> _Listing:
 
 
 def _kept(request: _Request, listing: _Listing) -> Download:
-    """Verify what is there."""
+    """Verify the files that are present."""
     folder = request.folder
     known = _known(folder)
     files = {
@@ -554,7 +554,7 @@ def _listing_of_folder(source: Path, request: _Request) -> _Listing:
 
 
 def _copy(source: Path, request: _Request, listing: _Listing) -> Download:
-    """Copy a local folder, and hash what was copied; equal files are kept."""
+    """Copy a local folder and hash the copies; files that are already equal are kept."""
     folder = request.folder
     known = _known(folder)
     files, expected, fetched = {}, {}, False
@@ -604,7 +604,7 @@ def _logged(file: Path) -> Iterator[None]:
 
 
 def default_folder(root: Path, model_id: str) -> Path:
-    """Return where a model belongs below `root`: `root/owner/name`, `root/name` of a local folder."""
+    """Return the folder of a model under `root`: `root/owner/name`, or `root/name` for a local folder."""
     path = Path(model_id).expanduser()
     if path.is_dir():
         telling = [

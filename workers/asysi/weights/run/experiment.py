@@ -1,7 +1,8 @@
 """The `weights` part of an experiment: the parameters before and after the run, and the difference.
 
-In the output's folder `weights/`: before.csv, after.csv, difference.csv, report.html and run_meta.json. There
-is an `after` only where the run left a model: a scan changes no parameter, so it has none and no difference.
+It writes to `weights/` in the output: before.csv, after.csv, difference.csv, report.html and run_meta.json.
+`after` exists only if the run left a model: a scan changes no parameters, so it has no `after` and no
+difference.
 """
 
 import logging
@@ -35,20 +36,20 @@ NO_MODEL = (
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A state of the model, and where its parameters are."""
+    """A state of the model, and the location of its parameters."""
 
     open: Callable[[], Checkpoint]
     identity: CheckpointOrigin
     said: str
-    """Where they were read, for the report."""
+    """Where they were read from, for the report."""
 
 
 @dataclass
 class Parameters:
-    """What came of it, for the run's report."""
+    """The result of the analysis, for the run's report."""
 
     summary: str = ""
-    """A sentence or two."""
+    """One or two sentences."""
     problems: list[str] = field(default_factory=list)
 
 
@@ -61,23 +62,23 @@ def analyse_weights(
     workers: int | None = None,
     beat: Callable[[], None] = lambda: None,
 ) -> Parameters:
-    """Analyse what `wanted.when` names, and compare when it names both; what fails is said, never raised.
+    """Analyse the states in `wanted.when` and compare them if it names both; errors are reported, not raised.
 
-    Run again it goes on behind the tensors that are done: those that the run left as they were are read, not
-    analysed again.
+    Run again, it resumes after the tensors that are done: tensors that the run did not change are read, but
+    not analysed again.
 
     Args:
         wanted: the spec's `weights`.
-        sources: `before`, and `after` where the run left a model.
-        folder: where the tables and the page go.
-        memory: bytes that may be held.
-        workers: tensors at once.
-        beat: called at least once a second.
+        sources: `before`, and `after` if the run left a model.
+        folder: where the tables and the page are written.
+        memory: maximum bytes held at once.
+        workers: tensors processed concurrently.
+        beat: called at least once per second.
     """
     result = Parameters()
     try:
         _analyse(result, wanted, sources, folder, memory=memory, workers=workers, beat=beat)
-    except Exception as error:  # the run's report is written all the same, and says what it lacks
+    except Exception as error:  # the run's report is written anyway and names what is missing
         log.exception("the analysis of the parameters failed")
         result.problems.append(f"The analysis of the parameters failed: {type(error).__name__}: {error}")
     return result
@@ -140,12 +141,12 @@ def _summary(done: Mapping[str, CheckpointAnalysis], difference: Difference | No
 
 
 def sources_of(resolved: Any, output: Path, load: Callable[[], Any]) -> dict[str, Source]:
-    """Return where a run's parameters are before it, and after it where it left a model in its output.
+    """Return where the parameters are before a run, and after it if it left a model in its output.
 
     Args:
-        resolved: the model that prepare found: `uri`, `path`, `revision`.
-        output: the run's output; what was trained is in its folder `model`.
-        load: returns the model as a module, for one that comes from no files.
+        resolved: the model resolved by prepare: `uri`, `path`, `revision`.
+        output: the run's output; a trained model is in its folder `model`.
+        load: returns the model as a module, for models that do not come from files.
     """
     revision = resolved.revision or "local"
     identity = CheckpointOrigin(resolved.path or resolved.uri, resolved.uri, revision)
@@ -172,7 +173,7 @@ def checkpoint_of(module: Any, source: str) -> Checkpoint:
 
     Args:
         module: a torch.nn.Module on the CPU.
-        source: how it is named.
+        source: its name.
     """
     return Checkpoint(
         source, {name: _tensor(name, _array(value), source) for name, value in module.state_dict().items()}

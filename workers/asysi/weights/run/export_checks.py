@@ -1,4 +1,4 @@
-"""Checks of an exported table: rows, columns, missing values, and a few rows computed again with numpy."""
+"""Checks of an exported table: rows, columns, missing values, and a few rows recomputed with numpy."""
 
 import json
 import math
@@ -20,18 +20,18 @@ from asysi.weights.tables.export import read_table
 CHECK_FILE = "check.json"
 SPOT_CHECKS = 5
 _SPOT_ELEMENTS = 1 << 24
-"""Elements of a tensor that is checked again at most: numpy computes it anew as a whole."""
+"""Maximum number of elements of a spot-checked tensor: numpy recomputes it as a whole."""
 _LARGE = 1e150
-"""Size from which squares of elements are beyond float64, and figures of them are missing."""
+"""Magnitude from which squares of elements overflow float64, so statistics based on them are missing."""
 _TOLERANCE = 1e-9
-"""Of a figure, over the largest element."""
+"""Tolerance of a statistic, relative to the largest element."""
 _BASIC_TOLERANCE = 1e-5
-"""The same of `--stats basic`, which sums in float32 where elements have 16 or 32 bits."""
+"""The same for `--stats basic`, which sums 16-bit and 32-bit elements in float32."""
 
 
 def check_export(table: Path, checkpoint: Checkpoint, analysis: CheckpointAnalysis, names: Iterable[str]
                  ) -> Done[list[str]]:  # fmt: skip
-    """Read a table back and check it; `check.json` beside it says what was found. Returns the failures."""
+    """Read a table back, check it, write `check.json` next to it, and return the failures."""
     rows = read_table(table)
     failures = check_table(rows, names, analysis)
     spots, wrong = spot_checks(rows, checkpoint, analysis.settings)
@@ -48,12 +48,12 @@ def check_export(table: Path, checkpoint: Checkpoint, analysis: CheckpointAnalys
 
 
 def check_table(rows: Sequence[Row], names: Iterable[str], analysis: CheckpointAnalysis) -> list[str]:
-    """Return what is wrong with a table: rows, columns and missing values.
+    """Return the problems of a table: rows, columns and missing values.
 
     Args:
         rows: of the table.
-        names: tensors that were to be analysed.
-        analysis: whose problems say which of them have no row.
+        names: tensors that were selected for analysis.
+        analysis: its problems name the tensors without a row.
     """
     failures = []
     lost = {name for problem in analysis.problems for name in problem.tensors}
@@ -79,7 +79,7 @@ def _is_large(row: Row) -> bool:
 def spot_checks(
     rows: Sequence[Row], checkpoint: Checkpoint, settings: Settings
 ) -> tuple[list[Row], list[str]]:
-    """Compute a few rows again with numpy, in float64 and as a whole; return errors, and what disagrees."""
+    """Recompute a few rows with numpy, in float64 and as a whole; return the errors and the mismatches."""
     able = [
         row
         for row in rows
@@ -117,7 +117,7 @@ def spot_checks(
 
 
 def _numbers(array: NDArray[Any]) -> NDArray[np.float64]:
-    """Return elements in float64, real and imaginary parts one after the other."""
+    """Return the elements in float64, real and imaginary parts interleaved."""
     if array.dtype.kind == "c":
         array = np.stack([array.real, array.imag])
     return array.astype(np.float64)

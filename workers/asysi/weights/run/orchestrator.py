@@ -1,4 +1,4 @@
-"""`asysi weights run`: writes down its plan, skips what is verified, downloads, analyses, exports, checks."""
+"""`asysi weights run`: writes its plan, skips verified steps, downloads, analyses, exports and checks."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -43,12 +43,12 @@ JOURNAL_FILE = ".params.journal.jsonl"
 REPORT_FILE = "report.html"
 FETCHING = "a failed download is resumed, then tried at the next --mirror"
 Begin = Callable[[int], Progress]
-"""Told the bytes that will be analysed; returns what is told each tensor that is done."""
+"""Called with the number of bytes to analyse; returns the callback for finished tensors."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnalysisOutcome:
-    """What a run has come to."""
+    """The result of a run."""
 
     passed: bool
     rows: int
@@ -59,9 +59,9 @@ class AnalysisOutcome:
     notes: list[str] = field(default_factory=list)
     """Files that were not read, and why."""
     reused: int = 0
-    """Rows that were kept from the last time."""
+    """Number of rows reused from the last run."""
     seconds: float = 0.0
-    """Of the analysis."""
+    """Duration of the analysis."""
 
 
 DOWNLOAD_STEP = WorkStep(
@@ -71,7 +71,7 @@ STEPS = (
     WorkStep(
         "read",
         "opens every file of the checkpoint and reads its header",
-        "every tensor has a place, none is lost",
+        "every tensor can be located, none is lost",
     ),
     WorkStep("analyze", "computes statistics, ranks and spectra of every tensor", "every tensor has its row"),
     WorkStep("export", "writes {files}", "the files are there"),
@@ -85,24 +85,24 @@ STEPS = (
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A table to make of a checkpoint, and how."""
+    """A table to create from a checkpoint, and its settings."""
 
     table: Path
     form: Format = "csv"
     settings: Settings = field(default_factory=Settings)
     selection: Selection = field(default_factory=Selection)
     model_id: str | None = None
-    """Name to write into the table; unset takes the download's record, or the folder's name."""
+    """Name to write into the table; unset uses the download's record, or the folder's name."""
     revision: str | None = None
-    """Branch, tag or commit that was asked for."""
+    """Requested branch, tag or commit."""
     workers: int | None = None
     backend: Backend = "pread"
     report: bool = False
-    """Whether the page is written too."""
+    """Whether the page is also written."""
 
     @property
     def files(self) -> list[Path]:
-        """Files that the job leaves."""
+        """Files that the job writes."""
         names = (META_FILE, *([REPORT_FILE] if self.report else []), CHECK_FILE)
         return [self.table, *(self.table.with_name(name) for name in names)]
 
@@ -122,19 +122,19 @@ def run(
     """Download, analyse, export and check a model; run again, it does only what is not verified yet.
 
     Args:
-        model: `owner/name` on the hub, a folder on this machine or an address of a store (which is read where
-            it is).
-        job: what to make of it.
+        model: `owner/name` on the hub, a folder on this machine, or the address of a store (which is read in
+            place).
+        job: the table to create.
         models: folder that hub models are fetched into.
         offline: fetch nothing.
         endpoint: address of a mirror.
-        mirrors: addresses that are taken when it fails.
-        fallback_revisions: revisions that are taken where the job's is not there.
-        say: told each step in a line.
-        begin: told the bytes to analyse.
+        mirrors: addresses tried when the endpoint fails.
+        fallback_revisions: revisions tried if the job's does not exist.
+        say: called with one line per step.
+        begin: called with the number of bytes to analyse.
 
     Raises:
-        ConfigError: the model cannot be had, or nothing of it can be read.
+        ConfigError: the model cannot be fetched, or nothing in it can be read.
     """
     plan = _planned(model, job, (DOWNLOAD_STEP, *STEPS), say, models=str(models), offline=offline)
     found: Download | None = plan.carry_out(
@@ -154,7 +154,7 @@ def analyze_into(
     say: Callable[[str], None] = lambda _line: None,
     begin: Begin = lambda _bytes: lambda _name, _size: None,
 ) -> AnalysisOutcome:
-    """Analyse, export and check what is on this machine or behind an address.
+    """Analyse, export and check a checkpoint on this machine or at an address.
 
     Raises:
         ConfigError: nothing could be read.
@@ -166,7 +166,7 @@ def _planned(
     model: str, job: Job, steps: Sequence[WorkStep], say: Callable[[str], None], *,
     models: str = "", **inputs: Any,
 ) -> WorkPlan:  # fmt: skip
-    """Write the plan of a job, beside its table."""
+    """Write the plan of a job next to its table."""
     table = job.table
     words = {
         "models": models,
@@ -202,7 +202,7 @@ def _planned(
 def _table_made(
     source: str, job: Job, plan: WorkPlan, begin: Begin, found: Download | None = None
 ) -> AnalysisOutcome:
-    """Take the steps from reading to checking."""
+    """Carry out the steps from reading to checking."""
     checkpoint, names = plan.carry_out("read", lambda: _read(source, job))
     with checkpoint:
         checkpoint.notes.extend(found.notes if found else ())
@@ -219,7 +219,7 @@ def _table_made(
 
 def identity_of(source: str | Path, found: Download | None = None, *, model_id: str | None = None,
                 revision: str | None = None) -> CheckpointOrigin:  # fmt: skip
-    """Return where a checkpoint comes from: as told, as its download recorded, or its folder's name."""
+    """Return the origin of a checkpoint: as given, as its download recorded, or from its folder's name."""
     if is_remote(str(source)):
         name = str(source).rstrip("/").rpartition("/")[2]
         return CheckpointOrigin(str(source), model_id or name, revision or "local")
@@ -286,7 +286,7 @@ def _analysed(
     return Done(
         analysis,
         "done" if fresh else "skipped",
-        f"{fresh} analysed, {analysis.reused} unchanged since the last time",
+        f"{fresh} analysed, {analysis.reused} unchanged since the last run",
     )
 
 
@@ -313,10 +313,10 @@ def meta_of(
     """Return `run_meta.json` of an analysis.
 
     Args:
-        analysis: done.
-        requested: revision that was asked for, None where none was.
-        selection: which parameters were wanted.
-        of: parameters that the checkpoint has.
+        analysis: the finished analysis.
+        requested: requested revision, None if there was none.
+        selection: which parameters were selected.
+        of: number of parameters in the checkpoint.
         notes: files that were not read, and why.
     """
     identity, rows = analysis.identity, analysis.rows
@@ -334,7 +334,7 @@ def meta_of(
 
 
 def precision_of(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
-    """Return tensors and stored bytes of each stored type."""
+    """Return the number of tensors and stored bytes per stored type."""
     found: dict[str, dict[str, int]] = {}
     for row in rows:
         one = found.setdefault(str(row["dtype"]), {"tensors": 0, "bytes": 0})
@@ -344,6 +344,6 @@ def precision_of(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
 
 
 def page_of(analysis: CheckpointAnalysis, meta: Mapping[str, Any], **more: Any) -> WeightsPage:
-    """Return what the page on an analysis shows."""
+    """Return the page on an analysis."""
     problems = [problem.listed for problem in analysis.problems]
     return WeightsPage(analysis.identity.model_id, analysis.rows, problems, meta, **more)

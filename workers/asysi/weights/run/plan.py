@@ -1,4 +1,4 @@
-"""A plan that is written before anything is done, and again after every step with how it ended."""
+"""A plan that is written before any work starts and updated with the outcome of every step."""
 
 import json
 import logging
@@ -16,13 +16,13 @@ log = logging.getLogger("asysi.weights")
 
 @dataclass(frozen=True, slots=True)
 class WorkStep:
-    """A step of a plan, as it stands."""
+    """A step of a plan, and its current state."""
 
     name: str
     does: str
     """What it does, and what it produces."""
     done_when: str
-    """What must hold for it to be done."""
+    """Condition under which it counts as done."""
     state: str = "planned"
     """planned | skipped | done | failed."""
     seconds: float = 0.0
@@ -35,7 +35,7 @@ class WorkStep:
 
 @dataclass(frozen=True, slots=True)
 class Done(Generic[T]):
-    """What a step returns: its result, how it ended, and a note."""
+    """Return value of a step: its result, its state, and a note."""
 
     result: T
     state: str = "done"
@@ -43,7 +43,7 @@ class Done(Generic[T]):
 
 
 class WorkPlan:
-    """A plan in a file of JSON."""
+    """A plan stored in a JSON file."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class WorkPlan:
         self._write()
 
     def carry_out(self, name: str, action: Callable[[], Done[T]]) -> T:
-        """Take the step `name`, and write how it ended; what it raises is written too, and passed on."""
+        """Carry out the step `name` and write its outcome; an exception is written too and re-raised."""
         began = time.monotonic()
         try:
             done = action()

@@ -1,4 +1,4 @@
-"""Asks the hub again when the network fails, and tells what another endpoint could do better."""
+"""Retries hub requests when the network fails, and marks failures that another endpoint may not have."""
 
 import errno
 import logging
@@ -11,7 +11,7 @@ from asysi.contract.errors import ConfigError
 
 log = logging.getLogger("asysi.weights")
 _PAUSE = 1.0
-"""Seconds before the second attempt; each later pause is twice as long, at most _LONGEST."""
+"""Seconds before the second attempt; each later pause doubles, up to _LONGEST."""
 _LONGEST = 30.0
 
 
@@ -24,10 +24,10 @@ class NoRevisionError(ElsewhereError):
 
 
 def ask_again(action: Callable[[], Any], what: str, retries: int, pause: Callable[[float], None]) -> Any:
-    """Return what `action` returns; a network that fails is tried again, with growing pauses.
+    """Return what `action` returns; network failures are retried with growing pauses.
 
     Raises:
-        ConfigError: the hub refuses, or the network has failed at every attempt.
+        ConfigError: the hub refuses, or the network failed at every attempt.
     """
     from huggingface_hub.errors import (  # noqa: PLC0415
         GatedRepoError,
@@ -74,7 +74,7 @@ def ask_again(action: Callable[[], Any], what: str, retries: int, pause: Callabl
 
 
 def _network_errors() -> list[type[Exception]]:
-    """Return the errors of the client that huggingface_hub talks through: httpx2, or httpx before 2.0."""
+    """Return the errors of the client that huggingface_hub uses: httpx2, or httpx before 2.0."""
     found: list[type[Exception]] = []
     for name in ("httpx2", "httpx"):
         with suppress(ImportError):
@@ -83,11 +83,11 @@ def _network_errors() -> list[type[Exception]]:
 
 
 def _final(error: Exception) -> bool:
-    """Return whether trying again cannot help: the disk is full, or the hub refuses for good."""
+    """Return whether a retry cannot help: the disk is full, or the hub refuses permanently."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     return _is_ours(error) or status in {401, 403, 404, 410}
 
 
 def _is_ours(error: Exception) -> bool:
-    """Return whether this machine is at fault, so that no other endpoint helps."""
+    """Return whether this machine is at fault, so that another endpoint cannot help."""
     return getattr(error, "errno", None) in {errno.ENOSPC, errno.EACCES, errno.EROFS}

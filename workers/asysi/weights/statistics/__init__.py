@@ -1,1 +1,1 @@
-"""Statistics of parameters: in one pass over a tensor, spectra, and what a parameter is by its name."""
+"""Statistics of parameters: one-pass statistics, spectra, and classification by name."""

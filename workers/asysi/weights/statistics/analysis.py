@@ -49,7 +49,7 @@ from asysi.weights.tables.export import code_version
 Stats = Literal["full", "basic"]
 DEVICE = "cpu"
 TOP = 8
-"""Singular values in `top_singular_values`."""
+"""Number of singular values in `top_singular_values`."""
 SMALL_BUDGET = 256 << 20
 """Minimum memory budget in bytes."""
 _POLL = 1.0
@@ -61,30 +61,30 @@ class Settings:
     """What to compute, and how."""
 
     zero_epsilon: float = 1e-8
-    """Size up to which an element counts for `sparsity`."""
+    """Magnitude up to which an element counts for `sparsity`."""
     spectra: bool = True
     """Whether singular values are computed."""
     method: Method = "auto"
-    """How: `auto` chooses by size."""
+    """How they are computed; `auto` chooses by size."""
     rank_k: int = 128
     """Number of singular values of the randomized method."""
     exact_side: int = 4096
-    """Longest shorter side of a matrix of which `auto` computes all singular values; the Gram matrix of that
-    side takes 16 bytes for each of its elements."""
+    """Maximum shorter side of a matrix for which `auto` computes all singular values; the Gram matrix of that
+    side takes 16 bytes per element."""
     seed: int = 0
-    """Of the randomized method."""
+    """Seed of the randomized method."""
     stats: Stats = "full"
-    """`basic`: mean, deviation, extremes, zeros, what is not finite. Without spectra, quantiles and hashes,
-    so that nothing is taken from finished rows either."""
+    """`basic`: mean, deviation, extremes, zeros and non-finite counts, without spectra, quantiles and hashes;
+    finished rows are therefore not reused."""
 
     @property
     def basic(self) -> bool:
-        """Whether only the basic statistics are wanted."""
+        """Whether only the basic statistics are computed."""
         return self.stats == "basic"
 
     @property
     def key(self) -> str:
-        """Name of everything that a row depends on beside the tensor."""
+        """Key of everything except the tensor that a row depends on."""
         return json.dumps([asdict(self), asysi.__version__])
 
 
@@ -95,22 +95,22 @@ class CheckpointOrigin:
     model_path: str
     model_id: str
     revision: str = "local"
-    """Resolved: a commit where the model came from the hub."""
+    """Resolved revision: a commit if the model came from the hub."""
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which parameters are analysed, by globs on their names."""
+    """Selects the parameters to analyse by globs on their names."""
 
     include: tuple[str, ...] = ()
-    """Empty takes all."""
+    """Empty selects all."""
     exclude: tuple[str, ...] = ()
 
     def of(self, names: Iterable[str]) -> list[str]:
-        """Return the names that are wanted, in their order.
+        """Return the selected names, in their order.
 
         Raises:
-            ConfigError: none is.
+            ConfigError: no name is selected.
         """
         every = list(names)
         kept = [name for name in every if self._wants(name)]
@@ -128,7 +128,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointAnalysis:
-    """Rows of the tensors that could be analysed, and what is wrong with the others."""
+    """Rows of the tensors that could be analysed, and the problems of the others."""
 
     identity: CheckpointOrigin
     rows: list[Row]
@@ -158,20 +158,20 @@ def analyze(
 ) -> CheckpointAnalysis:
     """Analyse every tensor, or those in `names`.
 
-    A tensor that cannot be read or analysed is among the problems, beside those of the checkpoint; the others
-    are analysed all the same.
+    A tensor that cannot be read or analysed is added to the problems of the checkpoint; the others are still
+    analysed.
 
     Args:
-        checkpoint: open.
-        identity: what the rows say of its origin.
+        checkpoint: an open checkpoint.
+        identity: the origin that the rows report.
         settings: what is computed.
-        workers: tensors at once; unset takes the processors that this process may use.
-        memory: bytes held at once by all workers; unset takes twice the largest tensor, at least 256 MiB. A
+        workers: tensors processed concurrently; unset uses the processors available to this process.
+        memory: bytes held at once by all workers; unset uses twice the largest tensor, at least 256 MiB. A
             tensor that needs more is analysed alone.
-        journal: file that each finished row is added to; a tensor that has its row there, by name, type,
+        journal: file to which each finished row is appended; a tensor with a row there, by name, type,
             shape, hash and settings, is not analysed again.
-        progress: told each tensor that is done.
-        beat: called at least once a second.
+        progress: called for each finished tensor.
+        beat: called at least once per second.
         names: tensors to analyse, in this order.
     """
     began = time.monotonic()
@@ -191,8 +191,8 @@ def analyze(
             return _row_or_known(tensor, identity, settings, known)
 
     threads = max(1, processors // workers)
-    code_version()  # asked once before it is asked by all workers at once: git takes a while
-    wants_blas = settings.spectra and not settings.basic  # asked to be few, its threads wake up and spin
+    code_version()  # cached before all workers call it at once: git is slow
+    wants_blas = settings.spectra and not settings.basic  # limiting BLAS threads wakes them up to spin
     limits = threadpool_limits(limits=threads) if wants_blas else nullcontext()
     with known, limits, ThreadPoolExecutor(workers, "weights") as pool:
         order = sorted(tensors, key=lambda one: _cost(one, settings), reverse=True)
@@ -219,12 +219,12 @@ def analyze(
 def iterate_parameters(
     model_path: str | Path, *, backend: Any = "pread"
 ) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Yield name and array of every parameter of a checkpoint, one in memory at a time.
+    """Yield the name and array of every parameter of a checkpoint, one in memory at a time.
 
-    Types are kept: bfloat16 and 8-bit floats are those of ml_dtypes.
+    Types are kept: bfloat16 and 8-bit floats use ml_dtypes.
 
     Raises:
-        WeightsError: after the last one, when some could not be read.
+        WeightsError: after the last one, if some could not be read.
         ConfigError: there is nothing to read.
     """
     from asysi.weights.reading.checkpoint import open_checkpoint  # noqa: PLC0415 - keeps the import small
@@ -242,10 +242,10 @@ def tensor_stats(x: NDArray[Any], rank_k: int = 128, zero_epsilon: float = 1e-8,
 
     Args:
         x: any shape, of floats, integers or booleans.
-        rank_k: singular values that the randomized method looks for; no rank is clamped to it.
-        zero_epsilon: size up to which an element counts for `sparsity`.
+        rank_k: number of singular values that the randomized method computes; ranks are not clamped to it.
+        zero_epsilon: magnitude up to which an element counts for `sparsity`.
         spectra: whether singular values are computed.
-        method: how.
+        method: how they are computed.
         seed: of the randomized method.
     """
     flat = np.ascontiguousarray(x).reshape(-1)
@@ -329,7 +329,7 @@ def _raw(part: NDArray[Any]) -> memoryview:
 
 def _measured(tensor: Tensor, settings: Settings) -> Row:
     method = _method(tensor, settings)
-    with np.errstate(over="ignore", invalid="ignore"):  # beyond float64 is infinite, and then missing
+    with np.errstate(over="ignore", invalid="ignore"):  # float64 overflow is infinite, then missing
         return _columns_of(tensor, settings, method, _read_once(tensor, settings, method))
 
 
@@ -394,7 +394,7 @@ def _joined(*notes: str) -> str:
 
 
 def _read_once(tensor: Tensor, settings: Settings, method: str) -> "_Figures":
-    """Return statistics, hash, singular values and noise; only the randomized method reads again."""
+    """Return statistics, hash, singular values and noise; only the randomized method reads more than once."""
     cols, side = tensor.cols, min(tensor.rows, tensor.cols)
     gram = Gram(side) if method == "gram" and tensor.rows >= cols and tensor.by_range else None
     held = tensor.read() if not tensor.by_range or (gram is None and method in {"svd", "gram"}) else None
@@ -423,7 +423,7 @@ def _read_once(tensor: Tensor, settings: Settings, method: str) -> "_Figures":
 
 
 def _real(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
-    """Return the type of a complex type's parts, any other type as it is."""
+    """Return the type of a complex type's parts, and any other type unchanged."""
     return np.dtype("<f4") if dtype == np.dtype("<c8") else dtype
 
 

@@ -11,9 +11,9 @@ from asysi.weights.tables.columns import NAMES, Row
 
 
 class FinishedRows:
-    """A file of rows, each under the key of the settings that it was computed with. Safe between threads.
+    """A file of rows, each stored under the key of the settings it was computed with. Thread-safe.
 
-    A line that was torn by a kill is skipped; the next one begins on a line of its own.
+    A partial line left by a killed process is skipped; the next row starts on a new line.
     """
 
     def __init__(self, path: Path | None, settings: str) -> None:
@@ -40,7 +40,7 @@ class FinishedRows:
             self._stream = None
 
     def may_have(self, tensor: Tensor) -> bool:
-        """Return whether the tensor's hash is worth computing: there is a row of its name, type and shape."""
+        """Return whether the hash is worth computing: a row with the tensor's name, type and shape exists."""
         return any(_fits(row, tensor) for row in self._rows.get(tensor.name, ()))
 
     def row(self, tensor: Tensor, tensor_hash: str) -> Row | None:
@@ -49,7 +49,7 @@ class FinishedRows:
         return next((row for row in rows if _fits(row, tensor) and row["tensor_hash"] == tensor_hash), None)
 
     def add(self, row: Row) -> None:
-        """Append a row; it survives a kill of the process."""
+        """Append a row; it is kept even if the process is killed."""
         if self._path is None:
             return
         line = json.dumps({"settings": self._settings, "row": row}, allow_nan=False)

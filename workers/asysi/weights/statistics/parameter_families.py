@@ -1,4 +1,4 @@
-"""Classifies parameters by name, with tables for the families of transformers."""
+"""Classifies parameters by name, with tables for transformer model families."""
 
 import re
 from dataclasses import dataclass
@@ -7,20 +7,20 @@ from functools import cache
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """What a parameter is."""
+    """The role of a parameter in its model."""
 
     block_type: str
     """Key of `BLOCKS`, or `other`."""
     layer_index: int | None
     """Layer counted from 0, None outside layers."""
     kind: str
-    """`weight`, `bias`, or what else the name's last part says: `inv_freq`, `lora_A`, `weight_scale`, …"""
+    """`weight`, `bias`, or the last part of the name: `inv_freq`, `lora_A`, `weight_scale`, …"""
     expert: int | None
-    """Number of the expert, None outside experts and where all experts are one tensor."""
+    """Number of the expert, None outside experts and if all experts share one tensor."""
 
 
 BLOCKS: dict[str, tuple[str, ...]] = {
-    # The first match counts, from top to bottom: what holds others stands above them.
+    # The first match from top to bottom counts, so more specific patterns come first.
     "buffer": (
         r"inv_freq",
         r"position_ids",
@@ -224,7 +224,7 @@ MEANINGS: dict[str, str] = {
     "buffer": "What is stored and not learned.",
     "other": "Anything else.",
 }
-"""What each block type is; a bias has the type of its layer."""
+"""Meaning of each block type; a bias has the type of its layer."""
 
 _LAYER = re.compile(
     r"(?:^|\.)(layers?|h|blocks?|blk|albert_layer_groups|resblocks|stages)\.(\d+)(?=\.|$)", re.IGNORECASE
@@ -242,7 +242,7 @@ _WORDS = (
     ("moe", ("moe", "gate", "expert")),
     ("output", ("lm_head", "output")),
 )
-"""Block types by words anywhere in a name, for names that no family has."""
+"""Block types by words anywhere in a name, for names that no family matches."""
 
 
 def classify_param(name: str) -> tuple[str, int | None]:

@@ -1,10 +1,11 @@
-"""Singular values of a matrix and what follows from them, with the method that found them.
+"""Singular values of a matrix, quantities derived from them, and the method that computed them.
 
-Three methods. `svd`: LAPACK's, in float64. `gram`: eigenvalues of the shorter side's Gram matrix WᵀW, summed
-in float64 over blocks of rows; an eigenvalue is known to about ε·σmax², so singular values below `resolution`
-= σmax·√(m·ε) are not resolved, and neither is a rank whose tolerance lies there. `randomized`: subspace
-iteration on the Gram matrix without forming it (Halko, Martinsson, Tropp 2011, algorithm 4.4), for matrices
-whose shorter side is too long; its values are lower bounds of the largest few, so no rank comes from it.
+There are three methods. `svd`: LAPACK, in float64. `gram`: eigenvalues of the shorter side's Gram matrix WᵀW,
+summed in float64 over blocks of rows; an eigenvalue is accurate to about ε·σmax², so singular values below
+`resolution` = σmax·√(m·ε) are not resolved, and neither is a rank whose tolerance lies below it.
+`randomized`: subspace iteration on the Gram matrix without forming it (Halko, Martinsson, Tropp 2011,
+algorithm 4.4), for matrices whose shorter side is too long; its values are lower bounds of the largest few,
+so it gives no rank.
 """
 
 import json
@@ -21,42 +22,42 @@ from asysi.weights.reading.tensors import Tensor
 Method = Literal["auto", "svd", "gram", "randomized"]
 Float64 = NDArray[np.float64]
 Blocks = Callable[[], Iterator[Float64]]
-"""Yields the matrix anew each time as blocks [n, m] of float64, m the shorter side."""
+"""Each call yields the whole matrix as blocks [n, m] of float64; m is the shorter side."""
 
 SVD_ELEMENTS = 1 << 20
-"""Elements up to which `auto` takes the singular value decomposition: 8 MiB of float64."""
+"""Maximum number of elements for which `auto` uses `svd`: 8 MiB of float64."""
 BLOCK_ELEMENTS = 1 << 20
-"""Elements of a block, and at least as many rows as make the product worth its overhead."""
+"""Elements per block; a block also has enough rows for the product to be worth its overhead."""
 SEED_RANK_TOLERANCE = 1e-6
-"""Of the largest singular value: above it a singular value counts for `rank`."""
+"""Share of the largest singular value above which a singular value counts for `rank`."""
 OVERSAMPLING = 16
 ITERATIONS = 3
-"""Of the randomized method; three leave the error of a flat spectrum's largest values at about 1 %."""
+"""Iterations of the randomized method; three leave an error of about 1 % in the top of a flat spectrum."""
 NOISE_MARGIN = 1.02
-"""The largest singular value of a noise matrix scatters by about this much around its expectation."""
+"""The largest singular value of a noise matrix exceeds its expectation by at most about this factor."""
 _POWER = 4
-"""Of the mean that says how unequal rows, or columns, are."""
+"""Exponent of the power mean that measures how unequal rows or columns are."""
 _FLOAT32 = float(np.finfo(np.float32).eps)
 _FLOAT64 = float(np.finfo(np.float64).eps)
 
 
 @dataclass(frozen=True, slots=True)
 class SingularValues:
-    """Singular values, and how unequal the matrix is."""
+    """Singular values, and the spread of rows and columns."""
 
     values: Float64
     """Descending."""
     long: float = 1.0
-    """Spread of the longer side's vectors, see `spread`."""
+    """Spread of the longer side's vectors; see `spread`."""
     short: float = 1.0
-    """Of the shorter side's."""
+    """Spread of the shorter side's vectors."""
 
 
 def spread(squares: Float64) -> float:
-    """Return how much longer the vectors that count are than the usual one: 1 where all are equally long.
+    """Return how much longer the dominant vectors are than the average one: 1 if all are equally long.
 
-    The root of the fourth power mean of the squared lengths over their mean. One outlier moves it little, for
-    it makes one singular value large; many move it much.
+    It is the square root of the fourth power mean of the squared lengths over their mean. One outlier changes
+    it little, since it makes only one singular value large; many outliers change it a lot.
 
     Args:
         squares: [n] squared lengths of all rows, or of all columns.
@@ -70,22 +71,22 @@ class Spectrum:
     """Singular values of a matrix of `rows` × `cols`."""
 
     values: Float64
-    """Descending: all min(rows, cols) of them, or the largest `k` where the method is randomized."""
+    """Descending: all min(rows, cols) of them, or the largest `k` for the randomized method."""
     rows: int
     cols: int
     method: str
     exact: bool
-    """Whether all singular values were computed; where not, they are lower bounds of the largest."""
+    """Whether all singular values were computed; if not, they are lower bounds of the largest."""
     squares: float
     """‖W‖F², exact with every method."""
     noise: float | None = 0.0
-    """Standard deviation of the storage's rounding, None where it is not known."""
+    """Standard deviation of the rounding to the stored type, None if it is not known."""
     row_spread: float = 1.0
-    """How unequal the rows are, see `spread`."""
+    """How unequal the rows are; see `spread`."""
     col_spread: float = 1.0
-    """How unequal the columns are."""
+    """How unequal the columns are; see `spread`."""
     seed: int | None = None
-    """Of the randomized method."""
+    """Seed of the randomized method."""
 
     @property
     def largest(self) -> float:
@@ -94,31 +95,31 @@ class Spectrum:
 
     @property
     def resolution(self) -> float:
-        """Singular values below it are not resolved by the method."""
+        """Limit below which the method does not resolve singular values."""
         error = _FLOAT64 * max(self.rows, self.cols)
         return self.largest * (
             math.sqrt(min(self.rows, self.cols) * _FLOAT64) if self.method == "gram" else error
         )
 
     def rank(self, tolerance: float) -> int | None:
-        """Return how many singular values are above `tolerance`, None where the method cannot know."""
+        """Return the number of singular values above `tolerance`, None if the method cannot determine it."""
         if not self.exact or (0 < tolerance < self.resolution):
             return None
         return int(np.count_nonzero(self.values > tolerance))
 
     @property
     def tolerance(self) -> float:
-        """numpy's rule, σmax · max(rows, cols) · ε, with the ε of float32."""
+        """numpy's rule, σmax · max(rows, cols) · ε, with ε of float32."""
         return self.largest * max(self.rows, self.cols) * _FLOAT32
 
     @property
     def noise_floor(self) -> float | None:
-        """Largest singular value that rounding to the stored type makes, + 2 %; None where that is not known.
+        """Largest singular value that rounding to the stored type can cause, plus 2 %; None if not known.
 
-        noise · (√cols · row spread + √rows · column spread): the edge of a random matrix with independent
-        elements (Marchenko and Pastur 1967), widened where rows or columns are unequal, for rounding is
-        coarser where elements are larger (as in Bandeira and van Handel 2016, with a power mean for their
-        maximum). A heuristic; the tests hold it to planted ranks.
+        noise · (√cols · row spread + √rows · column spread): the spectral edge of a random matrix with
+        independent elements (Marchenko and Pastur 1967), widened for unequal rows or columns, because
+        rounding is coarser for larger elements (as in Bandeira and van Handel 2016, with a power mean in
+        place of their maximum). This is a heuristic; the tests check it against planted ranks.
         """
         if self.noise is None:
             return None
@@ -127,12 +128,12 @@ class Spectrum:
 
     @property
     def stable_rank(self) -> float:
-        """‖W‖F² / σmax² (Rudelson and Vershynin 2007); an upper bound where not exact."""
+        """‖W‖F² / σmax² (Rudelson and Vershynin 2007); an upper bound if not exact."""
         return self.squares / self.largest / self.largest if self.largest > 0 else math.nan
 
     @property
     def effective_rank(self) -> float | None:
-        """exp of the entropy of σ / Σσ (Roy and Vetterli 2007), None where not exact."""
+        """exp of the entropy of σ / Σσ (Roy and Vetterli 2007), None if not exact."""
         if not self.exact or self.largest <= 0:
             return None
         shares = self.values[self.values > 0] / self.values.sum()
@@ -140,13 +141,13 @@ class Spectrum:
 
     @property
     def captured(self) -> float:
-        """Share of ‖W‖F² in the singular values found: 1 where exact."""
+        """Share of ‖W‖F² in the computed singular values: 1 if exact."""
         if self.exact:
             return 1.0
         return float(np.square(self.values).sum()) / self.squares if self.squares > 0 else 1.0
 
     def outline(self, points: int = 48) -> str:
-        """Return up to `points` pairs of number (from 1) and singular value, spread by logarithm, as JSON."""
+        """Return up to `points` pairs of index (from 1) and singular value, log-spaced, as JSON."""
         n = len(self.values)
         if not n:
             return "[]"
@@ -163,13 +164,13 @@ class PowerLaw:
     distance: float
     """Kolmogorov-Smirnov distance between the fit and the eigenvalues above `least`."""
     least: float
-    """λmin, the eigenvalue from which it holds: chosen for the smallest distance."""
+    """λmin, the eigenvalue from which the fit holds: chosen to minimise the distance."""
     tail: int
-    """Eigenvalues above it."""
+    """Number of eigenvalues above it."""
 
 
 MIN_EIGENVALUES = 20
-"""Fewer carry no exponent."""
+"""Minimum number of eigenvalues for a fit."""
 
 
 def fit_power_law(values: Float64) -> PowerLaw | None:
@@ -179,12 +180,12 @@ def fit_power_law(values: Float64) -> PowerLaw | None:
         values: [n] singular values, descending.
 
     Returns:
-        The fit, None with fewer than MIN_EIGENVALUES that are not negligible.
+        The fit, or None if fewer than MIN_EIGENVALUES are not negligible.
     """
     largest = float(values[0]) if values.size else 0.0
     if not 0 < largest < math.inf:
         return None
-    eigenvalues = np.square(values[::-1] / largest)  # the exponent has no scale, and squares stay in range
+    eigenvalues = np.square(values[::-1] / largest)  # the exponent is scale-free, and squares stay in range
     eigenvalues = eigenvalues[eigenvalues > 1e-12 * eigenvalues[-1]] if eigenvalues.size else eigenvalues
     n = len(eigenvalues)
     if n < MIN_EIGENVALUES:
@@ -207,7 +208,7 @@ def fit_power_law(values: Float64) -> PowerLaw | None:
 
 
 def choose_method(rows: int, cols: int, method: Method, exact_side: int) -> str:
-    """Return the method for a matrix: `auto` takes svd, then gram up to `exact_side`, then randomized."""
+    """Return the method for a matrix: `auto` uses svd, then gram up to `exact_side`, then randomized."""
     if method != "auto":
         return method
     if rows * cols <= SVD_ELEMENTS:
@@ -216,7 +217,7 @@ def choose_method(rows: int, cols: int, method: Method, exact_side: int) -> str:
 
 
 def blocks_of(tensor: Tensor) -> Blocks:
-    """Return the blocks of a tensor as a matrix; a tall one is read block by block, a wide one as a whole."""
+    """Return the blocks of a tensor as a matrix; tall ones are read block by block, wide ones as a whole."""
     rows, cols = tensor.rows, tensor.cols
     if rows >= cols and tensor.by_range:
         step = _step(cols)
@@ -259,7 +260,7 @@ class Gram:
         self._long.append(np.einsum("ij,ij->i", block, block))
 
     def found(self) -> SingularValues:
-        """Return the singular values. The sums are used up."""
+        """Return the singular values; this overwrites the sums."""
         del self._product
         long, short = spread(np.concatenate(self._long)), spread(np.diagonal(self._sum))
         values = np.sqrt(np.maximum(np.linalg.eigvalsh(self._sum)[::-1], 0))
@@ -267,7 +268,7 @@ class Gram:
 
 
 def svd_found(blocks: Blocks) -> SingularValues:
-    """Return all singular values by decomposition."""
+    """Return all singular values from the singular value decomposition."""
     whole = np.concatenate(list(blocks()))
     squares = np.square(whole)
     long, short = spread(squares.sum(axis=1)), spread(squares.sum(axis=0))
@@ -275,7 +276,7 @@ def svd_found(blocks: Blocks) -> SingularValues:
 
 
 def gram_found(blocks: Blocks, side: int) -> SingularValues:
-    """Return all singular values by the Gram matrix."""
+    """Return all singular values from the Gram matrix."""
     gram = Gram(side)
     for block in blocks():
         gram.add(block)

@@ -1,9 +1,9 @@
 """Statistics of a tensor in one pass over its elements, in memory that does not grow with it.
 
-Floats of 8 or 16 bits have few bit patterns: the pass counts them, as integers, and every statistic follows
-from the counts as exactly as float64 can say it. Wider types are summed in float64 by chunks, each around its
-own mean, and merged (Chan, Golub, LeVeque 1979); their quantiles come from a histogram by sign, exponent and
-the first 7 bits of the significand, so they are within 0.8 % of the value.
+Floats of 8 or 16 bits have few bit patterns: the pass counts them as integers, and every statistic follows
+from the counts with float64 precision. Wider types are summed in float64 by chunks, each around its own mean,
+and merged (Chan, Golub, LeVeque 1979); their quantiles come from a histogram over sign, exponent and the
+first 7 bits of the significand, so they are within 0.8 % of the true value.
 """
 
 import math
@@ -23,24 +23,24 @@ _Sums: Any
 try:
     from asysi.weights._count import Counter as _Native
     from asysi.weights._count import Sums as _Sums
-except ImportError:  # installed without a compiler: the same numbers, slower
+except ImportError:  # installed without a compiler: same results, but slower
     _Native = _Sums = None
 
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 CHUNK = 1 << 19
-"""Elements at once: they stay in the processor's cache between reading, counting and hashing."""
+"""Elements per chunk: small enough to stay in the CPU cache between reading, counting and hashing."""
 RELATIVE_ZERO = 1e-3
 """Share of the root mean square below which an element counts in `near_zeros_rms`."""
 Float64 = NDArray[np.float64]
 Counts = NDArray[np.uint64]
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _FLOAT32_MAX = 3.4e38
-"""Within float32's range, and within bfloat16's when cut."""
+"""Within the range of float32, and of bfloat16 when truncated."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSummary:
-    """Statistics of the finite elements, and counts of all. NaN where there is no finite element."""
+    """Statistics of the finite elements, and counts of all elements; NaN if no element is finite."""
 
     elements: int
     finite: int
@@ -51,21 +51,21 @@ class TensorSummary:
     near_zeros: int
     """|x| <= the `zero_epsilon` of the analysis."""
     near_zeros_rms: int | None
-    """|x| <= 1e-3 × rms; of types wider than 16 bits within a histogram's bin."""
+    """|x| <= 1e-3 × rms; for types wider than 16 bits, accurate to a histogram bin."""
     subnormals: int | None
-    """Not zero and below the smallest normal number of the type; None where only the basic statistics were
-    asked for, as the next ones."""
+    """Not zero and below the smallest normal number of the type; None, like `near_zeros_rms` and
+    `quantiles_exact`, if only the basic statistics were requested."""
     mean: float
     var: float
-    """Of the population: divided by n."""
+    """Population variance: divided by n."""
     rms: float
     minimum: float
     maximum: float
     quantiles: tuple[float, ...]
-    """At `QUANTILES`, linear between order statistics."""
+    """At `QUANTILES`, interpolated linearly between order statistics."""
     quantiles_exact: bool | None
     noise: float
-    """Standard deviation of the rounding to the stored type: √(mean(ulp²) / 12); 0 of integers."""
+    """Standard deviation of the rounding to the stored type: √(mean(ulp²) / 12); 0 for integers."""
 
     @property
     def std(self) -> float:
@@ -74,7 +74,7 @@ class TensorSummary:
 
     @property
     def sparsity(self) -> float:
-        """Share of the elements that are near zero, 0 of an empty tensor."""
+        """Share of the elements that are near zero; 0 for an empty tensor."""
         return self.near_zeros / self.elements if self.elements else 0.0
 
 
@@ -95,10 +95,10 @@ def tally(
 
     Args:
         dtype: type of the elements.
-        zero_epsilon: size up to which an element counts as near zero.
-        native: whether to use the compiled counter where it is there; the results are the same.
-        basic: whether mean, deviation, extremes, zeros and what is not finite are enough. They are then
-            summed for the types that have a fast way, bfloat16 and float32; others are counted as always.
+        zero_epsilon: magnitude up to which an element counts as near zero.
+        native: whether to use the compiled counter if available; the results are the same.
+        basic: whether mean, deviation, extremes, zeros and non-finite counts are enough. They are then
+            summed for bfloat16 and float32, which have a fast path; other types are counted as usual.
     """
     compiled = native and _Native is not None
     if basic and compiled and dtype in {_BFLOAT16, np.dtype(np.float32)}:
@@ -132,7 +132,7 @@ class _Narrow:
 
 @cache
 def _patterns(dtype: np.dtype[np.generic]) -> tuple[Float64, NDArray[np.uint16], Float64]:
-    """Return of every pattern its value, its place in the order of values, and the spacing at it."""
+    """Return the value, the rank in value order, and the spacing of every pattern."""
     values = pattern_values(dtype)
     places = np.empty(len(values), np.uint16)
     places[np.argsort(values, kind="stable")] = np.arange(len(values))
@@ -200,13 +200,13 @@ class _Moments:
 
 
 def _not_above(zero_epsilon: float) -> float:
-    """Return the largest float32 that is not above it: the comparison is then the same in both types."""
+    """Return the largest float32 that is not above it, so that the comparison gives the same result."""
     near = np.float32(zero_epsilon)
     return float(near if near <= zero_epsilon else np.nextafter(near, np.float32(0)))
 
 
 class _Basic:
-    """Counts and extremes exactly; the mean to about 1e-9 of the largest element, the deviation to 1e-6."""
+    """Exact counts and extremes; the mean to about 1e-9 of the largest element, the deviation to 1e-6."""
 
     def __init__(self, zero_epsilon: float) -> None:
         self._epsilon, self._sums, self._elements = _not_above(zero_epsilon), _Sums(), 0
@@ -230,7 +230,7 @@ class _Basic:
 
 
 _UNKNOWN: Any = {"near_zeros_rms": None, "subnormals": None, "quantiles_exact": None}
-"""What the basic statistics do not say."""
+"""Fields that the basic statistics leave unknown."""
 
 
 class _NativeFloats:
@@ -249,7 +249,7 @@ class _NativeFloats:
 
 
 class _Wide:
-    """Any numeric type, in chunks with numpy."""
+    """Handles any numeric type, in chunks with numpy."""
 
     def __init__(self, dtype: np.dtype[np.generic], zero_epsilon: float) -> None:
         self._dtype, self._epsilon, self._elements = dtype, zero_epsilon, 0
@@ -277,14 +277,14 @@ class _Wide:
 def _approximate(
     elements: int, moments: _Moments, counts: Counts, dtype: np.dtype[np.generic]
 ) -> TensorSummary:
-    """Return what exact moments and a histogram by upper halves say."""
+    """Return the statistics from exact moments and a histogram over the upper halves."""
     n, nans = moments.finite, elements - moments.finite - moments.infinities
     if n == 0:
         return _empty(elements, nans, moments.infinities)
     lower = pattern_values(_BFLOAT16)
     usable = np.isfinite(lower) & (counts > 0)
     lower, counts = lower[usable], counts[usable]
-    # A bin holds the numbers whose upper half is this: from its edge outwards, as far as the next edge.
+    # A bin holds the numbers with this upper half: from its edge away from zero, up to the next edge.
     edge = np.copysign(np.abs(lower) + spacing(lower, _BFLOAT16), np.copysign(1.0, _signs(usable)))
     order = np.lexsort((np.maximum(lower, edge), np.minimum(lower, edge)))
     low, high = np.minimum(lower, edge)[order], np.maximum(lower, edge)[order]
@@ -306,10 +306,10 @@ def _approximate(
     variance = moments.m2 / n
     rms = math.hypot(math.sqrt(variance), moments.mean)
     floating = is_float(dtype)
-    known = math.isfinite(rms)  # of float64 the sums may overflow: then only zeros are surely small
+    known = math.isfinite(rms)  # sums of float64 may overflow: then only zeros are certainly small
     near = (within(RELATIVE_ZERO * rms) if rms else n) if known else moments.zeros
     subnormals = 0
-    if floating and dtype.itemsize == 4:  # the bins next to zero are the subnormals, and zero itself
+    if floating and dtype.itemsize == 4:  # the bins next to zero hold the subnormals and zero
         subnormals = int(counts[np.maximum(np.abs(low), np.abs(high)) <= smallest_normal(dtype)].sum())
         subnormals -= moments.zeros
     noise = spacing(np.minimum(np.abs(low), np.abs(high)), dtype) if floating else np.zeros(1)
@@ -324,7 +324,7 @@ def _approximate(
 
 
 def _signs(usable: NDArray[np.bool_]) -> Float64:
-    """Return ±1 by the sign bit of the patterns in use: negative zero has one too."""
+    """Return ±1 by the sign bit of the used patterns; negative zero has its own."""
     patterns = np.flatnonzero(usable)
     return np.where(patterns >= 1 << 15, -1.0, 1.0)
 

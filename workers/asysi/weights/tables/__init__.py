@@ -1,1 +1,1 @@
-"""Tables of parameters: their columns, and files of them."""
+"""Tables of parameters: their columns and their files."""

@@ -1,16 +1,16 @@
-"""The columns of a table of parameters: those of the original design first, in its order, then ours."""
+"""Columns of a table of parameters: those of the original design first, in its order, then the added ones."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
 Kind = Literal["text", "integer", "number", "boolean"]
 Row = dict[str, Any]
-"""A parameter: a value, or None, for every column."""
+"""A parameter: a value or None for every column."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column: its name, what it holds, and whether every row has it."""
+    """A column: its name, type and meaning, and whether every row has a value."""
 
     name: str
     kind: Kind
@@ -139,7 +139,7 @@ COLUMNS = (
 )
 
 ORIGINAL = 16
-"""Columns of the original design: the first so many."""
+"""Number of leading columns that come from the original design."""
 NAMES = tuple(column.name for column in COLUMNS)
 QUANTILE_NAMES = ("q001", "q01", "q05", "q25", "median", "q75", "q95", "q99", "q999")
 """In the order of `asysi.weights.statistics.streaming_statistics.QUANTILES`."""

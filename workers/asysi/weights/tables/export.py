@@ -38,10 +38,10 @@ _PACKAGES = (
 
 
 def write_table(rows: Sequence[Row], file: Path, form: Format, columns: Sequence[Column] = COLUMNS) -> Path:
-    """Write rows to `file`, whole or not at all, and return it.
+    """Write rows to `file` atomically, and return it.
 
     Raises:
-        ConfigError: Parquet is wanted and pyarrow is missing, or there is no such format.
+        ConfigError: the format is Parquet and pyarrow is missing, or there is no such format.
     """
     if form == "csv":
         write_atomically(file, lambda temporary: _write_csv(rows, temporary, columns))
@@ -57,10 +57,10 @@ def write_table(rows: Sequence[Row], file: Path, form: Format, columns: Sequence
 
 
 def read_table(file: Path, columns: Sequence[Column] = COLUMNS) -> list[Row]:
-    """Return the rows of a table that `write_table` wrote, by the suffix of its name.
+    """Return the rows of a table written by `write_table`; its suffix determines the format.
 
     Raises:
-        ConfigError: it is no such table.
+        ConfigError: it is not such a table.
     """
     try:
         match file.suffix:
@@ -81,7 +81,7 @@ def read_table(file: Path, columns: Sequence[Column] = COLUMNS) -> list[Row]:
 
 
 def is_table_of(file: Path, columns: Sequence[Column]) -> bool:
-    """Return whether a table has these columns, as far as its first row says."""
+    """Return whether a table has these columns, judged by its first row."""
     try:
         rows = read_table(file, columns)
     except ConfigError:
@@ -98,7 +98,7 @@ def run_meta(
     *, model_id: str, revision: str, model_path: str, settings: Mapping[str, Any], problems: Sequence[str],
     seconds: float, arguments: Sequence[str] | None = None, **more: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return what `run_meta.json` holds: origin, versions, settings, machine and command line."""
+    """Return the content of `run_meta.json`: origin, versions, settings, machine and command line."""
     return {
         "model_id": model_id,
         "revision": revision,
@@ -126,9 +126,9 @@ def write_meta(meta: Mapping[str, Any], folder: Path) -> Path:
 
 
 def write_errors(problems: Sequence[WeightsError], folder: Path) -> Path | None:
-    """Write `errors.log` into `folder`: time, kind, what is wrong and every tensor lost by it, a line each.
+    """Write `errors.log` into `folder`: one line per problem with time, kind, text and lost tensors.
 
-    Without problems there is none, and one of an earlier analysis goes.
+    Without problems no log is written, and that of an earlier analysis is removed.
     """
     file = folder / ERRORS_FILE
     if not problems:
@@ -146,7 +146,7 @@ def write_errors(problems: Sequence[WeightsError], folder: Path) -> Path | None:
 
 @cache
 def code_version() -> str:
-    """Return the version, with the commit where it is known: `0.1.0+g1a2b3c4`, `-dirty` if changed."""
+    """Return the version, with the commit if it is known: `0.1.0+g1a2b3c4`, plus `-dirty` if changed."""
     if (git := shutil.which("git")) and (commit := _commit(git, Path(asysi.__file__))):
         return f"{asysi.__version__}+g{commit}"
     with suppress(PackageNotFoundError, ValueError, KeyError, TypeError):
@@ -158,7 +158,7 @@ def code_version() -> str:
 
 
 def _commit(git: str, file: Path) -> str | None:
-    """Return the commit of the repository that holds `file`; not of one that only lies around it."""
+    """Return the commit of the repository that tracks `file`, not of one that merely contains its folder."""
     words = (
         ["ls-files", "--error-unmatch", file.name],
         ["describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"],
