@@ -461,7 +461,7 @@ class TestOrchestrator:
         run("run", model, "-o", tmp_path / "out")
         plan = json.loads((tmp_path / "out" / "plan.json").read_text())
         (step,) = [step for step in plan["steps"] if step["name"] == "analyze"]
-        assert (step["state"], step["note"]) == ("skipped", "0 analysed, 13 unchanged since the last time")
+        assert (step["state"], step["note"]) == ("skipped", "0 analysed, 13 unchanged since the last run")
 
     def test_a_false_row_fails_the_check(self, model, tmp_path, monkeypatch):
         """An export that disagrees with numpy, or lacks a row, fails with the reason and exit code 1."""

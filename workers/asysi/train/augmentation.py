@@ -1,4 +1,4 @@
-"""Augmentation: RandAugment and MixUp. RandAugment is torchvision's where that is installed, else ours.
+"""Augmentation: RandAugment and MixUp. RandAugment is torchvision's if installed, otherwise a built-in one.
 
 All draw from torch's generator, which the loader seeds for each sample.
 """
@@ -20,9 +20,9 @@ def RandAugment(num_ops: int = 2, magnitude: int = 9, own: bool = False) -> Call
     """Return RandAugment for uint8 images [channels, height, width].
 
     Args:
-        num_ops: transformations of a sample.
+        num_ops: transformations per sample.
         magnitude: strength from 0 to 30.
-        own: takes ours also where torchvision is installed.
+        own: whether to use the built-in one even if torchvision is installed.
     """
     if not own and find_spec("torchvision"):
         from torchvision.transforms import v2  # noqa: PLC0415 - optional
@@ -36,7 +36,7 @@ class RandomTransforms:
     """RandAugment (Cubuk et al. 2020, arXiv:1909.13719): `num_ops` random transformations of equal strength.
 
     Args:
-        num_ops: transformations of a sample.
+        num_ops: transformations per sample.
         magnitude: strength from 0 to 30.
 
     Raises:
@@ -62,7 +62,7 @@ class MixUp:
 
     Args:
         num_classes: width of the mixed labels.
-        alpha: of the beta distribution of the weight.
+        alpha: parameter of the beta distribution from which the weight is drawn.
 
     Raises:
         ValueError: alpha is not positive.
@@ -77,7 +77,7 @@ class MixUp:
         """Return a mixed batch: float tensors, and labels as shares [batch, num_classes].
 
         Raises:
-            ConfigError: a tensor is not of a floating type, so it cannot be mixed.
+            ConfigError: a tensor does not have a floating-point type, so it cannot be mixed.
         """
         labels = functional.one_hot(batch["labels"], self.num_classes).float()
         weight = float(torch.distributions.Beta(self.alpha, self.alpha).sample())

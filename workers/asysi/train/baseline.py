@@ -1,4 +1,4 @@
-"""`baseline.json`: figures that a run is compared with, and the thresholds of the configuration."""
+"""`baseline.json`: metric values that a run is compared with, and the thresholds of the configuration."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ TOLERANCE = 0.005
 
 
 class BaselineFigure(ConfigPart):
-    """A metric's figures over several seeds, and how far from their mean a run may be."""
+    """Values of a metric over several seeds, and how far from their mean a run may be."""
 
     values: dict[str, float] = Field(min_length=1)
     """By seed."""
@@ -32,7 +32,7 @@ class BaselineFigure(ConfigPart):
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """A figure compared with what it has to reach."""
+    """A metric value compared with the value it must reach."""
 
     name: str
     value: float
@@ -40,7 +40,7 @@ class Gate:
     """The condition, in words."""
     passed: bool
     note: str = ""
-    """What else is to be known: evidence, spread, an improvement."""
+    """Further information: evidence, spread, an improvement."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON."""
@@ -48,7 +48,7 @@ class Gate:
 
 
 def read_baseline(file: Path) -> dict[str, BaselineFigure]:
-    """Return the figures of a baseline, none where there is no file.
+    """Return the figures of a baseline, empty if there is no file.
 
     Raises:
         ConfigError: the file is not a baseline.
@@ -66,9 +66,9 @@ def write_baseline(file: Path, figures: Mapping[str, Mapping[str, float]], confi
     """Write a baseline.
 
     Args:
-        file: where.
-        figures: by metric, the value of each seed.
-        config_digest: of the configuration that was trained, the seed left out.
+        file: path of the baseline.
+        figures: by metric, the value for each seed.
+        config_digest: digest of the trained configuration without its seed.
     """
     metrics = {
         name: BaselineFigure(
@@ -80,12 +80,12 @@ def write_baseline(file: Path, figures: Mapping[str, Mapping[str, float]], confi
 
 
 def compare(figures: Mapping[str, float], baseline: Mapping[str, BaselineFigure]) -> list[Gate]:
-    """Return each figure of the baseline compared with the run's; a metric that was not measured fails."""
+    """Compare each figure of the baseline with the run's; a metric that was not measured fails."""
     return [_compared(name, figures.get(name), figure) for name, figure in baseline.items()]
 
 
 def hold(figures: Mapping[str, float], thresholds: Sequence[Threshold]) -> list[Gate]:
-    """Return each threshold compared with the run's figure; a metric that was not measured fails."""
+    """Compare each threshold with the run's figure; a metric that was not measured fails."""
     verdicts = []
     for threshold in thresholds:
         value = figures.get(threshold.metric, float("nan"))

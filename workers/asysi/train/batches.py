@@ -1,4 +1,4 @@
-"""The batch contract: what every batch is, checked where it leaves the loader."""
+"""The batch contract: requirements on every batch, checked when it leaves the loader."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ class BatchContract:
     """Names, types, shapes and ranges of a batch's tensors.
 
     Args:
-        tensors: by name, as `contract` of the configuration states them.
+        tensors: by name, from `contract` in the configuration.
 
     Raises:
         ConfigError: a type does not exist.
@@ -37,7 +37,7 @@ class BatchContract:
         """Compare a batch with the contract.
 
         Raises:
-            ConfigError: names, types, shapes or values differ; the sentence names the tensor.
+            ConfigError: names, types, shapes or values differ; the message names the tensor.
         """
         if set(batch) != set(self.tensors):
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""What may be added to a training run: called at its joints, in the order given."""
+"""Extensions of a training run: callbacks invoked at fixed points, in the order given."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from asysi.train.ranks import Ranks
 
 
 class TrainingRun(Protocol):
-    """What a callback is given: the trainer."""
+    """The trainer, as seen by callbacks."""
 
     model: torch.nn.Module
     out: Path
@@ -28,16 +28,16 @@ class TrainingRun(Protocol):
 
 
 class Callback:
-    """Does nothing; override what is needed. An exception ends the run."""
+    """Base class whose methods do nothing; override those needed. An exception ends the run."""
 
     def on_run_begin(self, trainer: TrainingRun) -> None:
-        """Before the first step of this process; a resumed run begins here too."""
+        """Before the first step of this process; also called when a run resumes."""
 
     def on_step_begin(self, trainer: TrainingRun) -> None:
-        """Before a step; also before one that is repeated after memory ran out."""
+        """Before a step; also before a step repeated after running out of memory."""
 
     def on_forward(self, trainer: TrainingRun, indices: torch.Tensor, batch: dict[str, torch.Tensor]) -> None:
-        """Before a forward pass: the samples of a microbatch."""
+        """Before a forward pass, with the samples of a microbatch."""
 
     def on_step_end(self, trainer: TrainingRun, loss: float) -> None:
         """After a step; `loss` is the mean over the global batch."""
@@ -46,16 +46,16 @@ class Callback:
         """Before the model is evaluated: forward passes from here on are not training."""
 
     def on_evaluation_end(self, trainer: TrainingRun) -> None:
-        """After it: training goes on."""
+        """After the evaluation, before training continues."""
 
     def on_epoch_end(self, trainer: TrainingRun, figures: dict[str, float]) -> None:
         """After the evaluation of an epoch."""
 
     def on_checkpoint(self, trainer: TrainingRun) -> None:
-        """After a checkpoint is on the disk."""
+        """After a checkpoint has been written to disk."""
 
     def on_run_end(self, trainer: TrainingRun) -> None:
-        """After the last step, or where the run stops early."""
+        """After the last step, or when the run stops early."""
 
 
 class History(Callback):
@@ -68,14 +68,14 @@ class History(Callback):
 
 
 class LayerDrift(Callback):
-    """Compares what layers return for a fixed batch with what they returned before training: linear CKA.
+    """Compares layer outputs for a fixed batch with those before training, by linear CKA.
 
-    Kornblith et al. 2019 (arXiv:1905.00414): 1 for features that differ by a rotation and a scale only. The
-    reference is kept in `drift.pt`, so that a resumed run compares with the same one.
+    Kornblith et al. 2019 (arXiv:1905.00414): CKA is 1 for features that differ only by rotation and scale.
+    The reference is kept in `drift.pt`, so that a resumed run uses the same one.
 
     Args:
         layers: names of modules; each returns a tensor with the batch first.
-        batch: inputs of the model, at most some hundred samples.
+        batch: inputs of the model, at most a few hundred samples.
     """
 
     def __init__(self, layers: list[str], batch: dict[str, torch.Tensor]) -> None:
@@ -95,7 +95,7 @@ class LayerDrift(Callback):
             write_atomically(file, lambda temporary: torch.save(self._reference, temporary))
 
     def measure(self, model: torch.nn.Module) -> dict[str, float]:
-        """Return `drift/<layer>`: 1 - CKA between the reference and now."""
+        """Return `drift/<layer>`: 1 - CKA between the reference and the current output."""
         now = features(model, self.layers, self._batch)
         return {f"drift/{name}": 1 - linear_cka(self._reference[name], now[name]) for name in self.layers}
 
@@ -103,7 +103,7 @@ class LayerDrift(Callback):
 def features(
     model: torch.nn.Module, layers: list[str], batch: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Return what modules return for a batch, [samples, features], float32 on the CPU."""
+    """Return the outputs of modules for a batch, [samples, features], float32 on the CPU."""
     found: dict[str, torch.Tensor] = {}
     modules = dict(model.named_modules())
     training = model.training
@@ -128,7 +128,7 @@ def features(
 
 
 def linear_cka(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Return the linear CKA of two sets of features, [samples, features]; 0 where one of them is constant."""
+    """Return the linear CKA of two sets of features, [samples, features]; 0 if one of them is constant."""
     first, second = first.double() - first.double().mean(0), second.double() - second.double().mean(0)
     gram_first, gram_second = first @ first.T, second @ second.T
     norm = gram_first.norm() * gram_second.norm()

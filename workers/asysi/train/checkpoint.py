@@ -1,4 +1,4 @@
-"""Checkpoints: one file that appears whole or not at all, and the weights as safetensors."""
+"""Checkpoints: one file that is written atomically, and the weights as safetensors."""
 
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def load(file: Path) -> dict[str, Any]:
 
 
 def kept_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Return a model's state without what training cannot change: frozen parameters of a pretrained part."""
+    """Return a model's state without the frozen parameters of a pretrained part, which never change."""
     frozen: set[str] = set()
     for place, module in model.named_modules():
         if getattr(module, "pretrained", False):
@@ -48,10 +48,10 @@ def kept_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def put_kept_state(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Fill a model with what `kept_state` returned.
+    """Load a state returned by `kept_state` into a model.
 
     Raises:
-        RuntimeError: it is the state of another model.
+        RuntimeError: the state belongs to another model.
     """
     missing = kept_state(model).keys() ^ state.keys()
     if missing:
@@ -60,20 +60,20 @@ def put_kept_state(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> No
 
 
 def save_weights(file: Path, model: torch.nn.Module) -> None:
-    """Write what training may change of a model as safetensors."""
+    """Write the part of a model that training can change as safetensors."""
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in kept_state(model).items()}
     write_atomically(file, lambda temporary: save_file(tensors, temporary))
 
 
 def load_weights(file: Path, model: torch.nn.Module) -> None:
-    """Fill a model with weights from a file.
+    """Load weights from a file into a model.
 
     Raises:
-        ConfigError: the file is missing or damaged, or it is of another model.
+        ConfigError: the file is missing or damaged, or it belongs to another model.
     """
     try:
         put_kept_state(model, load_file(file))
     except FileNotFoundError as error:
         raise ConfigError(f"{file} does not exist: train the project first, `sh train.sh cpu`") from error
-    except Exception as error:  # safetensors has exceptions of its own
+    except Exception as error:  # safetensors raises its own exceptions
         raise ConfigError(f"{file} does not hold this project's model: {error}") from error

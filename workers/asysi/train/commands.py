@@ -182,10 +182,10 @@ def predict(
 
 
 def _later(module: str, name: str) -> Any:
-    """Return `name` of `module`, imported now: the help needs none of them.
+    """Import and return `name` of `module` on demand, so that `--help` stays fast.
 
     Raises:
-        ConfigError: a package that it needs is not installed.
+        ConfigError: a required package is not installed.
     """
     try:
         return getattr(import_module(module), name)
@@ -201,7 +201,7 @@ def _log() -> None:
 
 
 def main_of(project: Path, arguments: list[str]) -> int:
-    """Run `python -m train PATH` of a project; returns the exit code."""
+    """Run `python -m train PATH` for a project; returns the exit code."""
     _log()
     if len(arguments) != 1 or arguments[0] in {"-h", "--help"}:
         sys.stderr.write("usage: python -m train PATH\nPredicts one file with the weights of runs/train.\n")

@@ -1,4 +1,4 @@
-"""Compressed variants of a model, measured beside it: what smaller weights cost in accuracy."""
+"""Compressed variants of a model, evaluated to show what smaller weights cost in accuracy."""
 
 import copy
 
@@ -12,12 +12,12 @@ SHARE = 0.5
 
 
 def compressed(model: nn.Module, variant: str) -> tuple[nn.Module, int]:
-    """Return a variant of a model that computes with its compressed weights, and the bytes that they take.
+    """Return a variant of a model that computes with compressed weights, and the size of those in bytes.
 
     Args:
         model: is not changed.
-        variant: `int8`: symmetric, one scale per output channel; `pruned`: half of the weights, the smallest
-            by magnitude over all layers, are zero and stored as a bit mask and values.
+        variant: `int8`: symmetric, one scale per output channel; `pruned`: the smallest half of the weights
+            by magnitude over all layers is set to zero; stored as a bit mask and values.
     """
     changed = copy.deepcopy(model)
     layers = [module for module in changed.modules() if isinstance(module, _LAYERS)]

@@ -1,4 +1,4 @@
-"""`config.yaml` of a training project, checked: everything that decides a run."""
+"""`config.yaml` of a training project, validated: all settings that determine a run."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class ConfigPart(BaseModel):
-    """A part of the file: unknown keys are refused, values are never changed."""
+    """A section of the file: unknown keys are rejected, and instances are immutable."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, strict=True
@@ -27,47 +27,47 @@ class ConfigPart(BaseModel):
 
 
 class TensorContract(ConfigPart):
-    """What a tensor of a batch must be, the batch dimension left out."""
+    """Requirements on a tensor of a batch, without the batch dimension."""
 
     dtype: str
     """Name of a torch type, such as float32."""
     shape: list[int]
     """Without the batch dimension; -1 allows any size."""
     range: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
-    """Least and greatest value, both allowed."""
+    """Minimum and maximum value, both inclusive."""
 
 
 class DataSettings(ConfigPart):
-    """Where the rows are and how they become batches."""
+    """The data tables, and how their rows become batches."""
 
     train: str
     """Table of the training rows (`.csv` or `.jsonl`), relative to the project."""
     val: str
-    """Table of the rows that are evaluated after each epoch and decide which weights are the best."""
+    """Table of the rows evaluated after each epoch to select the best weights."""
     test: str | None = None
-    """Table of the rows that the report is about; null takes `val`."""
+    """Table of the rows evaluated in the report; null uses `val`."""
     make: str | None = None
     """`module:function` of the project that writes the tables when the first of them does not exist."""
     label: str = "label"
     """Column of the label: a class index, or a name from `classes`."""
     dataset: Target
-    """The data set; it is given root, processor_config, augmentation_config, train, debug and options."""
+    """The data set; called with root, processor_config, augmentation_config, train, debug and options."""
     processor: Target
     """Turns a raw row into tensors."""
     augmentation: Target | None = None
-    """Changes training samples; null changes none."""
+    """Augments training samples; null disables it."""
     mixup: Target | None = None
-    """Mixes the samples of a training batch; null mixes none."""
+    """Mixes the samples of a training batch; null disables it."""
     max_missing: Share = 0.05
-    """Share of rows that may be dropped because something is missing; beyond it the run is refused."""
+    """Maximum share of rows dropped for missing values; above it the run is rejected."""
     cache_mb: Annotated[int, Field(ge=0, le=1_000_000)] = 256
-    """Memory for rows as they were read, in MiB, before augmentation; 0 reads each row every time."""
+    """Cache for raw rows before augmentation, in MiB; 0 reads each row every time."""
     workers: Annotated[int, Field(ge=0, le=256)] = 0
-    """Processes that read batches ahead; 0 reads them in the training process."""
+    """Processes that prefetch batches; 0 reads them in the training process."""
 
 
 class Schedule(ConfigPart):
-    """Learning rate over the run, as a factor of the optimiser's own."""
+    """Learning rate over the run, as a factor on the optimiser's learning rate."""
 
     name: Literal["constant", "linear", "cosine"] = "cosine"
     """Shape after the warm-up."""
@@ -78,12 +78,12 @@ class Schedule(ConfigPart):
 
 
 class EarlyStopping(ConfigPart):
-    """Ends a run that no longer improves."""
+    """Stops a run that no longer improves."""
 
     patience: Count
     """Epochs without improvement after which the run ends."""
     min_delta: Annotated[float, Field(ge=0)] = 0.0
-    """Improvement that counts."""
+    """Minimum change that counts as an improvement."""
 
 
 class Loop(ConfigPart):
@@ -92,102 +92,102 @@ class Loop(ConfigPart):
     epochs: Count
     """Passes over the training rows."""
     batch_size: Count
-    """Samples of an optimiser step, over all ranks: it never changes within a run."""
+    """Samples per optimiser step over all ranks; it never changes within a run."""
     microbatch: Count | None = None
-    """Samples of a forward pass on one rank at most; null takes as many as the step has. Smaller ones
-    accumulate gradients. Halved when memory runs out."""
+    """Maximum samples per forward pass on one rank; null uses all samples of the step. With a smaller value,
+    gradients are accumulated. Halved when memory runs out."""
     amp: Literal["none", "bf16", "fp16"] = "none"
-    """Type of autocast; fp16 scales the loss."""
+    """Autocast type; fp16 uses loss scaling."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
-    """Greatest norm of all gradients together; null does not clip."""
+    """Maximum norm over all gradients together; null disables clipping."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Decay of the moving average of the weights, which is then what is evaluated; null keeps none."""
+    """Decay of the moving average of the weights, which is then evaluated; null disables it."""
     schedule: Schedule = Schedule()
     early_stopping: EarlyStopping | None = None
     monitor: str = "accuracy"
-    """Metric that decides which weights are the best; a loss is better when lower."""
+    """Metric that selects the best weights; for a loss, lower is better."""
     checkpoint_steps: Count = 200
-    """Steps between two checkpoints; the end of an epoch has one as well."""
+    """Steps between two checkpoints; one is also written at the end of every epoch."""
     max_steps: Count | None = None
     """Steps after which the run ends; null runs all epochs."""
     threads: Count | None = None
-    """CPU threads of a rank; null takes torch's default. It is part of what makes a run repeatable."""
+    """CPU threads per rank; null uses torch's default. Reproducing a run requires the same number."""
 
 
 class Threshold(ConfigPart):
-    """A figure that the run must reach, and why that figure."""
+    """A value that a metric of the run must reach, with the evidence for it."""
 
     metric: str
     """Name of the metric in the report."""
     min: float | None = None
-    """Least value, allowed."""
+    """Minimum value, inclusive."""
     max: float | None = None
-    """Greatest value, allowed."""
+    """Maximum value, inclusive."""
     evidence: Annotated[str, Field(min_length=10)]
-    """What was measured, and where, that the figure rests on."""
+    """The measurement on which the threshold is based."""
 
 
 class EvalSettings(ConfigPart):
-    """What is measured when the run is over."""
+    """The evaluation at the end of the run."""
 
     metrics: Annotated[list[str], Field(min_length=1)] = ["accuracy", "macro_f1"]
-    """Names of `asysi.train.metrics.METRICS`."""
+    """Names from `asysi.train.metrics.METRICS`."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     """Coverage of the confidence intervals."""
     resamples: Annotated[int, Field(ge=100, le=100_000)] = 2000
-    """Bootstrap samples behind an interval."""
+    """Bootstrap samples per interval."""
     worst: Annotated[int, Field(ge=0, le=1000)] = 12
-    """Examples with the highest loss in the report."""
+    """Number of examples with the highest loss in the report."""
     compression: list[Literal["int8", "pruned"]] = []
-    """Variants measured beside the model: weights rounded to int8, or half of them set to zero."""
+    """Compressed variants to evaluate as well: weights rounded to int8, or half of them set to zero."""
     drift_layers: list[str] = []
     """Modules whose output on a fixed batch is compared between epochs (linear CKA)."""
     thresholds: list[Threshold] = []
-    """Figures that the run must reach, or it ends with exit code 1."""
+    """Thresholds that the run must reach; otherwise it ends with exit code 1."""
 
 
 class TrainConfig(ConfigPart):
-    """The whole of `config.yaml`."""
+    """The complete `config.yaml`."""
 
     task: Annotated[str, Field(min_length=1, max_length=60)]
-    """Name of the task, as the report shows it."""
+    """Name of the task, shown in the report."""
     classes: Annotated[list[str], Field(min_length=2, max_length=100_000)]
     """Names of the classes, by index."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     """Seed of initial weights, order, augmentation and dropout."""
     debug: bool = False
-    """Reads 64 rows at most, checks every sample against the contract, runs two epochs."""
+    """Read at most 64 rows, check every sample against the contract, and run two epochs."""
     data: DataSettings
     contract: Annotated[dict[str, TensorContract], Field(min_length=2)]
-    """Tensors of a batch by name; the model's forward takes all of them, `labels` excepted."""
+    """Tensors of a batch by name; the model's forward takes all of them except `labels`."""
     model: Target
-    """The model; it is given num_classes."""
+    """The model; called with num_classes."""
     init: Literal["kaiming", "default"] = "kaiming"
-    """Initial weights of layers that the model does not mark as pretrained."""
+    """Initialisation of layers that the model does not mark as pretrained."""
     loss: Target
     """Called with logits [batch, classes] and labels [batch] or [batch, classes]; returns the mean."""
     optimizer: Target
-    """The optimiser; it is given the parameters that require a gradient."""
+    """The optimiser; called with the parameters that require a gradient."""
     train: Loop
     eval: EvalSettings = EvalSettings()
     tensorboard: bool = True
     """Whether scalars are also written for TensorBoard."""
 
     def digest(self) -> str:
-        """Return a SHA-256 over everything in the file."""
+        """Return the SHA-256 of the whole configuration."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 def load_config(file: Path, settings: Sequence[str] = ()) -> TrainConfig:
-    """Return the checked configuration in `file`.
+    """Return the validated configuration in `file`.
 
     Args:
         file: a YAML file.
-        settings: `path=value` pairs that win over the file, such as `train.epochs=3`.
+        settings: `path=value` pairs that override the file, such as `train.epochs=3`.
 
     Raises:
-        ConfigError: everything that is wrong, one sentence each: file, line, path, what, and what to do.
+        ConfigError: with one sentence per problem: file, line, path, what is wrong, and what to do.
     """
     layers = [read(file), *map(set_value, settings)]
     if problems := [problem for layer in layers for problem in layer.problems]:

@@ -1,4 +1,4 @@
-"""Data sets over a table, and batches of them: dropped rows are counted, the position can be resumed."""
+"""Data sets over a table, and their batches: dropped rows are counted, and iteration can be resumed."""
 
 import logging
 import math
@@ -30,23 +30,23 @@ class LabelError(ConfigError, ValueError):
 
 @dataclass(frozen=True)
 class DataOptions:
-    """What a data set needs to know beside its processor and augmentation."""
+    """Options of a data set besides its processor and augmentation."""
 
     classes: Sequence[str] = ()
-    """Names of the classes, by index; without any, labels are not read."""
+    """Names of the classes, by index; if empty, labels are not read."""
     label: str = "label"
     """Column of the label."""
     max_missing: float = 0.05
     """Share of rows that may be dropped."""
     cache_bytes: int = 0
-    """Memory for rows as they were read."""
+    """Cache size in bytes for raw rows."""
     seed: int = 0
     """Seed of the augmentation."""
 
 
 @dataclass
 class Dropped:
-    """Rows that a data set leaves out."""
+    """Rows that a data set drops."""
 
     rows: int = 0
     """Rows of the table."""
@@ -60,17 +60,17 @@ class Dropped:
 
 
 class TableDataset(Dataset[dict[str, Tensor]]):
-    """Samples from a table. A project's `CustomDataset` says which columns it reads and how.
+    """Samples from a table. A project's `CustomDataset` defines which columns it reads and how.
 
     A row with a missing value is dropped with a warning. A label that is not one of the classes is an error.
 
     Args:
         root: the table; paths in it are relative to its folder.
         processor_config: `instantiated` to an object with `preprocess(data, img_aug)`.
-        augmentation_config: `instantiated` to a callable; None changes nothing.
+        augmentation_config: `instantiated` to a callable; None disables augmentation.
         train: whether samples are augmented.
-        debug: reads at most 64 rows and logs them.
-        options: classes, label column, caps.
+        debug: whether to read at most 64 rows and log them.
+        options: classes, label column, limits.
 
     Raises:
         ConfigError: the table cannot be used, or too many of its rows are dropped.
@@ -78,7 +78,7 @@ class TableDataset(Dataset[dict[str, Tensor]]):
     """
 
     columns: tuple[str, ...] = ()
-    """Columns that a row must have, the label left out."""
+    """Required columns, without the label."""
 
     def __init__(  # noqa: PLR0917 - the order is that of the design
         self,
@@ -96,7 +96,7 @@ class TableDataset(Dataset[dict[str, Tensor]]):
         self.train = train
         self.debug = debug
         self.epoch = 0
-        """Pass over the data: part of the augmentation's seed."""
+        """Current pass over the data; part of the augmentation's seed."""
         self.dropped = Dropped()
         self._cache: dict[int, dict[str, Any]] = {}
         self._cached_bytes = 0
@@ -105,18 +105,18 @@ class TableDataset(Dataset[dict[str, Tensor]]):
     # -- what a project overrides
 
     def missing(self, row: Row) -> str | None:
-        """Return why a row cannot be used, None when it can."""
+        """Return why a row cannot be used, or None if it can."""
         return next((f"no {name}" for name in self.columns if is_missing(row.get(name))), None)
 
     def get_raw_data(self, idx: int) -> dict[str, Any]:
-        """Return the sample `idx` as it was read, before the processor; `label` is its class."""
+        """Return the raw sample `idx`, before the processor; `label` is its class."""
         row = self.row(idx)
         return {name: row[name] for name in self.columns} | {"label": self.label(idx)}
 
-    # -- the rest is the same for all
+    # -- common to all data sets
 
     def load_data(self) -> None:
-        """Read the table once: keep the position and the label of each row that can be used."""
+        """Read the table once, and keep the position and the label of each usable row."""
         wanted = (*self.columns, self.options.label) if self.options.classes else self.columns
         self.table = Table(self.root, wanted)
         self.rows = array("Q")
@@ -207,24 +207,24 @@ class TableDataset(Dataset[dict[str, Tensor]]):
 
 
 def is_missing(value: str | None) -> bool:
-    """Return whether a value of a table stands for nothing."""
+    """Return whether a table value counts as missing."""
     return value is None or value.strip().lower() in _MISSING
 
 
 class BatchLoader:
-    """Batches of a data set in an order that depends on seed and epoch only.
+    """Batches of a data set, in an order that depends only on seed and epoch.
 
-    Of each global batch, a rank reads a contiguous part; together the ranks read the same samples as one rank
-    would.
+    Each rank reads a contiguous part of each global batch; together the ranks read the same samples as a
+    single rank would.
 
     Args:
-        dataset: where samples come from.
-        contract: what every batch must be.
-        batch_size: samples of a global batch.
-        seed: of the order; None keeps the table's.
-        rank: of this process.
+        dataset: source of the samples.
+        contract: checked for every batch.
+        batch_size: samples per global batch.
+        seed: seed of the order; None keeps the order of the table.
+        rank: rank of this process.
         world: number of ranks.
-        workers: processes that read ahead.
+        workers: processes that prefetch batches.
     """
 
     def __init__(
@@ -243,7 +243,7 @@ class BatchLoader:
         self._workers = workers
 
     def __len__(self) -> int:
-        """Return the batches of an epoch; the last one may be smaller."""
+        """Return the number of batches per epoch; the last one may be smaller."""
         return math.ceil(len(self.dataset) / self.batch_size)
 
     def order(self, epoch: int) -> Tensor:
@@ -254,16 +254,16 @@ class BatchLoader:
         return torch.randperm(len(self.dataset), generator=generator)
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        """Yield this rank's part of each batch of an epoch: indices, and tensors that keep the contract.
+        """Yield this rank's part of each batch of an epoch: indices, and tensors that satisfy the contract.
 
-        A rank without a part of the last batch gets no indices and no tensors.
+        A rank without a part of the last batch gets empty indices and no tensors.
 
         Args:
             epoch: pass over the data, from 0.
-            first: batch to begin with.
+            first: batch to start with.
 
         Raises:
-            ConfigError: a batch breaks the contract.
+            ConfigError: a batch violates the contract.
         """
         self.dataset.epoch = epoch
         parts = [self._part(part) for part in torch.split(self.order(epoch), self.batch_size)[first:]]

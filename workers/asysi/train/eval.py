@@ -1,4 +1,4 @@
-"""Evaluation: what a model says about a data set, in one pass and bounded memory."""
+"""Evaluation: the predictions of a model for a data set, in one pass and bounded memory."""
 
 import heapq
 from collections.abc import Iterator
@@ -24,13 +24,13 @@ class EvalResult:
     loss_sum: float = 0.0
     """Cross-entropy in nats, summed over the samples."""
     calibration: Floats = field(default_factory=lambda: np.zeros((3, _BINS)))
-    """[samples | summed probability | right, bins of the probability]"""
+    """[3, bins of the probability]: samples, summed probability, correct predictions"""
     worst: list[tuple[float, int, int, float]] = field(default_factory=list)
     """The samples with the highest loss: loss, index, predicted class, its probability."""
 
     @property
     def samples(self) -> int:
-        """Samples seen."""
+        """Number of samples."""
         return int(self.matrix.sum())
 
     @property
@@ -52,14 +52,14 @@ class EvalResult:
 def evaluate(
     model: nn.Module, loader: BatchLoader, classes: int, device: str = "cpu", worst: int = 0
 ) -> EvalResult:
-    """Return what a model says about a loader's data set; the model is left in the mode it had.
+    """Evaluate a model on a loader's data set; the model's mode is restored.
 
     Args:
         model: returns `logits` [batch, classes].
         loader: in the order of the table.
         classes: number of classes.
-        device: where the model is.
-        worst: examples with the highest loss that are kept.
+        device: device of the model.
+        worst: number of examples with the highest loss to keep.
     """
     result = EvalResult(np.zeros((classes, classes), np.int64))
     for indices, labels, logits in predictions(model, loader, device):
@@ -80,7 +80,7 @@ def evaluate(
 def predictions(
     model: nn.Module, loader: BatchLoader, device: str = "cpu"
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Yield indices, labels and float32 logits of each batch, on the CPU; the model is left in its mode."""
+    """Yield indices, labels and float32 logits of each batch, on the CPU; the model's mode is restored."""
     training = model.training
     model.eval()
     try:

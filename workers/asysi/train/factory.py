@@ -10,14 +10,14 @@ TARGET = "_target_"
 
 
 def instantiated(config: Mapping[str, Any] | None, **given: Any) -> Any:
-    """Return what `{_target_: package.module.Name, parameter: value}` describes, None for None.
+    """Return the object described by `{_target_: package.module.Name, parameter: value}`, None for None.
 
     Args:
-        config: import path and parameters; a parameter may be such a mapping itself.
-        given: parameters that the program adds; those of the configuration win.
+        config: import path and parameters; a parameter may itself be such a mapping.
+        given: parameters added by the program; those in the configuration take precedence.
 
     Raises:
-        ConfigError: there is no such name, or it does not take these parameters.
+        ConfigError: the name does not exist, or it does not take these parameters.
     """
     if config is None:
         return None
@@ -37,10 +37,10 @@ def instantiated(config: Mapping[str, Any] | None, **given: Any) -> Any:
 
 
 def imported(path: str) -> Any:
-    """Return what an import path such as `package.module.Name` leads to.
+    """Return the object at an import path such as `package.module.Name`.
 
     Raises:
-        ConfigError: it leads nowhere, or its module cannot be imported.
+        ConfigError: there is no such object, or its module cannot be imported.
     """
     module, _, name = path.replace(":", ".").rpartition(".")
     try:

@@ -1,4 +1,4 @@
-"""A run from the command line: devices, processes, the folder of the run, the report, the exit code."""
+"""A run from the command line: devices, processes, output folder, report and exit code."""
 
 import json
 import logging
@@ -20,25 +20,25 @@ from asysi.contract.runtime import Exit
 
 log = logging.getLogger("asysi")
 RUN_FILE = "run.json"
-"""{config, finished}: whether the folder holds a finished run, and of which configuration."""
+"""{config, finished}: the configuration of the run in the folder, and whether it is finished."""
 _GRACE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What the command line asks for."""
+    """The parsed command line."""
 
     project: Path
     config: str
     settings: Sequence[str]
     devices: Sequence[str]
-    """`cpu`, or numbers of GPUs; one rank each."""
+    """`cpu`, or GPU numbers; one rank each."""
     out: Path
     overwrite: bool = False
 
     @property
     def command(self) -> str:
-        """The line that runs it again, in the project's folder."""
+        """Command line that repeats the run in the project's folder."""
         words = ["sh", "train.sh", "--gpus", ",".join(self.devices), "--config", self.config]
         for setting in self.settings:
             words += ["--set", setting]
@@ -64,7 +64,7 @@ def parse_devices(text: str) -> list[str]:
 
 
 def launch(asked: Launch) -> int:
-    """Run the training in this process, or in one per device; returns the exit code."""
+    """Run the training in this process, or in one process per device; returns the exit code."""
     prepare_folder(asked)
     if len(asked.devices) == 1 and os.environ.get("WORLD_SIZE", "1") == "1":
         return train(asked, _torch_device(asked.devices[0]))
@@ -78,7 +78,7 @@ def measure_baseline(asked: Launch, seeds: Sequence[int]) -> str:
     """Train once per seed and write `baseline.json`; returns a sentence about it.
 
     Raises:
-        ConfigError: a run cannot be made.
+        ConfigError: a run fails.
     """
     from asysi.train.baseline import BASELINE, write_baseline  # noqa: PLC0415
     from asysi.train.config import load_config  # noqa: PLC0415
@@ -99,7 +99,7 @@ def measure_baseline(asked: Launch, seeds: Sequence[int]) -> str:
 
 
 def prepare_folder(asked: Launch) -> None:
-    """Make the folder of the run ready; an unfinished run in it is continued.
+    """Prepare the folder of the run; an unfinished run in it is continued.
 
     Raises:
         ConfigError: it holds a finished run.
@@ -170,7 +170,7 @@ def train(asked: Launch, device: str) -> int:
 
 
 def _torch_device(name: str) -> str:
-    """Return torch's name of a device.
+    """Return the torch name of a device.
 
     Raises:
         ConfigError: there is no such GPU.
@@ -195,7 +195,7 @@ def _run_state(out: Path) -> dict[str, object] | None:
 
 
 def _spawn(asked: Launch) -> int:
-    """Run one process per device; when one fails, end the others. Returns the first code that is not 0."""
+    """Run one process per device; if one fails, stop the others. Returns the first non-zero exit code."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Losses: from logits and labels to a number to minimise."""
+"""Losses: from logits and labels to a value to minimise."""
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ class Distillation(nn.Module):
 
     Args:
         temperature: softens both distributions.
-        weight: of the teacher's part, from 0 to 1.
+        weight: weight of the teacher's term, from 0 to 1.
     """
 
     def __init__(self, temperature: float = 2.0, weight: float = 0.5) -> None:
@@ -39,7 +39,7 @@ class Distillation(nn.Module):
         self.temperature, self.weight = temperature, weight
 
     def forward(self, logits: Tensor, labels: Tensor, teacher: Tensor | None = None) -> Tensor:
-        """Return the loss, []; without a teacher's logits [batch, classes] the cross-entropy alone."""
+        """Return the loss, []; without a teacher's logits [batch, classes], only the cross-entropy."""
         own = functional.cross_entropy(logits.float(), labels)
         if teacher is None:
             return own

@@ -12,7 +12,7 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A figure and its confidence interval."""
+    """A metric value and its confidence interval."""
 
     value: float
     low: float
@@ -25,7 +25,7 @@ def confusion(labels: Counts, predictions: Counts, classes: int) -> Counts:
 
 
 def accuracy(matrices: Floats) -> Floats:
-    """Return the share of right predictions, for matrices [..., classes, classes]."""
+    """Return the share of correct predictions, for matrices [..., classes, classes]."""
     return _ratio(np.trace(matrices, axis1=-2, axis2=-1), matrices.sum((-2, -1)))
 
 
@@ -35,7 +35,7 @@ def balanced_accuracy(matrices: Floats) -> Floats:
 
 
 def macro_precision(matrices: Floats) -> Floats:
-    """Return the mean precision over the classes that occur or are predicted; 0 where none is predicted."""
+    """Return the mean precision over classes that occur or are predicted; 0 for classes never predicted."""
     right = np.diagonal(matrices, axis1=-2, axis2=-1)
     return _mean_where(_ratio(right, matrices.sum(-2)), _used(matrices))
 
@@ -52,7 +52,7 @@ METRICS: dict[str, Callable[[Floats], Floats]] = {
     "macro_precision": macro_precision,
     "macro_f1": macro_f1,
 }
-"""By the name that `eval.metrics` uses; all are better when higher."""
+"""Metrics by the name used in `eval.metrics`; higher is better for all."""
 
 
 def intervals(
@@ -61,14 +61,14 @@ def intervals(
     """Return metrics with percentile bootstrap intervals.
 
     Resampling the predictions with replacement draws the confusion matrix from a multinomial distribution, so
-    no prediction has to be kept.
+    individual predictions need not be kept.
 
     Args:
         matrix: [true class, predicted class].
-        names: of METRICS.
+        names: keys of METRICS.
         confidence: coverage of the intervals.
-        resamples: bootstrap samples.
-        seed: of the bootstrap.
+        resamples: number of bootstrap samples.
+        seed: seed of the bootstrap.
     """
     total = int(matrix.sum())
     drawn = np.random.default_rng(seed).multinomial(total, matrix.reshape(-1) / total, size=resamples)
@@ -78,7 +78,7 @@ def intervals(
     for name in names:
         low, high = np.quantile(METRICS[name](matrices), [tail, 1 - tail])
         result[name] = Interval(float(METRICS[name](matrix.astype(np.float64))), float(low), float(high))
-    if "accuracy" in result:  # a bootstrap interval of 100% right would have no width
+    if "accuracy" in result:  # at 100% correct, a bootstrap interval would have no width
         result["accuracy"] = wilson(int(np.trace(matrix)), total, confidence)
     return result
 

@@ -1,4 +1,4 @@
-"""Models: how they are made, and their initial weights."""
+"""Model creation and initial weights."""
 
 import torch
 from torch import nn
@@ -9,10 +9,10 @@ from asysi.train.factory import instantiated
 
 
 def make_model(config: TrainConfig) -> nn.Module:
-    """Return the configured model with its initial weights, which depend on the seed only.
+    """Return the configured model with its initial weights, which depend only on the seed.
 
     Raises:
-        ConfigError: it cannot be made, or none of its parameters is trained.
+        ConfigError: it cannot be created, or none of its parameters is trained.
     """
     torch.manual_seed(config.seed)
     model = instantiated(config.model, num_classes=len(config.classes))
@@ -26,9 +26,9 @@ def make_model(config: TrainConfig) -> nn.Module:
 
 
 def initialise_kaiming(model: nn.Module) -> None:
-    """Draw weights of linear and convolution layers as He et al. 2015 (arXiv:1502.01852) do; biases are 0.
+    """Draw weights of linear and convolution layers as in He et al. 2015 (arXiv:1502.01852); biases are 0.
 
-    Layers below a module with a true attribute `pretrained` keep their weights.
+    Layers in a module whose attribute `pretrained` is true keep their weights.
     """
     for child in model.children():
         if not getattr(child, "pretrained", False):

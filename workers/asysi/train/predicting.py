@@ -19,21 +19,21 @@ from asysi.train.project import Project, open_project
 from asysi.train.table import Table
 
 ADDED = ("prediction", "probability", "error")
-"""Columns that a table of predictions has beside those of its input."""
+"""Columns that a table of predictions has in addition to those of its input."""
 
 
 def predict_table(  # noqa: PLR0917 - in the order of the command line
     folder: Path, config: str, settings: Sequence[str], run: Path, table: Path, result: Path, device: str
 ) -> str:
-    """Write a table with predictions; returns a sentence about it.
+    """Write a table with predictions; returns a one-sentence summary.
 
     Args:
-        folder: of the project.
+        folder: folder of the project.
         config: its configuration.
-        settings: `path=value` pairs that win over it.
+        settings: `path=value` pairs that override it.
         run: folder of the run whose best weights are used.
-        table: input.
-        result: CSV file that appears whole or not at all.
+        table: input table.
+        result: CSV file, written atomically.
         device: `cpu` or the number of a GPU.
 
     Raises:
@@ -71,7 +71,7 @@ def predict_table(  # noqa: PLR0917 - in the order of the command line
 
 
 def predict_file(folder: Path, config: str, settings: Sequence[str], run: Path, path: Path) -> str:
-    """Return `label probability` of one file.
+    """Return `label probability` for one file.
 
     Raises:
         ConfigError: the file or the weights cannot be used.

@@ -14,19 +14,19 @@ Augmentation = Callable[[Any], Any]
 
 
 class Processor(Protocol):
-    """What a data set calls for each sample."""
+    """Processor that a data set calls for each sample."""
 
     def preprocess(self, data: dict[str, Any], img_aug: Augmentation | None = None) -> dict[str, Tensor]:
         """Return the tensors of a sample, by name.
 
         Args:
-            data: what `get_raw_data` returned.
-            img_aug: the augmentation of training samples; None changes nothing.
+            data: result of `get_raw_data`.
+            img_aug: the augmentation of training samples; None disables it.
         """
 
 
 class ImageProcessor:
-    """Grey images of any size and mode, scaled to size × size, with values from -1 to 1.
+    """Converts images of any size and mode to greyscale, scaled to size × size, with values from -1 to 1.
 
     Args:
         size: height and width in pixels.
@@ -71,11 +71,11 @@ class ImageProcessor:
 
 
 class TextProcessor:
-    """Text as token numbers, cut or padded to one length.
+    """Converts text to token ids, truncated or padded to a fixed length.
 
     Args:
         tokenizer: folder of a transformers tokenizer, or `package:NAME` for the folder `model` of a package.
-        length: tokens of a sample.
+        length: tokens per sample.
     """
 
     def __init__(self, tokenizer: str, length: int) -> None:
@@ -135,7 +135,7 @@ def open_image(path: Path) -> Any:
 
 
 def model_folder(reference: str) -> str:
-    """Return the folder that a reference stands for: a path, or `package:NAME` for the folder in a package.
+    """Return the folder of a reference: a path, or `package:NAME` for the folder in a package.
 
     Raises:
         ConfigError: the package is not installed.
@@ -158,7 +158,7 @@ def _on_black(image: Any) -> Any:
 
 
 def _deep(image: Any) -> bool:
-    return str(image.mode).startswith("I")  # 16 or 32 bits a pixel; those of PNG use 16
+    return str(image.mode).startswith("I")  # 16 or 32 bits per pixel; PNG uses 16
 
 
 def _bilinear() -> Any:

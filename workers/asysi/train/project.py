@@ -1,4 +1,4 @@
-"""A training project: its folder, its configuration, and the objects that it describes."""
+"""A training project: its folder, its configuration, and the objects it describes."""
 
 import logging
 import sys
@@ -19,19 +19,19 @@ PACKAGE = "train"
 
 @dataclass(frozen=True)
 class Project:
-    """A folder with `config.yaml` and a package `train`; `open_project` makes it."""
+    """A folder with `config.yaml` and a package `train`; created by `open_project`."""
 
     folder: Path
     config: TrainConfig
 
     def table(self, split: str) -> Path:
-        """Return the table of `train`, `val` or `test`; without a test table that of `val`."""
+        """Return the table of `train`, `val` or `test`; without a test table, that of `val`."""
         data = self.config.data
         named = {"train": data.train, "val": data.val, "test": data.test or data.val}[split]
         return self.folder / named
 
     def make_data(self) -> None:
-        """Write the tables by the project's own function where the first of them does not exist."""
+        """Write the tables with the project's own function if the first of them does not exist."""
         make = self.config.data.make
         if make is not None and not self.table("train").exists():
             log.info("%s does not exist: %s writes it", self.table("train"), make)
@@ -53,7 +53,7 @@ class Project:
     def dataset_of(
         self, table: Path, *, train: bool = False, labels: bool = True, **options: Any
     ) -> TableDataset:
-        """Return a data set over any table of the project's kind."""
+        """Return a data set over any table in the project's format."""
         config, data = self.config, self.config.data
         chosen: dict[str, Any] = {
             "classes": config.classes if labels else (),
@@ -89,10 +89,10 @@ def open_project(folder: Path, config: str = "config.yaml", settings: Sequence[s
     Args:
         folder: its folder.
         config: its configuration, relative to the folder.
-        settings: `path=value` pairs that win over the file.
+        settings: `path=value` pairs that override the file.
 
     Raises:
-        ConfigError: the configuration is wrong.
+        ConfigError: the configuration is invalid.
     """
     folder = folder.absolute()
     loaded = load_config(folder / config, settings)
@@ -101,7 +101,7 @@ def open_project(folder: Path, config: str = "config.yaml", settings: Sequence[s
 
 
 def _make_importable(folder: Path) -> None:
-    """Put the folder first on the path, and forget a `train` of another project."""
+    """Put the folder first on `sys.path`, and unload a `train` package of another project."""
     sys.path[:] = [str(folder), *(entry for entry in sys.path if entry != str(folder))]
     known = sys.modules.get(PACKAGE)
     home = Path(getattr(known, "__file__", None) or "/nowhere").parent.parent

@@ -1,4 +1,4 @@
-"""States of the random number generators: taken before a step, and put back to repeat it."""
+"""State of the random number generators: saved before a step, and restored to repeat it."""
 
 import random
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def take_state() -> State:
 
 
 def put_state(state: State) -> None:
-    """Put back what `take_state` returned."""
+    """Restore a state returned by `take_state`."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]
@@ -45,7 +45,7 @@ def put_state(state: State) -> None:
 
 @contextmanager
 def seeded(*parts: int) -> Iterator[None]:
-    """Run a block with torch's CPU generator seeded by `parts`, and put its state back."""
+    """Run a block with torch's CPU generator seeded by `parts`, then restore its state."""
     state = torch.get_rng_state()
     torch.manual_seed(mixed(*parts))
     try:

@@ -1,4 +1,4 @@
-"""The processes of one training run: their number, and what they agree on."""
+"""The processes of one training run, and the communication between them."""
 
 import os
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ class Ranks:
         return self.rank == 0
 
     def least(self, value: int) -> int:
-        """Return the least of all ranks' values."""
+        """Return the minimum over all ranks' values."""
         if self.world == 1:
             return value
         tensor = torch.tensor(value)
@@ -30,7 +30,7 @@ class Ranks:
         return int(tensor)
 
     def add(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Replace tensors by their sums over all ranks; all in one message."""
+        """Replace tensors by their sums over all ranks, in a single all-reduce."""
         if self.world == 1:
             return
         held = list(tensors)
@@ -40,7 +40,7 @@ class Ranks:
             tensor.copy_(part.view_as(tensor))
 
     def share(self, value: object) -> object:
-        """Return what rank 0 has."""
+        """Return the value of rank 0."""
         if self.world == 1:
             return value
         box = [value]
@@ -49,7 +49,7 @@ class Ranks:
 
 
 def join(device: str, timeout_seconds: float = 1800) -> Ranks:
-    """Join the run that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT name; alone where they are not set."""
+    """Join the run given by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; if unset, run alone."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         return Ranks()

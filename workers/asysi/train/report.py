@@ -1,4 +1,4 @@
-"""The report of a run: `report.json` with everything, and the same as a page."""
+"""The report of a run: `report.json` with all results, and the same as an HTML page."""
 
 import base64
 import io
@@ -41,10 +41,10 @@ def make_report(
     """Evaluate the best weights on the test table, write the report, and return it.
 
     Args:
-        project: what was trained.
+        project: the trained project.
         out: folder of the run.
-        command: line that runs it again.
-        training: what the trainer knows of the run.
+        command: command line that repeats the run.
+        training: facts about the run from the trainer.
         history: figures of each epoch.
 
     Raises:
@@ -89,7 +89,7 @@ def make_report(
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what a run depends on."""
+    """Return the versions of the software that a run depends on."""
     found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
     for name in _PACKAGES:
         try:
@@ -100,7 +100,7 @@ def versions() -> dict[str, str]:
 
 
 def page(report: Mapping[str, Any]) -> str:
-    """Return the report as one HTML page without scripts and without anything from elsewhere."""
+    """Return the report as one HTML page without scripts or external resources."""
     from jinja2 import Environment, PackageLoader  # noqa: PLC0415 - only reports need it
 
     environment = Environment(loader=PackageLoader("asysi.train", "pages"), autoescape=True, trim_blocks=True)
@@ -109,7 +109,7 @@ def page(report: Mapping[str, Any]) -> str:
 
 
 def polyline(values: list[float], width: int = 320, height: int = 90) -> str:
-    """Return the points of an SVG line through values at equal distances, the least at the bottom."""
+    """Return the points of an SVG line through equally spaced values, with the minimum at the bottom."""
     finite = [value for value in values if math.isfinite(value)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
     span = (high - low) or 1.0
@@ -166,7 +166,7 @@ def _png(image: Any) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """Return a tree in which numbers that JSON does not know are null."""
+    """Return a tree in which numbers that JSON cannot represent are null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -8,11 +8,11 @@ from asysi.contract.errors import ConfigError
 TASKS = ("digits", "text")
 _TEMPLATE = Path(__file__).parent / "template"
 _SUFFIX = ".tmpl"
-"""Python files of a project have it here, so that no tool takes them for modules of this package."""
+"""Suffix of a project's Python files here, so that tools do not treat them as modules of this package."""
 
 
 def project_files(task: str) -> dict[str, str]:
-    """Return the files of a project by their path in it; those of the task replace the common ones.
+    """Return the files of a project by their path in it; files of the task replace the common ones.
 
     Raises:
         ConfigError: there is no such task.
@@ -28,7 +28,7 @@ def project_files(task: str) -> dict[str, str]:
 
 
 def write_project(folder: Path, task: str) -> list[str]:
-    """Write a project; returns what to do next, as lines.
+    """Write a project; returns the next steps as lines.
 
     Raises:
         ConfigError: there is no such task, or the folder is not empty.

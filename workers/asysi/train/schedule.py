@@ -9,9 +9,9 @@ def factor(schedule: Schedule, step: int, steps: int) -> float:
     """Return the factor of the learning rate at a step.
 
     Args:
-        schedule: its shape.
-        step: from 0.
-        steps: of the whole run.
+        schedule: shape of the schedule.
+        step: number of the step, from 0.
+        steps: number of steps of the whole run.
     """
     if step < schedule.warmup_steps:
         return (step + 1) / schedule.warmup_steps

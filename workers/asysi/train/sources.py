@@ -21,29 +21,29 @@ Grade = Annotated[int, Field(ge=0, le=5)]
 
 
 class SourceMapping(ConfigPart):
-    """What becomes of a component here."""
+    """How a component is used in this project."""
 
     target: str
     """Module of this project."""
     reuse: Literal["as-is", "adapt", "rewrite", "concept"]
     """How it is used."""
     effort_days: Annotated[float, Field(ge=0)]
-    """Days of work."""
+    """Effort in days."""
     risks: list[str] = Field(default_factory=list)
-    """What may go wrong."""
+    """Risks."""
 
 
 class SourceComponent(ConfigPart):
-    """A part of a source that is used."""
+    """A used part of a source."""
 
     path: str
     """File, module or section in the source."""
     purpose: str
     """What it does."""
     deps: list[str] = Field(default_factory=list)
-    """What it needs."""
+    """Its dependencies."""
     issues: list[str] = Field(default_factory=list)
-    """What is wrong with it for this purpose."""
+    """Its problems for this purpose."""
     mapping: SourceMapping
 
 
@@ -63,38 +63,38 @@ class SourceEntry(ConfigPart):
     tags: list[str] = Field(default_factory=list)
     """Fields that it belongs to."""
     relevance: Grade
-    """How much of what is needed it covers, 0 to 5."""
+    """How much of the requirements it covers, 0 to 5."""
     quality: Grade
     """Health of its code, tests and maintenance, 0 to 5."""
     notes: str = ""
-    """What else is to be known."""
+    """Further information."""
     components: list[SourceComponent] = Field(default_factory=list)
 
 
 class ContractDifference(ConfigPart):
-    """A capability that is called differently here."""
+    """A capability whose interface differs in this project."""
 
     capability: str
     src_api: str
-    """How the source is called."""
+    """Interface in the source."""
     tgt_api: str
-    """How this project is called."""
+    """Interface in this project."""
     rule: str
-    """How one becomes the other."""
+    """How to convert one into the other."""
 
 
 class LicenseAction(ConfigPart):
-    """What a licence asks for."""
+    """The obligation from a licence."""
 
     source_id: str
     license: str
     risk: Literal["none", "low", "medium", "high"]
     action: str
-    """What is done about it."""
+    """How it is fulfilled."""
 
 
 class SourceInventory(ConfigPart):
-    """The whole of `docs/sources.yaml`."""
+    """The complete `docs/sources.yaml`."""
 
     sources: Annotated[list[SourceEntry], Field(min_length=1)]
     contracts_diff: list[ContractDifference] = Field(default_factory=list)
@@ -105,7 +105,7 @@ def read_sources(project: Path) -> SourceInventory:
     """Return the inventory of a project.
 
     Raises:
-        ConfigError: the file is wrong, or a licence is not accounted for; one sentence each.
+        ConfigError: the file is invalid, or a licence is not covered; with one sentence per problem.
     """
     layer = read(project / SOURCES)
     if layer.problems:
@@ -121,11 +121,11 @@ def read_sources(project: Path) -> SourceInventory:
 
 
 def render_sources(project: Path, *, check: bool = False) -> list[str]:
-    """Write the tables and the tasks of a project; returns the files that changed, or would.
+    """Write the tables and the tasks of a project; returns the files that changed, or would change.
 
     Args:
         project: its folder.
-        check: changes nothing.
+        check: whether to only compare and change nothing.
 
     Raises:
         ConfigError: inventory or specification cannot be used.
@@ -205,7 +205,7 @@ def _component(one: SourceComponent) -> list[object]:
 
 
 def tasks_of(inventory: SourceInventory) -> Iterator[dict[str, Any]]:
-    """Yield a task per component: what is to be made of it, in how many days, and what its licence asks."""
+    """Yield a task per component: its target, its effort in days, and what its licence requires."""
     actions = {one.source_id: one.action for one in inventory.licenses}
     for entry in inventory.sources:
         for one in entry.components:

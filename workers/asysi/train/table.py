@@ -16,11 +16,11 @@ csv.field_size_limit(1 << 24)
 
 
 class Table:
-    """A table of text values; quoted line breaks, a byte order mark and CRLF are allowed.
+    """A table of text values; quoted line breaks, a byte order mark and CRLF are supported.
 
     Args:
         path: a `.csv` file with a header, or a `.jsonl` file with one object per line.
-        columns: columns that must be there.
+        columns: required columns.
 
     Raises:
         ConfigError: the file is missing, empty, not UTF-8, or has no such column.
@@ -45,17 +45,17 @@ class Table:
         self._columns = columns
 
     def scan(self) -> Iterator[tuple[int, Row]]:
-        """Yield each row with the number of its line, and remember where it begins.
+        """Yield each row with its line number, and record its offset.
 
         Raises:
-            ConfigError: a row is not what the file's format says.
+            ConfigError: a row does not match the file's format.
         """
         self._offsets = array("Q")
         with self.path.open("rb") as stream:
             yield from self._scan_json(stream) if self._jsonl else self._scan_csv(stream)
 
     def row(self, number: int) -> Row:
-        """Return the row that `scan` yielded as its `number`-th, from 0."""
+        """Return the row with index `number` in the order of `scan`, from 0."""
         if self._file is None:
             self._file = self.path.open("rb")
             weakref.finalize(self, self._file.close)

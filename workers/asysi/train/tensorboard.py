@@ -10,13 +10,13 @@ _EVERY = 10
 
 
 class TensorBoard(Callback):
-    """Writes to `tensorboard/` of the run; without the package it says so once and writes nothing."""
+    """Writes to `tensorboard/` of the run; without the package it warns once and writes nothing."""
 
     def __init__(self) -> None:
         self._writer: Any = None
 
     def on_run_begin(self, trainer: TrainingRun) -> None:
-        """Open the log; what an earlier process wrote beyond its checkpoint is hidden."""
+        """Open the log; scalars written by an earlier process after its last checkpoint are hidden."""
         if not trainer.ranks.first:
             return
         try:

@@ -1,4 +1,4 @@
-"""The training loop: a step is a global batch, whatever the microbatch, the ranks, or the interruptions."""
+"""The training loop: a step is one global batch, regardless of microbatches, ranks and interruptions."""
 
 import logging
 import math
@@ -29,12 +29,12 @@ from asysi.train.schedule import factor
 
 log = logging.getLogger("asysi")
 _PROBE = 64
-"""Samples of the fixed batch that drift is measured on."""
+"""Samples in the fixed batch on which drift is measured."""
 _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Batch = dict[str, torch.Tensor]
 
 
-class Stopped(Exception):  # noqa: N818 - an end, not an error
+class Stopped(Exception):  # noqa: N818 - not an error
     """The run was asked to stop; a checkpoint is written."""
 
     def __init__(self, code: int) -> None:
@@ -43,14 +43,14 @@ class Stopped(Exception):  # noqa: N818 - an end, not an error
 
 
 class SupervisedTrainer:
-    """Trains a project's model. `fit` resumes from the run's checkpoint where there is one.
+    """Trains a project's model. `fit` resumes from the run's checkpoint if there is one.
 
     Args:
-        project: what is trained.
+        project: the project to train.
         out: folder of the run.
         device: `cpu`, or a CUDA device.
-        ranks: this process among those of the run.
-        callbacks: called at the joints of the run.
+        ranks: the process group of the run.
+        callbacks: called at fixed points of the run.
 
     Raises:
         ConfigError: data, model or configuration cannot be used.
@@ -87,24 +87,24 @@ class SupervisedTrainer:
         self.microbatch = min(
             loop.microbatch or loop.batch_size, math.ceil(loop.batch_size / self.ranks.world)
         )
-        """Samples of a forward pass at most; halved when memory runs out."""
+        """Maximum samples per forward pass; halved when memory runs out."""
         self.step = 0
-        """Steps done."""
+        """Number of completed steps."""
         self.epoch = 0
-        """Epochs done."""
+        """Number of completed epochs."""
         self.batch = 0
-        """Batches done in this epoch."""
+        """Number of completed batches in this epoch."""
         self.out_of_memory = 0
-        """Times that memory ran out."""
+        """Number of times memory ran out."""
         self.history: list[dict[str, float]] = []
         """Figures of each epoch."""
         self.best: dict[str, float] = {}
-        """Figures of the epoch whose weights are kept as the best."""
+        """Figures of the epoch with the best weights."""
         self.stale = 0
         """Epochs since the best."""
         self.learning_rate = self._rates[0]
         self.stop = 0
-        """Exit code with which the run is to stop after this step; 0 goes on."""
+        """Exit code with which to stop after this step; 0 continues."""
         self.drift = self._drift()
         self._warn()
 
@@ -112,26 +112,26 @@ class SupervisedTrainer:
 
     @property
     def epochs(self) -> int:
-        """Epochs of the run."""
+        """Number of epochs of the run."""
         return 2 if self.config.debug else self.config.train.epochs
 
     @property
     def steps(self) -> int:
-        """Steps of the run, unless it ends early."""
+        """Number of steps of the run, unless it ends early."""
         every = len(self.train_loader) * self.epochs
         return min(every, self.config.train.max_steps or every)
 
     @property
     def evaluated(self) -> nn.Module:
-        """The model that is evaluated: the moving average where there is one."""
+        """The model that is evaluated: the moving average if there is one."""
         return self.model if self.ema is None else self.ema.module
 
     def fit(self) -> None:
         """Train until the last step.
 
         Raises:
-            Stopped: a signal asked for it; the checkpoint is written.
-            ConfigError: the checkpoint is not this run's.
+            Stopped: a signal requested it; the checkpoint is written.
+            ConfigError: the checkpoint belongs to another run.
         """
         self.resume()
         self.tell("on_run_begin")
@@ -181,7 +181,7 @@ class SupervisedTrainer:
         self.save()
 
     def _figures(self) -> dict[str, float]:
-        """Return the figures of the epoch that ends; rank 0 measures, all have them."""
+        """Return the figures of the epoch that ends; rank 0 measures them and shares them with all ranks."""
         figures: dict[str, float] = {}
         self.tell("on_evaluation_begin")
         state = take_state()
@@ -217,7 +217,7 @@ class SupervisedTrainer:
     # -- a step
 
     def _step(self, indices: torch.Tensor, batch: Batch) -> float:
-        """Do a step, again with half the microbatch for as long as memory runs out; returns the mean loss."""
+        """Run a step, halving the microbatch and retrying while memory runs out; returns the mean loss."""
         state = take_state()
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         while True:
@@ -236,7 +236,7 @@ class SupervisedTrainer:
     def _accumulate(self, indices: torch.Tensor, batch: Batch) -> tuple[torch.Tensor | None, int]:
         """Add the gradients of this rank's part of a global batch.
 
-        Returns the summed loss, or None where memory ran out; and the microbatch that this rank needs.
+        Returns the summed loss, or None if memory ran out; and the microbatch that this rank needs.
         """
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
@@ -253,7 +253,7 @@ class SupervisedTrainer:
         return total, self.microbatch
 
     def _forward(self, indices: torch.Tensor, part: Batch) -> torch.Tensor:
-        """Run forward and backward over a microbatch; returns its loss, summed over the samples."""
+        """Run forward and backward for a microbatch; returns its loss, summed over the samples."""
         part = {name: value.to(self.device) for name, value in part.items()}
         self.tell("on_forward", indices, part)
         with self._autocast():
@@ -294,7 +294,7 @@ class SupervisedTrainer:
             self.ema.update_parameters(self.model)
 
     def _reduce(self) -> None:
-        """Add the gradients of all ranks, each of which has divided by the global batch."""
+        """Sum the gradients over all ranks; each rank has already divided by the global batch size."""
         if self.ranks.world > 1:
             for parameter in self._trained:
                 if parameter.grad is None:
@@ -312,7 +312,7 @@ class SupervisedTrainer:
     # -- checkpoints
 
     def save(self) -> None:
-        """Write everything that the rest of the run depends on."""
+        """Write all state that the rest of the run depends on."""
         rng = self._all_states()
         if self.ranks.first:
             state = {
@@ -329,10 +329,10 @@ class SupervisedTrainer:
         self.tell("on_checkpoint")
 
     def resume(self) -> bool:
-        """Take over the run's checkpoint; returns whether there is one.
+        """Restore the run's checkpoint; returns whether there is one.
 
         Raises:
-            ConfigError: it is damaged, or of another configuration.
+            ConfigError: it is damaged, or belongs to another configuration.
         """
         file = self.out / checkpoint.CHECKPOINT
         if not file.is_file():
@@ -370,7 +370,7 @@ class SupervisedTrainer:
             getattr(callback, joint)(self, *values)
 
     def stop_on_signals(self) -> None:
-        """Let SIGTERM and SIGINT stop the run after the step that runs, with a checkpoint."""
+        """Make SIGTERM and SIGINT stop the run after the current step, with a checkpoint."""
         codes = {signal.SIGTERM: Exit.TERMINATED, signal.SIGINT: Exit.INTERRUPTED}
 
         def stop(number: int, _frame: Any) -> None:
@@ -420,4 +420,4 @@ class SupervisedTrainer:
 
 
 _KEPT = ("step", "epoch", "batch", "microbatch", "out_of_memory", "history", "best", "stale")
-"""Plain values of a trainer that a checkpoint holds."""
+"""Plain attributes of a trainer that a checkpoint holds."""
