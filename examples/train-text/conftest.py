@@ -21,8 +21,9 @@ def project() -> Project:
 
 @pytest.fixture(scope="session")
 def short() -> Project:
-    """Return the project with 64 rows, two epochs, and no more than it needs."""
+    """Return the project with 64 rows, two epochs of eight steps, and no more than it needs."""
     settings = ["debug=true", "train.threads=1", "tensorboard=false", "eval.thresholds=[]"]
+    settings += ["train.batch_size=8", "train.schedule.warmup_steps=0"]
     opened = open_project(FOLDER, settings=settings)
     opened.make_data()
     return opened

@@ -30,7 +30,7 @@ def test_an_interruption_changes_no_bit(short: Project, tmp_path: Path) -> None:
 
 
 def test_the_loss_falls(short: Project, tmp_path: Path) -> None:
-    """Two epochs over 64 rows lower the loss on them."""
+    """The second epoch over 64 rows has a lower mean loss than the first."""
     losses: list[float] = []
 
     class Keep(Callback):
@@ -38,4 +38,5 @@ def test_the_loss_falls(short: Project, tmp_path: Path) -> None:
             losses.append(loss)
 
     SupervisedTrainer(short, tmp_path / "run", callbacks=[Keep()]).fit()
-    assert losses[-1] < losses[0]
+    half = len(losses) // 2
+    assert sum(losses[half:]) < sum(losses[:half])
