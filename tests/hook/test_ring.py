@@ -17,10 +17,20 @@ import numpy as np
 import pytest
 
 from asysi.bus.mailbox import CaptureWord
-from asysi.bus.packet import HEADER_DTYPE, MAGIC, ROW_DTYPE, VERSION, Dtype, Quantization, parse_packet
+from asysi.bus.packet import (
+    HEADER_DTYPE,
+    MAGIC,
+    ROW_DTYPE,
+    VERSION,
+    ActivationPacket,
+    Dtype,
+    Quantization,
+    parse_packet,
+)
 from asysi.bus.ring import CppShardedSPMCBus
 from asysi.contract.runtime import BUS_RING, CAPTURE_RING
 from asysi.hook.relay import Relay
+from asysi.hook.statistics import Statistics
 from asysi_ring import Control, Reader, Writer, create
 
 POINTS = ["encoder.layer.0.output", "encoder.layer.1.output", "encoder.layer.2.output"]
@@ -460,3 +470,49 @@ def test_a_row_larger_than_a_chunk_is_dropped_and_booked(shm):
     with Control(str(shm / BUS_RING)) as control:
         [books] = control.produced()
     assert (books["seen"], books["published"], books["dropped"][4]) == (7, 5, 2)
+
+
+def of_width(width, sequence, count=4096):
+    """Return a captured packet of `count` rows of the first point."""
+    header = header_of(0, sequence, width)[0]
+    header["sequence"], header["rows"], header["rows_before"] = sequence, count, (sequence - 1) * count
+    return ActivationPacket(
+        header, POINTS[0], np.zeros(count, ROW_DTYPE), None, np.ones((count, width), np.float32)
+    )
+
+
+def relay_all(shm, packets, look):
+    """Carry packets to the bus, then return its books of the first point."""
+    with CppShardedSPMCBus(shm / BUS_RING).producer() as bus:
+        relay = Relay(bus, Quantization.NONE, [look], lambda _: None)
+        for packet in packets:
+            relay.forward(packet)
+    with Control(str(shm / BUS_RING)) as control:
+        [books] = control.produced()
+    return books["seen"], books["published"], sum(books["dropped"])
+
+
+def test_a_hook_point_that_changes_its_width_loses_no_rows(shm):
+    """Attention weights [B, L, L] are as wide as the step is long: all are published, the statistics are of
+    the first width, and say how many rows had another.
+    """
+    statistics = Statistics(shm / "statistics.json")
+    packets = [of_width(width, sequence) for sequence, width in enumerate((8, 9), 1)]
+    assert relay_all(shm, packets, statistics.look) == (8192, 8192, 0)
+    statistics.write()
+    saved = json.loads((shm / "statistics.json").read_text())["points"][POINTS[0]]
+    assert (saved["rows"], saved["otherWidth"], saved["mean"]) == (256, 256, [1.0] * 8)
+
+
+def test_an_observer_that_fails_loses_no_rows(shm, caplog):
+    """What is on the bus is not dropped as well because something that only looks at it fails; it is said
+    once.
+    """
+
+    def look(packet):
+        raise ValueError("cannot look")
+
+    assert relay_all(shm, [of_width(8, 1), of_width(8, 2)], look) == (8192, 8192, 0)
+    [record] = caplog.records
+    assert "cannot look" in caplog.text
+    assert POINTS[0] in record.getMessage()

@@ -73,3 +73,34 @@ def test_statistics_outlive_a_restart(tmp_path):
     path.write_text("[1, 2")
     Statistics(path).write()
     assert json.loads(path.read_text())["points"] == {}
+
+
+@pytest.mark.parametrize("finite", [True, False])
+def test_the_width_of_a_hook_point_is_its_first_also_after_a_restart(tmp_path, finite):
+    """Rows of another width are counted apart: in one batch, in a later one, and by a successor."""
+    path = tmp_path / "statistics.json"
+    for start in (0, 8192):
+        statistics = Statistics(path)
+        first = np.full((4096, 3), 2.0 if finite or start else np.nan, np.float32)
+        for number, rows in enumerate((first, np.ones((64, 4), np.float32), first[:64])):
+            statistics.look(packet(rows, start + 4096 * number))
+        statistics.write()
+    saved = json.loads(path.read_text())["points"]["p"]
+    assert saved["rows"] + saved["nonFinite"] == 2 * (256 + 4)
+    assert (saved["otherWidth"], saved["mean"]) == (8, [2.0] * 3)
+
+
+@pytest.mark.parametrize("variance", [[1.0], [1.0, 1.0, 1.0]])
+def test_a_file_whose_columns_do_not_fit_is_begun_anew(tmp_path, variance):
+    """Mean and variance of unlike width could not be continued."""
+    path = tmp_path / "statistics.json"
+    statistics = Statistics(path)
+    statistics.look(packet(np.ones((32, 2), np.float32), 0))
+    statistics.write()
+    content = json.loads(path.read_text())
+    content["points"]["p"]["variance"] = variance
+    path.write_text(json.dumps(content))
+    successor = Statistics(path)
+    successor.look(packet(np.ones((16, 2), np.float32), 32))
+    successor.write()
+    assert json.loads(path.read_text())["points"]["p"]["rows"] == 1

@@ -20,7 +20,7 @@ class Relay:
     Args:
         bus: the producer of the bus.
         wanted: how payloads travel from here on.
-        looks: each is shown every captured packet (statistics, counts).
+        looks: each is shown every packet that was published (statistics, counts).
         latency: is told the seconds from capture to publication.
         ranges: of the channels; needed for INT8_CHANNEL.
     """
@@ -41,14 +41,27 @@ class Relay:
         """Publish the packet's rows, in blocks.
 
         Blocks up to the bus's published mark are skipped: a killed predecessor already published them.
-        A packet that cannot be published is counted as dropped.
+        A packet that cannot be published is counted as dropped. What fails after it is published is logged:
+        its rows are on the bus, and counting them as dropped too would be wrong.
         """
         try:
             self._publish(packet)
         except RowTooLargeError as error:
             self._drop(packet, DropReason.TOO_LARGE, str(error))
+            return
         except ValueError as error:
             self._drop(packet, DropReason.ERROR, str(error))
+            return
+        self._latency((time.monotonic_ns() - int(packet.header["captured_ns"])) * 1e-9)
+        for look in self._looks:
+            self._show(packet, look)
+
+    def _show(self, packet: ActivationPacket, look: Callable[[ActivationPacket], None]) -> None:
+        try:
+            look(packet)
+        except Exception as error:  # whatever it is, it must not stop the stream
+            if self._is_new(repr(error)):
+                log.exception("rows of %s are published, but not in every count", packet.point)
 
     def _publish(self, packet: ActivationPacket) -> None:
         dtype, width = Dtype(int(packet.header["dtype"])), packet.payload.shape[1]
@@ -63,14 +76,17 @@ class Relay:
                 whole = block.stop - block.start == rows
                 part = packet if whole else packet.select(slice(block.start, block.stop))
                 self._bus.push(part, source=block.source, quantization=done, table=table)
-        self._latency((time.monotonic_ns() - int(packet.header["captured_ns"])) * 1e-9)
-        for look in self._looks:
-            look(packet)
 
     def _drop(self, packet: ActivationPacket, reason: DropReason, why: str) -> None:
         sequence = int(packet.header["sequence"])
         mark = (sequence << PART_BITS) | _LAST_PART  # after all blocks: a successor does not count it again
         self._bus.drop(packet.point, len(packet.rows), reason, source=mark)
-        if why not in self._told and len(self._told) < 100:
-            self._told.add(why)
+        if self._is_new(why):
             log.warning("packet %d of %s is dropped: %s", sequence, packet.point, why)
+
+    def _is_new(self, why: str) -> bool:
+        """Return whether a cause is to be logged: once, and no more than 100 of them."""
+        new = why not in self._told and len(self._told) < 100
+        if new:
+            self._told.add(why)
+        return new

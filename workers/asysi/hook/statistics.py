@@ -23,6 +23,10 @@ class Moments:
     """Count, mean and variance of rows, merged by the pairwise update of Chan, Golub and LeVeque (1979)."""
 
     rows: int = 0
+    width: int = 0
+    """Of the first row; 0 before it. Rows of another width have no place in [width] and are only counted."""
+    other_width: int = 0
+    """Rows of another width; they are excluded from all other statistics."""
     non_finite: int = 0
     """Rows with NaN or infinity; they are excluded from all other statistics."""
     mean: Vector = field(default_factory=lambda: np.zeros(0))
@@ -57,6 +61,7 @@ class Moments:
         return {
             "rows": self.rows,
             "nonFinite": self.non_finite,
+            "otherWidth": self.other_width,
             "meanL2": self.norm,
             "min": self.least if self.rows else None,
             "max": self.most if self.rows else None,
@@ -72,11 +77,16 @@ class Moments:
             KeyError, TypeError, ValueError: `saved` does not have the expected format.
         """
         rows = int(saved["rows"])
+        mean, variance = (np.array(saved[name], np.float64) for name in ("mean", "variance"))
+        if mean.ndim != 1 or mean.shape != variance.shape or bool(rows) != bool(len(mean)):
+            raise ValueError(f"mean {mean.shape} and variance {variance.shape} of {rows} rows do not fit")
         return cls(
             rows=rows,
+            width=len(mean),
+            other_width=int(saved.get("otherWidth", 0)),
             non_finite=int(saved["nonFinite"]),
-            mean=np.array(saved["mean"], np.float64),
-            squares=np.array(saved["variance"], np.float64) * rows,
+            mean=mean,
+            squares=variance * rows,
             least=float(saved["min"]) if rows else np.inf,
             most=float(saved["max"]) if rows else -np.inf,
             norm=float(saved["meanL2"]),
@@ -87,7 +97,8 @@ class Statistics:
     """Statistics of all hook points, in one JSON file that is kept across restarts and attempts.
 
     Rows are selected by their index in each hook point's stream, independent of how they were packed. Rows
-    that a killed worker processed after its last write are lost; the counts do not include them.
+    that a killed worker processed after its last write are lost; the counts do not include them. The width
+    of a hook point is that of its first row.
     """
 
     def __init__(self, path: Path) -> None:
@@ -101,6 +112,12 @@ class Statistics:
         if first >= len(packet.rows):
             return
         few = packet.select(slice(first, None, STRIDE))
+        moments = self._moments.setdefault(packet.point, Moments())
+        width = few.payload.shape[1]
+        if moments.width not in {0, width}:
+            moments.other_width += len(few.rows)
+            return
+        moments.width = width
         pending = self._pending.setdefault(packet.point, [])
         pending.append(few.to_float32())
         if sum(map(len, pending)) >= _PENDING_ROWS:
@@ -108,7 +125,7 @@ class Statistics:
 
     def _merge(self, point: str) -> None:
         if blocks := self._pending.pop(point, None):
-            self._moments.setdefault(point, Moments()).add(np.concatenate(blocks))
+            self._moments[point].add(np.concatenate(blocks))
 
     def write(self) -> None:
         """Write the file atomically."""
