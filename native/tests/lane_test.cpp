@@ -27,6 +27,9 @@ struct Standin {
     int (*capture)(int);
     std::uint64_t (*calls)(const char*);
     void* (*stream)();
+    void* (*default_stream)(int);
+    int (*set_device)(int);
+    int (*get_device)(int*);
     void (*gather)(void*, void*, const void*, const std::int64_t*, std::size_t, std::size_t);
     void (*write)(void*, void*, const void*, std::size_t);
     void (*wait)(void*);
@@ -44,6 +47,9 @@ struct Standin {
         take(capture, "standin_capture");
         take(calls, "standin_calls");
         take(stream, "standin_stream");
+        take(default_stream, "standin_default_stream");
+        take(set_device, "cudaSetDevice");
+        take(get_device, "cudaGetDevice");
         take(gather, "standin_gather");
         take(write, "standin_write");
         take(wait, "standin_wait");
@@ -108,7 +114,7 @@ public:
             content.counts = counts;
             content.source = reinterpret_cast<const std::byte*>(slot.data());
             content.dtype = Dtype::float32;
-            taken = lane->submit(compute, content);
+            taken = lane->submit(by_default ? nullptr : compute, content);
         }
         const Activation junk{};
         device.write(compute, activation_.data(), junk.data(), sizeof junk);
@@ -172,6 +178,7 @@ public:
     std::vector<i64> kept;
     std::vector<RowRecord> records;
     void* compute = nullptr;
+    bool by_default = false;  // `compute` is the device's default stream, whose handle is 0
     std::atomic<bool> reading_paused{false};
     std::atomic<bool> slow_reader{false};
 
@@ -284,6 +291,21 @@ void scales_travel_beside_their_rows() {
     content.quantization = Quantization::int8;
     EXPECT(bench.lane->submit(bench.compute, content));
     EXPECT(bench.close() == kept_rows);
+}
+
+void a_default_stream_is_that_of_the_lanes_device() {
+    Bench bench(5, 200);
+    bench.compute = bench.device.default_stream(0);
+    bench.by_default = true;
+    int current = -1;
+    for (const int other : {0, 1}) {  // a part of the model runs on device 0 while another one is current
+        EXPECT(bench.device.set_device(other) == 0);
+        bench.run(10, static_cast<u64>(other) * 10);
+        EXPECT(bench.device.get_device(&current) == 0 && current == other);  // as the model left it
+    }
+    EXPECT(bench.lane->problem().empty());
+    EXPECT(bench.close() > 0);
+    for (const u32 account : bench.accounts) EXPECT(bench.made(account)[produced::dropped + reason::error] == 0);
 }
 
 // --- room ------------------------------------------------------------------------------------------------------
@@ -489,6 +511,7 @@ constexpr std::array cases{
     CASE(one_copy_fills_neighbouring_chunks),
     CASE(chunks_that_are_not_neighbours_are_filled_too),
     CASE(scales_travel_beside_their_rows),
+    CASE(a_default_stream_is_that_of_the_lanes_device),
     CASE(a_step_that_was_given_room_is_published_whole),
     CASE(whatever_fails_every_row_is_accounted_for),
     CASE(a_copy_that_was_not_sent_whole_is_not_published),

@@ -2,7 +2,8 @@
 // CUDA leaves open, and that fails when asked to. It exports the names that the lane looks for, and its own (`standin_…`).
 //
 // As in CUDA: a stream runs in order; an event means its last record; waiting for an event that was never recorded is nothing;
-// an error of something that runs is sticky.
+// an error of something that runs is sticky; stream 0 is the default stream of the device that is current in the calling
+// thread, and takes no event of another device.
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
@@ -20,9 +21,10 @@
 
 namespace {
 
-constexpr int success = 0, not_ready = 600, launch_failure = 719;
+constexpr int success = 0, invalid_handle = 400, not_ready = 600, launch_failure = 719;
 
 struct Event {
+    int device = 0;              // that was current when it was made
     std::uint64_t recorded = 0;  // number of its last record
     std::uint64_t reached = 0;   // of the last record that a stream has come to
 };
@@ -46,6 +48,7 @@ struct Device {
     std::condition_variable woken;
     std::vector<std::unique_ptr<Stream>> streams;
     std::vector<std::unique_ptr<Event>> events;
+    std::map<int, Stream*> default_streams;  // by device
     std::map<std::string, Failure> failures;
     std::map<std::string, std::uint64_t> calls;
     std::mt19937_64 dice{1};
@@ -103,12 +106,18 @@ struct Device {
         if (failure.sticky) broken = failure.code;
         return failure.code;
     }
+    Stream* default_stream(int of) {
+        Stream*& one = default_streams[of];
+        if (one == nullptr) one = streams.emplace_back(new Stream).get();
+        return one;
+    }
     void push(Stream* stream, Step step) {
         stream->steps.push_back(std::move(step));
         woken.notify_all();
     }
 };
 
+thread_local int current_device = 0;
 thread_local int capture_mode = 0;  // global: this thread's queries spoil the graphs of others
 
 Device& device() {
@@ -133,7 +142,15 @@ struct Call {
 
 extern "C" {
 
-int cudaSetDevice(int) { return Call("cudaSetDevice").status; }
+int cudaSetDevice(int number) {
+    const Call call("cudaSetDevice");
+    if (call.status == success) current_device = number;
+    return call.status;
+}
+int cudaGetDevice(int* number) {
+    *number = current_device;
+    return Call("cudaGetDevice").status;
+}
 int cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
     *least = 0;
     *greatest = -5;
@@ -158,7 +175,7 @@ int cudaThreadExchangeStreamCaptureMode(int* mode) {
 int cudaGetLastError() { return Call("cudaGetLastError").status; }
 int cudaEventCreateWithFlags(void** event, unsigned) {
     const Call call("cudaEventCreateWithFlags");
-    if (call.status == success) *event = device().events.emplace_back(new Event).get();
+    if (call.status == success) *event = device().events.emplace_back(new Event{.device = current_device}).get();
     return call.status;
 }
 int cudaEventDestroy(void*) { return Call("cudaEventDestroy").status; }
@@ -166,6 +183,10 @@ int cudaEventRecord(void* event, void* stream) {
     const Call call("cudaEventRecord");
     if (call.status != success) return call.status;
     auto* const one = static_cast<Event*>(event);
+    if (stream == nullptr) {
+        if (one->device != current_device) return invalid_handle;
+        stream = device().default_stream(current_device);
+    }
     const auto number = ++one->recorded;
     device().push(static_cast<Stream*>(stream), {nullptr, [one, number] { one->reached = number; }});
     return success;
@@ -247,6 +268,11 @@ std::uint64_t standin_calls(const char* name) {
 void* standin_stream() {
     const std::scoped_lock turn(device().lock);
     return device().streams.emplace_back(new Stream).get();
+}
+/// The default stream of a device, which CUDA's functions know as 0.
+void* standin_default_stream(int of) {
+    const std::scoped_lock turn(device().lock);
+    return device().default_stream(of);
 }
 /// A kernel that gathers rows, as index_select: index and rows are read when it runs.
 void standin_gather(void* stream, void* to, const void* from, const std::int64_t* index, std::size_t count, std::size_t bytes) {

@@ -54,7 +54,7 @@ class Standin:
             ("delay", _POINTER, ctypes.c_uint),
         ):
             getattr(self._c, f"standin_{name}").argtypes = types
-        self._c.standin_stream.restype = _POINTER
+        self._c.standin_stream.restype = self._c.standin_default_stream.restype = _POINTER
         self._c.standin_calls.restype = ctypes.c_uint64
         for name in ("cudaEventRecord", "cudaStreamWaitEvent"):
             getattr(self._c, name).argtypes = [_POINTER, _POINTER, ctypes.c_uint][: 2 + ("Wait" in name)]
@@ -64,6 +64,8 @@ class Standin:
         self._places: dict[int, torch.device] = {}
         self.current = 0
         """Which of a device's streams the model's kernels run on."""
+        self.default_streams = False
+        """Whether the model's kernels run on each device's default stream, whose handle is 0."""
         self.in_graph = False
         self.slow_uploads_us = 0
         """How long a kernel runs before the indices of a step."""
@@ -97,6 +99,12 @@ class Standin:
         return self._path
 
     def stream(self, device: torch.device) -> int:
+        return 0 if self.default_streams else self._queue(device)
+
+    def _queue(self, device: torch.device) -> int:
+        """Return the stream itself, where a handle of 0 would mean that of the device that is current."""
+        if self.default_streams:
+            return int(self._c.standin_default_stream(device.index or 0))
         key = (device.index or 0) * 10 + self.current
         if key not in self._streams:
             self._streams[key] = self._c.standin_stream()
@@ -122,7 +130,7 @@ class Standin:
         if mark is None:
             self._c.cudaEventCreateWithFlags(ctypes.byref(event), 2)
             mark = event.value
-        stream = self.stream(self._places[to.data_ptr()])
+        stream = self._queue(self._places[to.data_ptr()])
         if self.slow_uploads_us:
             self._c.standin_delay(stream, self.slow_uploads_us)
         self._c.standin_copy(stream, to.data_ptr(), source.data_ptr(), source.numel() * 8)
@@ -136,14 +144,14 @@ class Standin:
         return bool(status == 0)
 
     def wait(self, device: torch.device, mark: Any) -> None:
-        self._c.cudaStreamWaitEvent(self.stream(device), mark, 0)
+        self._c.cudaStreamWaitEvent(self._queue(device), mark, 0)
 
     def select(self, out: torch.Tensor, source: torch.Tensor, index: torch.Tensor) -> None:
         source = source.as_subclass(torch.Tensor).to(out.dtype).contiguous()
         self.kept.append(source)
         row = source.shape[1] * source.element_size()
         self._c.standin_gather(
-            self.stream(self._places[out.data_ptr()]),
+            self._queue(self._places[out.data_ptr()]),
             out.data_ptr(),
             source.data_ptr(),
             index.data_ptr(),

@@ -220,8 +220,12 @@ def test_the_wait_for_the_indices_is_needed(ring, device, monkeypatch):
         expect_rows(arrived(ring), expected)
 
 
-def test_each_device_has_slots_and_streams(ring, device):
-    """Under a device map every hook point is captured where its module runs."""
+@pytest.mark.parametrize("default_streams", [False, True])
+def test_each_device_has_slots_and_streams(ring, device, default_streams):
+    """Under a device map every hook point is captured where its module runs, also on devices' default
+    streams, which have one handle.
+    """
+    device.default_streams = default_streams
     with Host(ring, device, Model(OnDevice, OnSecondDevice)) as host:
         expected = run(host.model, host.hooker, range(5))
         assert host.hooker.errors == 0

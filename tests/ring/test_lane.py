@@ -13,7 +13,7 @@ import pytest
 
 NATIVE = Path(__file__).parents[2] / "native"
 LANE = NATIVE / "include" / "asysi" / "lane.hpp"
-CASES = 15
+CASES = 16
 
 pytestmark = pytest.mark.timeout(900)  # compiled here, on a machine that may be busy
 
@@ -50,6 +50,16 @@ MUTANTS = [
             (
                 "int status = runtime_.stream_wait(stream_, task.ready, 0);",
                 "int status = DeviceRuntime::success;",
+            ),
+        ),
+    ),
+    Mutant(
+        "the end of a gather is marked on a stream of whichever device is current",
+        "a_default_stream_is_that_of_the_lanes_device",
+        (
+            (
+                "runtime_.record_on(device_, task.ready, stream);",
+                "runtime_.event_record(task.ready, stream);",
             ),
         ),
     ),

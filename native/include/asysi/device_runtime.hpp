@@ -26,6 +26,7 @@ struct DeviceRuntime {
     static constexpr int capture_thread_local = 1;
 
     int (*set_device)(int) = nullptr;
+    int (*get_device)(int*) = nullptr;
     int (*priorities)(int* least, int* greatest) = nullptr;
     int (*stream_create)(void** stream, unsigned flags, int priority) = nullptr;
     int (*stream_destroy)(void* stream) = nullptr;
@@ -51,6 +52,7 @@ struct DeviceRuntime {
             if (function == nullptr) throw DeviceError(path + " has no " + name);
         };
         take(found.set_device, "cudaSetDevice");
+        take(found.get_device, "cudaGetDevice");
         take(found.priorities, "cudaDeviceGetStreamPriorityRange");
         take(found.stream_create, "cudaStreamCreateWithPriority");
         take(found.stream_destroy, "cudaStreamDestroy");
@@ -65,6 +67,18 @@ struct DeviceRuntime {
         take(found.last_error, "cudaGetLastError");
         take(found.describe, "cudaGetErrorString");
         return found;
+    }
+
+    /// Records an event of `device` on a stream of it, and leaves the thread's current device as it was. Handles such as 0, the
+    /// default stream, mean a stream of whichever device is current: another device's takes the event for nobody's.
+    [[nodiscard]] int record_on(int device, void* event, void* stream) const {
+        int current = device;
+        if (const int status = get_device(&current); status != success) return status;
+        if (current == device) return event_record(event, stream);
+        if (const int status = set_device(device); status != success) return status;
+        const int recorded = event_record(event, stream);
+        const int restored = set_device(current);
+        return recorded != success ? recorded : restored;
     }
 
     /// Throws DeviceError unless `status` is success.

@@ -10,6 +10,7 @@
 //   5. A chunk is given back only when no copy into it can be under way.
 //   6. Whatever fails, every submitted row is published or counted as dropped.
 //   7. Nothing the thread does spoils a graph that another thread captures.
+//   8. The end of a gather is marked on the lane's device, whichever one is current in the model's thread.
 #pragma once
 
 #include <algorithm>
@@ -102,7 +103,7 @@ public:
         if (at - finished_.load(std::memory_order_acquire) >= tasks_.size()) throw std::invalid_argument("no slot is free");
         if (failed()) return lose(content.header.account, rows), false;
         Task& task = tasks_[at % tasks_.size()];
-        if (const int status = runtime_.event_record(task.ready, stream); status != DeviceRuntime::success) {
+        if (const int status = runtime_.record_on(device_, task.ready, stream); status != DeviceRuntime::success) {
             note(runtime_.message(status, "cudaEventRecord behind a gather"));
             runtime_.last_error();  // it is this thread's: the model's next call shall not find it
             return lose(content.header.account, rows), false;
