@@ -1,8 +1,15 @@
-// Several threads convert what one converts, byte for byte: `convert_pool TURNS`, for sizes and types at random.
+// Several threads convert what one converts, byte for byte: `convert_pool TURNS`, for sizes and types at random;
+// `convert_pool TURNS refused`, where the system has no memory for all of the threads.
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
 #include <random>
+#include <string>
 #include <vector>
+
+#include <pthread.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include "asysi/convert_pool.hpp"
 
@@ -47,10 +54,36 @@ bool same(ConvertPool& pool, std::mt19937& random) {
     return std::memcmp(one.data(), several.data(), bytes) == 0 && scales_of_one == scales_of_several && flags && outside == counted;
 }
 
+/// Leaves this process the address space of a few threads' stacks, and too little for many.
+void leave_room_for_few_threads() {
+    constexpr rlim_t stack = 64 << 20;
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, stack);
+    pthread_setattr_default_np(&attributes);
+    rlim_t pages = 0;
+    std::ifstream("/proc/self/statm") >> pages;
+    const rlim_t bytes = pages * static_cast<rlim_t>(sysconf(_SC_PAGESIZE)) + 5 * stack;
+    const rlimit limit{bytes, bytes};
+    setrlimit(RLIMIT_AS, &limit);
+}
+
+int convert_with_few(int turns) {
+    leave_room_for_few_threads();
+    ConvertPool pool(64);
+    std::mt19937 random(1);
+    for (int turn = 0; turn < turns; ++turn) {
+        if (!same(pool, random)) return std::printf("different: turn %d\n", turn), 1;
+    }
+    const bool few = pool.threads() > 1 && pool.threads() < 64;
+    return std::puts(few ? "the same" : "not as many threads as there was room for"), few ? 0 : 1;
+}
+
 }  // namespace
 
-int main(int, char** arguments) {
+int main(int count, char** arguments) {
     const int turns = std::atoi(arguments[1]);
+    if (count > 2) return convert_with_few(turns);
     for (const unsigned threads : {1U, 2U, 3U, 5U}) {
         ConvertPool pool(threads);
         std::mt19937 random(threads);

@@ -501,6 +501,24 @@ void a_crash_with_copies_under_way_is_counted_as_crash() {
     EXPECT(leaked(successor.ring()) == 0);
 }
 
+void a_forked_child_waits_for_no_thread_of_its_parent() {
+    Bench bench(47, 0);
+    bench.writer->convert_with(4);
+    bench.run(1);
+    const pid_t child = fork();
+    if (child == 0) {
+        alarm(10);
+        bench.lane->stop();
+        bench.lane.reset();
+        bench.writer.reset();
+        std::_Exit(0);
+    }
+    int status = -1;
+    EXPECT(waitpid(child, &status, 0) == child && status == 0);
+    bench.run(1, 1);  // the parent's are as they were
+    EXPECT(bench.close() > 0);
+}
+
 struct Case {
     const char* name;
     void (*act)();
@@ -523,6 +541,7 @@ constexpr std::array cases{
     CASE(a_runtime_that_is_not_there_is_named),
     CASE(a_writer_that_is_closed_first_loses_nothing_uncounted),
     CASE(a_crash_with_copies_under_way_is_counted_as_crash),
+    CASE(a_forked_child_waits_for_no_thread_of_its_parent),
 };
 
 }  // namespace

@@ -27,6 +27,13 @@ def test_threads_race_for_nothing_and_make_the_same_bytes(build):
         assert (ran.returncode, ran.stdout) == (0, "the same\n"), ran.stderr
 
 
+def test_where_threads_are_refused_fewer_convert(build):
+    """A system that has no room for all of the threads costs speed, never the process."""
+    (program,) = build(("tests/convert_pool.cpp", "-O2"))
+    ran = subprocess.run([program, "50", "refused"], capture_output=True, text=True, check=False, timeout=120)
+    assert (ran.returncode, ran.stdout) == (0, "the same\n"), ran.stderr
+
+
 def captured(point, number, values, dtype, *, quantization=Quantization.NONE, scales=None):
     """A captured packet as the hook sees it."""
     header = np.zeros(1, HEADER_DTYPE)

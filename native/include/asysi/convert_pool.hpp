@@ -11,11 +11,15 @@
 #include <csignal>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <mutex>
 #include <numeric>
 #include <pthread.h>
 #include <thread>
+#include <utility>
 #include <vector>
+
+#include <unistd.h>
 
 #include "asysi/convert.hpp"
 
@@ -23,17 +27,26 @@ namespace asysi {
 
 class ConvertPool {
 public:
-    /// `threads` in all, the caller's among them.
+    /// `threads` in all, the caller's among them; fewer where the system refuses some.
     explicit ConvertPool(unsigned threads) {
+        others_.reserve(std::max(threads, 1U) - 1);
         sigset_t all, before;
         sigfillset(&all);
         pthread_sigmask(SIG_SETMASK, &all, &before);  // signals are the main thread's
-        for (unsigned i = 1; i < threads; ++i) others_.emplace_back([this] { work(); });
+        try {
+            for (unsigned i = 1; i < threads; ++i) others_.emplace_back([this] { work(); });
+        } catch (const std::exception&) {
+            // A limit of threads or of memory: those that run are enough.
+        }
         pthread_sigmask(SIG_SETMASK, &before, nullptr);
     }
     ConvertPool(const ConvertPool&) = delete;
     ConvertPool& operator=(const ConvertPool&) = delete;
     ~ConvertPool() {
+        if (process_ != getpid()) {  // a forked child has no such threads: whatever is done with their handles may reach others
+            static_cast<void>(new std::vector<std::thread>(std::move(others_)));
+            return;
+        }
         ticket_.store(closed, std::memory_order_seq_cst);
         ticket_.notify_all();
         for (auto& thread : others_) thread.join();
@@ -129,6 +142,7 @@ private:
     alignas(64) std::atomic<std::size_t> done_{0};
     std::atomic<std::uint64_t> saturated_{0};  // values, of the parts that are done
     std::atomic<unsigned> sleepers_{0};
+    pid_t process_ = getpid();
     std::vector<std::thread> others_;
 };
 

@@ -132,10 +132,11 @@ public:
 
     /// Waits until what is submitted is published, as long as the device shows progress, and ends the thread.
     void stop() {
-        if (process_ != getpid()) return thread_.detach();  // a forked child has no such thread
+        if (!thread_.joinable()) return;
+        if (process_ != getpid()) return forsake(thread_);  // a forked child has no such thread
         stopping_.store(true, std::memory_order_release);
         ring_bell();
-        if (thread_.joinable()) thread_.join();
+        thread_.join();
     }
 
 private:
@@ -327,6 +328,8 @@ private:
     }
     /// Leaves claims open until the writer's end, which counts them: a copy may still write into their chunks.
     static void forsake(Task& task) { static_cast<void>(new std::vector<Claim>(std::move(task.claims))); }
+    /// Leaves the handle of a thread that does not exist in this process: whatever is done with it may reach another one.
+    static void forsake(std::thread& thread) { static_cast<void>(new std::thread(std::move(thread))); }
 
     // --- both --------------------------------------------------------------------------------------------------------
 
