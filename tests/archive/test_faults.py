@@ -11,16 +11,19 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from asysi.archive import writer as archive_writer
+from asysi.archive.codec import pack
 from asysi.archive.dataset import MScanDataset
-from asysi.archive.errors import MScanError
+from asysi.archive.errors import MScanError, TornError
 from asysi.archive.format import ChunkKind
 from asysi.archive.measure import measure
 from asysi.archive.recover import recover
-from asysi.archive.segment import read_segment
+from asysi.archive.segment import open_segment, read_segment
 from asysi.archive.series import Series, resume
 from asysi.archive.verify import verify, verify_data
 from asysi.archive.writer import MScanWriter, SeqInfo
@@ -203,3 +206,68 @@ def test_series_stops_for_good(tmp_path, monkeypatch):
         with pytest.raises(MScanError, match="writing failed before"):
             call()
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("error", [MemoryError, ValueError])
+def test_no_footer_over_a_hole(tmp_path, monkeypatch, error):
+    """Whatever fails in the background, the segment stays torn: a footer would say that nothing is missing."""
+    path = tmp_path / "a.mscan"
+    failures = iter([error("once")])
+
+    def fails_once(*arguments):
+        for failure in failures:
+            raise failure
+        return pack(*arguments)
+
+    with MScanWriter(path, {}, points=[("a", None, faulty_writer.WIDTH)]) as writer:
+        writer.flush()
+        monkeypatch.setattr(archive_writer, "pack", fails_once)
+        writer.append_tensor(packet(0))
+        with pytest.raises(error, match="once"):
+            writer.flush()
+        with pytest.raises(MScanError, match="writing failed before"):
+            writer.append_tensor(packet(1))
+    with pytest.raises(TornError):
+        open_segment(path)
+
+
+def test_no_footer_over_half_a_packet(tmp_path, monkeypatch):
+    """A packet that could be copied in part alone leaves the segment torn, with what was flushed before."""
+    path = tmp_path / "a.mscan"
+    with MScanWriter(path, {}) as writer:
+        writer.append_tensor(packet(0))
+        writer.flush()
+        monkeypatch.setattr(archive_writer, "padding", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            writer.append_tensor(packet(1))
+        monkeypatch.undo()
+    with pytest.raises(TornError):
+        open_segment(path)
+    recover(path)
+    assert [int(one.header["sequence"]) for one in MScanDataset(path).packets()] == [0]
+
+
+def test_no_thread_to_write(tmp_path, monkeypatch):
+    """Where no thread can start, the writer says so instead of waiting for one that does not exist."""
+    path, start, failures, raised = tmp_path / "a.mscan", threading.Thread.start, [1], []
+
+    def fails_once(thread):
+        if thread.name == "mscan-writer" and failures:
+            failures.pop()
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def write():
+        try:
+            with MScanWriter(path, {}) as writer:
+                writer.append_tensor(packet(0))
+        except RuntimeError as error:
+            raised.append(str(error))
+
+    monkeypatch.setattr(threading.Thread, "start", fails_once)
+    user = threading.Thread(target=write, daemon=True)
+    user.start()
+    user.join(5)
+    assert raised == ["can't start new thread"]
+    with pytest.raises(TornError):
+        open_segment(path)

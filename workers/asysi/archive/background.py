@@ -32,17 +32,21 @@ class JobQueue:
         return self._waiting
 
     def put(self, job: Callable[[], None], size: int) -> None:
-        """Add a job that holds `size` bytes; wait while there is no room for it."""
+        """Add a job that holds `size` bytes; wait while there is no room for it.
+
+        Raises:
+            RuntimeError: no thread can start; the job is not added.
+        """
         with self._changed:
             self._changed.wait_for(
                 lambda: self._error or not self._waiting or self._waiting + size <= self._limit
             )
             self._raise()
+            if not self._alive:  # first, because it may fail: a job without a thread would wait for ever
+                threading.Thread(target=self._run, name="mscan-writer", daemon=True).start()
+                self._alive = True
             self._jobs.append((job, size))
             self._waiting += size
-            if not self._alive:
-                self._alive = True
-                threading.Thread(target=self._run, name="mscan-writer", daemon=True).start()
             self._changed.notify_all()
 
     def check(self) -> None:

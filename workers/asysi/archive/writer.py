@@ -5,7 +5,8 @@ import errno
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -105,7 +106,7 @@ class MScanWriter:
     """Writes one `.mscan` segment: bytes are copied at once; compressed, sealed and written by a thread.
 
     At most 32 MiB of filled chunks wait for the storage, beside one chunk that is being filled for each hook
-    point and kind. An error of the storage is raised by the next call.
+    point and kind. An error of the storage, or of anything else in the thread, is raised by the next call.
 
     Args:
         filepath: the new file; its folder exists.
@@ -120,7 +121,8 @@ class MScanWriter:
     Raises:
         FileExistsError: the file already exists; segments are never appended to.
         OSError: the storage failed. There is no retry: every later call raises MScanError, and the file is
-            left as a torn segment with all flushed data.
+            left as a torn segment with all flushed data. So it is after any other error that may have cost
+            a chunk (no memory, no thread, an interrupt): a footer would say that nothing is missing.
     """
 
     def __init__(
@@ -215,9 +217,10 @@ class MScanWriter:
         for first in range(0, len(records), step):
             part = records[first : first + step]
             chunk = self._chunk(ChunkKind.METRICS, point, seq_info.shard, part.nbytes, METRICS_DTYPE.itemsize)
-            chunk.add(part.tobytes())
-            chunk.records += len(part)
-            _extend(chunk, part["step"], part["sample"], len(part), seq_info)
+            with self._torn_unless_done():
+                chunk.add(part.tobytes())
+                chunk.records += len(part)
+                _extend(chunk, part["step"], part["sample"], len(part), seq_info)
 
     def append_tensor(self, packet: ActivationPacket, shard: int = 0) -> None:
         """Append a packet unchanged: header, row records, scales and quantised payload.
@@ -246,19 +249,15 @@ class MScanWriter:
                 f"a packet of {size} bytes, {MAX_CHUNK_BYTES} are allowed: cut it into row blocks"
             )
         chunk = self._chunk(ChunkKind.TENSOR, point, shard, size + 8, packet.payload.itemsize)
-        for part in parts:
-            chunk.add(part)
-        chunk.add(bytes(padding(size, 8)))
-        chunk.records += 1
         sequence = int(header["sequence"])
+        info = SeqInfo(packet.point, shard, sequence, sequence)
         steps = np.array([header["step"]], np.uint64)
-        _extend(
-            chunk,
-            steps,
-            packet.rows["sample"],
-            len(packet.rows),
-            SeqInfo(packet.point, shard, sequence, sequence),
-        )
+        with self._torn_unless_done():
+            for part in parts:
+                chunk.add(part)
+            chunk.add(bytes(padding(size, 8)))
+            chunk.records += 1
+            _extend(chunk, steps, packet.rows["sample"], len(packet.rows), info)
 
     def flush(self) -> None:
         """Write all open chunks and sync them: everything appended so far is durable."""
@@ -269,7 +268,8 @@ class MScanWriter:
         self._usable()
         for chunk in list(self._open.values()):
             self._spill(chunk)
-        self._queue.drain()
+        with self._torn_unless_done():
+            self._queue.drain()
 
     def close(self) -> None:
         """Flush, write the footer, fill in the header's final counts. A second call does nothing."""
@@ -277,8 +277,10 @@ class MScanWriter:
             return
         if self._failed:
             self._closed = True
-            os.close(self._fd)
-            self._queue.drain()  # raises what the storage said, unless a call has already
+            try:
+                self._queue.drain()  # raises what the thread said, unless a call has already
+            finally:
+                os.close(self._fd)
             return
         self._drain()  # one fsync for chunks and footer: a chunk that did not arrive lacks its checksum
         entries = np.concatenate(self._entries) if self._entries else np.zeros(0, CHUNK_DTYPE)
@@ -338,10 +340,15 @@ class MScanWriter:
 
     def _spill(self, chunk: _OpenSegment) -> None:
         """Hand a chunk to the thread that writes; from here on it is the thread's alone."""
-        self._open.pop((chunk.kind, chunk.point), None)
-        self._queue.put(lambda: self._put(chunk), chunk.size)
+        with self._torn_unless_done():
+            self._open.pop((chunk.kind, chunk.point), None)
+            self._queue.put(lambda: self._put(chunk), chunk.size)
 
     def _put(self, chunk: _OpenSegment) -> None:
+        with self._torn_unless_done():
+            self._seal(chunk)
+
+    def _seal(self, chunk: _OpenSegment) -> None:
         compression: Compression = "none" if chunk.kind is ChunkKind.POINTS else self._compression
         codec, stored, element = pack(compression, chunk.payload, chunk.element)
         place = (chunk.kind, chunk.point)
@@ -393,10 +400,19 @@ class MScanWriter:
     def _guard(self, act: Callable[[int], object]) -> None:
         """Run a file operation; a failure is permanent, because pages may already be lost."""
         try:
-            act(self._fd)
+            with self._torn_unless_done():
+                act(self._fd)
         except OSError as error:
-            self._failed = True
             error.filename = error.filename or str(self.path)
+            raise
+
+    @contextmanager
+    def _torn_unless_done(self) -> Iterator[None]:
+        """Leave the segment without a footer if anything is raised inside: rows may be missing or in part."""
+        try:
+            yield
+        except BaseException:
+            self._failed = True
             raise
 
 
