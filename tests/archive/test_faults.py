@@ -210,7 +210,7 @@ def test_series_stops_for_good(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("error", [MemoryError, ValueError])
 def test_no_footer_over_a_hole(tmp_path, monkeypatch, error):
-    """Whatever fails in the background, the segment stays torn: a footer would say that nothing is missing."""
+    """Whatever fails in the background, the segment stays torn: a footer says that nothing is missing."""
     path = tmp_path / "a.mscan"
     failures = iter([error("once")])
 

@@ -29,7 +29,7 @@ class Address(NamedTuple):
 
 
 def find_segments(path: Path) -> list[Path]:
-    """Return the segments at a path (file, folder, or output folder with `archive/`), in the order of writing.
+    """Return the segments at a path (file, folder, or output folder with `archive/`) in order of writing.
 
     Raises:
         FileNotFoundError: there are none.
