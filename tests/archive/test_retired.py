@@ -62,7 +62,7 @@ def test_budget(tmp_path):
     steps = [int(p.header["step"]) for p in dataset.packets()]
     assert sorted(steps) == list(range(200 - len(steps), 200))
     deleted = read_retired(tmp_path)
-    assert [one["name"] for one in deleted] == sorted(one["name"] for one in deleted)
+    assert [one["attempt"] for one in deleted] == [0]
     rows = sum((Counter(one["rows"]) for one in deleted), Counter())
     assert rows.total() == series.retired == 2000 - 10 * len(steps)
     assert "were deleted to keep to archive.maxSize" in retired_lines(tmp_path)[0]
@@ -88,6 +88,42 @@ def test_books_survive_a_restart(tmp_path):
     assert number == series.number
     assert len(list(tmp_path.glob("*.mscan"))) == 1
     assert resume(tmp_path, 1, tensors=True) == (0, {})
+
+
+def test_record_stays_small(tmp_path):
+    """However many segments were deleted, each attempt has one entry, and no row or number is forgotten."""
+    for attempt in range(2):
+        series = Series(tmp_path, attempt, {}, rotate=1, budget=1)
+        fill(series, 150)
+        assert (tmp_path / RETIRED_FILE).stat().st_size < 4096
+        assert resume(tmp_path, attempt, tensors=True) == (150, {"a": 750, "b": 750})
+    first, second = read_retired(tmp_path)
+    assert (first["attempt"], first["segments"], first["rows"]) == (0, 150, {"a": 750, "b": 750})
+    assert (second["attempt"], second["segments"], second["rows"]) == (1, 149, {"a": 750, "b": 740})
+    assert second["name"] == "attempt-0001-segment-0148.mscan"
+    assert retired_lines(tmp_path)[0].startswith("299 older segments (2,990 rows,")
+
+
+def test_record_of_each_segment(tmp_path):
+    """A record with an entry for each segment, as earlier versions wrote, is read as one of each attempt."""
+    entries = [
+        {
+            "name": f"attempt-{attempt:04d}-segment-{number:04d}.mscan",
+            "attempt": attempt,
+            "bytes": 3,
+            "rows": rows,
+        }
+        for attempt, number, rows in [(0, 0, {"a": 1}), (0, 1, {"b": 2}), (1, 0, {"a": 4}), (0, 2, {"a": 8})]
+    ]
+    (tmp_path / RETIRED_FILE).write_text(json.dumps({"segments": entries}))
+    assert read_retired(tmp_path) == [
+        {"name": entries[3]["name"], "attempt": 0, "segments": 3, "bytes": 9, "rows": {"a": 9, "b": 2}},
+        {"name": entries[2]["name"], "attempt": 1, "segments": 1, "bytes": 3, "rows": {"a": 4}},
+    ]
+    assert resume(tmp_path, 0, tensors=True) == (3, {"a": 9, "b": 2})
+    assert retired_lines(tmp_path) == [
+        "4 older segments (15 rows, 12 B) were deleted to keep to archive.maxSize"
+    ]
 
 
 def test_killed_before_the_deletion(tmp_path):

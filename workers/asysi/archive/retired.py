@@ -5,6 +5,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,10 @@ def durable_rows(segment: Segment, *, tensors: bool) -> Counter[str]:
 
 
 def read_retired(folder: Path) -> list[dict[str, Any]]:
-    """Return what was deleted, oldest first: `name`, `attempt`, `bytes` and `rows` by hook point.
+    """Return what was deleted of each attempt, oldest first.
+
+    Each entry has `attempt`, `name` of the segment deleted last, the number of `segments`, their `bytes`, and
+    their `rows` by hook point.
 
     Raises:
         MScanError: the record cannot be read.
@@ -36,17 +40,35 @@ def read_retired(folder: Path) -> list[dict[str, Any]]:
         return []
     try:
         found = json.loads(file.read_text())["segments"]
-        return [
+        return _by_attempt(
             {
                 "name": _name(one["name"]),
                 "attempt": int(one["attempt"]),
+                "segments": int(one.get("segments", 1)),  # earlier versions wrote an entry for each
                 "bytes": int(one["bytes"]),
                 "rows": {str(point): int(rows) for point, rows in one["rows"].items()},
             }
             for one in found
-        ]
+        )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise MScanError(f"the record of deleted segments cannot be read: {error}", file) from None
+
+
+def _by_attempt(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one entry for each attempt, so that the record does not grow with what was deleted.
+
+    Only the last name of an attempt is kept: the files of all before it are gone.
+    """
+    merged: dict[int, dict[str, Any]] = {}
+    for one in entries:
+        before = merged.get(one["attempt"], {"segments": 0, "bytes": 0, "rows": {}})
+        merged[one["attempt"]] = {
+            **one,
+            "segments": before["segments"] + one["segments"],
+            "bytes": before["bytes"] + one["bytes"],
+            "rows": dict(Counter(before["rows"]) + Counter(one["rows"])),
+        }
+    return list(merged.values())
 
 
 def _name(text: object) -> str:
@@ -86,9 +108,10 @@ def retire(folder: Path, budget: int, *, tensors: bool) -> Counter[str]:
         except MScanError:
             continue  # torn or damaged: what it holds is not known, and `recover` may want it
         held = durable_rows(segment, tensors=tensors)
-        done = {"name": path.name, "attempt": segment.attempt, "bytes": sizes.pop(path), "rows": dict(held)}
-        text = json.dumps({"segments": [*read_retired(folder), done]})
-        write_atomic(folder / RETIRED_FILE, text)
+        done = {"name": path.name, "attempt": segment.attempt, "segments": 1}
+        done |= {"bytes": sizes.pop(path), "rows": dict(held)}
+        record = {"segments": _by_attempt([*read_retired(folder), done])}
+        write_atomic(folder / RETIRED_FILE, json.dumps(record))
         path.unlink()
         sync(folder)
         rows += held

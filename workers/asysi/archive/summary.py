@@ -72,7 +72,8 @@ def retired_lines(path: Path) -> list[str]:
         return []
     rows = sum(sum(one["rows"].values()) for one in found)
     size = _bytes(sum(one["bytes"] for one in found))
-    return [f"{len(found)} older segments ({rows:,} rows, {size}) were deleted to keep to archive.maxSize"]
+    count = sum(one["segments"] for one in found)
+    return [f"{count:,} older segments ({rows:,} rows, {size}) were deleted to keep to archive.maxSize"]
 
 
 def plain(text: str) -> Text:
