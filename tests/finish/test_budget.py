@@ -299,6 +299,33 @@ def test_finish_reads_the_rows_that_the_host_left(tmp_path, data):
     assert "the host left none, see its log; finish read its own" in result.missing[0]
 
 
+@pytest.mark.parametrize(
+    ("finish", "host", "most"),
+    [("16Gi", {"memory": "1Gi", "shm": "512Mi"}, 128 * 2**20), ("1Gi", {"memory": "64Gi"}, 256 * 2**20)],
+)
+def test_a_host_reads_within_its_own_memory(tmp_path, data, monkeypatch, finish, host, most):
+    """The host keeps rows in its own container, beside the model and its /dev/shm: a large finish is no
+    reason to be killed behind a complete run. What it leaves fits finish, too.
+    """
+    made = experiment(tmp_path, data)
+    resources = made.spec.resources.model_dump(by_alias=True)
+    resources["finish"]["memory"], resources["host"] = finish, resources["host"] | host
+    spec = made.spec.model_copy(update={"resources": type(made.spec.resources).model_validate(resources)})
+    made, budgets = made.model_copy(update={"spec": spec}), []
+
+    def spent(*args, budget, **named):
+        budgets.append(budget)
+        return read_again(*args, budget=budget, **named)
+
+    monkeypatch.setattr("asysi.finish.rereading.read_again", spent)
+    with announced(worker_of(tmp_path, made)) as rows:
+        rows.leave(loaded(), SimpleNamespace(points=[HookPoint("a", shape=(1, 1, 8))], device="cpu"))
+    [budget] = budgets
+    assert budget.memory == most
+    read_for_report(made, tmp_path, loaded(), [HookPoint("a", shape=(1, 1, 8))], watch=Unwatched())
+    assert budgets[1].memory == {"16Gi": 4 * 2**30, "1Gi": 256 * 2**20}[finish]
+
+
 def test_without_a_gpu_nothing_is_left(tmp_path, data):
     """The processor of finish is as good: no lock, no file."""
     made = experiment(tmp_path, data, gpus=0)

@@ -71,7 +71,9 @@ def leave(
     Raises:
         Exception: whatever reading, or writing, raises.
     """
-    again = read_for_report(experiment, output, loaded, points, watch=_Beating(beat), device=device)
+    again = read_for_report(
+        experiment, output, loaded, points, watch=_Beating(beat), device=device, in_host=True
+    )
     write_rows(workspace / REREAD_FILE, again, attempt)
     log.info("left %d tokens for the report, read in %.1f s", again.extent.tokens, again.extent.seconds)
 

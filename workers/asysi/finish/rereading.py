@@ -141,8 +141,18 @@ def read_for_report(
     *,
     watch: ReadWatch,
     device: str = "cpu",
+    in_host: bool = False,
 ) -> Reread:
     """Read again what the report of an experiment is about, within the spec's budget.
+
+    Args:
+        experiment: says what is read, and the budget.
+        output: the results, where a pipeline's rows are.
+        loaded: the model.
+        points: hook points that prepare matched.
+        watch: is told how far it is.
+        device: where the model runs.
+        in_host: whether this is the host's container: rows must fit its memory as well as that of finish.
 
     Raises:
         ConfigError: the data or the token policy is wrong.
@@ -152,7 +162,9 @@ def read_for_report(
     text = text_of(spec)
     if spec.data is None or text is None:
         raise ValueError("the experiment has no text that could be read again")
-    memory = parse_bytes(spec.resources.finish.memory) // 4
+    memory, host = parse_bytes(spec.resources.finish.memory), spec.resources.host
+    if in_host:
+        memory = min(memory, parse_bytes(host.memory) - parse_bytes(host.shm))
     return read_again(
         loaded,
         points,
@@ -160,7 +172,7 @@ def read_for_report(
         passes=text.passes,
         max_samples=text.max_samples,
         seed=SEED,
-        budget=ReadBudget(spec.finish.max_tokens, spec.finish.max_seconds, memory),
+        budget=ReadBudget(spec.finish.max_tokens, spec.finish.max_seconds, memory // 4),
         watch=watch,
         device=device,
     )
