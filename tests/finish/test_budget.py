@@ -300,16 +300,17 @@ def test_finish_reads_the_rows_that_the_host_left(tmp_path, data):
 
 
 @pytest.mark.parametrize(
-    ("finish", "host", "most"),
-    [("16Gi", {"memory": "1Gi", "shm": "512Mi"}, 128 * 2**20), ("1Gi", {"memory": "64Gi"}, 256 * 2**20)],
+    ("limits", "most"),
+    [(("16Gi", "1Gi", "512Mi"), 128 * 2**20), (("1Gi", "64Gi", "64Mi"), 256 * 2**20)],
 )
-def test_a_host_reads_within_its_own_memory(tmp_path, data, monkeypatch, finish, host, most):
+def test_a_host_reads_within_its_own_memory(tmp_path, data, monkeypatch, limits, most):
     """The host keeps rows in its own container, beside the model and its /dev/shm: a large finish is no
     reason to be killed behind a complete run. What it leaves fits finish, too.
     """
     made = experiment(tmp_path, data)
     resources = made.spec.resources.model_dump(by_alias=True)
-    resources["finish"]["memory"], resources["host"] = finish, resources["host"] | host
+    host = resources["host"]
+    resources["finish"]["memory"], host["memory"], host["shm"] = limits
     spec = made.spec.model_copy(update={"resources": type(made.spec.resources).model_validate(resources)})
     made, budgets = made.model_copy(update={"spec": spec}), []
 
@@ -323,7 +324,7 @@ def test_a_host_reads_within_its_own_memory(tmp_path, data, monkeypatch, finish,
     [budget] = budgets
     assert budget.memory == most
     read_for_report(made, tmp_path, loaded(), [HookPoint("a", shape=(1, 1, 8))], watch=Unwatched())
-    assert budgets[1].memory == {"16Gi": 4 * 2**30, "1Gi": 256 * 2**20}[finish]
+    assert budgets[1].memory == {"16Gi": 4 * 2**30, "1Gi": 256 * 2**20}[limits[0]]
 
 
 def test_without_a_gpu_nothing_is_left(tmp_path, data):
@@ -343,8 +344,23 @@ def test_a_host_that_fails_to_read_does_not_fail(tmp_path, data, caplog):
     assert not (tmp_path / REREAD_FILE).exists()
 
 
-@pytest.mark.parametrize("damage", ["cut", "other", "longer", "infinite"])
-def test_rows_that_do_not_fit_are_not_taken(tmp_path, data, damage):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "cut",
+        "other",
+        "longer",
+        "infinite",
+        "list",
+        "nested",
+        "token",
+        "call",
+        "values",
+        "document",
+        "content",
+    ],
+)
+def test_rows_that_do_not_fit_are_not_taken(tmp_path, data, damage, monkeypatch):
     """A file that is cut, is another one, or whose parts do not fit is named, and finish reads itself."""
     again, file = read(data, ReadBudget(1000, 3600)), tmp_path / REREAD_FILE
     rows = again.activations["a"]
@@ -352,7 +368,18 @@ def test_rows_that_do_not_fit_are_not_taken(tmp_path, data, damage):
         rows = dataclasses.replace(rows, token=rows.token + 1)
     if damage == "infinite":
         rows.values[0, 0] = np.inf
-    write_rows(file, dataclasses.replace(again, activations={"a": rows}), 0)
+    if damage in {"token", "call"}:
+        rows = dataclasses.replace(rows, **{damage: getattr(rows, damage).astype(np.float64)})
+    if damage == "values":
+        rows = dataclasses.replace(rows, values=rows.values.astype(np.int64))
+    sheet = again.sheet
+    if damage in {"document", "content"}:
+        sheet = dataclasses.replace(sheet, **{damage: getattr(sheet, damage).astype(np.float64)})
+    if damage == "list":
+        monkeypatch.setattr("asysi.finish.host_rows.dict", lambda _: [["a", 1]], raising=False)
+    if damage == "nested":
+        monkeypatch.setattr("asysi.finish.host_rows.json.dumps", lambda _: "[" * 100_000, raising=False)
+    write_rows(file, dataclasses.replace(again, sheet=sheet, activations={"a": rows}), 0)
     if damage == "cut":
         file.write_bytes(file.read_bytes()[:-100])
     if damage == "other":

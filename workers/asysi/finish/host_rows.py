@@ -7,7 +7,7 @@ they are coming, and that they are not when the host is gone.
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,16 @@ FORMAT = "asysi-reread-1"
 GRACE = 60.0
 """Seconds beyond `finish.maxSeconds` that finish waits for a host that is reading."""
 _POLL = 0.1
-_OF_A_POINT = ("values", "token", "call")
-_OF_THE_TOKENS = ("tokens", "document", "content", "rows", "held_out")
+_OF_A_POINT: dict[str, type[np.generic]] = {"values": np.float32, "token": np.int64, "call": np.int64}
+_OF_THE_TOKENS: dict[str, type[np.generic]] = {
+    "tokens": np.int64,
+    "document": np.int64,
+    "content": np.bool_,
+    "rows": np.uint64,
+    "held_out": np.bool_,
+}
+_DAMAGE = (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What reading a file raises that is not what `write_rows` wrote."""
 log = logging.getLogger("asysi")
 
 
@@ -105,7 +113,7 @@ def await_rows(
         sleep(_POLL)
     try:
         found = read_rows_left(workspace / REREAD_FILE, attempt)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except _DAMAGE as error:
         return None, f"what the host left cannot be read: {error}"
     return found, "" if found is not None else "the host left none, see its log"
 
@@ -139,7 +147,8 @@ def read_rows_left(file: Path, attempt: int) -> Reread | None:
     """Return what `write_rows` wrote, None when there is no file, or one of another attempt.
 
     Raises:
-        ValueError, KeyError, TypeError, SafetensorError: it is something else, or its parts do not fit.
+        ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError: it is something
+            else, or its parts do not fit.
     """
     if not file.exists():
         return None
@@ -170,6 +179,10 @@ def read_rows_left(file: Path, attempt: int) -> Reread | None:
 
 def _refuse_what_does_not_fit(again: Reread) -> None:
     sheet, count = again.sheet, len(again.sheet.tokens)
+    _refuse_other_types(sheet, _OF_THE_TOKENS)
+    _refuse_other_types(again, {"weight": np.float64})
+    for rows in again.activations.values():
+        _refuse_other_types(rows, _OF_A_POINT)
     documents = len(sheet.rows)
     whole = {len(sheet.document), len(sheet.content), len(again.pieces), len(again.weight)} == {count}
     if not (whole and len(sheet.held_out) == documents and _ascending(sheet.document, documents)):
@@ -180,6 +193,12 @@ def _refuse_what_does_not_fit(again: Reread) -> None:
             raise ValueError(f"its rows of {path} do not fit its tokens")
         if not np.isfinite(rows.values).all():
             raise ValueError(f"its rows of {path} are not finite")
+
+
+def _refuse_other_types(holder: object, types: Mapping[str, type[np.generic]]) -> None:
+    for name, wanted in types.items():
+        if (found := getattr(holder, name).dtype) != wanted:
+            raise ValueError(f"its {name} is {found}, not {np.dtype(wanted)}")
 
 
 def _ascending(numbers: NDArray[np.int64], below: int) -> bool:
