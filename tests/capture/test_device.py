@@ -12,7 +12,7 @@ import pytest
 import torch
 from tests.capture.standin import OnDevice, OnSecondDevice, Standin, build
 
-from asysi.bus.packet import HEADER_DTYPE, ROW_DTYPE, Dtype, Quantization, parse_packet
+from asysi.bus.packet import HEADER_DTYPE, ROW_DTYPE, Dtype, Kind, Quantization, parse_packet
 from asysi.bus.ring import RingProducer
 from asysi.bus.states import DropReason
 from asysi.capture.device import Devices, select_rows
@@ -146,11 +146,12 @@ class Host:
         self.model = Model() if model is None else model
         self.writer, self.control = Writer(folder), Control(folder)
         producer = RingProducer(self.writer)
-        sampling = options.pop("sampling", None)
+        sampling, kinds = options.pop("sampling", None), options.pop("kinds", (Kind.ACTIVATION,))
         devices = Devices(producer.lane, rows=GRID, accelerator=device, **options)
         self.hooker = ActivationHooker(
-            self.model, POINTS, producer, self.control, sampling=sampling, seed=3, devices=devices
-        )
+            self.model, POINTS, producer, self.control,
+            kinds=kinds, sampling=sampling, seed=3, devices=devices,
+        )  # fmt: skip
 
     def __enter__(self):
         self.grad = torch.no_grad()
@@ -397,6 +398,63 @@ def test_rows_are_converted_on_the_device(ring, device):
     expect_rows(found, expected, tolerance=0.02)
     header = found["first", 0][0][2]
     assert (Dtype(int(header["dtype"])), int(header["quantization"])) == (Dtype.BFLOAT16, Quantization.BF16)
+
+
+def test_two_bytes_an_element_stay_on_the_device(ring, device):
+    """To convert float16 would lose bits and save no byte: it arrives bit for bit, beside a layer in bf16."""
+    model = Model()
+    model.first.register_forward_hook(lambda _layer, _args, output: output.half())
+    model.second.register_forward_pre_hook(lambda _layer, args: (args[0].float(),))
+    with Host(ring, device, model, quantization=Quantization.BF16) as host:
+        expected = run(host.model, host.hooker, range(3))
+        assert host.hooker.errors == 0
+    found = arrived(ring)
+    half = {place: rows.astype(np.float16).astype(np.float32) for place, rows in expected.items()}
+    expect_rows({place: parts for place, parts in found.items() if place[0] == "first"}, half)
+    assert _formats(found) == {
+        "first": {(Dtype.FLOAT16, Quantization.NONE)},
+        "second": {(Dtype.BFLOAT16, Quantization.BF16)},
+    }
+
+
+def test_gradients_are_not_converted_on_the_device(ring, device):
+    """A format made for activations would swallow them: they arrive bit for bit."""
+    with (
+        Host(ring, device, kinds=(Kind.ACTIVATION, Kind.GRADIENT), quantization=Quantization.BF16) as host,
+        torch.enable_grad(),
+    ):
+        host.hooker.step(tokens(0))
+        weight = torch.from_numpy(np.random.default_rng(7).normal(size=(BATCH, LENGTH, WIDTH)) * 1e-3).float()
+        (GradientOnDevice.apply(host.model(inputs(0))) * weight).sum().backward()
+        assert host.hooker.errors == 0
+    found = arrived(ring)
+    place = "second:gradient", 0
+    expect_rows({place: found[place]}, {place: weight.reshape(GRID, WIDTH).numpy()})
+    assert _formats(found)["second:gradient"] == {(Dtype.FLOAT32, Quantization.NONE)}
+    assert _formats(found)["second"] == {(Dtype.BFLOAT16, Quantization.BF16)}
+
+
+class GradientOnDevice(torch.autograd.Function):
+    """Gives the gradient of what it is given on the device."""
+
+    @staticmethod
+    def forward(_, x):
+        return x.as_subclass(torch.Tensor).clone()
+
+    @staticmethod
+    def backward(_, gradient):
+        return gradient.as_subclass(OnDevice)
+
+
+def _formats(found):
+    """How the packets of each hook point say that they are stored."""
+    return {
+        name: {
+            (Dtype(int(part[2]["dtype"])), Quantization(int(part[2]["quantization"])))
+            for place, parts in found.items() if place[0] == name for part in parts
+        }
+        for name, _ in found
+    }  # fmt: skip
 
 
 def test_the_device_rounds_as_the_ring_does(ring):

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from asysi.bus.lane import DeviceLane, LaneError, OpenLane
-from asysi.bus.packet import Dtype, Quantization
+from asysi.bus.packet import Dtype, Kind, Quantization
 from asysi.capture.failures import DeviceRefusedError
 from asysi.capture.slots import STEPS_AHEAD, SlotPlan, plan_slots
 from asysi.capture.state import HookState
@@ -250,7 +250,7 @@ class Devices:
             the model waits.
         rows: of the largest step; 0: of the first one.
         budget: bytes of device memory that slots for more than one step may take; None: any number.
-        quantization: BF16 converts on the device; the others are left to the hook worker.
+        quantization: BF16 converts float32 activations on the device; the others are left to the hook worker.
         accelerator: the kind of device.
     """
 
@@ -330,9 +330,13 @@ class Devices:
 
     # -- a call
 
-    def wire(self, tensor: torch.Tensor) -> torch.dtype:
-        """Return the type that rows of a tensor on a device travel in."""
-        return torch.bfloat16 if self._to_bf16 and tensor.device in self._captures else tensor.dtype
+    def wire(self, state: HookState, tensor: torch.Tensor) -> torch.dtype:
+        """Return the type that rows of a tensor on a device travel in: what the hook worker would make of it.
+
+        As there (`asysi.hook.blocks.conversion`), gradients and two bytes an element stay as they are.
+        """
+        narrowed = self._narrows(state) and tensor.dtype is torch.float32 and tensor.device in self._captures
+        return torch.bfloat16 if narrowed else tensor.dtype
 
     def find(self, state: HookState, device: torch.device) -> DeviceCapture | None:
         """Return what captures from a device; None where rows are copied while the model waits.
@@ -393,7 +397,10 @@ class Devices:
         state.put = refuse
 
     def _row_bytes(self, state: HookState) -> int:
-        return 2 * state.width if self._to_bf16 else state.row_bytes
+        return 2 * state.width if self._narrows(state) else state.row_bytes
+
+    def _narrows(self, state: HookState) -> bool:
+        return self._to_bf16 and state.kind is Kind.ACTIVATION
 
     def _open(self, device: torch.device, plan: SlotPlan) -> None:
         """Take memory and start the lane; where the device has none for it, capture steps back."""

@@ -328,7 +328,7 @@ class ActivationHooker:
             tensor = _converted(tensor)
         on_host, dtype = tensor.is_cpu, tensor.dtype
         if not on_host:
-            dtype = self._devices.wire(tensor)
+            dtype = self._devices.wire(state, tensor)
         layout = step.layouts.get((shape, dtype)) or step.find_layout(shape, dtype, width)
         state.row_bytes = layout.stride
         state.captured[0] = now

@@ -38,6 +38,7 @@ class HookState:
         "device",
         "flags_outside",
         "header",
+        "kind",
         "left_out",
         "name",
         "part",
@@ -58,7 +59,7 @@ class HookState:
         *,
         device: torch.device | None = None,
     ) -> None:
-        self.name = account_name(point.path, kind)
+        self.name, self.kind = account_name(point.path, kind), kind
         self.call = point.call
         self.put, self.book = channel.put, channel.book
         self.flags_outside = _OUTSIDE[kind]
