@@ -1,20 +1,20 @@
-"""What watching costs the model: slowdown of the host, and latency of a hook against a bare copy.
+"""Measures the cost of capture for the model: slowdown of the host, and hook latency against a bare copy.
 
     python benchmarks/host_slowdown.py [--seconds 60] [--consumers all|none] [--host-cpu 0] [--consumer-cpu 1]
 
-The demo's experiment: MiniLM, six hook points, one processor for the host, the other for hook, SAE trainer
-and archiver (real workers, real rings). Three comparisons, each interleaved in this one run:
+It runs the demo's experiment: MiniLM, six hook points, one processor for the host, another for hook, SAE
+trainer and archiver (real workers, real rings). There are three comparisons, interleaved within one run:
 
-- steps: each batch is run twice, with hooks and without, in random order, beside the same busy consumers. The
-  ratio of the pair is what capture costs.
-- blocks: some batches are run with hooks and running consumers, and again with neither (no hooks, consumers
-  stopped by SIGSTOP), in random order. The ratio also holds what the consumers take of caches and memory.
+- steps: each batch is run twice, with and without hooks, in random order, while the same consumers are busy.
+  The ratio of each pair is the cost of capture.
+- blocks: a few batches are run with hooks and running consumers, and again with neither (no hooks, consumers
+  stopped by SIGSTOP), in random order. The ratio also includes the caches and memory that consumers use.
 - latency: one hook call on a 1 MiB activation, and a copy of the same tensor into a populated mapping as
   large as the ring.
 
-Time is wall time less what the thread waited for its processor (/proc/thread-self/schedstat): other programs
-on the machine are not the experiment's doing. Waiting that capture itself might cause, by blocking, is not
-taken off. Plain wall time stands beside it. Ratios are medians, intervals are 95 % by bootstrap. Writes
+Time is wall time minus the time the thread waited for its processor (/proc/thread-self/schedstat), which
+excludes other programs on the machine. Waiting caused by capture itself, by blocking, is included. Plain wall
+time is reported as well. Ratios are medians, intervals are 95 % bootstrap intervals. Writes
 docs/benchmarks/host_slowdown.json and .md.
 """
 
@@ -93,7 +93,7 @@ def parse() -> argparse.Namespace:
 
 
 def write_environment(experiment: ScanExperiment, shm: Path, work: Path) -> dict[str, str]:
-    """Write the experiment's file; returns the environment of its containers."""
+    """Write the experiment file; returns the environment of its containers."""
     config = work / "experiment.json"
     config.write_text(experiment.model_dump_json(by_alias=True))
     return {
@@ -109,7 +109,7 @@ def write_environment(experiment: ScanExperiment, shm: Path, work: Path) -> dict
 
 @contextmanager
 def consumers(modules: list[str], environment: dict[str, str], cpu: int, work: Path) -> Iterator[list[int]]:
-    """Run the consumers on one processor; yields their pids."""
+    """Run the consumers on one processor; yields their process ids."""
     running = []
     for module in modules:
         with (work / f"{module}.log").open("wb") as log:
@@ -133,7 +133,7 @@ def consumers(modules: list[str], environment: dict[str, str], cpu: int, work: P
 
 @dataclass
 class Host:
-    """The scan host of the demo, whose hooks can be put on and off."""
+    """The scan host of the demo, whose hooks can be attached and detached."""
 
     engine: ScannerEngine
     hooker: ActivationHooker
@@ -141,15 +141,15 @@ class Host:
     rng: np.random.Generator
 
     def choose(self, count: int) -> list[Batch]:
-        """Return `count` batches at random, no two the same."""
+        """Return `count` distinct random batches."""
         return [self.batches[at] for at in self.rng.choice(len(self.batches), count, replace=False)]
 
     def coin(self) -> list[bool]:
-        """Return both answers in random order."""
+        """Return True and False in random order."""
         return [bool(answer) for answer in self.rng.permutation([True, False])]
 
     def run(self, batches: list[Batch], *, hooked: bool) -> np.ndarray:
-        """Run steps; returns seconds: wall less waiting for the processor, and wall."""
+        """Run steps; returns seconds: wall time minus waiting for the processor, and wall time."""
         (self.hooker.attach if hooked else self.hooker.detach)()
         waited, wall = waited_for_processor(), time.perf_counter()
         for batch in batches:
@@ -161,14 +161,14 @@ class Host:
 
 
 def waited_for_processor() -> float:
-    """Return the seconds that this thread was ready to run and another ran in its place."""
+    """Return the seconds that this thread was runnable but not running."""
     return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
 
 
 def measure_slowdown(
     spec: Spec, shm: Path, workspace: Path, pids: list[int], options: argparse.Namespace
 ) -> dict[str, object]:
-    """Return both ratios of the host with hooks to the host without."""
+    """Return both ratios of the host's time with hooks to that without."""
     assert spec.data is not None
     assert spec.workload.scan is not None
     points = read_points(workspace / POINTS_FILE)
@@ -267,7 +267,7 @@ def measure_latency(folder: Path, rng: np.random.Generator) -> dict[str, object]
     ):
         for step in range(LATENCY_CALLS):
             for hooked in rng.permutation([True, False]):
-                source.copy_(fresh)  # as warm as an activation that was computed just now
+                source.copy_(fresh)  # as warm as a freshly computed activation
                 if hooked:
                     hooker.step(StepTokens(step, batch, length, rows, np.ones(batch * length, np.bool_)))
                     module(source)
@@ -303,7 +303,7 @@ def quantile_of(values: np.ndarray, percent: float, rng: np.random.Generator) ->
 
 
 def more(hook: np.ndarray, copy: np.ndarray, percent: float, rng: np.random.Generator) -> Interval:
-    """Return how much higher the hook's quantile is."""
+    """Return how much higher the quantile of the hook is."""
     drawn = np.percentile(resampled(hook, rng), percent, axis=1) - np.percentile(
         resampled(copy, rng), percent, axis=1
     )

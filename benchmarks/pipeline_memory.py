@@ -2,10 +2,10 @@
 
     python benchmarks/pipeline_memory.py [--rows 10000000] [--limit 300] [--folder DIR]
 
-Two nodes at once: one drops a tenth of the rows, one makes three of every tenth. Everything that a run has on
-by default is on: the ledger, fsync, seals, the digest of every file. The pipeline runs in a process of its
-own, and what is printed is the largest resident set that the kernel saw of it and of its children. Exit code
-1 if that is above the limit, in MB (10^6 bytes), or a row is missing.
+Two concurrent nodes: one drops a tenth of the rows, one makes three rows of every tenth. All defaults of a
+run are on: the ledger, fsync, seals, the digest of every file. The pipeline runs in its own process; the
+result is the peak resident set of it and its children, as reported by the kernel. Exit code 1 if that is
+above the limit, in MB (10^6 bytes), or a row is missing.
 """
 
 import argparse
@@ -46,12 +46,12 @@ def write(file: Path, rows: int) -> None:
 
 
 def made_of(rows: int) -> int:
-    """Return how many rows the pipeline makes of so many."""
+    """Return the number of rows that the pipeline makes from `rows` rows."""
     return sum(3 if n % 10 == 1 else 1 for n in range(rows) if n % 10)
 
 
 def run(folder: Path) -> None:
-    """Run the pipeline in this process and print what it took."""
+    """Run the pipeline in this process and print time and memory."""
     began = time.monotonic()
     pipeline = UnifiedPipeline(
         [Drop(), Fan()],

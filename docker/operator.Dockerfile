@@ -2,10 +2,10 @@
 #
 #   docker build -f docker/operator.Dockerfile -t asysi-operator:0.1.0 .
 #
-# BASE   a release pins it by digest: --build-arg BASE=python:3.11-slim-bookworm@sha256:…
+# BASE   pinned by digest in a release: --build-arg BASE=python:3.11-slim-bookworm@sha256:…
 ARG BASE=python:3.11-slim-bookworm
 
-# What runs, but for our own code: a change of that does not install this again.
+# The dependencies, without our own code, so that a code change does not reinstall them.
 FROM ${BASE} AS runtime
 RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends tini && rm -rf /var/lib/apt/lists/* \
     && python -m venv --without-pip /opt/asysi
@@ -16,7 +16,7 @@ RUN python /source/docker/requirements.py operator >/tmp/requirements.txt \
     && rm /tmp/requirements.txt \
     && /opt/asysi/bin/python -m compileall -q -j 0 /opt/asysi/lib
 
-# Our code: the whole wheel in pure Python; what needs torch or the ring is never imported.
+# Our code: the whole wheel in pure Python; modules that need torch or the ring are never imported.
 FROM runtime AS code
 RUN python -m venv /opt/tools && /opt/tools/bin/pip install -q --no-cache-dir "cyclonedx-bom>=7,<8"
 COPY pyproject.toml README.md LICENSE /source/
@@ -38,7 +38,7 @@ LABEL org.opencontainers.image.title="asysi-operator" \
       org.opencontainers.image.base.name="${BASE}"
 COPY --from=code /code /
 COPY docker/entrypoint.sh /usr/local/bin/entrypoint.sh
-# Memory that threads have freed is used again by others: without the bound each keeps its own.
+# Limit malloc arenas so that threads reuse memory freed by others; without the limit each keeps its own.
 ENV PATH=/opt/asysi/bin:$PATH \
     HOME=/tmp USER=asysi \
     MALLOC_ARENA_MAX=2 \

@@ -1,6 +1,6 @@
-"""Prints what pyproject.toml asks for: `requirements.py EXTRA …`.
+"""Prints the requirements in pyproject.toml: `requirements.py EXTRA …`.
 
-An image installs these before the code, so that a change of the code does not install them again.
+An image installs these before the code, so that a code change does not reinstall them.
 """
 
 import re
@@ -10,9 +10,9 @@ from pathlib import Path
 
 
 def requirements(project: dict[str, object], extras: list[str]) -> list[str]:
-    """Return the project's requirements and those of its extras; an extra may name others of the project.
+    """Return the project's requirements and those of the extras; an extra may refer to other extras.
 
-    Raises KeyError when the project has no such extra.
+    Raises KeyError if the project has no such extra.
     """
     optional: dict[str, list[str]] = project["optional-dependencies"]  # type: ignore[assignment]
     found: list[str] = list(project["dependencies"])  # type: ignore[call-overload]

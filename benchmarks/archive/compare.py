@@ -1,8 +1,8 @@
-"""Writes and reads the same activations with ours and five other formats, beside cp and memcpy.
+"""Writes and reads the same activations with `.mscan` and five other formats, compared with cp and memcpy.
 
     python benchmarks/archive/compare.py --peers-python .venv-archive/bin/python [--quick]
 
-Each number is the median of the rounds; contenders take turns within a round, so that a disturbance hits all.
+Each number is the median over the rounds; contenders alternate within a round, so that noise affects all.
 Writes docs/benchmarks/archive.md, except with --quick.
 """
 
@@ -71,7 +71,7 @@ def copied(source: Path, folder: Path, *, fsync: bool) -> dict[str, float]:
 
 
 def memcpy(source: np.ndarray) -> dict[str, float]:
-    """Time a copy in memory, all pages there before."""
+    """Time a copy in memory, with all pages already resident."""
     flat = np.array(source[:1]).reshape(-1)
     target = np.zeros_like(flat)
     began = time.perf_counter()

@@ -1,8 +1,8 @@
-"""The formats that are compared, each behind the same four functions.
+"""The compared formats, each with the same four functions.
 
-`write` gets blocks of rows in the order in which a run publishes them, hook points in turn. The readers yield
-arrays that together hold every byte that was asked for. Libraries are imported when they are used: each
-contender runs in a process of its own.
+`write` gets blocks of rows in the order in which a run publishes them, cycling through the hook points. The
+readers yield arrays that together hold every requested byte. Libraries are imported on use, because each
+contender runs in its own process.
 """
 
 import os
@@ -16,7 +16,7 @@ Blocks = Iterator[tuple[str, np.ndarray]]
 
 
 class MScan:
-    """Ours: packets as the bus gives them, with 24 bytes of lineage for each row, which only ours writes."""
+    """`.mscan`: packets as they come from the bus, with 24 bytes of lineage per row, unlike other formats."""
 
     compression = "none"
     verify = True
@@ -52,7 +52,7 @@ class MScan:
 
 
 class MScanUnchecked(MScan):
-    """Ours, without payload checksums on reading and writing."""
+    """`.mscan` without payload checksums on reading and writing."""
 
     verify = False
 
@@ -65,13 +65,13 @@ class MScanUnchecked(MScan):
 
 
 class MScanZstd(MScan):
-    """Ours, with zstd after a byte shuffle."""
+    """`.mscan` with zstd after a byte shuffle."""
 
     compression = "zstd"
 
 
 class MScanLz4(MScan):
-    """Ours, with LZ4 after a byte shuffle."""
+    """`.mscan` with LZ4 after a byte shuffle."""
 
     compression = "lz4"
 
@@ -89,7 +89,7 @@ def _packet(sequence: int, point: str, rows: np.ndarray) -> object:
 
 
 class Parquet:
-    """pyarrow's Parquet: one file per hook point, a row is bytes of fixed size, row groups of 32 MiB."""
+    """Parquet by pyarrow: one file per hook point, rows as fixed-size binary, row groups of 32 MiB."""
 
     checksum = False
 
@@ -101,7 +101,7 @@ class Parquet:
 
         def put(point: str) -> None:
             rows = np.concatenate(held.pop(point))
-            kind = pa.binary(2 * rows.shape[1])  # a list of uint16 would take twice the room
+            kind = pa.binary(2 * rows.shape[1])  # a list of uint16 would take twice the space
             column = pa.Array.from_buffers(kind, len(rows), [None, pa.py_buffer(rows)])
             table = pa.table({"x": column})
             if point not in writers:
@@ -159,7 +159,7 @@ class ParquetChecked(Parquet):
 
 
 class HuggingFace:
-    """HF datasets' Arrow files: ArrowWriter writes, the memory-mapped table is read."""
+    """Arrow files of HF datasets: written by ArrowWriter, read as a memory-mapped table."""
 
     def write(self, folder: Path, blocks: Blocks) -> None:
         import pyarrow as pa
@@ -198,7 +198,7 @@ class HuggingFace:
 
 
 class Safetensors:
-    """safetensors: shards of 256 MiB for each hook point, the rows of a shard held until it is full."""
+    """safetensors: shards of 256 MiB per hook point; rows are buffered until a shard is full."""
 
     def write(self, folder: Path, blocks: Blocks) -> None:
         from safetensors.numpy import save_file
@@ -244,7 +244,7 @@ class Safetensors:
 
 
 class Hdf5:
-    """h5py: a data set for each hook point, chunks of 1 MiB."""
+    """h5py: one data set per hook point, chunks of 1 MiB."""
 
     checksum = False
 
@@ -294,7 +294,7 @@ class Hdf5Checked(Hdf5):
 
 
 class Zarr:
-    """zarr: an array for each hook point, chunks of 1 MiB, no compression."""
+    """zarr: one array per hook point, chunks of 1 MiB, no compression."""
 
     checksum = False
 
@@ -366,7 +366,7 @@ CONTENDERS = {
 
 
 def sync_all(folder: Path) -> None:
-    """Wait until the storage holds every file of a folder."""
+    """Sync every file of a folder to storage."""
     for path in [*folder.rglob("*"), folder]:
         fd = os.open(path, os.O_RDONLY)
         os.fsync(fd)

@@ -1,7 +1,7 @@
-"""One measurement in a process of its own: `task.py CONTENDER ACTION FOLDER SOURCE [fsync]`; prints JSON.
+"""One measurement in its own process: `task.py CONTENDER ACTION FOLDER SOURCE [fsync]`; prints JSON.
 
-The clock runs from the first byte to the last: imports and opening the source are outside it. Whatever is
-read is summed, so that every byte is touched; whatever is written is in memory before.
+The time is measured from the first byte to the last, without imports and opening the source. Data that is
+read is summed, so that every byte is touched; data that is written is already in memory.
 """
 
 import json
@@ -37,7 +37,7 @@ def blocks(source: np.ndarray) -> Blocks:
 
 
 def touch(array: np.ndarray) -> int:
-    """Sum an array's bytes in words of eight."""
+    """Sum an array's bytes as 64-bit words."""
     flat = array.reshape(-1)
     return int(np.add.reduce(flat[: len(flat) // 4 * 4].view(np.uint64))) + int(
         flat[len(flat) // 4 * 4 :].sum()
@@ -45,7 +45,7 @@ def touch(array: np.ndarray) -> int:
 
 
 def peak() -> int:
-    """Return the most memory that was resident so far, in KiB."""
+    """Return the peak resident memory so far, in KiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 

@@ -1,6 +1,6 @@
-// Copies slots of device memory into chunks of a registered pool, from a thread of its own: the shape that a capture
-// of device tensors needs, without the ring. The CUDA runtime is the one that the process has loaded already, so
-// nothing of CUDA is needed to build this.
+// Copies slots of device memory into chunks of a registered pool on a dedicated thread, as capture of device
+// tensors does, but without the ring. It uses the CUDA runtime that the process has already loaded, so CUDA
+// is not needed to build this.
 #include <dlfcn.h>
 
 #include <atomic>
@@ -44,8 +44,8 @@ struct Runtime {
 };
 
 struct Task {
-    void* ready;             // recorded on the compute stream behind the gather
-    const std::byte* source; // a slot: rows without gaps
+    void* ready;             // recorded on the compute stream after the gather
+    const std::byte* source; // a slot: contiguous rows
     std::byte* target;       // the payload of the first chunk
     std::size_t width;       // payload bytes of a full chunk
     std::size_t pitch;       // bytes from chunk to chunk
@@ -65,7 +65,7 @@ class Lane {
         return true;
     }
 
-    // The compute thread. False where every slot is in flight: the caller drops, it never waits.
+    // Called by the compute thread. False if every slot is in flight: the caller drops and never waits.
     bool submit(const Task& task) {
         const auto at = submitted_.load(std::memory_order_relaxed);
         if (at - done_.load(std::memory_order_acquire) >= tasks_.size()) return false;
@@ -98,7 +98,7 @@ class Lane {
                 ++issued;
                 continue;
             }
-            if (finished < issued) { // in order: what is behind an unfinished copy is not looked at
+            if (finished < issued) { // in order: copies after an unfinished one are not checked
                 const int state = runtime_.event_query(done_events_[finished % tasks_.size()]);
                 if (state == 0) {
                     done_.store(++finished, std::memory_order_release);

@@ -1,4 +1,4 @@
-"""The lane in lane.cpp, and a pool of chunks in shared memory that the driver knows."""
+"""The lane in lane.cpp, and a pool of chunks in shared memory that is registered with the driver."""
 
 import ctypes
 import mmap
@@ -13,7 +13,7 @@ import torch
 
 CHUNK = 1 << 20
 HEAD = 12 << 10
-"""Bytes at the beginning of a chunk that stand for a packet's header and records."""
+"""Bytes at the beginning of a chunk, in place of a packet's header and records."""
 LAYOUTS = {"contiguous": 0, "2d": 1, "chunk by chunk": 2}
 
 
@@ -45,9 +45,9 @@ def build() -> ctypes.CDLL:
 
 
 class Pool:
-    """Shared memory of `chunks` chunks, registered with CUDA in one piece.
+    """Shared memory of `chunks` chunks, registered with CUDA as one region.
 
-    A copy that crosses from one registration into the next fails: pieces have to end where no copy does.
+    A copy that crosses from one registered region into the next fails, so there is only one.
     """
 
     def __init__(self, chunks: int) -> None:
@@ -79,8 +79,8 @@ class Lane:
 
     Args:
         layout: a key of LAYOUTS.
-        slots: gathers that may be under way.
-        rows, width: of a slot, in elements of bfloat16.
+        slots: maximum number of gathers in flight.
+        rows, width: size of a slot, in elements of bfloat16.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Lane:
         self.slots = [torch.empty(rows, width, dtype=torch.bfloat16, device="cuda") for _ in range(slots)]
         self._ready = [torch.cuda.Event() for _ in range(slots)]
         for event in self._ready:
-            event.record()  # the handle exists only then
+            event.record()  # creates the handle
         torch.cuda.synchronize()
         row = width * 2
         self.payload = (CHUNK - HEAD) // row * row if layout != "contiguous" else CHUNK
@@ -100,7 +100,7 @@ class Lane:
         self._next = 0
 
     def take(self, tensor: torch.Tensor, index: torch.Tensor | None) -> None:
-        """Gather the rows of `index` (None: all) and hand them over; drop them where no slot is free."""
+        """Gather the rows in `index` (None: all) and submit them; drop them if no slot is free."""
         slot = self.submitted % len(self.slots)
         if self.submitted - self._library.lane_done(self._lane) >= len(self.slots):
             self.dropped += 1
@@ -128,10 +128,10 @@ class Lane:
         self.submitted += 1
 
     def wait(self, under_way: int) -> None:
-        """Wait until at most so many copies are under way.
+        """Wait until at most `under_way` copies are in flight.
 
         Raises:
-            RuntimeError: the runtime answered an error.
+            RuntimeError: the runtime returned an error.
         """
         while self.submitted - self._library.lane_done(self._lane) > under_way:
             if error := self._library.lane_error(self._lane):

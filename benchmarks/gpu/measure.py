@@ -1,10 +1,10 @@
-"""What capture costs a model on a GPU: one command for a machine with torch, g++ and no network.
+"""Measures the cost of capture for a model on a GPU: one command, for a machine with torch and g++, offline.
 
     python benchmarks/gpu/measure.py --out DIR [--stages values,hosts,…] [--small] [--dry-run]
 
-Prints a table and writes gpu.json and gpu.md. Everything that is compared runs interleaved in one process;
-without a CUDA device it says so and ends with 2. With --dry-run it runs on the CPU what a CPU can run, small:
-the script itself is tried, and no figure of it means anything.
+Prints a table and writes gpu.json and gpu.md. All contenders run interleaved in one process. Without a CUDA
+device it prints a message and exits with code 2. With --dry-run it runs a small version on the CPU, to test
+the script itself; the figures are then meaningless.
 """
 
 import argparse
@@ -40,7 +40,7 @@ DEVICE = "cuda"
 STAGES = ("ceilings", "values", "hosts", "sae", "experiment", "layouts")
 ON_A_CPU = ("values", "hosts", "sae", "experiment")
 BOUNDS = {"bf16": (2**-8, 0.0), "fp8": (2**-4, 0.0), "int8": (0.0, 0.5)}
-"""What a conversion may change: so much of an element, and so much of its row's scale."""
+"""Error bounds of a conversion: relative to the element, and relative to the scale of its row."""
 
 
 def main() -> int:
@@ -83,7 +83,7 @@ def main() -> int:
 
 
 def machine() -> dict[str, Any]:
-    """Return what the figures depend on."""
+    """Return the facts about the machine that the figures depend on."""
     said = DEVICE == "cuda" and subprocess.run(
         ["nvidia-smi", "--format=csv,noheader",
          "--query-gpu=name,driver_version,pcie.link.gen.max,pcie.link.width.max"],
@@ -100,7 +100,7 @@ def machine() -> dict[str, Any]:
 
 
 def ceilings() -> dict[str, Any]:
-    """Copies with nothing beside them, GB/s."""
+    """Measure copies on an otherwise idle machine, in GB/s."""
     size = 1 << 28
     device = torch.empty(size, dtype=torch.uint8, device="cuda")
     pinned = torch.empty(size, dtype=torch.uint8).pin_memory()
@@ -131,7 +131,7 @@ def ids() -> list[torch.Tensor]:
 
 
 def synchronize() -> None:
-    """Wait for the device, where there is one."""
+    """Wait for the device, if there is one."""
     if DEVICE == "cuda":
         torch.cuda.synchronize()
 
@@ -139,7 +139,7 @@ def synchronize() -> None:
 def seconds_a_step(
     model: torch.nn.Module, batches: list[torch.Tensor], before: Hooked = lambda _: None
 ) -> float:
-    """Return the time of a step in a loop that waits only at its end, as a real one does."""
+    """Return the time per step of a loop that synchronises only at its end, as a real one does."""
     with torch.inference_mode():
         for i in range(2):
             before(i)
@@ -157,7 +157,7 @@ Contender = Callable[[torch.nn.Module], Any]
 
 
 def compared(contenders: dict[str, Contender]) -> dict[str, Any]:
-    """Run each contender beside the unhooked model, round by round; return times and paired ratios."""
+    """Run each contender against the unhooked model, round by round; return times and paired ratios."""
     model, batches = models.build(LAYERS, models.WIDTH, DEVICE), ids()
     seconds_a_step(model, batches)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
@@ -195,7 +195,7 @@ def tensor_of(output: Any) -> torch.Tensor:
 def hooks(
     model: torch.nn.Module, take: Callable[[int, torch.Tensor], None], waited: list[int]
 ) -> Iterator[None]:
-    """Register a forward hook at every layer; note the nanoseconds of each call."""
+    """Register a forward hook at every layer; record the duration of each call in nanoseconds."""
 
     def make(number: int) -> Callable[..., None]:
         def hook(_module: Any, _args: Any, output: Any) -> None:
@@ -224,7 +224,7 @@ def call_times(waited: list[int]) -> dict[str, float]:
 
 
 def layouts() -> dict[str, Any]:
-    """Gather into slots and copy into registered chunks: one copy, one strided copy, or a copy a chunk."""
+    """Gather into slots and copy into registered chunks: one copy, one strided, or one per chunk."""
     library = build()
     rows = BATCH * LENGTH
     result: dict[str, Any] = {}
@@ -246,7 +246,7 @@ def layouts() -> dict[str, Any]:
 
 
 def exact(library: ctypes.CDLL, pool: Pool, layout: str) -> bool:
-    """Whether what lies in the chunks are the gathered rows, also when the source is changed right behind."""
+    """Return whether the chunks hold the gathered rows, even if the source changes right after the gather."""
     rows, width = 1000, models.WIDTH
     lane_ = Lane(library, pool, layout, slots=4, rows=rows, width=width)
     good = True
@@ -289,7 +289,7 @@ def lane(
     rows: int,
     case: tuple[str, int, float | None],
 ) -> Iterator[tuple[Hooked, Callable[[], dict[str, Any]]]]:
-    """Take every layer's rows by a lane: its layout, slots and rate (None: all rows, not gathered)."""
+    """Capture every layer's rows with a lane: its layout, slots and rate (None: all rows, not gathered)."""
     layout, slots, rate = case
     lane_ = Lane(library, pool, layout, slots=slots, rows=rows, width=models.WIDTH)
     rng = np.random.default_rng(0)
@@ -326,14 +326,14 @@ def points() -> list[Any]:
 
 
 def conversions() -> list[str]:
-    """Return the conversions of the spec that can be asked for; where each is done is the host's business."""
+    """Return the conversions that the spec supports; the host decides where each is done."""
     from asysi.contract.available import refused
 
     return [name for name in BOUNDS if not refused(ours.experiment(["layers.0"], 1.0, name, 0, "64Mi"))]
 
 
 def hosts() -> dict[str, Any]:
-    """What others write, and ours: bare, at two rates, and with each conversion."""
+    """Compare hand-written hooks with asysi: at two rates, and with each conversion."""
 
     @contextmanager
     def bare(model: torch.nn.Module) -> Iterator[Any]:
@@ -366,7 +366,7 @@ def hosts() -> dict[str, Any]:
 
 
 class InPlace(torch.nn.Module):
-    """Changes the hooked tensor right behind the hook."""
+    """Changes the hooked tensor right after the hook."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -378,7 +378,7 @@ class InPlace(torch.nn.Module):
 
 
 def values() -> dict[str, Any]:
-    """Our rows against those of plain hooks: the same, or within the bound of what converted them."""
+    """Compare captured rows with those of plain hooks: equal, or within the bound of the conversion."""
     from asysi.model.points import HookPoint
 
     generator = torch.Generator().manual_seed(0)
@@ -414,7 +414,7 @@ def values() -> dict[str, Any]:
 
 
 def packets(ring: str) -> list[tuple[str, np.ndarray, np.ndarray | None]]:
-    """Return what lies in a ring: conversion, rows as float32, and scales."""
+    """Return the packets in a ring: conversion, rows as float32, and scales."""
     from asysi.bus.packet import Quantization, parse_packet
     from asysi_ring import Control, Reader
 
@@ -446,11 +446,11 @@ def compare(found: list[Any], expected: np.ndarray) -> dict[str, Any]:
     return {"converted": how, "largest difference": worst, "all rows": at == len(expected), "within": within}
 
 
-# -- what follows the host
+# -- downstream of the host
 
 
 def sae() -> dict[str, Any]:
-    """Rows a second of an autoencoder in training: width 2,048, 16,384 latents, k 32."""
+    """Measure rows per second of SAE training: width 2,048, 16,384 latents, k 32."""
     small = BATCH <= 4
     size = (
         {"width": 64, "latents": 256, "k": 8, "batch": 128, "seconds": 0.2} if small
@@ -461,7 +461,7 @@ def sae() -> dict[str, Any]:
 
 
 def experiment(folder: Path) -> dict[str, Any]:
-    """A whole experiment by `asysi run`."""
+    """Run a complete experiment with `asysi run`."""
     small, gpus = BATCH <= 4, int(DEVICE == "cuda")
     return {"asysi run": whole.run(folder, small=small, gpus=gpus, timeout=240)}
 
@@ -499,7 +499,7 @@ def _rest(result: dict[str, Any]) -> list[str]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Return the figures as a page's tables."""
+    """Return the figures as the tables of a page."""
     known = result["machine"]
     lines = [f"{known['card']}, torch {known['torch']}, {known['processors']} processors.", ""]
     if "device to pinned" in result.get("ceilings", {}):

@@ -19,10 +19,10 @@ def build(layers: int = 16, width: int = WIDTH, device: str = "cuda") -> torch.n
 
 
 def billion(device: str = "cpu") -> torch.nn.Module:
-    """Return the model as an experiment's factory, in float32 until the experiment's dtype."""
+    """Return the model, as a factory for an experiment; float32 until converted to the experiment's dtype."""
     return build(device=device)
 
 
 def tiny(device: str = "cpu") -> torch.nn.Module:
-    """Return a small one of the same kind."""
+    """Return a small model of the same kind."""
     return build(2, 64, device)

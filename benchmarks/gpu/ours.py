@@ -1,4 +1,4 @@
-"""The host that is measured: the public frame of every host, in this process, between a ring and a reader."""
+"""The measured host: the public frame of every host, in this process, with a ring and a reader."""
 
 import shutil
 import subprocess
@@ -29,7 +29,7 @@ with Reader(sys.argv[1], "hook") as reader:
 
 
 def tokens(step: int, batch: int, length: int) -> Any:
-    """Return the tokens of a step, as capture sees them."""
+    """Return the tokens of a step in the form that capture uses."""
     from asysi.bus.packet import ROW_DTYPE
     from asysi.text.grid import StepTokens
 
@@ -40,7 +40,7 @@ def tokens(step: int, batch: int, length: int) -> Any:
 
 
 def experiment(paths: list[str], rate: float, quantization: str, gpus: int, size: str) -> Any:
-    """Return an experiment that watches these modules."""
+    """Return an experiment that captures these modules."""
     from asysi.contract.spec import ScanExperiment
 
     return ScanExperiment.model_validate({
@@ -67,15 +67,15 @@ def watched(
     chunks: int = 2048,
     take: Callable[[str], Any] | None = None,
 ) -> Iterator[tuple[Callable[[int], None], Callable[[], dict[str, Any]]]]:
-    """Watch a model by `open_host`; yields what begins a step, and what was found out, once it is over.
+    """Capture a model with `open_host`; yields a function that starts a step, and one for the final results.
 
     Args:
         model: on its device.
         points: HookPoints.
         shape: [batch, length] of a step.
-        rate, quantization: as the spec has them: what is converted where is the host's business.
-        chunks: of 1 MiB of the ring.
-        take: is given the ring's folder once the host has left, in place of a process that drains it.
+        rate, quantization: as in the spec; the host decides where conversion is done.
+        chunks: number of 1 MiB chunks of the ring.
+        take: called with the ring's folder once the host has left, instead of a process that drains it.
     """
     from asysi.contract.runtime import CAPTURE_RING, POINTS_FILE, Container
     from asysi.hosts.frame import HostPlan, Step, open_host

@@ -1,8 +1,8 @@
-"""Gathers what the benchmark needs on a machine with torch, g++ and no network: sources and wheels.
+"""Packs what the benchmark needs on an offline machine with torch and g++: sources and wheels.
 
     python benchmarks/gpu/pack.py --out build/gpu-pack [--python 3.11] [--platform manylinux2014_x86_64]
 
-The folder has a `run.py`, which builds the native part with g++ and starts measure.py; below 48 MiB in all.
+The folder contains `run.py`, which builds the native part with g++ and starts measure.py; at most 48 MiB.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 LIMIT = 48 * 2**20
 SOURCES = ("workers", "operator", "native", "benchmarks/gpu", "pyproject.toml", "README.md", "LICENSE")
-"""What git knows below these."""
+"""Paths whose tracked files are packed."""
 WHEELS = (
     *("pybind11", "pydantic", "pydantic-core", "annotated-types", "typing-extensions", "typing-inspection"),
     *(
@@ -52,7 +52,7 @@ WHEELS = (
         "lz4",
     ),
 )
-"""What such an image may lack; torch and numpy are its own. What is not installed here is left out."""
+"""Packages that the target may lack; it provides torch and numpy. Those not installed here are left out."""
 
 
 def main() -> int:
@@ -75,7 +75,7 @@ def main() -> int:
 
 
 def copy_sources(out: Path) -> None:
-    """Copy the sources that git knows, and the script that starts them."""
+    """Copy the tracked sources, and the script that starts them."""
     listed = subprocess.run(["git", "ls-files", "-z", *SOURCES], cwd=ROOT, capture_output=True, check=True)
     for name in listed.stdout.decode().split("\0"):
         if name and "/tests/" not in name and "/models/" not in name and (ROOT / name).is_file():
@@ -86,7 +86,7 @@ def copy_sources(out: Path) -> None:
 
 
 def fetch_wheels(to: Path, python: str, platform: str) -> None:
-    """Download the wheels, in the versions that are installed here."""
+    """Download the wheels in the versions installed here."""
     from importlib.metadata import PackageNotFoundError, version
 
     to.mkdir(parents=True)

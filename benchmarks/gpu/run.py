@@ -1,7 +1,8 @@
 """Builds the native part of the pack with g++ and runs the benchmark: `python run.py [--out DIR] [...]`.
 
-Needs torch with CUDA, numpy, g++ and Python's headers; no network, no root. Wheels that the machine lacks are
-unpacked beside the sources, and nothing is installed. Arguments go to benchmarks/gpu/measure.py.
+It needs torch with CUDA, numpy, g++ and Python's headers, but no network and no root. Wheels that the machine
+lacks are unpacked next to the sources; nothing is installed. Arguments are passed to
+benchmarks/gpu/measure.py.
 """
 
 import importlib.util

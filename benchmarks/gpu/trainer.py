@@ -1,4 +1,4 @@
-"""Rows a second of a TopK autoencoder in training, on the CPU and on the GPU."""
+"""Rows per second when training a TopK autoencoder, on the CPU and on the GPU."""
 
 import time
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 def rows_a_second(
     device: str, *, width: int, latents: int, k: int, batch: int, seconds: float
 ) -> dict[str, Any]:
-    """Train on random rows for some seconds; return the pace, and the loss, which must have fallen."""
+    """Train on random rows for a few seconds; return the rate, and the loss, which must have decreased."""
     from asysi.contract.spec import SaeTrain
     from asysi.sae.training import Training
 
@@ -26,7 +26,7 @@ def rows_a_second(
         while time.perf_counter() - began < seconds:
             training.learn(pool[steps % 8 * batch : (steps % 8 + 1) * batch])
             steps += 1
-        took = time.perf_counter() - began  # a step reads its loss, so none is under way
+        took = time.perf_counter() - began  # a step reads its loss, so none is in flight
     return {
         "rows/s": round(steps * batch / took, 1),
         "TFLOP/s": round(steps * batch * 6 * width * latents / took / 1e12, 3),

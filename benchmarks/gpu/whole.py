@@ -1,4 +1,4 @@
-"""A whole experiment by `asysi run`, from its start to its report, on what the machine has."""
+"""A complete experiment with `asysi run`, from start to report, on the hardware of the machine."""
 
 import json
 import os
@@ -33,7 +33,7 @@ WORDS = (
 
 
 def write_inputs(folder: Path, documents: int, words: int) -> None:
-    """Write a tokenizer of words, and documents of them in an order that a seed decides."""
+    """Write a word-level tokenizer, and documents of its words in a seeded random order."""
     import random
 
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -51,7 +51,7 @@ def write_inputs(folder: Path, documents: int, words: int) -> None:
 
 
 def spec_of(folder: Path, *, small: bool, gpus: int) -> dict[str, Any]:
-    """Return the experiment: the outputs of two layers, a TopK autoencoder on each."""
+    """Return the experiment: the outputs of two layers, with a TopK autoencoder on each."""
     ring, cpus = ("32Mi", 1) if small else ("1Gi", 4)
     trainer = {"latents": 64, "k": 8, "batch": 128} if small else {"latents": 8192, "k": 32, "batch": 4096}
     buffer = {"batches": 2, "sequences": 10, "memory": "512Mi"}
@@ -90,7 +90,7 @@ def spec_of(folder: Path, *, small: bool, gpus: int) -> dict[str, Any]:
 
 
 def run(folder: Path, *, small: bool, gpus: int, timeout: float) -> dict[str, Any]:
-    """Run the experiment; return what it took and what it found."""
+    """Run the experiment; return its duration and results."""
     folder.mkdir(parents=True, exist_ok=True)
     write_inputs(folder, documents=60 if small else 6000, words=60 if small else 500)
     file = folder / "scan.yaml"

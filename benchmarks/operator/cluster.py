@@ -1,4 +1,4 @@
-"""What the benchmark asks of an API server, a Job watch in a thread, and pods without a node's kubelet."""
+"""API server requests of the benchmark, a Job watch in a thread, and pods without a kubelet."""
 
 import json
 import threading
@@ -35,7 +35,7 @@ class Api:
         self._api = client.ApiClient(self._configuration)
 
     def call(self, method: str, path: str, body: Any = None, kind: str = "", **query: str) -> Tree:
-        """Return the answer's body; raises RuntimeError when the API server refuses."""
+        """Return the body of the response; raises RuntimeError if the API server refuses."""
         headers = {"Accept": "application/json", "Content-Type": kind or "application/json"}
         request = self._api.param_serialize(
             method, path, query_params=list(query.items()), header_params=headers,
@@ -53,7 +53,7 @@ class Api:
         return self.call("PATCH", path, tree, APPLY, fieldManager="kubectl", force="true")
 
     def writes_seen(self) -> Counter[str]:
-        """Return how many writes to experiments the API server itself has counted, by verb."""
+        """Return the number of writes to experiments by verb, as counted by the API server."""
         counted: Counter[str] = Counter()
         for line in self.call("GET", "/metrics")["text"].splitlines():
             if line.startswith("apiserver_request_total{") and f'resource="{PLURAL}"' in line:
@@ -64,7 +64,7 @@ class Api:
         return counted
 
     def cpu(self) -> float:
-        """Return the processor seconds that the API server itself has used."""
+        """Return the CPU seconds used by the API server."""
         lines = self.call("GET", "/metrics")["text"].splitlines()
         found = next(line for line in lines if line.startswith("process_cpu_seconds_total "))
         return float(found.rpartition(" ")[2])
@@ -76,7 +76,7 @@ def where(kind: str, namespace: str) -> str:
 
 
 class Jobs:
-    """Notes when each Job of a namespace is first seen, by a watch of its own."""
+    """Records when each Job of a namespace is first seen, with its own watch."""
 
     def __init__(self, api: Api, namespace: str) -> None:
         self._seen: dict[str, float] = {}
@@ -92,7 +92,7 @@ class Jobs:
             return self._seen[name]
 
     def count(self) -> int:
-        """Return how many have been seen."""
+        """Return the number of Jobs seen."""
         return len(self._seen)
 
     def _follow(self) -> None:
@@ -109,12 +109,12 @@ class Jobs:
 
 
 def now() -> str:
-    """Return the time as Kubernetes writes it."""
+    """Return the current time in the Kubernetes format."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class Worker:
-    """Answers /status on finish's port as finish does, with counters that grow."""
+    """Serves /status on finish's port as finish does, with growing counters."""
 
     def __init__(self) -> None:
         began = time.monotonic()
@@ -135,19 +135,19 @@ class Worker:
                 self.wfile.write(said)
 
             def log_message(self, *_args: object) -> None:
-                """Say nothing."""
+                """Log nothing."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", PORTS[Container.FINISH]), Handler)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def end(self) -> None:
-        """Stop answering."""
+        """Stop the server."""
         self._server.shutdown()
         self._server.server_close()
 
 
 class Pod:
-    """The pod of an experiment, with this program in the place of scheduler and kubelet."""
+    """The pod of an experiment, with this program acting as scheduler and kubelet."""
 
     INITS = ("prepare", "archiver", "sae", "hook")
     MAINS = ("host", "finish")
@@ -164,7 +164,7 @@ class Pod:
         self._states = {name: {"waiting": {"reason": "PodInitializing"}} for name in self.INITS + self.MAINS}
 
     def bind(self) -> None:
-        """Put it on the node."""
+        """Bind it to the node."""
         time.sleep(1)
         pod = self._api.call("GET", self._path)
         if not pod["spec"].get("nodeName"):
@@ -172,12 +172,12 @@ class Pod:
             self._api.call("POST", f"{self._path}/binding", {"metadata": pod["metadata"], "target": target})
 
     def runs(self, *names: str) -> None:
-        """Let containers run."""
+        """Mark containers as running."""
         self._states |= {name: {"running": {"startedAt": now()}} for name in names}
         self._say()
 
     def ended(self, *names: str, phase: str = "Running", message: str = "") -> None:
-        """Let containers end well."""
+        """Mark containers as terminated successfully."""
         for name in names:
             began = self._states[name].get("running", {}).get("startedAt", now())
             self._states[name] = {

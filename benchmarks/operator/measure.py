@@ -1,14 +1,14 @@
-"""What the operator costs, and how fast it is, beside many experiments.
+"""Measures the cost and the latency of the operator with many experiments.
 
     python benchmarks/operator/measure.py [--experiments 1000] [--samples 300] [--burst 400] [--lives 5]
         [--idle 60] [--dry]
 
-Needs KUBECONFIG, or ASYSI_CLUSTER naming a script whose verb `env` prints it, with rights to everything: a
-real API server and a controller manager. Experiments are suspended, so that no pods are needed, and those
-that are only there share a claim, for a controller manager is busy with claims that nothing binds. Those
-whose life is counted run on a node that is made up, with this program in the kubelet's and the workers'
-place. Writes docs/benchmarks/operator.md and operator.json; with --dry only prints. What it makes is in a
-namespace of its own, which goes at the end.
+It needs a real API server and a controller manager, with full rights, through KUBECONFIG or through
+ASYSI_CLUSTER, a script whose verb `env` prints it. Experiments are suspended, so that no pods are needed.
+Background experiments share a claim, because unbound claims keep a controller manager busy. Experiments whose
+whole life is counted run on a fake node, with this program acting as kubelet and workers. Writes
+docs/benchmarks/operator.md and operator.json; with --dry it only prints. All objects are created in a
+separate namespace, which is deleted at the end.
 """
 
 import argparse
@@ -104,7 +104,7 @@ ADMISSION = "/apis/admissionregistration.k8s.io/v1"
 
 @contextmanager
 def namespace(api: Api) -> Iterator[str]:
-    """A namespace, the definition, and a node that is none."""
+    """Create a namespace, the CRD and a fake node."""
     name = f"asysi-bench-{os.getpid()}"
     definition = yaml.safe_load((ROOT / "crds" / f"{GROUP}_{PLURAL}.yaml").read_text())
     path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{definition['metadata']['name']}"
@@ -114,7 +114,7 @@ def namespace(api: Api) -> Iterator[str]:
     ready = {"type": "Ready", "status": "True", "reason": "Bench", "lastHeartbeatTime": now()}
     node = {
         "metadata": {"name": NODE, "labels": {"asysi.dev/bench": "node"}},
-        # The largest node by far, which runs nothing: other people's pods must not be put there.
+        # By far the largest node, and it runs nothing: pods of others must not be scheduled there.
         "spec": {"taints": [{"key": "asysi.dev/bench", "effect": "NoSchedule"}]},
         "status": {"capacity": amounts, "allocatable": amounts, "conditions": [ready]},
     }
@@ -135,10 +135,10 @@ def namespace(api: Api) -> Iterator[str]:
 
 
 def unscheduled(namespace: str) -> Tree:
-    """Return what keeps the scheduler off a namespace's pods: this program gives them their node.
+    """Return a policy that keeps the scheduler away from a namespace's pods: this program binds them.
 
-    The scheduler would say that a pod is unschedulable, for the node is made up, and the operator would
-    write that down: a write more than where a node is free.
+    The scheduler would report the pod as unschedulable, because the node is fake, and the operator would
+    record that: one more write than with a free node.
     """
     patch = 'JSONPatch{op: "replace", path: "/spec/schedulerName", value: "bench"}'
     rule = {"apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"], "operations": ["CREATE"]}
@@ -172,7 +172,7 @@ def wait(holds: Any, seconds: float) -> None:
 
 
 class Operator:
-    """A real operator process, and what it says of itself."""
+    """A real operator process, and its metrics."""
 
     def __init__(self, api: Api, namespace: str) -> None:
         with socket.socket() as free:
@@ -204,13 +204,13 @@ class Operator:
         return counted
 
     def counter_writes(self) -> int:
-        """Return how many of its writes to a status brought nothing but counters."""
+        """Return the number of its status writes that changed only counters."""
         name = 'asysi_operator_status_writes_total{of="counters"}'
         lines = [line for line in self._get("metrics").splitlines() if line.startswith(name)]
         return sum(int(float(line.rpartition(" ")[2])) for line in lines)
 
     def histogram(self, name: str) -> Tree:
-        """Return count and mean of a histogram, and its cumulated buckets."""
+        """Return count and mean of a histogram, and its cumulative buckets."""
         lines = [line for line in self._get("metrics").splitlines() if line.startswith(name)]
         values = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
         count, total = values[f"{name}_count"], values[f"{name}_sum"]
@@ -218,7 +218,7 @@ class Operator:
         return {"count": count, "mean": total / max(count, 1), "buckets": buckets}
 
     def cpu(self) -> float:
-        """Return the CPU seconds that it has used."""
+        """Return the CPU seconds it has used."""
         times = self._process.cpu_times()
         return float(times.user + times.system)
 
@@ -227,7 +227,7 @@ class Operator:
         return int(self._process.memory_info().rss)
 
     def quiet(self, seconds: float = 120) -> None:
-        """Wait until it has made no write for two seconds."""
+        """Wait until it has not written for two seconds."""
         until, last, since = time.monotonic() + seconds, Counter[str](), time.monotonic()
         while time.monotonic() < until and time.monotonic() - since < 2:
             seen = writes(self.requests())
@@ -236,7 +236,7 @@ class Operator:
             time.sleep(0.2)
 
     def idle(self, seconds: float) -> Tree:
-        """Return what it uses while nothing happens."""
+        """Return its resource usage while idle."""
         self.quiet()
         before, asked, began = self.cpu(), self.requests(), time.monotonic()
         time.sleep(seconds)
@@ -267,7 +267,7 @@ def experiment(name: str, *, suspend: bool = True, **spec: Any) -> Tree:
 
 
 def latencies(api: Api, jobs: Jobs, namespace: str, prefix: str, samples: int) -> list[float]:
-    """Return the seconds from before an apply to its Job's event, one after the other at random moments."""
+    """Return the seconds from before an apply to its Job's event, sequentially and at random intervals."""
     found = []
     for number in range(samples):
         time.sleep(random.uniform(0.02, 0.12))
@@ -279,7 +279,7 @@ def latencies(api: Api, jobs: Jobs, namespace: str, prefix: str, samples: int) -
 
 
 def burst(api: Api, jobs: Jobs, namespace: str, samples: int) -> list[float]:
-    """Return the same for experiments that are applied all at once, by eight clients."""
+    """Return the same for experiments applied concurrently by eight clients."""
 
     def one(number: int) -> float:
         began = time.perf_counter()
@@ -291,7 +291,7 @@ def burst(api: Api, jobs: Jobs, namespace: str, samples: int) -> list[float]:
 
 
 def by_kubectl(api: Api, jobs: Jobs, namespace: str, samples: int) -> list[float]:
-    """Return the same for `kubectl apply -f`, its own start included; [] where there is no kubectl."""
+    """Return the same for `kubectl apply -f`, including its startup; [] if there is no kubectl."""
     found = []
     for number in range(samples):
         name = f"kubectl-{number}"
@@ -309,7 +309,7 @@ def by_kubectl(api: Api, jobs: Jobs, namespace: str, samples: int) -> list[float
 
 
 def bare_creates(api: Api, jobs: Jobs, namespace: str, samples: int) -> list[float]:
-    """Return the seconds from a bare create of the same Job to its event: what no operator can be below."""
+    """Return the seconds from a bare create of the same Job to its event: a lower bound for operators."""
     found = []
     for number in range(samples):
         time.sleep(random.uniform(0.02, 0.12))
@@ -323,7 +323,7 @@ def bare_creates(api: Api, jobs: Jobs, namespace: str, samples: int) -> list[flo
 
 
 def fill(api: Api, jobs: Jobs, operator: Operator, namespace: str, count: int) -> Tree:
-    """Make the experiments that are only there; returns how long it took and what it cost."""
+    """Create the background experiments; returns the time and the cost."""
     served, cpu, asked, there = api.cpu(), operator.cpu(), operator.requests(), jobs.count()
     began = time.monotonic()
     with ThreadPoolExecutor(8) as pool:
@@ -347,7 +347,7 @@ def fill(api: Api, jobs: Jobs, operator: Operator, namespace: str, count: int) -
 
 
 def lives(api: Api, operator: Operator, namespace: str, count: int) -> Tree:
-    """Return the operator's writes an experiment, by phase of its life and what was written."""
+    """Return the operator's writes per experiment, by phase of its life and by object."""
     worker = Worker()
     names = [f"life-{number}" for number in range(count)]
     found: Tree = {}
@@ -385,7 +385,7 @@ def lives(api: Api, operator: Operator, namespace: str, count: int) -> Tree:
 
 
 def step(api: Api, namespace: str, name: str, pod: Pod, phase: str) -> int:
-    """Let a phase of an experiment's life happen; returns the writes to experiments that this took."""
+    """Run one phase of an experiment's life; returns the writes to experiments it took."""
     match phase:
         case "scheduled":
             pod.bind()

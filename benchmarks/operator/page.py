@@ -7,13 +7,13 @@ Tree = dict[str, Any]
 AIM, BURST_AIM = 0.100, 0.500
 """Seconds from apply to Job at 1,000 experiments, p99: one by one, and from eight clients at once."""
 WRITES_AIM = 12
-"""Writes that a life may take beyond those of its counters."""
+"""Maximum writes per experiment, without those that change only counters."""
 MEMORY_AIM = 150
-"""MiB resident at 1,000 experiments."""
+"""Maximum resident MiB at 1,000 experiments."""
 
 
 def quantile(values: list[float], share: float) -> float:
-    """Return the smallest value that at least a share of all does not exceed."""
+    """Return the smallest value that at least `share` of all values do not exceed."""
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
@@ -54,7 +54,7 @@ Machine: {", ".join(f"{key} {value}" for key, value in facts.items() if key not 
 
 
 def aims(found: Tree) -> str:
-    """Return what was aimed at, and whether it is kept."""
+    """Return the aims, and whether they are met."""
     life = found["life"]
     memory = max(found["memory"], found["idle"]["memory"]) / 2**20
     rows = [
@@ -71,7 +71,7 @@ def aims(found: Tree) -> str:
 
 
 def beyond_counters(life: Tree) -> float:
-    """Return the writes of a life less those that bring nothing but counters."""
+    """Return the writes of an experiment's life without those that change only counters."""
     total: float = sum(sum(phase.values()) for phase in life["phases"].values())
     return total - life["counters"] / life["count"]
 
@@ -83,7 +83,7 @@ def latency(name: str, values: list[float]) -> str:
 
 
 def filling(part: Tree, count: int) -> str:
-    """Return what making all of them took."""
+    """Return the cost of creating all experiments."""
     made = ", ".join(f"{key} {value:.2f}" for key, value in sorted(part["writes"].items()))
     return (
         f"All {count:,} were applied by eight clients in {part['applied']:.0f} s and had their Jobs after "

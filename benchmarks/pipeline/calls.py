@@ -1,4 +1,4 @@
-"""Calls to a model's server that takes 50 ms for each, against what so many at once could do.
+"""Calls to a model server that takes 50 ms per call, compared with the ideal for their concurrency.
 
 python calls.py WHO IN_FLIGHT CALLS URL FOLDER
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def ours(at_once: int, calls: int, url: str, folder: Path) -> float:
-    """The chat operator, everything durable: a thread for each ten calls, all calls on one loop."""
+    """The chat operator, fully durable: one thread per ten calls, all calls on one event loop."""
     from asysi.pipeline import UnifiedNode, UnifiedPipeline
     from asysi.pipeline.library.chat import Chat
 
@@ -37,10 +37,10 @@ def ours(at_once: int, calls: int, url: str, folder: Path) -> float:
 
 
 def bare(at_once: int, calls: int, url: str, folder: Path) -> float:
-    """httpx and nothing else: no cache, no output; a 429 is asked again."""
+    """Plain httpx: no cache, no output; a 429 is retried."""
     import httpx
 
-    tls = httpx.create_ssl_context(verify=False)  # one for all, as reading certificates takes long
+    tls = httpx.create_ssl_context(verify=False)  # one for all, because loading certificates is slow
     address = f"{url}/chat/completions"
 
     async def all_calls() -> None:

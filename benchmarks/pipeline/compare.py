@@ -1,10 +1,10 @@
-"""Rows a second against a plain loop, datatrove and Ray Data; calls a second against the ideal.
+"""Rows per second against a plain loop, datatrove and Ray Data; calls per second against the ideal.
 
     python benchmarks/pipeline/compare.py [--peers .venv-pipeline/bin/python] [--before CHECKOUT] [--rows N]
 
-Everything in one run, contestants alternating, so that ratios hold whatever the machine does. CHECKOUT is
-another version of this repository with its own .venv: it then runs beside this one, so that a case that
-became slower is seen. Writes docs/benchmarks/pipeline.md, .svg and .json.
+Everything is measured in one run with alternating contestants, so that ratios are robust against noise.
+CHECKOUT is another version of this repository with its own .venv; it then also runs, which shows cases that
+became slower. Writes docs/benchmarks/pipeline.md, .svg and .json.
 """
 
 import argparse
@@ -30,15 +30,15 @@ HERE = Path(__file__).parent
 STUB = ROOT / "examples" / "pipeline" / "stub.py"
 PEERS = ("datatrove", "ray")
 BEFORE = ", before"
-"""Ends the name of what the other version runs."""
+"""Suffix of the names of cases run by the other version."""
 LATENCY = 0.05
 IN_FLIGHT = {20: 1000, 50: 2000, 100: 3000}
-"""Calls at once: how many calls."""
+"""Number of calls by concurrency."""
 TIMEOUT = 240
 
 
 def contestants(workers: int, before: Path | None, turn: int) -> list[tuple[str, list[str]]]:
-    """Return who runs with so many workers, and the flags of each."""
+    """Return the contestants for a number of workers, and the flags of each."""
     found: list[tuple[str, list[str]]] = [("plain", ["--no-fsync"])]
     for who in ("ours", *(["ours, shards"] if workers > 1 else [])):
         both = [(who, []), *([(who + BEFORE, [])] if before else [])]
@@ -59,12 +59,12 @@ def one(who: str, flags: list[str], workers: int, paths: list[Path], given: argp
 
 
 def python_of(who: str, given: argparse.Namespace) -> Path:
-    """Return the Python that runs a contestant of ours: that of this version, or of the one before."""
+    """Return the Python that runs an asysi contestant: of this version, or of the previous one."""
     return given.before / ".venv" / "bin" / "python" if who.endswith(BEFORE) else Path(sys.executable)
 
 
 def outputs(out: Path) -> list[Path]:
-    """Return the files of rows, whoever wrote them."""
+    """Return the output files of any contestant."""
     found = [path for path in out.rglob("*.json*") if path.suffix in {".json", ".jsonl"}]
     return [path for path in found if not {"logs", "tmp"} & set(path.relative_to(out).parts)]
 
@@ -94,7 +94,7 @@ def compare(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def correct(paths: list[Path]) -> tuple[int, str]:
-    """Return how many rows there should be, and their digest, from a loop of its own."""
+    """Return the expected number of rows and their digest, from an independent loop."""
     import orjson
     import xxhash
     from task import kept
@@ -138,7 +138,7 @@ def calls(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def commit_of(checkout: Path) -> str:
-    """Return what git calls a checkout's version."""
+    """Return the git description of a checkout."""
     asked = ["git", "describe", "--always", "--dirty"]
     done = subprocess.run(asked, cwd=checkout, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
@@ -182,7 +182,7 @@ def main() -> None:
     given.before = given.before.absolute() if given.before else None
     if given.before and not python_of(BEFORE, given).exists():
         parser.error(f"{python_of(BEFORE, given)} is not there: install that version into its own .venv")
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else imports are compiled in every run
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # otherwise imports are compiled in every run
     record = given.out / "pipeline.json"
     began = time.monotonic()
     for count in {given.rows, given.peer_rows} if given.only != "calls" else ():

@@ -1,4 +1,4 @@
-"""The page and the picture of a run; `python page.py` makes both anew from the record."""
+"""The page and the picture of a run; `python page.py` regenerates both from the record."""
 
 import json
 from html import escape
@@ -7,9 +7,9 @@ from statistics import median, quantiles
 from typing import Any
 
 AIM, CALLS_AIM = 0.6, 0.8
-"""Of the plain loop's rows a second, and of bare httpx's calls a second, with all guarantees on."""
+"""Target share of the plain loop's rows per second, and of bare httpx's calls per second, fully durable."""
 SLOWER = 1.03
-"""What the version before may have been faster by."""
+"""Maximum factor by which this version may be slower than the previous one."""
 BEFORE = ", before"
 LATENCY = 0.05
 _ORDER = ("plain", "ours", "ours, no fsync", "ours, shards", "datatrove", "ray")
@@ -28,7 +28,7 @@ def text(result: Record) -> str:
 
 
 def picture(result: Record) -> str:
-    """Return bars of rows a second, as SVG."""
+    """Return a bar chart of rows per second, as SVG."""
     width, left, bar = 760, 190, 17
     body, y = [], 46
     most = max(_rate(runs) for _, _, _, runs in _groups(result))
@@ -121,7 +121,7 @@ def _calls(result: Record) -> list[str]:
 
 
 def _before(result: Record) -> list[str]:
-    """Return each case beside the version before, if that was run."""
+    """Return each case compared with the previous version, if that was run."""
     cases = [
         (who, files, workers)
         for who in ("ours", "ours, shards")
@@ -159,7 +159,7 @@ def _verdict(ratio: float) -> str:
 
 
 def _ratio(runs: list[Record], old: list[Record], what: str) -> float:
-    """Return the median, over the rounds, of the ratio to the version before in the same round."""
+    """Return the median, over the rounds, of the ratio to the previous version in the same round."""
     before = {run["turn"]: run[what] for run in old}
     return median(run[what] / before[run["turn"]] for run in runs)
 
@@ -173,7 +173,7 @@ def _call_runs(result: Record, who: str, at_once: int) -> list[Record]:
 
 
 def _call_share(result: Record, who: str, of: str, at_once: int) -> float:
-    """Return the median, over the rounds, of a contestant's calls a second to another's."""
+    """Return the median, over the rounds, of the ratio of two contestants' calls per second."""
     return 1 / _ratio(_call_runs(result, who, at_once), _call_runs(result, of, at_once), "seconds")
 
 

@@ -1,4 +1,4 @@
-"""The rows of the comparison, and a digest of what came out of them that knows no order."""
+"""The rows of the comparison, and an order-independent digest of the output."""
 
 import random
 from collections.abc import Iterable
@@ -8,13 +8,13 @@ import orjson
 import xxhash
 
 WORDS = 28
-"""In a text: about 306 bytes per row."""
+"""Words per text: about 306 bytes per row."""
 MALFORMED = 10
 _WHOLE = 1 << 64
 
 
 def write(folder: Path, rows: int, files: int, seed: int = 1) -> list[Path]:
-    """Write the rows into so many files, and return these; what lies there already is taken as it is."""
+    """Write the rows into `files` files, and return these; existing files are reused."""
     paths = [folder / f"rows-{rows}-{files}" / f"{index:02d}.jsonl" for index in range(files)]
     if all(path.exists() for path in paths):
         return paths
@@ -33,7 +33,7 @@ def write(folder: Path, rows: int, files: int, seed: int = 1) -> list[Path]:
 
 
 def digest(paths: Iterable[Path]) -> tuple[int, str]:
-    """Return how many rows there are, and the sum of their hashes."""
+    """Return the number of rows, and the sum of their hashes."""
     rows = total = 0
     for path in paths:
         with path.open("rb") as stream:

@@ -1,9 +1,9 @@
-"""One contestant over the rows, in a process of its own and any environment.
+"""Runs one contestant over the rows, in its own process and in any environment.
 
     python task.py WHO [--workers N] [--no-fsync] OUT IN...
 
-The work: texts in upper case, of nine in ten rows (by CRC-32 of the text); lines that are not JSON are left
-out. It prints, as JSON, the seconds from the call to the finished output, and those before it.
+The work: convert the texts of nine in ten rows (by CRC-32 of the text) to upper case; lines that are not JSON
+are skipped. It prints, as JSON, the seconds from the call to the finished output, and those before it.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def kept(text: str) -> bool:
 
 
 def plain(paths: Paths, out: Path, workers: int, fsync: bool) -> float:
-    """The loop: read a line, parse, work, dump, write. Several workers take byte ranges."""
+    """The plain loop: read a line, parse, work, dump, write. Several workers take byte ranges."""
     import orjson
 
     def part(index: int) -> None:
@@ -66,7 +66,7 @@ def plain(paths: Paths, out: Path, workers: int, fsync: bool) -> float:
 
 
 def in_processes(part: Callable[[int], None], count: int) -> None:
-    """Do parts 0 to count - 1, all but the first in forked processes."""
+    """Run parts 0 to count - 1, all but the first in forked processes."""
     children = []
     for index in range(1, count):
         child = os.fork()
@@ -80,7 +80,7 @@ def in_processes(part: Callable[[int], None], count: int) -> None:
 
 
 def pipeline_of(paths: Paths, out: Path, fsync: bool):
-    """Return what makes asysi.pipeline's run as it comes: ledger, seals, digests, dead letters."""
+    """Return a factory for a default asysi.pipeline run: ledger, seals, digests, dead letters."""
     from asysi.pipeline import BaseOperator, UnifiedNode, UnifiedPipeline, WriterConfig
 
     class Upper(BaseOperator):
@@ -93,7 +93,7 @@ def pipeline_of(paths: Paths, out: Path, fsync: bool):
             item["text"] = text.upper()
             return item
 
-    assert UnifiedNode  # imported before the clock starts, as everybody's modules are
+    assert UnifiedNode  # imported before the clock starts, like all modules
     pattern = paths[0] if len(paths) == 1 else paths[0].parent / "*.jsonl"
 
     def make(**spread: Any) -> UnifiedPipeline:
@@ -113,7 +113,7 @@ def pipeline_of(paths: Paths, out: Path, fsync: bool):
 
 
 def ours(paths: Paths, out: Path, workers: int, fsync: bool) -> float:
-    """asysi.pipeline in one run, with processes that compute."""
+    """asysi.pipeline in one run, with worker processes."""
     make = pipeline_of(paths, out, fsync)
     began = time.monotonic()
     make(processes=workers).create("rows").run()
@@ -121,8 +121,8 @@ def ours(paths: Paths, out: Path, workers: int, fsync: bool) -> float:
 
 
 def shards(paths: Paths, out: Path, workers: int, fsync: bool) -> float:
-    """asysi.pipeline, a shard a worker, merged: what an Indexed Job does, on one machine."""
-    from asysi.pipeline.job import merge  # a module that another version, run in turn, has as well
+    """asysi.pipeline with one shard per worker, merged: what an Indexed Job does, on one machine."""
+    from asysi.pipeline.job import merge  # a module that the other version also has
 
     make = pipeline_of(paths, out, fsync)
     began = time.monotonic()
@@ -138,7 +138,7 @@ def shards(paths: Paths, out: Path, workers: int, fsync: bool) -> float:
 
 
 def datatrove(paths: Paths, out: Path, workers: int, fsync: bool) -> float:
-    """datatrove: uncompressed, without the file's path, a task a worker (a file is never split)."""
+    """datatrove: uncompressed, without the file's path, one task per worker (files are never split)."""
     from datatrove.executor import LocalPipelineExecutor
     from datatrove.pipeline.readers import JsonlReader
     from datatrove.pipeline.writers import JsonlWriter
@@ -153,7 +153,7 @@ def datatrove(paths: Paths, out: Path, workers: int, fsync: bool) -> float:
 
 
 def upper(data, rank: int = 0, world_size: int = 1):
-    """The work as a step of datatrove."""
+    """The work as a datatrove step."""
     for document in data:
         if kept(document.text):
             document.text = document.text.upper()
@@ -161,7 +161,7 @@ def upper(data, rank: int = 0, world_size: int = 1):
 
 
 def ray(paths: Paths, out: Path, workers: int, fsync: bool) -> float:
-    """Ray Data: lines as text, because its JSON reader refuses a file with a line that is none."""
+    """Ray Data: lines as text, because its JSON reader rejects a file with an invalid line."""
     import orjson
     import ray as engine
 
@@ -187,7 +187,7 @@ def ray(paths: Paths, out: Path, workers: int, fsync: bool) -> float:
     lines.map_batches(work, batch_size=4096).write_json(str(out / "data"))
     seconds = time.monotonic()
     engine.shutdown()
-    return began + time.monotonic() - seconds  # the shutdown is not part of it
+    return began + time.monotonic() - seconds  # without the shutdown
 
 
 CONTESTANTS = {"plain": plain, "ours": ours, "shards": shards, "datatrove": datatrove, "ray": ray}

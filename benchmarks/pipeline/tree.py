@@ -1,4 +1,4 @@
-"""What a command and everything it starts cost: processor time to the last of them, and peak memory."""
+"""Cost of a command and all its descendants: total processor time, and peak memory."""
 
 import ctypes
 import json
@@ -14,13 +14,13 @@ from typing import Any
 import psutil
 
 _SUBREAPER = 36
-"""PR_SET_CHILD_SUBREAPER: orphans become ours, so that their processor time is counted when they end."""
+"""PR_SET_CHILD_SUBREAPER: orphans are reparented to this process, so that their CPU time is counted."""
 _EVERY = 0.1
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What the command printed last, as JSON; processor seconds; peak of the summed PSS, bytes."""
+    """The last line the command printed, as JSON; processor seconds; peak of the summed PSS in bytes."""
 
     said: dict[str, Any]
     processor: float
@@ -38,7 +38,7 @@ class _Watch(threading.Thread):
 
 
 def measure(command: list[str], timeout: float, *, alone: bool = True) -> Cost:
-    """Run a command to its end, and that of all it started; `alone`: no other child of ours is running.
+    """Run a command until it and all its descendants end; `alone`: this process has no other children.
 
     Raises:
         RuntimeError: it failed.
@@ -76,7 +76,7 @@ def _spent() -> float:
 
 
 def _pss(process: psutil.Process) -> int:
-    """Return a process's share of memory: what several share is divided among them."""
+    """Return the proportional set size of a process: shared memory is divided among its users."""
     try:
         lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
     except OSError:

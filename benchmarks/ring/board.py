@@ -1,4 +1,4 @@
-"""A few words that a crew shares while it works: when to begin, how much was sent."""
+"""A few shared 64-bit words for a crew at work: when to start, how much was sent."""
 
 import mmap
 import os
@@ -23,7 +23,7 @@ class Board:
 
     @property
     def sent(self) -> int:
-        """Messages sent in all, OPEN as long as more may come."""
+        """Total number of messages sent, OPEN as long as more may come."""
         return self.words[0]
 
     @sent.setter
@@ -34,7 +34,7 @@ class Board:
         self.words[1] = at_ns
 
     def wait_for_start(self) -> int:
-        """Return the CLOCK_MONOTONIC time of the start, ns, shortly before it."""
+        """Wait until shortly before the start; return its CLOCK_MONOTONIC time in ns."""
         until = time.monotonic() + 30
         while not self.words[1]:
             if time.monotonic() > until:

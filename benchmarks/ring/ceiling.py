@@ -1,7 +1,7 @@
-"""The ceiling: the same copies and the same reads in the same processes, with nothing between them.
+"""The ceiling: the same copies and reads in the same processes, without any synchronisation.
 
-Producer and readers walk the same number of chunks of one shared mapping, each at its own pace; nobody knows
-of the other. No protocol can deliver faster than the slower of the two.
+Producer and readers walk the same number of chunks of one shared mapping, each at its own pace and
+independently of each other. No protocol can deliver faster than the slower of the two.
 """
 
 import mmap
@@ -14,7 +14,7 @@ from task import Task
 
 
 def chunks_of(task: Task) -> list[memoryview]:
-    """Map the chunks, populated, and return each as a buffer; whoever comes first makes the file."""
+    """Map the chunks, populated, and return each as a buffer; the first process creates the file."""
     path = Path(task.folder) / "chunks"
     file = os.open(path, os.O_RDWR | os.O_CREAT)
     try:
@@ -27,7 +27,7 @@ def chunks_of(task: Task) -> list[memoryview]:
 
 
 def messages(task: Task) -> int:
-    """Return how many messages make about `task.seconds` at a guessed 0.6 µs and 10 GB/s."""
+    """Return the number of messages for about `task.seconds`, at an estimated 0.6 µs and 10 GB/s."""
     if task.rate:
         return int(task.seconds * task.rate)
     return int(task.seconds / (0.6e-6 + task.size / 10e9))

@@ -1,11 +1,12 @@
-"""Our ring against the ceiling and against its peers, in one run.
+"""Compares the ring with its ceiling and with its peers in one run.
 
     python benchmarks/ring/compare.py [--quick] [--peers-python .venv-ring/bin/python] [--repeats 5]
 
-Two crews, one in Python and one in C++, each a producer and two readers that live through the whole run. All
-contestants of a language are run by the same processes, on the same 256 MiB of messages, one after the other
-in each cell, `repeats` times; who begins changes. Needs a C++20 compiler, redis-server, and a Python with the
-peers (`make peers-ring`). Writes docs/benchmarks/ring.md, ring.json and two plots; with --quick only prints.
+There are two crews, one in Python and one in C++, each with a producer and two readers that live for the
+whole run. The same processes run all contestants of a language, on the same 256 MiB of messages, one after
+the other in each cell, `repeats` times, in rotating order. Needs a C++20 compiler, redis-server, and a Python
+with the peers (`make peers-ring`). Writes docs/benchmarks/ring.md, ring.json and two plots; with --quick it
+only prints.
 """
 
 import argparse
@@ -90,7 +91,7 @@ def build(folder: Path) -> Path:
 
 
 class Crew:
-    """A program that takes a task a line and answers each with a line; begun anew when it dies."""
+    """A program that takes one task per line and answers each with a line; restarted when it dies."""
 
     def __init__(self, command: list[str]) -> None:
         self._command = command
@@ -116,7 +117,7 @@ class Crew:
         except BrokenPipeError:
             answer = {"error": "the crew died"}
         if "error" in answer:
-            self.end()  # whoever is left may still be at it
+            self.end()  # other members may still be running
         return answer
 
     def end(self) -> None:

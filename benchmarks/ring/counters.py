@@ -1,7 +1,7 @@
-"""The least that a lossless handover takes: the ceiling's copies and reads, and a counter a process.
+"""The minimum for a lossless handover: the copies and reads of the ceiling, plus one counter per process.
 
-No headers, no pins, no books, no crash; and nobody sleeps. What it lacks to the ceiling is what moving bytes
-from one processor to another costs on this machine.
+It has no headers, pins, ledger or crash safety, and never sleeps. The difference to the ceiling is the cost
+of moving bytes from one processor to another on this machine.
 """
 
 import mmap

@@ -1,7 +1,7 @@
-// One producer and two readers in C++, which live through the whole comparison: our ring, and the ceiling.
+// One producer and two readers in C++ that live for the whole comparison: the ring, and its ceiling.
 //
-// The twin of crew.py: reads a task a line, answers with a line of JSON, leaves the samples of paced tasks in the task's
-// folder.
+// The counterpart of crew.py: reads one task per line, answers with a line of JSON, and writes the samples of
+// paced tasks to the task's folder.
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -46,7 +46,7 @@ void yield_until(u64 due) {
     while (now() < due) sched_yield();
 }
 
-/// Every byte of `words`; eight sums, so that adding never waits for adding.
+/// Sums every byte of `words`, with eight accumulators so that additions do not depend on each other.
 u64 sum(const u64* words, u64 count) {
     std::array<u64, 8> sums{};
     u64 i = 0;
@@ -81,14 +81,14 @@ struct Task {
     [[nodiscard]] u64 period_start(u64 start, double number) const {
         return start + static_cast<u64>(number * 1e9 / rate);
     }
-    /// Of a paced task, or of the ceiling: about `seconds` at a guessed 0.1 us and 10 GB/s a message.
+    /// Messages of a paced task or of the ceiling: about `seconds`, at an estimated 0.1 us and 10 GB/s each.
     [[nodiscard]] u64 messages() const {
         if (rate > 0) return static_cast<u64>(seconds * rate);
         return static_cast<u64>(seconds / (0.1e-6 + static_cast<double>(size) / 10e9));
     }
 };
 
-/// 256 MiB of messages, made before the crew forks, and what each adds up to without its stamp.
+/// 256 MiB of messages, created before the crew forks, and the sum of each without its stamp.
 struct Source {
     u64* words;
     std::array<std::vector<u64>, 3> sums;
@@ -108,7 +108,7 @@ struct Source {
         }
     }
     [[nodiscard]] u64* message(u64 index, u64 size) const { return words + index * size / 8; }
-    /// Take the stamps away, which lie within the messages of the other sizes.
+    /// Removes the stamps, which lie within the messages of the other sizes.
     void unstamp(u64 size) const {
         for (u64 i = 0; i < source_bytes / size; ++i) std::fill_n(message(i, size), stamp_words, 0);
     }
@@ -117,7 +117,7 @@ struct Source {
     }
 };
 
-/// What the crew shares while it works.
+/// State that the crew shares while it works.
 struct Board {
     std::atomic<u64> sent, start;
 
@@ -143,7 +143,7 @@ void save(const std::vector<u64>& samples, const std::string& path) {
 
 // --- the ceiling -----------------------------------------------------------------------------------------------
 
-/// The chunks with nothing around them; whoever comes first makes the file.
+/// The bare chunks; the first process creates the file.
 class Chunks {
 public:
     explicit Chunks(const Task& task) : size_(task.size), count_(task.chunks) {
@@ -159,7 +159,7 @@ private:
     Mapping mapping_;
 };
 
-/// The least that a lossless handover takes: a counter a process, and waiting for the others' without sleeping.
+/// The minimum for a lossless handover: one counter per process, and waiting for the others without sleeping.
 class Counters {
 public:
     explicit Counters(const Task& task) : readers_(task.readers), chunks_(task.chunks) {
@@ -168,7 +168,7 @@ public:
         if (posix_fallocate(file.descriptor(), 0, 4096) != 0) throw std::bad_alloc();
         mapping_ = Mapping(file, 4096, true, path);
     }
-    /// Until there is room for message `number`.
+    /// Waits until there is room for message `number`.
     void wait_for_room(u64 number) {
         while (number - slowest_ >= chunks_) {
             slowest_ = many;
@@ -176,7 +176,7 @@ public:
             if (number - slowest_ >= chunks_) sched_yield();
         }
     }
-    /// Until message `number` is there; false when no more come.
+    /// Waits for message `number`; false if no more messages come.
     [[nodiscard]] bool wait_for_message(u64 number, const Board& board) const {
         while (of(0).load(std::memory_order_acquire) <= number) {
             if (board.sent.load() <= number) return false;
@@ -202,7 +202,7 @@ private:
 std::string ring_of(const Task& task) { return task.folder + "/ring"; }
 std::string name_of(u32 reader) { return "reader" + std::to_string(reader); }
 
-/// Pushes messages; lossless, it waits for the slowest reader's cursor.
+/// Pushes messages; if lossless, it waits for the slowest reader's cursor.
 class Producer {
 public:
     explicit Producer(const Task& task) : task_(task) {
@@ -336,7 +336,7 @@ Received read_alone(const Task& task, Board& board, const std::function<void()>&
     return seen;
 }
 
-/// Uses messages and keeps account of them.
+/// Consumes messages and counts them.
 struct Use {
     const Task& task;
     const std::vector<u64>& sums;
@@ -361,7 +361,7 @@ struct Use {
         ++seen.messages;
     }
 
-    /// Room for what a paced task will measure.
+    /// Reserves space for the samples of a paced task.
     void expect_paced() {
         const u64 expected = task.rate > 0 ? task.messages() : 0;
         arrived.reserve(expected);
@@ -429,7 +429,7 @@ struct Member {
     void tell(const std::string& line) const {
         if (write(tasks[1], line.data(), line.size()) != static_cast<ssize_t>(line.size())) throw std::runtime_error("pipe");
     }
-    /// The next line that it says; throws when it died or says nothing for 90 s.
+    /// Returns its next line; throws if it died or was silent for 90 s.
     [[nodiscard]] std::string heard() const {
         pollfd wait{answers[0], POLLIN, 0};
         std::string line;
@@ -490,7 +490,7 @@ int main() {
     for (u32 role = 0; role < crew.size(); ++role) {
         if (pipe(crew[role].tasks) != 0 || pipe(crew[role].answers) != 0) return 1;
         if (const pid_t child = fork(); child == 0) {
-            // Only its own ends: otherwise it would not see that the conductor has gone.
+            // Keep only its own ends: otherwise it would not notice that the conductor is gone.
             for (u32 other = 0; other <= role; ++other) close(crew[other].tasks[1]);
             try {
                 work(role, crew[role], source, *board);

@@ -1,7 +1,7 @@
-"""One producer and two readers in Python, which live through the whole comparison.
+"""One producer and two readers in Python that live for the whole comparison.
 
-Reads a task a line, answers with a line of JSON. Samples of paced tasks are left in the task's folder:
-push.u64, arrived-N.u64, read-N.u64, nanoseconds.
+Reads one task per line, and answers with a line of JSON. Samples of paced tasks are written to the task's
+folder: push.u64, arrived-N.u64, read-N.u64, in nanoseconds.
 """
 
 import json
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def make_queues(context, size: int) -> dict[str, list]:
-    """Queues that only a fork can hand on. faster-fifo keeps 8 bytes with each message."""
+    """Create the queues that can only be inherited through a fork; faster-fifo adds 8 bytes per message."""
     depth = CHUNKS[size]
     return {
         "faster-fifo": [
@@ -73,7 +73,7 @@ def make_queues(context, size: int) -> dict[str, list]:
 
 
 def conduct(task: Task, ends: list[Connection]) -> dict:
-    """Let all open, producer first; give the start; collect what they report."""
+    """Let all members open, producer first; start them; collect their reports."""
     board = Board(task.folder)
     board.reset()
     for end in ends:
@@ -118,7 +118,7 @@ class Work:
     """One member's part in one task."""
 
     role: int
-    """0 the producer, then the readers."""
+    """0 is the producer, then the readers."""
     end: Connection
     task: Task
     source: Source
@@ -164,7 +164,7 @@ class Work:
         return receiver, vars(measure.receive(task, receiver, self.source, board))
 
     def without_samples(self, answer: dict) -> dict:
-        """Leave the samples in files, and return the rest."""
+        """Write the samples to files, and return the rest."""
         suffix = "" if self.role == 0 else f"-{self.role - 1}"
         samples = {name: value for name, value in answer.items() if isinstance(value, array)}
         for name, values in samples.items():
@@ -174,7 +174,7 @@ class Work:
 
 
 def empty(queue) -> None:
-    """A queue outlives its task: the next one must find nothing in it."""
+    """Empty a queue, because it outlives its task and the next one must find it empty."""
     while True:
         try:
             queue.get(timeout=0.01)

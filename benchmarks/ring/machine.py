@@ -1,4 +1,4 @@
-"""Where and with what it was measured."""
+"""The machine and the software versions of a measurement."""
 
 import os
 import platform

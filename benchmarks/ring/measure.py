@@ -1,4 +1,4 @@
-"""The loops that are timed. The same for every contestant."""
+"""The timed loops, the same for every contestant."""
 
 import os
 import time
@@ -13,42 +13,42 @@ from transport import Receiver, Sender
 from xxhash import xxh3_64_intdigest
 
 NAP = 0.05
-"""Seconds that a blocking reader waits before it looks whether all is over."""
+"""Seconds that a blocking reader waits before it checks whether the task has ended."""
 SILENCE = 0.25
-"""Seconds without a message after which the rest is lost."""
+"""Seconds without a message after which the rest counts as lost."""
 LIMIT = 60.0
-"""Seconds that a task may take in all."""
+"""Maximum seconds per task."""
 
 
 @dataclass
 class Sent:
-    """What the producer did."""
+    """Result of the producer."""
 
     pushed: int
     refused: int
-    """Known at once to be dropped."""
+    """Messages reported as dropped by the push itself."""
     started_ns: int
     ended_ns: int
     cpu_s: float
     push_ns: array = field(default_factory=lambda: array("Q"))
-    """Duration of each push, of a paced task."""
+    """Duration of each push of a paced task."""
 
 
 @dataclass
 class Received:
-    """What one reader saw."""
+    """Result of one reader."""
 
     messages: int = 0
     lost: int = 0
-    """Numbers missing between those that came, and after the last."""
+    """Missing message numbers, including those after the last received one."""
     wrong: int = 0
-    """Messages whose bytes do not add up, or out of order."""
+    """Messages with a wrong checksum, or out of order."""
     ended_ns: int = 0
     cpu_s: float = 0.0
     arrived_ns: array = field(default_factory=lambda: array("Q"))
-    """From the time a message was due until the reader had it, of a paced task."""
+    """Time from when a message was due until the reader had it, for a paced task."""
     read_ns: array = field(default_factory=lambda: array("Q"))
-    """... until the reader had used every byte of it."""
+    """Time from when a message was due until the reader had used every byte of it."""
 
 
 # -- the producer
@@ -87,7 +87,7 @@ def _send_all(task: Task, sender: Sender, source: Source, start_ns: int) -> Sent
 
 
 def _send_paced(task: Task, sender: Sender, source: Source, start_ns: int) -> Sent:
-    """Open loop: a message is due at its time, whatever became of those before."""
+    """Open loop: a message is due at its time, no matter what happened to the previous ones."""
     whole, size, push, stamp = source.memory.whole, source.size, sender.push, STAMP.pack_into
     period, refused, costs, now = 1e9 / task.rate, 0, array("Q"), time.monotonic_ns
     cpu = time.process_time()
@@ -104,7 +104,7 @@ def _send_paced(task: Task, sender: Sender, source: Source, start_ns: int) -> Se
 
 
 def _yield_until(due_ns: int) -> None:
-    """Wait without sleeping, and leave the processor and the interpreter to a contestant's own threads."""
+    """Wait without sleeping, but yield the processor and the GIL to a contestant's own threads."""
     while time.monotonic_ns() < due_ns:
         time.sleep(0)
         os.sched_yield()
@@ -175,7 +175,7 @@ def _use(task: Task, source: Source, seen: Received) -> Callable[[object], None]
     return {"view": look, "throughput": touch, "latency": touch_and_time}[task.kind]
 
 
-# -- the ceiling's reader: it knows of no producer
+# -- the ceiling's reader: independent of the producer
 
 
 def read_alone(task: Task, places: list[memoryview], messages: int, board: Board) -> Received:
@@ -197,7 +197,7 @@ def read_alone(task: Task, places: list[memoryview], messages: int, board: Board
 
 
 def copy_alone(sender: Sender, source: Source, messages: int, start_ns: int) -> Sent:
-    """Copy `messages` messages as fast as it goes."""
+    """Copy `messages` messages as fast as possible."""
     whole, size, count, push, stamp = (
         source.memory.whole,
         source.size,

@@ -1,4 +1,4 @@
-"""Our ring from Python. Readers pull batches; a lossless producer watches the readers' cursors."""
+"""The ring from Python. Readers pull batches; a lossless producer polls the readers' cursors."""
 
 import os
 import time
@@ -14,11 +14,11 @@ from asysi.bus.packet import HEADER_DTYPE, Dtype
 from asysi_ring import Control, Reader, Writer, create
 
 ROOM_BEFORE_PAYLOAD = 512
-"""Header and one row's record, whatever their padding."""
+"""Header and the record of one row, including padding."""
 
 
 LOOKS = 50
-"""How often a producer without room looks again before it sleeps in between."""
+"""Number of polls by a producer without room before it starts to sleep in between."""
 
 
 class Sender(transport.Sender):
@@ -54,7 +54,7 @@ class Sender(transport.Sender):
         )
 
     def wait(self) -> None:
-        """Look how far the slowest reader is, until there is room."""
+        """Poll the slowest reader's cursor until there is room."""
         until, looked = time.monotonic() + PATIENCE, 0
         while True:
             slowest = min(self.control.cursors(name)[0] for name in self.names)
@@ -82,7 +82,7 @@ class Receiver(transport.Receiver):
     def pull(self, timeout: float, use: Use) -> int:
         views = self.reader.pull(self.limit, timeout)
         for view in views:
-            use(memoryview(view)[-self.size :])  # the last of it: release() refuses while an array lives
+            use(memoryview(view)[-self.size :])  # a temporary: release() fails while an array is alive
             self.reader.consumed(view)
             view.release()
         return len(views)

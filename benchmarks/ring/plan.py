@@ -1,4 +1,4 @@
-"""Which cells are measured, and in which order. Pure."""
+"""The measured cells and their order. Pure."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from task import KIB, MIB, SIZES, Task
 PYTHON = ("ceiling", "counters", "asysi", "iceoryx2", "pyzmq", "faster-fifo", "mp.Queue", "redis", "zenoh")
 CPP = ("ceiling", "streaming", "counters", "asysi")
 BARE = ("ceiling", "streaming", "counters")
-"""Not contestants, but what they are held against."""
+"""Not contestants, but the references they are compared with."""
 RATES = {4 * KIB: 20_000.0, 64 * KIB: 10_000.0, MIB: 1_000.0}
-"""Messages a second of paced tasks."""
+"""Messages per second of paced tasks."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ CONTESTANTS = tuple(
 
 @dataclass(frozen=True)
 class Cell:
-    """A row of comparison: everything but who and which repeat."""
+    """One comparison: all parameters except the contestant and the repeat."""
 
     kind: str
     size: int
@@ -40,7 +40,7 @@ class Cell:
     waiting: str
 
     def takes(self, contestant: Contestant) -> bool:
-        """Whether it means anything: what is bare knows neither guarantees nor waiting."""
+        """Whether the combination is meaningful: the references have neither guarantees nor waiting."""
         if contestant.name == "counters" and self.kind == "latency":
             return self.waiting == "spin" and self.readers == 1
         return contestant.name not in BARE or (
@@ -66,20 +66,20 @@ class Cell:
 
 
 MOST_SECONDS = 2.0
-"""Of one paced task: 1 MiB gets fewer samples than the others."""
+"""Maximum seconds of one paced task: 1 MiB gets fewer samples than the others."""
 
 
 @dataclass(frozen=True)
 class Plan:
     repeats: int
     seconds: float
-    """Of one throughput task."""
+    """Seconds of one throughput task."""
     samples: int
-    """Of one paced task."""
+    """Samples of one paced task."""
     cells: tuple[Cell, ...]
 
     def steps(self) -> Iterator[tuple[int, Cell, Contestant]]:
-        """Yield who runs what: within a cell all run one after the other, first each time another."""
+        """Yield the order of measurements: within a cell all contestants run in turn, in rotating order."""
         for repeat in range(self.repeats):
             for cell in self.cells:
                 able = [contestant for contestant in CONTESTANTS if cell.takes(contestant)]

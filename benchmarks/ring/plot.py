@@ -12,7 +12,7 @@ OURS, PEERS, CEILING, INK = "#0b6e99", "#9db4c0", "#d9d9d9", "#222"
 
 
 def throughput(results: Results) -> str:
-    """Bars a contestant, a group a message size: lossless, one reader."""
+    """Draw a bar per contestant, grouped by message size: lossless, one reader."""
     group = [cell for cell in cells(results, "throughput", guarantee="lossless") if cell.readers == 1]
     parts, y = [], 40
     for cell in group:
@@ -32,7 +32,7 @@ def throughput(results: Results) -> str:
 
 
 def latency(results: Results) -> str:
-    """From p50 to p99.9 a contestant, on a logarithmic axis: 64 KiB, one reader."""
+    """Draw p50 to p99.9 per contestant on a logarithmic axis: 64 KiB, one reader."""
     group = [cell for cell in cells(results, "latency") if cell.readers == 1 and cell.size == 64 << 10]
     rows = {
         cell: [(who, q) for who, row in ordered(results, cell) if (q := quantiles(row.read))]

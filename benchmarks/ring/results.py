@@ -1,4 +1,4 @@
-"""What was measured, and the figures of it. Pure but for reading samples."""
+"""The measurements and their statistics. Pure, except for reading samples."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +11,7 @@ Quantiles = dict[str, float]
 
 
 class Spread(NamedTuple):
-    """Median over the repeats, and the least and the most."""
+    """Median, minimum and maximum over the repeats."""
 
     median: float
     low: float
@@ -23,17 +23,17 @@ class Row:
     """One contestant in one cell, over the repeats."""
 
     gigabytes: list[float] = field(default_factory=list)
-    """A second, 1e9 bytes, that the slowest reader got."""
+    """GB (1e9 bytes) per second received by the slowest reader."""
     lost: list[float] = field(default_factory=list)
-    """Share of what was pushed that the unluckiest reader did not get."""
+    """Share of pushed messages missed by the reader that missed most."""
     wrong: int = 0
     checked: int = 0
     cpu: list[float] = field(default_factory=list)
-    """CPU seconds of all processes for 1e9 bytes delivered."""
+    """CPU seconds of all processes per 1e9 bytes delivered."""
     behind: list[float] = field(default_factory=list)
     """How much longer than planned a paced producer took, as a share."""
     push: list[np.ndarray] = field(default_factory=list)
-    """Each [samples] of a repeat, µs; likewise below."""
+    """[samples] per repeat, µs; the same for the fields below."""
     arrived: list[np.ndarray] = field(default_factory=list)
     read: list[np.ndarray] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
@@ -65,7 +65,7 @@ Results = dict[Cell, dict[Contestant, Row]]
 def throughput(answer: dict, size: int) -> float:
     """Return the GB/s of the slowest part, from the start to its last message.
 
-    The producer is a part too: nothing is delivered faster than it is copied.
+    The producer counts as a part: nothing is delivered faster than it is copied.
     """
     start = answer["started_ns"]
     parts = [*answer["readers"], {"messages": answer["pushed"], "ended_ns": answer["ended_ns"]}]

@@ -1,4 +1,4 @@
-"""The messages: 256 MiB of them, made before the crew forks, with what each must add up to."""
+"""The messages: 256 MiB, created before the crew forks, with the expected digest of each."""
 
 import ctypes
 import mmap
@@ -25,7 +25,7 @@ class Memory:
         self._digests: dict[int, list[int]] = {}
 
     def unstamp(self, size: int) -> None:
-        """Take the stamps away, which lie within the messages of the other sizes."""
+        """Remove the stamps, which lie within the messages of the other sizes."""
         words = np.frombuffer(self._map, np.uint64).reshape(-1, size // 8)
         words[:, : STAMP_BYTES // 8] = 0
 

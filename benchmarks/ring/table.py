@@ -10,11 +10,11 @@ from task import KIB, MIB, SIZES
 OURS = {language: Contestant(language, "asysi") for language in ("C++", "Python")}
 CEILING = {language: Contestant(language, "ceiling") for language in ("C++", "Python")}
 CEILINGS = ("ceiling", "streaming")
-"""The copies and reads alone, by memcpy and around the caches: the faster one counts."""
+"""Copies and reads alone, by memcpy and bypassing the caches: the faster one counts."""
 THROUGHPUT_AIM = 0.85
-"""Of the ceiling, at 64 KiB and 1 MiB."""
+"""Target share of the ceiling, at 64 KiB and 1 MiB."""
 PUSH_AIM_PYTHON = 2.0
-"""µs in all, 4 KiB."""
+"""Total µs, 4 KiB."""
 PUSH_AIM_CPP = 0.5
 """µs over its memcpy, 4 KiB."""
 BEHIND = 0.05
@@ -23,11 +23,11 @@ BEHIND = 0.05
 
 @dataclass(frozen=True)
 class Words:
-    """What people wrote around the figures, Markdown."""
+    """The hand-written text around the figures, Markdown."""
 
     introduction: str
     reasons: str
-    """Why a row is lost; left out when none is."""
+    """Reasons for lost comparisons; omitted if there are none."""
 
 
 def page(results: Results, measured: Plan, facts: dict[str, object], words: Words) -> str:
@@ -95,7 +95,7 @@ def push_aims(results: Results) -> list[Aim]:
 
 
 def first_aims(results: Results) -> list[Aim]:
-    """Ours from Python against every peer, which are used from Python."""
+    """Compare the ring from Python with every peer, all used from Python."""
     aims = []
     for cell in results:
         figures, better = figure_of(cell)
@@ -112,7 +112,7 @@ def first_aims(results: Results) -> list[Aim]:
 
 
 def figure_of(cell: Cell) -> tuple[Callable[[Row], float | None], Callable]:
-    """Return what a cell is ranked by, and whether the most or the least of it wins."""
+    """Return the figure by which a cell is ranked, and whether the maximum or the minimum wins."""
     if cell.kind == "latency":
         return (lambda row: quantiles(row.read).get("p50")), min
     return (lambda row: spread(row.gigabytes).median if row.gigabytes else None), max
@@ -164,9 +164,9 @@ def gigabytes(results: Results, cell: Cell, who: Contestant) -> str:
 
 
 def share_of_ceiling(results: Results, cell: Cell, who: Contestant) -> float:
-    """Return the median over the repeats of its throughput over the ceiling's in the same repeat, 0 without.
+    """Return the median over the repeats of its throughput divided by the ceiling's; 0 without a ceiling.
 
-    Repeat by repeat, because the machine itself is not always as fast.
+    The ratio is taken within each repeat, because the speed of the machine varies.
     """
     same = (cell.kind, cell.size, cell.readers)
     ceilings = [
@@ -324,7 +324,7 @@ def name(size: int) -> str:
 
 
 def record(results: Results, measured: Plan, facts: dict[str, object]) -> dict[str, object]:
-    """Return the run for machines: every repeat's throughput, the quantiles, the aims."""
+    """Return the run in machine-readable form: throughput per repeat, quantiles, aims."""
     rows = []
     for cell, all_rows in results.items():
         for who, row in all_rows.items():

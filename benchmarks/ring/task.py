@@ -1,4 +1,4 @@
-"""One thing to measure, the same line of words for Python and for C++."""
+"""One measurement, with the same one-line text form for Python and C++."""
 
 from dataclasses import astuple, dataclass
 from typing import Self
@@ -6,35 +6,35 @@ from typing import Self
 KIB, MIB = 1 << 10, 1 << 20
 SIZES = (4 * KIB, 64 * KIB, MIB)
 SOURCE_BYTES = 256 * MIB
-"""Messages cycle over this much memory, so that no source is warm."""
+"""Messages cycle through this much memory, so that the source is never cached."""
 STAMP_BYTES = 16
 """A message begins with its number and the time at which it was due, 64 bits each; the rest never changes."""
 CHUNKS = {size: 32 * MIB // size for size in SIZES}
-"""Messages that fit between producer and reader, for everybody: 32 MiB."""
+"""Messages that fit between producer and reader, for every contestant: 32 MiB."""
 PINS = {4 * KIB: 32, 64 * KIB: 16, MIB: 4}
-"""Messages of those that one reader may hold at once."""
+"""Maximum number of messages that one reader may hold at once."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a crew of one producer and its readers does for a moment."""
+    """A task for a crew of one producer and its readers."""
 
     contestant: str
     kind: str
-    """throughput: as fast as it goes, readers use every byte. view: they look at the number only.
+    """throughput: as fast as possible, readers use every byte. view: readers read only the number.
     latency: paced."""
     size: int
     """Bytes of a message."""
     readers: int
     guarantee: str
-    """lossless: the producer waits for the slowest. drop: it never waits, and what is lost is counted."""
+    """lossless: the producer waits for the slowest reader. drop: it never waits, and losses are counted."""
     waiting: str
-    """block: readers sleep in the kernel. spin: they ask again and again."""
+    """block: readers sleep in the kernel. spin: readers poll."""
     seconds: float
     rate: float
-    """Messages a second, 0 for as fast as it goes."""
+    """Messages per second, 0 for as fast as possible."""
     folder: str
-    """Where this task's sockets, rings and samples go; made anew for it."""
+    """Folder for this task's sockets, rings and samples; created for each task."""
 
     @property
     def chunks(self) -> int:

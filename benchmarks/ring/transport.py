@@ -1,4 +1,4 @@
-"""What a contestant is: a way to push a message, and a way to be handed them."""
+"""Interface of a contestant: a sender that pushes messages, and a receiver that pulls them."""
 
 from collections.abc import Callable
 
@@ -6,30 +6,30 @@ from source import Source
 from task import Task
 
 Use = Callable[[object], None]
-"""What a reader does with a message, given as a buffer that is valid during the call."""
+"""Called by a reader with each message, as a buffer that is valid only during the call."""
 PATIENCE = 5.0
-"""Seconds that a lossless push waits."""
+"""Maximum seconds that a lossless push waits."""
 
 
 class StalledError(Exception):
-    """A lossless push found no room for too long."""
+    """A lossless push waited too long for room."""
 
 
 class Sender:
     """The producer's end, opened before any reader's.
 
-    `queues` are those of this contestant that were made before the fork.
+    `queues` are this contestant's queues, created before the fork.
     """
 
     def __init__(self, task: Task, source: Source, queues: list) -> None:
         raise NotImplementedError
 
     def push(self, index: int) -> bool:
-        """Hand over message `index` of the source. False: it was dropped, known at once. Lossless waits."""
+        """Push message `index` of the source; False if it was dropped at once. Lossless pushes wait."""
         raise NotImplementedError
 
     def finish(self) -> None:
-        """Wake a reader that cannot wake by itself."""
+        """Wake a reader that cannot wake up on its own."""
 
     def helpers_cpu(self) -> float:
         """Return the CPU seconds that other processes spent on the messages."""
@@ -46,7 +46,7 @@ class Receiver:
         raise NotImplementedError
 
     def pull(self, timeout: float, use: Use) -> int:
-        """Use what is there, waiting `timeout` seconds for the first; returns how many. 0 s: look once."""
+        """Use all available messages and return their number; wait `timeout` s for the first, 0: poll."""
         raise NotImplementedError
 
     def close(self) -> None:

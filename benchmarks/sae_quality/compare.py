@@ -1,4 +1,4 @@
-"""FVU of our autoencoders against sae-lens's, on the same tokens in the same order.
+"""Compares the FVU of asysi's autoencoders with sae-lens's, on the same tokens in the same order.
 
     python benchmarks/sae_quality/compare.py --saelens-python .venv-sae/bin/python [--layers 0 2 5]
 
@@ -55,7 +55,7 @@ THEIR_RATES = (2e-3, 4e-3, 8e-3, 1.6e-2)
 
 @dataclass(frozen=True)
 class Rows:
-    """What one hook point gave: each token of the text once."""
+    """The rows of one hook point: each token of the text once."""
 
     train: Tensor
     """[n, width] bfloat16"""
@@ -68,18 +68,18 @@ class Order:
     """Batches of indices into the training rows."""
 
     first: Tensor
-    """Indices that the buffer held when it had filled."""
+    """Indices in the buffer when it was first full."""
     batches: list[Tensor]
 
 
 @dataclass(frozen=True)
 class Stream:
-    """The training rows as the host's capture would send them."""
+    """The training rows in the order in which the host's capture would send them."""
 
     indices: np.ndarray
     """[rows of all passes]"""
     sequences: np.ndarray
-    """[rows of all passes], a number for each sequence of each step"""
+    """[rows of all passes], one number per sequence of each step"""
 
 
 def main() -> int:
@@ -118,7 +118,7 @@ def parse() -> argparse.Namespace:
 
 
 def read_text(options: argparse.Namespace) -> tuple[dict[int, Rows], Stream]:
-    """Run the model once over the demo's text; the later passes give the same rows in other orders."""
+    """Run the model once over the demo's text; later passes give the same rows in a different order."""
     subprocess.run([sys.executable, EXAMPLE / "corpus.py"], check=True, stdout=subprocess.DEVNULL)
     spec = load_experiment([EXAMPLE / "scan.yaml"]).spec
     assert spec.data is not None
@@ -157,7 +157,7 @@ def read_text(options: argparse.Namespace) -> tuple[dict[int, Rows], Stream]:
 
 
 def mixed(stream: Stream, row_bytes: int, seed: int) -> Order:
-    """Return the order in which the mixing buffer of the demo lets the stream's rows go."""
+    """Return the order in which the demo's mixing buffer releases the stream's rows."""
     config = SaeTrain()
     buffer = MixingBuffer(1, torch.int64, np.random.default_rng(seed))
     cap = parse_bytes(config.buffer.memory) // DEMO_POINTS // row_bytes - config.batch
@@ -182,13 +182,13 @@ def mixed(stream: Stream, row_bytes: int, seed: int) -> Order:
 
 @dataclass(frozen=True)
 class Task:
-    """What both sides get of a layer."""
+    """The input for both sides from one layer."""
 
     options: argparse.Namespace
     layer: int
     rows: Rows
     orders: dict[int, Order]
-    """By seed."""
+    """Orders by seed."""
     work: Path
 
 
@@ -273,7 +273,7 @@ def train_theirs(task: Task, pairs: list[tuple[float | None, int]]) -> list[dict
 
 
 def ask(python: str, verb: str, jobs: list[dict], work: Path) -> list[dict]:
-    """Let sae-lens's Python do the jobs; returns its answers."""
+    """Run the jobs in sae-lens's Python; returns the results."""
     file = work / "jobs.json"
     file.write_text(json.dumps(jobs))
     done = subprocess.run([python, PEER, verb, file], capture_output=True, text=True, check=False)
@@ -305,7 +305,7 @@ def report(options: argparse.Namespace, results: list[dict], seconds: float) -> 
 
 
 def command(options: argparse.Namespace) -> str:
-    """Return what was called, without this machine's path of sae-lens's Python."""
+    """Return the command line, without this machine's path to sae-lens's Python."""
     given = [a.replace(options.saelens_python, "PYTHON-WITH-SAE-LENS") for a in sys.argv[1:]]
     return " ".join(["python", "benchmarks/sae_quality/compare.py", *given])
 

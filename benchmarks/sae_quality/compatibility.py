@@ -1,11 +1,11 @@
-"""Whether sae-lens loads exported SAEs and encodes with them as we do.
+"""Checks that sae-lens loads exported SAEs and encodes with them as asysi does.
 
     python benchmarks/sae_quality/compatibility.py runs/minilm/sae --saelens-python .venv-sae/bin/python
 
-Takes folders of one SAE each, or folders above them. Rows are noisy sums of an SAE's own decoder directions.
-Rows whose k-th and k+1-th latents before TopK differ by less than 1e-4 are left out and counted: in float32
-which of the two fires is for neither side to say. Exit code 0 when no latent and no element of a
-reconstruction differs by more than 1e-5 of the largest one (or of 1, where all are smaller), else 1.
+Takes folders with one SAE each, or parent folders. Rows are noisy sums of an SAE's own decoder directions.
+Rows whose k-th and (k+1)-th latents before TopK differ by less than 1e-4 are left out and counted: in float32
+it is undefined which of the two fires. Exit code 0 if no latent and no element of a reconstruction differs by
+more than 1e-5 of the largest one (or of 1, if all are smaller), otherwise 1.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def check(folders: list[Path], python: str, work: Path) -> float:
 
 
 def rows_for(sae: TopK) -> tuple[Tensor, Tensor]:
-    """Return rows that fire the SAE's latents, and which of them leave no doubt about which ones."""
+    """Return rows that fire the SAE's latents, and a mask of those for which the fired set is unambiguous."""
     generator = torch.Generator().manual_seed(0)
     strength = torch.rand(ROWS, sae.latents, generator=generator)
     strength *= torch.rand(ROWS, sae.latents, generator=generator) < 2 * sae.k / sae.latents
@@ -92,7 +92,7 @@ def rows_for(sae: TopK) -> tuple[Tensor, Tensor]:
 
 
 def difference(one: Tensor, other: Tensor) -> float:
-    """Return the largest difference, in units of the largest element or of 1, whichever is more."""
+    """Return the largest difference, relative to the largest element or to 1, whichever is larger."""
     return float((one - other).abs().max() / other.abs().max().clamp_min(1))
 
 

@@ -1,10 +1,10 @@
-"""The side of sae-lens, run by its own Python: `peer.py train|encode JOBS.json`. Knows nothing of A-Sys-I.
+"""The sae-lens side, run in its own Python: `peer.py train|encode JOBS.json`. Independent of A-Sys-I.
 
 train: a job is {activations, name, order, scale, lr, seed, latents, k, warm_up, decay, dead_window, threads,
-out}. The batches are those rows of `activations` that the indices in `order` name, cut by the sizes in it.
-Leaves SAELens' inference model in `out`.
+out}. The batches are the rows of `activations` at the indices in `order`, split by the sizes in it. Writes
+SAELens' inference model to `out`.
 
-encode: a job is {folder, rows, out}. Leaves latents and reconstructions of `rows` in `out`.
+encode: a job is {folder, rows, out}. Writes latents and reconstructions of `rows` to `out`.
 """
 
 import json

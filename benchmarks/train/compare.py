@@ -2,8 +2,8 @@
 
     python benchmarks/train/compare.py [--peers-python PYTHON] [--runs 5] [--steps 400]
 
-All train the same model on the same samples, held in memory, float32, one thread, without logging and without
-checkpoints. Runs alternate; the table has median and quartiles. A peer that is not installed is named.
+All train the same model on the same samples in memory: float32, one thread, no logging, no checkpoints. Runs
+alternate; the table shows median and quartiles. Peers that are not installed are listed as such.
 """
 
 import argparse
@@ -84,7 +84,7 @@ class Held(TableDataset):
 
 
 def ours(folder: Path, steps: int) -> float:
-    """Return the seconds of a run of the trainer."""
+    """Return the seconds of a run of asysi's trainer."""
     from asysi.train.project import open_project
     from asysi.train.trainer import SupervisedTrainer
 
@@ -195,7 +195,7 @@ def write_inputs(folder: Path, steps: int) -> None:
 
 
 def measure(name: str, python: str, folder: Path, steps: int) -> float | None:
-    """Return the steps per second of a contender in a process of its own, None where it is not installed."""
+    """Return the steps per second of a contender in its own process, None if it is not installed."""
     command = [python, __file__, "--one", name, "--folder", str(folder), "--steps", str(steps)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if "ModuleNotFoundError" in done.stderr:

@@ -1,7 +1,7 @@
-"""Makes the benchmark's checkpoints in a folder: `python checkpoint.py FOLDER`.
+"""Creates the benchmark's checkpoints in a folder: `python checkpoint.py FOLDER`.
 
-FOLDER itself: 2 GB of bfloat16 in two shards, seeded, names of Llama and GPT-2, with planted ranks, zeros and
-a NaN. FOLDER/spectra: matrices whose shorter side is at most 1024, in float32, most of them MiniLM's.
+FOLDER itself: 2 GB of seeded bfloat16 in two shards, with Llama and GPT-2 names, planted ranks, zeros and a
+NaN. FOLDER/spectra: float32 matrices whose shorter side is at most 1024, most of them from MiniLM.
 """
 
 import json
@@ -74,7 +74,7 @@ def tensor(name: str, shape: tuple[int, ...], generator: np.random.Generator) ->
 
 
 def small(generator: np.random.Generator) -> dict[str, np.ndarray]:
-    """Return MiniLM's embeddings and first two layers, and two matrices of heavy tails, 1024 wide."""
+    """Return MiniLM's embeddings and first two layers, and two heavy-tailed matrices, 1024 wide."""
     wanted = ("embeddings.", "encoder.layer.0.", "encoder.layer.1.")
     every = load_file(MINILM)
     found = {

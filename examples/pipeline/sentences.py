@@ -1,4 +1,4 @@
-"""An operator of one's own: a row for each sentence of a text."""
+"""A custom operator: one row per sentence of a text."""
 
 import re
 from typing import Any
@@ -7,10 +7,10 @@ from asysi.pipeline import BaseOperator
 
 
 class Sentences(BaseOperator):
-    """Makes a row of each sentence.
+    """Makes one row of each sentence.
 
     Args:
-        shortest: characters that a sentence must have.
+        shortest: minimum number of characters of a sentence.
     """
 
     def __init__(self, shortest: int = 1) -> None:

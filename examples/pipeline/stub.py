@@ -1,10 +1,10 @@
-"""A server that answers like a language model's, for trying things out: no model, no network, no cost.
+"""A server that imitates a language model API, for experiments: no model, no network, no cost.
 
     python stub.py [--port 8000] [--latency 0.05] [--busy 0.02] [--idempotent] [--log calls.jsonl]
 
-It prints the port that it listens on. Its answers follow from the request alone. A share of the requests
-gets 429 with Retry-After, chosen by a seeded generator. What it charges for is written to the log, a line
-each, when the answer is ready: also when the caller is gone by then, as servers do.
+It prints the port it listens on. Answers depend only on the request. A share of the requests, chosen by a
+seeded generator, gets 429 with Retry-After. Every charged request is written to the log, one per line, when
+the answer is ready, even if the caller is gone by then, as real servers do.
 """
 
 import argparse
@@ -24,12 +24,12 @@ class Stub:
 
     Args:
         latency: seconds that an answer takes.
-        busy: share of requests that are refused with 429, 0..1.
-        retry_after: seconds that a refused caller is asked to wait.
-        seed: of the refusals.
-        key: key that callers must bring, None for any.
+        busy: share of requests that are rejected with 429, 0..1.
+        retry_after: seconds that a rejected caller is asked to wait.
+        seed: seed of the rejections.
+        key: API key that callers must send, None for any.
         idempotent: charge once for requests with the same Idempotency-Key.
-        log: where charges are written, one JSON object per line.
+        log: file for charges, one JSON object per line.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Stub:
 
 
 def completion(request: dict[str, Any]) -> dict[str, Any]:
-    """Return the answer to a request: words of its last message, as JSON where that is asked for."""
+    """Return the answer to a request: words of its last message, as JSON if requested."""
     prompt = str(request["messages"][-1]["content"])
     digest = hashlib.sha256(prompt.encode()).hexdigest()
     words = prompt.split()
@@ -99,7 +99,7 @@ def completion(request: dict[str, Any]) -> dict[str, Any]:
         text = f"{' '.join(words[:8])} [{digest[index : index + 8]}]"
         if "JSON" in prompt:
             tree = {"title": " ".join(words[:4]), "words": len(words), "tags": sorted(set(words))[:3]}
-            text = f"Here you are:\n```json\n{json.dumps(tree)[:-1]},}}\n```"  # models do not mind commas
+            text = f"Here you are:\n```json\n{json.dumps(tree)[:-1]},}}\n```"  # models add trailing commas
         choices.append(
             {"index": index, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
         )
@@ -135,7 +135,7 @@ def _response(status: int, body: bytes, more: dict[str, str]) -> bytes:
 
 
 async def main() -> None:
-    """Serve until the process is ended."""
+    """Serve until the process is terminated."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--latency", type=float, default=0.05)

@@ -1,4 +1,4 @@
-"""Write the rows of the example: sections of the manual that ships with Python, some of them twice."""
+"""Write the rows of the example: sections of the manual that ships with Python, some of them duplicated."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ from pydoc_data.topics import topics  # type: ignore[import-not-found]  # has no
 
 
 def rows() -> list[dict[str, str]]:
-    """Return the first paragraph of every topic, and again, in other case, that of every fifth."""
+    """Return the first paragraph of every topic, and a copy in different case for every fifth topic."""
     found = []
     for place, (name, text) in enumerate(sorted(topics.items())):
         paragraphs = [" ".join(part.split()) for part in text.split("\n\n")]

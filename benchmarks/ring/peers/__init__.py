@@ -1,1 +1,1 @@
-"""The peers, each used as well as its Python interface allows."""
+"""The peers, each used as efficiently as its Python interface allows."""

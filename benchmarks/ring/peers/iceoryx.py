@@ -1,6 +1,6 @@
-"""iceoryx2: publish-subscribe of byte slices, copied in by memmove; an event a message wakes sleepers.
+"""iceoryx2: publish-subscribe of byte slices, copied in by memmove; one event per message wakes readers.
 
-Lossless: safe overflow off, the publisher retries until delivered. Drop: safe overflow, the oldest goes.
+Lossless: safe overflow off, the publisher retries until delivered. Drop: safe overflow, the oldest is lost.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ Bytes = iox.Slice[ctypes.c_uint8]
 
 
 class Port:
-    """What both ends need: a node, the service, and the event beside it."""
+    """Shared by both ends: a node, the service, and its event."""
 
     def __init__(self, task: Task) -> None:
         name = iox.ServiceName.new(task.folder)

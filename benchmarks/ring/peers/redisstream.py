@@ -1,7 +1,7 @@
 """Redis Streams over a unix socket, the server without persistence.
 
-Drop: XADD with MAXLEN. Lossless: XADD, and each reader keeps its place in a key; the producer waits for the
-slowest and trims what all have read.
+Drop: XADD with MAXLEN. Lossless: XADD, and each reader keeps its position in a key; the producer waits for
+the slowest reader and trims entries that all have read.
 """
 
 import os

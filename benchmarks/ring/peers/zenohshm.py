@@ -1,7 +1,7 @@
 """eclipse-zenoh, peer to peer over a unix socket, payloads in its shared memory.
 
-Its Python interface takes a bytearray and gives bytes: a copy in and a copy out that its Rust one would not
-make. Lossless: congestion control BLOCK. Drop: DROP.
+Its Python interface takes a bytearray and returns bytes: one copy in and one copy out that the Rust interface
+would not make. Lossless: congestion control BLOCK. Drop: DROP.
 """
 
 import time
@@ -30,7 +30,7 @@ def session(task: Task, *, listens: bool) -> zenoh.Session:
 
 class Sender(transport.Sender):
     _buffers: ClassVar[dict[int, list[bytearray]]] = {}
-    """The source again, as bytearrays: it takes nothing else."""
+    """The source as bytearrays, the only accepted type."""
 
     def __init__(self, task: Task, source: Source, queues: list) -> None:
         self.session = session(task, listens=True)

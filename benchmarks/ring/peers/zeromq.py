@@ -1,4 +1,4 @@
-"""pyzmq over ipc://. Lossless: PUSH/PULL, a pair a reader. Drop: PUB/SUB, what is above the mark goes."""
+"""pyzmq over ipc://. Lossless: PUSH/PULL, one pair per reader. Drop: PUB/SUB, drops above the mark."""
 
 from pathlib import Path
 
@@ -20,15 +20,15 @@ class Sender(transport.Sender):
         self.sockets = []
         for reader in range(1 if drop else task.readers):
             socket = self.context.socket(zmq.PUB if drop else zmq.PUSH)
-            # The mark counts on each side: half here, half there.
+            # The high-water mark applies on each side: use half of it on each.
             socket.set(zmq.SNDHWM, max(1, task.chunks // 2))
             socket.set(zmq.SNDTIMEO, int(PATIENCE * 1000))
             socket.set(zmq.LINGER, 1000)
             socket.bind(address(task, reader))
             self.sockets.append(socket)
         self.whole, self.size = source.memory.whole, task.size
-        # Without a copy where pyzmq itself would: what is queued is far less than the source.
-        # Not where messages are dropped: then the producer comes round while a message still waits.
+        # Send without a copy where pyzmq would not copy either: the queue is far smaller than the source.
+        # Copy if messages are dropped: the producer may wrap around while a message is still queued.
         self.copy = drop or task.size < zmq.COPY_THRESHOLD
 
     def push(self, index: int) -> bool:

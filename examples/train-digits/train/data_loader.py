@@ -20,7 +20,7 @@ class CustomDataset(TableDataset):
         super().load_data()
 
     def missing(self, row: Row) -> str | None:
-        """Return why a row cannot be used, None when it can."""
+        """Return why a row cannot be used, or None if it can."""
         return super().missing(row) or self._fault(row["path"])
 
     def get_raw_data(self, idx: int) -> dict[str, Any]:

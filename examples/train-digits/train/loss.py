@@ -1,4 +1,4 @@
-"""The loss: `config.yaml` names it, another one may stand here."""
+"""The loss: selected by `config.yaml`; define a custom one here."""
 
 from asysi.train.loss import CrossEntropy
 

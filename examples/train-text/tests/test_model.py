@@ -14,7 +14,7 @@ def test_the_signature_is_that_of_the_specification() -> None:
 
 
 def test_labels_add_a_loss_and_padding_changes_nothing() -> None:
-    """Labels add their mean cross-entropy; what stands in padding changes no logit; the encoder is frozen."""
+    """Labels add their mean cross-entropy; padding tokens change no logit; the encoder is frozen."""
     model = MyModel(num_classes=6).eval()
     ids = torch.randint(1000, 2000, (2, 32))
     mask = (torch.arange(32) < 9).long().repeat(2, 1)

@@ -1,4 +1,4 @@
-"""What is called at the joints of a run: derive from `Callback`."""
+"""Callbacks invoked at fixed points of a run: derive from `Callback`."""
 
 from asysi.train.callbacks import Callback, History
 from asysi.train.tensorboard import TensorBoard

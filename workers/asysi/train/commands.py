@@ -67,8 +67,8 @@ def run(  # noqa: PLR0917 - each is an option of the command
 ) -> None:
     """Train a project, evaluate it, and compare it with its baseline.
 
-    A run that was killed or stopped continues where its last checkpoint is, with bit-identical results. Exit
-    codes: 0 done, 1 the baseline or a threshold is missed, 2 wrong configuration or data, 143 after SIGTERM.
+    A run that was killed or stopped resumes from its last checkpoint, with bit-identical results. Exit codes:
+    0 done, 1 the baseline or a threshold is missed, 2 invalid configuration or data, 143 after SIGTERM.
 
     \b
     Examples:
@@ -144,9 +144,9 @@ def predict_rows(  # noqa: PLR0917 - each is an option of the command
     output: Output = None,
     project: Project = Path(),
 ) -> None:
-    """Predict every row of a table: its rows and columns in their order, and prediction, probability, error.
+    """Predict every row of a table: writes its rows and columns plus prediction, probability and error.
 
-    A row that cannot be used stays, with the reason in the column `error`.
+    Rows that cannot be used are kept, with the reason in the column `error`.
 
     \b
     Example:

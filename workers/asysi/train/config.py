@@ -19,7 +19,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class ConfigPart(BaseModel):
-    """A section of the file: unknown keys are rejected, and instances are immutable."""
+    """A section of the file: unknown keys are rejected, values are not coerced, instances are frozen."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, strict=True

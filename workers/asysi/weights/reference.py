@@ -41,7 +41,7 @@ def render() -> str:
             "",
             "## Problems",
             "",
-            "Each is listed on stderr and in `run_meta.json`; tensors that it does not touch are analysed.",
+            "Each is listed on stderr and in `run_meta.json`; tensors that are not affected are analysed.",
             "",
             *_table(("problem", "is"), _problems()),
             "",

@@ -39,12 +39,12 @@ DIFFERENCE_COLUMNS = (
         "are compared), `added`, `removed`, `reshaped`, or `failed`.",
         True,
     ),
-    Column("renamed_to", "text", "Name in the second where it is another."),
+    Column("renamed_to", "text", "Name in the second, if it differs."),
     Column(
         "matched_by",
         "text",
-        "How the two were found to be one: `name`, `prefix`, `gguf` (names of the formats), `hash` (equal "
-        "bytes), `correlation` (equal shape, values that correlate).",
+        "How the two were matched: `name`, `prefix`, `gguf` (names of the formats), `hash` (equal bytes), "
+        "`correlation` (equal shape, values that correlate).",
     ),
     Column("rows_compared", "integer", "Rows that both have, where the status is `resized`."),
     Column("changed", "integer", "Elements with another value, compared exactly."),
@@ -81,7 +81,7 @@ DIFFERENCE_COLUMNS = (
         "Largest angle between the spans of the k left singular vectors, degrees.",
     ),
     Column("angle_left_mean", "number", "Mean of the k angles."),
-    Column("angle_right_max", "number", "Likewise of the right singular vectors."),
+    Column("angle_right_max", "number", "The same for the right singular vectors."),
     Column("angle_right_mean", "number", "Mean of those."),
     Column("note", "text", "What could not be computed, and why."),
 )

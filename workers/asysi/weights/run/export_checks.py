@@ -117,7 +117,7 @@ def spot_checks(
 
 
 def _numbers(array: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the elements in float64, real and imaginary parts interleaved."""
+    """Return the elements in float64, real parts followed by imaginary parts."""
     if array.dtype.kind == "c":
         array = np.stack([array.real, array.imag])
     return array.astype(np.float64)

@@ -20,7 +20,7 @@ class Role:
 
 
 BLOCKS: dict[str, tuple[str, ...]] = {
-    # The first match from top to bottom counts, so more specific patterns come first.
+    # The first match from top to bottom counts: types that contain others come first.
     "buffer": (
         r"inv_freq",
         r"position_ids",

@@ -260,7 +260,7 @@ class Gram:
         self._long.append(np.einsum("ij,ij->i", block, block))
 
     def found(self) -> SingularValues:
-        """Return the singular values; this overwrites the sums."""
+        """Return the singular values; it can be called only once."""
         del self._product
         long, short = spread(np.concatenate(self._long)), spread(np.diagonal(self._sum))
         values = np.sqrt(np.maximum(np.linalg.eigvalsh(self._sum)[::-1], 0))

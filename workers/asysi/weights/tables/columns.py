@@ -54,8 +54,8 @@ COLUMNS = (
     Column(
         "form",
         "text",
-        "`weights`; `dequantised`: the figures are of the numbers that the codes stand for; or `stored form, "
-        "not weights`: of codes, scales or zero points, because nothing installed undoes the quantisation.",
+        "`weights`; `dequantised`: statistics of the values that the codes represent; or `stored form, not "
+        "weights`: statistics of codes, scales or zero points, if no installed package can dequantise them.",
         True,
     ),
     Column("dequantised_by", "text", "Package and version that undid the quantisation."),
@@ -118,7 +118,7 @@ COLUMNS = (
     Column(
         "rank_noise",
         "integer",
-        "Singular values above `noise_floor`: what rounding to the stored type cannot have made.",
+        "Singular values above `noise_floor`: those not explained by rounding to the stored type.",
     ),
     Column(
         "noise_floor", "number", "1.02 · √(mean(ulp²) / 12) · (√rows · column spread + √cols · row spread)."
