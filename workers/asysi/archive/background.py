@@ -1,21 +1,21 @@
-"""One thread that runs jobs in order, with a bound on the bytes that wait for it."""
+"""A thread that runs jobs in order, with a limit on the bytes of queued jobs."""
 
 import threading
 from collections import deque
 from collections.abc import Callable
 
 _IDLE_SECONDS = 1.0
-"""After so long without a job the thread ends; the next job starts another."""
+"""Idle time after which the thread ends; the next job starts a new one."""
 
 
 class JobQueue:
-    """Runs jobs in the order in which they were put, on a thread of its own.
+    """Runs jobs in the order in which they were put, on its own thread.
 
-    The first job that raises ends everything: the jobs behind it are discarded, and its error is raised once,
+    The first job that raises stops the queue: the jobs after it are discarded, and its error is raised once,
     by the next `put`, `check` or `drain`.
 
     Args:
-        limit: bytes that may wait; a single larger job waits alone.
+        limit: maximum bytes of queued jobs; a single larger job is queued alone.
     """
 
     def __init__(self, limit: int) -> None:
@@ -28,7 +28,7 @@ class JobQueue:
 
     @property
     def waiting(self) -> int:
-        """Bytes of the jobs that are not done."""
+        """Bytes of unfinished jobs."""
         return self._waiting
 
     def put(self, job: Callable[[], None], size: int) -> None:
@@ -50,7 +50,7 @@ class JobQueue:
             self._changed.notify_all()
 
     def check(self) -> None:
-        """Raise what a job has raised, once."""
+        """Raise the error of a failed job, once."""
         if self._error is not None:
             with self._changed:
                 self._raise()

@@ -1,7 +1,7 @@
 """Compression of chunks, and the byte shuffle before it.
 
-The shuffle writes the first byte of every element, then the second of every element, and so on. Exponents of
-neighbouring activations differ little, so that they shrink once they stand beside one another.
+The shuffle writes the first byte of every element, then the second byte of every element, and so on.
+Exponents of neighbouring activations differ little, so they compress well once they are adjacent.
 """
 
 from enum import IntEnum
@@ -14,13 +14,13 @@ import zstandard
 Compression = Literal["none", "zstd", "lz4"]
 Bytes: TypeAlias = bytes | bytearray | memoryview
 _ZSTD_LEVEL = 1
-"""Activations hardly shrink further at higher levels, and the archiver shares a core."""
+"""Higher levels hardly compress activations further, and the archiver shares a core."""
 _WINDOW = 64 << 20
 _LZ4_RATIO = 255
-"""LZ4 cannot compress further."""
+"""Maximum compression ratio of LZ4."""
 SHUFFLED = 0x100
 MOST_ELEMENT = 4096
-"""Bytes of an element at most."""
+"""Maximum bytes of an element."""
 
 
 class Codec(IntEnum):
@@ -34,21 +34,21 @@ class Codec(IntEnum):
 
 
 class Packed(NamedTuple):
-    """A payload as it is stored."""
+    """A payload as stored."""
 
     codec: Codec
     stored: Bytes
     element: int
-    """Bytes of an element; 0 where nothing was shuffled."""
+    """Bytes of an element; 0 if the payload is not shuffled."""
 
 
 def pack(compression: Compression, payload: memoryview, element: int) -> Packed:
-    """Return the payload compressed; as it is where it does not shrink.
+    """Return the payload compressed, or unchanged if it does not shrink.
 
     Args:
         compression: `none`, `zstd` or `lz4`.
         payload: the bytes.
-        element: bytes of an element to shuffle by; up to 1 shuffles nothing.
+        element: bytes of an element to shuffle by; 0 or 1 disables shuffling.
     """
     if compression == "none":
         return Packed(Codec.NONE, payload, 0)
@@ -67,8 +67,8 @@ def unpack(packed: Packed, raw: int) -> Bytes:
     """Return the payload, never holding more than twice its announced size.
 
     Args:
-        packed: what is stored.
-        raw: bytes of the payload, bounded by the caller.
+        packed: the stored payload.
+        raw: size of the payload in bytes, bounded by the caller.
 
     Raises:
         ValueError: it does not decompress to `raw` bytes.
@@ -85,7 +85,7 @@ def unpack(packed: Packed, raw: int) -> Bytes:
 
 
 def shuffle(data: Bytes, element: int) -> bytes:
-    """Return the bytes of whole elements, all first bytes first; what is left over follows as it is."""
+    """Return the bytes of whole elements, all first bytes first; trailing bytes follow unchanged."""
     whole = len(data) - len(data) % element
     table = np.frombuffer(data, np.uint8, whole).reshape(-1, element)
     return table.T.tobytes() + bytes(memoryview(data)[whole:])

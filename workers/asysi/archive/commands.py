@@ -179,13 +179,13 @@ def cat(  # noqa: PLR0917 - each is an option of the command
     follow: Annotated[
         bool,
         typer.Option(
-            "--follow", "-f", help="Wait for more rows while the archive is written; end with Ctrl-C."
+            "--follow", "-f", help="Wait for more rows while the archive is written; stop with Ctrl-C."
         ),
     ] = False,
 ) -> None:
     """Print rows as JSON, one per line; a number that is not finite is null.
 
-    Segments that are being written, or were torn by a kill, are printed up to their last whole chunk.
+    Segments that are still being written, or were torn by a kill, are printed up to their last intact chunk.
 
     asysi mscan cat runs/minilm --points "*.output" -n 5 | jq .l2
     """
@@ -231,7 +231,7 @@ def merge(
 ) -> None:
     """Join segments into fewer and larger ones; also compresses, or decompresses, an archive.
 
-    Packets and records keep every bit. Attempts stay apart. The originals are not changed.
+    Packets and records are copied bit for bit, and attempts stay separate. The originals are not changed.
 
     asysi mscan merge runs/minilm -o merged --compression zstd
     """
@@ -256,7 +256,7 @@ def merge(
 
 @contextmanager
 def _progress(what: str, total: int) -> "Iterator[Callable[[int], None]]":
-    """Show a bar of bytes where somebody watches; give the function that moves it."""
+    """Show a progress bar in bytes on a terminal; yields the function that advances it."""
     from rich.console import Console  # noqa: PLC0415 - not needed to show the help
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
 

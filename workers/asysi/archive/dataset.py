@@ -55,12 +55,12 @@ class MScanDataset:
     """The segments of an experiment, ordered by attempt and number.
 
     Args:
-        path: a segment, a folder of segments, or an output folder with `archive/` in it; also the address of
-            one in a store of fsspec, like `s3://bucket/run`, which is read by ranges.
+        path: a segment, a folder of segments, or an output folder with `archive/` in it; or the address of
+            one of these in an fsspec store, like `s3://bucket/run`, which is read by ranges.
         scan: whether segments without a footer (torn, or still being written) are read up to their last
             intact chunk; otherwise they are errors.
-        verify: whether payloads are checked against their checksums when they are read. Without it a bit that
-            flipped on the disk is read as data.
+        verify: whether payloads are checked against their checksums when read. Without it, bits that flipped
+            on disk are read as data.
 
     Raises:
         FileNotFoundError: there is no segment.
@@ -226,5 +226,5 @@ def _inside(values: NDArray[Any], bounds: Range | None) -> NDArray[np.bool_]:
 
 
 def cut(packet: ActivationPacket, keep: NDArray[np.bool_]) -> ActivationPacket:
-    """Return the packet with the rows of `keep` alone; its header still describes the whole."""
+    """Return the packet with only the rows in `keep`; its header still describes the complete packet."""
     return packet if keep.all() else packet.select(keep)

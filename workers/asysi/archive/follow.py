@@ -1,4 +1,4 @@
-"""Reads an archive while it is being written: each chunk once, as soon as it is whole."""
+"""Reads an archive while it is being written: each chunk once, as soon as it is complete."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -18,28 +18,28 @@ _POLL_SECONDS = 0.2
 
 @dataclass
 class _SegmentPosition:
-    """How far a segment was read."""
+    """Read position in a segment."""
 
     inode: int = 0
     at: int = 0
-    """Where the next chunk begins."""
+    """Offset of the next chunk."""
     given: int = 0
-    """METRICS and TENSOR chunks given so far."""
+    """METRICS and TENSOR chunks yielded so far."""
     skip: int = 0
-    """Of them to pass over, after the file was replaced."""
+    """Number of these to skip after the file was replaced."""
     closed: bool = False
     segment: Segment | None = field(default=None, repr=False)
-    """What is being read. It keeps the file mapped: of a deleted file, the blocks on the disk."""
+    """Segment being read. It keeps the file mapped, so a deleted file still occupies disk blocks."""
 
     def close(self) -> None:
-        """Nothing more is read of the file: it has its footer, or was deleted to keep to the budget."""
+        """Stop reading the file: it has its footer, or was deleted to stay within the budget."""
         self.closed, self.segment = True, None
 
 
 class MScanFollower:
-    """Gives every chunk of a folder's segments once, in order, torn and growing segments included.
+    """Yields every chunk of a folder's segments once, in order, including torn and growing segments.
 
-    A segment that `recover` replaces meanwhile is read on behind the chunks that were given already.
+    If `recover` replaces a segment meanwhile, reading continues after the chunks already yielded.
 
     Args:
         path: a segment, a folder of segments, or an output folder.
@@ -55,10 +55,10 @@ class MScanFollower:
         return bool(self._places) and all(place.closed for place in self._places.values())
 
     def poll(self) -> Iterator[tuple[Segment, int]]:
-        """Yield segment and number of the chunks that became whole since the last time.
+        """Yield segment and number of the chunks completed since the last call.
 
         Raises:
-            VersionError, CorruptError: a segment holds something else than what its writer wrote.
+            VersionError, CorruptError: a segment has an unsupported version or is damaged.
         """
         try:
             files = find_segments(self._path)
@@ -71,7 +71,7 @@ class MScanFollower:
     def follow(
         self, until: Callable[[], bool] = lambda: False, *, seconds: float = _POLL_SECONDS
     ) -> Iterator[tuple[Segment, int]]:
-        """Yield chunks as they appear, looking every `seconds`, until `until` is true and nothing is left."""
+        """Yield chunks as they appear, polling every `seconds`, until `until` is true and nothing is left."""
         while True:
             last = until()
             yield from self.poll()

@@ -22,7 +22,7 @@ from asysi.archive.errors import CorruptError, TornError, VersionError
 
 VERSION = 1
 MINOR = 2
-"""1.1 added fields at the end of METRICS records; 1.2 codecs, in chunks that earlier readers refuse."""
+"""1.1 added fields at the end of METRICS records; 1.2 added codecs, in chunks that earlier readers reject."""
 ALIGNMENT = 64
 MAX_CHUNK_BYTES = 64 << 20
 """Maximum payload bytes of a chunk, stored and raw: what a reader must be able to hold in memory."""
@@ -87,10 +87,7 @@ COUNTS_DTYPE = np.dtype(
         ("tensor_rows", "<u8"),
         ("bytes", "<u8"),  # of the segment before its footer
         ("lost_chunks", "<u8"),  # damaged chunks, or stretches of bytes, that `recover` had to leave out
-        (
-            "lost_rows",
-            "<u8",
-        ),  # rows that were in them as far as the running totals tell, METRICS and TENSOR added
+        ("lost_rows", "<u8"),  # rows in them according to the running totals, METRICS plus TENSOR
         ("closed_ns", "<u8"),  # Unix time
         ("reserved", "V48"),
         ("checksum", "<u8"),
@@ -99,7 +96,7 @@ COUNTS_DTYPE = np.dtype(
 CHUNK_DTYPE = np.dtype(
     [
         ("magic", "<u8"),
-        ("key", "<u8"),  # of the segment: a chunk of another file is not taken for one of this
+        ("key", "<u8"),  # of the segment, so that a chunk of another file is not accepted
         ("offset", "<u8"),  # of this header in the file
         ("number", "<u8"),  # from 0
         ("kind", "<u2"),
@@ -111,14 +108,14 @@ CHUNK_DTYPE = np.dtype(
         ("raw_bytes", "<u8"),
         ("records", "<u8"),  # METRICS: rows; TENSOR: packets; POINTS: hook points
         ("rows", "<u8"),
-        ("rows_total", "<u8"),  # rows of this point and kind in the segment, this chunk included
+        ("rows_total", "<u8"),  # rows of this point and kind in the segment, including this chunk
         ("step_first", "<u8"),
         ("step_last", "<u8"),
         ("sample_first", "<u8"),
         ("sample_last", "<u8"),
         ("sequence_first", "<u8"),  # of the shard
         ("sequence_last", "<u8"),
-        ("element", "<u2"),  # bytes of an element where the codec shuffles, otherwise 0
+        ("element", "<u2"),  # bytes of an element if the codec shuffles, otherwise 0
         ("reserved", "V38"),
         ("payload_checksum", "<u8"),  # of the stored bytes and their padding
         ("checksum", "<u8"),  # of this header without this field
@@ -172,7 +169,7 @@ METRICS_DTYPE = np.dtype(
 )
 assert METRICS_DTYPE.itemsize == 88
 _LEAST_METRICS_BYTES = 80
-"""Bytes of a record in version 1.0."""
+"""Size of a record in version 1.0, in bytes."""
 
 
 def parse_metrics(raw: Bytes, count: int) -> NDArray[np.void]:

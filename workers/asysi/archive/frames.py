@@ -1,4 +1,4 @@
-"""METRICS as an Arrow table or a pandas frame."""
+"""METRICS as an Arrow table or a pandas DataFrame."""
 
 from typing import Any
 
@@ -17,15 +17,15 @@ def metrics_table(
     steps: Range | None = None,
     samples: Range | None = None,
 ) -> Any:
-    """Return METRICS as a `pyarrow.Table`, one column for each field, `holdout` in place of the flags.
+    """Return METRICS as a `pyarrow.Table` with one column per field, and `holdout` in place of the flags.
 
-    `hook_point` and `kind` are dictionaries of words. Batches are those of the chunks.
+    `hook_point` and `kind` are dictionary-encoded strings. There is one record batch per chunk.
 
     Args:
         dataset: the archive.
-        point: hook point; None takes all of them.
-        steps: steps from, up to but without.
-        samples: rows of the input from, up to but without.
+        point: hook point; None selects all.
+        steps: range of steps [from, to).
+        samples: range of rows of the input [from, to).
 
     Raises:
         ConfigError: pyarrow is not installed.

@@ -1,4 +1,4 @@
-"""Rows of an archive as JSON objects, for people and for programs that read lines."""
+"""Rows of an archive as JSON objects, for people and for line-based tools."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -23,14 +23,14 @@ def rows_of(
     steps: Range | None = None,
     samples: Range | None = None,
 ) -> Iterator[Row]:
-    """Yield the rows in chunks of one kind; numbers that are not finite are None.
+    """Yield the rows in chunks of one kind; non-finite numbers become None.
 
     Args:
         chunks: segment and number of each chunk, from a dataset or a follower.
         kind: METRICS or TENSOR.
-        wanted: whether a hook point is asked for.
-        steps: steps from, up to but without.
-        samples: rows of the input from, up to but without.
+        wanted: whether a hook point is selected.
+        steps: range of steps [from, to).
+        samples: range of rows of the input [from, to).
 
     Raises:
         MScanError: a chunk is damaged.

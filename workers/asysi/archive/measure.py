@@ -11,7 +11,7 @@ _BLOCK_ELEMENTS = 1 << 16
 
 
 def measure(packet: ActivationPacket) -> NDArray[np.void]:
-    """Return the METRICS record of every row of a packet, [rows] of METRICS_DTYPE; `hook_point` is left 0."""
+    """Return the METRICS record of every row of a packet, [rows] of METRICS_DTYPE; `hook_point` stays 0."""
     records = np.zeros(len(packet.rows), METRICS_DTYPE)
     for name in ("sample", "sequence", "position", "token"):
         records[name] = packet.rows[name]

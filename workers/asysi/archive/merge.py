@@ -23,18 +23,18 @@ def merge(
     compression: Compression = "none",
     progress: Callable[[int], None] = lambda _bytes: None,
 ) -> list[Path]:
-    """Write the segments of archives into a new folder, each attempt for itself, and return the files.
+    """Write the segments of archives into a new folder, each attempt separately, and return the files.
 
     Args:
         datasets: archives of one experiment.
-        folder: made when it is not there; it holds no segment yet.
-        rotate: bytes at which a segment is closed and the next begun.
-        compression: of the chunks written.
-        progress: is called with the payload bytes of each chunk that was copied.
+        folder: created if missing; it must not contain segments yet.
+        rotate: size in bytes at which a segment is closed and the next one started.
+        compression: compression of the written chunks.
+        progress: called with the payload bytes of each copied chunk.
 
     Raises:
-        ConfigError: the archives are of several experiments or hold a segment twice, or the folder has
-            segments.
+        ConfigError: the archives belong to several experiments or contain a segment twice, or the folder
+            already contains segments.
         MScanError: a segment is damaged; the files written so far are removed.
     """
     segments = sorted((s for d in datasets for s in d.segments), key=lambda s: (s.attempt, s.number))
@@ -70,7 +70,7 @@ def _check(segments: list[Segment], folder: Path) -> None:
 
 @dataclass
 class _Target:
-    """Where the merged segments go."""
+    """Destination of the merged segments."""
 
     folder: Path
     rotate: int
@@ -78,7 +78,7 @@ class _Target:
     files: list[Path] = field(default_factory=list)
 
     def segment(self, source: Segment, metadata: Mapping[str, object], number: int) -> MScanWriter:
-        """Return the writer of the next segment, which knows the hook points of the one that is read."""
+        """Return the writer of the next segment, which starts with the hook points of the source segment."""
         path = self.folder / segment_name(source.attempt, number)
         known = sorted(source.points.values(), key=lambda point: point.index)
         writer = MScanWriter(

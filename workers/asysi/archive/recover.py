@@ -64,7 +64,7 @@ def recover(path: Path, progress: Callable[[int], None] = lambda _bytes: None) -
 
     Args:
         path: the segment.
-        progress: is called with the bytes of each chunk that was checked or copied, twice the file in all.
+        progress: called with the bytes of each chunk checked or copied; in total twice the file size.
 
     Raises:
         VersionError, TornError, CorruptError: there is nothing to recover.

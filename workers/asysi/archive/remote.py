@@ -1,6 +1,6 @@
-"""Segments in a store of fsspec (`s3://`, `gs://`, `https://`), read by ranges: never more than is asked for.
+"""Segments in an fsspec store (`s3://`, `gs://`, `https://`), read by ranges instead of as whole files.
 
-The index is read once, from the end of the file; then each chunk with one request.
+The index is read once, from the end of the file; then each chunk is read with one request.
 """
 
 from pathlib import Path
@@ -12,17 +12,17 @@ from asysi.contract.runtime import ARCHIVE_FOLDER
 from asysi.locations import filesystem, reaching
 
 _AHEAD_BYTES = (1 << 20) + (64 << 10)
-"""Bytes of a request at least: a chunk of usual size with its header."""
+"""Minimum bytes per request: a chunk of typical size with its header."""
 _TAIL_BYTES = 1 << 20
-"""Bytes of the file's end that the first request brings: the index of a usual segment."""
+"""Bytes at the end of the file read by the first request: enough for the index of a typical segment."""
 
 
 class RemoteBytes:
-    """A file in a store as bytes that can be sliced; holds its end, where the index is, and the last range.
+    """A file in a store as sliceable bytes; caches the end of the file, with the index, and the last range.
 
     Args:
         files: an fsspec file system.
-        path: of the file in it.
+        path: path of the file in it.
     """
 
     def __init__(self, files: Any, path: str) -> None:
@@ -36,7 +36,7 @@ class RemoteBytes:
         return self._size
 
     def __getitem__(self, key: slice) -> memoryview:
-        """Return a range; of one that is not held, more is read ahead."""
+        """Return a range; if it is not cached, it is fetched with read-ahead."""
         start, stop, _ = key.indices(self._size)
         stop = max(start, stop)
         for first, held in (self._ahead, self._tail):
@@ -69,7 +69,7 @@ def open_remote(address: str) -> list[Segment]:
         found = [(name, RemoteBytes(files, name)) for name in names]
     if not found:
         raise FileNotFoundError(f"{address} holds no .mscan segment")
-    # It stands for the mapping of a local file: only lengths and slices are taken of it.
+    # RemoteBytes replaces the mapping of a local file: only len() and slicing are used.
     return [read_segment(cast("memoryview", data), Path(name)) for name, data in found]
 
 

@@ -1,4 +1,4 @@
-"""What a disk budget cost: the oldest closed segments that were deleted, and the rows in them.
+"""Segments deleted to stay within a disk budget, oldest closed first, and the rows in them.
 
 `archive/retired.json` is written before a segment is deleted, so that no row disappears without a record.
 """
@@ -18,7 +18,7 @@ RETIRED_FILE = "retired.json"
 
 
 def durable_rows(segment: Segment, *, tensors: bool) -> Counter[str]:
-    """Return the rows of each hook point that a segment holds with metrics and, if asked for, payload."""
+    """Return the rows per hook point that a segment holds with metrics and, with `tensors`, payload."""
     found: dict[ChunkKind, Counter[str]] = {ChunkKind.METRICS: Counter(), ChunkKind.TENSOR: Counter()}
     for entry in segment.entries:
         if (kind := ChunkKind(int(entry["kind"]))) in found:
@@ -78,7 +78,7 @@ def _name(text: object) -> str:
 
 
 def retired_rows(folder: Path, attempt: int) -> Counter[str]:
-    """Return the rows of an attempt that were deleted, by hook point, and finish what a kill interrupted."""
+    """Return the deleted rows of an attempt by hook point, after completing an interrupted deletion."""
     rows: Counter[str] = Counter()
     for one in read_retired(folder):
         (folder / one["name"]).unlink(missing_ok=True)
@@ -88,7 +88,7 @@ def retired_rows(folder: Path, attempt: int) -> Counter[str]:
 
 
 def retire(folder: Path, budget: int, *, tensors: bool) -> Counter[str]:
-    """Delete the oldest closed segments until an archive keeps to `budget` bytes; the newest always stays.
+    """Delete the oldest closed segments until the archive fits in `budget` bytes; always keep the newest.
 
     Returns:
         The deleted rows by hook point.
@@ -106,7 +106,7 @@ def retire(folder: Path, budget: int, *, tensors: bool) -> Counter[str]:
         try:
             segment = open_segment(path)
         except MScanError:
-            continue  # torn or damaged: what it holds is not known, and `recover` may want it
+            continue  # torn or damaged: its content is unknown, and `recover` may need it
         held = durable_rows(segment, tensors=tensors)
         done = {"name": path.name, "attempt": segment.attempt, "segments": 1}
         done |= {"bytes": sizes.pop(path), "rows": dict(held)}

@@ -48,9 +48,9 @@ def parse_segment_name(name: str) -> tuple[int, int] | None:
 
 
 def segment_order(path: Path) -> tuple[tuple[int, int], str]:
-    """Return the key that sorts files by attempt and number, behind files of other names.
+    """Return the key that sorts files by attempt and number, after files with other names.
 
-    Names do not sort as text: from number 10,000 on they have more digits.
+    Names cannot be sorted as text: from number 10,000 on they have more digits.
     """
     return parse_segment_name(path.name) or (-1, -1), path.name
 
@@ -72,11 +72,11 @@ class Segment:
     counts: NDArray[np.void] | None
     """[1] of COUNTS_DTYPE; None for a segment without a footer."""
     damage: list[MScanError] = field(default_factory=list)
-    """What had to be left out when the index was rebuilt from the chunks."""
+    """Parts left out when the index was rebuilt from the chunks."""
     verify: bool = True
     """Whether payloads are checked against their checksums; chunk headers and the index always are."""
     lost_rows: int = 0
-    """Rows in it as far as the chunks' running totals tell, METRICS and TENSOR added."""
+    """Rows in the damaged parts according to the chunks' running totals, METRICS plus TENSOR."""
 
     @cached_property
     def names(self) -> list[str]:
@@ -142,7 +142,7 @@ def payload(data: memoryview, head: np.void, *, verify: bool = True) -> memoryvi
     """Return the raw payload of the chunk with this header, checked against its checksum with `verify`.
 
     Raises:
-        CorruptError: the payload does not have its checksum, or does not decompress to what the header says.
+        CorruptError: the payload does not match its checksum, or does not decompress to the announced size.
     """
     offset = int(head["offset"])
     first, stored, raw = offset + CHUNK_BYTES, int(head["stored_bytes"]), int(head["raw_bytes"])

@@ -38,15 +38,15 @@ class Series:
     """Whether to store payloads in addition to the metrics of their rows."""
     compression: Compression = "none"
     rotate: int = 1 << 30
-    """Bytes at which a segment is closed and the next one started."""
+    """Size in bytes at which a segment is closed and the next one started."""
     rotate_seconds: float | None = None
-    """Seconds after which a segment is closed that holds anything; None: only its size counts."""
+    """Age in seconds at which a non-empty segment is closed; None means only its size counts."""
     budget: int | None = None
-    """Bytes of the folder's segments beyond which the oldest closed ones are deleted; None: never."""
+    """Maximum bytes of the folder's segments; above it the oldest closed ones are deleted. None: no limit."""
     number: int = 0
     """Number of the next segment."""
     retired: int = 0
-    """Rows deleted since the start to keep to the budget."""
+    """Rows deleted since the start to stay within the budget."""
     clock: Callable[[], float] = time.monotonic
     closed_bytes: int = 0
     rows: int = 0
@@ -131,7 +131,7 @@ def resume(folder: Path, attempt: int, *, tensors: bool) -> tuple[int, Counter[s
         tensors: whether a row is complete only with its payload.
 
     Returns:
-        The number of the next segment, and the durable rows of each hook point, deleted ones included.
+        The number of the next segment, and the durable rows per hook point, including deleted ones.
     """
     rows: Counter[str] = Counter()
     number = 0

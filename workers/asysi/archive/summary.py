@@ -66,7 +66,7 @@ def points_table(dataset: MScanDataset) -> Table:
 
 
 def retired_lines(path: Path) -> list[str]:
-    """Return a sentence about segments that were deleted to keep to a disk budget; none where none were."""
+    """Return a sentence about segments deleted to stay within a disk budget; empty if there are none."""
     found = [one for folder in (path, path / ARCHIVE_FOLDER, path.parent) for one in read_retired(folder)]
     if not found:
         return []

@@ -1,7 +1,7 @@
-"""An archive as PyTorch datasets: rows by number, or a stream in shuffled order.
+"""An archive as PyTorch datasets: map-style by row number, or iterable, optionally shuffled.
 
-Both give dictionaries: `activation` [width] or [n, width], and `sample`, `step`, `sequence`, `position` and
-`token` beside it.
+Both return dictionaries: `activation` [width] or [n, width], together with `sample`, `step`, `sequence`,
+`position` and `token`.
 """
 
 from collections.abc import Iterator
@@ -22,11 +22,11 @@ Rows = dict[str, Tensor]
 _LINEAGE = ("sample", "sequence", "position", "token")
 _SIGNED = {"sample": np.int64, "sequence": np.int64, "position": np.int64, "token": np.int64}
 _HELD_CHUNKS = 256
-"""Chunks that are held: of uncompressed ones views of the file, of compressed ones their payload."""
+"""Maximum number of cached chunks: views of the file if uncompressed, payloads if compressed."""
 
 
 class _Chunks:
-    """The TENSOR chunks of one hook point, read when asked for; opened again in every worker process."""
+    """The TENSOR chunks of one hook point, read on demand; reopened in every worker process."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class _Chunks:
         self._held: dict[int, list[ActivationPacket]] = {}
 
     def __getstate__(self) -> dict[str, object]:
-        """Mapped files do not travel to worker processes; they are opened there."""
+        """Omit mapped files, which worker processes open themselves."""
         return {**self.__dict__, "_found": [], "_held": {}}
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -63,18 +63,18 @@ class _Chunks:
 
     @property
     def filtered(self) -> bool:
-        """Whether a chunk may hold rows that were not asked for."""
+        """Whether a chunk may hold rows outside the selection."""
         return self._steps is not None or self._samples is not None
 
     def rows(self, number: int) -> int:
-        """Return the rows of a chunk by the index, rows that were not asked for included."""
+        """Return the number of rows of a chunk according to the index, including rows not selected."""
         segment, chunk = self._found[number]
         return int(segment.entries["rows"][chunk])
 
     def packets(self, number: int) -> list[ActivationPacket]:
-        """Return the packets of a chunk, cut to the rows that were asked for.
+        """Return the packets of a chunk, reduced to the selected rows.
 
-        Those of uncompressed chunks are views of the mapped file; they are checked once.
+        Packets of uncompressed chunks are views of the mapped file; they are verified once.
         """
         if number in self._held:
             self._held[number] = self._held.pop(number)
@@ -87,7 +87,7 @@ class _Chunks:
         return found
 
     def read(self, number: int) -> Rows:
-        """Return the rows of a chunk that were asked for."""
+        """Return the selected rows of a chunk."""
         parts = [to_tensors(packet) for packet in self.packets(number)]
         return _join(parts) if parts else _none()
 
@@ -102,7 +102,7 @@ class _Chunks:
 
 
 def to_tensors(packet: ActivationPacket) -> Rows:
-    """Return a packet's rows as new tensors; bfloat16, float16 and float32 stay what they are."""
+    """Return a packet's rows as new tensors; bfloat16, float16 and float32 keep their type."""
     if int(packet.header["dtype"]) == Dtype.BFLOAT16:
         activation = torch.from_numpy(packet.payload.view(np.int16).copy()).view(torch.bfloat16)
     elif packet.scales is None:
@@ -126,18 +126,18 @@ def _none() -> Rows:
 
 
 class MScanRows(Dataset[Rows]):
-    """The rows of a hook point by number, for samplers: any order, each row read when asked for.
+    """Map-style dataset of the rows of a hook point, for samplers: rows are read on demand in any order.
 
     Args:
         path: a segment, a folder of segments, or an output folder.
         point: path of the hook point.
-        steps: steps from, up to but without.
-        samples: rows of the input from, up to but without.
-        verify: whether the checksum of a chunk is verified when the first row of it is read.
+        steps: range of steps [from, to).
+        samples: range of rows of the input [from, to).
+        verify: whether the checksum of a chunk is verified when its first row is read.
 
     Raises:
         KeyError: the archive has no such hook point.
-        MScanError: a segment cannot be read, now or when a row of it is asked for.
+        MScanError: a segment cannot be read, now or when one of its rows is requested.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class MScanRows(Dataset[Rows]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[Rows]:
-        """Return rows; those of one chunk are read together."""
+        """Return rows; rows of the same chunk are read together."""
         rows = self.take(np.asarray(indices, np.int64))
         return [{name: column[place] for name, column in rows.items()} for place in range(len(indices))]
 
@@ -203,22 +203,22 @@ class MScanRows(Dataset[Rows]):
 
 
 class MScanStream(IterableDataset[Rows]):
-    """The rows of a hook point as batches, in order or shuffled; each worker and rank gets its own chunks.
+    """Iterable dataset of the rows of a hook point in batches; each worker and rank gets its own chunks.
 
-    Shuffling draws the order of the chunks, then mixes the rows of `mix` chunks at a time. The same seed and
-    epoch give the same order. Use it with `DataLoader(stream, batch_size=None)`.
+    Shuffling permutes the chunks, then mixes the rows of `mix` chunks at a time. The same seed and epoch give
+    the same order. Use it with `DataLoader(stream, batch_size=None)`.
 
     Args:
         path: a segment, a folder of segments, or an output folder.
         point: path of the hook point.
-        batch: rows of a batch; the last one of a worker may have fewer.
+        batch: rows per batch; the last batch of a worker may have fewer.
         shuffle: whether to shuffle.
-        seed: of the order.
-        mix: chunks whose rows are mixed.
-        rank: of this process among those that train together.
+        seed: seed of the order.
+        mix: number of chunks whose rows are mixed.
+        rank: rank of this process among those that train together.
         ranks: number of these processes.
-        steps: steps from, up to but without.
-        samples: rows of the input from, up to but without.
+        steps: range of steps [from, to).
+        samples: range of rows of the input [from, to).
 
     Raises:
         KeyError: the archive has no such hook point.
@@ -247,7 +247,7 @@ class MScanStream(IterableDataset[Rows]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose another order; in worker processes it counts from the next iteration."""
+        """Choose another order; worker processes use it from the next iteration on."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Rows]:

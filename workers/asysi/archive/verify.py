@@ -24,7 +24,7 @@ def verify(path: Path, progress: Callable[[int], None] = lambda _bytes: None) ->
 
     Args:
         path: the segment.
-        progress: is called with the bytes of each chunk that was checked.
+        progress: called with the bytes of each checked chunk.
 
     Raises:
         OSError: the file cannot be read.

@@ -45,11 +45,11 @@ from asysi.bus.packet import ActivationPacket, Kind, account_name, payload_at
 from asysi.files import sync
 
 _SPARE_BUFFERS = 48
-"""As many as may wait, and some that are being filled: none is allocated again."""
+"""Enough for all queued chunks and some being filled, so that no buffer is allocated twice."""
 _WAITING_BYTES = 32 << 20
-"""Payload bytes that may wait for the storage; beyond it `append` waits with them."""
+"""Maximum payload bytes queued for storage; above it `append` blocks."""
 _WRITEBACK_BYTES = 8 << 20
-"""Bytes after which the kernel is asked to begin writing, so that `flush` finds little left to wait for."""
+"""Bytes after which writeback is started in the kernel, so that `flush` has little left to wait for."""
 _NOT_REWRITABLE = {errno.ESPIPE, errno.EPERM, errno.EOPNOTSUPP, errno.EROFS}
 
 
@@ -77,9 +77,9 @@ class _OpenSegment:
     buffer: memoryview
     """Room for the payload, writable."""
     element: int = 0
-    """Bytes of an element, by which compression shuffles."""
+    """Bytes of an element, for the shuffle before compression."""
     size: int = 0
-    """Bytes of it that are filled."""
+    """Number of filled bytes."""
     records: int = 0
     rows: int = 0
     steps: tuple[int, int] = (2**64 - 1, 0)
@@ -112,8 +112,8 @@ class MScanWriter:
         filepath: the new file; its folder exists.
         metadata: JSON object for the header; `created` and `hook_points` are added.
         points: hook points known beforehand, as (path, alias, width); others join when they first appear.
-        compression: `none`, `zstd` or `lz4`, of chunks; bytes of 16 and 32-bit elements are shuffled first. A
-            chunk that does not shrink is stored as it is.
+        compression: `none`, `zstd` or `lz4`, per chunk; bytes of 16-bit and 32-bit elements are shuffled
+            first. A chunk that does not shrink is stored uncompressed.
         chunk_bytes: payload bytes at which a chunk is written.
         attempt: number of the attempt.
         segment: number of the segment in its attempt.
@@ -186,7 +186,7 @@ class MScanWriter:
 
     @property
     def buffered(self) -> int:
-        """Payload bytes that wait for their chunk to fill, or for the storage."""
+        """Payload bytes in open chunks or queued for storage."""
         return sum(chunk.size for chunk in tuple(self._open.values())) + self._queue.waiting
 
     @property
@@ -199,10 +199,10 @@ class MScanWriter:
 
         Args:
             records: [n] of METRICS_DTYPE; `hook_point` is filled in here.
-            seq_info: the hook point and the packets that they were computed from.
+            seq_info: the hook point and the packets from which they were computed.
 
         Raises:
-            ValueError: the records have another type or shape, or are of several kinds.
+            ValueError: the records have another type or shape, or several kinds.
         """
         if records.dtype != METRICS_DTYPE or records.ndim != 1:
             raise ValueError(f"records are {records.dtype} {records.shape}, expected METRICS_DTYPE [n]")
@@ -282,7 +282,7 @@ class MScanWriter:
             finally:
                 os.close(self._fd)
             return
-        self._drain()  # one fsync for chunks and footer: a chunk that did not arrive lacks its checksum
+        self._drain()  # one fsync for chunks and footer: a lost chunk fails its checksum
         entries = np.concatenate(self._entries) if self._entries else np.zeros(0, CHUNK_DTYPE)
         points = list(self._points.values())
         counts = final_counts(entries, len(points), self._size, time.time_ns())
@@ -339,7 +339,7 @@ class MScanWriter:
         return chunk
 
     def _spill(self, chunk: _OpenSegment) -> None:
-        """Hand a chunk to the thread that writes; from here on it is the thread's alone."""
+        """Hand a chunk to the writer thread, which owns it from then on."""
         with self._torn_unless_done():
             self._open.pop((chunk.kind, chunk.point), None)
             self._queue.put(lambda: self._put(chunk), chunk.size)
@@ -417,7 +417,7 @@ class MScanWriter:
 
 
 def name_of(point: str, kind: Kind) -> str:
-    """Return the name under which a kind of a hook point is archived; gradients never join activations."""
+    """Return the name under which a kind of a hook point is archived; gradients get their own name."""
     return point if point.endswith(account_name("", kind)) else account_name(point, kind)
 
 
@@ -432,7 +432,7 @@ def write_all(fd: int, *parts: Bytes) -> None:
 
 
 def begin_writeback(fd: int, first: int, end: int) -> None:
-    """Ask the kernel to begin writing bytes of a file, without waiting; where it cannot, nothing happens."""
+    """Start writeback of a byte range in the kernel without waiting; does nothing if unsupported."""
     if _sync_file_range is not None:
         _sync_file_range(fd, ctypes.c_int64(first), ctypes.c_int64(end - first), _SYNC_FILE_RANGE_WRITE)
 

@@ -1,4 +1,4 @@
-"""A stream's end that keeps rows in this process, as plain arrays."""
+"""A stream endpoint that keeps rows in this process as plain arrays."""
 
 from dataclasses import dataclass, field
 
@@ -27,7 +27,7 @@ class Rows:
 
 
 class CollectorChannel:
-    """One hook point's way into a `Collector`."""
+    """Channel of one hook point into a `Collector`."""
 
     def __init__(self, account: int, into: Rows) -> None:
         self.account, self._into = account, into
@@ -50,7 +50,7 @@ class CollectorChannel:
         quantization: int,
         /,
     ) -> bool:
-        """Copy rows out of memory; see `asysi.bus.stream.BlockChannel.put`."""
+        """Copy rows from memory; see `asysi.bus.stream.BlockChannel.put`."""
         dtype = Dtype(source_dtype)
         taken = gather(address, row_stride, index, count, int(header["width"][0]), dtype)
         if dtype is Dtype.BFLOAT16:
@@ -63,10 +63,10 @@ class CollectorChannel:
 
 
 class Collector:
-    """Stands in for a stream's producer: `ActivationHooker` puts rows into it.
+    """Replaces a stream's producer: `ActivationHooker` puts rows into it.
 
-    So whoever reads a model again takes its rows exactly as the host does. Nothing is ever sampled out or
-    dropped for want of room.
+    Code that reruns a model therefore captures its rows exactly as the host does. Rows are never sampled out
+    or dropped for lack of room.
     """
 
     packet_bytes = _ROOM
@@ -78,7 +78,7 @@ class Collector:
         self._channels: dict[str, CollectorChannel] = {}
 
     def channel(self, point: str, /) -> CollectorChannel:
-        """Return the way in for a hook point, registering it when it is new."""
+        """Return the channel of a hook point, registering the hook point if it is new."""
         if point not in self._channels:
             self.points[point] = Rows()
             self._channels[point] = CollectorChannel(len(self._channels), self.points[point])

@@ -1,7 +1,7 @@
-"""Rows of tensors on an accelerator: gathered into slots on the model's stream, copied by a lane.
+"""Rows of tensors on an accelerator: gathered into slots on the model's stream, and copied by a lane.
 
-Nothing here waits for the device, but where the stream has no lane. What capture asks of the device goes
-through `Accelerator`, so that a test can stand in for it.
+Nothing here waits for the device, unless the stream has no lane. All device access goes through
+`Accelerator`, so that tests can replace it.
 """
 
 import re
@@ -20,7 +20,7 @@ from asysi.capture.slots import STEPS_AHEAD, SlotPlan, plan_slots
 from asysi.capture.state import HookState
 
 _UPLOADS = STEPS_AHEAD + 1
-"""Steps whose kept indices can be on their way to the device at once."""
+"""Maximum number of steps whose kept indices can be in flight to the device."""
 _DTYPES = {
     torch.float32: int(Dtype.FLOAT32),
     torch.bfloat16: int(Dtype.BFLOAT16),
@@ -33,44 +33,44 @@ _GRAPH = (
 
 
 class Accelerator(Protocol):
-    """What capture asks of torch about a kind of device."""
+    """The torch operations on a device type that capture needs."""
 
     def runtime(self) -> str:
-        """Return the path of the runtime's library, as this process has loaded it."""
+        """Return the path of the runtime library that this process has loaded."""
 
     def stream(self, device: torch.device) -> int:
-        """Return the handle of the stream that the caller's kernels run on."""
+        """Return the handle of the caller's current stream."""
 
     def capturing(self) -> bool:
-        """Return whether the caller's kernels go into a graph, to be run later, rather than to the device."""
+        """Return whether the caller's kernels are captured into a graph instead of launched."""
 
     def allocate(self, size: int, device: torch.device) -> torch.Tensor:
-        """Return `size` bytes of the device's memory, uint8."""
+        """Return `size` bytes of device memory, as uint8."""
 
     def pinned(self, count: int) -> torch.Tensor:
-        """Return `count` int64 in memory of the host that the device reads by itself."""
+        """Return `count` int64 in host memory that the device can read directly."""
 
     def upload(self, to: torch.Tensor, source: torch.Tensor, mark: Any) -> Any:
-        """Copy pinned memory to the device on the caller's stream; return `mark`, or a new one, behind it."""
+        """Copy pinned memory to the device on the caller's stream; return `mark`, or a new one, set after."""
 
     def reached(self, mark: Any) -> bool:
-        """Return whether the device has come to a mark."""
+        """Return whether the device has reached a mark."""
 
     def wait(self, device: torch.device, mark: Any) -> None:
-        """Have the caller's stream wait for a mark of another stream."""
+        """Make the caller's stream wait for a mark of another stream."""
 
     def select(self, out: torch.Tensor, source: torch.Tensor, index: torch.Tensor) -> None:
         """Gather rows on the caller's stream, converting to the type of `out`."""
 
 
 class Cuda:
-    """CUDA, as torch reaches it."""
+    """CUDA through torch."""
 
     def runtime(self) -> str:
         """Return the path of libcudart.
 
         Raises:
-            LaneError: this process has loaded none.
+            LaneError: this process has not loaded it.
         """
         torch.cuda.init()  # type: ignore[no-untyped-call]
         found = re.search(r"(/\S*libcudart\S*)", Path("/proc/self/maps").read_text())
@@ -79,7 +79,7 @@ class Cuda:
         return found[1]
 
     def stream(self, device: torch.device) -> int:
-        """Return the current stream's cudaStream_t."""
+        """Return the cudaStream_t of the current stream."""
         return torch.cuda.current_stream(device).cuda_stream
 
     def capturing(self) -> bool:
@@ -95,7 +95,7 @@ class Cuda:
         return torch.empty(count, dtype=torch.int64, pin_memory=True)
 
     def upload(self, to: torch.Tensor, source: torch.Tensor, mark: Any) -> Any:
-        """Copy asynchronously, and record an event behind the copy."""
+        """Copy asynchronously, and record an event after the copy."""
         to.copy_(source, non_blocking=True)
         event = torch.cuda.Event() if mark is None else mark  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(to.device))
@@ -115,7 +115,7 @@ class Cuda:
 
 
 def select_rows(out: torch.Tensor, source: torch.Tensor, index: torch.Tensor) -> None:
-    """Gather rows of `source` into `out`; to bfloat16 they are rounded to the nearest, ties to even."""
+    """Gather rows of `source` into `out`; conversion to bfloat16 rounds to nearest, ties to even."""
     if out.dtype == source.dtype:
         torch.index_select(source, 0, index, out=out)
     else:
@@ -123,7 +123,7 @@ def select_rows(out: torch.Tensor, source: torch.Tensor, index: torch.Tensor) ->
 
 
 class _Memory:
-    """What a device gives to capture: slots, and buffers for the kept indices on both sides."""
+    """Memory of one device for capture: slots, and buffers for the kept indices on host and device."""
 
     def __init__(self, accelerator: Accelerator, device: torch.device, plan: SlotPlan) -> None:
         self.slots = [accelerator.allocate(plan.slot_bytes, device) for _ in range(plan.slots)]
@@ -135,10 +135,10 @@ class DeviceCapture:
     """Slots and lane of one device.
 
     Args:
-        accelerator: its kind.
-        device: which.
-        plan: of its slots.
-        memory: taken for this plan.
+        accelerator: the device type.
+        device: the device.
+        plan: plan of its slots.
+        memory: allocated for this plan.
         lane: opened for these slots.
     """
 
@@ -152,7 +152,7 @@ class DeviceCapture:
     ) -> None:
         self.lane, self.plan, self.device = lane, plan, device
         self._accelerator, self._memory = accelerator, memory
-        # Views of every type that a row can have: making one costs as much as a launch.
+        # Views for every type that a row can have: creating one costs as much as a kernel launch.
         self._slots = [
             {dtype: slot[: len(slot) // 4 * 4].view(dtype) for dtype in _DTYPES} for slot in memory.slots
         ]
@@ -168,11 +168,11 @@ class DeviceCapture:
 
     @property
     def problem(self) -> str:
-        """Why nothing is captured from the device any more; empty while all is well."""
+        """Reason why capture from the device has ended; empty while it works."""
         return self._problem or (self.lane.problem if self.lane.failed else "")
 
     def has_room(self, calls: int, kept: int) -> bool:
-        """Return whether a step fits; a device that has failed is no reason to drop one elsewhere."""
+        """Return whether a step fits; True for a failed device, so that other devices keep the step."""
         if self.problem:
             return True
         try:
@@ -184,7 +184,7 @@ class DeviceCapture:
         return uploaded and kept <= self.plan.rows and self.lane.free() >= min(calls, self.lane.slots)
 
     def begin_step(self, kept: NDArray[np.int64], records: NDArray[np.void]) -> None:
-        """Send the kept indices of a step on their way. Their buffer is free: see `has_room`."""
+        """Start the upload of a step's kept indices; `has_room` has ensured that a buffer is free."""
         if self.problem:
             return
         turn = self._steps % _UPLOADS
@@ -208,14 +208,14 @@ class DeviceCapture:
         width: int,
         wire: torch.dtype,
     ) -> bool:
-        """Gather the kept rows of a tensor into a slot and hand it over; False when no slot is free.
+        """Gather the kept rows of a tensor into a slot and hand it over; False if no slot is free.
 
         Args:
-            header: of the packets, but for their number.
-            tensor: on the device.
+            header: header of the packets, without their number.
+            tensor: a tensor on the device.
             counts: kept rows of each packet.
-            width: elements of a row.
-            wire: type that the rows travel in.
+            width: elements per row.
+            wire: type in which the rows are transferred.
 
         Raises:
             DeviceRefusedError: the call cannot be captured.
@@ -271,26 +271,26 @@ class Devices:
         self._unplanned: set[torch.device] = set()
         self._kept: dict[torch.device, torch.Tensor] = {}
         self.in_graph: set[HookState] = set()
-        """Hook points whose module a graph has run."""
+        """Hook points whose module runs in a CUDA graph."""
 
     @property
     def plans(self) -> dict[str, SlotPlan]:
-        """The slots by device."""
+        """Slot plans by device."""
         return {str(device): one.plan for device, one in self._captures.items()}
 
     # -- a step
 
     def expect_no_graph(self) -> None:
-        """Refuse a step whose kernels go into a CUDA graph: any question to the device would spoil it.
+        """Reject a step whose kernels are captured into a CUDA graph: querying the device would break it.
 
         Raises:
-            DeviceRefusedError: they do.
+            DeviceRefusedError: the step is captured into a graph.
         """
         if self._captures and self._accelerator.capturing():
             raise DeviceRefusedError(_GRAPH)
 
     def prepare(self, states: Sequence[HookState], rows: int) -> None:
-        """Take slots on every device that has none: here, before the step, and not between two layers."""
+        """Allocate slots on every device that has none, before the step and not between two layers."""
         if self._open_lane is None:
             return
         wanted = {state.device for state in states if state.device is not None} | self._unplanned
@@ -305,16 +305,15 @@ class Devices:
         self._unplanned.clear()
 
     def free(self, ask: Callable[[], int]) -> int:
-        """Return the packets that the stream takes beyond those that are on their way; `ask` asks it."""
+        """Return how many packets the stream can accept beyond those in flight; `ask` queries the stream."""
         unclaimed = 0
-        for (
-            one
-        ) in self._captures.values():  # before the stream is asked: then the difference is never too large
+        # Read before querying the stream, so that the result is never too large.
+        for one in self._captures.values():
             unclaimed += one.lane.unclaimed()
         return ask() - unclaimed
 
     def has_room(self, states: Sequence[HookState], kept: int) -> bool:
-        """Return whether every device has slots for a step that keeps so many rows."""
+        """Return whether every device has slots for a step that keeps `kept` rows."""
         for device, one in self._captures.items():
             mine = (state for state in states if state.device == device and not state.left_out)
             if not one.has_room(sum(state.calls_expected for state in mine), kept):
@@ -339,7 +338,7 @@ class Devices:
         return torch.bfloat16 if narrowed else tensor.dtype
 
     def find(self, state: HookState, device: torch.device) -> DeviceCapture | None:
-        """Return what captures from a device; None where rows are copied while the model waits.
+        """Return the capture of a device; None if rows are copied while the model waits.
 
         Raises:
             DeviceRefusedError: the call cannot be captured.
@@ -376,7 +375,7 @@ class Devices:
         return tensor.detach().reshape(-1, width).index_select(0, self._kept[device]).cpu()
 
     def close(self) -> None:
-        """Publish what is on its way, and give the slots back."""
+        """Publish the rows in flight, and release the slots."""
         for one in self._captures.values():
             one.lane.stop()
         self._captures.clear()
@@ -386,7 +385,7 @@ class Devices:
 
     @staticmethod
     def _bind(state: HookState, device: torch.device) -> None:
-        """Keep the order of a hook point's packets: once from a device, they come from no other."""
+        """Bind a hook point to one device, so that its packets keep their order."""
         if state.bound is not None and state.bound != device:
             raise DeviceRefusedError(_moved(state, device))
         state.bound = state.device = device
@@ -403,12 +402,12 @@ class Devices:
         return self._to_bf16 and state.kind is Kind.ACTIVATION
 
     def _open(self, device: torch.device, plan: SlotPlan) -> None:
-        """Take memory and start the lane; where the device has none for it, capture steps back."""
+        """Allocate memory and start the lane; if memory is short, try smaller plans."""
         assert self._open_lane is not None
         why, trying = "", plan if plan.slots else None
         while trying is not None:
             try:
-                with torch.inference_mode(False):  # else no step outside of it could write into the slots
+                with torch.inference_mode(False):  # else steps outside this mode could not write slots
                     memory = _Memory(self._accelerator, device, trying)
                 lane = self._open_lane(device.index or 0, trying.slots, self._accelerator.runtime())
             except torch.OutOfMemoryError as error:

@@ -10,7 +10,7 @@ class DeviceRefusedError(RuntimeError):
 
 
 class Failures:
-    """Records failures of capture."""
+    """Record of capture failures."""
 
     def __init__(self) -> None:
         self.count = 0

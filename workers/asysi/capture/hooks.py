@@ -1,7 +1,7 @@
-"""Hooks that copy what modules return, and the gradients of it, into a stream.
+"""Hooks that copy module outputs and their gradients into a stream.
 
-The model must not notice: nothing here blocks, waits or raises into it, and a step costs a few numpy calls
-and one copy per hook point.
+The model must not be affected: nothing here blocks, waits or raises into it, and a step costs a few numpy
+calls and one copy per hook point.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ from asysi.contract.spec import Sampling
 from asysi.model.points import HookPoint
 from asysi.text.grid import StepTokens
 
-# Plain integers: calling an enum's method would cost more than the rest of a drop.
+# Plain integers: an enum method call would cost more than the rest of a drop.
 _RING_FULL, _MID_STEP, _TOO_LARGE = (
     int(DropReason.RING_FULL),
     int(DropReason.MID_STEP),
@@ -40,28 +40,28 @@ _ERROR, _NO_TOKEN = int(DropReason.ERROR), int(DropReason.NO_TOKEN)
 
 
 Hook = Callable[..., Any]
-"""What torch calls before or after a module."""
+"""A callable that torch calls before or after a module."""
 
 
 class ActivationHooker:
-    """Captures what modules return while it is entered; use as a context manager.
+    """Captures module outputs while it is entered; use as a context manager.
 
     Args:
-        module: the model whose modules the hook points name.
-        points: exact hook points, as check() matched them.
-        producer: of the stream that rows go into.
-        mailbox: tells the rate that was asked for last, and gets the counters; None where no other process
-            has a part in it.
-        kinds: what is taken at each hook point; each has an account of its own.
+        module: the model that contains the hooked modules.
+        points: exact hook points, as matched by check().
+        producer: producer of the stream that rows are written to.
+        mailbox: provides the last requested rate and receives the counters; None if no other process is
+            involved.
+        kinds: what is captured at each hook point; each kind has its own account.
         sampling: bounds of the rate, and whether tokens or whole steps are kept.
-        seed: of the token sampling.
-        root: the module whose forward is a step, when it is not `module` itself.
+        seed: seed of the token sampling.
+        root: the module whose forward pass is a step, if it is not `module` itself.
         attempt: number of the attempt.
-        rank: of this process.
-        devices: the accelerators that tensors lie on; None copies from them while the model waits.
+        rank: rank of this process.
+        devices: the accelerators that hold tensors; None copies from them while the model waits.
 
     Raises:
-        KeyError: a hook point names no module, or a kind cannot be captured.
+        KeyError: a hook point does not name a module, or a kind cannot be captured.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class ActivationHooker:
         if self._handles:
             return
         compiled = _is_compiled(self._root)
-        if compiled:  # code that was compiled without the hooks would not call them
+        if compiled:  # code compiled without the hooks would not call them
             torch._dynamo.reset()
         self._wrap: Callable[[Hook], Hook] = torch.compiler.disable if compiled else _as_it_is
         self._handles.append(
@@ -133,14 +133,14 @@ class ActivationHooker:
         self._handles.append(self._root.register_forward_hook(self._wrap(self._end), always_call=True))
 
     def detach(self) -> None:
-        """Remove the hooks; what is on its way from a device is published all the same."""
+        """Remove the hooks; rows in flight from a device are still published."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         self._failures.tell()
 
     def close(self) -> None:
-        """Remove the hooks, wait for what is on its way from devices, and give their memory back."""
+        """Remove the hooks, wait for rows in flight from devices, and release device memory."""
         self.detach()
         self._devices.close()
 
@@ -187,7 +187,7 @@ class ActivationHooker:
 
     @property
     def slots(self) -> dict[str, str]:
-        """What capture takes of the memory of each device, in words."""
+        """Memory that capture uses on each device, as text."""
         return {device: str(plan) for device, plan in self._devices.plans.items()}
 
     @property
@@ -280,7 +280,7 @@ class ActivationHooker:
         headers["batch"], headers["length"] = tokens.batch, tokens.length
 
     def _count_replays(self) -> None:
-        """Count the rows of modules that a CUDA graph has run in this step: their hooks were not called."""
+        """Count rows of modules that ran in a CUDA graph in this step: their hooks were not called."""
         step = self._step
         for state in self._devices.in_graph:
             if not state.calls and step.tokens is not None:
@@ -342,7 +342,7 @@ class ActivationHooker:
             self._drop(state, _MID_STEP if layout.parts else _TOO_LARGE, state.unbooked)
 
     def _take(self, state: HookState, tensor: torch.Tensor, layout: Layout, wire: torch.dtype) -> None:
-        """Hand the kept rows of a tensor on a device to its lane, as far as there is room."""
+        """Hand the kept rows of a tensor on a device to its lane, if there is room."""
         device = self._devices.find(state, tensor.device)
         if device is None:
             source = self._devices.gather(tensor, layout.width, self._step.kept)
@@ -356,9 +356,9 @@ class ActivationHooker:
             state.unbooked -= int(counts.sum())
 
     def _publish(self, state: HookState, source: torch.Tensor, layout: Layout, *, gathered: bool) -> None:
-        """Copy the kept rows into the stream, a chunk at a time, while there is room.
+        """Copy the kept rows into the stream, one chunk at a time, while there is room.
 
-        `source` is the whole grid of rows, or, gathered, the kept ones alone.
+        `source` holds all rows of the grid or, if `gathered`, only the kept ones.
         """
         address = source.data_ptr()
         for number, (index, rows, count) in enumerate(layout.parts):
@@ -409,7 +409,7 @@ def _headers(count: int, attempt: int, rank: int) -> NDArray[np.void]:
 
 
 def _is_compiled(root: torch.nn.Module) -> bool:
-    """Return whether torch.compile has a part in a model: as a wrapper, or in place."""
+    """Return whether torch.compile is used in a model, as a wrapper or in place."""
     return any(
         hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in root.modules()
     )
@@ -420,7 +420,7 @@ def _as_it_is(hook: Hook) -> Hook:
 
 
 def _device_of(module: torch.nn.Module, root: torch.nn.Module) -> torch.device | None:
-    """Return where a module runs, as its parameters and buffers tell; None on the host."""
+    """Return the device of a module, judged by its parameters and buffers; None on the host."""
     for one in (module, root):
         for tensor in (*one.parameters(), *one.buffers()):
             return None if tensor.is_cpu or tensor.is_meta else tensor.device

@@ -1,4 +1,4 @@
-"""How much of an accelerator's memory capture takes: slots, each for the kept rows of a call. Arithmetic."""
+"""Plans the accelerator memory for capture: slots, each for the kept rows of one call. Pure arithmetic."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from asysi.contract.quantity import format_bytes
 
 STEPS_AHEAD = 8
-"""Steps by which the model's thread may be ahead of the device, at most: beyond it no slot is of use."""
+"""Maximum number of steps by which the model's thread is ahead of the device; more slots are of no use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +18,9 @@ class SlotPlan:
     calls: int
     """Calls of hooked modules in a step."""
     rows: int
-    """Of the largest step."""
+    """Rows of the largest step."""
     budget: int | None
-    """Bytes that slots for more than one step may take; None: any number."""
+    """Maximum bytes for slots beyond one step; None means no limit."""
 
     @property
     def bytes(self) -> int:
@@ -37,7 +37,7 @@ class SlotPlan:
         return f"{arithmetic} = {format_bytes(self.bytes)}, {within} spec.capture.size = {size}"
 
     def smaller(self) -> "SlotPlan | None":
-        """Return the plan to try when the device has no memory for this one; None when there is none."""
+        """Return the plan to try if the device lacks memory for this one; None if there is none."""
         return replace(self, slots=max(self.calls, self.slots // 2)) if self.slots > self.calls else None
 
 
@@ -45,10 +45,10 @@ def plan_slots(calls: Sequence[tuple[int, int]], rows: int, budget: int | None =
     """Return the slots for the hook points of a device.
 
     Args:
-        calls: of each hook point its calls in a step, and the bytes of a row as it travels.
-        rows: of the largest step.
-        budget: bytes that slots for more than one step may take, the size of the capture ring: what is on its
-            way into the ring never needs more than the ring has. One step has its slots in any case.
+        calls: for each hook point, its calls per step and the bytes of a row as transferred.
+        rows: rows of the largest step.
+        budget: maximum bytes for slots beyond one step, the size of the capture ring: rows in flight to the
+            ring never need more than the ring holds. One step always gets its slots.
     """
     in_all = sum(count for count, _ in calls)
     slot_bytes = max(1, rows) * max((row_bytes for _, row_bytes in calls), default=1)

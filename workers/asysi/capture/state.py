@@ -1,4 +1,4 @@
-"""State of a hook point and kind, kept between calls."""
+"""State of a hook point and kind that is kept between calls."""
 
 import numpy as np
 import torch
@@ -14,15 +14,15 @@ checkpointing, while gradients are seen for the first time."""
 
 
 class HookState:
-    """A hook point and kind: its way into the stream, its packet header, and what is known of its size.
+    """A hook point and kind: its channel into the stream, its packet header, and its known size.
 
     Args:
         point: the hook point.
-        kind: what is taken there.
-        channel: its way into the stream.
-        headers: a record for each state, filled with what a step's packets share.
-        at: place of this state's record.
-        device: where the module's outputs are expected; None on the host.
+        kind: what is captured there.
+        channel: its channel into the stream.
+        headers: one record per state, filled with the fields that a step's packets share.
+        at: index of this state's record.
+        device: expected device of the module's outputs; None on the host.
     """
 
     __slots__ = (

@@ -44,15 +44,15 @@ class Layout(NamedTuple):
 
 
 class CaptureStep:
-    """The step that runs now, and totals over all steps.
+    """The current step, and totals over all steps.
 
     Args:
-        producer: of the stream that rows go into.
-        devices: the accelerators that must have room too.
-        mailbox: tells the rate that was asked for last.
+        producer: producer of the stream that rows are written to.
+        devices: the accelerators that must also have room.
+        mailbox: provides the last requested rate.
         sampling: bounds of the rate, and whether tokens or whole steps are kept.
-        seed: of the sampling.
-        failures: told of a hook point that does not fit beside the others.
+        seed: seed of the sampling.
+        failures: records a hook point that does not fit next to the others.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class CaptureStep:
     # -- room
 
     def take_chunk(self) -> bool:
-        """Return whether a chunk is free; the stream is asked only when what it said last is used up."""
+        """Return whether a chunk is free; the stream is queried only once its last answer is used up."""
         if self._room <= 0:
             self._room = self._devices.free(self._free)
         self._room -= 1
@@ -208,7 +208,7 @@ class CaptureStep:
         return layout
 
     def count_parts(self, layout: Layout) -> NDArray[np.uint32]:
-        """Return the rows of each part, as a lane takes them."""
+        """Return the number of rows of each part, in the form that a lane expects."""
         counts = self._counts.get(layout.stride)
         if counts is None:
             counts = self._counts[layout.stride] = np.array([part[2] for part in layout.parts], np.uint32)

@@ -1,4 +1,4 @@
-"""What finish may spend on reading with the model, and how far it is."""
+"""Budget and progress of finish when it reads documents with the model."""
 
 import time
 from collections.abc import Callable
@@ -8,42 +8,42 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class ReadBudget:
-    """What one reading may take."""
+    """Limits of one reading."""
 
     tokens: int
-    """Tokens that run through the model at most."""
+    """Maximum number of tokens run through the model."""
     seconds: float
-    """Time after which no further forward begins; the first one is always run."""
+    """Time after which no further forward pass starts; the first one is always run."""
     memory: int = 512 * 2**20
-    """Bytes of the activations that are kept at most."""
+    """Maximum bytes of kept activations."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadProgress:
-    """How far a reading is."""
+    """Progress of a reading."""
 
     what: str
-    """What is read for: `report` or `cross-entropy`."""
+    """Purpose of the reading: `report` or `cross-entropy`."""
     tokens: int
-    """That have run through the model."""
+    """Tokens run through the model so far."""
     tokens_total: int
-    """That will have, unless the time is over before."""
+    """Tokens to run in total, unless time runs out first."""
     seconds_left: float | None
-    """At the present pace, None before the first forward."""
+    """Remaining time at the current pace, None before the first forward pass."""
 
 
 class ReadWatch(Protocol):
-    """Who is told that work goes on, and how far it is."""
+    """Receives heartbeats and the progress of a reading."""
 
     def beat(self) -> None:
-        """Note that something was done."""
+        """Record that work continues."""
 
     def show(self, progress: ReadProgress | None) -> None:
-        """Note how far a reading is; None when it is over."""
+        """Record the progress of a reading; None when it is over."""
 
 
 class Unwatched:
-    """Is told, and does nothing."""
+    """Ignores heartbeats and progress."""
 
     def beat(self) -> None:
         """Do nothing."""
@@ -53,13 +53,13 @@ class Unwatched:
 
 
 class Spending:
-    """Decides whether the next forward still fits into the time, at the pace of those before.
+    """Decides whether the next forward pass still fits into the time, at the pace of the previous ones.
 
     Args:
-        what: what is read for.
-        seconds: of the whole, counted from now.
-        watch: is told after every forward.
-        clock: seconds, monotonic.
+        what: purpose of the reading.
+        seconds: total time, counted from now.
+        watch: called after every forward pass.
+        clock: monotonic clock in seconds.
     """
 
     def __init__(
@@ -69,30 +69,30 @@ class Spending:
         self._began = self._forwards_began = clock()
         self._done = 0
         self.total = 0
-        """Tokens that are to be read in all."""
+        """Total number of tokens to read."""
 
     def plan(self, tokens: int) -> None:
-        """Say how many tokens are to be read in all; forwards begin now."""
+        """Set the total number of tokens to read; forward passes start now."""
         self.total, self._forwards_began = tokens, self._clock()
 
     @property
     def left(self) -> float:
-        """Seconds that may still be spent; below 0 they are over."""
+        """Remaining seconds; negative if the time is over."""
         return self._seconds - (self._clock() - self._began)
 
     @property
     def pace(self) -> float | None:
-        """Tokens a second, None before the first forward."""
+        """Tokens per second, None before the first forward pass."""
         spent = self._clock() - self._forwards_began
         return self._done / spent if self._done and spent > 0 else None
 
     def fits(self, tokens: int) -> bool:
-        """Return whether a forward of so many tokens will end in time; the first one may take any."""
+        """Return whether a forward pass of `tokens` tokens will end in time; the first always fits."""
         pace = self.pace
         return not self._done or self.left >= (tokens / pace if pace else 0.0)
 
     def spend(self, tokens: int) -> None:
-        """Note a forward of so many tokens."""
+        """Record a forward pass of `tokens` tokens."""
         self._done += tokens
         pace = self.pace
         ahead = None if pace is None else (self.total - self._done) / pace

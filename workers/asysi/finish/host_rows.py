@@ -1,7 +1,7 @@
-"""Rows that a host with a GPU leaves for the report: it reads the documents while the model is at hand.
+"""Rows that a GPU host writes for the report, while the model is still loaded there.
 
-The host holds a lock from before it closes its ring until the rows are written, so that finish knows that
-they are coming, and that they are not when the host is gone.
+The host holds a lock from before it closes its ring until the rows are written. While the lock is held,
+finish knows that rows are coming; once the host is gone, it knows that they are not.
 """
 
 import json
@@ -28,7 +28,7 @@ from asysi.model.points import HookPoint
 
 FORMAT = "asysi-reread-1"
 GRACE = 60.0
-"""Seconds beyond `finish.maxSeconds` that finish waits for a host that is reading."""
+"""Seconds beyond `finish.maxSeconds` that finish waits for a host that is still reading."""
 _POLL = 0.1
 _OF_A_POINT: dict[str, type[np.generic]] = {"values": np.float32, "token": np.int64, "call": np.int64}
 _OF_THE_TOKENS: dict[str, type[np.generic]] = {
@@ -44,7 +44,7 @@ log = logging.getLogger("asysi")
 
 
 class _Beating:
-    """Only beats: the host's own status is about its steps."""
+    """Forwards heartbeats only: the status of the host describes its steps."""
 
     def __init__(self, beat: Callable[[], None]) -> None:
         self.beat = beat
@@ -67,17 +67,17 @@ def leave(
     """Read the report's documents on the host's device, and write rows and tokens into the workspace.
 
     Args:
-        experiment: says what is read, and the budget.
-        output: the results, where a pipeline's rows are.
-        workspace: folder that host and finish share.
+        experiment: defines what is read, and the budget.
+        output: the output folder, which holds the rows of a pipeline.
+        workspace: folder shared by host and finish.
         attempt: number of this attempt.
-        loaded: the model, as it ran.
-        points: hook points that prepare matched.
-        device: where the model is.
-        beat: called after every forward.
+        loaded: the model as it ran.
+        points: hook points matched by prepare.
+        device: device of the model.
+        beat: called after every forward pass.
 
     Raises:
-        Exception: whatever reading, or writing, raises.
+        Exception: any exception from reading or writing.
     """
     again = read_for_report(
         experiment, output, loaded, points, watch=_Beating(beat), device=device, in_host=True
@@ -95,15 +95,15 @@ def await_rows(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> tuple[Reread | None, str]:
-    """Wait while the host reads; return what it left, or None and why there is nothing.
+    """Wait while the host reads; return the rows it left, or None and the reason why there are none.
 
     Args:
-        workspace: folder that host and finish share.
-        attempt: number of this attempt; rows of another one are not taken.
-        seconds: to wait at most, once the stream has ended.
-        watch: is told that waiting is what is done.
-        clock: seconds, monotonic.
-        sleep: waits for seconds.
+        workspace: folder shared by host and finish.
+        attempt: number of this attempt; rows of another attempt are ignored.
+        seconds: maximum time to wait once the stream has ended.
+        watch: receives a heartbeat while waiting.
+        clock: monotonic clock in seconds.
+        sleep: sleeps for a number of seconds.
     """
     until = clock() + seconds
     while is_held(workspace / REREAD_LOCK):
@@ -119,7 +119,7 @@ def await_rows(
 
 
 def write_rows(file: Path, again: Reread, attempt: int) -> None:
-    """Write what was read, atomically."""
+    """Write the rows atomically."""
     sheet, points = again.sheet, again.activations
     pieces = json.dumps(again.pieces).encode()
     tensors: dict[str, NDArray[Any]] = {
@@ -202,7 +202,7 @@ def _refuse_other_types(holder: object, types: Mapping[str, type[np.generic]]) -
 
 
 def _ascending(numbers: NDArray[np.int64], below: int) -> bool:
-    """Return whether numbers ascend from 0 and stay below a bound."""
+    """Return whether numbers are non-decreasing, >= 0, and below a bound."""
     if not len(numbers):
         return True
     return bool((np.diff(numbers) >= 0).all() and numbers[0] >= 0 and numbers[-1] < below)

@@ -1,4 +1,4 @@
-"""The ranges of int8 by channel: measured on the first rows of a hook point, written down, then frozen."""
+"""Per-channel int8 ranges: measured on the first rows of a hook point, written to a file, then frozen."""
 
 import logging
 from pathlib import Path
@@ -17,7 +17,7 @@ log = logging.getLogger("asysi")
 
 
 class Frozen(NamedTuple):
-    """The ranges of a hook point, and the packet that completed them: those behind it are converted."""
+    """The ranges of a hook point, and the packet that completed them; later packets are converted."""
 
     table: Table
     """[2, width] mean and scale of each channel."""
@@ -26,17 +26,17 @@ class Frozen(NamedTuple):
 
 
 class Ranges:
-    """The frozen ranges of all hook points, in one file that outlives restarts and attempts.
+    """The frozen ranges of all hook points, in one file that survives restarts and attempts.
 
-    A packet has the same form whoever carries it: one that a killed predecessor has begun is cut by its
-    successor at the same rows. So ranges are used only for packets behind the one that completed them, and
-    only once the file holds them.
+    A packet has the same form no matter which process relays it: if a predecessor was killed halfway, its
+    successor splits the packet at the same rows. Ranges are therefore used only for packets after the one
+    that completed them, and only once the file contains them.
 
     Args:
-        file: safetensors; a tensor [2, width] for each hook point, mean and scale of each channel.
+        file: safetensors; a tensor [2, width] per hook point, with mean and scale of each channel.
 
     Raises:
-        ConfigError: the file is there and holds something else.
+        ConfigError: the file exists and holds something else.
     """
 
     def __init__(self, file: Path) -> None:
@@ -45,8 +45,8 @@ class Ranges:
         self._measured: dict[str, Calibration] = {}
 
     def of(self, packet: ActivationPacket) -> Table | None:
-        """Return the table that a captured packet is converted with; None, and measure it, as long as its
-        hook point has none.
+        """Return the table for converting a captured packet; None, and measure the packet, while its hook
+        point has none.
         """
         width = packet.payload.shape[1]
         found = self._frozen.get(packet.point)
@@ -60,7 +60,7 @@ class Ranges:
     def _measure(self, packet: ActivationPacket, width: int) -> None:
         measured = self._measured.setdefault(packet.point, Calibration())
         if measured.width not in {0, width}:
-            return  # a module called with several widths: ranges are those of the first
+            return  # a module called with several widths: the first one is measured
         measured.add(packet.to_float32())
         table = measured.table()
         if table is None:
@@ -71,7 +71,7 @@ class Ranges:
             _write(self._file, self._frozen | {packet.point: frozen})
         except (OSError, SafetensorError) as error:
             log.warning("%s stays bf16 for now, its ranges cannot be written: %s", packet.point, error)
-            del self._measured[packet.point]  # and is measured again
+            del self._measured[packet.point]  # measure it again
             return
         self._frozen[packet.point] = frozen
         del self._measured[packet.point]
@@ -79,7 +79,7 @@ class Ranges:
 
 
 def read_ranges(file: Path) -> dict[str, Frozen]:
-    """Return the ranges in `file` by hook point; none when there is no such file.
+    """Return the ranges in `file` by hook point, empty if there is no such file.
 
     Raises:
         ConfigError: the file holds something else.

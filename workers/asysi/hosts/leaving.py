@@ -1,4 +1,4 @@
-"""What a host with a GPU does behind its ring: it reads the report's documents and leaves the rows."""
+"""Work of a GPU host after its ring is closed: it reads the report's documents and leaves the rows."""
 
 import logging
 from collections.abc import Iterator
@@ -21,9 +21,9 @@ class Leaving:
         self._worker, self._wanted = worker, wanted
 
     def leave(self, loaded: LoadedModel, host: Host) -> None:
-        """Read, and leave rows and tokens in the workspace, where that is wanted; call it behind the ring.
+        """Read, and leave rows and tokens in the workspace, if wanted; call it after the ring is closed.
 
-        A failure costs finish its time, nothing else: it reads on its own CPUs then.
+        A failure only costs time: finish then reads the documents on its own CPUs.
         """
         worker = self._worker
         if not self._wanted or worker.stop.terminated:
@@ -34,7 +34,7 @@ class Leaving:
                 worker.experiment, worker.output, worker.workspace, attempt=worker.attempt, loaded=loaded,
                 points=host.points, device=host.device, beat=worker.health.beat,
             )  # fmt: skip
-        except Exception:  # whatever it is, the run itself is done and whole
+        except Exception:  # whatever the error, the run itself is complete
             log.exception("no rows are left for the report: finish reads the documents itself")
 
 
@@ -42,7 +42,7 @@ class Leaving:
 def announced(worker: Worker) -> Iterator[Leaving]:
     """Hold the lock that tells finish to wait for rows; entered before the ring is attached.
 
-    Without a GPU nothing is left: finish has as good a processor.
+    Without a GPU no rows are left: finish reads them just as fast itself.
     """
     spec = worker.experiment.spec
     if not spec.resources.host.gpus or (spec.sae is None and not spec.archive.enabled):
