@@ -88,10 +88,17 @@ def test_nothing_is_pruned(create: Create, everything: Tree) -> None:
     assert create(everything)["spec"] == everything["spec"]
 
 
-@pytest.mark.parametrize("workload", ["train", "ppo", "custom"])
+WORKLOADS = {
+    "train": {"config": "c.yaml", "batchSize": 8, "length": 2, "epochs": 3, "seed": 1, "holdout": 0.2},
+    "ppo": {"epochs": 3, "deep": {"er": [1]}},
+    "custom": {"image": "i", "command": ["c"]},
+}
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
 def test_every_workload_is_stored(create: Create, minimal: Callable[..., Tree], workload: str) -> None:
-    """The workloads that come later are stored too, with whatever is in them."""
-    content = {"image": "i", "command": ["c"]} if workload == "custom" else {"epochs": 3, "deep": {"er": [1]}}
+    """Each workload is stored as it was sent; the untyped one with whatever is in it."""
+    content = WORKLOADS[workload]
     stored = create(minimal({"workload": {"scan": None, workload: content}}))
     assert stored["spec"]["workload"] == {workload: content}
 
