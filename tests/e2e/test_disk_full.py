@@ -56,7 +56,7 @@ def test_it_stops_in_one_sentence_and_resumes(
     said = (tmp_path / f"{run.name}.out").read_text()
     assert code == 1, run.text()
     assert said.count("no room is left in") == 1, said
-    assert "20 MiB in all" in said
+    assert "20 MiB in total" in said
     assert "--resume" in said
     assert "Traceback" not in run.text(), run.text()
     assert _unfinished(output) == []
