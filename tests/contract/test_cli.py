@@ -154,7 +154,7 @@ def test_a_missing_package_is_named(
 ) -> None:
     """A command whose package is not installed says what to install."""
     monkeypatch.setitem(sys.modules, "asysi.hosts.check", None)
-    monkeypatch.setattr("asysi.cli.groups.import_module", _without_torch)
+    monkeypatch.setattr("asysi.contract.errors.import_module", _without_torch)
     assert leaves_with("check", file) == 2
     assert capsys.readouterr().err == "this command needs the package torch: pip install 'asysi[workers]'\n"
 

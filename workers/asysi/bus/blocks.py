@@ -1,20 +1,12 @@
 """Rows that lie in memory, as packets: for streams that carry whole packets rather than shared memory."""
 
 import ctypes
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from asysi.bus.packet import ActivationPacket, Dtype, Quantization
-
-_ELEMENTS: dict[int, np.dtype[Any]] = {
-    Dtype.FLOAT32: np.dtype("<f4"),
-    Dtype.BFLOAT16: np.dtype("<u2"),
-    Dtype.FLOAT16: np.dtype("<f2"),
-    Dtype.INT8: np.dtype("i1"),
-    Dtype.FP8_E4M3: np.dtype("u1"),
-}
+from asysi.bus.packet import ELEMENTS, ActivationPacket, Dtype, Quantization
 
 
 def gather(  # noqa: PLR0917 - in the order of the ring's producer
@@ -30,7 +22,7 @@ def gather(  # noqa: PLR0917 - in the order of the ring's producer
         width: elements of a row.
         dtype: of the elements; bfloat16 is uint16 holding its bits.
     """
-    element = _ELEMENTS[dtype]
+    element = ELEMENTS[dtype]
     if not count:
         return np.empty((0, width), element)
     last = int(index.max()) + 1 if index is not None else count

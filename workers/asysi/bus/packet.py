@@ -264,13 +264,14 @@ E4M3 = _e4m3()
 """[256] The number that each pattern of OCP FP8 E4M3 stands for: no infinities, 448 at most."""
 
 
-_ELEMENTS: dict[int, np.dtype[Any]] = {
+ELEMENTS: dict[int, np.dtype[Any]] = {
     Dtype.FLOAT32.value: np.dtype("<f4"),
     Dtype.BFLOAT16.value: np.dtype("<u2"),
     Dtype.FLOAT16.value: np.dtype("<f2"),
     Dtype.INT8.value: np.dtype("i1"),
     Dtype.FP8_E4M3.value: np.dtype("u1"),
 }
+"""Elements of a payload, by dtype; bfloat16 and E4M3 are their bits."""
 _SCALE = np.dtype("<f4")
 # magic, version, account, rows, width, dtype, quantization, payload_bytes, scale_bytes: a structured scalar
 # takes longer for each of them than struct does for all.
@@ -295,9 +296,9 @@ def parse_packet(buffer: memoryview, points: list[str], shard: int = 0) -> Activ
     )
     if magic != MAGIC or version not in _READABLE:
         raise ValueError(f"no packet of version {VERSION} or 2: magic {magic:#x}, version {version}")
-    if number not in _ELEMENTS:
+    if number not in ELEMENTS:
         raise ValueError(f"packet has the unknown dtype {number}")
-    element = _ELEMENTS[number]
+    element = ELEMENTS[number]
     start = payload_at(rows, scale_bytes)
     by_channel = quantization == Quantization.INT8_CHANNEL and number == Dtype.INT8
     scales_fit = scale_bytes == width * 8 if by_channel else scale_bytes in {0, rows * 4}

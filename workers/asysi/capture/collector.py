@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asysi.bus.blocks import gather
-from asysi.bus.packet import Dtype
+from asysi.bus.packet import Dtype, read_back
 from asysi.bus.states import DropReason
 
 _ROOM = 1 << 40
@@ -53,12 +53,12 @@ class CollectorChannel:
         """Copy rows from memory; see `asysi.bus.stream.BlockChannel.put`."""
         dtype = Dtype(source_dtype)
         taken = gather(address, row_stride, index, count, int(header["width"][0]), dtype)
-        if dtype is Dtype.BFLOAT16:
-            taken = (taken.astype(np.uint32) << 16).view(np.float32)
         into = self._into
         into.records.append(rows.copy())
         into.calls.append(int(header["call_index"][0]))
-        into.values.append(taken.astype(np.float32, copy=False))
+        into.values.append(
+            np.asarray(taken, np.float32) if dtype is Dtype.FLOAT32 else read_back(taken, dtype)
+        )
         return True
 
 

@@ -17,6 +17,6 @@ def run_profile(arguments: Sequence[str] | None = None) -> None:
 
 def kubectl_plugin() -> None:
     """Run `kubectl asysi …`: the verbs of `asysi cluster`."""
-    from asysi.cli.groups import import_lazily  # noqa: PLC0415 - imported lazily like every command
+    from asysi.contract.errors import import_lazily  # noqa: PLC0415 - imported lazily like every command
 
     import_lazily("asysi_operator.plugin.commands", "main")()

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from asysi.cli.groups import Command, Commands, deferred, import_lazily
+from asysi.cli.groups import Command, Commands, deferred
+from asysi.contract.errors import import_lazily
 
 if TYPE_CHECKING:
     from asysi.contract.spec import ScanExperiment

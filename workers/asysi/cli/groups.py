@@ -3,13 +3,12 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from asysi.contract.errors import ConfigError
+from asysi.contract.errors import ConfigError, import_lazily
 from asysi.contract.runtime import Exit
 
 
@@ -59,21 +58,3 @@ def deferred(*modules: str) -> type[TyperGroup]:
         return {name: command for group in groups for name, command in getattr(group, "commands", {}).items()}
 
     return Deferred
-
-
-def import_lazily(module: str, name: str) -> Any:
-    """Import and return `name` of `module`.
-
-    Raises:
-        ConfigError: a required package is not installed.
-    """
-    try:
-        return getattr(import_module(module), name)
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package in {"asysi", "asysi_operator"}:
-            raise
-        extra = "operator" if module.startswith("asysi_operator") else "workers"
-        raise ConfigError(
-            f"this command needs the package {package}: pip install 'asysi[{extra}]'"
-        ) from error

@@ -1,7 +1,9 @@
 """Errors that users can act on."""
 
 import os
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 NO_ROOM = "no room is left in"
 """Prefix of the message of a worker that could not write its results."""
@@ -27,3 +29,25 @@ class ConfigError(Exception):
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
         self.problems = list(problems)
+
+
+_EXTRAS = {"asysi_operator": "operator", "asysi.train": "train"}
+"""Extra that installs the requirements of a package; the others need `workers`."""
+
+
+def import_lazily(module: str, name: str) -> Any:
+    """Import and return `name` of `module`.
+
+    Raises:
+        ConfigError: a required package is not installed.
+    """
+    try:
+        return getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in {"asysi", "asysi_operator"}:
+            raise
+        extra = next((extra for part, extra in _EXTRAS.items() if module.startswith(part)), "workers")
+        raise ConfigError(
+            f"this command needs the package {package}: pip install 'asysi[{extra}]'"
+        ) from error

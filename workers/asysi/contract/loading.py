@@ -86,25 +86,30 @@ def load(files: Sequence[File], settings: Sequence[str] = ()) -> ScanExperiment:
     if not files:
         raise ConfigError("no experiment is given: name its YAML file, like `asysi run scan.yaml`")
     layers = [read(file) for file in files] + [set_value(setting) for setting in settings]
-    problems = [problem for layer in layers for problem in layer.problems]
-    if problems:
-        raise ConfigError(*problems)
-    return assemble(layers)
+    whole = merged([_numbered(layer, number) for number, layer in enumerate(layers)])
+    folders = {path: File(mark.file).parent for path, mark in whole.marks.items() if mark.line}
+    return check(resolve_paths(whole.tree, folders, File.cwd()), whole.marks)
 
 
-def assemble(layers: Sequence[MarkedTree]) -> ScanExperiment:
-    """Return the experiment merged from `layers`; the last one takes precedence.
+def merged(layers: Sequence[MarkedTree]) -> MarkedTree:
+    """Return the tree merged from `layers`; the last one takes precedence.
 
     Raises:
-        ConfigError: all problems of the experiment.
+        ConfigError: the problems of all layers.
     """
+    if problems := [problem for layer in layers for problem in layer.problems]:
+        raise ConfigError(*problems)
     tree: Any = {}
     marks: dict[Path, Mark] = {}
-    for number, layer in enumerate(layers):
+    for layer in layers:
         tree = merge(tree, layer.tree)
-        marks |= {path: replace(mark, layer=number) for path, mark in layer.marks.items()}
-    folders = {path: File(mark.file).parent for path, mark in marks.items() if mark.line}
-    return check(resolve_paths(tree, folders, File.cwd()), marks)
+        marks |= layer.marks
+    return MarkedTree(tree, marks)
+
+
+def _numbered(layer: MarkedTree, number: int) -> MarkedTree:
+    marks = {path: replace(mark, layer=number) for path, mark in layer.marks.items()}
+    return replace(layer, marks=marks)
 
 
 def check(tree: Mapping[str, Any], marks: Mapping[Path, Mark] | None = None) -> ScanExperiment:

@@ -2,13 +2,12 @@
 
 import logging
 import sys
-from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from asysi.contract.errors import ConfigError
+from asysi.contract.errors import ConfigError, import_lazily
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -44,7 +43,7 @@ def new(
       asysi train new digits && cd digits && sh train.sh cpu
       asysi train new topics --task text
     """
-    for line in _later("asysi.train.scaffold", "write_project")(folder, task):
+    for line in import_lazily("asysi.train.scaffold", "write_project")(folder, task):
         typer.echo(line)
 
 
@@ -79,12 +78,12 @@ def run(  # noqa: PLR0917 - each is an option of the command
     _log()
     if devices and gpus:
         raise typer.BadParameter("name the devices once: as the argument or with --gpus")
-    asked = _later("asysi.train.launch", "Launch")(
+    asked = import_lazily("asysi.train.launch", "Launch")(
         project, config, settings or [],
-        _later("asysi.train.launch", "parse_devices")(devices or gpus or "cpu"),
+        import_lazily("asysi.train.launch", "parse_devices")(devices or gpus or "cpu"),
         output or project / "runs" / "train", overwrite,
     )  # fmt: skip
-    raise typer.Exit(int(_later("asysi.train.launch", "launch")(asked)))
+    raise typer.Exit(int(import_lazily("asysi.train.launch", "launch")(asked)))
 
 
 @app.command("baseline")
@@ -105,11 +104,11 @@ def baseline(
     numbers = seeds.split(",")
     if not all(number.strip().isdecimal() for number in numbers):
         raise typer.BadParameter(f"{seeds} is not a list of seeds such as 0,1,2", param_hint="'--seeds'")
-    asked = _later("asysi.train.launch", "Launch")(
+    asked = import_lazily("asysi.train.launch", "Launch")(
         project, config, settings or [],
-        _later("asysi.train.launch", "parse_devices")(devices), project / "runs" / "baseline", True,
+        import_lazily("asysi.train.launch", "parse_devices")(devices), project / "runs" / "baseline", True,
     )  # fmt: skip
-    measure = _later("asysi.train.launch", "measure_baseline")
+    measure = import_lazily("asysi.train.launch", "measure_baseline")
     typer.echo(measure(asked, [int(number) for number in numbers]))
 
 
@@ -127,7 +126,7 @@ def sources(
       asysi train sources
       asysi train sources --check
     """
-    changed = _later("asysi.train.sources", "render_sources")(project, check=check)
+    changed = import_lazily("asysi.train.sources", "render_sources")(project, check=check)
     for name in changed:
         typer.echo(f"{name}: {'differs' if check else 'written'}")
     if changed and check:
@@ -153,7 +152,7 @@ def predict_rows(  # noqa: PLR0917 - each is an option of the command
       asysi train test data/test.csv predictions.csv cpu
     """
     _log()
-    lines = _later("asysi.train.predicting", "predict_table")(
+    lines = import_lazily("asysi.train.predicting", "predict_table")(
         project, config, settings or [], output or project / "runs" / "train", table, result, device
     )
     typer.echo(lines)
@@ -175,25 +174,10 @@ def predict(
     """
     _log()
     typer.echo(
-        _later("asysi.train.predicting", "predict_file")(
+        import_lazily("asysi.train.predicting", "predict_file")(
             project, config, settings or [], output or project / "runs" / "train", path
         )
     )
-
-
-def _later(module: str, name: str) -> Any:
-    """Import and return `name` of `module` on demand, so that `--help` stays fast.
-
-    Raises:
-        ConfigError: a required package is not installed.
-    """
-    try:
-        return getattr(import_module(module), name)
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package == "asysi":
-            raise
-        raise ConfigError(f"this command needs the package {package}: pip install 'asysi[train]'") from error
 
 
 def _log() -> None:

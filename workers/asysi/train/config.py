@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from asysi.contract.errors import ConfigError
-from asysi.contract.loading import Mark, merge, read, sentences, set_value
+from asysi.contract.loading import merged, read, sentences, set_value
 from asysi.contract.mistakes import problem_of
 
 Target = Annotated[dict[str, Any], Field(min_length=1)]
@@ -189,19 +189,12 @@ def load_config(file: Path, settings: Sequence[str] = ()) -> TrainConfig:
     Raises:
         ConfigError: with one sentence per problem: file, line, path, what is wrong, and what to do.
     """
-    layers = [read(file), *map(set_value, settings)]
-    if problems := [problem for layer in layers for problem in layer.problems]:
-        raise ConfigError(*problems)
-    tree: Any = {}
-    marks: dict[tuple[str | int, ...], Mark] = {}
-    for layer in layers:
-        tree = merge(tree, layer.tree)
-        marks |= layer.marks
+    whole = merged([read(file), *map(set_value, settings)])
     try:
-        config = TrainConfig.model_validate(tree)
+        config = TrainConfig.model_validate(whole.tree)
     except ValidationError as error:
         found = [problem_of(detail, TrainConfig) for detail in error.errors(include_url=False)]
-        raise ConfigError(*sentences(found, marks, "the configuration")) from error
+        raise ConfigError(*sentences(found, whole.marks, "the configuration")) from error
     if problems := list(_problems(config)):
         raise ConfigError(*(f"{file}: {problem}" for problem in problems))
     return config

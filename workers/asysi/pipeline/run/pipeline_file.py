@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from asysi.contract.errors import ConfigError
-from asysi.contract.loading import Mark, merge, read, resolve_path, sentences, set_value
+from asysi.contract.loading import merged, read, resolve_path, sentences, set_value
 from asysi.contract.mistakes import problem_of
 from asysi.contract.pipeline import PipelineFile
 from asysi.contract.spec import PipelineNode, PipelineWriter
@@ -34,19 +34,12 @@ def load(file: Path, settings: Sequence[str] = ()) -> PipelineFile:
     Raises:
         ConfigError: all problems found, one sentence each, with file, line, path and advice.
     """
-    layers = [read(file), *map(set_value, settings)]
-    if problems := [problem for layer in layers for problem in layer.problems]:
-        raise ConfigError(*problems)
-    tree: Any = {}
-    marks: dict[tuple[str | int, ...], Mark] = {}
-    for layer in layers:
-        tree = merge(tree, layer.tree)
-        marks |= layer.marks
+    whole = merged([read(file), *map(set_value, settings)])
     try:
-        return PipelineFile.model_validate(_absolute(tree, file.parent), by_alias=True, by_name=False)
+        return PipelineFile.model_validate(_absolute(whole.tree, file.parent), by_alias=True, by_name=False)
     except ValidationError as error:
         found = [problem_of(detail, PipelineFile) for detail in error.errors(include_url=False)]
-        raise ConfigError(*sentences(found, marks, _WHOLE)) from error
+        raise ConfigError(*sentences(found, whole.marks, _WHOLE)) from error
 
 
 def results_dir(spec: PipelineFile) -> Path:
