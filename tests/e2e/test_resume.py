@@ -111,9 +111,12 @@ def _progress(output: Path) -> int:
 
 
 def _shown(run: Any) -> list[tuple[int, int]]:
-    """Return every progress that was shown: tokens, of tokens."""
+    """Return every progress of the host that was shown: tokens, of tokens.
+
+    A slow machine also shows how far finish is: "… tokens read for the …".
+    """
     said = (run.output.parent / f"{run.name}.out").read_text()
-    numbers = re.findall(r"([\d ,]*\d) of (\d[\d ,]*) tokens", said)
+    numbers = re.findall(r"([\d ,]*\d) of (\d[\d ,]*) tokens(?! read)", said)
     return [(_number(done), _number(total)) for done, total in numbers]
 
 
