@@ -43,7 +43,7 @@ from asysi.capture.hooks import ActivationHooker
 from asysi.contract.loading import load
 from asysi.contract.runtime import CAPTURE_RING, MODEL_FILE, POINTS_FILE, Env
 from asysi.contract.spec import ScanExperiment, Spec
-from asysi.model.forward import ScannerEngine
+from asysi.model.forward import ScanRunner
 from asysi.model.loading import load_model, read_resolved
 from asysi.model.points import HookPoint, read_points
 from asysi.text.grid import StepTokens
@@ -135,7 +135,7 @@ def consumers(modules: list[str], environment: dict[str, str], cpu: int, work: P
 class Host:
     """The scan host of the demo, whose hooks can be attached and detached."""
 
-    engine: ScannerEngine
+    engine: ScanRunner
     hooker: ActivationHooker
     batches: list[Batch]
     rng: np.random.Generator
@@ -173,7 +173,7 @@ def measure_slowdown(
     assert spec.workload.scan is not None
     points = read_points(workspace / POINTS_FILE)
     loaded = load_model(read_resolved(workspace / MODEL_FILE), spec.model.dtype)
-    engine = ScannerEngine(loaded, points)
+    engine = ScanRunner(loaded, points)
     batches = list(read_data(spec.data, spec.workload.scan, loaded.tokenizer).batches.from_step(0))
     ring, rng = str(shm / CAPTURE_RING), np.random.default_rng(options.seed)
     with Writer(ring) as writer, Control(ring) as control:

@@ -18,7 +18,7 @@ from asysi.contract.errors import ConfigError
 from asysi.contract.spec import Model, ScanExperiment, Tokens
 from asysi.hosts.check import check
 from asysi.hosts.trial import CallSpec, try_forward
-from asysi.model.forward import ScannerEngine
+from asysi.model.forward import ScanRunner
 from asysi.model.hollow import Hollow, MetaInitMode, NoRow, run_hollow
 from asysi.model.loading import load_callable, load_model, resolve_model
 from asysi.text.rows import Document
@@ -446,7 +446,7 @@ def test_a_step_that_would_fail_again_is_the_users(beside, fault, refused):
     loaded = load_model(
         resolve_model(Model(uri="python://asysi_test_beside:Tires", tokenizer=str(MINILM))), "float32"
     )
-    engine, policy = ScannerEngine(loaded, []), make_policy(Tokens(), loaded.tokenizer)
+    engine, policy = ScanRunner(loaded, []), make_policy(Tokens(), loaded.tokenizer)
     corpus = tokenise([Document(n, f"text {n}", False) for n in range(3)], loaded.tokenizer, policy)
     first, second, third = Batches(corpus, policy, batch_size=1, passes=1, seed=0).from_step(0)
     engine.run(first)

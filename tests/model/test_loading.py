@@ -15,7 +15,7 @@ from asysi.contract.errors import ConfigError
 from asysi.contract.spec import Model, ScanExperiment
 from asysi.hosts.check import check
 from asysi.hosts.rings import plan_rings
-from asysi.model.forward import ScannerEngine, base_of
+from asysi.model.forward import ScanRunner, base_of
 from asysi.model.loading import build_structure, load_model, refuse_missing, resolve_model
 from asysi.model.points import points_to_json, read_points
 from asysi_ring import Control, create
@@ -435,7 +435,7 @@ def test_engine_reads_padding_as_nothing(tiny):
     corpus = tokenise(documents, loaded.tokenizer, chosen)
     outputs = []
     loaded.module.encoder.layer[1].register_forward_hook(lambda *call: outputs.append(call[-1]))
-    engine = ScannerEngine(loaded, [])
+    engine = ScanRunner(loaded, [])
     for size in (1, 2):
         for batch in Batches(corpus, chosen, batch_size=size, passes=1, seed=0).from_step(0):
             engine.run(batch)

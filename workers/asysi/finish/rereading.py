@@ -22,7 +22,7 @@ from asysi.contract.workloads import text_of
 from asysi.finish.budget import ReadBudget, ReadWatch, Spending
 from asysi.finish.reread_tokens import PointRows, RereadTokens, select, tokens_that_fit
 from asysi.finish.token_text import token_texts
-from asysi.model.forward import ScannerEngine
+from asysi.model.forward import ScanRunner
 from asysi.model.loading import LoadedModel
 from asysi.model.points import HookPoint
 from asysi.text.grid import StepTokens
@@ -112,7 +112,7 @@ def read_again(
         [(point.width or 1024) * max(1, point.calls) for point in points], budget.memory
     )
     chosen = select(sequences.lengths, sequences.holdout, min(budget.tokens, fitting), seed)
-    engine = ScannerEngine(loaded, points, device)
+    engine = ScanRunner(loaded, points, device)
     sheet, activations, read = _run(engine, points, sequences, chosen, policy=policy, spending=spending)
     all_read = bool(read.all())
     chosen = chosen[read]
@@ -226,7 +226,7 @@ def _weights(sequences: Sequences, chosen: NDArray[np.int64], passes: int) -> ND
 
 
 def _run(
-    engine: ScannerEngine,
+    engine: ScanRunner,
     points: list[HookPoint],
     sequences: Sequences,
     chosen: NDArray[np.int64],

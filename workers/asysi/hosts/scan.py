@@ -8,7 +8,7 @@ from asysi.contract.runtime import Container, Exit
 from asysi.contract.spec import Data, Scan
 from asysi.hosts.frame import HostPlan, open_host
 from asysi.hosts.leaving import announced
-from asysi.model.forward import ScannerEngine
+from asysi.model.forward import ScanRunner
 from asysi.model.loading import LoadedModel
 from asysi.monitor.process import run_worker
 from asysi.monitor.worker import Worker
@@ -26,7 +26,7 @@ def main(worker: Worker) -> int:
     with announced(worker) as rows:
         with open_host(worker) as host:
             loaded = host.load_model()
-            engine = ScannerEngine(loaded, host.points, host.device)
+            engine = ScanRunner(loaded, host.points, host.device)
             reading = _read(worker, scan, spec.data, loaded)
             plan = _plan(reading, spec.data.tokens.context_length, scan.seed)
             run = host.watch(engine.module, plan, engine.root)

@@ -13,7 +13,7 @@ from asysi.text.tokens import Batch
 log = logging.getLogger("asysi")
 
 
-class ScannerEngine:
+class ScanRunner:
     """Runs the model's forward pass on batches.
 
     Args:
