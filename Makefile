@@ -147,7 +147,7 @@ ring-abi: ## Record the layout of a new version of the ring's ABI; never overwri
 	build/layout tests/ring/abi
 
 mscan-faults: install ## Kill an archive's writer a thousand times, fail its storage at every call, damage every byte of 64 KiB
-	ASYSI_MSCAN_KILLS=1000 ASYSI_MSCAN_CALLS=1 ASYSI_MSCAN_CASES=0 $(BIN)/python -m pytest --timeout 7200 tests/archive/test_faults.py
+	ASYSI_MSCAN_KILLS=1000 ASYSI_MSCAN_CALLS=1 ASYSI_MSCAN_CASES=0 ASYSI_STORE_KILLS=200 $(BIN)/python -m pytest --timeout 7200 tests/archive/test_faults.py tests/archive/test_uploading.py tests/store
 
 mscan-fuzz: install ## Ten million executions of the fuzzer against the archive's reader; hours
 	ASYSI_MSCAN_FUZZ=10000000 $(BIN)/python -m pytest --timeout 86400 tests/archive/test_fuzz.py

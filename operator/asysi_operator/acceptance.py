@@ -45,10 +45,10 @@ def _problems(experiment: ScanExperiment) -> Iterator[str]:
             f"spec.scheduling.queueName is {named}, but the label {QUEUE} is {label}: an experiment waits in "
             "one queue, so remove one of them"
         )
-    if spec.output.uri is not None:
+    if spec.output.uri is not None and spec.output.store is None:
         yield (
             "spec.output.uri is a directory for local runs; in a pod, results go to a volume: name its claim "
-            "in spec.output.claim, or omit both"
+            "in spec.output.claim, or omit both; s3://bucket/prefix also uploads them"
         )
     uris = {
         "spec.model.uri": spec.model.uri,

@@ -4,26 +4,21 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from tests.packets import packet_of
 
 from asysi.archive.errors import MScanError
 from asysi.archive.measure import measure
 from asysi.archive.series import Series
 from asysi.archive.writer import MScanWriter, SeqInfo
-from asysi.bus.packet import HEADER_DTYPE, MAGIC, ROW_DTYPE, VERSION, ActivationPacket, Dtype
 
 ROWS, WIDTH = 40, 16
 
 
 def packet(sequence, point="a"):
     """A packet drawn from its sequence number."""
-    values = np.random.default_rng(sequence).standard_normal((ROWS, WIDTH)).astype(np.float32)
-    header = np.zeros(1, HEADER_DTYPE)
-    for name, value in {
-        "magic": MAGIC, "version": VERSION, "header_bytes": 192, "sequence": sequence, "step": sequence,
-        "rows": ROWS, "width": WIDTH, "dtype": Dtype.FLOAT32, "payload_bytes": values.nbytes,
-    }.items():  # fmt: skip
-        header[name] = value
-    return ActivationPacket(header[0], point, np.zeros(ROWS, ROW_DTYPE), None, values)
+    return packet_of(
+        np.random.default_rng(sequence).standard_normal((ROWS, WIDTH)).astype("<f4"), sequence, point
+    )
 
 
 def series(folder, packets, compression):

@@ -7,6 +7,7 @@ import pytest
 from pyarrow import ipc
 from pyarrow import parquet as pq
 from safetensors.numpy import load_file
+from tests.packets import packet_of, rows_of
 from typer.testing import CliRunner
 
 from asysi.archive.commands import app
@@ -15,7 +16,7 @@ from asysi.archive.export import export, file_name
 from asysi.archive.format import METRICS_DTYPE, ChunkKind
 from asysi.archive.segment import open_segment
 from asysi.archive.writer import MScanWriter, SeqInfo
-from asysi.bus.packet import HEADER_DTYPE, MAGIC, ROW_DTYPE, VERSION, ActivationPacket, Dtype, RowFlag
+from asysi.bus.packet import RowFlag
 from asysi.contract.errors import ConfigError
 
 POINTS = ["encoder.layer.0", "encoder.layer.1"]
@@ -36,19 +37,12 @@ def archive(tmp_path):
         for step in range(8):
             for point in POINTS:
                 payload = generator.standard_normal((5, WIDTH)).astype("<f2")
-                header = np.zeros(1, HEADER_DTYPE)
-                for name, value in {
-                    "magic": MAGIC, "version": VERSION, "header_bytes": 192, "step": step, "sequence": step,
-                    "rows": 5, "width": WIDTH, "dtype": Dtype.FLOAT16, "payload_bytes": payload.nbytes,
-                }.items():  # fmt: skip
-                    header[name] = value
-                rows = np.zeros(5, ROW_DTYPE)
-                rows["sample"] = np.arange(5) + 100 * step
-                rows["flags"] = [RowFlag.HOLDOUT, 0, 0, 0, 0]
+                samples = np.arange(5) + 100 * step
+                rows = rows_of(5, sample=samples, flags=[RowFlag.HOLDOUT, 0, 0, 0, 0])
                 records = np.zeros(5, METRICS_DTYPE)
                 records["sample"], records["step"], records["l2"] = rows["sample"], step, rows["sample"]
                 writer.append_records(records, SeqInfo(point, 0, step, step, WIDTH))
-                writer.append_tensor(ActivationPacket(header[0], point, rows, None, payload))
+                writer.append_tensor(packet_of(payload, step, point, rows=rows))
     return tmp_path / "output"
 
 

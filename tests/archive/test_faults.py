@@ -4,7 +4,6 @@ The counts are scaled down; `make mscan-faults` runs a thousand kills, and an er
 """
 
 import contextlib
-import importlib.util
 import os
 import random
 import re
@@ -15,6 +14,9 @@ import threading
 from pathlib import Path
 
 import pytest
+from tests.archive import faulty_writer
+from tests.archive.faulty_writer import packet
+from tests.pod import ROOT
 
 from asysi.archive import writer as archive_writer
 from asysi.archive.codec import pack
@@ -28,11 +30,7 @@ from asysi.archive.series import Series, resume
 from asysi.archive.verify import verify, verify_data
 from asysi.archive.writer import MScanWriter, SeqInfo
 
-WRITER = Path(__file__).parent / "faulty_writer.py"
-_SPEC = importlib.util.spec_from_file_location("faulty_writer", WRITER)
-faulty_writer = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(faulty_writer)
-packet = faulty_writer.packet
+WRITER = (sys.executable, "-m", "tests.archive.faulty_writer")
 KILLS = int(os.environ.get("ASYSI_MSCAN_KILLS", "6"))
 CALLS = int(os.environ.get("ASYSI_MSCAN_CALLS", "7"))
 """Every how many calls an error is injected, 1 for every call."""
@@ -63,7 +61,7 @@ def test_kills(tmp_path):
         folder = tmp_path / str(number)
         folder.mkdir()
         path = folder / "attempt-0000-segment-0000.mscan"
-        child = subprocess.Popen([sys.executable, WRITER, path], stdout=subprocess.PIPE, text=True)
+        child = subprocess.Popen([*WRITER, path], stdout=subprocess.PIPE, text=True, cwd=ROOT)
         for _ in range(generator.randrange(1, 30)):
             said = child.stdout.readline()
         child.kill()
@@ -79,7 +77,7 @@ def traced(folder, *options):
     """Run the writer under strace; only its calls on files of the archive are counted."""
     command = ["strace", "-f", "-qq", "-o", folder.parent / "trace", *options]
     return subprocess.run(
-        [*command, sys.executable, WRITER, folder, "24", "none"], capture_output=True, text=True, check=False
+        [*command, *WRITER, folder, "24", "none"], capture_output=True, text=True, check=False, cwd=ROOT
     )
 
 

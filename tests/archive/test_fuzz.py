@@ -3,13 +3,13 @@
 `make mscan-fuzz` runs ten million executions.
 """
 
-import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests.archive.faulty_writer import packet
 
 from asysi.archive.writer import MScanWriter
 
@@ -17,13 +17,6 @@ HERE = Path(__file__).parent
 RUNS = int(os.environ.get("ASYSI_MSCAN_FUZZ", "2500"))
 MEMORY_MIB = 1024
 """Of the whole process: the interpreter, and twice the largest chunk."""
-
-
-def packet(sequence):
-    spec = importlib.util.spec_from_file_location("faulty_writer", HERE / "faulty_writer.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.packet(sequence)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.packets import as_bfloat16, packet_of, rows_of
 
 from asysi.archive import format as mscan
 from asysi.archive.dataset import MScanDataset, replay
@@ -22,16 +23,7 @@ from asysi.archive.recover import recover
 from asysi.archive.segment import open_segment, read_segment
 from asysi.archive.verify import verify, verify_data
 from asysi.archive.writer import MScanWriter, SeqInfo
-from asysi.bus.packet import (
-    HEADER_DTYPE,
-    MAGIC,
-    ROW_DTYPE,
-    VERSION,
-    ActivationPacket,
-    Dtype,
-    RowFlag,
-    place_in_document,
-)
+from asysi.bus.packet import Dtype, RowFlag, place_in_document
 
 _ELEMENT = {Dtype.FLOAT32: "<f4", Dtype.BFLOAT16: "<u2", Dtype.FLOAT16: "<f2", Dtype.INT8: "i1"}
 
@@ -43,23 +35,16 @@ def make_packet(sequence=0, point="layer.0", *, rows=3, width=4, dtype=Dtype.BFL
     if dtype is not Dtype.INT8 and dtype is not Dtype.BFLOAT16:
         payload = generator.standard_normal(rows * width).astype(_ELEMENT[dtype])
     elif dtype is Dtype.BFLOAT16:
-        payload = (generator.standard_normal(rows * width).astype(np.float32).view(np.uint32) >> 16).astype(
-            "<u2"
-        )
+        payload = as_bfloat16(generator.standard_normal(rows * width).astype(np.float32))
     scales = generator.random(rows, np.float32) if dtype is Dtype.INT8 else None
-    header = np.zeros(1, HEADER_DTYPE)
-    fields = {
-        "magic": MAGIC, "version": VERSION, "header_bytes": 192, "sequence": sequence,
-        "step": sequence, "rows": rows, "width": width, "dtype": dtype, "account": 7,
-        "payload_bytes": payload.nbytes, "scale_bytes": 4 * rows if scales is not None else 0,
-    }  # fmt: skip
-    for name, value in fields.items():
-        header[name] = value
-    records = np.zeros(rows, ROW_DTYPE)
-    records["sample"] = np.arange(rows) + 10 * sequence
-    records["position"] = np.arange(rows)
-    records["token"] = generator.integers(0, 1000, rows)
-    return ActivationPacket(header[0], point, records, scales, payload.reshape(rows, width))
+    records = rows_of(
+        rows,
+        sample=np.arange(rows) + 10 * sequence,
+        position=np.arange(rows),
+        token=generator.integers(0, 1000, rows),
+    )
+    shaped = payload.reshape(rows, width)
+    return packet_of(shaped, sequence, point, rows=records, scales=scales, dtype=dtype, account=7)
 
 
 def append(writer, packet, shard=0):

@@ -9,37 +9,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.packets import packet_of, rows_of
 from torch.utils.data import DataLoader
 
 from asysi.archive import follow
-from asysi.archive.dataset import MScanDataset
+from asysi.archive.dataset import MScanDataset, find_segments
 from asysi.archive.errors import CorruptError
 from asysi.archive.follow import MScanFollower
 from asysi.archive.format import ChunkKind
 from asysi.archive.frames import metrics_frame, metrics_table
 from asysi.archive.measure import measure
 from asysi.archive.recover import recover
-from asysi.archive.segment import map_file, open_segment
+from asysi.archive.segment import open_segment
 from asysi.archive.torch_data import MScanRows, MScanStream
 from asysi.archive.writer import MScanWriter, SeqInfo
-from asysi.bus.packet import HEADER_DTYPE, MAGIC, ROW_DTYPE, VERSION, ActivationPacket, Dtype
 
 ROWS, WIDTH, PACKETS = 5, 8, 24
 
 
 def packet(sequence, point="a"):
     """Five rows whose first element is the row's number in the archive."""
-    values = np.random.default_rng(sequence).standard_normal((ROWS, WIDTH)).astype(np.float32)
-    values[:, 0] = np.arange(ROWS) + ROWS * sequence
-    header = np.zeros(1, HEADER_DTYPE)
-    for name, value in {
-        "magic": MAGIC, "version": VERSION, "header_bytes": 192, "sequence": sequence, "step": sequence,
-        "rows": ROWS, "width": WIDTH, "dtype": Dtype.FLOAT32, "payload_bytes": values.nbytes,
-    }.items():  # fmt: skip
-        header[name] = value
-    rows = np.zeros(ROWS, ROW_DTYPE)
-    rows["sample"] = np.arange(ROWS) + ROWS * sequence
-    return ActivationPacket(header[0], point, rows, None, values)
+    values = np.random.default_rng(sequence).standard_normal((ROWS, WIDTH)).astype("<f4")
+    values[:, 0] = samples = np.arange(ROWS) + ROWS * sequence
+    return packet_of(values, sequence, point, rows=rows_of(ROWS, sample=samples))
 
 
 def append(writer, one):
@@ -255,18 +247,18 @@ class TestFollow:
         assert str(tmp_path) not in Path("/proc/self/maps").read_text()
 
     def test_deleted_before_it_is_mapped(self, tmp_path, monkeypatch):
-        """A segment that is deleted between the look at its size and the mapping is passed over."""
+        """A segment that is deleted between the listing of the folder and its opening is passed over."""
         for number in range(2):
             path = tmp_path / f"attempt-0000-segment-{number:04d}.mscan"
             with MScanWriter(path, {}, segment=number) as writer:
                 append(writer, packet(number))
 
-        def deleted_first(path):
-            if path.name.endswith("0000.mscan"):
-                path.unlink()
-            return map_file(path)
+        def deleted_after(path):
+            found = find_segments(path)
+            found[0].unlink(missing_ok=True)
+            return found
 
-        monkeypatch.setattr(follow, "map_file", deleted_first)
+        monkeypatch.setattr(follow, "find_segments", deleted_after)
         follower = MScanFollower(tmp_path)
         assert [segment.number for segment, _ in follower.poll()] == [1, 1]
         assert follower.closed

@@ -3,6 +3,7 @@
 import fsspec
 import numpy as np
 import pytest
+from tests.packets import packet_of
 from typer.testing import CliRunner
 
 from asysi.archive.commands import app
@@ -12,21 +13,15 @@ from asysi.archive.measure import measure
 from asysi.archive.remote import RemoteBytes
 from asysi.archive.torch_data import MScanRows
 from asysi.archive.writer import MScanWriter, SeqInfo
-from asysi.bus.packet import HEADER_DTYPE, MAGIC, ROW_DTYPE, VERSION, ActivationPacket, Dtype
 from asysi.contract.errors import ConfigError
 
 ROWS, WIDTH = 64, 512
 
 
 def packet(sequence, point):
-    values = np.random.default_rng(sequence).standard_normal((ROWS, WIDTH)).astype(np.float32)
-    header = np.zeros(1, HEADER_DTYPE)
-    for name, value in {
-        "magic": MAGIC, "version": VERSION, "header_bytes": 192, "sequence": sequence, "step": sequence,
-        "rows": ROWS, "width": WIDTH, "dtype": Dtype.FLOAT32, "payload_bytes": values.nbytes,
-    }.items():  # fmt: skip
-        header[name] = value
-    return ActivationPacket(header[0], point, np.zeros(ROWS, ROW_DTYPE), None, values)
+    return packet_of(
+        np.random.default_rng(sequence).standard_normal((ROWS, WIDTH)).astype("<f4"), sequence, point
+    )
 
 
 @pytest.fixture

@@ -5,25 +5,19 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from tests.packets import packet_of
 
 from asysi.archive.dataset import MScanDataset
 from asysi.archive.errors import MScanError
 from asysi.archive.follow import MScanFollower
+from asysi.archive.format import ChunkKind
 from asysi.archive.retired import RETIRED_FILE, read_retired
 from asysi.archive.series import Series, resume
 from asysi.archive.summary import retired_lines
-from asysi.bus.packet import HEADER_DTYPE, MAGIC, ROW_DTYPE, VERSION, ActivationPacket, Dtype
 
 
 def packet(sequence, point="a", rows=10):
-    values = np.full((rows, 64), sequence, np.float32)
-    header = np.zeros(1, HEADER_DTYPE)
-    for name, value in {
-        "magic": MAGIC, "version": VERSION, "header_bytes": 192, "sequence": sequence, "step": sequence,
-        "rows": rows, "width": 64, "dtype": Dtype.FLOAT32, "payload_bytes": values.nbytes,
-    }.items():  # fmt: skip
-        header[name] = value
-    return ActivationPacket(header[0], point, np.zeros(rows, ROW_DTYPE), None, values)
+    return packet_of(np.full((rows, 64), sequence, np.float32), sequence, point)
 
 
 def fill(series, count, first=0):
@@ -117,13 +111,84 @@ def test_record_of_each_segment(tmp_path):
     ]
     (tmp_path / RETIRED_FILE).write_text(json.dumps({"segments": entries}))
     assert read_retired(tmp_path) == [
-        {"name": entries[3]["name"], "attempt": 0, "segments": 3, "bytes": 9, "rows": {"a": 9, "b": 2}},
-        {"name": entries[2]["name"], "attempt": 1, "segments": 1, "bytes": 3, "rows": {"a": 4}},
+        {
+            "name": entries[3]["name"],
+            "attempt": 0,
+            "segments": 3,
+            "uploaded": 0,
+            "bytes": 9,
+            "rows": {"a": 9, "b": 2},
+        },
+        {
+            "name": entries[2]["name"],
+            "attempt": 1,
+            "segments": 1,
+            "uploaded": 0,
+            "bytes": 3,
+            "rows": {"a": 4},
+        },
     ]
     assert resume(tmp_path, 0, tensors=True) == (3, {"a": 9, "b": 2})
     assert retired_lines(tmp_path) == [
         "4 older segments (15 rows, 12 B) were deleted to keep to archive.maxSize"
     ]
+
+
+def steps_of(chunks):
+    found = []
+    for segment, chunk in chunks:
+        if segment.entries["kind"][chunk] == ChunkKind.TENSOR:
+            found += [int(p.header["step"]) for p in segment.packets(chunk)]
+    return found
+
+
+def test_a_follower_reports_what_it_missed(tmp_path):
+    """Rows that a follower yields and rows that it reports as missed add up to the rows that were written."""
+    series = Series(tmp_path, 0, {}, rotate=20_000, budget=40_000)
+    follower, read = MScanFollower(tmp_path), []
+    fill(series, 30)
+    read += steps_of(follower.poll())
+    assert [(one.attempt, one.rows) for one in follower.missed()] == [(0, 10 * (30 - len(read)))]
+    fill(series, 3, first=30)
+    read += steps_of(follower.poll())
+    fill(series, 60, first=33)
+    read += steps_of(follower.poll())
+    assert len(read) == len(set(read))
+    (missed,) = follower.missed()
+    assert 0 < missed.segments < read_retired(tmp_path)[0]["segments"]
+    assert missed.rows == 10 * (93 - len(read))
+    early = MScanFollower(tmp_path)
+    assert (
+        early.missed()[0].rows
+        == read_retired(tmp_path)[0]["rows"]["a"] + read_retired(tmp_path)[0]["rows"]["b"]
+    )
+
+
+def test_a_follower_that_keeps_up_misses_nothing(tmp_path):
+    """A segment that is deleted while it is read is read to its end."""
+    series = Series(tmp_path, 0, {}, rotate=20_000, budget=1)
+    follower, read = MScanFollower(tmp_path), []
+    for sequence in range(60):
+        series.append(packet(sequence))
+        series.flush()
+        if sequence % 2:  # never between the last packets of a segment and its deletion
+            read += steps_of(follower.poll())
+        if series.full:
+            series.close()
+    series.close()
+    read += steps_of(follower.poll())
+    assert read == list(range(60))
+    assert follower.missed() == []
+    assert read_retired(tmp_path)[0]["segments"] > 5
+
+
+def test_uploaded_segments_are_marked(tmp_path):
+    """The record says how many deleted segments a store holds, and `info` where they are."""
+    there = {"attempt-0000-segment-0000.mscan", "attempt-0000-segment-0001.mscan"}
+    fill(Series(tmp_path, 0, {}, rotate=1, budget=1, uploaded=lambda: there), 5)
+    (record,) = read_retired(tmp_path)
+    assert (record["segments"], record["uploaded"]) == (4, 2)
+    assert retired_lines(tmp_path)[0].endswith("archive.maxSize; 2 of them are at output.uri")
 
 
 def test_killed_before_the_deletion(tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.packets import as_bfloat16, packet_of, rows_of
 
 from asysi.archive.codec import Codec
 from asysi.archive.dataset import MScanDataset
@@ -12,7 +13,7 @@ from asysi.archive.format import METRICS_DTYPE, ChunkKind
 from asysi.archive.measure import measure
 from asysi.archive.segment import open_segment
 from asysi.archive.writer import MScanWriter, SeqInfo
-from asysi.bus.packet import HEADER_DTYPE, MAGIC, ROW_DTYPE, VERSION, ActivationPacket, Dtype, Kind
+from asysi.bus.packet import Dtype, Kind
 
 _HERE = Path(__file__).parent
 _SPEC = importlib.util.spec_from_file_location("second_reader", _HERE / "second_reader.py")
@@ -27,21 +28,18 @@ def packet(sequence, point, dtype, rows=7, width=24):
     payload = {
         Dtype.FLOAT32: values,
         Dtype.FLOAT16: values.astype("<f2"),
-        Dtype.BFLOAT16: (values.view(np.uint32) >> 16).astype("<u2"),
+        Dtype.BFLOAT16: as_bfloat16(values),
         Dtype.INT8: (values * 50).astype(np.int8),
     }[dtype]
     scales = generator.random(rows, np.float32) if dtype is Dtype.INT8 else None
-    header = np.zeros(1, HEADER_DTYPE)
-    for name, value in {
-        "magic": MAGIC, "version": VERSION, "header_bytes": 192, "sequence": sequence, "step": sequence // 2,
-        "rows": rows, "width": width, "dtype": dtype, "payload_bytes": payload.nbytes, "attempt": 3,
-        "call_index": sequence % 3, "scale_bytes": 0 if scales is None else scales.nbytes,
-    }.items():  # fmt: skip
-        header[name] = value
-    records = np.zeros(rows, ROW_DTYPE)
-    records["sample"], records["position"] = np.arange(rows) + 2**40, np.arange(rows)
-    records["token"] = generator.integers(-5, 1000, rows)
-    return ActivationPacket(header[0], point, records, scales, payload)
+    records = rows_of(
+        rows,
+        sample=np.arange(rows) + 2**40,
+        position=np.arange(rows),
+        token=generator.integers(-5, 1000, rows),
+    )
+    more = {"step": sequence // 2, "attempt": 3, "call_index": sequence % 3}
+    return packet_of(payload, sequence, point, rows=records, scales=scales, **more)
 
 
 def write(path, compression, *, close=True):

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.packets import header_of, packet_of, rows_of
 from tests.pod import WorkerPod
+from tests.s3 import SECRET, S3Server, s3_server
 
 import asysi_ring
 from asysi.archive.dataset import MScanDataset
@@ -18,10 +20,12 @@ from asysi.archive.errors import MScanError
 from asysi.archive.format import METRICS_DTYPE
 from asysi.archive.segment import open_segment
 from asysi.archive.series import resume
+from asysi.archive.uploading import segments_to_upload
 from asysi.archive.verify import verify
 from asysi.archive.writer import MScanWriter, SeqInfo
-from asysi.bus.packet import HEADER_DTYPE, MAGIC, ROW_DTYPE, VERSION, ActivationPacket, Dtype, Quantization
+from asysi.bus.packet import Dtype, Quantization
 from asysi.contract.runtime import Exit
+from asysi.store.results import UploadRecord, upload_segments
 
 POINTS = ["layer.0", "layer.1", "layer.2"]
 ROWS, WIDTH = 10, 64
@@ -30,12 +34,13 @@ ROWS, WIDTH = 10, 64
 class Pod(WorkerPod):
     """A pod whose bus has a producer, and an archiver."""
 
-    def __init__(self, folder: Path, archive=None, readers=("archiver",)):
+    def __init__(self, folder: Path, archive=None, readers=("archiver",), output=None):
         spec = {
             "model": {"uri": "python://nothing:here"},
             "workload": {"scan": {}},
             "capture": {"hookPoints": ["**"]},
             "archive": archive or {},
+            "output": output or {},
         }
         super().__init__(folder, spec)
         self.bus = self.shm / "bus"
@@ -70,9 +75,8 @@ class Pod(WorkerPod):
         """Publish `steps` steps: a packet at every hook point, whose payload is its step."""
         for _ in range(steps):
             for index, point in enumerate(POINTS):
-                header = record_of(width=WIDTH, step=self.steps, account=self.writer.account(point))
-                rows = np.zeros(ROWS, ROW_DTYPE)
-                rows["sample"] = self.steps
+                header = header_of(width=WIDTH, step=self.steps, account=self.writer.account(point))
+                rows = rows_of(ROWS, sample=self.steps)
                 payload = np.full((ROWS, WIDTH), self.steps, np.float32)
                 assert self.writer.publish_block(
                     index % 2, header, rows, payload.ctypes.data, payload.strides[0], None, ROWS,
@@ -175,13 +179,7 @@ def test_kills(pod):
 def test_half_a_row_is_not_durable(tmp_path):
     """After a kill between the two chunks of a flush, rows without their payload are not durable."""
     rows = np.zeros(6, METRICS_DTYPE)
-    packet = ActivationPacket(
-        record_of(rows=4, width=2, payload_bytes=32),
-        "a",
-        np.zeros(4, ROW_DTYPE),
-        None,
-        np.ones((4, 2), "<f4"),
-    )
+    packet = packet_of(np.ones((4, 2), "<f4"))
     with MScanWriter(tmp_path / "attempt-0002-segment-0006.mscan", {}, attempt=2, segment=6) as writer:
         writer.append_records(rows, SeqInfo("a"))
         writer.append_records(rows, SeqInfo("b"))
@@ -189,14 +187,6 @@ def test_half_a_row_is_not_durable(tmp_path):
     assert resume(tmp_path, 2, tensors=True) == (7, {"a": 4})
     assert resume(tmp_path, 2, tensors=False) == (7, {"a": 6, "b": 6})
     assert resume(tmp_path, 1, tensors=True) == (0, {})
-
-
-def record_of(**fields):
-    """A packet's header with these fields."""
-    header = np.zeros(1, HEADER_DTYPE)
-    for name, value in {"magic": MAGIC, "version": VERSION, "header_bytes": 192, **fields}.items():
-        header[name] = value
-    return header[0]
 
 
 def test_marked_durable_survives(pod):
@@ -320,3 +310,70 @@ def test_torn_segments_of_earlier_attempts_are_mended(tmp_path):
         open_segment(torn)
     assert resume(tmp_path, 1, tensors=True) == (0, {})
     assert next(iter(open_segment(torn).points.values())).path == "a"
+
+
+@pytest.fixture(scope="module")
+def s3():
+    with s3_server("bucket") as server:
+        yield server
+
+
+class TestStore:
+    """`output.uri` in a store: closed segments go there; what is durable stays what is in the folder."""
+
+    def start(self, pod, server, **archive):
+        one = pod(archive={"rotate": "64Ki", **archive}, output={"uri": "s3://bucket/run/"})
+        one.environment |= server.variables()
+        return one
+
+    @staticmethod
+    def stored(server):
+        return {key.removeprefix("run/archive/") for key in server.keys("run/archive/")}
+
+    def test_killed_and_finished(self, pod, s3, monkeypatch):
+        """Whatever kills the archiver, the store gets every segment whole, and finish sends the rest."""
+        one = self.start(pod, s3)
+        for _ in range(2):
+            before = len(self.stored(s3))
+            one.start()
+            one.publish_slowly(60)
+            one.until(lambda before=before: len(self.stored(s3)) > before, one.process)
+            one.kill()
+        one.start()
+        one.publish_slowly(10)
+        one.writer.close("complete")
+        assert one.wait() == Exit.OK
+        local = one.check()
+        assert {segment.path.name for segment in local.segments} >= self.stored(s3)
+        for name, value in s3.variables().items():
+            monkeypatch.setenv(name, value)
+        upload_left(one)
+        remote = MScanDataset("s3://bucket/run")
+        assert len(remote.segments) == len(local.segments) > 4
+        for point in POINTS:
+            assert remote.metrics(point).tobytes() == local.metrics(point).tobytes()
+        left = b"".join(path.read_bytes() for path in one.folder.rglob("*") if path.is_file())
+        assert SECRET.encode() not in left
+        assert SECRET not in one.text()
+
+    def test_store_away(self, pod):
+        """A store that does not answer costs no row: all are durable in the folder."""
+        server = S3Server("bucket")
+        one = self.start(pod, server)
+        one.start()
+        one.publish_slowly(60)
+        one.until(lambda: "tried again" in one.text(), one.process)
+        one.publish_slowly(60)
+        one.writer.close("complete")
+        assert one.wait() == Exit.OK
+        one.check()
+        assert all(books["durable"] + books["lapped"] == 1200 for books in one.books().values())
+        assert not (one.output / "uploaded.json").exists()
+        assert "its endpoint does not answer" in one.text()
+
+
+def upload_left(one):
+    """Upload what the archiver left, as finish does."""
+    closed, torn = segments_to_upload(one.output, UploadRecord(one.output, "s3://bucket/run").segments())
+    assert torn == []
+    upload_segments(one.output, "s3://bucket/run", closed)

@@ -1,16 +1,18 @@
 """An archive replayed by a trainer's packet log gives the same autoencoders, bit for bit, or a refusal."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.packets import as_bfloat16, packet_of, rows_of
 from typer.testing import CliRunner
 
 from asysi.archive.measure import measure
 from asysi.archive.writer import MScanWriter, SeqInfo
-from asysi.bus.packet import HEADER_DTYPE, MAGIC, ROW_DTYPE, VERSION, ActivationPacket, Dtype, RowFlag
+from asysi.bus.packet import RowFlag
 from asysi.contract.errors import ConfigError
 from asysi.contract.spec import SaeTrain
 from asysi.finish.replay import app
@@ -24,18 +26,10 @@ WIDTH, ROWS, STEPS = 16, 32, 60
 def packet(sequence, point, step):
     generator = np.random.default_rng([step, *point.encode()])
     values = generator.standard_normal((ROWS, WIDTH)).astype(np.float32)
-    payload = (values.view(np.uint32) >> 16).astype("<u2")
-    header = np.zeros(1, HEADER_DTYPE)
-    for name, value in {
-        "magic": MAGIC, "version": VERSION, "header_bytes": 192, "sequence": sequence, "step": step,
-        "rows": ROWS, "width": WIDTH, "dtype": Dtype.BFLOAT16, "payload_bytes": payload.nbytes,
-    }.items():  # fmt: skip
-        header[name] = value
-    rows = np.zeros(ROWS, ROW_DTYPE)
-    rows["sample"] = np.arange(ROWS) + ROWS * step
-    rows["sequence"] = np.arange(ROWS) // 4
+    rows = rows_of(ROWS, sample=np.arange(ROWS) + ROWS * step, sequence=np.arange(ROWS) // 4)
     rows["flags"][::8] = RowFlag.HOLDOUT
-    return ActivationPacket(header[0], point, rows, None, payload, POINTS.index(point))
+    one = packet_of(as_bfloat16(values), sequence, point, rows=rows, step=step)
+    return replace(one, shard=POINTS.index(point))
 
 
 @pytest.fixture(scope="module")

@@ -183,8 +183,9 @@ def test_where_results_go(tmp_path, monkeypatch):
     assert output_folder("mini", None, Output(uri="there")) == tmp_path / "there"
     assert output_folder("mini", None, Output()) == tmp_path / "runs" / "mini"
     assert output_folder("mini", None, Output(path="a/b")) == tmp_path / "runs" / "a" / "b"
-    with pytest.raises(ConfigError, match="s3://bucket"):
-        output_folder("mini", None, Output(uri="s3://bucket/x"))
+    assert output_folder("mini", None, Output(uri="s3://bucket/x")) == tmp_path / "runs" / "mini"
+    with pytest.raises(ConfigError, match="is not a folder on this machine"):
+        output_folder("mini", None, Output(uri="file://other-host/x"))
 
 
 def _experiment(**spec):

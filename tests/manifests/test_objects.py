@@ -310,16 +310,20 @@ def test_the_pod_runs_where_and_as_whom_the_spec_says(render):
 
 
 def test_secrets_reach_only_those_who_need_them(render):
-    """The model's Secret is prepare's alone, the output's everybody else's: whole, or by one key."""
+    """The model's Secret is for prepare alone, the output's for those who upload: whole, or by one key."""
     pod = render({
         "model": {"uri": "hf://a/b", "secretRef": {"name": "hub", "key": "HF_TOKEN"}},
-        "output": {"secretRef": {"name": "bucket"}},
+        "output": {"uri": "s3://bucket/run", "secretRef": {"name": "bucket"}},
     })  # fmt: skip
     for item in pod.containers:
         keys = [v for v in item["env"] if "secretKeyRef" in v.get("valueFrom", {})]
         whole = item.get("envFrom", [])
         assert bool(keys) is (item["name"] == "prepare")
-        assert bool(whole) is (item["name"] != "prepare")
+        assert whole == [{"secretRef": {"name": "bucket"}}] * (
+            item["name"] in {"prepare", "archiver", "finish"}
+        )
+        assert "bucket" not in str(item.get("command", [])) + str(item.get("args", []))
+    assert pod.by_kind["NetworkPolicy"]["spec"]["egress"] == [{}]
 
 
 def test_objects_are_plain_data(render):

@@ -4,7 +4,6 @@ import gzip
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ from urllib.parse import unquote
 
 import httpx
 import pytest
+from tests.s3 import s3_server
 
 from asysi.cli import main
 from asysi.contract.errors import ConfigError
@@ -42,26 +42,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
     """Address of an S3 server with the bucket `rows`."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        until = time.monotonic() + 60
-        while True:
-            try:
-                assert httpx.put(f"{url}/rows").status_code == 200
-                break
-            except httpx.TransportError:
-                assert server.poll() is None
-                assert time.monotonic() < until
-                time.sleep(0.1)
-        yield url
-    finally:
-        server.kill()
-        server.wait()
+    with s3_server("rows") as server:
+        yield server.url
 
 
 def environment(endpoint: str, **more: str) -> dict[str, str]:

@@ -21,12 +21,14 @@ _ASIDE = ".replaced"
 def output_folder(name: str, chosen: Path | None, output: spec.Output) -> Path:
     """Return the output directory of a local run: the chosen one, the spec's, or `runs/<name>`.
 
+    With a store, it is where results are written before they are uploaded.
+
     Raises:
         ConfigError: the spec's output is not a local directory.
     """
     if chosen is not None:
         return chosen.absolute()
-    if output.uri is None:
+    if output.uri is None or output.store is not None:
         return Path("runs", output.path or name).absolute()
     parts = urlsplit(output.uri)
     if parts.scheme not in {"", "file"} or (parts.scheme and parts.netloc not in {"", "localhost", "."}):

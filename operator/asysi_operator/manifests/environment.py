@@ -10,6 +10,7 @@ from asysi_operator.manifests.resources import threads
 _JOB = "batch.kubernetes.io/controller-uid"
 """Pod label with the UID of its Job, set by the API server."""
 TERMINATION = "/dev/termination-log"
+_UPLOADING = {Container.PREPARE, Container.ARCHIVER, Container.FINISH}
 
 
 def environment(spec: Spec, container: Container, output: str) -> list[Manifest]:
@@ -57,12 +58,14 @@ def environment_from(spec: Spec, container: Container) -> list[Manifest]:
 def secrets(spec: Spec, container: Container) -> list[SecretRef]:
     """Return the Secrets that a container needs.
 
-    The pipeline's operators call endpoints and stores, prepare downloads the model, the others write results.
+    The pipeline's operators call endpoints and stores; prepare downloads the model and claims the address of
+    the results, which archiver and finish upload. The others, which also run the model's code, get none.
     """
     if container is Container.PIPELINE:
         return list(spec.data.pipeline.secret_refs) if spec.data and spec.data.pipeline else []
-    ref = spec.model.secret_ref if container is Container.PREPARE else spec.output.secret_ref
-    return [ref] if ref else []
+    refs = [spec.model.secret_ref] if container is Container.PREPARE else []
+    refs += [spec.output.secret_ref] if container in _UPLOADING else []
+    return list(dict.fromkeys(ref for ref in refs if ref))
 
 
 def _keys(ref: SecretRef) -> Manifest:

@@ -14,6 +14,7 @@ from asysi.locations import given, local_folder
 
 if TYPE_CHECKING:
     from asysi.archive.dataset import MScanDataset, Range
+    from asysi.archive.follow import MScanFollower
 
 app = typer.Typer(
     help="Inspect, verify, repair, print, merge and export .mscan archives.", no_args_is_help=True
@@ -203,7 +204,8 @@ def cat(  # noqa: PLR0917 - each is an option of the command
     wanted = compile_glob(points).fullmatch
     try:
         if follow:
-            chunks = MScanFollower(path).follow()
+            follower = MScanFollower(path)
+            chunks = follower.follow(_missed_reporter(follower))
         else:
             dataset = _open(path, scan=True)
             if not any(map(wanted, dataset.points)):
@@ -215,6 +217,25 @@ def cat(  # noqa: PLR0917 - each is an option of the command
             typer.echo(json.dumps(row, ensure_ascii=True))
     except MScanError as error:
         raise _failed(error) from None
+
+
+def _missed_reporter(follower: "MScanFollower") -> Callable[[], bool]:
+    """Return a function that reports what was deleted before it was read, and never ends the loop."""
+    said = 0
+
+    def report() -> bool:
+        nonlocal said
+        missed = follower.missed()
+        if (count := sum(one.segments for one in missed)) > said:
+            said, rows = count, sum(one.rows for one in missed)
+            typer.echo(
+                f"{count:,} segments ({rows:,} rows) were deleted to keep to archive.maxSize before they "
+                "were read: these rows are missing here",
+                err=True,
+            )
+        return False
+
+    return report
 
 
 @app.command()

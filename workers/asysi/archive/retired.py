@@ -5,7 +5,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ def durable_rows(segment: Segment, *, tensors: bool) -> Counter[str]:
 def read_retired(folder: Path) -> list[dict[str, Any]]:
     """Return what was deleted of each attempt, oldest first.
 
-    Each entry has `attempt`, `name` of the segment deleted last, the number of `segments`, their `bytes`, and
-    their `rows` by hook point.
+    Each entry has `attempt`, `name` of the segment deleted last, the number of `segments`, how many of them
+    the store of `output.uri` holds (`uploaded`), their `bytes`, and their `rows` by hook point.
 
     Raises:
         MScanError: the record cannot be read.
@@ -45,6 +45,7 @@ def read_retired(folder: Path) -> list[dict[str, Any]]:
                 "name": _name(one["name"]),
                 "attempt": int(one["attempt"]),
                 "segments": int(one.get("segments", 1)),  # earlier versions wrote an entry for each
+                "uploaded": int(one.get("uploaded", 0)),
                 "bytes": int(one["bytes"]),
                 "rows": {str(point): int(rows) for point, rows in one["rows"].items()},
             }
@@ -61,10 +62,11 @@ def _by_attempt(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     merged: dict[int, dict[str, Any]] = {}
     for one in entries:
-        before = merged.get(one["attempt"], {"segments": 0, "bytes": 0, "rows": {}})
+        before = merged.get(one["attempt"], {"segments": 0, "uploaded": 0, "bytes": 0, "rows": {}})
         merged[one["attempt"]] = {
             **one,
             "segments": before["segments"] + one["segments"],
+            "uploaded": before["uploaded"] + one["uploaded"],
             "bytes": before["bytes"] + one["bytes"],
             "rows": dict(Counter(before["rows"]) + Counter(one["rows"])),
         }
@@ -87,11 +89,19 @@ def retired_rows(folder: Path, attempt: int) -> Counter[str]:
     return rows
 
 
-def retire(folder: Path, budget: int, *, tensors: bool) -> Counter[str]:
+def retire(
+    folder: Path, budget: int, *, tensors: bool, uploaded: Set[str] = frozenset()
+) -> tuple[Counter[str], int]:
     """Delete the oldest closed segments until the archive fits in `budget` bytes; always keep the newest.
 
+    Args:
+        folder: the archive.
+        budget: bytes.
+        tensors: whether a row is complete only with its payload.
+        uploaded: names of the segments that a store holds.
+
     Returns:
-        The deleted rows by hook point.
+        The deleted rows by hook point, and how many of the deleted segments no store holds.
 
     Raises:
         OSError: the storage failed.
@@ -100,6 +110,7 @@ def retire(folder: Path, budget: int, *, tensors: bool) -> Counter[str]:
     segments = sorted((path for path in names if parse_segment_name(path.name)), key=segment_order)
     sizes = {path: path.stat().st_size for path in segments}
     rows: Counter[str] = Counter()
+    gone = 0
     for path in segments[:-1]:
         if sum(sizes.values()) <= budget:
             break
@@ -109,10 +120,12 @@ def retire(folder: Path, budget: int, *, tensors: bool) -> Counter[str]:
             continue  # torn or damaged: its content is unknown, and `recover` may need it
         held = durable_rows(segment, tensors=tensors)
         done = {"name": path.name, "attempt": segment.attempt, "segments": 1}
+        done["uploaded"] = int(path.name in uploaded)
         done |= {"bytes": sizes.pop(path), "rows": dict(held)}
         record = {"segments": _by_attempt([*read_retired(folder), done])}
         write_atomic(folder / RETIRED_FILE, json.dumps(record))
         path.unlink()
         sync(folder)
         rows += held
-    return rows
+        gone += path.name not in uploaded
+    return rows, gone

@@ -164,10 +164,19 @@ def map_file(path: Path) -> memoryview:
         TornError: the file is empty.
     """
     with path.open("rb") as file:
-        try:
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        except ValueError:
-            raise TornError("the file is empty", path) from None
+        return map_open_file(file.fileno(), path)
+
+
+def map_open_file(fd: int, path: Path) -> memoryview:
+    """Return an open file's bytes, mapped read-only; `path` names it in errors.
+
+    Raises:
+        TornError: the file is empty.
+    """
+    try:
+        return memoryview(mmap.mmap(fd, 0, access=mmap.ACCESS_READ))
+    except ValueError:
+        raise TornError("the file is empty", path) from None
 
 
 def open_segment(path: Path, *, scan: bool = False) -> Segment:

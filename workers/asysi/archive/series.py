@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,6 +47,8 @@ class Series:
     """Number of the next segment."""
     retired: int = 0
     """Rows deleted since the start to stay within the budget."""
+    uploaded: Callable[[], Set[str]] | None = None
+    """Returns the names of the segments that a store holds; None: there is no store."""
     clock: Callable[[], float] = time.monotonic
     closed_bytes: int = 0
     rows: int = 0
@@ -100,10 +102,16 @@ class Series:
         return True
 
     def _keep_to(self, budget: int) -> None:
-        rows = retire(self.folder, budget, tensors=self.tensors).total()
-        if rows:
-            log.warning("the oldest segments, %d rows, were deleted to keep to archive.maxSize", rows)
-        self.retired += rows
+        there = self.uploaded() if self.uploaded else frozenset()
+        rows, gone = retire(self.folder, budget, tensors=self.tensors, uploaded=there)
+        if rows.total() and gone:
+            before = ", before they were uploaded," if self.uploaded else ""
+            log.warning(
+                "the oldest segments, %d rows,%s were deleted to keep to archive.maxSize",
+                rows.total(),
+                before,
+            )
+        self.retired += rows.total()
 
     def _begin(self) -> MScanWriter:
         path = self.folder / segment_name(self.attempt, self.number)

@@ -73,7 +73,11 @@ def retired_lines(path: Path) -> list[str]:
     rows = sum(sum(one["rows"].values()) for one in found)
     size = _bytes(sum(one["bytes"] for one in found))
     count = sum(one["segments"] for one in found)
-    return [f"{count:,} older segments ({rows:,} rows, {size}) were deleted to keep to archive.maxSize"]
+    stored = sum(one["uploaded"] for one in found)
+    where = f"; {stored:,} of them are at output.uri" if stored else ""
+    return [
+        f"{count:,} older segments ({rows:,} rows, {size}) were deleted to keep to archive.maxSize{where}"
+    ]
 
 
 def plain(text: str) -> Text:

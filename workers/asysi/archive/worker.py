@@ -5,6 +5,7 @@ import time
 from typing import Self
 
 from asysi.archive.series import Series, resume
+from asysi.archive.uploading import SegmentUploader
 from asysi.bus.packet import ActivationPacket
 from asysi.bus.states import StreamEnd
 from asysi.bus.stream import AheadError, Consumer
@@ -33,10 +34,14 @@ class ArchiverWorker:
         worker: the worker process.
         stream: the bus's consumer "archiver", just attached.
         series: the segments to write.
+        uploader: uploads closed segments to `output.uri`; None if that is no store.
     """
 
-    def __init__(self, worker: Worker, stream: Consumer, series: Series) -> None:
+    def __init__(
+        self, worker: Worker, stream: Consumer, series: Series, uploader: SegmentUploader | None = None
+    ) -> None:
         self._worker, self._stream, self._series = worker, stream, series
+        self._uploader = uploader
         self._flushed = time.monotonic()
         self._records = counter(worker.registry, "asysi_archive_records_total")
         self._bytes = counter(worker.registry, "asysi_archive_bytes_total")
@@ -63,6 +68,8 @@ class ArchiverWorker:
                 f"{folder} holds {error.rows} rows of {error.point} that this run has not seen ({error}): "
                 "it belongs to another run, choose another output folder"
             ) from error
+        store = spec.output.store
+        uploader = SegmentUploader(worker.output, store, worker.registry) if store else None
         series = Series(
             folder=folder,
             attempt=worker.attempt,
@@ -74,8 +81,9 @@ class ArchiverWorker:
             rotate_seconds=spec.archive.rotate_seconds,
             budget=None if spec.archive.max_size is None else parse_bytes(spec.archive.max_size),
             number=number,
+            uploaded=(lambda: uploader.uploaded) if uploader else None,
         )
-        return cls(worker, stream, series)
+        return cls(worker, stream, series, uploader)
 
     def run(self) -> StreamEnd | None:
         """Archive until the stream has ended; return how it ended, or None on SIGTERM.
@@ -107,6 +115,7 @@ class ArchiverWorker:
             "bytes": self._series.size,
             "buffered": self._series.buffered,
             "retired": self._series.retired,
+            **({"uploaded": len(self._uploader.uploaded)} if self._uploader else {}),
             "lag": self._stream.lag(),
         }
 
@@ -131,6 +140,8 @@ class ArchiverWorker:
         retired = self._series.retired
         if self._series.close():
             self._segments.inc()
+            if self._uploader is not None:
+                self._uploader.notify()
         self._retired.inc(self._series.retired - retired)
 
     def _declare(self) -> None:
@@ -143,6 +154,8 @@ class ArchiverWorker:
         self._declare()
         if end is not None:
             self._stream.finish(end)
+        if self._uploader is not None:
+            self._uploader.close()  # finish continues: here, a slow store would delay the end of the stream
         log.info(
             "%s: %d rows in %d bytes, up to segment %d",
             end or "terminated",

@@ -213,6 +213,29 @@ def render(
     sys.stdout.write(import_lazily("asysi.cli.objects", f"as_{form}")(objects))
 
 
+@app.command()
+def upload(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Output folder of a run.")],
+    address: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[ADDRESS]", help="Address like s3://bucket/prefix; by default that of spec.output.uri."
+        ),
+    ] = None,
+) -> None:
+    """Upload the results of a run to a store, or continue an upload that was interrupted.
+
+    Sends what the store lacks: closed segments of the archive, then the other results, the report last.
+    Credentials come from the environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL.
+
+    \b
+    Examples:
+      asysi upload runs/minilm
+      asysi upload runs/minilm s3://bucket/minilm
+    """
+    import_lazily("asysi.finish.uploading", "upload_folder")(folder, address)
+
+
 RingFolder = Annotated[
     Path, typer.Argument(metavar="FOLDER", help="Folder of the ring, with `control` and `data` in it.")
 ]

@@ -135,10 +135,9 @@ REFUSALS = (
     Refusal("spec.sae.train[].variant", _only(*VARIANTS), f"use {', '.join(VARIANTS)}"),
     Refusal(
         "spec.output.uri",
-        _schemes("file", ""),
-        "results are written to a folder; copy them after the run",
+        _schemes("file", "", "s3"),
+        "results are written to a folder, and uploaded to s3://bucket/prefix; copy them after the run",
     ),
-    Refusal("spec.output.secretRef", None, "results are written without credentials; drop it"),
     Refusal("spec.resources.binding.numa", None, "start `asysi run` under `numactl --membind`"),
     Refusal(
         "spec.consumers.replicas",
@@ -288,6 +287,8 @@ READ_BY = {
         "spec.output.storageClassName",
         "spec.output.accessModes",
         "spec.output.whenDeleted",
+        "spec.output.secretRef.name",
+        "spec.output.secretRef.key",
         "spec.resources.host.cpus",
         "spec.resources.host.memory",
         "spec.resources.host.gpus",

@@ -127,6 +127,10 @@ WEIGHTS_FOLDER = PurePosixPath("weights")
 """Parameter analysis: `before.csv`, `after.csv`, `difference.csv`, `report.html`, `run_meta.json`."""
 PIPELINE_FOLDER = PurePosixPath("pipeline")
 """`pipeline/<digest>/rows.jsonl`, sealed, with the ledgers of its shards and the rows between operators."""
+UPLOADED_FILE = PurePosixPath("uploaded.json")
+"""The address in the store of `output.uri`, and the segments that it holds."""
+UPLOADING_LOCK = PurePosixPath(".uploading.lock")
+"""Held while results are uploaded."""
 LOG_FOLDER = PurePosixPath("logs")
 ATTEMPTS_FOLDER = PurePosixPath("attempts")
 """`attempts/<number>/`: created by prepare, once per number; finish writes the attempt's ledger to it."""
@@ -146,6 +150,8 @@ OUTPUTS = (
         ATTEMPTS_FOLDER,
         PIPELINE_FOLDER,
         RANGES_FILE,
+        UPLOADED_FILE,
+        UPLOADING_LOCK,
         PurePosixPath(".identity.lock"),
         PurePosixPath("statistics.json"),
     ),

@@ -515,7 +515,8 @@ class Output(Part):
 
     uri: Uri | None = None
     """Folder of a local run, as a path or `file://folder`; unset uses `runs/<name>`. In a pod, results are
-    written to the claim."""
+    written to the claim. With `s3://bucket/prefix` they are written to `runs/<name>` or to the claim first,
+    and uploaded from there: segments of the archive as soon as they are closed, the rest at the end."""
     claim: ObjectName | None = None
     """Existing PersistentVolumeClaim for the results; unset creates one according to the next four fields."""
     size: Memory = "10Gi"
@@ -543,7 +544,14 @@ class Output(Part):
     might still be running. Not needed for the experiment's own attempts, or after it was deleted and
     recreated."""
     secret_ref: SecretRef | None = None
-    """Secret with the credentials for the output."""
+    """Secret with the credentials for the store of `uri`, as environment variables like `AWS_ACCESS_KEY_ID`
+    and `AWS_SECRET_ACCESS_KEY`, for the containers that upload. A local run uses its own environment."""
+
+    @property
+    def store(self) -> str | None:
+        """Address in a store to which results are uploaded; None if they stay in a folder."""
+        protocol, separator, _ = (self.uri or "").partition("://")
+        return (self.uri or "").rstrip("/") if separator and protocol != "file" else None
 
 
 class Resources(Part):

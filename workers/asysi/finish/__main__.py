@@ -96,8 +96,8 @@ def main(worker: Worker) -> int:
         return Exit.FAILED
     (worker.output / REPORT_FILE).unlink(missing_ok=True)  # of a run that was stopped early, then resumed
     write_atomic(worker.output / LEDGER_FILE, text)
-    ending = _judge_and_report(worker, ledger, written, outcome, watch)
-    passed = ending.level is not Level.FAIL
+    ending, uploaded = _judge_and_report(worker, ledger, written, outcome, watch)
+    passed = uploaded and ending.level is not Level.FAIL
     said = "complete" if passed else "failed"
     return Exit.OK if passed else Exit.FAILED
 
@@ -122,7 +122,8 @@ class _Watching:
 
 def _judge_and_report(
     worker: Worker, ledger: Ledger, written: dict[str, object], outcome: WaitResult, watch: _Watching
-) -> RunResult:
+) -> tuple[RunResult, bool]:
+    """Return the result, and whether everything is where `output.uri` wants it."""
     from asysi.finish.analysis import analyse  # noqa: PLC0415 - torch, once it is needed
     from asysi.report.page import build  # noqa: PLC0415
 
@@ -145,10 +146,20 @@ def _judge_and_report(
         output=output,
     )
     write_atomic(output / REPORT_FILE, build(data))
+    if problem := _upload(worker):
+        analysis.problems.insert(0, problem)
     worker.last_words(termination_message(ledger, outcome.snapshot, analysis, ending))
     took = time.monotonic() - began
     log.info("%s %s Report and ledger in %s after %.1f s", ending.level.mark, data.verdict, output, took)
-    return ending
+    return ending, problem is None
+
+
+def _upload(worker: Worker) -> str | None:
+    if (address := worker.experiment.spec.output.store) is None:
+        return None
+    from asysi.finish.uploading import upload_run  # noqa: PLC0415 - few experiments have a store
+
+    return upload_run(worker, address)
 
 
 def _look_at_weights(worker: Worker, analysis: "RunAnalysis") -> None:

@@ -273,6 +273,7 @@ def report_of(
         layers=tuple(analysis.layers),
         timeline=timeline,
         curves=tuple(history.curves(records.training)),
+        epochs=history.epochs(records.epochs),
         comparisons=tuple(comparisons),
         browser=analysis.browser,
         limits=(

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from asysi.bus.accounts import Consumed, Produced
-from asysi.contract.runtime import SAE_FOLDER, TRAINING_FILE
+from asysi.contract.runtime import SAE_FOLDER, TRAIN_FOLDER, TRAINING_FILE
 from asysi.contract.spec import ScanExperiment
 from asysi.finish.analysis import RunAnalysis
 from asysi.finish.ledger import AttemptCounts, points_of
-from asysi.finish.sample import read_json
+from asysi.finish.sample import read_any_json, read_json
 from asysi.finish.verdict import Facts, PointFacts, SaeFacts
 from asysi.model.globs import compile_glob
 from asysi.sae.fvu import CONSTANT
@@ -24,6 +24,8 @@ class Records:
     """By trainer, then by hook point: its part of `training.json`."""
     seen: Mapping[str, Any] = field(default_factory=dict)
     """Contents of `host/seen.json`."""
+    epochs: object = None
+    """Contents of `train/history.json`, if the workload trains the model."""
 
 
 def read_records(experiment: ScanExperiment, output: Path) -> Records:
@@ -33,6 +35,7 @@ def read_records(experiment: ScanExperiment, output: Path) -> Records:
     return Records(
         {name: _part(record, "points") for name, record in files.items()},
         read_json(output / "host" / "seen.json"),
+        read_any_json(output / TRAIN_FOLDER / "history.json"),
     )
 
 

@@ -6,13 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from asysi.report.data import Curve, Event, TimelineSection
+from asysi.report.data import Curve, EpochSeries, Event, TimelineSection
 
 POINTS = 1200
 """Maximum number of points on the page; longer runs are downsampled."""
 LINES = 200_000
 """Maximum number of lines read, counted from the end."""
 EVENTS = 60
+EPOCH_FIGURES = 60
+_DRIFT = "drift/"
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
@@ -105,6 +107,28 @@ def curves(training: Mapping[str, Mapping[str, Any]]) -> Iterator[Curve]:
                 trained, *series = zip(*rows, strict=True)
                 name = f"{trainer}/{path}" if len(training) > 1 else path
                 yield Curve(name, trained, *series)
+
+
+def epochs(figures: object) -> tuple[EpochSeries, ...]:
+    """Return the course of the watched model's own training.
+
+    Args:
+        figures: contents of `train/history.json`: for each epoch the figures by name, `drift/<module>` for
+            drift. Anything else gives no series.
+    """
+    rows = [row for row in figures if isinstance(row, dict)][-POINTS:] if isinstance(figures, list) else []
+    names = [str(name) for name in rows[-1]][:EPOCH_FIGURES] if rows else []
+    return tuple(
+        EpochSeries(
+            name.removeprefix(_DRIFT), tuple(_finite(row.get(name)) for row in rows), name.startswith(_DRIFT)
+        )
+        for name in names
+        if name not in {"epoch", "step"}
+    )
+
+
+def _finite(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _usable(row: Any) -> bool:

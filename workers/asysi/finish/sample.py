@@ -143,8 +143,13 @@ def histogram(
 
 def read_json(file: Path) -> dict[str, Any]:
     """Return the JSON object in `file`, or an empty one if there is none."""
-    try:
-        found = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
+    found = read_any_json(file)
     return found if isinstance(found, dict) else {}
+
+
+def read_any_json(file: Path) -> Any:
+    """Return the JSON value in `file`, None if there is none."""
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError):
+        return None

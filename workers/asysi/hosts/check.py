@@ -417,7 +417,8 @@ def _check_output(output: Path, report: CheckReport) -> None:
 
 
 def _default_output(experiment: ScanExperiment) -> Path:
-    uri = experiment.spec.output.uri
+    output = experiment.spec.output
+    uri = None if output.store else output.uri
     return Path(uri.removeprefix("file://")) if uri else Path("runs") / experiment.metadata.name
 
 

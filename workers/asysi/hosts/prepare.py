@@ -11,6 +11,7 @@ from asysi.files import write_atomic
 from asysi.hosts.attempt import take_attempt
 from asysi.hosts.check import CheckReport, check, missing_bytes
 from asysi.model.points import points_to_json
+from asysi.monitor.folder import own_identity
 from asysi.monitor.process import run_worker
 from asysi.monitor.worker import Worker
 
@@ -33,6 +34,7 @@ def main(worker: Worker) -> int:
     if report.problems or report.model is None:
         raise ConfigError(*report.problems)
     worker.health.beat()
+    _claim_address(worker)
     write_atomic(worker.workspace / MODEL_FILE, report.model.to_json())
     write_atomic(worker.workspace / POINTS_FILE, points_to_json(report.points))
     create_rings(worker, report)
@@ -43,6 +45,14 @@ def main(worker: Worker) -> int:
     )  # fmt: skip
     worker.last_words(json.dumps({"attempt": attempt}))
     return Exit.OK
+
+
+def _claim_address(worker: Worker) -> None:
+    output = worker.experiment.spec.output
+    if output.store is not None:
+        from asysi.store.claim import claim_address  # noqa: PLC0415 - few experiments have a store
+
+        claim_address(own_identity(worker), worker.output, output.store, resume=output.resume)
 
 
 def create_rings(worker: Worker, report: CheckReport) -> None:

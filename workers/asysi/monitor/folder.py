@@ -29,14 +29,10 @@ log = logging.getLogger("asysi")
 def claim_output(worker: Worker) -> None:
     """Ensure that the experiment owns the output folder, and lock it until this process ends.
 
-    If the experiment has no uid, the uid of its Job is used: manifests rendered and applied manually also
-    form one Job.
-
     Raises:
         ConfigError: another experiment owns the folder.
     """
-    own = identity_of(worker.experiment)
-    own = own.model_copy(update={"uid": own.uid or os.environ.get(Env.JOB) or None})
+    own = own_identity(worker)
     if worker.container in _TAKING:
         _take(worker, own)
     elif worker.output.is_dir():
@@ -44,6 +40,16 @@ def claim_output(worker: Worker) -> None:
         recorded = read_identity(worker.output)  # None: created by a version without identities
         if recorded is not None and not _owns(recorded, own):
             raise ConfigError(_sentence(worker, f"has become that of {recorded.namespace}/{recorded.name}"))
+
+
+def own_identity(worker: Worker) -> Identity:
+    """Return the identity of the worker's experiment.
+
+    If the experiment has no uid, the uid of its Job is used: manifests rendered and applied manually also
+    form one Job.
+    """
+    own = identity_of(worker.experiment)
+    return own.model_copy(update={"uid": own.uid or os.environ.get(Env.JOB) or None})
 
 
 def _take(worker: Worker, own: Identity) -> None:

@@ -106,6 +106,10 @@ METRICS = (
            "Durable rows deleted with the oldest segments to keep to archive.maxSize."),
     Metric("asysi_archive_segments_total", "counter", (), "archiver",
            "Segments closed with their footer."),
+    Metric("asysi_archive_uploaded_bytes_total", "counter", (), "archiver",
+           "Bytes of segments that have reached the store of output.uri."),
+    Metric("asysi_archive_upload_failures_total", "counter", (), "archiver",
+           "Failed attempts to upload segments; they are repeated."),
 )
 """Every metric, in the order of the documentation."""
 # fmt: on

@@ -157,6 +157,17 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True)
+class EpochSeries:
+    """A figure of the watched model's own training, one value per epoch; None if it is no number."""
+
+    name: str
+    """Name of the figure, or of the module for drift."""
+    values: tuple[float | None, ...]
+    drift: bool = False
+    """Whether it is 1 - CKA between the module's output now and before training."""
+
+
+@dataclass(frozen=True, slots=True)
 class Histogram:
     """Counts of seen and kept over the same bins; they are compared as shares."""
 
@@ -304,6 +315,8 @@ class ReportData:
     layers: tuple[LayerRow, ...] = ()
     timeline: TimelineSection | None = None
     curves: tuple[Curve, ...] = ()
+    epochs: tuple[EpochSeries, ...] = ()
+    """Training of the watched model; empty if the workload does not train it."""
     comparisons: tuple[Comparison, ...] = ()
     browser: Browser | None = None
     limits: tuple[tuple[str, str], ...] = ()

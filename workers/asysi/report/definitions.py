@@ -77,6 +77,13 @@ DEFINITIONS = (
         "point is measured on the whole evaluation set, the others on a part of it.",
     ),
     Definition(
+        "drift",
+        "Drift",
+        "1 − CKA (linear centred kernel alignment) between the output of a module of the watched model for a "
+        "fixed batch before training and after an epoch: 0 if the features are the same up to rotation and "
+        "scale. The modules are those of `eval.drift_layers` in the project's configuration.",
+    ),
+    Definition(
         "strengths",
         "Firings by activation",
         "Histogram of the latent's activations relative to its maximum, in 16 equal bins, over all content "

@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -34,7 +34,9 @@ def build(data: ReportData) -> str:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters.update(count=words.count, percent=words.percent, decimal=words.decimal)
+    environment.filters.update(
+        count=words.count, percent=words.percent, decimal=words.decimal, figure=words.figure
+    )
     names = [layer.name for layer in data.layers]
     return environment.get_template("report.html").render(
         data=data,
@@ -47,6 +49,7 @@ def build(data: ReportData) -> str:
         shapes=list(dict.fromkeys(_shape(layer) for layer in data.layers)),
         short=dict(zip(names, words.short_names(names), strict=True)),
         sparklines={layer.name: sparkline(layer) for layer in data.layers},
+        polyline=polyline,
         outliers=_outliers(data),
         spliced=max((layer.spliced[0] for layer in data.layers if layer.spliced), default=0),
         definitions=DEFINITIONS,
@@ -97,6 +100,17 @@ def sparkline(layer: LayerRow) -> str:
     tops = [24 - 23 * height / highest for height in layer.density]
     steps = "".join(f"L{i * step:.1f} {top:.1f}L{(i + 1) * step:.1f} {top:.1f}" for i, top in enumerate(tops))
     return f"M0 24{steps}L100 24Z"
+
+
+def polyline(values: Sequence[float | None]) -> str:
+    """Return the points of an SVG line through the known values in a 100 × 24 box, equally spaced."""
+    known = [value for value in values if value is not None]
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    step, span = 100 / max(1, len(values) - 1), (high - low) or 1.0
+    points = enumerate(values)
+    return " ".join(
+        f"{i * step:.1f},{23 - 22 * (one - low) / span:.1f}" for i, one in points if one is not None
+    )
 
 
 def payload(data: ReportData) -> dict[str, Any]:

@@ -28,6 +28,11 @@ def decimal(number: float | None) -> str:
     return UNKNOWN if number is None or not math.isfinite(number) else f"{number:.1f}".removesuffix(".0")
 
 
+def figure(number: float | None) -> str:
+    """Return a number with four decimals."""
+    return UNKNOWN if number is None or not math.isfinite(number) else f"{number:.4f}"
+
+
 def short_names(paths: Sequence[str]) -> list[str]:
     """Return short unique names for dotted paths: `encoder.layer.3.output` becomes `layer 3`.
 

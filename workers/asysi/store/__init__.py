@@ -1,0 +1,1 @@
+"""Uploads results to an object store (`output.uri`): complete objects only, whatever is killed."""
