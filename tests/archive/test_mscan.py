@@ -18,12 +18,12 @@ from asysi.archive.dataset import MScanDataset, replay
 from asysi.archive.errors import CorruptError, MScanError, TornError, VersionError
 from asysi.archive.export import export
 from asysi.archive.format import METRICS_DTYPE, ChunkKind, checksum, record, seal
-from asysi.archive.measure import measure, measure_rows
+from asysi.archive.measure import measure, measure_parameter_gradient, measure_rows
 from asysi.archive.recover import recover
 from asysi.archive.segment import open_segment, read_segment
 from asysi.archive.verify import verify, verify_data
 from asysi.archive.writer import MScanWriter, SeqInfo
-from asysi.bus.packet import Dtype, RowFlag, place_in_document
+from asysi.bus.packet import Dtype, Kind, RowFlag, place_in_document
 
 _ELEMENT = {Dtype.FLOAT32: "<f4", Dtype.BFLOAT16: "<u2", Dtype.FLOAT16: "<f2", Dtype.INT8: "i1"}
 
@@ -722,3 +722,73 @@ def export_columns(dataset, folder):
     for file in export(dataset, folder, output_format="npz", content="tensors"):
         with np.load(file) as columns:
             yield dict(columns)
+
+
+def _metrics(rows=2):
+    records = np.zeros(rows, METRICS_DTYPE)
+    records["sample"] = np.arange(rows)
+    return records
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        SeqInfo("layer.0", 1, 2, 3, 4),
+        ("layer.0", 1, 2, 3, 4),
+        {"point": "layer.0", "shard": 1, "first": 2, "last": 3, "width": 4},
+        {"width": np.uint32(4), "last": 3, "first": 2, "shard": 1, "point": "layer.0"},
+    ],
+    ids=["SeqInfo", "tuple", "mapping", "numpy"],
+)
+def test_the_origin_of_records_is_a_seq_info_a_tuple_or_a_mapping(tmp_path, origin):
+    """All forms of `seq_info` write the same segment."""
+    with MScanWriter(tmp_path / "a.mscan", {}) as writer:
+        writer.append_records(_metrics(), origin)
+    segment = open_segment(tmp_path / "a.mscan")
+    (point,) = segment.points.values()
+    assert (point.path, point.width) == ("layer.0", 4)
+    chunk = segment.entries[segment.entries["kind"] == ChunkKind.METRICS][0]
+    assert [int(chunk[name]) for name in ("shard", "sequence_first", "sequence_last")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("origin", "said"),
+    [
+        ({"points": "layer.0"}, "unknown key 'points'; keys are point, shard, first, last, width"),
+        ({"width": 3}, "'point' is missing"),
+        ((), "'point' is missing"),
+        (("layer.0", 0, 0, 0, 4, 5), "expected a mapping or a tuple of point, shard"),
+        ("layer.0", "expected a mapping or a tuple"),
+        ({"point": 3}, "point is 3, expected text"),
+        ({"point": "a", "first": "0"}, "first is '0', expected an integer"),
+        ({"point": "a", "first": True}, "first is True"),
+        ({"point": "a", "last": -1}, "last is -1, expected an integer, 0 or more"),
+    ],
+)
+def test_a_wrong_origin_is_named(tmp_path, origin, said):
+    """An unknown, missing or malformed field of `seq_info` is named, and the segment stays usable."""
+    with MScanWriter(tmp_path / "a.mscan", {}) as writer:
+        with pytest.raises(ValueError, match=said):
+            writer.append_records(_metrics(), origin)
+        writer.append_records(_metrics(), ("layer.0",))
+    assert len(MScanDataset(tmp_path / "a.mscan").metrics()) == 2
+
+
+@given(st.lists(st.floats(width=32), max_size=40))
+def test_a_parameter_gradient_is_measured_like_a_row(values):
+    """The record of a whole parameter has the figures of its elements; what is not finite is counted."""
+    array = np.array(values, np.float32)
+    (record,) = measure_parameter_gradient(array, sample=5, step=7)
+    finite = array[np.isfinite(array)].astype(np.float64)
+    assert (record["sample"], record["step"], record["kind"]) == (5, 7, Kind.PARAMETER_GRADIENT)
+    assert (record["nan_count"], record["inf_count"]) == (np.isnan(array).sum(), np.isinf(array).sum())
+    if not len(finite):
+        assert np.isnan([record[name] for name in ("mean", "std", "l2", "min", "max")]).all()
+        return
+    scale = float(np.abs(finite).max())
+    with np.errstate(over="ignore"):
+        expected = np.array([finite.mean(), finite.std(), np.sqrt(np.square(finite).sum())], np.float32)
+    found = [record[name] for name in ("mean", "std", "l2")]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6 * scale)
+    assert (record["min"], record["max"]) == (finite.min(), finite.max())
+    assert record["grad_norm"] == record["l2"]

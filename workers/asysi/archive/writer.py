@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +54,7 @@ _NOT_REWRITABLE = {errno.ESPIPE, errno.EPERM, errno.EOPNOTSUPP, errno.EROFS}
 
 
 class SeqInfo(NamedTuple):
-    """Origin of records."""
+    """Origin of records. As a tuple, the fields come in this order; as a mapping, they have these names."""
 
     point: str
     """Exact path of the hook point."""
@@ -65,6 +65,34 @@ class SeqInfo(NamedTuple):
     """Last sequence number."""
     width: int = 0
     """Elements per row, 0 if unknown."""
+
+    @classmethod
+    def of(cls, value: "Mapping[str, Any] | tuple[Any, ...]") -> Self:
+        """Return the origin that a tuple or a mapping stands for; only `point` must be given.
+
+        Raises:
+            ValueError: a field is unknown or missing, there are too many, or one has another type.
+        """
+        if isinstance(value, Mapping):
+            if unknown := [repr(key) for key in value if key not in cls._fields]:
+                raise ValueError(f"seq_info: unknown key {', '.join(unknown)}; keys are {_FIELDS}")
+            given = dict(value)
+        elif isinstance(value, tuple) and len(value) <= len(cls._fields):
+            given = dict(zip(cls._fields, value, strict=False))
+        else:
+            raise ValueError(f"seq_info is {value!r:.80}, expected a mapping or a tuple of {_FIELDS}")
+        if "point" not in given:
+            raise ValueError("seq_info: the key 'point' is missing: the exact path of the hook point")
+        point = given.pop("point")
+        if not isinstance(point, str):
+            raise ValueError(f"seq_info: point is {point!r:.80}, expected text")  # noqa: TRY004 - like the others
+        for key, part in given.items():
+            if not isinstance(part, (int, np.integer)) or isinstance(part, bool) or part < 0:
+                raise ValueError(f"seq_info: {key} is {part!r:.80}, expected an integer, 0 or more")
+        return cls(point, **{key: int(part) for key, part in given.items()})
+
+
+_FIELDS = ", ".join(SeqInfo._fields)
 
 
 @dataclass
@@ -194,16 +222,23 @@ class MScanWriter:
         """METRICS records written per hook point, excluding buffered ones."""
         return {path: self._totals.get((ChunkKind.METRICS, p.index), 0) for path, p in self._points.items()}
 
-    def append_records(self, records: NDArray[np.void], seq_info: SeqInfo) -> None:
+    def append_records(
+        self, records: NDArray[np.void], seq_info: SeqInfo | Mapping[str, Any] | tuple[Any, ...]
+    ) -> None:
         """Append METRICS records of one hook point.
 
         Args:
             records: [n] of METRICS_DTYPE; `hook_point` is filled in here.
-            seq_info: the hook point and the packets from which they were computed.
+            seq_info: the hook point and the packets from which they were computed: a `SeqInfo`, a mapping
+                with its fields as keys, or a tuple of its fields in their order. `{"point": "layer.0"}` is
+                enough for records that come from no stream.
 
         Raises:
-            ValueError: the records have another type or shape, or several kinds.
+            ValueError: the records have another type or shape, or several kinds; or a field of `seq_info` is
+                unknown, missing or of another type.
         """
+        if type(seq_info) is not SeqInfo:
+            seq_info = SeqInfo.of(seq_info)
         if records.dtype != METRICS_DTYPE or records.ndim != 1:
             raise ValueError(f"records are {records.dtype} {records.shape}, expected METRICS_DTYPE [n]")
         kinds = np.unique(records["kind"])
