@@ -14,6 +14,14 @@ _LAST_PART = (1 << PART_BITS) - 1
 log = logging.getLogger("asysi")
 
 
+class _BlockRefusedError(ValueError):
+    """The bus refuses a block of a packet; `start` rows of the packet before it are on the bus or counted."""
+
+    def __init__(self, start: int, why: str) -> None:
+        super().__init__(why)
+        self.start = start
+
+
 class Relay:
     """Publishes captured packets on the bus.
 
@@ -41,13 +49,16 @@ class Relay:
         """Publish the packet's rows, in blocks.
 
         Blocks up to the bus's published mark are skipped: a killed predecessor already published them.
-        A packet that cannot be published is counted as dropped. What fails after it is published is logged:
-        its rows are on the bus, and counting them as dropped too would be wrong.
+        Rows that cannot be published are counted as dropped. What fails after they are published is logged:
+        they are on the bus, and counting them as dropped too would be wrong.
         """
         try:
             self._publish(packet)
         except RowTooLargeError as error:
             self._drop(packet, DropReason.TOO_LARGE, str(error))
+            return
+        except _BlockRefusedError as error:
+            self._drop(packet, DropReason.ERROR, str(error), error.start)
             return
         except ValueError as error:
             self._drop(packet, DropReason.ERROR, str(error))
@@ -75,12 +86,16 @@ class Relay:
             if block.source > settled:
                 whole = block.stop - block.start == rows
                 part = packet if whole else packet.select(slice(block.start, block.stop))
-                self._bus.push(part, source=block.source, quantization=done, table=table)
+                try:
+                    self._bus.push(part, source=block.source, quantization=done, table=table)
+                except ValueError as error:
+                    raise _BlockRefusedError(block.start, str(error)) from error
 
-    def _drop(self, packet: ActivationPacket, reason: DropReason, why: str) -> None:
+    def _drop(self, packet: ActivationPacket, reason: DropReason, why: str, first: int = 0) -> None:
+        """Count the rows from `first` on as dropped."""
         sequence = int(packet.header["sequence"])
         mark = (sequence << PART_BITS) | _LAST_PART  # after all blocks: a successor does not count it again
-        self._bus.drop(packet.point, len(packet.rows), reason, source=mark)
+        self._bus.drop(packet.point, len(packet.rows) - first, reason, source=mark)
         if self._is_new(why):
             log.warning("packet %d of %s is dropped: %s", sequence, packet.point, why)
 
