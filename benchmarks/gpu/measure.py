@@ -39,8 +39,14 @@ BATCH, LENGTH, LAYERS, STEPS, ROUNDS = 16, 512, 16, 12, 3
 DEVICE = "cuda"
 STAGES = ("ceilings", "values", "hosts", "sae", "experiment", "layouts")
 ON_A_CPU = ("values", "hosts", "sae", "experiment")
-BOUNDS = {"bf16": (2**-8, 0.0), "fp8": (2**-4, 0.0), "int8": (0.0, 0.5)}
-"""Error bounds of a conversion: relative to the element, and relative to the scale of its row."""
+CONVERSIONS = ("bf16", "fp8", "int8")
+BOUNDS = {
+    "bf16": (2**-8, 0.0),
+    "fp8": (2**-4, 2**-10),
+    "int8": (0.0, 0.5),
+    "int8_channel": (0.0, 0.5),
+}
+"""Error bounds of a conversion: relative to the element, and relative to the scale of its row or channel."""
 
 
 def main() -> int:
@@ -329,7 +335,7 @@ def conversions() -> list[str]:
     """Return the conversions that the spec supports; the host decides where each is done."""
     from asysi.contract.available import refused
 
-    return [name for name in BOUNDS if not refused(ours.experiment(["layers.0"], 1.0, name, 0, "64Mi"))]
+    return [name for name in CONVERSIONS if not refused(ours.experiment(["layers.0"], 1.0, name, 0, "64Mi"))]
 
 
 def hosts() -> dict[str, Any]:
@@ -352,9 +358,12 @@ def hosts() -> dict[str, Any]:
 
     def asysi(rate: float, quantization: str = "none") -> Contender:
         chunks = 64 if BATCH <= 4 else 2048
+        scales = np.stack([np.zeros(models.WIDTH), np.full(models.WIDTH, 0.1)]).astype(np.float32)
+        tables = {point.path: scales for point in points()} if quantization == "int8" else None
         return lambda model: ours.watched(
-            model, points(), shape=(BATCH, LENGTH), rate=rate, quantization=quantization, chunks=chunks
-        )
+            model, points(), shape=(BATCH, LENGTH), rate=rate, quantization=quantization, chunks=chunks,
+            tables=tables,
+        )  # fmt: skip
 
     return compared({
         "bare hooks, .cpu()": bare,
@@ -398,11 +407,13 @@ def values() -> dict[str, Any]:
             model(given)
         handle.remove()
         expected = want[0].reshape(-1, width).float().cpu().numpy()
+        tables = {path: ranges(expected)}
         for quantization in ("none", *conversions()):
             point = HookPoint(path, None, (4, 64, width), dtype)
             with ours.watched(
-                model, [point], shape=(4, 64), quantization=quantization, chunks=64, take=packets
-            ) as (before, facts):
+                model, [point], shape=(4, 64), quantization=quantization, chunks=64, take=packets,
+                tables=tables if quantization == "int8" else None,
+            ) as (before, facts):  # fmt: skip
                 with torch.inference_mode():
                     before(0)
                     model(given)
@@ -410,11 +421,46 @@ def values() -> dict[str, Any]:
             result[f"{name}, {quantization}"] = {
                 **compare(facts()["taken"], expected), "errors": facts()["errors"],
             }  # fmt: skip
-    return result
+    return result | {f"operators, {name}": operators(name) for name in CONVERSIONS}
+
+
+def ranges(rows: np.ndarray) -> np.ndarray:
+    """Return a table of channels, [2, width], that no value of these rows lies beyond."""
+    mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return np.stack([mean, np.maximum(np.abs(rows - mean).max(axis=0) * 1.25 / 127, 1e-6)])
+
+
+def operators(name: str) -> dict[str, Any]:
+    """Convert rows on the device as capture does: within the bound, and equal to the reference on the CPU."""
+    from asysi.bus.packet import read_back
+    from asysi.bus.quantization import WIRE, quantise
+    from asysi.capture.conversion import CONVERSIONS as OF_TYPE
+    from asysi.capture.conversion import select_rows
+
+    how = WIRE[name]
+    element = next(dtype for dtype, made in OF_TYPE.items() if made is how)
+    rows = np.random.default_rng(0).normal(0, 3, (4096, 256)).astype(np.float32)
+    table = ranges(rows) if how.by_channel else None
+    out = torch.empty(len(rows), 256, dtype=element, device=DEVICE)
+    beside = torch.empty(len(rows), dtype=torch.int32 if how.by_channel else torch.float32, device=DEVICE)
+    select_rows(
+        out, torch.from_numpy(rows).to(DEVICE), torch.arange(len(rows), device=DEVICE), beside,
+        None if table is None else torch.from_numpy(table).to(DEVICE),
+    )  # fmt: skip
+    wanted = quantise(rows, how, table)
+    payload = out.cpu().view(torch.uint16 if name == "bf16" else torch.uint8).numpy()
+    made = payload.view(wanted.payload.dtype)
+    scales = beside.cpu().numpy() if name == "fp8" else None
+    values_ = read_back(made, how.dtype, scales, table)
+    unlike = int((made != wanted.payload).sum())
+    if scales is not None:
+        unlike += int((scales != wanted.scales).sum())
+    found = [(how.name.lower(), values_, scales if table is None else table[1])]
+    return {**compare(found, rows), "errors": 0, "unlike the reference": unlike}
 
 
 def packets(ring: str) -> list[tuple[str, np.ndarray, np.ndarray | None]]:
-    """Return the packets in a ring: conversion, rows as float32, and scales."""
+    """Return the packets in a ring: conversion, rows as float32, and scales of rows or channels."""
     from asysi.bus.packet import Quantization, parse_packet
     from asysi_ring import Control, Reader
 
@@ -424,7 +470,8 @@ def packets(ring: str) -> list[tuple[str, np.ndarray, np.ndarray | None]]:
             for view in views:
                 packet = parse_packet(memoryview(view.copy()), control.accounts())
                 how = Quantization(int(packet.header["quantization"])).name.lower()
-                found.append((how, packet.to_float32(), packet.scales))
+                scales = packet.scales if packet.table is None else packet.table[1].copy()
+                found.append((how, packet.to_float32(), scales))
                 reader.consumed(view)
                 view.release()
     return found
@@ -438,9 +485,12 @@ def compare(found: list[Any], expected: np.ndarray) -> dict[str, Any]:
         at += len(rows)
         away = np.abs(rows - want)
         relative, of_scale = BOUNDS.get(how, (0.0, 0.0))
-        bound = relative * np.abs(want)
+        bound = relative * np.abs(want) * (1 + 1e-5)
+        if how == "int8_channel":  # its mean is added and taken away in float32
+            bound = bound + 2**-22 * np.abs(want)
         if scales is not None:
-            bound = bound + of_scale * np.asarray(scales).reshape(len(rows), -1) * (1 + 1e-5)
+            shape = (1, -1) if how == "int8_channel" else (len(rows), 1)
+            bound = bound + of_scale * np.asarray(scales).reshape(shape) * (1 + 1e-5)
         worst, within = max(worst, float(away.max())), within and bool((away <= bound).all())
     how = "/".join(sorted({name for name, _, _ in found}))
     return {"converted": how, "largest difference": worst, "all rows": at == len(expected), "within": within}

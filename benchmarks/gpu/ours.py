@@ -66,6 +66,7 @@ def watched(
     quantization: str = "none",
     chunks: int = 2048,
     take: Callable[[str], Any] | None = None,
+    tables: dict[str, np.ndarray] | None = None,
 ) -> Iterator[tuple[Callable[[int], None], Callable[[], dict[str, Any]]]]:
     """Capture a model with `open_host`; yields a function that starts a step, and one for the final results.
 
@@ -75,6 +76,7 @@ def watched(
         shape: [batch, length] of a step.
         rate, quantization: as in the spec; the host decides where conversion is done.
         chunks: number of 1 MiB chunks of the ring.
+        tables: ranges of int8 that are frozen already, [2, width] by path.
         take: called with the ring's folder once the host has left, instead of a process that drains it.
     """
     from asysi.contract.runtime import CAPTURE_RING, POINTS_FILE, Container
@@ -95,6 +97,8 @@ def watched(
             accounts=max(256, len(points)),
         )  # fmt: skip
         (shm / POINTS_FILE).write_text(points_to_json(points))
+        if tables:
+            _write_ranges(shm / "output", tables)
         reader = None if take else _drain(ring)
         try:
             worker = Worker(Container.HOST, made, shm, shm / "output", shm, 0, 0)
@@ -115,6 +119,16 @@ def watched(
                 reader.communicate()
             shutil.rmtree(shm, ignore_errors=True)
             shm.mkdir()
+
+
+def _write_ranges(output: Path, tables: dict[str, np.ndarray]) -> None:
+    """Write what an earlier attempt's hook worker would have left."""
+    from safetensors.numpy import save_file
+
+    from asysi.contract.runtime import RANGES_FILE
+
+    output.mkdir(parents=True, exist_ok=True)
+    save_file(tables, output / RANGES_FILE, dict.fromkeys(tables, "0 0"))
 
 
 def _facts(run: Any) -> dict[str, Any]:

@@ -26,7 +26,7 @@ FLAGS = [
     "-fvisibility=hidden",
 ]
 MODULES = {
-    "asysi_ring/_core": ["bindings.cpp", "bind_writer.cpp", "bind_reader.cpp"],
+    "asysi_ring/_core": ["bindings.cpp", "bind_writer.cpp", "bind_reader.cpp", "bind_lane.cpp"],
     "_count": ["weights.cpp"],
 }
 

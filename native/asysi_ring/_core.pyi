@@ -477,6 +477,9 @@ class Lane(metaclass=pybind11_type):
     def begin_step(self, rows: NDArray[np.void]) -> None:
         """Copy the records [rows] of ROW_DTYPE of the rows that the slots of a step hold."""
 
+    def add_table(self, table: NDArray[np.float32]) -> int:
+        """Keep mean and scale of channels, [2, width], and return the table's number."""
+
     def submit(
         self,
         stream: int,
@@ -486,6 +489,8 @@ class Lane(metaclass=pybind11_type):
         dtype: int,
         quantization: int = 0,
         scales: int = 0,
+        outside: int = 0,
+        table: int = 0,
     ) -> bool:
         """Hand over slot `next()`; False, its rows counted as dropped, where the lane has failed.
 
@@ -496,10 +501,14 @@ class Lane(metaclass=pybind11_type):
             address: of the slot: rows without gaps, of the type that the packets have.
             dtype: of the rows before they were converted.
             quantization: what they have gone through on the device.
-            scales: address of a float32 a row in the device's memory, for int8; 0 for none.
+            scales: address of a float32 a row in the device's memory, for fp8 and int8; 0 for none.
+            outside: address of an uint32 a row in the device's memory, for int8 by channel: how many of its
+                values are out of range. They are copied behind the packets, which must leave room for them.
+            table: number that `add_table` returned, for int8 by channel; 0 for none.
 
         Raises:
-            ValueError: no slot is free, or the step has fewer records than the slot has rows.
+            ValueError: no slot is free, the step has fewer records than the slot has rows, or int8 by channel
+                lacks its table, its counts, or room for these behind a packet.
         """
 
     @property

@@ -26,8 +26,13 @@ void begin_step(Lane& lane, const py::object& rows) {
     lane.begin_step({view.as<RowRecord>(), view.bytes() / row_bytes});
 }
 
+std::size_t add_table(Lane& lane, const py::object& table) {
+    const Bytes view(table, "table", 2 * sizeof(float), std::nullopt);
+    return lane.add_table({view.as<float>(), view.bytes() / sizeof(float)});
+}
+
 bool submit(Lane& lane, std::uintptr_t stream, const py::object& header, const py::object& counts, std::uintptr_t address,
-            i64 dtype, i64 quantization, std::uintptr_t scales) {
+            i64 dtype, i64 quantization, std::uintptr_t scales, std::uintptr_t outside, i64 table) {
     const Bytes header_view(header, "header", header_bytes, 1);
     const Bytes counts_view(counts, "counts", sizeof(u32), std::nullopt);
     Lane::Content content{};
@@ -35,11 +40,10 @@ bool submit(Lane& lane, std::uintptr_t stream, const py::object& header, const p
     content.counts = {counts_view.as<u32>(), counts_view.bytes() / sizeof(u32)};
     content.source = reinterpret_cast<const std::byte*>(address);
     content.scales = reinterpret_cast<const float*>(scales);
+    content.outside = reinterpret_cast<const u32*>(outside);
+    content.table = lane.table(small(table, "table"));
     content.dtype = static_cast<Dtype>(small(dtype, "dtype") & 0xFFFF);
     content.quantization = quantization_of(quantization);
-    if (content.quantization == Quantization::int8_channel) {
-        throw std::invalid_argument("a lane carries a scale a row, and no table of channels: the hook worker converts to int8");
-    }
     return lane.submit(reinterpret_cast<void*>(stream), content);
 }
 
@@ -54,8 +58,9 @@ void define_lane(py::module_& m) {
     type.def("next", &Lane::next);
     type.def("unclaimed", &Lane::unclaimed);
     type.def("begin_step", &begin_step, py::arg("rows"));
+    type.def("add_table", &add_table, py::arg("table"));
     type.def("submit", &submit, py::arg("stream"), py::arg("header"), py::arg("counts"), py::arg("address"), py::arg("dtype"),
-             py::arg("quantization") = 0, py::arg("scales") = 0);
+             py::arg("quantization") = 0, py::arg("scales") = 0, py::arg("outside") = 0, py::arg("table") = 0);
     type.def_property_readonly("failed", &Lane::failed);
     type.def_property_readonly("problem", &Lane::problem);
     type.def_property_readonly("lost", &Lane::lost);

@@ -23,7 +23,7 @@ Layout header_layout() {
             FIELD(PacketHeader, batch), FIELD(PacketHeader, length), FIELD(PacketHeader, part),
             FIELD(PacketHeader, parts), FIELD(PacketHeader, kind), FIELD(PacketHeader, dtype),
             FIELD(PacketHeader, quantization), FIELD(PacketHeader, flags), FIELD(PacketHeader, payload_bytes),
-            FIELD(PacketHeader, scale_bytes), FIELD(PacketHeader, reserved)};
+            FIELD(PacketHeader, scale_bytes), FIELD(PacketHeader, saturated), FIELD(PacketHeader, reserved)};
 }
 
 Layout control_layout() {

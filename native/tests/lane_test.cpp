@@ -170,6 +170,42 @@ public:
         return writer->publish(block);
     }
 
+    /// Mean and scale of each channel, and how many values of a row are out of range.
+    static std::array<float, 2 * broad> table() {
+        std::array<float, 2 * broad> made{};
+        for (u32 i = 0; i < 2 * broad; ++i) made[i] = static_cast<float>(i) + 0.5F;
+        return made;
+    }
+    static u32 outside_of(u64 sample) { return static_cast<u32>(sample % 3); }
+
+    /// Rows of a slot that the device has converted to int8 by channel: elements and counts are there only when its stream is.
+    bool call_by_channel(u64 step, u32 account, const std::vector<u32>& counts, std::size_t number) {
+        std::array<std::int8_t, kept_rows * broad> values{};
+        std::array<u32, kept_rows> outside{};
+        for (u32 i = 0; i < kept_rows; ++i) {
+            const auto row = static_cast<u32>(kept[i]);
+            outside[i] = outside_of(row);
+            for (u32 e = 0; e < broad; ++e) {
+                values[i * broad + e] = static_cast<std::int8_t>(static_cast<int>(element(step, account, row, e)) % 127);
+            }
+        }
+        auto* const slot = reinterpret_cast<std::byte*>(memory[lane->next()].data());
+        std::byte* const beside = slot + sizeof values;
+        device.write(compute, slot, values.data(), sizeof values);
+        device.write(compute, beside, outside.data(), sizeof outside);
+        Lane::Content content{};
+        content.header.account = account;
+        content.header.step = step;
+        content.header.width = broad;
+        content.counts = counts;
+        content.source = slot;
+        content.outside = reinterpret_cast<const u32*>(beside);
+        content.table = lane->table(number);
+        content.dtype = Dtype::float32;
+        content.quantization = Quantization::int8_channel;
+        return lane->submit(compute, content);
+    }
+
     Standin device;
     std::shared_ptr<Writer> writer;
     std::unique_ptr<Lane> lane;
@@ -203,11 +239,19 @@ private:
         reader.mark_durable();
     }
     static void check(const Packet& packet, const PacketHeader& header) {
+        const bool by_channel = static_cast<Quantization>(header.quantization) == Quantization::int8_channel;
+        u32 out_of_range = 0;
         for (u32 row = 0; row < header.rows; ++row) {
             const u64 sample = packet.records()[row].sample;
+            const u32 outside = by_channel ? outside_of(sample) : 0;
+            EXPECT(((packet.records()[row].flags & row_saturated) != 0) == (outside != 0));
+            out_of_range += outside;
             for (u32 e = 0; e < broad; ++e) {
                 const float wanted = element(header.step, header.account, static_cast<u32>(sample), e);
-                if (static_cast<Dtype>(header.dtype) == Dtype::int8) {
+                if (by_channel) {
+                    EXPECT(packet.scales()[e] == table()[e] && packet.scales()[broad + e] == table()[broad + e]);
+                    EXPECT(packet.payload<std::int8_t>()[row * broad + e] == static_cast<int>(wanted) % 127);
+                } else if (static_cast<Dtype>(header.dtype) == Dtype::int8) {
                     EXPECT(packet.scales()[row] == static_cast<float>(sample) + 1);
                     EXPECT(packet.payload<std::int8_t>()[row * broad + e] == static_cast<int>(wanted) % 127);
                 } else {
@@ -215,6 +259,7 @@ private:
                 }
             }
         }
+        EXPECT(header.saturated == out_of_range);
     }
     void finish_reading() {
         if (!reader_.joinable()) return;
@@ -290,6 +335,41 @@ void scales_travel_beside_their_rows() {
     content.dtype = Dtype::float32;
     content.quantization = Quantization::int8;
     EXPECT(bench.lane->submit(bench.compute, content));
+    EXPECT(bench.close() == kept_rows);
+}
+
+void int8_by_channel_travels_with_its_table_and_counts() {
+    for (u64 seed = 1; seed <= 3; ++seed) {
+        Bench bench(seed, 300, 3);
+        const std::size_t number = bench.lane->add_table(Bench::table());
+        for (u64 step = 1; step <= 8; ++step) {
+            bench.begin_step();
+            for (const u32 account : bench.accounts) {
+                expect_soon([&] { return bench.lane->free() != 0; });
+                EXPECT(bench.call_by_channel(step, account, {14, 14, 12}, number));
+            }
+        }
+        EXPECT(bench.close() > 0);
+    }
+}
+
+void int8_by_channel_is_refused_without_what_it_needs() {
+    Bench bench(9, 0);
+    const std::size_t number = bench.lane->add_table(Bench::table());
+    const std::size_t narrow = bench.lane->add_table(std::array<float, 2>{});
+    bench.begin_step();
+    const auto refused = [&](const std::vector<u32>& counts, std::size_t table) {
+        try {
+            bench.call_by_channel(1, 0, counts, table);
+        } catch (const std::invalid_argument&) {
+            return true;
+        }
+        return false;
+    };
+    EXPECT(refused({20, 20}, 0) && refused({20, 20}, narrow) && refused({20, 20}, 77));
+    EXPECT(refused({22, 18}, number));  // the packet fits its chunk, its counts behind it do not
+    EXPECT(bench.made(0)[produced::seen] == 0);
+    EXPECT(bench.call_by_channel(1, 0, {20, 20}, number));
     EXPECT(bench.close() == kept_rows);
 }
 
@@ -530,6 +610,8 @@ constexpr std::array cases{
     CASE(one_copy_fills_neighbouring_chunks),
     CASE(chunks_that_are_not_neighbours_are_filled_too),
     CASE(scales_travel_beside_their_rows),
+    CASE(int8_by_channel_travels_with_its_table_and_counts),
+    CASE(int8_by_channel_is_refused_without_what_it_needs),
     CASE(a_default_stream_is_that_of_the_lanes_device),
     CASE(a_step_that_was_given_room_is_published_whole),
     CASE(whatever_fails_every_row_is_accounted_for),

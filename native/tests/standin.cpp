@@ -32,6 +32,7 @@ struct Step {
     std::function<bool()> ready;
     std::function<void()> act;
     bool copy = false;
+    bool calls_back = false;  // may wait for a thread that waits for the device's lock
 };
 struct Stream {
     std::deque<Step> steps;
@@ -90,7 +91,13 @@ struct Device {
             turn.unlock();
             if (pause != 0) std::this_thread::sleep_for(std::chrono::microseconds(pause));
             turn.lock();
-            if (broken == 0) step.act();
+            if (broken == 0 && step.calls_back) {
+                turn.unlock();
+                step.act();
+                turn.lock();
+            } else if (broken == 0) {
+                step.act();
+            }
             chosen.running = false;
         }
     }
@@ -283,6 +290,11 @@ void standin_gather(void* stream, void* to, const void* from, const std::int64_t
                         static_cast<const std::byte*>(from) + static_cast<std::size_t>(index[i]) * bytes, bytes);
         }
     }});
+}
+/// A kernel that is a function of the test: what it reads is read when it runs.
+void standin_call(void* stream, void (*function)()) {
+    const std::scoped_lock turn(device().lock);
+    device().push(static_cast<Stream*>(stream), {nullptr, [function] { function(); }, false, true});
 }
 /// A copy to the device out of memory that is pinned: it is read when the copy runs.
 void standin_copy(void* stream, void* to, const void* from, std::size_t bytes) {

@@ -8,9 +8,12 @@ from typing import Any, Self
 
 import torch
 
+from asysi.capture.conversion import select_rows
+
 NATIVE = Path(__file__).parents[2] / "native"
 FLAGS = ("-std=c++20", "-O1", "-shared", "-fPIC", "-pthread")
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_size_t
+_KERNEL = ctypes.CFUNCTYPE(None)
 
 
 class OnDevice(torch.Tensor):
@@ -47,6 +50,7 @@ class Standin:
         self._c = ctypes.CDLL(self._path)
         for name, *types in (
             ("gather", _POINTER, _POINTER, _POINTER, _POINTER, _SIZE, _SIZE),
+            ("call", _POINTER, _KERNEL),
             ("copy", _POINTER, _POINTER, _POINTER, _SIZE),
             ("fail", ctypes.c_char_p, ctypes.c_int, ctypes.c_int, ctypes.c_int),
             ("begin", ctypes.c_uint64, ctypes.c_uint),
@@ -72,8 +76,8 @@ class Standin:
         self.memory = 1 << 40
         """Bytes of the device's memory."""
         self._taken: list[weakref.ref[torch.Tensor]] = []
-        self.kept: list[torch.Tensor] = []
-        """Tensors that kernels may still read: the device's allocator would see to it."""
+        self.kept: list[Any] = []
+        """Tensors that kernels may still read, and kernels: the device's allocator would see to it."""
 
     def __enter__(self) -> Self:
         return self
@@ -146,8 +150,22 @@ class Standin:
     def wait(self, device: torch.device, mark: Any) -> None:
         self._c.cudaStreamWaitEvent(self._queue(device), mark, 0)
 
-    def select(self, out: torch.Tensor, source: torch.Tensor, index: torch.Tensor) -> None:
-        source = source.as_subclass(torch.Tensor).to(out.dtype).contiguous()
+    def select(
+        self,
+        out: torch.Tensor,
+        source: torch.Tensor,
+        index: torch.Tensor,
+        beside: torch.Tensor | None = None,
+        table: torch.Tensor | None = None,
+    ) -> None:
+        source = source.as_subclass(torch.Tensor)
+        if beside is not None:
+            source = source.clone()  # in a stream, what runs behind the gather changes it later
+            kernel = _KERNEL(lambda: select_rows(out, source, index, beside, table))
+            self.kept.append(kernel)
+            self._c.standin_call(self._queue(self._places[out.data_ptr()]), kernel)
+            return
+        source = source.to(out.dtype).contiguous()
         self.kept.append(source)
         row = source.shape[1] * source.element_size()
         self._c.standin_gather(

@@ -12,13 +12,18 @@ import pytest
 import torch
 from tests.capture.standin import OnDevice, OnSecondDevice, Standin, build
 
-from asysi.bus.packet import HEADER_DTYPE, ROW_DTYPE, Dtype, Kind, Quantization, parse_packet
+from asysi.bus.packet import HEADER_DTYPE, ROW_DTYPE, Dtype, Kind, Quantization, RowFlag, parse_packet
+from asysi.bus.quantization import quantise
 from asysi.bus.ring import RingProducer
 from asysi.bus.states import DropReason
-from asysi.capture.device import Devices, select_rows
+from asysi.capture.conversion import select_rows
+from asysi.capture.device import DeviceCapture, Devices
 from asysi.capture.hooks import ActivationHooker
 from asysi.capture.slots import plan_slots
 from asysi.contract.spec import Sampling
+from asysi.hook.finite import Saturated
+from asysi.hook.ranges import Ranges
+from asysi.hook.relay import Relay
 from asysi.model.points import HookPoint
 from asysi.text.grid import StepTokens
 from asysi_ring import Control, Reader, Writer, create
@@ -75,10 +80,10 @@ class Model(torch.nn.Module):
         return x
 
 
-def tokens(step):
+def tokens(step, *, content=True):
     rows = np.zeros(GRID, ROW_DTYPE)
     rows["sample"] = np.arange(GRID)
-    content = np.ones(GRID, bool)
+    content = np.full(GRID, content)
     content[::LENGTH] = False
     return StepTokens(step, BATCH, LENGTH, rows, content)
 
@@ -398,6 +403,172 @@ def test_rows_are_converted_on_the_device(ring, device):
     expect_rows(found, expected, tolerance=0.02)
     header = found["first", 0][0][2]
     assert (Dtype(int(header["dtype"])), int(header["quantization"])) == (Dtype.BFLOAT16, Quantization.BF16)
+
+
+def raw(folder, name="hook"):
+    """Everything in the ring as packets of their own, in order."""
+    found = []
+    with Reader(folder, name) as reader, Control(folder) as control:
+        while views := reader.pull(16, 0.0):
+            for view in views:
+                found.append(parse_packet(memoryview(view.copy()), control.accounts()))
+                reader.consumed(view)
+                view.release()
+    return found
+
+
+def expect_converted(packets, expected, quantization, table=None):
+    """Packets hold what the CPU's conversion makes of the rows, bit for bit, and say so."""
+    for packet in packets:
+        rows = expected[packet.point, int(packet.header["step"])][packet.rows["sample"]]
+        wanted = quantise(rows, quantization, table)
+        np.testing.assert_array_equal(packet.payload, wanted.payload)
+        assert (int(packet.header["quantization"]), int(packet.header["version"])) == (quantization, 3)
+        if wanted.scales is not None:
+            np.testing.assert_array_equal(packet.scales, wanted.scales)
+        if wanted.saturated is not None:
+            np.testing.assert_array_equal(packet.table, table)
+            flagged = packet.rows["flags"] & RowFlag.SATURATED != 0
+            np.testing.assert_array_equal(flagged, wanted.saturated > 0)
+            assert packet.header["saturated"] == wanted.saturated.sum()
+
+
+def ranges_for(expected):
+    """A table for rows of the first layer: some values lie out of range."""
+    rows = np.concatenate([rows for (name, _), rows in expected.items() if name == "first"])
+    return np.stack([rows.mean(axis=0), rows.std(axis=0) / 80]).astype(np.float32)
+
+
+def test_fp8_is_made_on_the_device(ring, device):
+    """A byte an element and a scale a row, equal to what the ring makes on a CPU; also from float16."""
+    model = Model()
+    model.second.register_forward_hook(lambda _layer, _args, output: output.half())
+    with Host(ring, device, model, quantization=Quantization.FP8, sampling=Sampling(rate=0.7)) as host:
+        expected = run(host.model, host.hooker, range(4))
+        assert (host.hooker.errors, host.hooker.steps_dropped) == (0, 0)
+    half = {
+        place: rows.astype(np.float16).astype(np.float32) if place[0] == "second" else rows
+        for place, rows in expected.items()
+    }
+    packets = raw(ring)
+    expect_converted(packets, half, Quantization.FP8)
+    assert {(packet.point, int(packet.header["step"])) for packet in packets} == set(expected)
+
+
+def test_int8_is_made_on_the_device_once_the_ranges_are_frozen(ring, device):
+    """Until then rows leave it as they are; from then on with table, flags and count, as the ring makes it. A
+    hook point without a table, and one of another width, stay as they are.
+    """
+    with Host(ring, device, quantization=Quantization.INT8_CHANNEL) as host:
+        expected = run(host.model, host.hooker, range(2))
+        table = ranges_for(expected)
+        host.hooker.freeze("first", table)
+        host.hooker.freeze("second", table[:, 1:])
+        expected |= run(host.model, host.hooker, range(2, 6))
+        assert (host.hooker.errors, host.hooker.steps_dropped) == (0, 0)
+    packets = raw(ring)
+    converted = [packet for packet in packets if packet.point == "first" and packet.header["step"] >= 2]
+    expect_converted(converted, expected, Quantization.INT8_CHANNEL, table)
+    assert sum(int(packet.header["saturated"]) for packet in converted) > 10
+    others = [packet for packet in packets if packet.point == "second" or packet.header["step"] < 2]
+    expect_plain(others, expected)
+    assert sum(len(packet.rows) for packet in packets) == 2 * 6 * 57
+
+
+def expect_plain(packets, expected):
+    for packet in packets:
+        rows = expected[packet.point, int(packet.header["step"])][packet.rows["sample"]]
+        np.testing.assert_array_equal(packet.payload, rows)
+        assert int(packet.header["quantization"]) == Quantization.NONE
+
+
+def test_ranges_frozen_by_an_earlier_attempt_hold_from_the_first_step(ring, device):
+    """A table that is there before the device's slots are is uploaded with them."""
+    with Host(ring, device, quantization=Quantization.INT8_CHANNEL) as host:
+        table = np.stack([np.zeros(WIDTH), np.full(WIDTH, 0.02)]).astype(np.float32)
+        host.hooker.freeze("first", table)
+        expected = run(host.model, host.hooker, range(2))
+    converted = [packet for packet in raw(ring) if packet.point == "first"]
+    expect_converted(converted, expected, Quantization.INT8_CHANNEL, table)
+    assert len(converted) >= 2
+
+
+def convert_on_another_stream(ring, device):
+    """Upload a table on a busy stream; the next steps begin, and run, on another one."""
+    with Host(ring, device, quantization=Quantization.INT8_CHANNEL) as host:
+        expected = run(host.model, host.hooker, range(1))
+        table = ranges_for(expected)
+        device.slow_uploads_us = 20_000
+        host.hooker.freeze("first", table)
+        host.hooker.step(tokens(1, content=False))  # uploads the table, and no indices
+        host.model(inputs(1))
+        device.slow_uploads_us, device.current = 0, 1
+        expected |= run(host.model, host.hooker, range(2, 4))
+        assert host.hooker.errors == 0
+    return [packet for packet in raw(ring) if packet.header["step"] >= 2], expected, table
+
+
+def test_another_stream_waits_for_a_table(ring, device):
+    """A step that begins on another stream than the one of the upload converts with the whole table."""
+    packets, expected, table = convert_on_another_stream(ring, device)
+    converted = [packet for packet in packets if packet.point == "first"]
+    expect_converted(converted, expected, Quantization.INT8_CHANNEL, table)
+    assert len(converted) >= 2
+
+
+def test_the_wait_for_a_table_is_needed(ring, device, monkeypatch):
+    """Without it, rows are converted with what the buffer held: the test before this one would see it."""
+    monkeypatch.setattr(DeviceCapture, "_await_tables", lambda _: None)
+    packets, expected, table = convert_on_another_stream(ring, device)
+    with pytest.raises(AssertionError):
+        expect_converted(
+            [packet for packet in packets if packet.point == "first"],
+            expected, Quantization.INT8_CHANNEL, table,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("quantization", [Quantization.FP8, Quantization.INT8_CHANNEL])
+def test_the_hook_worker_passes_converted_packets_through(ring, device, quantization, tmp_path):
+    """Elements, scales or table, flags: none of it changes on the way to the bus, in however many blocks; and
+    what was out of range is counted once.
+    """
+    with Host(ring, device, quantization=quantization) as host:
+        first = run(host.model, host.hooker, range(1))
+        host.hooker.freeze("first", ranges_for(first))
+        run(host.model, host.hooker, range(1, 4))
+    captured = [packet for packet in raw(ring) if packet.point == "first" and packet.header["step"] >= 1]
+    bus = str(tmp_path / "bus")
+    create(bus, shards=1, chunks=80, chunk_bytes=1 << 10, readers=["sae"], policy="overwrite")
+    gauges = {}
+    with RingProducer(Writer(bus)) as producer:
+        counter = Saturated(Gauges(gauges), producer, {})
+        ranges = Ranges(tmp_path / "q.safetensors")
+        relay = Relay(producer, quantization, (counter.look,), lambda _: None, ranges)
+        for packet in captured:
+            relay.forward(packet)
+        carried = raw(bus, "sae")
+    assert len(carried) > len(captured)
+    for name in ("payload", "rows"):
+        before, after = (np.concatenate([getattr(one, name) for one in each]) for each in (captured, carried))
+        np.testing.assert_array_equal(after, before)
+    assert {int(one.header["quantization"]) for one in carried} == {quantization}
+    if quantization is Quantization.FP8:
+        scales = [np.concatenate([one.scales for one in each]) for each in (captured, carried)]
+        np.testing.assert_array_equal(*scales)
+    else:
+        assert all((one.table == captured[0].table).all() for one in carried)
+        assert gauges["first"] == sum(int(one.header["saturated"]) for one in captured) > 0
+        assert not any(one.header["saturated"] for one in carried), "a block is not the whole packet"
+
+
+class Gauges:
+    """Stands for the capture stream's consumer."""
+
+    def __init__(self, into):
+        self._into = into
+
+    def gauge(self, point, _slot, value):
+        self._into[point] = value
 
 
 def test_two_bytes_an_element_stay_on_the_device(ring, device):

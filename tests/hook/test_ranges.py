@@ -6,8 +6,9 @@ from tests.bus.memory import MemoryBus
 
 from asysi.bus.packet import HEADER_DTYPE, ROW_DTYPE, ActivationPacket, Dtype, Quantization, RowFlag
 from asysi.bus.quantization import FREEZE_ROWS
+from asysi.bus.ranges import read_ranges
 from asysi.contract.errors import ConfigError
-from asysi.hook.ranges import Ranges, read_ranges
+from asysi.hook.ranges import Ranges
 from asysi.hook.relay import Relay
 
 WIDTH, ROWS = 8, FREEZE_ROWS // 4

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 from tests.bus.memory import MemoryBus, MemoryControl
 
 from asysi.bus.mailbox import CaptureWord
 from asysi.bus.packet import ROW_DTYPE
 from asysi.bus.states import StreamEnd
-from asysi.contract.runtime import CAPTURE_RING, POINTS_FILE, Container
+from asysi.contract.runtime import CAPTURE_RING, POINTS_FILE, RANGES_FILE, Container
 from asysi.contract.spec import ScanExperiment
 from asysi.contract.workloads import WORKLOADS
 from asysi.hosts import frame
@@ -154,3 +155,28 @@ def test_an_exception_leaves_the_stream_open(worker):
     assert words(worker) == ["gone"]
     assert not (worker.output / SEEN_FILE).exists()
     assert json.loads((worker.output / PROGRESS_FILE).read_text())["attempts"] == {"0": 4, "1": 4}
+
+
+def test_ranges_that_the_hook_worker_freezes_reach_capture(worker, monkeypatch):
+    """On a host with a GPU under int8: those of an earlier attempt before the first step, later ones between
+    two steps.
+    """
+    spec = worker.experiment.spec.model_dump(by_alias=True)
+    spec["capture"]["quantization"], spec["resources"]["host"]["gpus"] = "int8", 1
+    content = worker.experiment.model_dump(by_alias=True) | {"spec": spec}
+    worker = dataclasses.replace(worker, experiment=ScanExperiment.model_validate(content))
+    monkeypatch.setattr(frame, "device_for", lambda *_: "cpu")
+    monkeypatch.setattr(frame, "cuda_hook", lambda: None)
+    monkeypatch.setattr(frame, "_PROGRESS_SECONDS", 0.0)
+    given = []
+    monkeypatch.setattr(
+        frame.ActivationHooker, "freeze", lambda hooker, point, _: given.append((hooker.steps, point))
+    )
+
+    def freeze(*points):
+        tables = {point: np.ones((2, 4), np.float32) for point in points}
+        save_file(tables, worker.output / RANGES_FILE, dict.fromkeys(points, "0 7"))
+
+    freeze("0")
+    run(worker, last=9, act=lambda number: freeze("0", "1") if number == 6 else None)
+    assert given == [(0, "0"), (2, "1")]

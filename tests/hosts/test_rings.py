@@ -26,9 +26,13 @@ def spec(gpus, quantization):
     ).spec
 
 
-@pytest.mark.parametrize(("quantization", "row"), [("none", 8192), ("bf16", 4096), ("int8", 8192)])
+@pytest.mark.parametrize(
+    ("quantization", "row"), [("none", 8192), ("bf16", 4096), ("fp8", 2052), ("int8", 8192)]
+)
 def test_slots_hold_rows_as_they_travel(quantization, row):
-    """A slot has the bytes of a call's rows, which bf16 halves on the device; every call has one."""
+    """A slot has the bytes of a call's rows: two an element under bf16, one and a scale a row under fp8,
+    under int8 those before the ranges are frozen; every call has one.
+    """
     plan = plan_device_slots(spec(1, quantization), POINTS, 16, 32)
     assert plan is not None
     assert (plan.calls, plan.slot_bytes) == (4, 512 * row)

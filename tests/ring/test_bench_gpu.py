@@ -49,9 +49,11 @@ def test_the_script_runs_as_far_as_a_cpu_goes(dry):
     """
     result, page = dry
     ours = {name: row for name, row in result["hosts"].items() if name.startswith("asysi")}
-    assert {"asysi, rate 1.0", "asysi, rate 0.1", "asysi, rate 1.0, bf16", "asysi, rate 1.0, int8"} <= set(
-        ours
-    )
+    assert set(ours) == {
+        "asysi, rate 1.0",
+        "asysi, rate 0.1",
+        *(f"asysi, rate 1.0, {name}" for name in ("bf16", "fp8", "int8")),
+    }
     for row in ours.values():
         assert (row["errors"], row["steps dropped"], row["steps"]) == (0, 0, 4)
         assert row["ms"] > 0
@@ -67,6 +69,10 @@ def test_its_values_are_those_of_plain_hooks(dry):
     """
     found = {name: row for name, row in dry[0]["values"].items() if name != "seconds"}
     assert {"llama, none", "in place, none", "llama, int8"} <= set(found)
+    of_device = {name: row for name, row in found.items() if name.startswith("operators")}
+    assert [row["converted"] for row in of_device.values()] == ["bf16", "fp8", "int8_channel"]
+    assert all(row["unlike the reference"] == 0 for row in of_device.values())
+    assert all(row["largest difference"] > 0 for row in of_device.values())
     for row in found.values():
         assert row["all rows"]
         assert row["within"]
@@ -85,6 +91,10 @@ def test_a_value_out_of_bounds_is_seen(monkeypatch):
     assert not measure.compare([("none", want + 1e-3, None)], want)["within"]
     assert measure.compare([("int8", want + half, scales)], want)["within"]
     assert not measure.compare([("int8", want + 1.1 * half, scales)], want)["within"]
+    assert measure.compare([("int8_channel", want + half.T, scales)], want)["within"]
+    assert not measure.compare([("int8_channel", want + 1.1 * half.T, scales)], want)["within"]
+    assert measure.compare([("fp8", want * (1 + 2**-5), scales)], want)["within"]
+    assert not measure.compare([("fp8", want * (1 + 2**-3), scales)], want)["within"]
     assert measure.compare([("bf16", want * (1 + 2**-9), None)], want)["within"]
     assert not measure.compare([("bf16", want * (1 + 2**-7), None)], want)["within"]
     assert not measure.compare([("none", want[:1], None)], want)["all rows"]
@@ -123,6 +133,10 @@ def test_the_pack_holds_what_a_bare_machine_needs(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(out))
     monkeypatch.delitem(sys.modules, "run", raising=False)
     run = importlib.import_module("run")
+    recipe = (out / "native" / "CMakeLists.txt").read_text()
+    for name, sources in run.MODULES.items():
+        built = " ".join(f"src/{source}" for source in sources)
+        assert f"pybind11_add_module({name.rpartition('/')[2]} {built})" in recipe
     for name in ("json", "asysi_not_here"):
         with zipfile.ZipFile(tmp_path / f"{name}-1-py3-none-any.whl", "w") as wheel:
             wheel.writestr(f"{name}/__init__.py", "")

@@ -13,7 +13,7 @@ import pytest
 
 NATIVE = Path(__file__).parents[2] / "native"
 LANE = NATIVE / "include" / "asysi" / "lane.hpp"
-CASES = 17
+CASES = 19
 
 pytestmark = pytest.mark.timeout(900)  # compiled here, on a machine that may be busy
 
@@ -42,6 +42,7 @@ class Mutant(NamedTuple):
 
 
 ARRIVE = "rows_arrive_whole_and_in_order"
+BY_CHANNEL = "int8_by_channel_travels_with_its_table_and_counts"
 MUTANTS = [
     Mutant(
         "the copy does not wait for the gather",
@@ -121,6 +122,28 @@ MUTANTS = [
         "a tail of other size is copied like the chunks before it",
         "one_copy_fills_neighbouring_chunks",
         (("task.claims[at + height].payload().size() == bytes)", "bytes != 0)"),),
+    ),
+    Mutant(
+        "values out of range are counted before the copy of their counts is done",
+        BY_CHANNEL,
+        (
+            ("for (Claim& claim : task.claims) flag_saturated(claim);", ""),
+            (
+                "task.issued = status == DeviceRuntime::success;",
+                "task.issued = status == DeviceRuntime::success;\n"
+                "        for (Claim& claim : task.claims) flag_saturated(claim);",
+            ),
+        ),
+    ),
+    Mutant(
+        "the counts of a second copy are those of the first",
+        BY_CHANNEL,
+        (("outside += first.records().size() * height;", ""),),
+    ),
+    Mutant(
+        "a table of channels is overwritten with scales of rows",
+        BY_CHANNEL,
+        (("first.by_channel() ? 0 : first.scales()", "first.scales()"),),
     ),
     Mutant(
         "a query spoils the graph of another thread",

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <span>
 #include <string>
 #include <utility>
@@ -149,7 +150,7 @@ class Claim {
 public:
     Claim(Claim&& other) noexcept
         : writer_(std::exchange(other.writer_, nullptr)), shard_(other.shard_), chunk_(other.chunk_), bytes_(other.bytes_),
-          plan_(other.plan_), count_(other.count_) {}
+          chunk_bytes_(other.chunk_bytes_), plan_(other.plan_), count_(other.count_) {}
     Claim& operator=(Claim&&) = delete;
     ~Claim() { abort(); }
 
@@ -161,6 +162,14 @@ public:
     [[nodiscard]] std::span<float> scales() const {
         return {reinterpret_cast<float*>(bytes_ + plan_.scales_at), plan_.scale_bytes / sizeof(float)};
     }
+    /// Whether `scales` is a table of channels.
+    [[nodiscard]] bool by_channel() const { return plan_.by_channel; }
+    /// The last `bytes` of the chunk, which lie behind the packet and are free until it is committed; null where fewer are left.
+    [[nodiscard]] std::byte* behind(std::size_t bytes) const {
+        return plan_.total() + bytes <= chunk_bytes_ ? bytes_ + chunk_bytes_ - bytes : nullptr;
+    }
+    /// Writes how many of the packet's values were stored as the end of their channel's range.
+    void note_saturated(u32 values) { std::memcpy(bytes_ + offsetof(PacketHeader, saturated), &values, sizeof values); }
     [[nodiscard]] bool open() const { return writer_ != nullptr; }
     /// Index among the shard's chunks; adjacent chunks are `chunk_bytes` apart.
     [[nodiscard]] u32 chunk() const { return chunk_; }
@@ -174,13 +183,15 @@ public:
 
 private:
     friend class Writer;
-    Claim(Writer& writer, const PendingPacket& packet, std::byte* bytes)
-        : writer_(&writer), shard_(packet.shard), chunk_(packet.chunk), bytes_(bytes), plan_(packet.plan), count_(packet.rows) {}
+    Claim(Writer& writer, const PendingPacket& packet, std::byte* bytes, u64 chunk_bytes)
+        : writer_(&writer), shard_(packet.shard), chunk_(packet.chunk), bytes_(bytes), chunk_bytes_(chunk_bytes), plan_(packet.plan),
+          count_(packet.rows) {}
 
     Writer* writer_;
     u32 shard_;
     u32 chunk_;
     std::byte* bytes_;
+    u64 chunk_bytes_;
     Plan plan_;
     u64 count_;
 };

@@ -11,11 +11,13 @@
 //   6. Whatever fails, every submitted row is published or counted as dropped.
 //   7. Nothing the thread does spoils a graph that another thread captures.
 //   8. The end of a gather is marked on the lane's device, whichever one is current in the model's thread.
+//   9. How many values of a row were out of range is read only when the event behind the copy of these counts has been seen.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -33,12 +35,16 @@ namespace asysi {
 
 class Lane {
 public:
+    /// Mean and scale of each channel, [2, width].
+    using Table = std::shared_ptr<const std::vector<float>>;
     /// What a slot holds, as packets.
     struct Content {
         PacketHeader header;             // of every packet, but for `part`
         std::span<const u32> counts;     // rows of each packet, in the order of the slot's rows
         const std::byte* source;         // in the device's memory: rows without gaps, of the type that the packets have
         const float* scales;             // in the device's memory: a scale a row; null where the type has none
+        const u32* outside;              // in the device's memory: values of each row out of range, of int8 by channel
+        Table table;                     // of int8 by channel
         Dtype dtype;                     // before the conversion
         Quantization quantization;       // which the rows have gone through
     };
@@ -90,8 +96,20 @@ public:
         records_ = std::make_shared<const std::vector<RowRecord>>(records.begin(), records.end());
     }
 
+    /// Keeps a table [2, width] for as long as the lane is there, and returns its number, from 1.
+    std::size_t add_table(std::span<const float> table) {
+        tables_.push_back(std::make_shared<const std::vector<float>>(table.begin(), table.end()));
+        return tables_.size();
+    }
+    /// The table with this number; null for 0. Throws std::invalid_argument where there is none.
+    [[nodiscard]] Table table(std::size_t number) const {
+        if (number > tables_.size()) throw std::invalid_argument("the lane has no table " + std::to_string(number));
+        return number == 0 ? nullptr : tables_[number - 1];
+    }
+
     /// Hands over the slot `next()`, which `stream` fills. False, the rows counted as dropped, where the lane has failed.
-    /// Throws std::invalid_argument, with nothing counted, for rows that have no record in the step.
+    /// Throws std::invalid_argument, with nothing counted, for rows that have no record in the step, and for int8 by channel
+    /// without its table or counts, or without room for the counts behind a packet.
     bool submit(void* stream, const Content& content) {
         u64 rows = 0;
         for (const u32 count : content.counts) rows += count;
@@ -99,6 +117,7 @@ public:
             throw std::invalid_argument("a slot of " + std::to_string(rows) + " rows, the step has " +
                                         std::to_string(records_ == nullptr ? 0 : records_->size()));
         }
+        if (content.quantization == Quantization::int8_channel) expect_by_channel(content);
         const u64 at = submitted_.load(std::memory_order_relaxed);
         if (at - finished_.load(std::memory_order_acquire) >= tasks_.size()) throw std::invalid_argument("no slot is free");
         if (failed()) return lose(content.header.account, rows), false;
@@ -149,6 +168,22 @@ private:
         std::vector<Claim> claims;
         bool issued = false;  // `done` is recorded behind all copies of this content
     };
+
+    void expect_by_channel(const Content& content) const {
+        if (content.table == nullptr || content.table->size() != std::size_t{content.header.width} * 2 || content.outside == nullptr) {
+            throw std::invalid_argument("int8 by channel needs a table of " + std::to_string(content.header.width) +
+                                        " channels, and how many values of each row are out of range");
+        }
+        for (const u32 count : content.counts) {
+            Block block{};
+            block.rows = {.base = nullptr, .stride = 0, .index = nullptr, .count = count, .width = content.header.width,
+                          .dtype = content.dtype};
+            block.quantization = content.quantization;
+            if (Plan(block).total() + count * sizeof(u32) > writer_->geometry().chunk_bytes) {
+                throw std::invalid_argument("no room behind a packet of " + std::to_string(count) + " rows for their counts");
+            }
+        }
+    }
 
     // --- the thread --------------------------------------------------------------------------------------------------
 
@@ -240,6 +275,7 @@ private:
             block.rows = {.base = nullptr, .stride = 0, .index = nullptr, .count = task.counts[part],
                           .width = task.content.header.width, .dtype = task.content.dtype};
             block.quantization = task.content.quantization;
+            block.table = task.content.table == nullptr ? nullptr : task.content.table->data();
             block.book_seen = true;
             blocks.push_back(block);
             first += task.counts[part];
@@ -250,10 +286,12 @@ private:
     int copy(Task& task) {
         const std::byte* source = task.content.source;
         const float* scales = task.content.scales;
+        const u32* outside = task.content.outside;
         for (std::size_t at = 0; at < task.claims.size();) {
             const Claim& first = task.claims[at];
             const std::size_t bytes = first.payload().size();
-            const std::size_t scale_bytes = first.scales().size_bytes();
+            const std::size_t scale_bytes = first.by_channel() ? 0 : first.scales().size_bytes();
+            const std::size_t count_bytes = first.by_channel() ? first.records().size() * sizeof(u32) : 0;
             std::size_t height = 1;
             while (at + height < task.claims.size() && task.claims[at + height].chunk() == first.chunk() + height &&
                    task.claims[at + height].payload().size() == bytes) {
@@ -266,6 +304,11 @@ private:
                 status = runtime_.copy(first.scales().data(), pitch, scales, scale_bytes, scale_bytes, height,
                                        DeviceRuntime::device_to_host, stream_);
             }
+            if (status == DeviceRuntime::success && count_bytes != 0) {
+                status = runtime_.copy(first.behind(count_bytes), pitch, outside, count_bytes, count_bytes, height,
+                                       DeviceRuntime::device_to_host, stream_);
+                outside += first.records().size() * height;
+            }
             if (status != DeviceRuntime::success) return status;
             source += bytes * height;
             if (scale_bytes != 0) scales += first.scales().size() * height;
@@ -277,15 +320,32 @@ private:
     /// The copies of a slot are done: its packets come to be, and it may be filled again.
     void finish(Task& task) {
         try {
+            for (Claim& claim : task.claims) flag_saturated(claim);
             for (Claim& claim : task.claims) claim.commit();
         } catch (const RingError& error) {  // the writer was closed, and has counted what was open
             note(error.what());
         }
         retire(task);
     }
+    /// Flags the rows of int8 by channel that have values out of range, and notes how many. The counts lie behind the packet:
+    /// whoever else can write there can also write the flags.
+    static void flag_saturated(Claim& claim) {
+        if (!claim.by_channel()) return;
+        const std::span<RowRecord> records = claim.records();
+        const std::byte* const counts = claim.behind(records.size() * sizeof(u32));
+        u32 all = 0;
+        for (std::size_t row = 0; row < records.size(); ++row) {
+            u32 count = 0;
+            std::memcpy(&count, counts + row * sizeof count, sizeof count);
+            if (count != 0) records[row].flags |= row_saturated;
+            all += count;
+        }
+        claim.note_saturated(all);
+    }
     void retire(Task& task) {
         task.claims.clear();  // those that are open are aborted: their rows are counted as dropped
         task.records.reset();
+        task.content.table.reset();
         task.issued = false;
         finished_.fetch_add(1, std::memory_order_release);
     }
@@ -364,6 +424,7 @@ private:
     std::chrono::nanoseconds patience_;
     std::vector<Task> tasks_;  // by slot
     Records records_;          // of the step
+    std::vector<Table> tables_;  // the model's threads
     void* stream_ = nullptr;
     pid_t process_ = getpid();
     mutable std::mutex problem_lock_;

@@ -64,7 +64,8 @@ struct PacketHeader {
     std::uint16_t flags;
     std::uint64_t payload_bytes;
     std::uint32_t scale_bytes;
-    unsigned char reserved[68];
+    std::uint32_t saturated;  // capture: values that the host's device stored as the end of their channel's range
+    unsigned char reserved[64];
 };
 
 struct RowRecord {
@@ -83,7 +84,7 @@ inline constexpr std::size_t row_bytes = 24;
 
 static_assert(sizeof(PacketHeader) == header_bytes && std::is_trivially_copyable_v<PacketHeader>);
 static_assert(offsetof(PacketHeader, sampling_rate) == 48 && offsetof(PacketHeader, account) == 68);
-static_assert(offsetof(PacketHeader, payload_bytes) == 112 && offsetof(PacketHeader, reserved) == 124);
+static_assert(offsetof(PacketHeader, payload_bytes) == 112 && offsetof(PacketHeader, saturated) == 124);
 static_assert(sizeof(RowRecord) == row_bytes && std::is_trivially_copyable_v<RowRecord>);
 
 inline constexpr std::size_t payload_alignment = 64;

@@ -295,7 +295,7 @@ private:
         packet.claimed = true;
         lane.claims[packet.chunk] = packet;
         write_head(packet, block);
-        return Claim(*this, packet, ring_.chunk(packet.shard, packet.chunk));
+        return Claim(*this, packet, ring_.chunk(packet.shard, packet.chunk), geometry().chunk_bytes);
     }
 
     /// Writes header and records; zeros the padding before the payload, so that it contains no stale bytes.

@@ -38,6 +38,10 @@ class DeviceLane(Protocol):
         """Take the records of the rows that the slots of a step hold."""
         ...
 
+    def add_table(self, table: NDArray[np.float32], /) -> int:
+        """Keep mean and scale of channels, [2, width], and return the number that `submit` takes."""
+        ...
+
     def submit(  # noqa: PLR0917 - as `asysi_ring.Lane` takes them
         self,
         stream: int,
@@ -47,6 +51,8 @@ class DeviceLane(Protocol):
         dtype: int,
         quantization: int = 0,
         scales: int = 0,
+        outside: int = 0,
+        table: int = 0,
     ) -> bool:
         """Hand over the slot `next()`; False, its rows counted as dropped, where the lane has failed."""
         ...

@@ -150,7 +150,8 @@ HEADER_DTYPE = np.dtype(
         ("flags", "<u2"),
         ("payload_bytes", "<u8"),
         ("scale_bytes", "<u4"),
-        ("reserved", "V68"),
+        ("saturated", "<u4"),  # capture: values that the host's device stored as the end of their range
+        ("reserved", "V64"),
     ]
 )
 assert HEADER_DTYPE.itemsize == HEADER_BYTES

@@ -96,8 +96,9 @@ class RingProducer:
         self._routes: dict[str, _Route] = {}
         self._header = np.zeros(1, HEADER_DTYPE)
         # Views of fields: assigning through them is much faster than by field name.
-        fields = (self._header[name] for name in ("account", "source", "quantization", "dtype"))
-        self._account, self._source, self._quantization, self._dtype = fields
+        names = ("account", "source", "quantization", "dtype", "saturated")
+        fields = (self._header[name] for name in names)
+        self._account, self._source, self._quantization, self._dtype, self._saturated = fields
         self.packet_bytes = writer.chunk_bytes
         """Maximum packet size: one chunk."""
         self.depth = writer.depth
@@ -124,6 +125,7 @@ class RingProducer:
         header, payload = self._header, packet.payload
         header[0] = packet.header
         self._account[0], self._source[0] = account, source
+        self._saturated[0] = 0  # of a captured packet, which may be split here: see `Saturated`
         if quantization is not Quantization.NONE:
             self._quantization[0] = quantization
         return self._writer.publish_block(

@@ -5,27 +5,26 @@ Nothing here waits for the device, unless the stream has no lane. All device acc
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from asysi.bus.lane import DeviceLane, LaneError, OpenLane
-from asysi.bus.packet import Dtype, Kind, Quantization
+from asysi.bus.packet import Kind, Quantization
+from asysi.bus.quantization import Table
+from asysi.capture.conversion import CONVERSIONS, WIRE_DTYPES, select_rows
 from asysi.capture.failures import DeviceRefusedError
-from asysi.capture.slots import STEPS_AHEAD, SlotPlan, plan_slots
+from asysi.capture.slots import BESIDE_BYTES, STEPS_AHEAD, SlotPlan, plan_slots, slot_row_bytes
 from asysi.capture.state import HookState
 
 _UPLOADS = STEPS_AHEAD + 1
 """Maximum number of steps whose kept indices can be in flight to the device."""
-_DTYPES = {
-    torch.float32: int(Dtype.FLOAT32),
-    torch.bfloat16: int(Dtype.BFLOAT16),
-    torch.float16: int(Dtype.FLOAT16),
-}
+_DTYPES = {element: int(dtype) for element, dtype in WIRE_DTYPES.items()}
+_CONVERTED = {quantization: element for element, quantization in CONVERSIONS.items()}
 _GRAPH = (
     "the module runs while a CUDA graph is captured: hooks do not run when the graph is replayed, and its "
     "rows are counted as dropped (error); run the hooked modules without a graph"
@@ -59,8 +58,15 @@ class Accelerator(Protocol):
     def wait(self, device: torch.device, mark: Any) -> None:
         """Make the caller's stream wait for a mark of another stream."""
 
-    def select(self, out: torch.Tensor, source: torch.Tensor, index: torch.Tensor) -> None:
-        """Gather rows on the caller's stream, converting to the type of `out`."""
+    def select(
+        self,
+        out: torch.Tensor,
+        source: torch.Tensor,
+        index: torch.Tensor,
+        beside: torch.Tensor | None = None,
+        table: torch.Tensor | None = None,
+    ) -> None:
+        """Gather rows on the caller's stream, converted to the type of `out`, as `select_rows` does."""
 
 
 class Cuda:
@@ -109,26 +115,56 @@ class Cuda:
         """Make the current stream wait for an event."""
         torch.cuda.current_stream(device).wait_event(mark)
 
-    def select(self, out: torch.Tensor, source: torch.Tensor, index: torch.Tensor) -> None:
-        """Gather with index_select."""
-        select_rows(out, source, index)
+    def select(
+        self,
+        out: torch.Tensor,
+        source: torch.Tensor,
+        index: torch.Tensor,
+        beside: torch.Tensor | None = None,
+        table: torch.Tensor | None = None,
+    ) -> None:
+        """Gather with torch's operators."""
+        select_rows(out, source, index, beside, table)
 
 
-def select_rows(out: torch.Tensor, source: torch.Tensor, index: torch.Tensor) -> None:
-    """Gather rows of `source` into `out`; conversion to bfloat16 rounds to nearest, ties to even."""
-    if out.dtype == source.dtype:
-        torch.index_select(source, 0, index, out=out)
-    else:
-        out.copy_(source.index_select(0, index))
+class _Upload:
+    """A buffer of int64 on the device, and its pinned counterpart on the host."""
+
+    def __init__(self, accelerator: Accelerator, device: torch.device, count: int) -> None:
+        self.pinned = accelerator.pinned(count)
+        self.on_device = accelerator.allocate(count * 8, device).view(torch.int64)
 
 
 class _Memory:
-    """Memory of one device for capture: slots, and buffers for the kept indices on host and device."""
+    """Memory of one device for capture: slots, and buffers for what is uploaded.
 
-    def __init__(self, accelerator: Accelerator, device: torch.device, plan: SlotPlan) -> None:
+    Args:
+        accelerator: the device type.
+        device: the device.
+        plan: plan of its slots.
+        widths: channels of each hook point that may get a table.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        device: torch.device,
+        plan: SlotPlan,
+        widths: Mapping[HookState, int],
+    ) -> None:
         self.slots = [accelerator.allocate(plan.slot_bytes, device) for _ in range(plan.slots)]
-        self.pinned = [accelerator.pinned(plan.rows) for _ in range(_UPLOADS)]
-        self.indices = [accelerator.allocate(plan.rows * 8, device).view(torch.int64) for _ in self.pinned]
+        self.indices = [_Upload(accelerator, device, plan.rows) for _ in range(_UPLOADS)]
+        # Mean and scale of a channel, two float32, are as large as an int64.
+        self.tables = {state: _Upload(accelerator, device, width) for state, width in widths.items()}
+
+
+class _LoadedTable(NamedTuple):
+    """Mean and scale of a hook point's channels, in the lane and on the device."""
+
+    number: int
+    """As the lane knows it."""
+    on_device: torch.Tensor
+    """[2, width]"""
 
 
 class DeviceCapture:
@@ -153,15 +189,18 @@ class DeviceCapture:
         self.lane, self.plan, self.device = lane, plan, device
         self._accelerator, self._memory = accelerator, memory
         # Views for every type that a row can have: creating one costs as much as a kernel launch.
-        self._slots = [
-            {dtype: slot[: len(slot) // 4 * 4].view(dtype) for dtype in _DTYPES} for slot in memory.slots
-        ]
+        beside = max(0, plan.slot_bytes - BESIDE_BYTES * plan.rows)
+        self._slots = [_views_of(slot, beside) for slot in memory.slots]
+        self._beside = [slot[beside:].view(torch.int32) for slot in memory.slots]
         self._addresses = [slot.data_ptr() for slot in memory.slots]
-        self._arrays = [pinned.numpy() for pinned in memory.pinned]
+        self._beside_at = beside
+        self._arrays = [one.pinned.numpy() for one in memory.indices]
         self._marks: list[Any] = [None] * _UPLOADS
+        self._tables: dict[HookState, _LoadedTable] = {}
+        self._table_marks: list[Any] = []
         self._steps = 0
         self._kept = 0
-        self._index = memory.indices[0]
+        self._index = memory.indices[0].on_device
         self._stream = 0
         self._mark: Any = None
         self._problem = ""
@@ -191,18 +230,45 @@ class DeviceCapture:
         self._steps += 1
         self._kept = count = len(kept)
         self._arrays[turn][:count] = kept
-        self._index = self._memory.indices[turn][:count]
-        pinned = self._memory.pinned[turn][:count]
+        upload = self._memory.indices[turn]
+        self._index, pinned = upload.on_device[:count], upload.pinned[:count]
         try:
+            if self._table_marks:
+                self._await_tables()
             self._mark = self._marks[turn] = self._accelerator.upload(self._index, pinned, self._marks[turn])
             self._stream = self._accelerator.stream(self.device)
         except RuntimeError as error:
             self._problem = str(error)
         self.lane.begin_step(records)
 
+    def load_table(self, state: HookState, table: Table) -> None:
+        """Start the upload of a hook point's table, unless its channels were not expected to be so many."""
+        upload = self._memory.tables.get(state)
+        if upload is None or len(upload.pinned) != table.shape[1] or self.problem:
+            return
+        upload.pinned.numpy().view(np.float32)[:] = table.ravel()
+        try:
+            self._table_marks.append(self._accelerator.upload(upload.on_device, upload.pinned, None))
+        except RuntimeError as error:
+            self._problem = str(error)
+            return
+        number = self.lane.add_table(np.ascontiguousarray(table))
+        self._tables[state] = _LoadedTable(number, upload.on_device.view(torch.float32).view(2, -1))
+
+    def _await_tables(self) -> None:
+        """Order the uploads of tables before this step, whose stream need not be theirs."""
+        for mark in self._table_marks:
+            self._accelerator.wait(self.device, mark)
+        self._table_marks = [mark for mark in self._table_marks if not self._accelerator.reached(mark)]
+
+    def has_table(self, state: HookState, width: int) -> bool:
+        """Return whether rows of `width` elements of a hook point can be converted by channel."""
+        found = self._tables.get(state)
+        return found is not None and found.on_device.shape[1] == width
+
     def take(
         self,
-        header: NDArray[np.void],
+        state: HookState,
         tensor: torch.Tensor,
         counts: NDArray[np.uint32],
         width: int,
@@ -211,7 +277,7 @@ class DeviceCapture:
         """Gather the kept rows of a tensor into a slot and hand it over; False if no slot is free.
 
         Args:
-            header: header of the packets, without their number.
+            state: the hook point, with the header of the packets.
             tensor: a tensor on the device.
             counts: kept rows of each packet.
             width: elements per row.
@@ -236,10 +302,28 @@ class DeviceCapture:
         if stream != self._stream:
             self._accelerator.wait(self.device, self._mark)
         source = tensor.detach().reshape(-1, width)
-        self._accelerator.select(slot[:elements].view(-1, width), source, self._index)
-        quantization = Quantization.NONE if wire is tensor.dtype else Quantization.BF16
-        lane.submit(stream, header, counts, self._addresses[number], _DTYPES[tensor.dtype], quantization)
+        out, dtype = slot[:elements].view(-1, width), _DTYPES[tensor.dtype]
+        address, header = self._addresses[number], state.header
+        if wire is tensor.dtype or wire is torch.bfloat16:
+            self._accelerator.select(out, source, self._index)
+            quantization = Quantization.NONE if wire is tensor.dtype else Quantization.BF16
+            lane.submit(stream, header, counts, address, dtype, quantization)
+            return True
+        beside, at = self._beside[number][: self._kept], address + self._beside_at
+        if wire is torch.int8:
+            table = self._tables[state]
+            self._accelerator.select(out, source, self._index, beside, table.on_device)
+            how = Quantization.INT8_CHANNEL
+            lane.submit(stream, header, counts, address, dtype, how, outside=at, table=table.number)
+        else:
+            self._accelerator.select(out, source, self._index, beside.view(torch.float32))
+            lane.submit(stream, header, counts, address, dtype, Quantization.FP8, scales=at)
         return True
+
+
+def _views_of(slot: torch.Tensor, beside: int) -> dict[torch.dtype, torch.Tensor]:
+    """Return the elements of a slot by their type; `beside`: where those of one byte end."""
+    return {dtype: slot[: beside if dtype.itemsize == 1 else len(slot)].view(dtype) for dtype in _DTYPES}
 
 
 class Devices:
@@ -250,7 +334,9 @@ class Devices:
             the model waits.
         rows: of the largest step; 0: of the first one.
         budget: bytes of device memory that slots for more than one step may take; None: any number.
-        quantization: BF16 converts float32 activations on the device; the others are left to the hook worker.
+        quantization: what the stream is to carry: activations are converted on their device where its lane
+            takes them, to int8 by channel only with the tables that `freeze` gives. INT8, with a scale per
+            row, is not converted.
         accelerator: the kind of device.
     """
 
@@ -264,7 +350,8 @@ class Devices:
         accelerator: Accelerator | None = None,
     ) -> None:
         self._open_lane, self._rows, self._budget = open_lane, rows, budget
-        self._to_bf16 = quantization is Quantization.BF16
+        self._quantization, self._converted = quantization, _CONVERTED.get(quantization)
+        self._frozen: dict[HookState, Table] = {}
         self._accelerator = Cuda() if accelerator is None else accelerator
         self._captures: dict[torch.device, DeviceCapture] = {}
         self._refused: dict[torch.device, str] = {}
@@ -301,8 +388,21 @@ class Devices:
                 raise DeviceRefusedError(_GRAPH)
             mine = [state for state in states if state.device == device]
             calls = [(state.calls_expected, self._row_bytes(state)) for state in mine]
-            self._open(device, plan_slots(calls, max(self._rows, rows), self._budget))
+            self._open(device, plan_slots(calls, max(self._rows, rows), self._budget), mine)
         self._unplanned.clear()
+        if self._frozen:
+            self._load_tables()
+
+    def freeze(self, state: HookState, table: Table) -> None:
+        """Give the table [2, width] of a hook point's channels, which is uploaded before the next step."""
+        self._frozen[state] = table
+
+    def _load_tables(self) -> None:
+        for state in list(self._frozen):
+            place = state.device if state.bound is None else state.bound
+            one = None if place is None else self._captures.get(place)
+            if one is not None:
+                one.load_table(state, self._frozen.pop(state))
 
     def free(self, ask: Callable[[], int]) -> int:
         """Return how many packets the stream can accept beyond those in flight; `ask` queries the stream."""
@@ -329,13 +429,19 @@ class Devices:
 
     # -- a call
 
-    def wire(self, state: HookState, tensor: torch.Tensor) -> torch.dtype:
+    def wire(self, state: HookState, tensor: torch.Tensor, width: int) -> torch.dtype:
         """Return the type that rows of a tensor on a device travel in: what the hook worker would make of it.
 
-        As there (`asysi.hook.blocks.conversion`), gradients and two bytes an element stay as they are.
+        As there (`asysi.hook.blocks.conversion`), gradients stay as they are, and so do two bytes an element
+        under BF16. Without a table for rows of this width the hook worker converts by channel.
         """
-        narrowed = self._narrows(state) and tensor.dtype is torch.float32 and tensor.device in self._captures
-        return torch.bfloat16 if narrowed else tensor.dtype
+        wanted, dtype = self._converted, tensor.dtype
+        if wanted is None or state.kind is not Kind.ACTIVATION:
+            return dtype
+        one = self._captures.get(tensor.device)
+        if one is None or (wanted is torch.bfloat16 and dtype is not torch.float32):
+            return dtype
+        return dtype if wanted is torch.int8 and not one.has_table(state, width) else wanted
 
     def find(self, state: HookState, device: torch.device) -> DeviceCapture | None:
         """Return the capture of a device; None if rows are copied while the model waits.
@@ -396,19 +502,24 @@ class Devices:
         state.put = refuse
 
     def _row_bytes(self, state: HookState) -> int:
-        return 2 * state.width if self._narrows(state) else state.row_bytes
+        if state.kind is not Kind.ACTIVATION or not state.width:
+            return state.row_bytes
+        return slot_row_bytes(state.width, state.row_bytes // state.width, self._quantization)
 
-    def _narrows(self, state: HookState) -> bool:
-        return self._to_bf16 and state.kind is Kind.ACTIVATION
+    def _widths(self, states: Sequence[HookState]) -> dict[HookState, int]:
+        """Return the channels of the hook points that may get a table."""
+        if self._converted is not torch.int8:
+            return {}
+        return {state: state.width for state in states if state.kind is Kind.ACTIVATION and state.width}
 
-    def _open(self, device: torch.device, plan: SlotPlan) -> None:
+    def _open(self, device: torch.device, plan: SlotPlan, states: Sequence[HookState]) -> None:
         """Allocate memory and start the lane; if memory is short, try smaller plans."""
         assert self._open_lane is not None
         why, trying = "", plan if plan.slots else None
         while trying is not None:
             try:
                 with torch.inference_mode(False):  # else steps outside this mode could not write slots
-                    memory = _Memory(self._accelerator, device, trying)
+                    memory = _Memory(self._accelerator, device, trying, self._widths(states))
                 lane = self._open_lane(device.index or 0, trying.slots, self._accelerator.runtime())
             except torch.OutOfMemoryError as error:
                 why = f"no memory for {trying}: {str(error).splitlines()[0]}"

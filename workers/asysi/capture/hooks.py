@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from asysi.bus.mailbox import CaptureWord, LocalMailbox, Mailbox
 from asysi.bus.packet import HEADER_BYTES, HEADER_DTYPE, MAGIC, VERSION, Kind, account_name
+from asysi.bus.quantization import Table
 from asysi.bus.states import DropReason
 from asysi.bus.stream import BlockProducer
 from asysi.capture.device import Devices
@@ -147,6 +148,17 @@ class ActivationHooker:
     def step(self, tokens: StepTokens) -> None:
         """Set the tokens of the root's next forward pass; by default they are derived from its arguments."""
         self._handed = tokens
+
+    def freeze(self, point: str, table: Table) -> None:
+        """Convert rows of a hook point to int8 on their device, from the next step on.
+
+        Args:
+            point: name of the hook point.
+            table: [2, width] mean and scale of each channel; ignored if rows have another width.
+        """
+        for state in self._states:
+            if state.name == point and self._step.carries_table(table.shape[1]):
+                self._devices.freeze(state, table)
 
     # -- results
 
@@ -328,9 +340,9 @@ class ActivationHooker:
             tensor = _converted(tensor)
         on_host, dtype = tensor.is_cpu, tensor.dtype
         if not on_host:
-            dtype = self._devices.wire(state, tensor)
+            dtype = self._devices.wire(state, tensor, width)
         layout = step.layouts.get((shape, dtype)) or step.find_layout(shape, dtype, width)
-        state.row_bytes = layout.stride
+        state.row_bytes, state.beside = layout.stride, layout.beside
         state.captured[0] = now
         state.show(call, 0 if self._inside else state.flags_outside, width, len(layout.parts))
         if on_host:
@@ -352,7 +364,7 @@ class ActivationHooker:
         while parts < len(layout.parts) and self._step.take_chunk():
             parts += 1
         counts = self._step.count_parts(layout)[:parts]
-        if parts and device.take(state.header, tensor, counts, layout.width, wire):
+        if parts and device.take(state, tensor, counts, layout.width, wire):
             state.unbooked -= int(counts.sum())
 
     def _publish(self, state: HookState, source: torch.Tensor, layout: Layout, *, gathered: bool) -> None:

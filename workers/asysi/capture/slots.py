@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from asysi.bus.packet import Quantization
 from asysi.contract.quantity import format_bytes
 
+BESIDE_BYTES = 4
+"""Bytes of a row beside its elements: the scale of fp8, or the number of values out of range of int8."""
 STEPS_AHEAD = 8
 """Maximum number of steps by which the model's thread is ahead of the device; more slots are of no use."""
 
@@ -41,6 +44,28 @@ class SlotPlan:
         return replace(self, slots=max(self.calls, self.slots // 2)) if self.slots > self.calls else None
 
 
+def slot_row_bytes(width: int, itemsize: int, quantization: Quantization) -> int:
+    """Return the bytes of a slot that a row of activations needs.
+
+    Under int8 by channel rows leave the device unconverted until their ranges are frozen: that is the larger
+    form.
+
+    Args:
+        width: elements of a row.
+        itemsize: bytes of an element as the model computes it.
+        quantization: of the stream.
+    """
+    match quantization:
+        case Quantization.BF16:
+            return 2 * width
+        case Quantization.FP8:
+            return width + BESIDE_BYTES
+        case Quantization.INT8_CHANNEL:
+            return max(itemsize * width, width + BESIDE_BYTES)
+        case _:
+            return itemsize * width
+
+
 def plan_slots(calls: Sequence[tuple[int, int]], rows: int, budget: int | None = None) -> SlotPlan:
     """Return the slots for the hook points of a device.
 
@@ -52,6 +77,7 @@ def plan_slots(calls: Sequence[tuple[int, int]], rows: int, budget: int | None =
     """
     in_all = sum(count for count, _ in calls)
     slot_bytes = max(1, rows) * max((row_bytes for _, row_bytes in calls), default=1)
+    slot_bytes += -slot_bytes % BESIDE_BYTES  # what lies beside the elements ends with the slot
     slots = STEPS_AHEAD * in_all
     if budget is not None:
         slots = max(in_all, min(slots, budget // slot_bytes))

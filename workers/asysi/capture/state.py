@@ -28,6 +28,7 @@ class HookState:
     __slots__ = (
         "_fields",
         "_shown",
+        "beside",
         "book",
         "bound",
         "call",
@@ -66,6 +67,7 @@ class HookState:
         self.device, self.width = device, point.width
         self.bound: torch.device | None = None
         self.row_bytes = point.width * point.itemsize
+        self.beside = (0, 0)  # bytes of a row, and of a packet, in a chunk beside `row_bytes`
         self.calls = 0
         self.calls_expected = 1 if point.call is not None else max(1, point.calls)
         self.planned = self.row_bytes, self.calls_expected

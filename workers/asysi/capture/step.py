@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from asysi.bus.mailbox import CaptureWord, Mailbox
 from asysi.bus.packet import ROW_DTYPE, Dtype, rows_that_fit
 from asysi.bus.stream import BlockProducer
+from asysi.capture.conversion import WIRE_DTYPES, beside_bytes
 from asysi.capture.device import Devices
 from asysi.capture.failures import Failures
 from asysi.capture.rows import row_shape
@@ -36,6 +37,8 @@ class Layout(NamedTuple):
 
     stride: int
     """Row size in bytes."""
+    beside: tuple[int, int]
+    """Bytes of a row, and of a packet, in a chunk beside `stride`: see `beside_bytes`."""
     dtype: int
     parts: list[_Part]
     """Empty if a row does not fit a chunk."""
@@ -154,15 +157,15 @@ class CaptureStep:
             self.kept = _NOTHING
 
     def _chunks_of(self, state: HookState) -> int:
-        return self._chunks(state.row_bytes, state.calls_expected)
+        return self._chunks(state.row_bytes, state.calls_expected, state.beside)
 
-    def _chunks(self, row_bytes: int, calls: int) -> int:
+    def _chunks(self, row_bytes: int, calls: int, beside: tuple[int, int] = (0, 0)) -> int:
         """Return the number of chunks needed for the step's kept rows of `calls` calls."""
         if not self.kept_count:
             return 0
         if not row_bytes:  # a hook point of unknown size counts as small
             return calls
-        rows = max(1, rows_that_fit(self._packet_bytes, row_bytes))
+        rows = max(1, rows_that_fit(self._packet_bytes, row_bytes, *beside))
         return calls * -(-self.kept_count // rows)
 
     def _leave_out_grown(self, states: Sequence[HookState], needed: int) -> None:
@@ -189,6 +192,11 @@ class CaptureStep:
 
     # -- layout of rows
 
+    def carries_table(self, width: int) -> bool:
+        """Return whether packets of int8 with a table of `width` channels hold the rows that bf16 ones do."""
+        by_channel = rows_that_fit(self._packet_bytes, width, *beside_bytes(torch.int8, width))
+        return by_channel >= max(1, rows_that_fit(self._packet_bytes, 2 * width))
+
     def find_width(self, shape: torch.Size) -> int:
         """Return the elements per token of a tensor of this shape; 0 if it has no row per token."""
         assert self.tokens is not None
@@ -198,18 +206,19 @@ class CaptureStep:
 
     def find_layout(self, shape: torch.Size, element: torch.dtype, width: int) -> Layout:
         """Compute the layout of the tensor's rows and the split of the kept rows into packets."""
-        dtype = DTYPES[element]
-        stride = width * dtype.itemsize
-        most = rows_that_fit(self._packet_bytes, stride)
+        dtype = WIRE_DTYPES[element]
+        stride, beside = width * dtype.itemsize, beside_bytes(element, width)
+        most = rows_that_fit(self._packet_bytes, stride, *beside)
         starts = range(0, self.kept_count, most) if most else ()
         ends = [(at, min(at + most, self.kept_count)) for at in starts]
         parts = [(self.kept[a:b], self._kept_rows[a:b], b - a) for a, b in ends]
-        layout = self.layouts[shape, element] = Layout(stride, int(dtype), parts, width)
+        layout = self.layouts[shape, element] = Layout(stride, beside, int(dtype), parts, width)
         return layout
 
     def count_parts(self, layout: Layout) -> NDArray[np.uint32]:
         """Return the number of rows of each part, in the form that a lane expects."""
-        counts = self._counts.get(layout.stride)
+        most = layout.parts[0][2] if layout.parts else 0
+        counts = self._counts.get(most)
         if counts is None:
-            counts = self._counts[layout.stride] = np.array([part[2] for part in layout.parts], np.uint32)
+            counts = self._counts[most] = np.array([part[2] for part in layout.parts], np.uint32)
         return counts

@@ -497,8 +497,10 @@ class Finish(Part):
     """Analysis after the stream has ended."""
 
     max_tokens: Annotated[int, Field(ge=256, le=10_000_000)] = 20_000
-    """Tokens that the report reads again at most, held-out documents first. Their activations may take a
-    quarter of `resources.finish.memory`; that can be less."""
+    """Tokens that the report reads again at most, of the first 50,000 distinct documents, held-out documents
+    first. It reads fewer if `maxSeconds` is over before, if these documents have no more, or if their
+    activations would take more than a quarter of `resources.finish.memory` (where the host's GPU reads: of
+    `resources.host.memory` without `shm`, if that is less). The report says what ended the reading."""
     max_seconds: Annotated[int, Field(ge=1, le=86_400)] = 30
     """Seconds that this reading may take. No forward begins that would end later, and at least one is run;
     the report says how many tokens were read, and why no more."""

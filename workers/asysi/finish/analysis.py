@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from asysi.bus.ranges import Frozen, read_ranges
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import CHECKPOINT_FOLDER, MODEL_FILE, POINTS_FILE, RANGES_FILE, SAE_FOLDER
 from asysi.contract.spec import ScanExperiment, Tokens
@@ -30,7 +31,6 @@ from asysi.finish.status import TrainerGauges
 from asysi.finish.survey import VarianceByPlace, find_outlier_rows
 from asysi.finish.token_text import vocabulary
 from asysi.finish.verdict import Agreement
-from asysi.hook.ranges import Frozen, read_ranges
 from asysi.model.loading import LoadedModel, ResolvedModel, load_model, read_resolved
 from asysi.model.points import read_points
 from asysi.report.data import Browser, Comparison, LayerRow

@@ -142,10 +142,13 @@ def _seeds(experiment: ScanExperiment) -> str:
 
 def read_again(extent: Extent) -> str:
     """Return how much text the figures on latents come from, and why it is no more."""
+    memory = "spec.resources.finish.memory"
+    if extent.device == "cuda":
+        memory += " (or of spec.resources.host.memory without shm, if that is less)"
     why = {
         "all": "that is all of it",
         "tokens": "spec.finish.maxTokens allows no more",
-        "memory": "a quarter of spec.resources.finish.memory holds no more activations",
+        "memory": f"a quarter of {memory} holds no more activations",
         "seconds": "spec.finish.maxSeconds was over",
     }[extent.ended]
     where = "the host's GPU" if extent.device == "cuda" else "the CPU"

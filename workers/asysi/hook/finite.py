@@ -57,7 +57,9 @@ def _quantised_not_finite(packet: ActivationPacket, dtype: Dtype) -> int:
 class Saturated:
     """Keeps, as gauges of the capture stream's consumer `hook`, how many values int8 by channel cut off.
 
-    A kill between a packet and its gauge loses the count of that packet, no more.
+    What the host's device has converted says it in its captured packets, what this worker converts is counted
+    by the producer. A kill between a packet and its gauge loses the count of that packet, or counts it twice,
+    no more.
 
     Args:
         captured: the capture stream.
@@ -70,11 +72,14 @@ class Saturated:
     ) -> None:
         self._captured, self._published = captured, published
         self._before = {point: int(row[HookGauge.SATURATED]) for point, row in gauges.items()}
+        self._on_device: dict[str, int] = {}
         self._seen: dict[str, int] = {}
 
     def look(self, packet: ActivationPacket) -> None:
-        """Take over the producer's count for the packet's hook point."""
-        count = self._published.saturated(packet.point)
+        """Take over the packet's count, and the producer's for its hook point."""
+        if on_device := int(packet.header["saturated"]):
+            self._on_device[packet.point] = self._on_device.get(packet.point, 0) + on_device
+        count = self._published.saturated(packet.point) + self._on_device.get(packet.point, 0)
         if count != self._seen.get(packet.point, 0):
             self._seen[packet.point] = count
             whole = self._before.get(packet.point, 0) + count

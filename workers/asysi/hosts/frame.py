@@ -25,18 +25,19 @@ from typing import Protocol, TypeVar
 import torch
 
 from asysi.bus.mailbox import CaptureWord, Mailbox
-from asysi.bus.packet import Quantization
 from asysi.bus.pinning import Pinning, cuda_hook
+from asysi.bus.quantization import WIRE
 from asysi.bus.states import StreamEnd
 from asysi.bus.stream import DataBus, Producer
 from asysi.capture.device import Devices
 from asysi.capture.hooks import ActivationHooker
 from asysi.contract.errors import no_room
 from asysi.contract.quantity import parse_bytes
-from asysi.contract.runtime import CAPTURE_RING, HOST_FOLDER, MODEL_FILE, POINTS_FILE
+from asysi.contract.runtime import CAPTURE_RING, HOST_FOLDER, MODEL_FILE, POINTS_FILE, RANGES_FILE
 from asysi.contract.workloads import workload_of
 from asysi.files import is_full, write_atomic
 from asysi.hosts.progress import PROGRESS_FILE, HostProgress, read_progress
+from asysi.hosts.ranges import FrozenRanges
 from asysi.hosts.seen import Beginnings, Seen
 from asysi.model.devices import device_for
 from asysi.model.loading import LoadedModel, load_model, read_resolved
@@ -183,7 +184,7 @@ class Host:
             self._producer.lane,
             rows=batch * length,
             budget=parse_bytes(capture.size),
-            quantization=Quantization[capture.quantization.upper()],
+            quantization=WIRE[capture.quantization],
         )
 
     def _pin(self) -> None:
@@ -238,6 +239,10 @@ class HostRun:
         self._last = self.first - 1
         self._passes = 0
         self._begun = self._left = self._full = False
+        spec = worker.experiment.spec
+        self._ranges: FrozenRanges | None = None
+        if spec.resources.host.gpus and WIRE[spec.capture.quantization].by_channel:
+            self._ranges = FrozenRanges(worker.output / RANGES_FILE, hooker.freeze)
         mailbox.set(CaptureWord.STEPS_TOTAL, plan.steps)
         mailbox.set(CaptureWord.TOKENS_TOTAL, plan.tokens)
         mailbox.set(CaptureWord.STEPS_BEFORE, self.first)
@@ -246,6 +251,7 @@ class HostRun:
     def steps(self, steps: Iterable[S]) -> Iterator[S]:
         """Yield each step and count it once the model has run it; stops early on a signal."""
         written = time.monotonic()
+        self._refresh_ranges()
         for step in steps:
             if self._worker.stop.requested:
                 self._left = True
@@ -255,7 +261,12 @@ class HostRun:
             self._book(step)
             if time.monotonic() - written > _PROGRESS_SECONDS:
                 self._write_progress()
+                self._refresh_ranges()
                 written = time.monotonic()
+
+    def _refresh_ranges(self) -> None:
+        if self._ranges is not None:
+            self._ranges.refresh()
 
     @property
     def stopping(self) -> bool:

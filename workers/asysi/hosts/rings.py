@@ -7,7 +7,8 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from asysi.bus.packet import ROW_DTYPE, rows_that_fit
-from asysi.capture.slots import SlotPlan, plan_slots
+from asysi.bus.quantization import WIRE
+from asysi.capture.slots import SlotPlan, plan_slots, slot_row_bytes
 from asysi.contract.quantity import format_bytes, parse_bytes
 from asysi.contract.runtime import BUS_RING, CAPTURE_RING
 from asysi.contract.spec import Spec
@@ -96,8 +97,8 @@ def plan_device_slots(spec: Spec, points: Sequence[HookPoint], batch: int, lengt
     """Return what capture takes of a GPU's memory for steps of batch × length tokens; None without one."""
     if not spec.resources.host.gpus:
         return None
-    itemsize = {"bf16": 2}.get(spec.capture.quantization)
-    calls = [(max(1, point.calls), point.width * (itemsize or point.itemsize)) for point in points]
+    how = WIRE[spec.capture.quantization]
+    calls = [(max(1, point.calls), slot_row_bytes(point.width, point.itemsize, how)) for point in points]
     return plan_slots(calls, batch * length, parse_bytes(spec.capture.size))
 
 
