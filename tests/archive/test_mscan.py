@@ -20,7 +20,7 @@ from asysi.archive.export import export
 from asysi.archive.format import METRICS_DTYPE, ChunkKind, checksum, record, seal
 from asysi.archive.measure import measure, measure_parameter_gradient, measure_rows
 from asysi.archive.recover import recover
-from asysi.archive.segment import open_segment, read_segment
+from asysi.archive.segment import open_segment, read_points, read_segment
 from asysi.archive.verify import verify, verify_data
 from asysi.archive.writer import MScanWriter, SeqInfo
 from asysi.bus.packet import Dtype, Kind, RowFlag, place_in_document
@@ -454,6 +454,31 @@ class TestHostile:
             assert problems or _harmless(small, number, field, value)
             assert all(isinstance(problem, MScanError) for problem in problems)
             assert peak < 4 << 20
+
+    def test_compressed_hook_points(self, small):
+        """A table of hook points is never compressed: few bytes could hold a gigabyte of objects."""
+        forged = _forge(small, 0, "codec", 1)
+        assert "hook points are compressed" in str(verify_data(memoryview(forged), Path("a.mscan"))[0])
+        with pytest.raises(CorruptError, match="hook points are compressed"):
+            read_points(read_segment(forged, Path("a.mscan")), 0)
+
+    def test_many_damaged_chunks(self, tmp_path):
+        """Problems are collected without the chunks that they are about: memory stays the same."""
+        path = tmp_path / "a.mscan"
+        one = make_packet(rows=100, width=5000)
+        with MScanWriter(path, {}, compression="zstd") as writer:
+            for _ in range(20):
+                writer.append_tensor(one)
+                writer.flush()
+        data = path.read_bytes()
+        for number in range(1, 21):
+            data = _forge(data, number, "rows", 1)
+        tracemalloc.start()
+        problems = verify_data(memoryview(data), path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(problems) >= 20
+        assert peak < 5 << 20, peak
 
     def test_index_of_a_hook_point_in_a_torn_segment(self, small):
         """A chunk without an index that names hook point 4,294,967,295 makes no table of as many names."""

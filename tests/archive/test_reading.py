@@ -40,6 +40,10 @@ def append(writer, one):
     writer.append_tensor(one)
 
 
+def packets_of(segment, chunk):
+    return segment.packets(chunk) if segment.entries["kind"][chunk] == ChunkKind.TENSOR else ()
+
+
 @pytest.fixture(params=["none", "zstd"])
 def archive(tmp_path, request):
     """Two segments of 12 packets each at two hook points, a few packets in a chunk."""
@@ -222,6 +226,24 @@ class TestFollow:
         assert follower.closed
         assert seen == len(open_segment(path).entries) - 1
         writer.close()
+
+    def test_deleted_while_it_is_read(self, tmp_path):
+        """A segment that is deleted after a part of it was read is read to its end, and none is missed."""
+        path = tmp_path / "attempt-0000-segment-0000.mscan"
+        writer = MScanWriter(path, {}, chunk_bytes=600)
+        append(writer, packet(0))
+        writer.flush()
+        follower = MScanFollower(tmp_path)
+        seen = list(follower.poll())
+        for sequence in range(1, 6):
+            append(writer, packet(sequence))
+        writer.close()
+        path.unlink()
+        seen += list(follower.poll())
+        sent = [int(p.header["sequence"]) for s, c in seen for p in packets_of(s, c)]
+        assert sent == list(range(6))
+        assert follower.closed
+        assert follower.missed() == []
 
     def test_deleted_segments_are_unmapped(self, tmp_path):
         """A follower holds no block of a segment that was deleted, whether it had read the footer or not."""

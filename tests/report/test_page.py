@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asysi.bus.accounts import Consumed, Produced
+from asysi.finish.history import epochs
 from asysi.finish.ledger import AttemptCounts, as_json, build_ledger
 from asysi.report import words
 from asysi.report.data import (
@@ -269,6 +270,24 @@ def test_a_failed_experiment_says_so_at_the_top():
     text = build(data)
     assert 'class="verdict fail"' in text
     assert text.index("The books does not balance.") < text.index("sae is gone") < text.index('id="sample"')
+
+
+def test_the_training_of_the_watched_model():
+    """Figures and drift of the watched model's own training are on the page, unknown ones as such."""
+    figures = [
+        {"epoch": 1, "step": 9, "accuracy": 0.5, "drift/fc1": 0.01, HOSTILE[0]: 1},
+        {"epoch": 2, "step": 18, "accuracy": None, "drift/fc1": 0.25, HOSTILE[0]: 2},
+    ]
+    text = build(dataclasses.replace(report(), epochs=epochs(figures)))
+    section = text[text.index('id="watched"') : text.index('id="sample"')]
+    assert "after each of 2 epochs" in section
+    row = " ".join(re.sub("<[^>]+>", " ", section).split())
+    assert "accuracy 0.5000 –" in row
+    assert "Drift of fc1 0.0100 0.2500" in row
+    assert 'points="0.0,23.0 100.0,1.0"' in section
+    assert HOSTILE[0] not in text
+    for nothing in (None, {}, [], [1], "x"):
+        assert 'id="watched"' not in build(dataclasses.replace(report(), epochs=epochs(nothing)))
 
 
 def test_every_metric_links_to_a_definition_that_is_there():

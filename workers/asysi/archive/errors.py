@@ -1,6 +1,7 @@
 """Errors of archives; each names the file and the position in it."""
 
 from pathlib import Path
+from typing import Self
 
 
 class MScanError(Exception):
@@ -21,6 +22,11 @@ class MScanError(Exception):
         where += f" (chunk {chunk})" if chunk is not None else ""
         super().__init__(f"{where}: {problem}" if where else problem)
         self.problem, self.path, self.offset, self.chunk = problem, Path(path), offset, chunk
+
+    def without_frames(self) -> Self:
+        """Return the error without traceback and cause: collected ones would keep a chunk in memory each."""
+        self.__traceback__ = self.__context__ = self.__cause__ = None
+        return self
 
     def __reduce__(self) -> tuple[type["MScanError"], tuple[object, ...]]:
         return type(self), (self.problem, self.path, self.offset, self.chunk)

@@ -386,6 +386,10 @@ def parse_chunk(data: Bytes, offset: int, key: int | None = None) -> NDArray[np.
         raise CorruptError(
             f"the chunk announces {head['raw_bytes']} bytes, {MAX_CHUNK_BYTES} are allowed", offset=offset
         )
+    if head["kind"] == ChunkKind.POINTS and (
+        head["codec"] != Codec.NONE or int(head["raw_bytes"]) > MAX_JSON_BYTES
+    ):
+        raise CorruptError("hook points are compressed, or too long", offset=offset)
     if offset + chunk_size(head) > len(data):
         raise TornError("the file ends within a chunk", offset=offset)
     return chunk

@@ -308,7 +308,7 @@ def scan(
         try:
             head = parse_chunk(data, at, key)
         except MScanError as error:
-            damage.append(error)
+            damage.append(error.without_frames())
             found = _next_chunk(data, at + 1, key)
             if found is None:
                 break

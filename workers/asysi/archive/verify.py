@@ -43,7 +43,7 @@ def verify_data(
     try:
         segment = read_segment(data, path)
     except MScanError as error:
-        return [error]
+        return [error.without_frames()]
     problems = [*_layout(segment), *_counts(segment)]
     totals: Counter[tuple[int, int]] = Counter()
     defined: set[int] = set()
@@ -51,7 +51,7 @@ def verify_data(
         try:
             _check_chunk(segment, chunk, totals, defined)
         except MScanError as error:
-            problems.append(error)
+            problems.append(error.without_frames())
         progress(chunk_size(segment.entries[chunk]))
     if not problems and defined != set(segment.points):
         problems.append(CorruptError("the footer's hook points are not those of the chunks", path))

@@ -239,7 +239,7 @@ def read_back(
     if dtype is Dtype.BFLOAT16:
         return (payload.astype(np.uint32) << 16).view(np.float32)
     fp8 = dtype is Dtype.FP8_E4M3
-    values: NDArray[np.float32] = _from_e4m3(payload) if fp8 else payload.astype(np.float32)
+    values: NDArray[np.float32] = E4M3[payload.view(np.uint8)] if fp8 else payload.astype(np.float32)
     if table is not None:
         values *= table[1]
         values += table[0]
@@ -249,17 +249,6 @@ def read_back(
     return values
 
 
-def _from_e4m3(payload: NDArray[np.generic]) -> NDArray[np.float32]:
-    """Look the patterns up in blocks: numpy turns every index into eight bytes."""
-    values = np.empty(payload.shape, np.float32)
-    flat, patterns = values.reshape(-1), payload.reshape(-1).view(np.uint8)
-    for first in range(0, len(flat), _LOOKED_UP):
-        flat[first : first + _LOOKED_UP] = E4M3[patterns[first : first + _LOOKED_UP]]
-    return values
-
-
-_LOOKED_UP = 1 << 16
-"""Elements converted at once, few enough to stay in the processor's cache."""
 NOT_FINITE = -128
 """Element of int8 by channel that stands for what is not finite."""
 
