@@ -42,6 +42,7 @@ BREAKING: dict[str, Tree] = {
     "workload takes exactly one of": {"workload": {"custom": {"image": "i", "command": ["c"]}}},
     "workload.scan needs data": {"data": None},
     "minRate must not be more than rate": {"capture": {"sampling": {"rate": 0.1, "minRate": 0.2}}},
+    "gradients need a loss": {"capture": {"kinds": ["activations", "gradients"]}},
     "count is only valid with mode random": {"capture": {"positions": {"mode": "random"}}},
     "k must not be more than latents": {"sae": {"train": [{"latents": 8, "k": 9}]}},
     "each trainer needs its own name": {"sae": {"train": [{"name": "a"}, {"name": "b"}, {"name": "a"}]}},

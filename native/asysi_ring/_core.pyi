@@ -300,7 +300,8 @@ class Writer(metaclass=pybind11_type):
                 NaN becomes 0 and infinity +-127. int8 by channel is (x - mean)/scale within +-127; a row with
                 a value beyond is flagged RowFlag.SATURATED; what is not finite becomes -128, read as NaN.
             book_seen: count the rows as seen too; a producer that samples may book them itself, before this.
-            scales: [count] of a source that is int8 or fp8 already, in the order published.
+            scales: [count] of a source that is int8 or fp8 already, in the order published; [count, 2] scores
+                of floats that are not converted.
             table: [2, width] means and scales (finite, above 0) of the channels: for int8 by channel, made
                 here or already so.
 

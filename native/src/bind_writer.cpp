@@ -21,7 +21,6 @@ bool publish_block(Writer& writer, i64 shard, const py::object& header, const py
     std::optional<Bytes> table_view;
     if (!rows.is_none()) rows_view.emplace(rows, "rows", row_bytes, n);
     if (!index.is_none()) index_view.emplace(index, "index", sizeof(i64), n);
-    if (!scales.is_none()) scales_view.emplace(scales, "scales", sizeof(float), n);
     Block block{};
     block.shard = small(shard, "shard");
     std::memcpy(&block.header, header_view.as<PacketHeader>(), sizeof block.header);
@@ -33,6 +32,9 @@ bool publish_block(Writer& writer, i64 shard, const py::object& header, const py
                   .width = block.header.width,
                   .dtype = static_cast<Dtype>(small(source_dtype, "source_dtype") & 0xFFFF)};
     block.quantization = quantization_of(quantization);
+    // Narrow elements have a scale a row, floats two scores.
+    const std::size_t beside = item_bytes(block.rows.dtype) == 1 ? 1 : 2;
+    if (!scales.is_none()) scales_view.emplace(scales, "scales", sizeof(float), n * beside);
     block.scales = scales_view ? scales_view->as<float>() : nullptr;
     if (!table.is_none()) table_view.emplace(table, "table", sizeof(float), std::size_t{2} * block.header.width);
     block.table = table_view ? table_view->as<float>() : nullptr;

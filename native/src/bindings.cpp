@@ -23,7 +23,9 @@ Layout header_layout() {
             FIELD(PacketHeader, batch), FIELD(PacketHeader, length), FIELD(PacketHeader, part),
             FIELD(PacketHeader, parts), FIELD(PacketHeader, kind), FIELD(PacketHeader, dtype),
             FIELD(PacketHeader, quantization), FIELD(PacketHeader, flags), FIELD(PacketHeader, payload_bytes),
-            FIELD(PacketHeader, scale_bytes), FIELD(PacketHeader, saturated), FIELD(PacketHeader, reserved)};
+            FIELD(PacketHeader, scale_bytes), FIELD(PacketHeader, saturated), FIELD(PacketHeader, loss_scale),
+            FIELD(PacketHeader, accumulated), FIELD(PacketHeader, microbatch), FIELD(PacketHeader, reduction),
+            FIELD(PacketHeader, reserved)};
 }
 
 Layout control_layout() {

@@ -45,7 +45,9 @@ int main(int argc, char** argv) {
         FIELD(PacketHeader, step_rows), FIELD(PacketHeader, step_kept), FIELD(PacketHeader, batch), FIELD(PacketHeader, length),
         FIELD(PacketHeader, part), FIELD(PacketHeader, parts), FIELD(PacketHeader, kind), FIELD(PacketHeader, dtype),
         FIELD(PacketHeader, quantization), FIELD(PacketHeader, flags), FIELD(PacketHeader, payload_bytes),
-        FIELD(PacketHeader, scale_bytes), FIELD(PacketHeader, saturated), FIELD(PacketHeader, reserved);
+        FIELD(PacketHeader, scale_bytes), FIELD(PacketHeader, saturated), FIELD(PacketHeader, loss_scale),
+        FIELD(PacketHeader, accumulated), FIELD(PacketHeader, microbatch), FIELD(PacketHeader, reduction),
+        FIELD(PacketHeader, reserved);
     STRUCTURE(RowRecord);
     FIELD(RowRecord, sample), FIELD(RowRecord, sequence), FIELD(RowRecord, position), FIELD(RowRecord, token), FIELD(RowRecord, flags);
     STRUCTURE(ControlHeader);

@@ -23,7 +23,7 @@ struct Block {
     const RowRecord* records;  // null: zeros
     Rows rows;
     Quantization quantization;
-    const float* scales;  // of rows that are int8 or fp8 already, one per row; null: none
+    const float* scales;  // of rows that are int8 or fp8 already, one per row; of floats two scores per row; null: none
     const float* table;   // [2, width], mean and scale of each channel, of int8 by channel; null: none
     bool book_seen;
 };
@@ -36,14 +36,18 @@ struct Plan {
     u64 scales_at;
     u64 payload_at;
     bool by_channel;  // int8 with mean and scale of each channel
+    bool scored;      // floats with two scores a row
 
     Plan() = default;
     explicit Plan(const Block& block) : dtype(converted(block.rows.dtype, block.quantization)) {
         by_channel = dtype == Dtype::int8 && (block.quantization == Quantization::int8_channel || block.table != nullptr);
         const bool narrow = dtype == Dtype::int8 || dtype == Dtype::fp8_e4m3;
         const bool scaled = narrow && (block.rows.dtype != dtype || block.scales != nullptr);
+        scored = !narrow && block.rows.dtype == dtype && block.scales != nullptr;
         const u64 count = block.rows.count;
-        scale_bytes = by_channel ? u64{block.rows.width} * 2 * sizeof(float) : scaled ? count * sizeof(float) : 0;
+        scale_bytes = by_channel ? u64{block.rows.width} * 2 * sizeof(float) : scored ? count * 2 * sizeof(float)
+                      : scaled   ? count * sizeof(float)
+                                 : 0;
         payload_bytes = count * block.rows.width * item_bytes(dtype);
         scales_at = header_bytes + count * row_bytes;
         payload_at = asysi::payload_at(count, scale_bytes);

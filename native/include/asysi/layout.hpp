@@ -32,7 +32,7 @@ static_assert(sizeof(std::atomic<u64>) == 8 && sizeof(std::atomic<u32>) == 4);
 
 inline constexpr u64 control_magic = 0x474E495249535341;  // "ASSIRING" in memory
 inline constexpr u16 abi_major = 3;
-inline constexpr u16 abi_minor = 1;  // 1: packets of version 3, which minor 0 does not read
+inline constexpr u16 abi_minor = 2;  // 1: packets of version 3, 2: of version 4, which earlier minors do not read
 inline constexpr u32 endian_tag = 0x01020304;
 
 inline constexpr u32 max_readers = 16;

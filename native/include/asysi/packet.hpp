@@ -1,7 +1,8 @@
 // The wire form of a packet: header | row records | scales | zeros | payload.
 //
 // scales: fp8 and int8 with a scale a row: [rows] floats; int8 by channel: the means of all channels, then their scales,
-// [2, width] floats. So every packet says by itself how it is read back.
+// [2, width] floats. So every packet says by itself how it is read back. Gradients that were joined to their activations
+// have two scores a row there, [rows, 2] floats.
 //
 // Payload and chunks are aligned to 64 bytes, so that no vector load or store is split across two cache lines.
 //
@@ -16,8 +17,9 @@ namespace asysi {
 
 inline constexpr std::uint32_t packet_magic = 0x4B505341;  // "ASPK" in memory
 /// The newest version, and the one that packets have which older readers read rightly: each states the least that reads it.
-inline constexpr std::uint16_t packet_version = 3;
+inline constexpr std::uint16_t packet_version = 4;
 inline constexpr std::uint16_t oldest_packet_version = 2;
+inline constexpr std::uint16_t quantised_packet_version = 3;
 
 enum class Dtype : std::uint16_t { float32 = 0, bfloat16 = 1, float16 = 2, int8 = 3, fp8_e4m3 = 4 };
 enum class Quantization : std::uint16_t { none = 0, bf16 = 1, fp8 = 2, int8 = 3, int8_channel = 4 };
@@ -64,8 +66,12 @@ struct PacketHeader {
     std::uint16_t flags;
     std::uint64_t payload_bytes;
     std::uint32_t scale_bytes;
-    std::uint32_t saturated;  // capture: values that the host's device stored as the end of their channel's range
-    unsigned char reserved[64];
+    std::uint32_t saturated;    // capture: values that the host's device stored as the end of their channel's range
+    float loss_scale;           // that was divided out of a gradient; 0: the packet holds none
+    std::uint32_t accumulated;  // backward passes that add up to an optimiser step; 0 if unknown
+    std::uint32_t microbatch;   // which of these, from 0
+    std::uint16_t reduction;    // of the loss over tokens: 0 unknown, 1 mean, 2 sum
+    unsigned char reserved[50];
 };
 
 struct RowRecord {
@@ -85,6 +91,7 @@ inline constexpr std::size_t row_bytes = 24;
 static_assert(sizeof(PacketHeader) == header_bytes && std::is_trivially_copyable_v<PacketHeader>);
 static_assert(offsetof(PacketHeader, sampling_rate) == 48 && offsetof(PacketHeader, account) == 68);
 static_assert(offsetof(PacketHeader, payload_bytes) == 112 && offsetof(PacketHeader, saturated) == 124);
+static_assert(offsetof(PacketHeader, reserved) == 142);
 static_assert(sizeof(RowRecord) == row_bytes && std::is_trivially_copyable_v<RowRecord>);
 
 inline constexpr std::size_t payload_alignment = 64;
@@ -94,10 +101,11 @@ constexpr std::uint64_t payload_at(std::uint64_t rows, std::uint64_t scale_bytes
     return (header_bytes + rows * row_bytes + scale_bytes + payload_alignment - 1) / payload_alignment * payload_alignment;
 }
 
-/// The least version whose readers understand such a payload.
-constexpr std::uint16_t least_version(Dtype dtype, Quantization quantization) {
+/// The least version whose readers understand such a payload. `scored`: floats with two scores a row.
+constexpr std::uint16_t least_version(Dtype dtype, Quantization quantization, bool scored = false) {
+    if (scored) return packet_version;
     const bool younger = dtype == Dtype::fp8_e4m3 || quantization == Quantization::int8_channel;
-    return younger ? packet_version : oldest_packet_version;
+    return younger ? quantised_packet_version : oldest_packet_version;
 }
 
 /// Bytes that a packet with this header covers; 0 when its sizes contradict each other.
@@ -106,8 +114,9 @@ constexpr std::uint64_t packet_bytes(const PacketHeader& header) {
     const std::uint64_t rows = header.rows;
     const bool by_channel = header.quantization == static_cast<std::uint16_t>(Quantization::int8_channel);
     const std::uint64_t scales = by_channel ? std::uint64_t{header.width} * 8 : rows * 4;
-    const bool scales_fit = header.scale_bytes == scales || (header.scale_bytes == 0 && !by_channel);
-    const bool known = header.version == packet_version || header.version == oldest_packet_version;
+    const bool scored = header.version == packet_version && item > 1 && header.scale_bytes == rows * 8;
+    const bool scales_fit = header.scale_bytes == scales || (header.scale_bytes == 0 && !by_channel) || scored;
+    const bool known = header.version >= oldest_packet_version && header.version <= packet_version;
     if (header.magic != packet_magic || !known || item == 0 || !scales_fit) return 0;
     // rows and width are 32 bits each, an item at most 4 bytes: divide rather than overflow.
     if (rows == 0 || header.payload_bytes / rows / item != header.width) return 0;

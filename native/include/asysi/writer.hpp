@@ -314,7 +314,7 @@ private:
         header.scale_bytes = static_cast<u32>(plan.scale_bytes);
         if (plan.by_channel) header.quantization = static_cast<u16>(Quantization::int8_channel);
         else if (plan.dtype != block.rows.dtype) header.quantization = static_cast<u16>(block.quantization);
-        header.version = least_version(plan.dtype, static_cast<Quantization>(header.quantization));
+        header.version = least_version(plan.dtype, static_cast<Quantization>(header.quantization), plan.scored);
         std::memcpy(chunk, &header, sizeof header);
         ASYSI_TESTPOINT("writer.header.written");
         if (block.records != nullptr) {

@@ -24,6 +24,10 @@ def measure(packet: ActivationPacket) -> NDArray[np.void]:
     for name in ("grad_norm", "input_x_gradient", "delta_sc"):
         records[name] = np.nan
     measure_rows(packet.to_float32(), records)
+    if int(packet.header["kind"]) != Kind.ACTIVATION:
+        records["grad_norm"] = records["l2"]
+    if (scores := packet.scores) is not None:
+        records["input_x_gradient"], records["delta_sc"] = scores.T
     return records
 
 

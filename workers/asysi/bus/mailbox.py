@@ -102,3 +102,5 @@ class HookGauge(IntEnum):
     """Captured rows with NaN or infinite elements."""
     SATURATED = 1
     """Values outside the frozen range of their channel, under int8."""
+    UNPAIRED = 2
+    """Gradient rows whose activation was missing."""

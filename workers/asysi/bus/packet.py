@@ -4,13 +4,14 @@
 
 Scales are what the elements need to be read back, so that every packet says it by itself: nothing for floats;
 rows × float32 for fp8 and for int8 with a scale per row; for int8 by channel width × float32 mean, then
-width × float32 scale.
+width × float32 scale. Gradients that were joined to their activations have rows × 2 float32 scores there.
 
 The elements are aligned to 64 bytes, so that no vector load or store is split across two cache lines. The
 C++ counterpart of the header is `native/include/asysi/packet.hpp`; a test checks that both layouts match.
 """
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum, IntFlag
 from typing import Any
@@ -19,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAGIC = 0x4B505341  # "ASPK" in memory
-VERSION = 3
-"""The newest. A packet states the least version that reads it: 3 for fp8 and int8 by channel, else 2."""
-_READABLE = frozenset({2, VERSION})
+VERSION = 4
+"""The newest. A packet states the least version that reads it: 4 with scores, 3 for fp8 and int8 by channel,
+else 2."""
+_READABLE = frozenset({2, 3, VERSION})
 HEADER_BYTES = 192
 PAYLOAD_ALIGNMENT = 64
 
@@ -34,9 +36,30 @@ class Kind(IntEnum):
     PARAMETER_GRADIENT = 2
 
 
+_KINDS = {
+    "activations": Kind.ACTIVATION,
+    "gradients": Kind.GRADIENT,
+    "parameterGradients": Kind.PARAMETER_GRADIENT,
+}
+"""By name in `capture.kinds`."""
+
+
+def kinds_named(names: Sequence[str]) -> tuple[Kind, ...]:
+    """Return the kinds with names of the spec, each once, in the order of their numbers."""
+    return tuple(sorted({_KINDS[name] for name in names}))
+
+
 def account_name(path: str, kind: Kind = Kind.ACTIVATION) -> str:
     """Return the account name of a hook point and kind; for activations, only the path."""
     return path if kind is Kind.ACTIVATION else f"{path}:{kind.name.lower()}"
+
+
+def split_account(name: str) -> tuple[str, Kind]:
+    """Return the hook point and the kind of an account; the inverse of `account_name`."""
+    for kind in (Kind.GRADIENT, Kind.PARAMETER_GRADIENT):
+        if name.endswith(suffix := account_name("", kind)):
+            return name.removesuffix(suffix), kind
+    return name, Kind.ACTIVATION
 
 
 class Dtype(IntEnum):
@@ -102,6 +125,14 @@ class PacketFlag(IntFlag):
     """A later packet of the same step did not fit."""
 
 
+class Reduction(IntEnum):
+    """How the loss of a backward pass was reduced over tokens."""
+
+    UNKNOWN = 0
+    MEAN = 1
+    SUM = 2
+
+
 class RowFlag(IntFlag):
     """Flags of a row."""
 
@@ -151,7 +182,11 @@ HEADER_DTYPE = np.dtype(
         ("payload_bytes", "<u8"),
         ("scale_bytes", "<u4"),
         ("saturated", "<u4"),  # capture: values that the host's device stored as the end of their range
-        ("reserved", "V64"),
+        ("loss_scale", "<f4"),  # that was divided out of a gradient; 0: the packet holds none
+        ("accumulated", "<u4"),  # backward passes that add up to an optimiser step; 0 if unknown
+        ("microbatch", "<u4"),  # which of these, from 0
+        ("reduction", "<u2"),  # Reduction
+        ("reserved", "V50"),
     ]
 )
 assert HEADER_DTYPE.itemsize == HEADER_BYTES
@@ -211,7 +246,7 @@ class ActivationPacket:
     rows: NDArray[np.void]
     """[rows] of ROW_DTYPE."""
     scales: NDArray[np.float32] | None
-    """[rows], of fp8 and of int8 with a scale per row."""
+    """[rows], of fp8 and of int8 with a scale per row; [rows, 2], the scores of gradients."""
     payload: NDArray[np.generic]
     """[rows, width]: float32, float16, int8, uint16 holding bfloat16 bits, or uint8 holding those of E4M3."""
     shard: int = 0
@@ -224,9 +259,18 @@ class ActivationPacket:
         scales = None if self.scales is None else self.scales[rows]
         return replace(self, rows=self.rows[rows], scales=scales, payload=self.payload[rows])
 
+    @property
+    def scores(self) -> NDArray[np.float32] | None:
+        """[rows, 2] of gradients that were joined to their activations: ⟨a, g⟩ and ΔSC = −⟨a − ā, g⟩.
+
+        NaN for rows whose activation was missed. None for other packets.
+        """
+        return self.scales if self.scales is not None and self.scales.ndim == 2 else None
+
     def to_float32(self) -> NDArray[np.float32]:
         """Return the rows as a new float32 array [rows, width], read back from however they are stored."""
-        return read_back(self.payload, Dtype(int(self.header["dtype"])), self.scales, self.table)
+        scales = None if self.scores is not None else self.scales
+        return read_back(self.payload, Dtype(int(self.header["dtype"])), scales, self.table)
 
 
 def read_back(
@@ -296,13 +340,14 @@ def parse_packet(buffer: memoryview, points: list[str], shard: int = 0) -> Activ
         _SIZES.unpack_from(buffer)
     )
     if magic != MAGIC or version not in _READABLE:
-        raise ValueError(f"no packet of version {VERSION} or 2: magic {magic:#x}, version {version}")
+        raise ValueError(f"no packet of version 2 to {VERSION}: magic {magic:#x}, version {version}")
     if number not in ELEMENTS:
         raise ValueError(f"packet has the unknown dtype {number}")
     element = ELEMENTS[number]
     start = payload_at(rows, scale_bytes)
     by_channel = quantization == Quantization.INT8_CHANNEL and number == Dtype.INT8
-    scales_fit = scale_bytes == width * 8 if by_channel else scale_bytes in {0, rows * 4}
+    scored = version == VERSION and element.itemsize > 1 and scale_bytes == rows * 8 > 0
+    scales_fit = scale_bytes == width * 8 if by_channel else scored or scale_bytes in {0, rows * 4}
     if payload_bytes != rows * width * element.itemsize or not scales_fit:
         announced = f"{payload_bytes} + {scale_bytes} bytes"
         raise ValueError(f"packet of {rows} × {width} {Dtype(number).name} announces {announced}")
@@ -312,6 +357,8 @@ def parse_packet(buffer: memoryview, points: list[str], shard: int = 0) -> Activ
     if account >= len(points):
         raise ValueError(f"packet names hook point {account}, the ring knows {len(points)}")
     scales = np.frombuffer(buffer, _SCALE, scale_bytes // 4, HEADER_BYTES + rows * ROW_DTYPE.itemsize)
+    if scored:
+        scales = scales.reshape(rows, 2)
     return ActivationPacket(
         np.frombuffer(buffer, HEADER_DTYPE, 1)[0],
         points[account],

@@ -22,6 +22,7 @@ from asysi.bus.states import DropReason
 from asysi.bus.stream import BlockProducer
 from asysi.capture.device import Devices
 from asysi.capture.failures import Failures
+from asysi.capture.gradients import BackwardPass, grad_disabled, unscaled
 from asysi.capture.latency import LatencyHistogram
 from asysi.capture.rows import first_tensor, leading_rows
 from asysi.capture.state import HookState
@@ -39,6 +40,8 @@ _RING_FULL, _MID_STEP, _TOO_LARGE = (
 )
 _ERROR, _NO_TOKEN = int(DropReason.ERROR), int(DropReason.NO_TOKEN)
 
+
+_UNKNOWN_CALL = -1
 
 Hook = Callable[..., Any]
 """A callable that torch calls before or after a module."""
@@ -92,6 +95,9 @@ class ActivationHooker:
                 state = HookState(point, kind, channel, self._headers, len(self._hooked), device=place)
                 self._hooked.append((modules[point.module], kind, state))
         self._states = [state for _, _, state in self._hooked]
+        self._of_gradients = np.array([state.kind is not Kind.ACTIVATION for state in self._states], np.bool_)
+        self._wants_gradients = bool(self._of_gradients.any())
+        self._backward = BackwardPass()
         self._handles: list[RemovableHandle] = []
         self._failures = Failures()
         self._devices = Devices() if devices is None else devices
@@ -100,6 +106,7 @@ class ActivationHooker:
             failures=self._failures,
         )  # fmt: skip
         self._handed: StepTokens | None = None
+        self._describe_gradients()
         self._inside = False
         self._begun_ns = 0
         self.latency = LatencyHistogram()
@@ -159,6 +166,11 @@ class ActivationHooker:
         for state in self._states:
             if state.name == point and self._step.carries_table(table.shape[1]):
                 self._devices.freeze(state, table)
+
+    def backward(self, backward: BackwardPass) -> None:
+        """Set the properties of the backward passes from here on; call it before `loss.backward()`."""
+        self._backward = backward
+        self._describe_gradients()
 
     # -- results
 
@@ -235,10 +247,15 @@ class ActivationHooker:
     def _expect_gradient(self, state: HookState, _module: torch.nn.Module, _args: Any, output: Any) -> None:
         """Register a hook for the gradient of a module's output, if it requires one."""
         try:
-            if self._step.tokens is None or not (tensor := first_tensor(output)).requires_grad:
+            if self._step.tokens is None:
                 return
             call = state.calls
-            state.calls = call + 1
+            if self._inside:
+                state.calls = call + 1
+            else:  # recomputed by reentrant checkpointing, in an order of its own
+                call = 0 if call <= 1 else _UNKNOWN_CALL
+            if not (tensor := first_tensor(output)).requires_grad:
+                return
             seen = partial(self._seen_gradient, state, call, self._step.number)
             tensor.register_hook(seen)  # type: ignore[no-untyped-call]
         except Exception as error:  # noqa: BLE001 - never reaches the model
@@ -248,19 +265,25 @@ class ActivationHooker:
         started = perf_counter_ns()
         try:
             if self._handles:  # otherwise capture has been detached
-                self._refuse_late(state, step, gradient)
-                self._capture(state, call, gradient, started)
+                self._refuse_unknown(state, call, step, gradient)
+                self._capture(state, call, unscaled(gradient, self._backward.loss_scale), started)
         except Exception as error:  # noqa: BLE001 - never reaches the model
             self._give_up(state, error)
         elapsed = perf_counter_ns() - started
         self.capture_ns += elapsed
         self.latency.add(elapsed)
 
-    def _refuse_late(self, state: HookState, step: int, gradient: torch.Tensor) -> None:
-        """Reject rows of an earlier step: mask and tokens are those of the current step."""
+    def _refuse_unknown(self, state: HookState, call: int, step: int, gradient: torch.Tensor) -> None:
+        """Reject rows whose tokens or activations are not known: another would be taken for theirs."""
         if step != self._step.number:
             state.unbooked = leading_rows(gradient.shape)
             raise RuntimeError(f"the backward pass of step {step} runs after step {step + 1} has begun")
+        if call == _UNKNOWN_CALL:
+            state.unbooked = self._step.kept_count
+            raise RuntimeError(
+                f"the module is called {state.calls} times in a forward pass and recomputed by reentrant "
+                "checkpointing, so the calls of its gradients are unknown: use use_reentrant=False"
+            )
 
     def _end(self, _module: torch.nn.Module, _args: Any, _output: Any) -> None:
         started = perf_counter_ns()
@@ -290,6 +313,18 @@ class ActivationHooker:
         headers["sampling_rate"] = step.rate
         headers["step_rows"], headers["step_kept"] = step.content, step.kept_count
         headers["batch"], headers["length"] = tokens.batch, tokens.length
+        if self._wants_gradients:
+            self._expect_backward()
+
+    def _expect_backward(self) -> None:
+        """Report, once, a step that cannot have gradients."""
+        if why := grad_disabled():
+            self._failures.note("gradients", RuntimeError(f"{why}: there are no gradients of such steps"))
+
+    def _describe_gradients(self) -> None:
+        """Write the properties of the backward pass to the headers of gradients."""
+        for name, value in self._backward._asdict().items():
+            self._headers[name][self._of_gradients] = value
 
     def _count_replays(self) -> None:
         """Count rows of modules that ran in a CUDA graph in this step: their hooks were not called."""

@@ -13,6 +13,9 @@ _OUTSIDE = {Kind.ACTIVATION: int(PacketFlag.RECOMPUTED), Kind.GRADIENT: 0}
 checkpointing, while gradients are seen for the first time."""
 
 
+_FLOAT32_BYTES = 4
+
+
 class HookState:
     """A hook point and kind: its channel into the stream, its packet header, and its known size.
 
@@ -66,7 +69,8 @@ class HookState:
         self.flags_outside = _OUTSIDE[kind]
         self.device, self.width = device, point.width
         self.bound: torch.device | None = None
-        self.row_bytes = point.width * point.itemsize
+        # Gradients travel in float32, whatever the type of the activation.
+        self.row_bytes = point.width * (point.itemsize if kind is Kind.ACTIVATION else _FLOAT32_BYTES)
         self.beside = (0, 0)  # bytes of a row, and of a packet, in a chunk beside `row_bytes`
         self.calls = 0
         self.calls_expected = 1 if point.call is not None else max(1, point.calls)

@@ -118,9 +118,16 @@ REFUSALS = (
         None,
         "use workload.scan with a python:// model; custom programs come with a later version",
     ),
-    Refusal("spec.workload.scan.loss", _only("none"), "a scan runs forward only; drop it", "all but `none`"),
     Refusal(
-        "spec.capture.kinds", _only("activations"), "gradients come with a later version; use [activations]"
+        "spec.workload.scan.loss",
+        lambda value: value in {"none", "lm", "module"} or scheme_of(value) == "python",
+        "a loss is none, lm, module or python://package.module:function",
+        "others",
+    ),
+    Refusal(
+        "spec.capture.kinds",
+        _only("activations", "gradients"),
+        "gradients of parameters come with a later version; use activations and gradients",
     ),
     Refusal("spec.capture.parameters", None, "gradients of parameters come with a later version; drop it"),
     Refusal(
@@ -177,6 +184,7 @@ READ_BY = {
         "spec.output.whenFull",
         "spec.model.dtype",
         "spec.workload.scan.seed",
+        "spec.workload.scan.loss",
         "spec.workload.train.config",
         "spec.workload.train.batchSize",
         "spec.workload.train.length",
@@ -184,6 +192,7 @@ READ_BY = {
         "spec.workload.train.seed",
         "spec.workload.train.holdout",
         "spec.capture.hookPoints",
+        "spec.capture.kinds",
         "spec.capture.size",
         "spec.bus.shards",
         "spec.bus.size",

@@ -83,6 +83,17 @@ def _positions_are_counted(spec: Spec) -> Iterator[Problem]:
         yield Problem(("spec", "capture", "positions", "count"), "is only valid with `mode: random`")
 
 
+def _gradients_have_a_loss(spec: Spec) -> Iterator[Problem]:
+    scan = spec.workload.scan
+    wanted = [kind for kind in spec.capture.kinds if kind != "activations"]
+    if wanted and scan is not None and scan.loss == "none":
+        yield Problem(
+            ("spec", "capture", "kinds"),
+            f"asks for {' and '.join(wanted)}, but workload.scan.loss is none, so the model runs forward"
+            " only, in inference mode: set workload.scan.loss to lm, module or python://package.module:function",
+        )
+
+
 def _few_enough_fire(spec: Spec) -> Iterator[Problem]:
     for index, train in enumerate(_trainers(spec)):
         if train.k > train.latents:
@@ -305,6 +316,13 @@ RULES = (
         "(self.mode == 'random') == has(self.count)",
         "count is only valid with mode random",
         _positions_are_counted,
+    ),
+    Rule(
+        "spec",
+        "!has(self.workload.scan) || self.workload.scan.loss != 'none'"
+        " || self.capture.kinds.all(kind, kind == 'activations')",
+        "gradients need a loss: set workload.scan.loss",
+        _gradients_have_a_loss,
     ),
     Rule("spec.sae.train[]", "self.k <= self.latents", "k must not be more than latents", _few_enough_fire),
     Rule(

@@ -246,7 +246,7 @@ class Input(Part):
 
 
 class Scan(Part):
-    """Runs the model over the data, forward only."""
+    """Runs the model over the data."""
 
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 32
     """Sequences per step."""
@@ -258,8 +258,11 @@ class Scan(Part):
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     """Seed of the order of batches and of the token sampling."""
     loss: Annotated[str, Field(max_length=256)] = "none"
-    """Loss to differentiate: `none`, `lm`, `module` (the model's own) or
-    `python://package.module:function`."""
+    """Loss that is differentiated in each step, for `capture.kinds: [activations, gradients]`. `none` runs
+    forward only, and no further than the last hook point needs. `lm` is the mean cross-entropy in nats of the
+    next token over all tokens that are not padding; `module` is the loss that the model itself computes from
+    `labels` (the tokens, -100 for padding); `python://package.module:function` is called with the output of
+    the forward and a dictionary of its inputs, and returns a tensor with one element."""
 
 
 class Train(Part):
@@ -292,7 +295,7 @@ class Workload(Part):
     """The program that runs the model: exactly one of these fields."""
 
     scan: Scan | None = None
-    """Runs the model over the data, forward only."""
+    """Runs the model over the data."""
     train: Train | None = None
     """Trains the model of a training project."""
     ppo: FreeForm | None = None
@@ -334,7 +337,10 @@ class Capture(Part):
     kinds: Annotated[
         list[Literal["activations", "gradients", "parameterGradients"]], Field(min_length=1, max_length=3)
     ] = ["activations"]
-    """What to capture at a hook point."""
+    """What to capture at a hook point. `gradients` are those of the loss with respect to the activations, for
+    the same tokens, in float32 and with any loss scale divided out; they need a loss (`workload.scan.loss`,
+    or a workload that trains), and double the rows of a step. Each row that has both gets ⟨a, g⟩ and
+    ΔSC = −⟨a − ā, g⟩ in the archive, with the mean ā of all activations so far."""
     positions: Positions = Positions()
     """Which positions of a sequence are captured."""
     sampling: Sampling = Sampling()

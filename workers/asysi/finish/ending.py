@@ -201,6 +201,7 @@ def _point_json(point: verdict.PointFacts) -> dict[str, Any]:
         "lapped": {name: round(share, 6) for name, share in point.lapped.items()},
         "notFinite": point.not_finite,
         "saturated": point.saturated,
+        "unpaired": point.unpaired,
         "outlier": None
         if point.outlier is None
         else {

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from asysi.bus.accounts import Consumed, Produced
+from asysi.bus.packet import Kind, split_account
 from asysi.contract.runtime import SAE_FOLDER, TRAIN_FOLDER, TRAINING_FILE
 from asysi.contract.spec import ScanExperiment
 from asysi.finish.analysis import RunAnalysis
@@ -83,7 +84,8 @@ def _point(
     met = [_count(points.get(path), "not_finite") or 0 for points in records.training.values()]
     met.append(books.not_finite.get(path, 0))
     sae = experiment.spec.sae
-    trainers = [t.name for t in sae.train if _names(t.hook_points, path)] if sae and sae.enabled else []
+    trained = sae is not None and sae.enabled and split_account(path)[1] is Kind.ACTIVATION
+    trainers = [t.name for t in sae.train if _names(t.hook_points, path)] if sae and trained else []
     return PointFacts(
         path=path,
         seen=captured.seen,
@@ -91,6 +93,7 @@ def _point(
         lapped=lapped,
         not_finite=max(met) or (place.not_finite if place else 0),
         saturated=books.saturated.get(path, 0),
+        unpaired=books.unpaired.get(path, 0),
         outlier=None if place is None else place.outlier,
         saes=tuple(_sae(name, path, captured.seen, records, analysis) for name in trainers),
     )

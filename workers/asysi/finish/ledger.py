@@ -20,6 +20,8 @@ class AttemptCounts:
     """Captured rows with NaN or infinite elements; they are on their way like any other row."""
     saturated: Mapping[str, int] = field(default_factory=dict)
     """Values that int8 stored as the end of their channel's range."""
+    unpaired: Mapping[str, int] = field(default_factory=dict)
+    """Gradient rows without scores, because their activation was missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,7 @@ def sum_counts(parts: Sequence[AttemptCounts]) -> AttemptCounts:
         {name: used([books.consumers.get(name, {}) for books in parts]) for name in consumers},
         sum_counts([books.not_finite for books in parts]),
         sum_counts([books.saturated for books in parts]),
+        sum_counts([books.unpaired for books in parts]),
     )
 
 
@@ -162,6 +165,7 @@ def counts_from_json(written: Mapping[str, Any]) -> AttemptCounts:
         },
         {point["path"]: int(point.get("notFinite", 0)) for point in points},
         {point["path"]: int(point.get("saturated", 0)) for point in points},
+        {point["path"]: int(point.get("unpaired", 0)) for point in points},
     )
 
 
@@ -192,6 +196,7 @@ def _point_json(point: str, ledger: Ledger) -> dict[str, Any]:
         "path": point,
         "notFinite": books.not_finite.get(point, 0),
         "saturated": books.saturated.get(point, 0),
+        "unpaired": books.unpaired.get(point, 0),
         "capture": produced_json(books.capture.get(point, Produced())),
         "hook": consumed_json(books.hook.get(point, Consumed())),
         "bus": produced_json(books.bus.get(point, Produced())),

@@ -37,6 +37,7 @@ class FinishedRings:
                 {name: consumer.consumed for name, consumer in bus.consumers.items()},
                 {point: _whole(row[HookGauge.NOT_FINITE]) for point, row in hook.gauges.items()},
                 {point: _whole(row[HookGauge.SATURATED]) for point, row in hook.gauges.items()},
+                {point: _whole(row[HookGauge.UNPAIRED]) for point, row in hook.gauges.items()},
             ),
             host=host,
             capture_state=capture.state,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TypeVar
 
+from asysi.bus.packet import Kind, split_account
 from asysi.finish.outliers import Outlier
 from asysi.report.words import count, percent
 
@@ -61,12 +62,18 @@ SATURATED = Check(
     "ValuesSaturated", Level.WARNING, "under `quantization: int8` more than one value in ten rows of a hook "
     "point lay outside the frozen range of its channel", 0.1,
 )  # fmt: skip
+UNPAIRED = Check(
+    "GradientsUnpaired", Level.WARNING, "more than 5% of the gradient rows of a hook point missed the "
+    "activation of their token, and have no ΔSC", 0.05,
+)  # fmt: skip
 TRUNCATED = Check(
     "DocumentsTruncated", Level.WARNING, "more than 10% of the documents were cut at `tokens.contextLength`",
     0.1,
 )  # fmt: skip
 NEVER_CALLED = Check(
-    "NeverCalled", Level.WARNING, "the model never called a hook point that no trainer names"
+    "NeverCalled",
+    Level.WARNING,
+    "the model never called a hook point that no trainer names, or no backward pass reached it",
 )
 NO_RESULT = Check(
     "NoResult", Level.FAIL, "a hook point that a trainer names has no SAE, or one without an FVU because its "
@@ -86,7 +93,7 @@ NOT_MEASURED = Check(
 
 CHECKS = (
     NO_RESULT, EXPORT, DISAGREE, ANALYSIS, OUTLIERS, LAPPED, MISSED, NOT_FINITE, SATURATED,
-    TRUNCATED, NEVER_CALLED, NOT_MEASURED,
+    UNPAIRED, TRUNCATED, NEVER_CALLED, NOT_MEASURED,
 )  # fmt: skip
 """All checks of the data, the most severe first; `docs/report.md` has the same table."""
 ABSOLUTE = 0.01
@@ -146,6 +153,8 @@ class PointFacts:
     """Rows with NaN or infinity that anybody met."""
     saturated: int = 0
     """Values that int8 stored as the end of their channel's range."""
+    unpaired: int = 0
+    """Gradient rows whose activation was missing."""
     outlier: Outlier | None = None
     """The group of rows that holds most of the variance; None if it could not be determined."""
     saes: tuple[SaeFacts, ...] = ()
@@ -365,6 +374,18 @@ def _saturated(facts: Facts) -> Iterator[VerdictFinding]:
         yield VerdictFinding(SATURATED.level, SATURATED.reason, text, tuple(point.path for point in found))
 
 
+def _unpaired(facts: Facts) -> Iterator[VerdictFinding]:
+    found = [point for point in facts.points if point.unpaired > UNPAIRED.limit * max(1, point.kept)]
+    if found:
+        worst = max(found, key=lambda point: point.unpaired / max(1, point.kept))
+        text = (
+            f"{_at([point.path for point in found], worst.path)} {count(worst.unpaired)} of "
+            f"{count(worst.kept)} rows missed the activation of their token: it was dropped, did not fit the "
+            "hook worker's window, or was lost with a worker that was killed. They have no ΔSC."
+        )
+        yield VerdictFinding(UNPAIRED.level, UNPAIRED.reason, text, tuple(point.path for point in found))
+
+
 def _truncated(facts: Facts) -> Iterator[VerdictFinding]:
     if facts.documents and facts.truncated and facts.truncated / facts.documents > TRUNCATED.limit:
         text = (
@@ -377,6 +398,11 @@ def _truncated(facts: Facts) -> Iterator[VerdictFinding]:
 
 def _never_called(facts: Facts) -> Iterator[VerdictFinding]:
     silent = [point.path for point in facts.points if not point.seen and not point.saes and facts.steps]
+    without = [path for path in silent if split_account(path)[1] is not Kind.ACTIVATION]
+    if without:
+        text = f"No backward pass reached {_named(without)}: it has no rows."
+        yield VerdictFinding(NEVER_CALLED.level, NEVER_CALLED.reason, text, tuple(without))
+    silent = [path for path in silent if path not in without]
     if silent:
         text = f"The model never called {_named(silent)}: it has no rows."
         yield VerdictFinding(NEVER_CALLED.level, NEVER_CALLED.reason, text, tuple(silent))
@@ -388,7 +414,7 @@ def _unknown(facts: Facts) -> Iterator[VerdictFinding]:
 
 _LOOKS: tuple[Callable[[Facts], Iterator[VerdictFinding]], ...] = (
     _no_result, _exports, _disagreement, _problems, _outliers, _lapped, _missed, _not_finite,
-    _saturated, _truncated, _never_called, _unknown,
+    _saturated, _unpaired, _truncated, _never_called, _unknown,
 )  # fmt: skip
 
 

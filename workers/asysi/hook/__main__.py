@@ -7,10 +7,13 @@ from asysi.bus.quantization import WIRE
 from asysi.bus.ring import CppShardedSPMCBus
 from asysi.bus.states import ProducerState, StreamEnd
 from asysi.bus.stream import Consumer, Producer, StreamControl
+from asysi.contract.quantity import parse_bytes
 from asysi.contract.runtime import BUS_RING, CAPTURE_RING, RANGES_FILE, TIMELINE_FILE, Container, Exit
 from asysi.hook.finite import NonFiniteCounter, Saturated
 from asysi.hook.loop import Hook, status
+from asysi.hook.means import ChannelMeans
 from asysi.hook.pacer import Pacer
+from asysi.hook.pairs import PairWindow, Unpaired
 from asysi.hook.ranges import Ranges
 from asysi.hook.rate import Limits
 from asysi.hook.relay import Relay
@@ -23,6 +26,7 @@ from asysi.monitor.rest import idle_until_terminated
 from asysi.monitor.worker import Worker
 
 STATISTICS_FILE = Path("statistics.json")
+MEANS_FILE = Path("means.safetensors")
 
 
 def main(worker: Worker) -> int:
@@ -63,16 +67,22 @@ def _assemble(
     wanted = WIRE[spec.capture.quantization]
     ranges = Ranges(worker.output / RANGES_FILE) if wanted.by_channel else None
     looks = (statistics.look, not_finite.look, saturated.look)
+    paired = {"activations", "gradients"} <= set(spec.capture.kinds)
+    means = ChannelMeans(worker.output / MEANS_FILE) if paired else None
+    pairs = None
+    if means is not None:  # capture.size holds a whole step, so the window does
+        pairs = PairWindow(parse_bytes(spec.capture.size), means, Unpaired(captured, gauges).count)
     return Hook(
         captured=captured,
         published=published,
         capture=capture,
         bus=bus,
-        relay=Relay(published, wanted, looks, latency.observe, ranges),
+        relay=Relay(published, wanted, looks, latency.observe, ranges, pairs=pairs),
         pacer=Pacer(capture, bus, Limits(most=sampling.rate, least=sampling.min_rate), totals),
         statistics=statistics,
         timeline=Timeline(worker.output / TIMELINE_FILE, worker.attempt),
         totals=totals,
+        means=means,
     )
 
 

@@ -30,6 +30,7 @@ class RowBytes(NamedTuple):
     """Bytes of a row on the bus, besides its record."""
 
     scale: int
+    """Of its scale, or of its scores."""
     payload: int
     table: int = 0
     """What means and scales of the channels take, once in each packet."""
@@ -54,7 +55,9 @@ def conversion(
     return wanted
 
 
-def row_bytes(width: int, dtype: Dtype, done: Quantization, *, by_channel: bool = False) -> RowBytes:
+def row_bytes(
+    width: int, dtype: Dtype, done: Quantization, *, by_channel: bool = False, scored: bool = False
+) -> RowBytes:
     """Return the bytes that a row of `width` elements takes on the bus.
 
     Args:
@@ -62,8 +65,11 @@ def row_bytes(width: int, dtype: Dtype, done: Quantization, *, by_channel: bool 
         dtype: of the captured packet.
         done: what is done to it.
         by_channel: whether it has a table of its channels already.
+        scored: whether it has scores.
     """
     target = done.dtype or dtype
+    if scored:
+        return RowBytes(2 * _SCALE_BYTES, width * target.itemsize)
     if by_channel or done.by_channel:
         return RowBytes(0, width * target.itemsize, 2 * width * _SCALE_BYTES)
     return RowBytes(_SCALE_BYTES if target in _QUANTIZED else 0, width * target.itemsize)

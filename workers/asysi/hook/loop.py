@@ -7,6 +7,7 @@ from time import monotonic
 
 from asysi.bus.states import ProducerState, StreamEnd
 from asysi.bus.stream import Consumer, Producer, StreamControl
+from asysi.hook.means import ChannelMeans
 from asysi.hook.pacer import Pacer
 from asysi.hook.relay import Relay
 from asysi.hook.statistics import Statistics
@@ -54,6 +55,8 @@ class Hook:
     timeline: Timeline
     totals: StreamTotals
     """Totals at the last line of the timeline."""
+    means: ChannelMeans | None = None
+    """Means of the activations, where gradients are captured too."""
     mute: bool = False
     """Whether a failure to write statistics or the timeline was already logged."""
 
@@ -71,7 +74,7 @@ class Hook:
             if pace.due(now):
                 self._steer(line.due(now))
             if statistics.due(now):
-                self._describe(self.statistics.write)
+                self._write_statistics()
             if moved:
                 continue
             if end := self.captured.ended():
@@ -107,6 +110,11 @@ class Hook:
         self._describe(lambda: self.timeline.append(line))
         self.totals = totals
 
+    def _write_statistics(self) -> None:
+        self._describe(self.statistics.write)
+        if self.means is not None:
+            self._describe(self.means.write)
+
     def _describe(self, write: Callable[[], None]) -> None:
         """Call `write`, which writes descriptive files only: a storage failure must not stop the stream."""
         try:
@@ -120,7 +128,7 @@ class Hook:
         """Write the last line and the statistics, and propagate the end to the bus."""
         self._write_line(read_totals(self.capture, self.bus))
         self.timeline.close()
-        self._describe(self.statistics.write)
+        self._write_statistics()
         if end is None:
             return
         self.published.end(end)

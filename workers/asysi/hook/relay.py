@@ -3,11 +3,13 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from asysi.bus.packet import ActivationPacket, Dtype, Kind, Quantization
 from asysi.bus.states import DropReason
 from asysi.bus.stream import Producer
 from asysi.hook.blocks import PART_BITS, RowTooLargeError, conversion, row_bytes, split_rows
+from asysi.hook.pairs import PairWindow
 from asysi.hook.ranges import Ranges
 
 _LAST_PART = (1 << PART_BITS) - 1
@@ -31,6 +33,7 @@ class Relay:
         looks: each is shown every packet that was published (statistics, counts).
         latency: is told the seconds from capture to publication.
         ranges: of the channels; needed for INT8_CHANNEL.
+        pairs: joins gradients to activations; None where only one of them is captured.
     """
 
     def __init__(
@@ -40,8 +43,10 @@ class Relay:
         looks: Sequence[Callable[[ActivationPacket], None]],
         latency: Callable[[float], None],
         ranges: Ranges | None = None,
+        *,
+        pairs: PairWindow | None = None,
     ) -> None:
-        self._bus, self._wanted, self._ranges = bus, wanted, ranges
+        self._bus, self._wanted, self._ranges, self._pairs = bus, wanted, ranges, pairs
         self._looks, self._latency = looks, latency
         self._told: set[str] = set()
 
@@ -52,6 +57,8 @@ class Relay:
         Rows that cannot be published are counted as dropped. What fails after they are published is logged:
         they are on the bus, and counting them as dropped too would be wrong.
         """
+        if self._pairs is not None:
+            packet = self._joined(packet, self._pairs)
         try:
             self._publish(packet)
         except RowTooLargeError as error:
@@ -67,6 +74,17 @@ class Relay:
         for look in self._looks:
             self._show(packet, look)
 
+    def _joined(self, packet: ActivationPacket, pairs: PairWindow) -> ActivationPacket:
+        """Keep an activation for its gradient; return a gradient with its scores."""
+        try:
+            if int(packet.header["kind"]) == Kind.GRADIENT:
+                return replace(packet, scales=pairs.score(packet))
+            pairs.add(packet)
+        except Exception as error:  # whatever it is, it must not stop the stream
+            if self._is_new(repr(error)):
+                log.exception("rows of %s are published without scores", packet.point)
+        return packet
+
     def _show(self, packet: ActivationPacket, look: Callable[[ActivationPacket], None]) -> None:
         try:
             look(packet)
@@ -80,7 +98,9 @@ class Relay:
         done, table = conversion(dtype, self._wanted, already, kind), None
         if done.by_channel and (self._ranges is None or (table := self._ranges.of(packet)) is None):
             done = conversion(dtype, Quantization.BF16, already, kind)
-        size = row_bytes(width, dtype, done, by_channel=packet.table is not None)
+        size = row_bytes(
+            width, dtype, done, by_channel=packet.table is not None, scored=packet.scores is not None
+        )
         settled, rows = self._bus.settled(packet.point), len(packet.rows)
         for block in split_rows(int(packet.header["sequence"]), rows, size, self._bus.packet_bytes):
             if block.source > settled:

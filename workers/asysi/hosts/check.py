@@ -70,6 +70,7 @@ def check(
         workspace: download folder for a hf:// model; None uses the default cache of the hub.
     """
     spec, report = experiment.spec, CheckReport()
+    _check_kinds(spec, report)
     tokenizer = None
     row = workload_of(spec)
     if row.examine is None:
@@ -81,6 +82,16 @@ def check(
     _check_rings(spec, report, shm)
     _check_output(output or _default_output(experiment), report)
     return report
+
+
+def _check_kinds(spec: Spec, report: CheckReport) -> None:
+    """Reject gradients where the host cannot capture them."""
+    wanted = [kind for kind in spec.capture.kinds if kind != "activations"]
+    if wanted and spec.resources.host.gpus:
+        report.problems.append(
+            f"spec.capture.kinds: {' and '.join(wanted)} cannot be captured from a GPU yet: set "
+            "resources.host.gpus to 0, or capture activations only"
+        )
 
 
 def missing_bytes(rings: Sequence[RingPlan], shm: Path) -> int:
@@ -132,11 +143,13 @@ def _check_points(spec: Spec, loaded: LoadedModel, report: CheckReport) -> None:
     resolved, module, tokenizer = report.model, loaded.module, loaded.tokenizer
     batch, length = workload_of(spec).step_shape(spec)
     paths = matched(spec, loaded, report)
+    loss = spec.workload.scan.loss if spec.workload.scan else "none"
+    whole = [""] if loss != "none" else []  # the root: its output is what the loss is computed from
     most = getattr(getattr(module, "config", None), "max_position_embeddings", None)
     limit = most if isinstance(most, int) and most > 0 else None
     called = try_forward(
         module,
-        list(dict.fromkeys(split_call(path)[0] for path in paths)),
+        list(dict.fromkeys([*whole, *(split_call(path)[0] for path in paths)])),
         CallSpec(
             batch,
             length,
@@ -147,6 +160,8 @@ def _check_points(spec: Spec, loaded: LoadedModel, report: CheckReport) -> None:
         ),
         None if loaded.warning else lambda: load_model(resolved, spec.model.dtype).module,
     )
+    if whole:
+        _check_loss(loss, module, called, report)
     unseen: list[str] = []
     for path in paths:
         try:
@@ -171,6 +186,19 @@ def _check_points(spec: Spec, loaded: LoadedModel, report: CheckReport) -> None:
         )
     check_trainers(spec, report)
     _check_vocabulary(module, tokenizer, report)
+
+
+def _check_loss(
+    name: str, module: "torch.nn.Module", called: "dict[str, TrialCalls]", report: CheckReport
+) -> None:
+    from asysi.hosts.trial import BATCH, LENGTH  # noqa: PLC0415 - imports torch
+    from asysi.model.loss import refuse_loss  # noqa: PLC0415 - imports torch
+
+    outputs = called[""].outputs if "" in called else []
+    try:
+        refuse_loss(name, module, outputs[0] if outputs else None, BATCH * LENGTH)
+    except ConfigError as error:
+        report.need(error)
 
 
 def matched(spec: Spec, loaded: LoadedModel, report: CheckReport) -> list[str]:

@@ -25,11 +25,13 @@ from typing import Protocol, TypeVar
 import torch
 
 from asysi.bus.mailbox import CaptureWord, Mailbox
+from asysi.bus.packet import kinds_named
 from asysi.bus.pinning import Pinning, cuda_hook
 from asysi.bus.quantization import WIRE
 from asysi.bus.states import StreamEnd
 from asysi.bus.stream import DataBus, Producer
 from asysi.capture.device import Devices
+from asysi.capture.gradients import BackwardPass
 from asysi.capture.hooks import ActivationHooker
 from asysi.contract.errors import no_room
 from asysi.contract.quantity import parse_bytes
@@ -163,7 +165,7 @@ class Host:
             raise ValueError("the plan has no steps, but contract/workloads.py says that they are known")
         worker = self._worker
         hooker = ActivationHooker(
-            module, self.points, self._producer, self._mailbox,
+            module, self.points, self._producer, self._mailbox, kinds=kinds_named(self._spec.capture.kinds),
             sampling=self._spec.capture.sampling, seed=plan.seed, root=root, attempt=worker.attempt,
             devices=self._devices(),
         )  # fmt: skip
@@ -280,6 +282,10 @@ class HostRun:
     def go_on(self) -> None:
         """Put the hooks back."""
         self._hooker.attach()
+
+    def backward(self, backward: BackwardPass) -> None:
+        """Set the properties of the backward passes from here on."""
+        self._hooker.backward(backward)
 
     def _begin(self, step: Steplike) -> None:
         if not self._begun:

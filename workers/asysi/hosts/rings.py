@@ -2,11 +2,11 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Literal
 
-from asysi.bus.packet import ROW_DTYPE, rows_that_fit
+from asysi.bus.packet import ROW_DTYPE, Kind, account_name, kinds_named, rows_that_fit
 from asysi.bus.quantization import WIRE
 from asysi.capture.slots import SlotPlan, plan_slots, slot_row_bytes
 from asysi.contract.quantity import format_bytes, parse_bytes
@@ -19,6 +19,7 @@ CAPTURE_CHUNK = 1 << 20
 BUS_CHUNK = 1 << 18
 PINS = 16
 """Chunks of a shard that one reader can hold at once; the bus keeps them apart from what can be unread."""
+_SCORE_BYTES = 8  # of a gradient
 _SCALE_BYTES = 4  # fp8 has one scale per row, int8 mean and scale of each channel in each packet
 _ACCOUNTS = 256
 
@@ -53,13 +54,26 @@ def plan_rings(spec: Spec, points: int) -> tuple[RingPlan, RingPlan]:
     readers = tuple(
         name for name, wanted in (("archiver", spec.archive.enabled), ("sae", spec.sae is not None)) if wanted
     )
-    accounts = max(_ACCOUNTS, points)
+    accounts = max(_ACCOUNTS, points * len(spec.capture.kinds))
     capture_chunks = parse_bytes(spec.capture.size) // CAPTURE_CHUNK
     bus_chunks = parse_bytes(spec.bus.size) // spec.bus.shards // BUS_CHUNK
     return (
         RingPlan(CAPTURE_RING, 1, capture_chunks, CAPTURE_CHUNK, ("hook",), accounts, "drop_new"),
         RingPlan(BUS_RING, spec.bus.shards, bus_chunks, BUS_CHUNK, readers, accounts, "overwrite"),
     )
+
+
+def captured(spec: Spec, points: Sequence[HookPoint]) -> list[HookPoint]:
+    """Return what is captured at the hook points: activations, and gradients in float32."""
+    found: list[HookPoint] = []
+    for kind in kinds_named(spec.capture.kinds):
+        if kind is Kind.ACTIVATION:
+            found += points
+        elif kind is Kind.GRADIENT:
+            found += [
+                replace(point, path=account_name(point.path, kind), dtype="float32") for point in points
+            ]
+    return found
 
 
 def capture_problems(
@@ -70,15 +84,16 @@ def capture_problems(
     needed = 0
     terms: list[str] = []
     calls: Counter[tuple[int, int]] = Counter()
-    for point in points:
+    for point in captured(spec, points):
         calls[point.width, point.itemsize] += max(1, point.calls)  # 0: not reached by the trial
+    what = "outputs and gradients" if len(spec.capture.kinds) > 1 else "outputs"
     for (width, itemsize), count in calls.items():
         fitting = rows_that_fit(plan.chunk_bytes, width * itemsize)
         if not fitting:
             return [_row_too_wide("capture ring", width * itemsize, plan.chunk_bytes)]
         needed += count * -(-rows // fitting)
         terms.append(
-            f"{count} outputs × {-(-rows // fitting)} chunks ({rows} rows of {width} × {itemsize} B"
+            f"{count} {what} × {-(-rows // fitting)} chunks ({rows} rows of {width} × {itemsize} B"
             f" + {ROW_DTYPE.itemsize} B, {fitting} to a chunk)"
         )
     if needed <= plan.depth:
@@ -104,8 +119,8 @@ def plan_device_slots(spec: Spec, points: Sequence[HookPoint], batch: int, lengt
 
 def bus_problems(spec: Spec, plan: RingPlan, points: Sequence[HookPoint]) -> list[str]:
     """Return why the bus is too small for its geometry or for a row; empty if it is large enough."""
-    widest = max((point.width * point.itemsize for point in points), default=0)
-    if not rows_that_fit(plan.chunk_bytes, widest, _SCALE_BYTES):
+    widest = max((point.width * point.itemsize for point in captured(spec, points)), default=0)
+    if not rows_that_fit(plan.chunk_bytes, widest, _SCORE_BYTES):
         return [_row_too_wide("bus", widest, plan.chunk_bytes)]
     channels = max((point.width for point in points), default=0)
     table = 2 * _SCALE_BYTES * channels

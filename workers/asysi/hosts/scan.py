@@ -1,7 +1,8 @@
-"""The scan host: runs the model over the data, forward only, with capture; never waits for readers."""
+"""The scan host: runs the model over the data, with capture; never waits for readers."""
 
 import logging
 
+from asysi.capture.gradients import BackwardPass
 from asysi.contract.errors import ConfigError
 from asysi.contract.rows import read_rows
 from asysi.contract.runtime import Container, Exit
@@ -10,6 +11,7 @@ from asysi.hosts.frame import HostPlan, open_host
 from asysi.hosts.leaving import announced
 from asysi.model.forward import ScanRunner
 from asysi.model.loading import LoadedModel
+from asysi.model.loss import make_loss
 from asysi.monitor.process import run_worker
 from asysi.monitor.worker import Worker
 from asysi.text.reading import PlannedReading, read_data
@@ -26,10 +28,13 @@ def main(worker: Worker) -> int:
     with announced(worker) as rows:
         with open_host(worker) as host:
             loaded = host.load_model()
-            engine = ScanRunner(loaded, host.points, host.device)
+            loss = make_loss(scan.loss)
+            engine = ScanRunner(loaded, host.points, host.device, loss)
             reading = _read(worker, scan, spec.data, loaded)
             plan = _plan(reading, spec.data.tokens.context_length, scan.seed)
             run = host.watch(engine.module, plan, engine.root)
+            if loss is not None:
+                run.backward(BackwardPass(reduction=loss.reduction))
             for batch in run.steps(reading.batches.from_step(run.first)):
                 engine.run(batch)
         rows.leave(loaded, host)

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from asysi.bus.packet import ROW_DTYPE, RowFlag
+from asysi.bus.packet import ROW_DTYPE, Reduction, RowFlag
+from asysi.capture.gradients import BackwardPass
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import TRAIN_FOLDER, Container, Exit
 from asysi.hosts.frame import HostPlan, HostRun, Step, open_host
@@ -101,6 +102,7 @@ class StepFeed(Callback):
         if number <= self._last:
             return
         self._last = number
+        self._run.backward(self._backward(trainer, len(indices)))
         self._next = Step(self._tokens(number, indices, batch), number // self._epoch_steps)
         if next(self._steps, None) is None:  # a signal asks for the end
             self._watch(False)
@@ -128,6 +130,11 @@ class StepFeed(Callback):
         if wanted != self._watching:
             (self._run.go_on if wanted else self._run.pause)()
             self._watching = wanted
+
+    def _backward(self, trainer: TrainingRun, samples: int) -> BackwardPass:
+        """Return what is known of the backward pass: only the first microbatch of a step is captured."""
+        passes = -(-trainer.global_samples // max(1, samples))
+        return BackwardPass(trainer.loss_scale, passes, 0, Reduction.UNKNOWN)
 
     def _tokens(self, number: int, indices: torch.Tensor, batch: dict[str, torch.Tensor]) -> StepTokens:
         size, length = len(indices), self._length

@@ -98,7 +98,7 @@ def try_forward(
     Raises:
         ConfigError: the model cannot be called like this, or not with sequences of this length.
     """
-    root = base_of(module, list(paths))
+    root = base_of(module, list(paths))  # the whole module where its own path, "", is among them
     refuse_signature(root, asked)
     try:
         return _tried(module, root, paths, asked, partial(run_hollow, root))

@@ -7,6 +7,7 @@ import torch
 from asysi.contract.errors import ConfigError
 from asysi.model.faults import format_error, is_permanent
 from asysi.model.loading import LoadedModel
+from asysi.model.loss import ScanLoss
 from asysi.model.points import HookPoint
 from asysi.text.tokens import Batch
 
@@ -20,18 +21,23 @@ class ScanRunner:
         loaded: the model; it is moved to `device`.
         points: hook points; they determine which part of the model runs.
         device: device to run on.
+        loss: differentiated in each step; None runs forward only, in inference mode. With a loss the whole
+            model runs, and its parameters keep no gradient.
     """
 
-    def __init__(self, loaded: LoadedModel, points: list[HookPoint], device: str = "cpu") -> None:
+    def __init__(
+        self, loaded: LoadedModel, points: list[HookPoint], device: str = "cpu", loss: ScanLoss | None = None
+    ) -> None:
         self.module = loaded.module.to(device)
-        self.root = base_of(self.module, [point.path for point in points])
+        self.root = base_of(self.module, [point.path for point in points]) if loss is None else self.module
+        self._loss = loss
         self._device = device
 
     def run(self, batch: Batch) -> None:
         """Run one step.
 
         Raises:
-            ConfigError: the forward pass fails with an error that is not transient.
+            ConfigError: the forward or backward pass fails with an error that is not transient.
         """
         try:
             self._forward(batch)
@@ -40,17 +46,25 @@ class ScanRunner:
                 raise
             log.exception("step %d failed", batch.number)
             name, size = type(self.root).__name__, " × ".join(map(str, batch.ids.shape))
+            part = "forward" if self._loss is None else "forward or backward"
             raise ConfigError(
-                f"spec.model.uri: the forward of {name} fails in step {batch.number}, with {size} tokens: "
+                f"spec.model.uri: the {part} of {name} fails in step {batch.number}, with {size} tokens: "
                 f"{format_error(error)}"
             ) from error
 
-    @torch.inference_mode()
     def _forward(self, batch: Batch) -> None:
         inputs = {"input_ids": torch.from_numpy(batch.ids).to(self._device)}
         if batch.mask is not None:
             inputs["attention_mask"] = torch.from_numpy(batch.mask).to(self._device)
-        self.root(**inputs)
+        if self._loss is None:
+            with torch.inference_mode():
+                self.root(**inputs)
+            return
+        try:
+            with torch.enable_grad():
+                self._loss.compute(self.root, inputs).backward()  # type: ignore[no-untyped-call]
+        finally:
+            self.module.zero_grad(set_to_none=True)
 
 
 def base_of(module: torch.nn.Module, paths: list[str]) -> torch.nn.Module:

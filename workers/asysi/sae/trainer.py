@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from asysi.bus.packet import ActivationPacket, Dtype, Kind
+from asysi.bus.packet import ActivationPacket, Dtype, Kind, split_account
 from asysi.contract.errors import ConfigError
 from asysi.contract.quantity import parse_bytes
 from asysi.contract.spec import SaeTrain
@@ -62,8 +62,9 @@ class Trainer:
         self._globs: list[re.Pattern[str]] = [compile_glob(glob) for glob in config.hook_points]
 
     def wants(self, point: str) -> bool:
-        """Return whether the trainer trains on a hook point."""
-        return any(glob.fullmatch(point) for glob in self._globs)
+        """Return whether the trainer trains on an account; gradients are never trained on."""
+        is_activation = split_account(point)[1] is Kind.ACTIVATION
+        return is_activation and any(glob.fullmatch(point) for glob in self._globs)
 
     def receive(self, packet: ActivationPacket, points: Iterable[str], steps_total: int, shard: int) -> None:
         """Receive a packet's rows, and train once there are enough for a batch.

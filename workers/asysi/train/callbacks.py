@@ -23,6 +23,14 @@ class TrainingRun(Protocol):
     stop: int
     history: list[dict[str, float]]
 
+    @property
+    def global_samples(self) -> int:
+        """Number of samples of the current step, over all ranks."""
+
+    @property
+    def loss_scale(self) -> float:
+        """Factor of the loss against underflow in float16; 1 without."""
+
     def tell(self, joint: str, *values: Any) -> None:
         """Call a method of every callback."""
 

@@ -259,12 +259,19 @@ class SupervisedTrainer:
         with self._autocast():
             output = self.model(**{name: part[name] for name in self.contract.inputs})
             loss = self.loss(output["logits"], part["labels"])
-        share = len(indices) / self._global_size()
+        share = len(indices) / self.global_samples
         self.scaler.scale(loss * share).backward()
         total: torch.Tensor = loss.detach() * len(indices)
         return total
 
-    def _global_size(self) -> int:
+    @property
+    def loss_scale(self) -> float:
+        """Factor of the loss against underflow in float16; 1 without."""
+        return float(self.scaler.get_scale())
+
+    @property
+    def global_samples(self) -> int:
+        """Number of samples of the current step, over all ranks."""
         done = self.batch * self.config.train.batch_size
         return min(self.config.train.batch_size, len(self.train_loader.dataset) - done)
 
@@ -303,7 +310,7 @@ class SupervisedTrainer:
 
     def _mean(self, total: torch.Tensor) -> float:
         self.ranks.add([total])
-        return float(total) / self._global_size()
+        return float(total) / self.global_samples
 
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = _AMP.get(self.config.train.amp)
