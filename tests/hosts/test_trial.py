@@ -14,13 +14,15 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
+import asysi
 from asysi.contract.errors import ConfigError
 from asysi.contract.spec import Model, ScanExperiment, Tokens
 from asysi.hosts.check import check
 from asysi.hosts.trial import CallSpec, try_forward
-from asysi.model.forward import ScanRunner
+from asysi.model.forward import ScanRunner, shift_right
 from asysi.model.hollow import Hollow, MetaInitMode, NoRow, run_hollow
 from asysi.model.loading import load_callable, load_model, resolve_model
+from asysi.model.loss import make_loss
 from asysi.text.rows import Document
 from asysi.text.tokens import Batches, make_policy, tokenise
 
@@ -136,15 +138,14 @@ def test_calls_are_counted():
     [
         ("ViT", "ViTModel reads pixel_values and no input_ids"),
         ("Whisper", "WhisperModel reads input_features and no input_ids"),
-        ("T5", "T5Model has a decoder.* its encoder can"),
     ],
 )
 def test_models_that_read_no_tokens_are_refused_plainly(model, said):
-    """ViT, Whisper and T5 are refused in a sentence that says what they read."""
+    """ViT and Whisper are refused by name, with what they read and what does take them."""
     config = getattr(transformers, f"{model}Config")(**NO_TOKENS[model])
     with MetaInitMode():
         made = getattr(transformers, f"{model}Model")(config)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=f"{said}.* asysi.ScannerEngine takes any inputs"):
         try_forward(made, [], CallSpec(4, 16))
 
 
@@ -155,6 +156,36 @@ WHISPER = {"vocab_size": 60, "d_model": 16, "encoder_layers": 1, "decoder_layers
 }  # fmt: skip
 T5 = {"vocab_size": 60, "d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 2, "num_heads": 4}
 NO_TOKENS = {"ViT": VIT, "Whisper": WHISPER, "T5": T5}
+
+
+def test_T5_reads_the_text_in_its_encoder_and_shifted_in_its_decoder(tmp_path, rows):  # noqa: N802
+    """check accepts T5, and a step is what the model computes with the text as labels, padded or not."""
+    uri = folder(
+        tmp_path / "model", "T5ForConditionalGeneration",
+        transformers.T5Config(**{**T5, "vocab_size": 30522}, decoder_start_token_id=0),
+    )  # fmt: skip
+    points = ["encoder.block.*", "decoder.block.*"]
+    report = check(experiment(uri, rows, points), output=tmp_path / "out")
+    assert report.problems == []
+    assert [(point.path, point.shape, point.calls) for point in report.points] == [
+        (f"{half}.block.{number}", (4, 16, 16), 1) for half in ("encoder", "decoder") for number in (0, 1)
+    ]
+    loaded = load_model(resolve_model(Model(uri=uri)), "float32")
+    engine, policy = ScanRunner(loaded, []), make_policy(Tokens(), loaded.tokenizer)
+    texts = ["a sentence of some length", "short"]
+    corpus = tokenise([Document(n, text, False) for n, text in enumerate(texts)], loaded.tokenizer, policy)
+    (batch,) = Batches(corpus, policy, batch_size=2, passes=1, seed=0).from_step(0)
+    with asysi.ScannerEngine(loaded.module, hook_points=points, parameters=[]) as scanner:
+        engine.run(batch)
+    ids, mask = torch.from_numpy(batch.ids), torch.from_numpy(batch.mask)
+    with asysi.ScannerEngine(loaded.module, hook_points=points, parameters=[]) as expected, torch.no_grad():
+        loaded.module(input_ids=ids, attention_mask=mask, labels=ids)
+    assert scanner.activations.keys() == expected.activations.keys()
+    for name, tensor in expected.activations.items():
+        assert torch.equal(scanner.activations[name], tensor), name
+    inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": shift_right(ids, 0)}
+    own, lm = (make_loss(name).compute(loaded.module, inputs).item() for name in ("module", "lm"))
+    assert own == pytest.approx(lm, rel=1e-5)
 
 
 def test_the_encoder_of_T5_can_be_tried():  # noqa: N802

@@ -6,7 +6,7 @@ If possible, the trial runs without weights (`model/hollow.py`), so that it take
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from asysi.capture.rows import first_tensor
 from asysi.contract.errors import ConfigError
 from asysi.model.faults import format_error
-from asysi.model.forward import base_of
+from asysi.model.forward import base_of, decoder_start, shift_right
 from asysi.model.hollow import NoRow, run_hollow
 
 BATCH, LENGTH = 3, 7
@@ -42,6 +42,8 @@ class CallSpec:
     """The padding token."""
     batch_field: str = "spec.workload.scan.batchSize"
     """Field of the spec for the number of sequences per step."""
+    decoder_start: int | None = None
+    """First token of the decoder's input; None without a decoder. `try_forward` fills it in."""
 
 
 @dataclass(slots=True)
@@ -61,11 +63,14 @@ class _Probe:
     def inputs(self, asked: CallSpec) -> Inputs:
         """Return the arguments that the host passes; a mask only if there is padding."""
         ids = torch.full((self.batch, self.length), asked.token)
-        if not self.padded:
-            return {"input_ids": ids}
-        mask = torch.ones_like(ids)
-        mask[-1, self.length // 2 :] = 0
-        return {"input_ids": ids.where(mask.bool(), asked.padding), "attention_mask": mask}
+        inputs = {"input_ids": ids}
+        if self.padded:
+            mask = torch.ones_like(ids)
+            mask[-1, self.length // 2 :] = 0
+            inputs = {"input_ids": ids.where(mask.bool(), asked.padding), "attention_mask": mask}
+        if asked.decoder_start is not None:
+            inputs["decoder_input_ids"] = shift_right(inputs["input_ids"], asked.decoder_start)
+        return inputs
 
     def __str__(self) -> str:
         mask = " and attention_mask" if self.padded else ""
@@ -100,6 +105,7 @@ def try_forward(
     """
     root = base_of(module, list(paths))  # the whole module where its own path, "", is among them
     refuse_signature(root, asked)
+    asked = replace(asked, decoder_start=decoder_start(root))
     try:
         return _tried(module, root, paths, asked, partial(run_hollow, root))
     except _FailedError as failed:
@@ -125,8 +131,8 @@ def refuse_signature(root: torch.nn.Module, asked: CallSpec) -> None:
     if reads != "input_ids" or not (anything or "input_ids" in parameters):
         named = reads if reads != "input_ids" else ", ".join(parameters) or "nothing"
         raise ConfigError(
-            f"spec.model.uri: the forward of {name} reads {named} and no input_ids: only models that read "
-            "token numbers can be watched yet"
+            f"spec.model.uri: the forward of {name} reads {named} and no input_ids: an experiment runs "
+            "models that read token numbers; asysi.ScannerEngine takes any inputs"
         )
     if asked.batch > 1 and not (anything or "attention_mask" in parameters):
         raise ConfigError(
@@ -202,12 +208,6 @@ def _watched(module: torch.nn.Module, paths: Sequence[str]) -> Iterator[dict[str
 def _explained(root: torch.nn.Module, failed: _FailedError, asked: CallSpec, run: Run) -> ConfigError:
     """Return an error with advice for a failed forward pass, such as a shorter sequence if that helps."""
     name, probe, why = type(root).__name__, failed.probe, format_error(failed.cause)
-    if "decoder_input_ids" in inspect.signature(root.forward).parameters:
-        return ConfigError(
-            f"spec.model.uri: {name} has a decoder, which asks for more than input_ids ({why}): only "
-            "models that read input_ids alone can be watched yet; its encoder can, from a python:// factory "
-            "that returns it"
-        )
     if probe.length <= LENGTH:
         return ConfigError(f"spec.model.uri: the forward of {name} fails with {probe}: {why}")
     most = _longest(

@@ -1,5 +1,6 @@
 """Runs a model's forward pass on batches, limited to the part that the hook points need."""
 
+import inspect
 import logging
 
 import torch
@@ -30,6 +31,7 @@ class ScanRunner:
     ) -> None:
         self.module = loaded.module.to(device)
         self.root = base_of(self.module, [point.path for point in points]) if loss is None else self.module
+        self._decoder_start = decoder_start(self.root)
         self._loss = loss
         self._device = device
 
@@ -56,6 +58,8 @@ class ScanRunner:
         inputs = {"input_ids": torch.from_numpy(batch.ids).to(self._device)}
         if batch.mask is not None:
             inputs["attention_mask"] = torch.from_numpy(batch.mask).to(self._device)
+        if self._decoder_start is not None:
+            inputs["decoder_input_ids"] = shift_right(inputs["input_ids"], self._decoder_start)
         if self._loss is None:
             with torch.inference_mode():
                 self.root(**inputs)
@@ -73,3 +77,29 @@ def base_of(module: torch.nn.Module, paths: list[str]) -> torch.nn.Module:
     base = getattr(module, prefix, None) if prefix else None
     inside = all(path.startswith(f"{prefix}.") for path in paths)
     return base if isinstance(base, torch.nn.Module) and inside else module
+
+
+def decoder_start(root: torch.nn.Module) -> int | None:
+    """Return the token that a decoder's input begins with; None if the model has no encoder and decoder.
+
+    Such a model reads the text twice: the encoder as it is, the decoder shifted by one token, as in training
+    with the text as labels.
+    """
+    config = getattr(root, "config", None)
+    if not getattr(config, "is_encoder_decoder", False):
+        return None
+    if "decoder_input_ids" not in inspect.signature(root.forward).parameters:
+        return None
+    names = ("decoder_start_token_id", "pad_token_id", "bos_token_id")
+    tokens = [getattr(config, name, None) for name in names]
+    return next((token for token in tokens if isinstance(token, int)), 0)
+
+
+def shift_right(ids: torch.Tensor, start: int) -> torch.Tensor:
+    """Return `ids` [batch, length] moved by one position behind `start`; the last token is cut off.
+
+    The decoder's row at a position is thus the one that predicts the token at this position.
+    """
+    shifted = torch.empty_like(ids)
+    shifted[:, 0], shifted[:, 1:] = start, ids[:, :-1]
+    return shifted

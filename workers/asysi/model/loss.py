@@ -95,11 +95,16 @@ def labels_of(inputs: Inputs) -> torch.Tensor:
 
 
 def _next_token(root: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
-    """Return the mean cross-entropy in nats of each token that is not padding, given those before it."""
-    logits = _logits(root(**inputs))
-    targets = labels_of(inputs)[:, 1:].reshape(-1)
+    """Return the mean cross-entropy in nats of each token that is not padding, given those before it.
+
+    A decoder with an input of its own reads it shifted: its logits at a position are of the token there.
+    """
+    logits, labels = _logits(root(**inputs)), labels_of(inputs)
+    if "decoder_input_ids" not in inputs:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    targets = labels.reshape(-1)
     total = functional.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), targets, ignore_index=IGNORED, reduction="sum"
+        logits.float().flatten(0, 1), targets, ignore_index=IGNORED, reduction="sum"
     )
     return total / (targets != IGNORED).sum().clamp(min=1)
 
