@@ -3,8 +3,9 @@
     python benchmarks/sae_quality/compatibility.py runs/minilm/sae --saelens-python .venv-sae/bin/python
 
 Takes folders with one SAE each, or parent folders. Rows are noisy sums of an SAE's own decoder directions.
-Rows whose k-th and (k+1)-th latents before TopK differ by less than 1e-4 are left out and counted: in float32
-it is undefined which of the two fires. Exit code 0 if no latent and no element of a reconstruction differs by
+Rows for which it is undefined in float32 whether a latent fires are left out and counted: the k-th and
+(k+1)-th latents before TopK differ by less than 1e-4, or a preactivation is within 2e-5 of the threshold or
+gate at which a latent jumps. Exit code 0 if no latent and no element of a reconstruction differs by
 more than 1e-5 of the largest one (or of 1, if all are smaller), otherwise 1.
 """
 
@@ -22,11 +23,15 @@ from torch import Tensor
 
 from asysi.contract.errors import ConfigError
 from asysi.sae.export import CONFIG_FILE, load
+from asysi.sae.variants.affine import AffineAutoencoder
+from asysi.sae.variants.gated import Gated
+from asysi.sae.variants.jumprelu import JumpReLU
 from asysi.sae.variants.topk import TopK
 
 PEER = Path(__file__).with_name("peer.py")
 AIM = 1e-5
 TIE = 1e-4
+JUMP = 2e-5
 ROWS = 2048
 
 
@@ -74,21 +79,33 @@ def check(folders: list[Path], python: str, work: Path) -> float:
         encoded = difference(theirs["latents"][clear], latents[clear])
         rebuilt = difference(theirs["rebuilt"][clear], sae.decode(latents)[clear])
         worst = max(worst, encoded, rebuilt)
-        print(f"{folder}: {answer['architecture']}, k {answer['k']}, latents differ by {encoded:.1e},")
+        kind = answer["architecture"] + ("" if answer["k"] is None else f", k {answer['k']}")
+        print(f"{folder}: {kind}, latents differ by {encoded:.1e},")
         print(f"  reconstructions by {rebuilt:.1e}; {int((~clear).sum())} of {ROWS} rows too close to tell")
     return worst
 
 
-def rows_for(sae: TopK) -> tuple[Tensor, Tensor]:
+def rows_for(sae: AffineAutoencoder) -> tuple[Tensor, Tensor]:
     """Return rows that fire the SAE's latents, and a mask of those for which the fired set is unambiguous."""
     generator = torch.Generator().manual_seed(0)
+    share = 2 * sae.k / sae.latents if isinstance(sae, TopK) else 1 / 16
     strength = torch.rand(ROWS, sae.latents, generator=generator)
-    strength *= torch.rand(ROWS, sae.latents, generator=generator) < 2 * sae.k / sae.latents
+    strength *= torch.rand(ROWS, sae.latents, generator=generator) < share
     rows = sae.decode(strength * 3)
     rows += 0.1 * rows.std() * torch.randn(rows.shape, generator=generator)
-    pre = sae.preactivations(rows - sae.b_dec)
-    top = pre.topk(min(sae.k + 1, sae.latents), dim=1).values
-    return rows, (top[:, sae.k - 1] - top[:, -1] > TIE) | (sae.k == sae.latents)
+    return rows, clear_rows(sae, sae.preactivations(rows - sae.b_dec))
+
+
+def clear_rows(sae: AffineAutoencoder, pre: Tensor) -> Tensor:
+    """Return a mask [rows] of the preactivations [rows, latents] that no rounding takes across a jump."""
+    if isinstance(sae, TopK):
+        top = pre.topk(min(sae.k + 1, sae.latents), dim=1).values
+        return (top[:, sae.k - 1] - top[:, -1] > TIE) | (sae.k == sae.latents)
+    if isinstance(sae, JumpReLU):
+        return (pre - sae.threshold.clamp_min(0)).abs().amin(1) > JUMP
+    if isinstance(sae, Gated):
+        return pre.abs().amin(1) > JUMP
+    return torch.ones(len(pre), dtype=torch.bool)
 
 
 def difference(one: Tensor, other: Tensor) -> float:

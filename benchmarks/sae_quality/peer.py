@@ -62,7 +62,7 @@ def encode(job: dict) -> dict:
     save_file({"latents": sae.encode(rows).contiguous(), "rebuilt": sae(rows).contiguous()}, job["out"])
     return {
         "architecture": sae.cfg.architecture(),
-        "k": sae.cfg.k,
+        "k": getattr(sae.cfg, "k", None),
         "metadata": sorted(sae.cfg.metadata.keys()),
     }
 

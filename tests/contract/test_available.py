@@ -38,7 +38,6 @@ UNAVAILABLE: list[tuple[Tree, str]] = [
     ),
     ({"capture": {"parameters": ["a.*"]}}, "spec.capture.parameters"),
     ({"capture": {"positions": {"mode": "last"}}}, "spec.capture.positions.mode last"),
-    ({"sae": {"train": [{"variant": "gated"}]}}, "spec.sae.train[0].variant gated"),
     ({"output": {"uri": "gs://bucket"}}, "spec.output.uri gs://bucket"),
     ({"resources": {"binding": {"numa": 0}}}, "spec.resources.binding.numa"),
 ]

@@ -196,6 +196,26 @@ def what_is_not_finite_never_looks_right(config, _folder):
             assert not sae.forward(rows_of(900)).isfinite().any()
 
 
+def rows_that_are_not_finite_are_counted_and_skipped(config, _folder):
+    """NaN and infinity among the rows change no bit of the state; only their count says that they came."""
+    clean, spoiled = a_training(config), a_training(config)
+    with torch.inference_mode():
+        for step in range(40):
+            rows, records = rows_of(step), np.zeros(24, ROW_DTYPE)
+            finite = np.ones(24, np.bool_)
+            clean.receive(rows, finite, records, step)
+            bad = torch.tensor([math.nan, math.inf]).view(2, 1).expand(2, WIDTH)
+            rows, finite = torch.cat([bad, rows]), np.append([False, False], finite)
+            spoiled.receive(rows, finite, np.zeros(26, ROW_DTYPE), step)
+            for training in (clean, spoiled):
+                while training.train():
+                    pass
+    assert clean.counts.trained > 0
+    assert spoiled.counts.not_finite == spoiled.counts.received - clean.counts.received == 80
+    for name, tensor in clean.state()[0].items():
+        assert torch.equal(tensor, spoiled.state()[0][name]), name
+
+
 def it_says_what_sets_it_apart(config, _folder):
     """The report can name the settings of a trainer."""
     assert variant(config.variant).describe(config)
@@ -212,6 +232,7 @@ CHECKS = (
     a_resumed_training_ends_on_the_same_bits,
     training_explains_rows,
     what_is_not_finite_never_looks_right,
+    rows_that_are_not_finite_are_counted_and_skipped,
     it_says_what_sets_it_apart,
 )
 

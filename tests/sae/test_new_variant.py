@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 from textwrap import dedent
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pytest
 from pydantic import Field
@@ -24,15 +24,18 @@ def entry(tmp_path, monkeypatch):
     train = type(
         "Train",
         (SaeTrain,),
-        {"__annotations__": {"standard": scope["Standard"]}, "standard": scope["Standard"]()},
+        {
+            "__annotations__": {"variant": Literal["saturating"], "saturating": scope["SaturatingSettings"]},
+            "saturating": scope["SaturatingSettings"](),
+        },
     )
-    (tmp_path / "standard_of_the_page.py").write_text(FILE)
+    (tmp_path / "saturating_of_the_page.py").write_text(FILE)
     monkeypatch.syspath_prepend(tmp_path)
     row = eval("{" + ROW + "}")
-    assert row == {"standard": "asysi.sae.variants.standard:StandardAutoencoder"}
-    monkeypatch.setitem(variants.VARIANTS, "standard", "standard_of_the_page:StandardAutoencoder")
+    assert row == {"saturating": "asysi.sae.variants.saturating:Saturating"}
+    monkeypatch.setitem(variants.VARIANTS, "saturating", "saturating_of_the_page:Saturating")
     small = {"latents": 64, "batch": 32, "lr": 5e-3, "buffer": {"batches": 4, "sequences": 20}}
-    return train.model_validate({**small, "variant": "standard", "standard": {"warmUp": 500}})
+    return train.model_validate({**small, "variant": "saturating", "saturating": {"weight": 0.05}})
 
 
 def test_the_pages_variant_conforms(check, entry, tmp_path):

@@ -1,16 +1,19 @@
 """What we export, SAELens loads and reads alike; needs a Python that has sae-lens."""
 
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
-from asysi.contract.spec import ScanExperiment
+from asysi.contract.spec import SaeTrain, ScanExperiment
+from asysi.contract.variants import VARIANTS
 from asysi.sae.export import export, metadata_of
-from asysi.sae.variants.topk import TopK
+from asysi.sae.variants import variant
 
 ROOT = Path(__file__).parents[2]
 CHECK = ROOT / "benchmarks" / "sae_quality" / "compatibility.py"
@@ -25,11 +28,17 @@ def saelens(lacking) -> Path:
     return python
 
 
-def _export(folder, minimal, seed):
+def _export(folder, minimal, name, seed):
     generator = torch.Generator().manual_seed(seed)
-    sae = TopK(24, 96, 6)
+    entry = SaeTrain.model_validate(
+        {"variant": name, "latents": 96, "k": 6, "jumprelu": {"initThreshold": 0.4}}
+    )
+    sae = variant(name).from_spec(entry, 24, 24)
     sae.initialise(torch.randn(24, generator=generator), torch.randn(96, 24, generator=generator))
-    sae.b_enc.copy_(torch.randn(96, generator=generator) / 10)
+    for bias in (*sae.biases, *sae.factors):
+        getattr(sae, bias).add_(torch.randn(96, generator=generator) / 10)
+    for tensor in sae.state.values():
+        tensor.fill_(0.5)
     metadata = metadata_of(ScanExperiment.model_validate(minimal()), {}, "layer.0", None, {"fvu": 0.1})
     export(folder, sae.frozen(0.3, 0.3), metadata)
 
@@ -40,12 +49,16 @@ def _check(folder, saelens):
 
 
 def test_saelens_encodes_identically(tmp_path, minimal, saelens):
-    """SAELens loads the folders, and its latents and reconstructions are ours to 1e-5."""
-    for seed in (0, 1):
-        _export(tmp_path / "topk" / f"layer.{seed}", minimal, seed)
+    """SAELens loads the exports of every variant, and its latents and reconstructions are ours to 1e-5."""
+    for name in VARIANTS:
+        for seed in (0, 1):
+            _export(tmp_path / name / f"layer.{seed}", minimal, name, seed)
     done = _check(tmp_path, saelens)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("topk, k 6") == 2
+    kinds = re.findall(r"^\S+: (.*), latents", done.stdout, re.MULTILINE)
+    assert Counter(kinds) == {"topk, k 6": 2, "jumprelu": 6, "gated": 2, "standard": 2}
+    left_out = [int(number) for number in re.findall(r"(\d+) of 2048 rows too close", done.stdout)]
+    assert max(left_out) < 512
 
 
 def test_the_check_can_fail(tmp_path, saelens):

@@ -34,6 +34,15 @@ app.add_typer(
     help="Read, verify, recover, export, merge and replay `.mscan` archives.",
 )
 app.add_typer(
+    typer.Typer(
+        cls=deferred("asysi.finish.sae_train", "asysi.sae.commands"),
+        no_args_is_help=True,
+        rich_markup_mode=None,
+    ),
+    name="sae",
+    help="Train sparse autoencoders from an archive, and convert them.",
+)
+app.add_typer(
     typer.Typer(cls=deferred("asysi.weights.commands"), no_args_is_help=True, rich_markup_mode=None),
     name="weights",
     help="Analyse the parameters of a checkpoint.",

@@ -7,7 +7,6 @@ from typing import Any
 from asysi.contract.fields import Path, pattern_of, schema_fields, values
 from asysi.contract.rules import Problem
 from asysi.contract.spec import ScanExperiment
-from asysi.contract.variants import VARIANTS
 
 Available = Callable[[Any], bool]
 
@@ -139,7 +138,6 @@ REFUSALS = (
     Refusal(
         "spec.bus.redis", None, "Redis belongs to CONSUMER mode, which comes with a later version; drop it"
     ),
-    Refusal("spec.sae.train[].variant", _only(*VARIANTS), f"use {', '.join(VARIANTS)}"),
     Refusal(
         "spec.output.uri",
         _schemes("file", "", "s3"),
@@ -207,6 +205,7 @@ READ_BY = {
         "spec.data.tokens.maxNormMultiple",
         "spec.sae.train[].name",
         "spec.sae.train[].hookPoints",
+        "spec.sae.train[].variant",
         "spec.sae.train[].latents",
         "spec.sae.train[].k",
         "spec.sae.train[].lr",
@@ -219,6 +218,28 @@ READ_BY = {
         "spec.sae.train[].auxk.k",
         "spec.sae.train[].auxk.coefficient",
         "spec.sae.train[].auxk.deadAfter",
+        "spec.sae.train[].resample.every",
+        "spec.sae.train[].resample.scale",
+        "spec.sae.train[].schedule.lrWarmUp",
+        "spec.sae.train[].schedule.lrDecay",
+        "spec.sae.train[].schedule.lrEnd",
+        "spec.sae.train[].schedule.sparsityWarmUp",
+        "spec.sae.train[].decoder.norm",
+        "spec.sae.train[].decoder.project",
+        "spec.sae.train[].ema",
+        "spec.sae.train[].standard.l1Coefficient",
+        "spec.sae.train[].gated.l1Coefficient",
+        "spec.sae.train[].batchtopk.topkThresholdLr",
+        "spec.sae.train[].matryoshka.widths",
+        "spec.sae.train[].matryoshka.topkThresholdLr",
+        "spec.sae.train[].jumprelu.initThreshold",
+        "spec.sae.train[].jumprelu.bandwidth",
+        "spec.sae.train[].jumprelu.sparsityLossMode",
+        "spec.sae.train[].jumprelu.l0Coefficient",
+        "spec.sae.train[].jumprelu.targetL0",
+        "spec.sae.train[].jumprelu.tanhScale",
+        "spec.sae.train[].jumprelu.steToInput",
+        "spec.sae.train[].jumprelu.preActLossCoefficient",
         "spec.sae.train[].stop.tokens",
         "spec.sae.train[].stop.fvu",
         "spec.sae.train[].checkpointSeconds",

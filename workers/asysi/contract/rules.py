@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from asysi.contract.fields import Path
 from asysi.contract.quantity import format_bytes, parse_bytes
 from asysi.contract.spec import LABEL_NAME, Model, Positions, SaeTrain, Sampling, Spec, Tokens
+from asysi.contract.variants import WITH_K
 from asysi.contract.workloads import PARTS, WORKLOADS
 
 PREPARE_HEAP = 512 * 2**20
@@ -96,10 +97,20 @@ def _gradients_have_a_loss(spec: Spec) -> Iterator[Problem]:
 
 def _few_enough_fire(spec: Spec) -> Iterator[Problem]:
     for index, train in enumerate(_trainers(spec)):
-        if train.k > train.latents:
+        if train.variant in WITH_K and train.k > train.latents:
             yield Problem(
                 ("spec", "sae", "train", index, "k"),
                 f"is {train.k}, but the trainer has only {train.latents} latents: lower k or raise latents",
+            )
+
+
+def _widths_are_nested(spec: Spec) -> Iterator[Problem]:
+    for index, train in enumerate(_trainers(spec)):
+        widths = train.matryoshka.widths
+        if widths and (widths != sorted(set(widths)) or widths[-1] > train.latents):
+            yield Problem(
+                ("spec", "sae", "train", index, "matryoshka", "widths"),
+                f"is {widths}: give ascending numbers of latents, at most {train.latents} (latents)",
             )
 
 
@@ -324,7 +335,19 @@ RULES = (
         "gradients need a loss: set workload.scan.loss",
         _gradients_have_a_loss,
     ),
-    Rule("spec.sae.train[]", "self.k <= self.latents", "k must not be more than latents", _few_enough_fire),
+    Rule(
+        "spec.sae.train[]",
+        f"!(self.variant in {list(WITH_K)}) || self.k <= self.latents",
+        "k must not be more than latents",
+        _few_enough_fire,
+    ),
+    Rule(
+        "spec.sae.train[]",
+        "!has(self.matryoshka.widths) || (self.matryoshka.widths.all(one, one <= self.latents"
+        " && self.matryoshka.widths.exists_one(other, other == one)) && self.matryoshka.widths.isSorted())",
+        "matryoshka.widths must be ascending and at most latents",
+        _widths_are_nested,
+    ),
     Rule(
         "spec.sae.train",
         "self.all(one, self.exists_one(other, other.name == one.name))",

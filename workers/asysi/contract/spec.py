@@ -399,6 +399,102 @@ class AuxK(Part):
     """Tokens without firing after which a latent counts as dead."""
 
 
+class Resample(Part):
+    """Resampling of dead latents (Bricken et al. 2023, Towards Monosemanticity, appendix)."""
+
+    every: Annotated[int, Field(ge=1)] | None = None
+    """Tokens between two resamplings; unset disables it. A latent that is dead then takes the direction of a
+    row of the batch, drawn with a probability proportional to its squared error to the power of two, and
+    its optimiser moments are reset."""
+    scale: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Norm of its encoder weights, relative to the mean norm of the latents that are alive."""
+
+
+class Decoder(Part):
+    """Constraints of the decoder."""
+
+    norm: Literal["unit", "free"] = "unit"
+    """`unit` scales every row of the decoder to norm 1 after each step. Under `free`, penalties weight a
+    latent by the norm of its row, and a trained norm is kept in the export."""
+    project: bool = True
+    """Whether to remove the part of the gradient that the constraint would undo; no effect under `free`."""
+
+
+class SaeSchedule(Part):
+    """Schedules of the learning rate and of the sparsity."""
+
+    lr_warm_up: Annotated[int, Field(ge=0)] | None = None
+    """Tokens over which the learning rate rises linearly; unset uses 200 batches, but at most a tenth of the
+    run if its length is known."""
+    lr_decay: Annotated[int, Field(ge=0)] | None = None
+    """Tokens before the end over which the learning rate falls linearly; unset: it falls from the beginning;
+    0: it does not fall. No effect while the run's length is unknown."""
+    lr_end: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Learning rate at the end, relative to its peak."""
+    sparsity_warm_up: Annotated[int, Field(ge=0)] = 0
+    """Tokens over which sparsity is introduced linearly: the weight of an L1 or L0 penalty rises from 0, and
+    the number of latents that fire falls from the activation width to `k`."""
+
+
+class StandardSettings(Part):
+    """Settings of `variant: standard` (Bricken et al. 2023): ReLU and an L1 penalty."""
+
+    l1_coefficient: Annotated[float, Field(ge=0, le=1000)] = 1.0
+    """Weight of the sum of a row's latents, each times the norm of its decoder row, against the row's squared
+    error; activations have a mean norm of sqrt(width) under `normalisation: expectedNorm`."""
+
+
+class GatedSettings(Part):
+    """Settings of `variant: gated` (Rajamanoharan et al. 2024, arXiv 2404.16014)."""
+
+    l1_coefficient: Annotated[float, Field(ge=0, le=1000)] = 1.0
+    """Weight of the sum of a row's rectified gates, each times the norm of its decoder row, against the row's
+    squared error."""
+
+
+class BatchTopkSettings(Part):
+    """Settings of `variant: batchtopk` (Bussmann et al. 2024, arXiv 2412.06410)."""
+
+    topk_threshold_lr: Annotated[float, Field(gt=0, le=1)] = 0.01
+    """Rate of the running mean of the smallest latent that fires in a batch. The mean is the threshold above
+    which a latent fires outside of training."""
+
+
+class MatryoshkaSettings(Part):
+    """Settings of `variant: matryoshka`: nested BatchTopK (Bussmann et al. 2025, arXiv 2503.17547)."""
+
+    widths: (
+        Annotated[list[Annotated[int, Field(ge=1, le=1_048_576)]], Field(min_length=1, max_length=32)] | None
+    ) = None
+    """Numbers of latents of the nested autoencoders, ascending, at most `latents`; the whole autoencoder is
+    added where it is missing. Unset uses 1/16, 1/8, 1/4 and 1/2 of the latents and all of them."""
+    topk_threshold_lr: Annotated[float, Field(gt=0, le=1)] = 0.01
+    """As `batchtopk.topkThresholdLr`."""
+
+
+class JumpReluSettings(Part):
+    """Settings of `variant: jumprelu` (Rajamanoharan et al. 2024, arXiv 2407.14435)."""
+
+    init_threshold: Annotated[float, Field(ge=0, le=1000)] = 0.01
+    """Threshold of every latent at the beginning."""
+    bandwidth: Annotated[float, Field(gt=0, le=1000)] = 0.05
+    """Width of the window around a threshold in which preactivations contribute to its gradient (a
+    straight-through estimator)."""
+    sparsity_loss_mode: Literal["step", "tanh", "quadratic"] = "step"
+    """Penalty of a row: `step` is its L0; `tanh` the sum of tanh(tanhScale × latent × norm of its decoder
+    row); `quadratic` is 2 / targetL0 × (L0 - targetL0)²."""
+    l0_coefficient: Annotated[float, Field(ge=0, le=1000)] = 1.0
+    """Weight of the penalty against a row's squared error."""
+    target_l0: Annotated[float, Field(gt=0, le=65_536)] = 32.0
+    """Mean number of latents that fire, for `quadratic`."""
+    tanh_scale: Annotated[float, Field(gt=0, le=1000)] = 4.0
+    """Steepness, for `tanh`."""
+    ste_to_input: bool = False
+    """Whether the estimator also gives the preactivations, and so the encoder, a gradient."""
+    pre_act_loss_coefficient: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Weight of a penalty on how far dead latents are below their thresholds; 0 disables it."""
+
+
 class Stop(Part):
     """When to stop training before the end of the stream."""
 
@@ -416,11 +512,12 @@ class SaeTrain(Part):
     hook_points: Annotated[list[Glob], Field(min_length=1, max_length=256)] = ["**"]
     """Globs on the paths of the captured hook points."""
     variant: Literal["topk", "batchtopk", "jumprelu", "gated", "standard", "matryoshka"] = "topk"
-    """Kind of autoencoder."""
+    """Kind of autoencoder; its own settings are in the field of its name."""
     latents: Annotated[int, Field(ge=2, le=1_048_576)] = 1024
     """Number of latents."""
     k: Annotated[int, Field(ge=1, le=65_536)] = 32
-    """Number of latents that fire per token."""
+    """Number of latents that fire per token: at most with `topk`, on average with `batchtopk` and
+    `matryoshka`; no effect with others."""
     lr: Annotated[float, Field(gt=0, le=1)] | None = None
     """Peak learning rate of Adam. Unset uses 2e-3 / sqrt(latents / 16384) if the run's length is known, as it
     then decays linearly to 0, and a tenth of that otherwise."""
@@ -435,6 +532,25 @@ class SaeTrain(Part):
     tokens, then frozen, and folded into the weights at export."""
     auxk: AuxK = AuxK()
     """The auxiliary loss that revives dead latents."""
+    resample: Resample = Resample()
+    """Resampling of dead latents."""
+    schedule: SaeSchedule = SaeSchedule()
+    """Schedules of the learning rate and of the sparsity."""
+    decoder: Decoder = Decoder()
+    """Constraints of the decoder."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay per step of a running mean of the parameters, which is then evaluated and exported instead of
+    the last ones; unset disables it."""
+    standard: StandardSettings = StandardSettings()
+    """Settings of `variant: standard`."""
+    gated: GatedSettings = GatedSettings()
+    """Settings of `variant: gated`."""
+    batchtopk: BatchTopkSettings = BatchTopkSettings()
+    """Settings of `variant: batchtopk`."""
+    jumprelu: JumpReluSettings = JumpReluSettings()
+    """Settings of `variant: jumprelu`."""
+    matryoshka: MatryoshkaSettings = MatryoshkaSettings()
+    """Settings of `variant: matryoshka`."""
     stop: Stop = Stop()
     """When to stop training before the end of the stream."""
     checkpoint_seconds: Annotated[int, Field(ge=1, le=86_400)] = 15

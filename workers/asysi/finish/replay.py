@@ -153,8 +153,7 @@ def _export_differences(trainer: "Trainer", output: Path) -> Iterator[str]:
         file = folder_of(output / SAE_FOLDER / trainer.config.name, point) / WEIGHTS_FILE
         if not file.exists():
             continue
-        scale = training.progress.scale or 1.0
-        own = training.sae.frozen(scale, scale).exported()[1]
+        own = training.frozen().exported()[1]
         live = load_file(file)
         yield from (
             f"{file}: {name}" for name in sorted({*own, *live}) if not _same(live.get(name), own.get(name))

@@ -40,10 +40,22 @@ class Adam:
         )  # fmt: skip
 
 
-def learning_rate_factor(done: float, warm_up: float, total: float | None) -> float:
+def learning_rate_factor(
+    done: float, warm_up: float, total: float | None, decay: float | None = None, end: float = 0.0
+) -> float:
     """Return the learning rate factor after `done` rows: 0 <= factor <= 1.
 
-    It rises linearly over `warm_up` rows and decays linearly to 0 at `total` rows; without a total no decay.
+    It rises linearly over `warm_up` rows and decays linearly to `end` at `total` rows.
+
+    Args:
+        done: rows trained on, >= 0.
+        warm_up: rows over which it rises, >= 0.
+        total: rows of the whole training; None if unknown, then it does not decay.
+        decay: rows over which it decays; None for all of them, 0 for none.
+        end: factor at the end, 0..1.
     """
     rise = min(1.0, (done + 1) / (warm_up + 1))
-    return rise if total is None else min(rise, max(0.0, 1 - done / max(total, 1.0)))
+    if total is None or decay == 0:
+        return rise
+    left = 1 - done / max(total, 1.0) if decay is None else (total - done) / min(decay, max(total, 1.0))
+    return min(rise, end + (1 - end) * max(0.0, left))

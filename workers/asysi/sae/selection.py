@@ -36,6 +36,20 @@ def top_k(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return _among(values, candidates, k)
 
 
+def batch_bound(values: Tensor, count: int) -> Tensor:
+    """Return the `count`-th largest element of all of `values`, as a scalar tensor.
+
+    Args:
+        values: [rows, columns], at least one element; NaN counts as the largest.
+        count: 1 <= count <= rows × columns.
+    """
+    flat = values.reshape(-1)
+    if values.device.type != "cpu":
+        return flat.topk(count, sorted=False).values.min()
+    place = len(flat) - count
+    return torch.from_numpy(np.partition(flat.numpy(), place)[place : place + 1]).squeeze()
+
+
 def order_of(numbers: Tensor, below: int) -> Tensor:
     """Return the places [n] of `numbers` [n] int64 in ascending order, equal ones in theirs.
 

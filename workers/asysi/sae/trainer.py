@@ -138,7 +138,7 @@ class Trainer:
         if checkpoint is None:
             return False
         words = checkpoint.words
-        differing = _differences(words["trainer"], self.config.model_dump(mode="json"))
+        differing = _differences(words["trainer"], self.config)
         if differing:
             raise ConfigError(
                 f"the checkpoint {self.file} was made with other settings ({', '.join(differing)}): "
@@ -199,7 +199,11 @@ _EXPONENT = np.uint16(0x7F80)
 """bfloat16 exponent bits; all set for infinity and NaN."""
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Return the differing settings, except those that can change between attempts."""
+def _differences(old: dict[str, Any], config: SaeTrain) -> list[str]:
+    """Return the differing settings, except those that can change between attempts.
+
+    A setting that an older version did not have was the default.
+    """
     free = {"checkpoint_seconds", "stop", "hook_points"}
-    return sorted(name for name in new if name not in free and old.get(name) != new[name])
+    new, default = config.model_dump(mode="json"), type(config)().model_dump(mode="json")
+    return sorted(name for name in new if name not in free and old.get(name, default[name]) != new[name])

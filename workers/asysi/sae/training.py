@@ -21,7 +21,7 @@ from asysi.sae.optimiser import Adam, learning_rate_factor
 from asysi.sae.processor import bfloat16_is_fast
 from asysi.sae.reservoir import Reservoir
 from asysi.sae.variants import variant
-from asysi.sae.variants.base import StepContext
+from asysi.sae.variants.base import SparseAutoencoder, StepContext
 
 EVALUATION_ROWS = 4096
 """Size of the evaluation set, a uniform sample of the held-out rows of the whole run."""
@@ -113,7 +113,7 @@ class Training:
         max_norm_multiple: float | None = None,
         device: str = "cpu",
     ) -> None:
-        self.config, self.point, self.memory = config, point, memory
+        self.config, self.point, self.memory, self.dtype = config, point, memory, dtype
         self.sae = variant(config.variant).from_spec(config, width, width).on(device)
         self.counts, self.progress = Counts(), TrainerProgress()
         self._rng = np.random.default_rng([config.seed, *point.encode()])
@@ -126,6 +126,8 @@ class Training:
         self._adam = Adam(len(self.sae.parameters), device=device)
         self._moments = tuple(self.sae.named(flat) for flat in (self._adam.mean, self._adam.square))
         self._gradient = self.sae.twin()
+        self._average = self.sae.parameters.clone() if config.ema else None
+        """Running mean of the parameters, or None."""
         self._idle = torch.zeros(config.latents, dtype=torch.int64, device=device)
         """[latents] rows since each latent last fired."""
         self._held = Reservoir(EVALUATION_ROWS, width, dtype, [config.seed, _HELD, *point.encode()])
@@ -228,6 +230,8 @@ class Training:
         self.sae.parameters.copy_(began.parameters)
         for name, tensor in self.sae.state.items():
             tensor.copy_(began.state[name])
+        if self._average is not None:
+            self._average.copy_(self.sae.parameters)
 
     def learn(self, batch: Tensor) -> None:
         """Perform one training step on rows [n, width]; requires `begin`.
@@ -238,15 +242,17 @@ class Training:
         assert self.progress.scale is not None
         x = batch.to(self.sae.device).float().mul_(self.progress.scale)
         dead = self._dead().nonzero().view(-1)
-        context = StepContext(dead, self.counts.trained, self._total(), self._fast)
+        context = StepContext(dead, self.counts.trained, self._total(), self._sparsity(), self._fast)
         outcome = self.sae.differentiate(x, x, self._gradient, context)
         self.sae.project(self._gradient)
         self._adam.step(self.sae.parameters, self._gradient.parameters, self.learning_rate())
         self.sae.constrain()
         self._idle += len(x)
         self._idle[outcome.fired] = 0
-        if len(dead):
+        if len(dead) and self._revives(len(x)):
             self._idle[self.sae.revive(x, x, dead, self._moments, self._rng)] = 0
+        if self._average is not None:
+            self._average.lerp_(self.sae.parameters, 1 - (self.config.ema or 0))
         self.counts.trained += len(x)
         if not math.isfinite(outcome.loss):
             raise FloatingPointError(
@@ -257,12 +263,23 @@ class Training:
 
     def learning_rate(self) -> float:
         """Return the learning rate of the next step."""
-        total = self._total()
-        batch = self.config.batch
-        warm_up = (
-            _WARM_UP_STEPS * batch if total is None else min(_WARM_UP_STEPS * batch, _WARM_UP_SHARE * total)
-        )
-        return _peak_rate(self.config, total) * learning_rate_factor(self.counts.trained, warm_up, total)
+        total, schedule = self._total(), self.config.schedule
+        warm_up = _warm_up(self.config, total)
+        factor = learning_rate_factor(
+            self.counts.trained, warm_up, total, schedule.lr_decay, schedule.lr_end
+        )  # fmt: skip
+        return _peak_rate(self.config, total) * factor
+
+    def _sparsity(self) -> float:
+        """Return the progress of the introduction of sparsity, 0..1."""
+        rows = self.config.schedule.sparsity_warm_up
+        return min(1.0, (self.counts.trained + 1) / rows) if rows else 1.0
+
+    def _revives(self, rows: int) -> bool:
+        """Return whether dead latents are reinitialised after a step of `rows` rows."""
+        every = self.config.resample.every
+        before = self.counts.trained
+        return every is None or (before + rows) // every > before // every
 
     def _total(self) -> float | None:
         """Return the expected total number of training rows; None if unknown.
@@ -302,9 +319,23 @@ class Training:
         if self.progress.scale is None or not len(self._held):
             return None
         rows = self._held.rows if exact else self._held.rows[:_GLANCE_ROWS]
-        result = evaluate(self.sae, rows, self.progress.scale, exact=exact)
+        result = evaluate(self.averaged(), rows, self.progress.scale, exact=exact)
         self.progress.evaluation = asdict(result)
         return result
+
+    def averaged(self) -> SparseAutoencoder:
+        """Return the autoencoder to evaluate and export: of the running mean, or as trained last."""
+        if self._average is None:
+            return self.sae
+        mean = self.sae.twin()
+        mean.parameters.copy_(self._average)
+        mean.constrain()
+        return mean
+
+    def frozen(self) -> SparseAutoencoder:
+        """Return the autoencoder for plain activations, on the CPU."""
+        scale = self.progress.scale or 1.0
+        return self.averaged().on("cpu").frozen(scale, scale)
 
     def note(self) -> None:
         """Add a point to the training curve; a long curve is thinned out."""
@@ -390,6 +421,8 @@ class Training:
         }
         if self._norms is not None:
             tensors["norms"] = self._norms.median.counts
+        if self._average is not None:
+            tensors["average"] = self._average
         tensors |= {_STATE + name: tensor for name, tensor in self.sae.state.items()}
         tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
         words = {
@@ -413,6 +446,8 @@ class Training:
         self._adam.square.copy_(tensors["adam.square"])
         self._adam.steps.copy_(tensors["adam.steps"][0])
         self._idle.copy_(tensors["idle"])
+        if self._average is not None:
+            self._average.copy_(tensors["average"])
         self._held.restore(tensors[HELD], tensors.get(HELD_ORIGIN), words.get("held", {}))
         if self._norms is not None and "norms" in tensors:
             self._norms.median.counts.copy_(tensors["norms"])
@@ -427,6 +462,14 @@ def _peak_rate(config: SaeTrain, total: float | None) -> float:
     if config.lr is not None:
         return config.lr
     return (_RATE_OPEN if total is None else _RATE) / math.sqrt(config.latents / 16384)
+
+
+def _warm_up(config: SaeTrain, total: float | None) -> float:
+    """Return the rows over which the learning rate rises."""
+    if config.schedule.lr_warm_up is not None:
+        return config.schedule.lr_warm_up
+    rows = _WARM_UP_STEPS * config.batch
+    return rows if total is None else min(rows, _WARM_UP_SHARE * total)
 
 
 def _smooth(old: float, new: float) -> float:

@@ -21,16 +21,15 @@ from asysi.contract.runtime import (
     MODEL_FILE,
     POINTS_FILE,
     SAE_FOLDER,
-    TRAINING_FILE,
     Exit,
 )
-from asysi.files import write_atomic
 from asysi.model.devices import device_for
 from asysi.model.globs import match_globs
 from asysi.monitor.rest import has_ended, idle_until_terminated
 from asysi.monitor.worker import Worker
-from asysi.sae.export import export, folder_of, metadata_of
+from asysi.sae.export import metadata_of
 from asysi.sae.processor import repeat_exactly
+from asysi.sae.results import write_results
 from asysi.sae.trainer import Trainer
 from asysi.sae.training import Training
 
@@ -38,8 +37,6 @@ READER = "sae"
 """Name of this worker as a reader of the bus."""
 EVALUATE_SECONDS = 5.0
 """Minimum seconds between two intermediate evaluations of the same autoencoder."""
-CURVE = ["trained", "loss", "fvu", "l0", "dead"]
-"""Columns of a training curve in `training.json`."""
 _PULL = 64
 _WAIT = 0.1
 
@@ -175,36 +172,19 @@ class SAETrainerWorker:
         return Exit.OK
 
     def _export(self) -> None:
-        """Export every SAE, with `training.json`: metrics, training curve, and why an SAE is missing."""
+        """Write the results of every trainer."""
         model = _json_object(self._worker.workspace / MODEL_FILE)
+        began_with_bos = _began_with_bos(self._worker.shm / CAPTURE_RING)
+
+        def describe(point: str, numbers: dict[str, Any]) -> dict[str, Any]:
+            return metadata_of(
+                self._worker.experiment, model, point, self._points.get(point), numbers,
+                began_with_bos=began_with_bos,
+            )  # fmt: skip
+
         for trainer in self._trainers:
             folder = self._worker.output / SAE_FOLDER / trainer.config.name
-            points = {
-                point: {
-                    **training.report(),
-                    "why": training.why_nothing(),
-                    "curve": [[_finite(value) for value in one] for one in training.progress.curve],
-                }
-                for point, training in trainer.trainings.items()
-            }
-            for point, training in trainer.trainings.items():
-                self._export_one(trainer, point, training, model)
-            record = {"attempt": self._worker.attempt, "curve": CURVE, "points": points}
-            write_atomic(folder / TRAINING_FILE, json.dumps(record, allow_nan=False))
-
-    def _export_one(self, trainer: Trainer, point: str, training: Training, model: dict[str, Any]) -> None:
-        if why := training.why_nothing():
-            log.warning("%s exports nothing at %s: %s", trainer.config.name, point, why)
-            return
-        numbers = {**training.report(), "trainer": trainer.config.model_dump(mode="json", by_alias=True)}
-        metadata = metadata_of(
-            self._worker.experiment, model, point, self._points.get(point), numbers,
-            began_with_bos=_began_with_bos(self._worker.shm / CAPTURE_RING),
-        )  # fmt: skip
-        folder = folder_of(self._worker.output / SAE_FOLDER / trainer.config.name, point)
-        scale = training.progress.scale or 1.0
-        export(folder, training.sae.on("cpu").frozen(scale, scale), metadata)
-        self._worker.health.beat()
+            write_results(trainer, folder, self._worker.attempt, describe, self._worker.health.beat)
 
     # Monitoring
 
@@ -266,10 +246,6 @@ def _gauges(training: Training | None) -> dict[Gauge, float]:
         Gauge.NOT_FINITE: float(training.counts.not_finite),
         Gauge.OUTLIERS: float(training.counts.outliers),
     }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _captured_points(file: Path) -> dict[str, str | None]:

@@ -32,6 +32,8 @@ class StepContext:
     """Rows trained on before this step."""
     total: float | None = None
     """Expected total number of training rows, for coefficients with a schedule; None if unknown."""
+    sparsity: float = 1.0
+    """Progress of the introduction of sparsity, 0..1; see `schedule.sparsityWarmUp`."""
     fast: bool = False
     """Whether to compute preactivations in bfloat16; affects which latents fire and how strongly."""
 
@@ -237,6 +239,8 @@ class SparseAutoencoder(ABC):
         rng: np.random.Generator,
     ) -> Tensor:
         """Reinitialise dead latents after a step; return their indices, [m] int64. Does nothing by default.
+
+        It is called after every step with dead latents, or once per `resample.every` tokens if that is set.
 
         Args:
             x: [rows, d_in] rows of the step.
