@@ -1,14 +1,17 @@
 """Measures the cost of capture for the model: slowdown of the host, and hook latency against a bare copy.
 
     python benchmarks/host_slowdown.py [--seconds 60] [--consumers all|none] [--host-cpu 0] [--consumer-cpu 1]
+                                       [--gradients]
 
 It runs the demo's experiment: MiniLM, six hook points, one processor for the host, another for hook, SAE
-trainer and archiver (real workers, real rings). There are three comparisons, interleaved within one run:
+trainer and archiver (real workers, real rings). These comparisons are interleaved within one run:
 
 - steps: each batch is run twice, with and without hooks, in random order, while the same consumers are busy.
   The ratio of each pair is the cost of capture.
 - blocks: a few batches are run with hooks and running consumers, and again with neither (no hooks, consumers
   stopped by SIGSTOP), in random order. The ratio also includes the caches and memory that consumers use.
+- gradients, where asked for: as steps, but with a backward pass, without hooks and with hooks for activations
+  and gradients. The loss is the mean square of the output.
 - latency: one hook call on a 1 MiB activation, and a copy of the same tensor into a populated mapping as
   large as the ring.
 
@@ -33,18 +36,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from asysi.bus.packet import ROW_DTYPE
+from asysi.bus.packet import ROW_DTYPE, Kind, Reduction
 from asysi.bus.ring import RingProducer
 from asysi.capture.hooks import ActivationHooker
 from asysi.contract.loading import load
 from asysi.contract.runtime import CAPTURE_RING, MODEL_FILE, POINTS_FILE, Env
 from asysi.contract.spec import ScanExperiment, Spec
 from asysi.model.forward import ScanRunner
-from asysi.model.loading import load_model, read_resolved
+from asysi.model.loading import LoadedModel, load_model, read_resolved
+from asysi.model.loss import ScanLoss
 from asysi.model.points import HookPoint, read_points
 from asysi.text.grid import StepTokens
 from asysi.text.reading import read_data
@@ -63,6 +68,8 @@ Interval = tuple[float, float, float]
 def main() -> None:
     options = parse()
     experiment = load([ROOT / "examples" / "minilm" / "scan.yaml"])
+    if options.gradients:
+        experiment = with_gradients(experiment)
     shm = Path(tempfile.mkdtemp(prefix="asysi-bench-", dir="/dev/shm"))
     work = Path(tempfile.mkdtemp(prefix="asysi-bench-"))
     os.sched_setaffinity(0, {options.host_cpu})
@@ -86,7 +93,24 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--host-cpu", type=int, default=0)
     parser.add_argument("--consumer-cpu", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--gradients", action="store_true", help="also measure steps with a backward pass")
     return parser.parse_args()
+
+
+def with_gradients(experiment: ScanExperiment) -> ScanExperiment:
+    """Return the experiment with gradients, and a ring that holds a step of them."""
+    tree = experiment.model_dump(mode="json", by_alias=True)
+    spec = tree["spec"]
+    spec["workload"]["scan"]["loss"] = "python://host_slowdown:mean_square"
+    spec["capture"] |= {"kinds": ["activations", "gradients"], "size": "256Mi"}
+    for part in (spec["resources"]["prepare"], spec["resources"]["hook"]):
+        part["memory"] = "2Gi"
+    return ScanExperiment.model_validate(tree)
+
+
+def mean_square(output: Any, _inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return a loss of a model without a head."""
+    return output[0].float().square().mean()
 
 
 # -- the pod
@@ -104,6 +128,7 @@ def write_environment(experiment: ScanExperiment, shm: Path, work: Path) -> dict
         Env.WORKSPACE: str(work / "workspace"),
         Env.ATTEMPT: "0",
         Env.PORT: "0",
+        Env.MODULES: str(Path(__file__).parent),
     }
 
 
@@ -182,7 +207,9 @@ def measure_slowdown(
         host.run(batches[:5], hooked=True)
         steps = pairs_of_steps(host, options.seconds)
         blocks = pairs_of_blocks(host, options.seconds, pids)
+        backward = steps_with_gradients(host, points, RingProducer(writer), control, options)
     return {
+        **({"gradients": backward} if backward else {}),
         "hook_points": len(points),
         "consumers": len(pids),
         "steps": {
@@ -200,6 +227,33 @@ def measure_slowdown(
         "steps_dropped": hooker.steps_dropped / hooker.steps,
         "share_of_time_in_hooks": hooker.capture_ns / hooker.forward_ns,
         "hook_us": {f"p{percent}": hooker.latency.quantile(percent / 100) / 1e3 for percent in (50, 99)},
+    }
+
+
+def steps_with_gradients(
+    host: Host, points: list[HookPoint], producer: RingProducer, control: Control, options: argparse.Namespace
+) -> dict[str, object]:
+    """Return the ratio of a step with a backward pass, with hooks to without; empty if not asked for."""
+    if not options.gradients:
+        return {}
+    host.hooker.detach()
+    loaded = LoadedModel(host.engine.module, None, None)
+    loss = ScanLoss(lambda root, inputs: mean_square(root(**inputs), {}), Reduction.MEAN)
+    engine = ScanRunner(loaded, points, loss=loss)
+    kinds = (Kind.ACTIVATION, Kind.GRADIENT)
+    hooker = ActivationHooker(engine.module, points, producer, control, kinds=kinds, root=engine.root)
+    other = Host(engine, hooker, host.batches, host.rng)
+    other.run(host.batches[:5], hooked=True)
+    steps = pairs_of_steps(other, options.seconds)
+    hooker.detach()
+    assert hooker.errors == 0
+    return {
+        "pairs": len(steps),
+        "time": quantile_of(steps[:, 0], 50, host.rng),
+        "wall": quantile_of(steps[:, 1], 50, host.rng),
+        "rate": hooker.rate,
+        "steps_dropped": hooker.steps_dropped / hooker.steps,
+        "share_of_time_in_hooks_and_forward": hooker.capture_ns / hooker.forward_ns,
     }
 
 
@@ -325,6 +379,7 @@ def machine(options: argparse.Namespace) -> dict[str, object]:
         "python": platform.python_version(),
         "consumers": options.consumers,
         "seed": options.seed,
+        "gradients": options.gradients,
         "15-minute load": round(os.getloadavg()[2], 2),
     }
 
@@ -345,6 +400,7 @@ def report(result: dict) -> None:
         row("the same, wall time", steps["wall"], "", "{:.4f}"),
         row("steps with hooks and consumers / with neither", blocks["time"], "", "{:.4f}"),
         row("the same, wall time", blocks["wall"], "", "{:.4f}"),
+        *gradient_rows(result),
         row("hook call on 1 MiB, p50, µs", latency["p50"]["hook"], "", "{:.1f}"),
         row("copy of the same 1 MiB, p50, µs", latency["p50"]["copy"], "", "{:.1f}"),
         row("hook over copy, p50, µs", latency["p50"]["more"], "", "{:.1f}"),
@@ -367,6 +423,17 @@ def report(result: dict) -> None:
     (OUT / "host_slowdown.json").write_text(json.dumps(result, indent=1) + "\n")
     (OUT / "host_slowdown.md").write_text("\n".join(lines))
     print("\n".join(lines))
+
+
+def gradient_rows(result: dict) -> list[str]:
+    """Return the lines about steps with a backward pass."""
+    if "gradients" not in result:
+        return []
+    found = result["gradients"]
+    return [
+        row("step with a backward pass, hooks for both kinds / without", found["time"], "", "{:.4f}"),
+        row("the same, wall time", found["wall"], "", "{:.4f}"),
+    ]
 
 
 def row(name: str, interval: Interval, aim: str, form: str) -> str:

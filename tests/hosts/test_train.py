@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from asysi.archive.dataset import MScanDataset
 from asysi.contract.loading import check as checked
 from asysi.hosts.check import check
+from asysi.hosts.train import StepFeed
 from asysi.train.project import open_project
 from asysi.train.scaffold import write_project
 from asysi.train.trainer import SupervisedTrainer
@@ -45,6 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     scan = yaml.safe_load((folder / "scan.yaml").read_text())
     scan["spec"]["workload"]["train"]["epochs"] = EPOCHS
+    scan["spec"]["capture"]["kinds"] = ["activations", "gradients"]
     (folder / "scan.yaml").write_text(yaml.safe_dump(scan))
     return folder
 
@@ -78,6 +81,47 @@ def test_what_cannot_be_watched_is_refused(
     assert any(re.search(message, problem) for problem in report.problems), report.problems
 
 
+class FakeRun:
+    """Records what a feed says of its steps."""
+
+    first = 0
+    stopping = False
+
+    def __init__(self):
+        self.passes, self.skips = [], []
+
+    def steps(self, steps):
+        yield from steps
+
+    def go_on(self):
+        """Put the hooks back."""
+
+    pause = go_on
+
+    def backward(self, backward):
+        self.passes.append(backward)
+
+    def skipped(self, step):
+        self.skips.append(step)
+
+
+def test_a_feed_tells_the_scale_and_the_steps_that_were_skipped() -> None:
+    """Each step's loss scale goes to its packets; a scale that falls means that the optimiser skipped."""
+    run = FakeRun()
+    feed = StepFeed(run, 1, 0.0, 0, epoch_steps=10)
+    for step, (scale, after) in enumerate([(8.0, 8.0), (8.0, 4.0), (4.0, 8.0)]):
+        trainer = SimpleNamespace(step=step, loss_scale=scale, global_samples=6, stop=0)
+        feed.on_forward(trainer, torch.arange(3), {"labels": torch.zeros(3, dtype=torch.long)})
+        trainer.step, trainer.loss_scale = step + 1, after
+        feed.on_step_end(trainer, 0.0)
+    assert [(one.loss_scale, one.accumulated, one.microbatch) for one in run.passes] == [
+        (8.0, 2, 0),
+        (8.0, 2, 0),
+        (4.0, 2, 0),
+    ]
+    assert run.skips == [1]
+
+
 @pytest.mark.long
 def test_a_killed_host_resumes_exactly(folder: Path, tmp_path: Path) -> None:
     """kill -9 of the host: the next attempt ends with the weights of an unwatched, uninterrupted training,
@@ -105,5 +149,7 @@ def test_a_killed_host_resumes_exactly(folder: Path, tmp_path: Path) -> None:
     watched, whole = load_file(out / "train/last.safetensors"), load_file(tmp_path / "plain/last.safetensors")
     assert all(torch.equal(watched[name], whole[name]) for name in whole)
     assert json.loads((out / "ledger.json").read_text())["balanced"] is True
-    steps = np.unique(MScanDataset(out / "archive").metrics()["step"])
-    assert steps.tolist() == list(range(plain.steps))
+    data = MScanDataset(out / "archive")
+    assert {name.partition(":")[2] for name in data.points} == {"", "gradient"}
+    for point in data.points:
+        assert np.unique(data.metrics(point)["step"]).tolist() == list(range(plain.steps))

@@ -52,6 +52,7 @@ log = logging.getLogger("asysi")
 SEEN_FILE = HOST_FOLDER / "seen.json"
 """Counts of the last attempt: see `HostRun.end`."""
 _PROGRESS_SECONDS = 2.0
+_SKIPPED = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +240,8 @@ class HostRun:
         self._seen = Seen(plan.context_length)
         self._beginnings = Beginnings(plan.openers, earlier.sequences, earlier.opened)
         self._last = self.first - 1
+        self._skipped: list[int] = []
+        self._skipped_count = 0
         self._passes = 0
         self._begun = self._left = self._full = False
         spec = worker.experiment.spec
@@ -286,6 +289,12 @@ class HostRun:
     def backward(self, backward: BackwardPass) -> None:
         """Set the properties of the backward passes from here on."""
         self._hooker.backward(backward)
+
+    def skipped(self, step: int) -> None:
+        """Record a step whose gradients the optimiser did not use; at most 4,096 numbers are kept."""
+        self._skipped_count += 1
+        if len(self._skipped) < _SKIPPED:
+            self._skipped.append(step)
 
     def _begin(self, step: Steplike) -> None:
         if not self._begun:
@@ -337,6 +346,7 @@ class HostRun:
             "tokens": hooker.tokens_seen,
             "tokens_excluded": hooker.tokens_excluded,
             "capture_errors": hooker.errors,
+            "steps_skipped": {"count": self._skipped_count, "steps": self._skipped},
             "calls": hooker.calls,
             "capture_seconds": hooker.capture_ns / 1e9,
             "forward_seconds": hooker.forward_ns / 1e9,

@@ -94,6 +94,7 @@ class StepFeed(Callback):
         self._steps = run.steps(self._handed())
         self._last = run.first - 1
         self._watching = False
+        self._loss_scale = 1.0
 
     def on_forward(self, trainer: TrainingRun, indices: torch.Tensor, batch: dict[str, torch.Tensor]) -> None:
         """Begin a step of the capture, or leave this forward pass out."""
@@ -102,13 +103,16 @@ class StepFeed(Callback):
         if number <= self._last:
             return
         self._last = number
+        self._loss_scale = trainer.loss_scale
         self._run.backward(self._backward(trainer, len(indices)))
         self._next = Step(self._tokens(number, indices, batch), number // self._epoch_steps)
         if next(self._steps, None) is None:  # a signal asks for the end
             self._watch(False)
 
     def on_step_end(self, trainer: TrainingRun, loss: float) -> None:
-        """Stop the training where a signal asks for it."""
+        """Record a step that the optimiser skipped; stop the training where a signal asks for it."""
+        if trainer.loss_scale < self._loss_scale:  # the scaler lowers it after gradients that are not finite
+            self._run.skipped(trainer.step - 1)
         if self._run.stopping:
             trainer.stop = int(Exit.TERMINATED)
 
