@@ -45,6 +45,8 @@ BREAKING: dict[str, Tree] = {
     "gradients need a loss": {"capture": {"kinds": ["activations", "gradients"]}},
     "count is only valid with mode random": {"capture": {"positions": {"mode": "random"}}},
     "k must not be more than latents": {"sae": {"train": [{"latents": 8, "k": 9}]}},
+    "matryoshka.widths must be ascending": {"sae": {"train": [{"matryoshka": {"widths": [64, 32]}}]}},
+    "a grid has at most": {"sae": {"train": [{"grid": {"k": list(range(1, 17)), "seeds": list(range(5))}}]}},
     "each trainer needs its own name": {"sae": {"train": [{"name": "a"}, {"name": "b"}, {"name": "a"}]}},
     "sae and archive are both off": {"sae": {"enabled": False}, "archive": {"enabled": False}},
     "resources.prepare.memory must hold": {"bus": {"size": "2Gi"}},

@@ -65,7 +65,7 @@ def live(tmp_path_factory):
                 pass
             for training in trainer.trainings.values():
                 training.conclude()
-            write_results(trainer, output / "sae" / trainer.config.name, 0, lambda *_: {})
+            write_results(trainer, output / "sae", 0, lambda *_: {})
     return output
 
 

@@ -53,6 +53,8 @@ COMPANIONS: dict[str, Tree] = {
     "spec.scheduling.tolerations[].tolerationSeconds": {
         "scheduling": {"tolerations": [{"key": "gpu", "effect": "NoExecute"}]}
     },
+    "spec.sae.train[].grid.latents": {"sae": {"train": [{"k": 1}]}},
+    "spec.sae.train[].grid.latents[]": {"sae": {"train": [{"k": 1}]}},
     "spec.sae.gpuResource": {"sae": {"gpus": 1}},
     "spec.capture.sampling.rate": {"capture": {"sampling": {"minRate": 0.001}}},
 }

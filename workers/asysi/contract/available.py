@@ -291,7 +291,14 @@ READ_BY = {
         "spec.archive.rotateSeconds",
         "spec.archive.maxSize",
     ),
-    "asysi.contract": ("apiVersion", "kind", "spec.sae.enabled"),
+    "asysi.contract": (
+        "apiVersion",
+        "kind",
+        "spec.sae.enabled",
+        "spec.sae.train[].grid.k",
+        "spec.sae.train[].grid.latents",
+        "spec.sae.train[].grid.seeds",
+    ),
     "asysi_operator.manifests": (
         "metadata.name",
         "metadata.namespace",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from asysi.contract.fields import Path
+from asysi.contract.grid import MOST_MEMBERS, members
 from asysi.contract.quantity import format_bytes, parse_bytes
 from asysi.contract.spec import LABEL_NAME, Model, Positions, SaeTrain, Sampling, Spec, Tokens
 from asysi.contract.variants import WITH_K
@@ -97,26 +98,44 @@ def _gradients_have_a_loss(spec: Spec) -> Iterator[Problem]:
 
 def _few_enough_fire(spec: Spec) -> Iterator[Problem]:
     for index, train in enumerate(_trainers(spec)):
-        if train.variant in WITH_K and train.k > train.latents:
+        for one in members(train):
+            if one.variant in WITH_K and one.k > one.latents:
+                yield Problem(
+                    ("spec", "sae", "train", index, "k"),
+                    f"is {one.k}, but the trainer has only {one.latents} latents: lower k or raise latents",
+                )
+                break
+
+
+def _grids_are_small(spec: Spec) -> Iterator[Problem]:
+    for index, train in enumerate(_trainers(spec)):
+        if (count := len(members(train))) > MOST_MEMBERS:
             yield Problem(
-                ("spec", "sae", "train", index, "k"),
-                f"is {train.k}, but the trainer has only {train.latents} latents: lower k or raise latents",
+                ("spec", "sae", "train", index, "grid"),
+                f"has {count} combinations, more than {MOST_MEMBERS}: use several trainers or fewer values",
             )
 
 
 def _widths_are_nested(spec: Spec) -> Iterator[Problem]:
     for index, train in enumerate(_trainers(spec)):
-        widths = train.matryoshka.widths
-        if widths and (widths != sorted(set(widths)) or widths[-1] > train.latents):
+        widths, latents = train.matryoshka.widths, min(one.latents for one in members(train))
+        if widths and (widths != sorted(set(widths)) or widths[-1] > latents):
             yield Problem(
                 ("spec", "sae", "train", index, "matryoshka", "widths"),
-                f"is {widths}: give ascending numbers of latents, at most {train.latents} (latents)",
+                f"is {widths}: give ascending numbers of latents, at most {latents} (latents)",
             )
 
 
 def _trainers_have_names(spec: Spec) -> Iterator[Problem]:
     counts = Counter(train.name for train in _trainers(spec))
+    others = Counter(one.name for train in _trainers(spec) for one in members(train))
     for index, train in enumerate(_trainers(spec)):
+        twice = [one.name for one in members(train) if others[one.name] > 1]
+        if twice and counts[train.name] == 1:
+            yield Problem(
+                ("spec", "sae", "train", index, "name"),
+                f"gives an autoencoder the name {twice[0]!r}, which another trainer has: choose another name",
+            )
         if counts[train.name] > 1:
             yield Problem(
                 ("spec", "sae", "train", index, "name"),
@@ -347,6 +366,13 @@ RULES = (
         " && self.matryoshka.widths.exists_one(other, other == one)) && self.matryoshka.widths.isSorted())",
         "matryoshka.widths must be ascending and at most latents",
         _widths_are_nested,
+    ),
+    Rule(
+        "spec.sae.train[]",
+        " * ".join(f"[1, self.grid.{name}.size()].max()" for name in ("k", "latents", "seeds"))
+        + f" <= {MOST_MEMBERS}",
+        f"a grid has at most {MOST_MEMBERS} combinations",
+        _grids_are_small,
     ),
     Rule(
         "spec.sae.train",

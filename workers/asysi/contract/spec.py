@@ -495,6 +495,18 @@ class JumpReluSettings(Part):
     """Weight of a penalty on how far dead latents are below their thresholds; 0 disables it."""
 
 
+class Grid(Part):
+    """Several autoencoders instead of one: each combination of the given values. An empty list stands for the
+    trainer's own value."""
+
+    k: Annotated[list[Annotated[int, Field(ge=1, le=65_536)]], Field(max_length=16)] = []
+    """Values of `k`."""
+    latents: Annotated[list[Annotated[int, Field(ge=2, le=1_048_576)]], Field(max_length=16)] = []
+    """Values of `latents`."""
+    seeds: Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(max_length=16)] = []
+    """Values of `seed`, for the initial weights; the order of the rows always follows the first one."""
+
+
 class Stop(Part):
     """When to stop training before the end of the stream."""
 
@@ -551,8 +563,11 @@ class SaeTrain(Part):
     """Settings of `variant: jumprelu`."""
     matryoshka: MatryoshkaSettings = MatryoshkaSettings()
     """Settings of `variant: matryoshka`."""
+    grid: Grid = Grid()
+    """Several autoencoders per hook point that share stream, mixing buffer and order of rows. Each has its
+    own folder, named after the trainer and its values: `topk-k16-latents1024-seed0`."""
     stop: Stop = Stop()
-    """When to stop training before the end of the stream."""
+    """When to stop training before the end of the stream. With a grid, `fvu` must be met by all."""
     checkpoint_seconds: Annotated[int, Field(ge=1, le=86_400)] = 15
     """Seconds between checkpoints."""
 

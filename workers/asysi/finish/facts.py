@@ -7,6 +7,7 @@ from typing import Any
 
 from asysi.bus.accounts import Consumed, Produced
 from asysi.bus.packet import Kind, split_account
+from asysi.contract.grid import members
 from asysi.contract.runtime import SAE_FOLDER, TRAIN_FOLDER, TRAINING_FILE
 from asysi.contract.spec import ScanExperiment
 from asysi.finish.analysis import RunAnalysis
@@ -31,7 +32,8 @@ class Records:
 
 def read_records(experiment: ScanExperiment, output: Path) -> Records:
     """Return the records of the workers; missing or damaged ones are empty."""
-    trainers = [trainer.name for trainer in experiment.spec.sae.train] if experiment.spec.sae else []
+    sae = experiment.spec.sae
+    trainers = [one.name for trainer in sae.train for one in members(trainer)] if sae else []
     files = {name: read_json(output / SAE_FOLDER / name / TRAINING_FILE) for name in trainers}
     return Records(
         {name: _part(record, "points") for name, record in files.items()},
@@ -85,7 +87,8 @@ def _point(
     met.append(books.not_finite.get(path, 0))
     sae = experiment.spec.sae
     trained = sae is not None and sae.enabled and split_account(path)[1] is Kind.ACTIVATION
-    trainers = [t.name for t in sae.train if _names(t.hook_points, path)] if sae and trained else []
+    training = [t for t in sae.train if _names(t.hook_points, path)] if sae and trained else []
+    trainers = [one.name for trainer in training for one in members(trainer)]
     return PointFacts(
         path=path,
         seen=captured.seen,

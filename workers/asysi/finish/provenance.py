@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import asysi
+from asysi.contract.grid import members
 from asysi.contract.runtime import EXPERIMENT_FILE
 from asysi.contract.spec import SaeTrain, ScanExperiment
 from asysi.contract.workloads import text_of
@@ -43,7 +44,12 @@ def limits(
     if seen.get("sequences"):
         lines.insert(2, ("Tokens", _tokens(experiment, seen)))
     if spec.sae is not None:
-        lines.append(("Autoencoders", "; ".join(_trainer(trainer) for trainer in spec.sae.train)))
+        lines.append(
+            (
+                "Autoencoders",
+                "; ".join(_trainer(one) for trainer in spec.sae.train for one in members(trainer)),
+            )
+        )
     if attempt:
         lines.append(
             (
@@ -134,7 +140,10 @@ def _seeds(experiment: ScanExperiment) -> str:
     seeds = {
         "order and sampling": read.seed if read else None,
         "hold-out": spec.data.holdout.seed if spec.data else None,
-        **{f"autoencoder {trainer.name}": trainer.seed for trainer in (spec.sae.train if spec.sae else [])},
+        **{
+            f"autoencoder {trainer.name}": trainer.seed
+            for trainer in ([one for t in spec.sae.train for one in members(t)] if spec.sae else [])
+        },
         "this page": 0,
     }
     return ", ".join(f"{name} {seed}" for name, seed in seeds.items() if seed is not None)

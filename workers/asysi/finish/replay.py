@@ -149,15 +149,17 @@ def _export_differences(trainer: "Trainer", output: Path) -> Iterator[str]:
     trainer.end()
     while trainer.train():
         pass
-    for point, training in trainer.trainings.items():
-        file = folder_of(output / SAE_FOLDER / trainer.config.name, point) / WEIGHTS_FILE
-        if not file.exists():
-            continue
-        own = training.frozen().exported()[1]
-        live = load_file(file)
-        yield from (
-            f"{file}: {name}" for name in sorted({*own, *live}) if not _same(live.get(name), own.get(name))
-        )
+    for of, trainings in trainer.results().items():
+        for point, training in trainings.items():
+            file = folder_of(output / SAE_FOLDER / of, point) / WEIGHTS_FILE
+            if not file.exists():
+                continue
+            own, live = training.frozen().exported()[1], load_file(file)
+            yield from (
+                f"{file}: {name}"
+                for name in sorted({*own, *live})
+                if not _same(live.get(name), own.get(name))
+            )
 
 
 def _same(one: Any, other: Any) -> bool:

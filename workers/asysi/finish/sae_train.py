@@ -240,7 +240,7 @@ def train(
             trainers = train_archive(dataset, configs, output, _run_length(archive), step)
             for trainer in trainers:
                 write_results(
-                    trainer, output / SAE_FOLDER / trainer.config.name, _ATTEMPT,
+                    trainer, output / SAE_FOLDER, _ATTEMPT,
                     lambda point, numbers: metadata_of(experiment, {}, point, None, numbers),
                 )  # fmt: skip
     except MScanError as error:

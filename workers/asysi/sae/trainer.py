@@ -12,6 +12,7 @@ from torch import Tensor
 
 from asysi.bus.packet import ActivationPacket, Dtype, Kind, split_account
 from asysi.contract.errors import ConfigError
+from asysi.contract.grid import members
 from asysi.contract.quantity import parse_bytes
 from asysi.contract.spec import SaeTrain
 from asysi.model.globs import compile_glob
@@ -52,6 +53,8 @@ class Trainer:
                 "CPUs only: set spec.sae.gpus to 0, or take another variant"
             )
         self.config, self.file, self.device = config, file, device
+        self.configs = members(config)
+        """Settings of each autoencoder of a hook point, in the order of `Training.members`."""
         self._max_norm_multiple = max_norm_multiple
         self.trainings: dict[str, Training] = {}
         """Training by hook point."""
@@ -109,6 +112,13 @@ class Trainer:
         for training in self.trainings.values():
             training.end()
 
+    def results(self) -> dict[str, dict[str, Training]]:
+        """Return the training of each autoencoder, by its name and then by hook point."""
+        return {
+            config.name: {point: one.members[number] for point, one in list(self.trainings.items())}
+            for number, config in enumerate(self.configs)
+        }
+
     def save(self, attempt: int) -> None:
         """Write the checkpoint."""
         tensors: dict[str, Tensor] = {}
@@ -159,8 +169,8 @@ class Trainer:
 
     def _begin(self, point: str, width: int, dtype: torch.dtype, memory: int) -> Training:
         self.trainings[point] = Training(
-            self.config, point, width, dtype, memory,
-            max_norm_multiple=self._max_norm_multiple, device=self.device,
+            self.configs[0], point, width, dtype, memory,
+            max_norm_multiple=self._max_norm_multiple, device=self.device, followers=self.configs[1:],
         )  # fmt: skip
         return self.trainings[point]
 

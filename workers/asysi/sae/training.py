@@ -1,7 +1,8 @@
 """Training of one autoencoder on the rows of one hook point."""
 
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,8 @@ _INITIAL_ROWS = 8192
 _RATE = 2e-3
 _RATE_OPEN = 2e-4
 _SMOOTHING = 0.95
+_FOLLOWER = "follower."
+"""Prefix of a follower's tensors in a checkpoint."""
 _STATE = "variant."
 """Prefix of a variant's own tensors in a checkpoint."""
 
@@ -89,10 +92,14 @@ class TrainerProgress:
 
 
 class Training:
-    """Trains one autoencoder.
+    """Trains one autoencoder, and its followers on the same batches.
+
+    A follower has its own parameters, optimiser, initial weights and metrics; rows, normalisation, evaluation
+    set and counts are the leader's. It ends as a training of its own would, if that read its rows in the same
+    order: a follower with the leader's seed and number of latents is bit-identical to it.
 
     Args:
-        config: the trainer's part of the spec.
+        config: settings of the autoencoder.
         point: path of the hook point.
         width: elements per row.
         dtype: dtype of stored rows.
@@ -100,6 +107,8 @@ class Training:
         max_norm_multiple: multiple of the running median norm above which rows are excluded; None excludes
             none.
         device: where the autoencoder is trained. Rows wait on the CPU.
+        followers: settings of further autoencoders.
+        leader: the training that this one follows, or None.
     """
 
     def __init__(
@@ -112,12 +121,14 @@ class Training:
         *,
         max_norm_multiple: float | None = None,
         device: str = "cpu",
+        followers: Sequence[SaeTrain] = (),
+        leader: "Training | None" = None,
     ) -> None:
         self.config, self.point, self.memory, self.dtype = config, point, memory, dtype
         self.sae = variant(config.variant).from_spec(config, width, width).on(device)
         self.counts, self.progress = Counts(), TrainerProgress()
         self._rng = np.random.default_rng([config.seed, *point.encode()])
-        self._buffer = MixingBuffer(width, dtype, self._rng)
+        self._buffer: MixingBuffer = leader._buffer if leader else MixingBuffer(width, dtype, self._rng)
         self._size = BufferSize(
             config.buffer.batches * config.batch,
             config.buffer.sequences,
@@ -130,9 +141,17 @@ class Training:
         """Running mean of the parameters, or None."""
         self._idle = torch.zeros(config.latents, dtype=torch.int64, device=device)
         """[latents] rows since each latent last fired."""
-        self._held = Reservoir(EVALUATION_ROWS, width, dtype, [config.seed, _HELD, *point.encode()])
+        held_seed = [config.seed, _HELD, *point.encode()]
+        self._held: Reservoir = (
+            leader._held if leader else Reservoir(EVALUATION_ROWS, width, dtype, held_seed)
+        )
         self._norms = None if max_norm_multiple is None else NormFilter(max_norm_multiple)
         self._fast = bfloat16_is_fast(self.sae.device.type)
+        self.followers = [
+            Training(one, point, width, dtype, memory, max_norm_multiple=max_norm_multiple, device=device,
+                     leader=self)
+            for one in followers
+        ]  # fmt: skip
 
     # Input
 
@@ -205,6 +224,19 @@ class Training:
         self._consider_stopping()
         return len(batch)
 
+    @property
+    def members(self) -> "list[Training]":
+        """This training and its followers."""
+        return [self, *self.followers]
+
+    def _lead(self) -> None:
+        """Let followers know what this training knows about the rows."""
+        own = self.progress
+        for one in self.followers:
+            one.counts, one._norms = replace(self.counts), self._norms
+            one.progress.step, one.progress.steps_total = own.step, own.steps_total
+            one.progress.scale, one.progress.ended, one.progress.stopped = own.scale, own.ended, own.stopped
+
     def end(self) -> None:
         """Signal that no more rows will arrive; further training drains the buffer."""
         self.progress.ended = True
@@ -216,7 +248,8 @@ class Training:
             and len(self._buffer)
             and (self._buffer.floor is not None or self.progress.ended)
         ):
-            self.begin(self._buffer.rows)
+            for one in self.members:
+                one.begin(self._buffer.rows)
         return self.progress.scale is not None
 
     def begin(self, rows: Tensor) -> None:
@@ -234,13 +267,19 @@ class Training:
             self._average.copy_(self.sae.parameters)
 
     def learn(self, batch: Tensor) -> None:
-        """Perform one training step on rows [n, width]; requires `begin`.
+        """Perform one training step of every member on rows [n, width]; requires `begin`.
 
         Raises:
             FloatingPointError: training diverged.
         """
         assert self.progress.scale is not None
         x = batch.to(self.sae.device).float().mul_(self.progress.scale)
+        self._lead()
+        for one in self.members:
+            one._step(x)
+
+    def _step(self, x: Tensor) -> None:
+        """Perform one training step on normalised rows [n, width]."""
         dead = self._dead().nonzero().view(-1)
         context = StepContext(dead, self.counts.trained, self._total(), self._sparsity(), self._fast)
         outcome = self.sae.differentiate(x, x, self._gradient, context)
@@ -302,8 +341,8 @@ class Training:
         stop = self.config.stop
         met = stop.tokens is not None and self.counts.trained >= stop.tokens
         if not met and stop.fvu is not None and int(self._adam.steps) % _STOP_EVERY == 0:
-            glance = self.evaluate(exact=False)
-            met = glance is not None and glance.fvu <= stop.fvu
+            glances = [one.evaluate(exact=False) for one in self.members]
+            met = all(glance is not None and glance.fvu <= stop.fvu for glance in glances)
         if met:
             self.progress.stopped = True
             self.counts.after_stop += self._buffer.clear()
@@ -338,14 +377,17 @@ class Training:
         return self.averaged().on("cpu").frozen(scale, scale)
 
     def note(self) -> None:
-        """Add a point to the training curve; a long curve is thinned out."""
-        self.evaluate(exact=False)
-        self._append()
+        """Add a point to every training curve; a long curve is thinned out."""
+        for one in self.members:
+            one.evaluate(exact=False)
+            one._append()
 
     def conclude(self) -> None:
-        """Evaluate on the whole evaluation set, and add the final point of the training curve."""
-        if self.evaluate(exact=True) is not None:
-            self._append()
+        """Evaluate on the whole evaluation set, and add the final point of every training curve."""
+        self._lead()
+        for one in self.members:
+            if one.evaluate(exact=True) is not None:
+                one._append()
 
     def _append(self) -> None:
         progress, known = self.progress, self.progress.evaluation
@@ -424,6 +466,13 @@ class Training:
         if self._average is not None:
             tensors["average"] = self._average
         tensors |= {_STATE + name: tensor for name, tensor in self.sae.state.items()}
+        words_of_followers = []
+        self._lead()
+        for number, one in enumerate(self.followers):
+            theirs, words = one.state()
+            shared = {"buffer", HELD, HELD_ORIGIN, "norms"}
+            tensors |= {f"{_FOLLOWER}{number}.{n}": t for n, t in theirs.items() if n not in shared}
+            words_of_followers.append({name: words[name] for name in ("progress", "rng")})
         tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
         words = {
             "counts": asdict(self.counts),
@@ -435,10 +484,26 @@ class Training:
             "width": self.sae.d_in,
             "dtype": str(self._held.rows.dtype).removeprefix("torch."),
         }
+        if words_of_followers:
+            words["followers"] = words_of_followers
         return tensors, words
 
     def restore(self, tensors: dict[str, Tensor], words: dict[str, Any]) -> None:
         """Restore a state."""
+        self._restore_own(tensors, words)
+        self._held.restore(tensors[HELD], tensors.get(HELD_ORIGIN), words.get("held", {}))
+        if self._norms is not None and "norms" in tensors:
+            self._norms.median.counts.copy_(tensors["norms"])
+        self._buffer.restore(tensors["buffer"].clone(), **words["buffer"])
+        self.counts = Counts(**words["counts"])
+        for number, (one, theirs) in enumerate(zip(self.followers, words.get("followers", []), strict=True)):
+            prefix = f"{_FOLLOWER}{number}."
+            own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+            one._restore_own(own, theirs)
+        self._lead()
+
+    def _restore_own(self, tensors: dict[str, Tensor], words: dict[str, Any]) -> None:
+        """Restore what followers do not share."""
         self.sae.parameters.copy_(tensors["parameters"])
         for name, tensor in self.sae.state.items():
             tensor.copy_(tensors[_STATE + name])
@@ -448,12 +513,7 @@ class Training:
         self._idle.copy_(tensors["idle"])
         if self._average is not None:
             self._average.copy_(tensors["average"])
-        self._held.restore(tensors[HELD], tensors.get(HELD_ORIGIN), words.get("held", {}))
-        if self._norms is not None and "norms" in tensors:
-            self._norms.median.counts.copy_(tensors["norms"])
-        self._buffer.restore(tensors["buffer"].clone(), **words["buffer"])
         self._rng.bit_generator.state = words["rng"]
-        self.counts = Counts(**words["counts"])
         last = tuple(words["progress"]["last_sequence"])
         self.progress = TrainerProgress(**{**words["progress"], "last_sequence": last, "ended": False})
 

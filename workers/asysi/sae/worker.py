@@ -88,8 +88,9 @@ class SAETrainerWorker:
         """Return the content of /status."""
         return {
             "trainers": {
-                trainer.config.name: {point: t.report() for point, t in list(trainer.trainings.items())}
+                name: {point: training.report() for point, training in trainings.items()}
                 for trainer in self._trainers
+                for name, trainings in trainer.results().items()
             }
         }
 
@@ -183,14 +184,21 @@ class SAETrainerWorker:
             )  # fmt: skip
 
         for trainer in self._trainers:
-            folder = self._worker.output / SAE_FOLDER / trainer.config.name
-            write_results(trainer, folder, self._worker.attempt, describe, self._worker.health.beat)
+            write_results(
+                trainer,
+                self._worker.output / SAE_FOLDER,
+                self._worker.attempt,
+                describe,
+                self._worker.health.beat,
+            )
 
     # Monitoring
 
     def _evaluate_next(self) -> None:
         """Evaluate the autoencoders in turn, one per call, to keep pauses short."""
-        trainings = [t for trainer in self._trainers for t in trainer.trainings.values()]
+        trainings = [
+            one for trainer in self._trainers for t in trainer.trainings.values() for one in t.members
+        ]
         now = time.monotonic()
         if not trainings or now - self._evaluated_at < EVALUATE_SECONDS / len(trainings):
             return
