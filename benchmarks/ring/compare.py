@@ -10,6 +10,7 @@ only prints.
 """
 
 import argparse
+import importlib
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import machine
@@ -40,7 +42,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="asysi-ring-bench-", dir="/dev/shm") as home:
         crews = {
             "C++": Crew([str(build(Path(home)))]),
-            "Python": Crew([str(options.peers_python), str(HERE / "crew.py")]),
+            "Python": Crew([str(options.peers_python), str(HERE / "crew.py")], packages(Path(home))),
         }
         try:
             results = run(measured, crews, Path(home))
@@ -90,22 +92,32 @@ def build(folder: Path) -> Path:
     return program
 
 
+def packages(home: Path) -> list[Path]:
+    """Return folders for PYTHONPATH: this environment's ring without its other packages, and the workers."""
+    ring = home / "packages" / "asysi_ring"
+    ring.mkdir(parents=True)
+    native = importlib.import_module("asysi_ring._core").__file__
+    for file in [*(ROOT / "native" / "asysi_ring").glob("*.py"), Path(str(native))]:
+        (ring / file.name).symlink_to(file)
+    return [ring.parent, ROOT / "workers"]
+
+
 class Crew:
     """A program that takes one task per line and answers each with a line; restarted when it dies."""
 
-    def __init__(self, command: list[str]) -> None:
+    def __init__(self, command: list[str], packages: Sequence[Path] = ()) -> None:
         self._command = command
+        self._paths = os.pathsep.join(map(str, packages))
         self._process: subprocess.Popen[str] | None = None
 
     def ask(self, line: str) -> dict:
         if self._process is None:
-            paths = os.pathsep.join(str(ROOT / room) for room in ("native", "workers"))
             self._process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
-                env={**os.environ, "PYTHONPATH": paths},
+                env={**os.environ, "PYTHONPATH": self._paths},
                 start_new_session=True,
             )
         assert self._process.stdin is not None

@@ -1,6 +1,8 @@
 """The arithmetic behind docs/benchmarks/ring.md."""
 
 import importlib
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 BENCH = Path(__file__).parents[2] / "benchmarks" / "ring"
-OWN = ("plan", "results", "table", "task", "plot")
+OWN = ("plan", "results", "table", "task", "plot", "machine", "compare")
 
 
 @pytest.fixture(scope="module")
@@ -154,3 +156,15 @@ def test_the_page_and_the_pictures_stand_when_a_peer_has_failed(bench, tmp_path)
     assert "| zenoh | failed" in page
     assert bench["plot"].throughput(run).endswith("</svg>\n")
     assert bench["plot"].latency(run).endswith("</svg>\n")
+
+
+def test_both_crews_can_be_built(bench, tmp_path):
+    """The C++ crew compiles, and the Python crew finds this environment's ring without its other packages."""
+    include = f"-I{BENCH.parents[1] / 'native' / 'include'}"
+    subprocess.run(
+        ["c++", "-std=c++20", "-fsyntax-only", "-pthread", include, BENCH / "crew.cpp"], check=True
+    )
+    env = {"PYTHONPATH": os.pathsep.join(map(str, bench["compare"].packages(tmp_path)))}
+    asked = [sys.executable, "-S", "-c", "import asysi_ring; print(asysi_ring.create.__name__)"]
+    said = subprocess.run(asked, env=env, check=True, capture_output=True, text=True).stdout
+    assert said == "create\n"
