@@ -3,15 +3,15 @@
 // Compile with -ffp-contract=off to get bit-identical results on every CPU.
 //
 //   bfloat16  round to nearest, ties to even; NaN stays NaN (quiet, sign kept), infinities stay, overflow -> infinity.
-//   fp8       OCP E4M3 (no infinities, at most 448), a scale a row: scale = max |finite x| / 448, q = x / scale rounded to
-//             nearest even, so |x - q * scale| <= max(|x| / 16, scale / 1024), and the last bits of float32. NaN and
-//             infinities -> NaN. A row whose scale would not be a normal float32 has scale 0 and q = 0, but for its NaN.
-//   int8      a row: scale = max |finite x| / 127, q = round to nearest even of x * 127 / max, so |x - q * scale| <=
+//   fp8       OCP E4M3 (no infinities, at most 448), one scale per row: scale = max |finite x| / 448, q = x / scale rounded
+//             to nearest even, so |x - q * scale| <= max(|x| / 16, scale / 1024) plus float32 rounding. NaN and infinities
+//             -> NaN. A row whose scale would not be a normal float32 has scale 0 and q = 0, except for NaN.
+//   int8      one scale per row: scale = max |finite x| / 127, q = round to nearest even of x * 127 / max, so |x - q * scale| <=
 //             scale / 2. NaN -> 0, +-infinity -> +-127. A row whose scale would not be a normal float32 (all zero, all
 //             NaN, or below 1.5e-36) has scale 0 and q = 0.
 //   int8_channel  mean and scale of each channel are given: q = round to nearest even of (x - mean) / scale, so
-//             |x - (q * scale + mean)| <= scale / 2, and the last bits of float32. Beyond +-127 it saturates: the value is
-//             counted, its row flagged. NaN and infinities -> -128, which is read back as NaN.
+//             |x - (q * scale + mean)| <= scale / 2 plus float32 rounding. Beyond +-127 it saturates: the value is counted
+//             and its row flagged. NaN and infinities -> -128, which is decoded as NaN.
 #pragma once
 
 #include <bit>
@@ -28,7 +28,7 @@
 
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_THREAD__) && \
     !defined(__SANITIZE_ADDRESS__)
-// One binary that uses the widest vectors of the CPU.
+// One binary that uses the widest vector instructions of the CPU.
 #define ASYSI_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define ASYSI_CLONES
@@ -93,15 +93,15 @@ ASYSI_CLONES static void int8_from_float(std::int8_t* out, const float* in, std:
     }
 }
 
-/// E4M3 bits of floats of at most 448 (1 + 2^-20); what is not finite becomes NaN.
+/// E4M3 bits of floats with magnitude at most 448 (1 + 2^-20); non-finite values become NaN.
 ASYSI_CLONES static void e4m3_from_float(std::uint8_t* out, const float* in, std::size_t n, float scale) {
     for (std::size_t i = 0; i < n; ++i) {
         const auto bits = std::bit_cast<std::uint32_t>(in[i] / scale);
         const std::uint32_t magnitude = bits & 0x7FFFFFFF;
         const std::uint32_t sign = (std::bit_cast<std::uint32_t>(in[i]) >> 24) & 0x80;
-        // Rounded at its third bit to even; the exponent is 120 too large.
+        // Round the mantissa to three bits, ties to even; the exponent is 120 too large.
         const std::uint32_t normal = ((magnitude + 0x7FFFF + ((magnitude >> 20) & 1)) >> 20) - (120U << 3);
-        // Below 2^-6 steps are 2^-9, as they are from 2^14 on in float32.
+        // Below 2^-6 the spacing is 2^-9, as it is from 2^14 on in float32.
         const std::uint32_t small = std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) + 16384.0F) - 0x46800000;
         const std::uint32_t rounded = magnitude >= 0x3C800000 ? normal : small;
         const std::uint32_t finite = rounded < 0x7E ? rounded : 0x7E;
@@ -250,7 +250,7 @@ inline void fp8_rows(std::byte* out, float* scales, const Rows& in) {
     for (std::size_t i = 0; i < in.count; ++i, out += in.width) {
         const float scale = finite_maximum(in.row(i), in.dtype, in.width) / 448.0F;
         scales[i] = normal(scale) ? scale : 0.0F;
-        // What is divided by infinity is 0, and NaN stays NaN.
+        // Division by infinity gives 0, and NaN stays NaN.
         const float divisor = normal(scale) ? scale : std::numeric_limits<float>::infinity();
         auto* const to = reinterpret_cast<std::uint8_t*>(out);
         each_piece(in.row(i), in.dtype, in.width, [&](std::size_t at, const float* floats, std::size_t n) {
@@ -259,7 +259,7 @@ inline void fp8_rows(std::byte* out, float* scales, const Rows& in) {
     }
 }
 
-/// `table`: [2, width], mean and scale of each channel. Flags rows with values outside, and returns how many values those are.
+/// `table`: [2, width], mean and scale of each channel. Flags rows with values out of range; returns the number of such values.
 inline std::uint64_t int8_channel_rows(std::byte* out, const float* table, RowRecord* records, const Rows& in) {
     std::uint64_t all = 0;
     for (std::size_t i = 0; i < in.count; ++i, out += in.width) {
@@ -274,15 +274,15 @@ inline std::uint64_t int8_channel_rows(std::byte* out, const float* table, RowRe
     return all;
 }
 
-/// Where what goes with the elements is written.
+/// Where the data that accompanies the elements is read and written.
 struct Beside {
     float* scales;       // [rows] for int8 and fp8
-    RowRecord* records;  // [rows]: rows that saturate are flagged
+    RowRecord* records;  // [rows]: rows with saturated values are flagged
     const float* table;  // [2, width], mean and scale of each channel, for int8_channel
 };
 
-/// Writes the rows to `out`, as `converted(in.dtype, quantization)`; returns how many values saturated.
-/// `streams`: large copies go around the caches; `out` is a multiple of 64 then.
+/// Writes the rows to `out` as `converted(in.dtype, quantization)`; returns the number of saturated values.
+/// `streams`: large copies bypass the caches; `out` must then be a multiple of 64.
 inline std::uint64_t convert(std::byte* out, const Beside& beside, const Rows& in, Quantization quantization,
                              bool streams = false) {
     const Dtype to = converted(in.dtype, quantization);
