@@ -1,4 +1,4 @@
-// Python's door to the lane: rows in an accelerator's memory, copied into a ring by a thread of their own.
+// Python bindings of the lane: rows in accelerator memory, copied into a ring by a dedicated thread.
 #include <cstring>
 #include <memory>
 #include <span>

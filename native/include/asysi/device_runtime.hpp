@@ -1,6 +1,6 @@
-// The functions of an accelerator's runtime, as CUDA names them, from the library that the process has loaded.
+// The functions of an accelerator's runtime under their CUDA names, taken from the library that the process has loaded.
 //
-// Nothing of CUDA is needed to build this, and whatever exports these names can stand in for it.
+// CUDA is not needed to build this, and any library that exports these names can replace it.
 #pragma once
 
 #include <cstddef>
@@ -19,7 +19,7 @@ struct DeviceError : RingError {
 };
 
 struct DeviceRuntime {
-    // Values of the runtime's enumerations and flags; they are part of CUDA's ABI.
+    // Values of the runtime's enumerations and flags, which are part of the CUDA ABI.
     static constexpr int success = 0, not_ready = 600;
     static constexpr int device_to_host = 2;
     static constexpr unsigned non_blocking = 1, disable_timing = 2;
@@ -42,7 +42,7 @@ struct DeviceRuntime {
     int (*last_error)() = nullptr;
     const char* (*describe)(int error) = nullptr;
 
-    /// Takes the functions from the loaded library `path`. Throws DeviceError where it is not loaded, or lacks one.
+    /// Looks up the functions in the loaded library `path`. Throws DeviceError if it is not loaded or lacks one.
     static DeviceRuntime load(const std::string& path) {
         void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_NOLOAD);
         if (library == nullptr) throw DeviceError("this process has not loaded " + path);

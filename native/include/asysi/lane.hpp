@@ -1,15 +1,15 @@
-// A lane: rows in slots of an accelerator's memory, copied into claimed chunks of a shard and committed, by a thread of its own.
+// A lane: a dedicated thread that copies rows from slots in accelerator memory into claimed chunks of a shard and commits them.
 //
-// The model's thread gathers rows into a slot on its stream and submits it: no call of it waits for the device, for the copy,
-// or for a consumer. Rules, each held by a mutant in tests/ring/test_lane.py:
+// The model's thread gathers rows into a slot on its stream and submits the slot; it never waits for the device, the copy or a
+// consumer. The following rules are each checked by a mutant in tests/ring/test_lane.py:
 //
-//   1. The copy stream waits for the event that is recorded behind the gather, before the first copy out of the slot.
-//   2. A packet is committed only when the event behind its last copy has been seen.
+//   1. Before the first copy out of a slot, the copy stream waits for the event recorded after the gather.
+//   2. A packet is committed only after the event recorded after its last copy has completed.
 //   3. Packets are committed in the order in which their slots were submitted.
-//   4. A slot is handed out again only when the event behind its last copy has been seen.
-//   5. A chunk is given back only when no copy into it can be under way.
+//   4. A slot is reused only after the event recorded after its last copy has completed.
+//   5. A chunk is released only when no copy into it can still be in flight.
 //   6. Whatever fails, every submitted row is published or counted as dropped.
-//   7. Nothing the thread does spoils a graph that another thread captures.
+//   7. The thread never invalidates a graph that another thread is capturing.
 //   8. The end of a gather is marked on the lane's device, whichever one is current in the model's thread.
 //   9. How many values of a row were out of range is read only when the event behind the copy of these counts has been seen.
 #pragma once
@@ -52,7 +52,7 @@ public:
 
     /// Creates stream and events on `device`, and starts the thread. Throws DeviceError.
     ///
-    /// `patience`: how long, at the end or after a failure, what is under way may take before it is given up.
+    /// `patience`: time to wait for copies in flight, at the end or after a failure, before they are abandoned.
     Lane(std::shared_ptr<Writer> writer, u32 shard, DeviceRuntime runtime, int device, std::size_t slots,
          std::chrono::nanoseconds patience = std::chrono::seconds(30))
         : writer_(std::move(writer)), shard_(shard), runtime_(runtime), device_(device), patience_(patience), tasks_(slots) {
@@ -78,20 +78,21 @@ public:
     Lane(const Lane&) = delete;
     Lane& operator=(const Lane&) = delete;
 
-    // --- the model's threads, which take turns -----------------------------------------------------------------------
+    // --- called by the model's threads, one at a time ----------------------------------------------------------------
 
     [[nodiscard]] std::size_t slots() const { return tasks_.size(); }
-    /// Slots that can be filled; none where the lane has failed.
+    /// Number of slots that can be filled; 0 if the lane has failed.
     [[nodiscard]] std::size_t free() const {
         if (failed()) return 0;
         return tasks_.size() - (submitted_.load(std::memory_order_relaxed) - finished_.load(std::memory_order_acquire));
     }
-    /// Number of the slot to fill next. Only where one is free.
+    /// Index of the slot to fill next. Valid only if one is free.
     [[nodiscard]] std::size_t next() const { return submitted_.load(std::memory_order_relaxed) % tasks_.size(); }
-    /// Chunks that what is submitted will still claim. Ask before the shard's free chunks: then it never says too much.
+    /// Chunks that submitted slots have yet to claim. Read it before the shard's free chunks, so that the room left is never
+    /// overestimated.
     [[nodiscard]] u64 unclaimed() const { return unclaimed_.load(std::memory_order_acquire); }
 
-    /// Records of the rows that the slots of a step hold: copied once, for all of them.
+    /// Sets the records of the rows in a step's slots; they are copied once for all slots.
     void begin_step(std::span<const RowRecord> records) {
         records_ = std::make_shared<const std::vector<RowRecord>>(records.begin(), records.end());
     }
@@ -136,20 +137,20 @@ public:
         return true;
     }
 
-    // --- anybody -----------------------------------------------------------------------------------------------------
+    // --- called from any thread --------------------------------------------------------------------------------------
 
     [[nodiscard]] bool failed() const { return failed_.load(std::memory_order_acquire); }
-    /// What went wrong first; empty while all is well.
+    /// Message of the first failure; empty if there was none.
     [[nodiscard]] std::string problem() const {
         const std::scoped_lock turn(problem_lock_);
         return problem_;
     }
-    /// Rows that were submitted and not published because the lane had failed.
+    /// Rows that were submitted but not published because the lane had failed.
     [[nodiscard]] u64 lost() const { return lost_.load(std::memory_order_relaxed); }
-    /// Slots whose rows have been published, or given up.
+    /// Number of slots whose rows have been published or abandoned.
     [[nodiscard]] u64 finished() const { return finished_.load(std::memory_order_acquire); }
 
-    /// Waits until what is submitted is published, as long as the device shows progress, and ends the thread.
+    /// Waits until all submitted slots are published, as long as the device makes progress, and ends the thread.
     void stop() {
         if (!thread_.joinable()) return;
         if (process_ != getpid()) return forsake(thread_);  // a forked child has no such thread
@@ -160,13 +161,13 @@ public:
 
 private:
     struct Task {
-        void* ready = nullptr;  // recorded behind the gather, on the model's stream
-        void* done = nullptr;   // recorded behind the last copy, on the copy stream
+        void* ready = nullptr;  // recorded after the gather, on the model's stream
+        void* done = nullptr;   // recorded after the last copy, on the copy stream
         Content content{};
         std::vector<u32> counts;
         Records records;
         std::vector<Claim> claims;
-        bool issued = false;  // `done` is recorded behind all copies of this content
+        bool issued = false;  // whether `done` has been recorded after all copies of this content
     };
 
     void expect_by_channel(const Content& content) const {
@@ -191,7 +192,7 @@ private:
         int least = 0;
         int greatest = 0;
         runtime_.expect(runtime_.set_device(device_), "cudaSetDevice");
-        // Else a query from this thread spoils a graph that the model's thread is capturing.
+        // Otherwise a query from this thread would invalidate a graph that the model's thread is capturing.
         int mode = DeviceRuntime::capture_thread_local;
         runtime_.expect(runtime_.exchange_capture_mode(&mode), "cudaThreadExchangeStreamCaptureMode");
         runtime_.expect(runtime_.priorities(&least, &greatest), "cudaDeviceGetStreamPriorityRange");
@@ -202,7 +203,7 @@ private:
         }
     }
 
-    /// Gives back what `open` made. Errors are of no interest any more.
+    /// Releases what `open` created. Errors are ignored at this point.
     void shut() {
         for (Task& task : tasks_) {
             if (task.ready != nullptr) runtime_.event_destroy(task.ready);
@@ -230,7 +231,7 @@ private:
                 } else if (status != DeviceRuntime::not_ready) {
                     note(runtime_.message(status, "a copy into the ring"));
                 } else if (!stopping_.load(std::memory_order_acquire)) {
-                    moved = std::chrono::steady_clock::now();  // the model may take its time
+                    moved = std::chrono::steady_clock::now();  // no deadline while the model is running
                     std::this_thread::sleep_for(std::chrono::microseconds(20));
                 } else if (std::chrono::steady_clock::now() - moved > patience_) {
                     note("the device has shown no progress: copies into the ring are given up");
@@ -246,12 +247,12 @@ private:
         shut();
     }
 
-    /// Claims chunks, and sends the copies into them on their way.
+    /// Claims chunks and enqueues the copies into them.
     void issue(Task& task, std::vector<Block>& blocks) {
         describe(task, blocks);
         try {
             writer_->claim(blocks, task.claims);
-        } catch (const std::exception& error) {  // nothing of it was claimed or counted
+        } catch (const std::exception& error) {  // nothing was claimed or counted
             note(error.what());
             for (const Block& block : blocks) lose(block.header.account, block.rows.count);
         }
@@ -282,7 +283,7 @@ private:
         }
     }
 
-    /// One copy for every run of neighbouring chunks that hold equally many rows.
+    /// Enqueues one copy per run of adjacent chunks with the same number of rows.
     int copy(Task& task) {
         const std::byte* source = task.content.source;
         const float* scales = task.content.scales;
@@ -317,12 +318,12 @@ private:
         return DeviceRuntime::success;
     }
 
-    /// The copies of a slot are done: its packets come to be, and it may be filled again.
+    /// Commits the packets of a slot whose copies are complete, and makes the slot available again.
     void finish(Task& task) {
         try {
             for (Claim& claim : task.claims) flag_saturated(claim);
             for (Claim& claim : task.claims) claim.commit();
-        } catch (const RingError& error) {  // the writer was closed, and has counted what was open
+        } catch (const RingError& error) {  // the writer was closed, and has counted the open claims
             note(error.what());
         }
         retire(task);
@@ -343,29 +344,29 @@ private:
         claim.note_saturated(all);
     }
     void retire(Task& task) {
-        task.claims.clear();  // those that are open are aborted: their rows are counted as dropped
+        task.claims.clear();  // open claims are aborted: their rows are counted as dropped
         task.records.reset();
         task.content.table.reset();
         task.issued = false;
         finished_.fetch_add(1, std::memory_order_release);
     }
 
-    /// After a failure: what has arrived is published all the same, everything else is counted as dropped. Returns how
-    /// many slots were submitted until then.
+    /// After a failure: publishes the rows that have arrived, and counts all others as dropped. Returns the number of slots
+    /// submitted so far.
     u64 give_up(u64 finished, u64 issued) {
         const auto deadline = std::chrono::steady_clock::now() + patience_;
         const u64 submitted = submitted_.load(std::memory_order_acquire);
         bool intact = true;
         for (; finished < issued; ++finished) {
             Task& one = task(finished);
-            // An event that was not recorded this time would answer for the slot's last content.
+            // An event that was not recorded for this content would report on the slot's previous content.
             intact = intact && one.issued && wait_until(deadline, runtime_.event_query, one.done) == DeviceRuntime::success;
             if (intact) {
                 finish(one);
                 continue;
             }
             for (const Claim& claim : one.claims) lost_.fetch_add(claim.records().size(), std::memory_order_relaxed);
-            // A device that has broken down answers an error, and copies no more.
+            // A device that has failed returns an error, and no longer copies.
             if (wait_until(deadline, runtime_.stream_query, stream_) == DeviceRuntime::not_ready) forsake(one);
             retire(one);
         }
@@ -377,7 +378,7 @@ private:
         }
         return submitted;
     }
-    /// What `query` answers about `what` once it is not "not ready", or at the deadline.
+    /// Polls `query(what)` until the status is not "not ready" or the deadline has passed; returns the last status.
     static int wait_until(std::chrono::steady_clock::time_point deadline, int (*query)(void*), void* what) {
         int status = query(what);
         while (status == DeviceRuntime::not_ready && std::chrono::steady_clock::now() < deadline) {
@@ -386,12 +387,12 @@ private:
         }
         return status;
     }
-    /// Leaves claims open until the writer's end, which counts them: a copy may still write into their chunks.
+    /// Leaves claims open until the writer is closed, which counts them: a copy may still write into their chunks.
     static void forsake(Task& task) { static_cast<void>(new std::vector<Claim>(std::move(task.claims))); }
     /// Leaves the handle of a thread that does not exist in this process: whatever is done with it may reach another one.
     static void forsake(std::thread& thread) { static_cast<void>(new std::thread(std::move(thread))); }
 
-    // --- both --------------------------------------------------------------------------------------------------------
+    // --- used on both sides ------------------------------------------------------------------------------------------
 
     [[nodiscard]] Task& task(u64 number) { return tasks_[number % tasks_.size()]; }
 
@@ -401,7 +402,7 @@ private:
         try {
             writer_->book(account, {.seen = rows, .dropped = rows, .reason = reason::error});
         } catch (const RingError&) {
-            return;  // the writer is closed: nobody counts any more
+            return;  // the writer is closed: nothing is counted any more
         }
     }
     void note(const std::string& problem) {
