@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test tools lint format generate check-generated bench bench-host bench-sae bench-ring bench-operator bench-pipeline bench-weights bench-archive bench-train bench-gpu families gpu-pack compatibility smollm2 peers peers-ring peers-pipeline peers-weights peers-train peers-archive ring-models ring-faults ring-hostile ring-stop ring-abi mscan-faults mscan-fuzz kill-pipeline kill-train large-train memory-pipeline chaos hostile e2e audit pictures clean
+.PHONY: help install demo test tools lint format generate check-generated bench bench-host bench-sae bench-ring bench-operator bench-pipeline bench-weights bench-archive bench-train bench-gpu families rate-bounds gpu-pack compatibility smollm2 peers peers-ring peers-pipeline peers-weights peers-train peers-archive ring-models ring-faults ring-hostile ring-stop ring-abi mscan-faults mscan-fuzz kill-pipeline kill-train large-train memory-pipeline chaos hostile e2e audit pictures clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -128,6 +128,9 @@ gpu-pack: install ## Gather what the benchmark of a GPU needs on a machine witho
 
 bench-weights: install peers-weights ## Statistics and spectra of 2 GB against weightlens, numpy and WeightWatcher
 	$(BIN)/python benchmarks/weights/compare.py --peers-python $(VENV)-weights/bin/python $(if $(BEFORE),--before $(BEFORE))
+
+rate-bounds: install ## Try the bounds of the sampling rate with 500 random consumers, on a virtual clock
+	ASYSI_RATE_EXAMPLES=500 $(BIN)/python -m pytest tests/hook/test_rate.py
 
 families: install ## Verify ScannerEngine on twelve families of models and write docs/families.md
 	$(BIN)/python benchmarks/scan/families.py docs/families.md

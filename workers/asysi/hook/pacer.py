@@ -1,13 +1,17 @@
 """Adjusts the sampling rate: reads the totals, calls `rate.decide`, and passes the rate to the host."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from asysi.bus.mailbox import CaptureWord
 from asysi.bus.states import ReaderState
 from asysi.bus.stream import StreamControl
 from asysi.hook.rate import ConsumerInterval, Limits, Queue, RateState, decide
-from asysi.hook.totals import HOOK, RingTotals, StreamTotals
+from asysi.hook.totals import HOOK, ConsumerTotals, RingTotals, StreamTotals
+
+_JUST_GONE = 1e-3
+"""Seconds for which a consumer counts as gone that was found gone just now."""
 
 
 class Pacer:
@@ -28,8 +32,10 @@ class Pacer:
         self.pace = RateState(rate=min(limits.most, max(limits.least, told)) if told > 0 else limits.most)
         capture.set_float(CaptureWord.RATE, self.pace.rate)
         self._decided = totals
+        self._begun = False
         self._peaks = dict.fromkeys(totals.bus.consumers, 0.0)
-        self._gone_since: dict[str, float] = {}
+        self._gone: dict[str, tuple[float, Sequence[int]]] = {}
+        """When a consumer was found gone, and what it had read by then."""
 
     def look(self) -> None:
         """Record the lag of the bus's consumers; call this often between decisions."""
@@ -39,14 +45,20 @@ class Pacer:
     def decide(self, totals: StreamTotals) -> None:
         """Set the rate, unless the host offered no rows since the last decision."""
         before = self._decided
+        for name, now in totals.bus.consumers.items():
+            if now.state is ReaderState.GONE:
+                self._gone.setdefault(name, (totals.at, now.consumed))
         offered = totals.offered - before.offered
         if offered <= 0:
+            return
+        if not self._begun:  # until now the host was loading its model: there is no pace in that time
+            self._begun, self._decided = True, totals
             return
         consumers = {
             name: replace(
                 _consumer(before.bus, totals.bus, name),
                 peak=self._peaks[name],
-                away=self._away(name, now.state, before.at, totals.at),
+                away=self._away(name, now, totals.at),
             )
             for name, now in totals.bus.consumers.items()
         }
@@ -58,14 +70,20 @@ class Pacer:
         self._peaks = dict.fromkeys(self._peaks, 0.0)
         self.look()
 
-    def _away(self, name: str, state: ReaderState, before: float, now: float) -> float:
-        """Return for how many seconds a consumer has been gone; infinite if it finished or never attached."""
-        if state is ReaderState.ATTACHED:
-            self._gone_since.pop(name, None)
+    def _away(self, name: str, totals: ConsumerTotals, now: float) -> float:
+        """Return for how many seconds a consumer has been gone; infinite if it finished or never attached.
+
+        A consumer that was gone is loading until it reads again. The interval in which it begins to is the
+        last one in which it counts as gone: what it read in it says nothing of its pace.
+        """
+        if totals.state not in {ReaderState.GONE, ReaderState.ATTACHED}:
+            return math.inf
+        if name not in self._gone:
             return 0.0
-        if state is ReaderState.GONE:
-            return now - self._gone_since.setdefault(name, before)
-        return math.inf
+        since, consumed = self._gone[name]
+        if totals.state is ReaderState.ATTACHED and totals.consumed != consumed:
+            del self._gone[name]
+        return max(_JUST_GONE, now - since)
 
 
 def _consumer(before: RingTotals, now: RingTotals, name: str) -> ConsumerInterval:
@@ -74,7 +92,7 @@ def _consumer(before: RingTotals, now: RingTotals, name: str) -> ConsumerInterva
     return ConsumerInterval(
         [
             Queue(
-                rows=since.consumed[shard] - then.consumed[shard],
+                rows=max(0, since.consumed[shard] - then.consumed[shard]),
                 unread=max(0, before.published[shard] - since.position[shard]),
                 turnover=(now.heads[shard] - before.heads[shard]) / now.depth,
             )
