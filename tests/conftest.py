@@ -43,6 +43,7 @@ BREAKING: dict[str, Tree] = {
     "workload.scan needs data": {"data": None},
     "minRate must not be more than rate": {"capture": {"sampling": {"rate": 0.1, "minRate": 0.2}}},
     "gradients need a loss": {"capture": {"kinds": ["activations", "gradients"]}},
+    "parameters go with the kind parameterGradients": {"capture": {"parameters": ["a.*"]}},
     "count is only valid with mode random": {"capture": {"positions": {"mode": "random"}}},
     "k must not be more than latents": {"sae": {"train": [{"latents": 8, "k": 9}]}},
     "matryoshka.widths must be ascending": {"sae": {"train": [{"matryoshka": {"widths": [64, 32]}}]}},

@@ -14,10 +14,10 @@ import transformers
 
 from asysi.archive.dataset import MScanDataset
 from asysi.archive.export import export
-from asysi.archive.format import METRICS_DTYPE, NO_POSITION, NO_TOKEN
+from asysi.archive.format import METRICS_DTYPE
 from asysi.archive.measure import measure_rows
 from asysi.archive.verify import verify
-from asysi.bus.packet import ROW_DTYPE, Kind
+from asysi.bus.packet import NO_POSITION, NO_TOKEN, ROW_DTYPE, Kind
 from asysi.bus.quantization import round_trip
 from asysi.text.grid import StepTokens
 from asysi.text.tokens import Batch

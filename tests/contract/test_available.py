@@ -32,11 +32,6 @@ UNAVAILABLE: list[tuple[Tree, str]] = [
     ({"workload": {"scan": None, "ppo": {"lr": 1}}}, "spec.workload.ppo"),
     ({"workload": {"scan": None, "custom": {"image": "i", "command": ["c"]}}}, "spec.workload.custom"),
     ({"workload": {"scan": {"loss": "mlm"}}}, "spec.workload.scan.loss mlm"),
-    (
-        {"workload": {"scan": {"loss": "lm"}}, "capture": {"kinds": ["parameterGradients"]}},
-        "spec.capture.kinds parameterGradients",
-    ),
-    ({"capture": {"parameters": ["a.*"]}}, "spec.capture.parameters"),
     ({"capture": {"positions": {"mode": "last"}}}, "spec.capture.positions.mode last"),
     ({"output": {"uri": "gs://bucket"}}, "spec.output.uri gs://bucket"),
     ({"resources": {"binding": {"numa": 0}}}, "spec.resources.binding.numa"),

@@ -185,10 +185,10 @@ def test_explain_shows_defaults_items_and_what_is_missing():
     assert at(spec, "sae.train[].k")["description"].endswith("Default: 32.")
     kinds = at(spec, "capture.kinds")["description"]
     assert "Items: activations, gradients, parameterGradients." in kinds
-    assert "Not available yet: parameterGradients." in kinds
+    assert "Not available yet" not in kinds
     assert (
-        "Not available yet: gradients of parameters come with a later version"
-        in (at(spec, "capture.parameters")["description"])
+        "Not available yet: every content token is captured"
+        in (at(spec, "capture.positions.count")["description"])
     )
 
 

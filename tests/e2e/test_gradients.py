@@ -14,6 +14,7 @@ from asysi.bus.packet import Kind
 pytestmark = pytest.mark.long  # a whole experiment
 
 POINTS = ["transformer.h.0", "transformer.h.1.mlp"]
+PARAMETER = "transformer.h.0.mlp.c_fc.weight"
 STEPS_CHECKED = 3
 
 
@@ -72,7 +73,8 @@ def _by_autograd(folder: Path, tokens: dict[tuple[int, ...], int], step: int) ->
     for path in POINTS:
         model.get_submodule(path).register_forward_hook(keep(path))
     model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss.backward()
-    return {path: (tensor.detach().numpy(), tensor.grad.numpy()) for path, tensor in kept.items()}
+    found = {path: (tensor.detach().numpy(), tensor.grad.numpy()) for path, tensor in kept.items()}
+    return {**found, PARAMETER: model.get_parameter(PARAMETER).grad.numpy()}
 
 
 def test_a_run_archives_gradients_and_their_scores(scan: Callable, start: Callable, causal: Path) -> None:
@@ -86,7 +88,8 @@ def test_a_run_archives_gradients_and_their_scores(scan: Callable, start: Callab
         spec["workload"]["scan"] |= {"loss": "lm", "passes": 1, "maxSamples": 400}
         spec["capture"] |= {
             "hookPoints": POINTS,
-            "kinds": ["activations", "gradients"],
+            "kinds": ["activations", "gradients", "parameterGradients"],
+            "parameters": [PARAMETER],
             "quantization": "none",
         }
         spec["bus"]["size"] = "128Mi"
@@ -97,15 +100,20 @@ def test_a_run_archives_gradients_and_their_scores(scan: Callable, start: Callab
     ledger = run.ledger()
     assert ledger["balanced"], run.text()
     books = {point["path"]: point for point in ledger["points"]}
-    assert set(books) == {*POINTS, *(f"{path}:gradient" for path in POINTS)}
+    of_parameter = f"{PARAMETER}:parameter_gradient"
+    assert set(books) == {*POINTS, *(f"{path}:gradient" for path in POINTS), of_parameter}
+    steps = ledger["steps"]["run"]
+    assert books[of_parameter]["consumers"]["archiver"]["durable"] == steps
     assert all(point["unpaired"] == 0 for point in books.values())
     assert sorted(file.parent.name for file in run.output.glob("sae/*/*/cfg.json")) == sorted(POINTS)
 
     data = MScanDataset(run.output / "archive")
-    rows = {name: _rows(data, name) for name in books}
+    rows = {name: _rows(data, name) for name in books if name != of_parameter}
     tokens = {place: token for place, (token, _) in rows[POINTS[0]].items()}
+    norms = []
     for step in range(STEPS_CHECKED):
         expected = _by_autograd(causal, tokens, step)
+        norms.append(np.linalg.norm(expected.pop(PARAMETER)))
         for path in POINTS:
             for name, wanted in zip((path, f"{path}:gradient"), expected[path], strict=True):
                 found = {place[1:]: value for place, (_, value) in rows[name].items() if place[0] == step}
@@ -115,6 +123,9 @@ def test_a_run_archives_gradients_and_their_scores(scan: Callable, start: Callab
                     np.abs(value - wanted[place]).max() < 1e-5 * scale for place, value in found.items()
                 )
 
+    records = data.metrics(of_parameter)
+    assert records["step"].tolist() == list(range(steps))
+    np.testing.assert_allclose(records["grad_norm"][:STEPS_CHECKED], norms, rtol=1e-4)
     for path in POINTS:
         records = data.metrics(f"{path}:gradient")
         assert (records["kind"] == Kind.GRADIENT).all()

@@ -44,6 +44,7 @@ BASE: Tree = {
         "resources": {"prepare": {"memory": "4Gi"}},
     },
 }
+_WITH_LOSS: Tree = {"workload": {"scan": {"loss": "lm"}}}
 COMPANIONS: dict[str, Tree] = {
     "spec.model.revision": {"model": {"uri": "hf://owner/name"}},
     "spec.data.tokens.separatorToken": {"data": {"tokens": {"packing": "concat"}}},
@@ -56,6 +57,10 @@ COMPANIONS: dict[str, Tree] = {
     "spec.sae.train[].grid.latents": {"sae": {"train": [{"k": 1}]}},
     "spec.sae.train[].grid.latents[]": {"sae": {"train": [{"k": 1}]}},
     "spec.sae.gpuResource": {"sae": {"gpus": 1}},
+    "spec.capture.kinds": _WITH_LOSS,
+    "spec.capture.kinds[]": _WITH_LOSS,
+    "spec.capture.parameters": {**_WITH_LOSS, "capture": {"kinds": ["parameterGradients"]}},
+    "spec.capture.parameters[]": {**_WITH_LOSS, "capture": {"kinds": ["parameterGradients"]}},
     "spec.capture.sampling.rate": {"capture": {"sampling": {"minRate": 0.001}}},
 }
 """What else must stand in the spec for a field to have a meaning: in the base and in the changed one."""

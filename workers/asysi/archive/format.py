@@ -168,10 +168,6 @@ METRICS_DTYPE = np.dtype(
     ]
 )
 assert METRICS_DTYPE.itemsize == 88
-NO_TOKEN = -1
-"""`token` of a record that belongs to no token: the gradient of a parameter."""
-NO_POSITION = 2**32 - 1
-"""`position` and `document_position` of such a record."""
 _LEAST_METRICS_BYTES = 80
 """Size of a record in version 1.0, in bytes."""
 

@@ -5,8 +5,16 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from asysi.archive.format import METRICS_DTYPE, NO_POSITION, NO_TOKEN
-from asysi.bus.packet import FLAG_MASK, ActivationPacket, Kind, document_positions
+from asysi.archive.format import METRICS_DTYPE
+from asysi.bus.packet import (
+    FLAG_MASK,
+    NO_POSITION,
+    NO_TOKEN,
+    PARAMETER_STATISTICS,
+    ActivationPacket,
+    Kind,
+    document_positions,
+)
 
 _BLOCK_ELEMENTS = 1 << 16
 """Elements per block, so that a block and its temporaries fit into the CPU cache."""
@@ -23,7 +31,12 @@ def measure(packet: ActivationPacket) -> NDArray[np.void]:
         records[name] = packet.header[name]
     for name in ("grad_norm", "input_x_gradient", "delta_sc"):
         records[name] = np.nan
-    measure_rows(packet.to_float32(), records)
+    values = packet.to_float32()
+    if int(packet.header["kind"]) == Kind.PARAMETER_GRADIENT:  # measured where it was captured
+        for name, column in zip(PARAMETER_STATISTICS, values.T, strict=True):
+            records[name] = column
+    else:
+        measure_rows(values, records)
     if int(packet.header["kind"]) != Kind.ACTIVATION:
         records["grad_norm"] = records["l2"]
     if (scores := packet.scores) is not None:

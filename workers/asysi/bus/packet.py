@@ -125,6 +125,16 @@ class PacketFlag(IntFlag):
     """A later packet of the same step did not fit."""
 
 
+NO_SAMPLE = 2**64 - 1
+"""`sample` of a row that belongs to no row of the input: the gradient of a parameter over a batch."""
+NO_TOKEN = -1
+"""`token` of a row that belongs to no token: the gradient of a parameter."""
+NO_POSITION = 2**32 - 1
+"""`position` of such a row."""
+PARAMETER_STATISTICS = ("mean", "std", "l2", "min", "max", "sparsity", "nan_count", "inf_count")
+"""Elements of a row of the kind PARAMETER_GRADIENT: statistics of the gradient, as in METRICS records."""
+
+
 class Reduction(IntEnum):
     """How the loss of a backward pass was reduced over tokens."""
 

@@ -4,7 +4,7 @@ The model must not be affected: nothing here blocks, waits or raises into it, an
 calls and one copy per hook point.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import perf_counter_ns
 from types import TracebackType
@@ -24,6 +24,7 @@ from asysi.capture.device import Devices
 from asysi.capture.failures import Failures
 from asysi.capture.gradients import BackwardPass, grad_disabled, unscaled
 from asysi.capture.latency import LatencyHistogram
+from asysi.capture.parameters import ParameterCapture
 from asysi.capture.rows import first_tensor, leading_rows
 from asysi.capture.state import HookState
 from asysi.capture.step import DTYPES, CaptureStep, Layout
@@ -63,6 +64,7 @@ class ActivationHooker:
         attempt: number of the attempt.
         rank: rank of this process.
         devices: the accelerators that hold tensors; None copies from them while the model waits.
+        parameters: parameters whose gradients are measured, by name.
 
     Raises:
         KeyError: a hook point does not name a module, or a kind cannot be captured.
@@ -82,6 +84,7 @@ class ActivationHooker:
         attempt: int = 0,
         rank: int = 0,
         devices: Devices | None = None,
+        parameters: Mapping[str, torch.nn.Parameter] | None = None,
     ) -> None:
         modules = dict(module.named_modules(remove_duplicate=False))
         self._root = module if root is None else root
@@ -96,7 +99,7 @@ class ActivationHooker:
                 self._hooked.append((modules[point.module], kind, state))
         self._states = [state for _, _, state in self._hooked]
         self._of_gradients = np.array([state.kind is not Kind.ACTIVATION for state in self._states], np.bool_)
-        self._wants_gradients = bool(self._of_gradients.any())
+        self._wants_gradients = bool(self._of_gradients.any()) or bool(parameters)
         self._backward = BackwardPass()
         self._handles: list[RemovableHandle] = []
         self._failures = Failures()
@@ -105,6 +108,11 @@ class ActivationHooker:
             producer, self._devices, mailbox=self._mailbox, sampling=sampling or Sampling(), seed=seed,
             failures=self._failures,
         )  # fmt: skip
+        self._parameters = (
+            ParameterCapture(parameters, producer, self._failures, attempt=attempt, rank=rank)
+            if parameters
+            else None
+        )
         self._handed: StepTokens | None = None
         self._describe_gradients()
         self._inside = False
@@ -138,6 +146,8 @@ class ActivationHooker:
         )
         for module, kind, state in self._hooked:
             self._handles.append(_REGISTRARS[kind](self, module, state))
+        if self._parameters is not None:
+            self._handles += self._parameters.attach()
         self._handles.append(self._root.register_forward_hook(self._wrap(self._end), always_call=True))
 
     def detach(self) -> None:
@@ -145,6 +155,8 @@ class ActivationHooker:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        if self._parameters is not None:
+            self._parameters.publish()
         self._failures.tell()
 
     def close(self) -> None:
@@ -306,6 +318,8 @@ class ActivationHooker:
         self._devices.expect_no_graph()
         handed, self._handed = self._handed, None
         tokens = derive_tokens(args, kwargs, step.number, step.samples) if handed is None else handed
+        if self._parameters is not None:  # before the step claims its room
+            self._parameters.begin_step(tokens.step)
         self._devices.prepare(self._states, tokens.batch * tokens.length)
         step.open(tokens, self._states)
         headers = self._headers
@@ -325,6 +339,8 @@ class ActivationHooker:
         """Write the properties of the backward pass to the headers of gradients."""
         for name, value in self._backward._asdict().items():
             self._headers[name][self._of_gradients] = value
+        if self._parameters is not None:
+            self._parameters.describe(self._backward)
 
     def _count_replays(self) -> None:
         """Count rows of modules that ran in a CUDA graph in this step: their hooks were not called."""
@@ -444,7 +460,8 @@ _REGISTRARS: dict[Kind, Callable[[ActivationHooker, torch.nn.Module, HookState],
     Kind.ACTIVATION: _on_outputs,
     Kind.GRADIENT: _on_gradients,
 }
-"""Function that registers the hook for each kind; kinds missing here cannot be captured."""
+"""Function that registers the hook for each kind; kinds missing here cannot be captured at a hook point."""
+KINDS_AT_POINTS = frozenset(_REGISTRARS)
 
 
 def _headers(count: int, attempt: int, rank: int) -> NDArray[np.void]:

@@ -124,12 +124,6 @@ REFUSALS = (
         "others",
     ),
     Refusal(
-        "spec.capture.kinds",
-        _only("activations", "gradients"),
-        "gradients of parameters come with a later version; use activations and gradients",
-    ),
-    Refusal("spec.capture.parameters", None, "gradients of parameters come with a later version; drop it"),
-    Refusal(
         "spec.capture.positions.mode",
         _only("all"),
         "every content token is captured; use `all` and lower sampling.rate",
@@ -191,6 +185,7 @@ READ_BY = {
         "spec.workload.train.holdout",
         "spec.capture.hookPoints",
         "spec.capture.kinds",
+        "spec.capture.parameters",
         "spec.capture.size",
         "spec.bus.shards",
         "spec.bus.size",

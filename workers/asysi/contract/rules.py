@@ -96,6 +96,14 @@ def _gradients_have_a_loss(spec: Spec) -> Iterator[Problem]:
         )
 
 
+def _parameters_are_captured(spec: Spec) -> Iterator[Problem]:
+    if spec.capture.parameters and "parameterGradients" not in spec.capture.kinds:
+        yield Problem(
+            ("spec", "capture", "parameters"),
+            "names parameters, but kinds does not ask for parameterGradients: add it to kinds, or drop them",
+        )
+
+
 def _few_enough_fire(spec: Spec) -> Iterator[Problem]:
     for index, train in enumerate(_trainers(spec)):
         for one in members(train):
@@ -346,6 +354,12 @@ RULES = (
         "(self.mode == 'random') == has(self.count)",
         "count is only valid with mode random",
         _positions_are_counted,
+    ),
+    Rule(
+        "spec.capture",
+        "self.parameters.size() == 0 || self.kinds.exists(kind, kind == 'parameterGradients')",
+        "parameters go with the kind parameterGradients",
+        _parameters_are_captured,
     ),
     Rule(
         "spec",

@@ -333,14 +333,17 @@ class Capture(Part):
     them as aliases. A module called several times per forward pass produces one row per token and call; `#n`
     after a glob selects only the n-th call, from 0, as a separate hook point."""
     parameters: Annotated[list[Glob], Field(max_length=256)] = []
-    """Globs on parameters whose gradients are captured."""
+    """Globs on the names of `named_parameters()`, as for hook points, for `kinds: [..., parameterGradients]`;
+    empty takes every parameter that requires a gradient. Each has one record per step: statistics of its
+    gradient."""
     kinds: Annotated[
         list[Literal["activations", "gradients", "parameterGradients"]], Field(min_length=1, max_length=3)
     ] = ["activations"]
     """What to capture at a hook point. `gradients` are those of the loss with respect to the activations, for
     the same tokens, in float32 and with any loss scale divided out; they need a loss (`workload.scan.loss`,
     or a workload that trains), and double the rows of a step. Each row that has both gets ⟨a, g⟩ and
-    ΔSC = −⟨a − ā, g⟩ in the archive, with the mean ā of all activations so far."""
+    ΔSC = −⟨a − ā, g⟩ in the archive, with the mean ā of all activations so far. `parameterGradients` are
+    those of `parameters`."""
     positions: Positions = Positions()
     """Which positions of a sequence are captured."""
     sampling: Sampling = Sampling()

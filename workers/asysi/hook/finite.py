@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asysi.bus.mailbox import HookGauge
-from asysi.bus.packet import E4M3, NOT_FINITE, ActivationPacket, Dtype
+from asysi.bus.packet import E4M3, NOT_FINITE, PARAMETER_STATISTICS, ActivationPacket, Dtype, Kind
 from asysi.bus.stream import Consumer, Producer
 
 
@@ -32,6 +32,11 @@ _BITS = {
 def rows_not_finite(packet: ActivationPacket) -> int:
     """Return how many rows of a packet hold NaN or infinity. A packet without any costs one pass."""
     dtype = Dtype(int(packet.header["dtype"]))
+    if int(packet.header["kind"]) == Kind.PARAMETER_GRADIENT:
+        counts = packet.to_float32()[
+            :, [PARAMETER_STATISTICS.index(one) for one in ("nan_count", "inf_count")]
+        ]
+        return int((counts > 0).any(axis=1).sum())
     bits = _BITS.get(dtype)
     if bits is None:
         return _quantised_not_finite(packet, dtype)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from asysi.bus.packet import ActivationPacket
+from asysi.bus.packet import ActivationPacket, Kind
 from asysi.files import write_atomic
 
 STRIDE = 16
@@ -108,6 +108,8 @@ class Statistics:
 
     def look(self, packet: ActivationPacket) -> None:
         """Add every 16th row of the packet."""
+        if int(packet.header["kind"]) == Kind.PARAMETER_GRADIENT:
+            return  # its row is a record of statistics
         first = -int(packet.header["rows_before"]) % STRIDE
         if first >= len(packet.rows):
             return

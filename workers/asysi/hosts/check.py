@@ -34,6 +34,8 @@ class CheckReport:
     model: ResolvedModel | None = None
     points: list[HookPoint] = field(default_factory=list)
     """The resolved hook points, in the model's order."""
+    parameters: list[str] = field(default_factory=list)
+    """Parameters whose gradients are captured."""
     documents: int = 0
     """Distinct documents."""
     duplicates: int = 0
@@ -160,6 +162,7 @@ def _check_points(spec: Spec, loaded: LoadedModel, report: CheckReport) -> None:
         ),
         None if loaded.warning else lambda: load_model(resolved, spec.model.dtype).module,
     )
+    check_parameters(spec, module, report)
     if whole:
         _check_loss(loss, module, called, report)
     unseen: list[str] = []
@@ -186,6 +189,24 @@ def _check_points(spec: Spec, loaded: LoadedModel, report: CheckReport) -> None:
         )
     check_trainers(spec, report)
     _check_vocabulary(module, tokenizer, report)
+
+
+def check_parameters(spec: Spec, module: "torch.nn.Module", report: CheckReport) -> None:
+    """Match the globs on parameters, and reject frozen ones."""
+    from asysi.capture.parameters import wanted_parameters  # noqa: PLC0415 - imports torch
+
+    try:
+        wanted = wanted_parameters(spec.capture, module)
+    except ConfigError as error:
+        report.need(error)
+        return
+    report.parameters = list(wanted)
+    frozen = [name for name, parameter in wanted.items() if not parameter.requires_grad]
+    if frozen:
+        report.problems.append(
+            f"spec.capture.parameters: {', '.join(frozen[:_FEW])} have requires_grad=False, so they have no "
+            "gradient: choose others"
+        )
 
 
 def _check_loss(
@@ -409,11 +430,12 @@ def _check_pipeline(experiment: ScanExperiment, output: Path, report: CheckRepor
 
 
 def _check_rings(spec: Spec, report: CheckReport, shm: Path) -> None:
-    report.rings = capture, bus = plan_rings(spec, len(report.points))
+    parameters = len(report.parameters)
+    report.rings = capture, bus = plan_rings(spec, len(report.points), parameters)
     batch, length = workload_of(spec).step_shape(spec)
-    wrong = capture_problems(spec, capture, report.points, batch, length) + bus_problems(
-        spec, bus, report.points
-    )
+    wrong = capture_problems(
+        spec, capture, report.points, batch, length, parameters=parameters
+    ) + bus_problems(spec, bus, report.points)
     report.problems += wrong
     if wrong:
         return

@@ -32,7 +32,8 @@ from asysi.bus.states import StreamEnd
 from asysi.bus.stream import DataBus, Producer
 from asysi.capture.device import Devices
 from asysi.capture.gradients import BackwardPass
-from asysi.capture.hooks import ActivationHooker
+from asysi.capture.hooks import KINDS_AT_POINTS, ActivationHooker
+from asysi.capture.parameters import wanted_parameters
 from asysi.contract.errors import no_room
 from asysi.contract.quantity import parse_bytes
 from asysi.contract.runtime import CAPTURE_RING, HOST_FOLDER, MODEL_FILE, POINTS_FILE, RANGES_FILE
@@ -166,7 +167,9 @@ class Host:
             raise ValueError("the plan has no steps, but contract/workloads.py says that they are known")
         worker = self._worker
         hooker = ActivationHooker(
-            module, self.points, self._producer, self._mailbox, kinds=kinds_named(self._spec.capture.kinds),
+            module, self.points, self._producer, self._mailbox,
+            kinds=[kind for kind in kinds_named(self._spec.capture.kinds) if kind in KINDS_AT_POINTS],
+            parameters=wanted_parameters(self._spec.capture, module),
             sampling=self._spec.capture.sampling, seed=plan.seed, root=root, attempt=worker.attempt,
             devices=self._devices(),
         )  # fmt: skip

@@ -49,12 +49,12 @@ class RingPlan:
         return self.shards * (len(self.readers) * PINS + 2) * self.chunk_bytes
 
 
-def plan_rings(spec: Spec, points: int) -> tuple[RingPlan, RingPlan]:
-    """Return the capture ring and the bus of an experiment with `points` hook points."""
+def plan_rings(spec: Spec, points: int, parameters: int = 0) -> tuple[RingPlan, RingPlan]:
+    """Return the capture ring and the bus of an experiment with so many hook points and parameters."""
     readers = tuple(
         name for name, wanted in (("archiver", spec.archive.enabled), ("sae", spec.sae is not None)) if wanted
     )
-    accounts = max(_ACCOUNTS, points * len(spec.capture.kinds))
+    accounts = max(_ACCOUNTS, points * len(spec.capture.kinds) + parameters)
     capture_chunks = parse_bytes(spec.capture.size) // CAPTURE_CHUNK
     bus_chunks = parse_bytes(spec.bus.size) // spec.bus.shards // BUS_CHUNK
     return (
@@ -77,7 +77,7 @@ def captured(spec: Spec, points: Sequence[HookPoint]) -> list[HookPoint]:
 
 
 def capture_problems(
-    spec: Spec, plan: RingPlan, points: Sequence[HookPoint], batch: int, length: int
+    spec: Spec, plan: RingPlan, points: Sequence[HookPoint], batch: int, length: int, *, parameters: int = 0
 ) -> list[str]:
     """Return why the capture ring cannot hold a step of batch × length tokens; empty if it can."""
     rows = batch * length
@@ -96,6 +96,9 @@ def capture_problems(
             f"{count} {what} × {-(-rows // fitting)} chunks ({rows} rows of {width} × {itemsize} B"
             f" + {ROW_DTYPE.itemsize} B, {fitting} to a chunk)"
         )
+    if parameters:
+        needed += parameters
+        terms.append(f"{parameters} parameters × 1 chunk")
     if needed <= plan.depth:
         return []
     enough = format_bytes(needed * plan.chunk_bytes)

@@ -8,7 +8,7 @@ from asysi.capture.rows import first_tensor, row_shape
 from asysi.contract.errors import ConfigError
 from asysi.contract.rows import read_rows
 from asysi.contract.spec import Spec, Train
-from asysi.hosts.check import CheckReport, check_trainers, dtype_name, matched
+from asysi.hosts.check import CheckReport, check_parameters, check_trainers, dtype_name, matched
 from asysi.model.loading import LoadedModel, ResolvedModel
 from asysi.model.points import HookPoint
 from asysi.train.batches import BatchContract
@@ -81,6 +81,7 @@ def examine(spec: Spec, report: CheckReport, output: Path) -> None:
             continue
         shape = (part.batch_size, part.length, *row)
         report.points.append(HookPoint(path, None, shape, dtype_name(found.dtype), 1))
+    check_parameters(spec, model, report)
     _check_length(part, batch, report)
     check_trainers(spec, report)
 

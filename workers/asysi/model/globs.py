@@ -35,6 +35,7 @@ def match_globs(
     aliases: Mapping[str, str] | None = None,
     *,
     calls: bool = True,
+    what: str = "module",
 ) -> list[str]:
     """Return the names that match any of `globs`, in the order of `names`, without duplicates.
 
@@ -48,6 +49,7 @@ def match_globs(
         where: path of the globs in the spec, for error messages.
         aliases: TransformerLens names by path.
         calls: whether `#n` selects a call; otherwise `#` is an ordinary character.
+        what: kind of thing that is named, for error messages.
 
     Raises:
         ConfigError: a glob matches nothing; the message lists the closest names.
@@ -73,7 +75,7 @@ def match_globs(
                 matched.setdefault(name, set()).add(_ALL_CALLS if call is None else call)
         if not found:
             hint = _hint(glob, [*names, *first])
-            problems.append(f"{where}[{position}]: {glob!r} matches no module of the model{hint}")
+            problems.append(f"{where}[{position}]: {glob!r} matches no {what} of the model{hint}")
     if problems:
         raise ConfigError(*problems)
     return [
@@ -84,6 +86,24 @@ def match_globs(
 
 
 _ALL_CALLS = -1
+
+
+def match_parameters(globs: Sequence[str], names: Mapping[str, int]) -> list[str]:
+    """Return the parameters that match any of `globs`; one with several names (tied weights) is named once.
+
+    Args:
+        globs: patterns; each must match something. None at all match every name.
+        names: an identity of each parameter by name, in the model's order.
+
+    Raises:
+        ConfigError: a glob matches nothing.
+    """
+    where = "spec.capture.parameters"
+    found = match_globs(globs or ["**"], list(names), where, calls=False, what="parameter")
+    first: dict[int, str] = {}
+    for name in found:
+        first.setdefault(names[name], name)
+    return list(first.values())
 
 
 def split_call(name: str) -> tuple[str, int | None]:
