@@ -59,7 +59,7 @@ def main() -> int:
         found["create"] = bare_creates(api, jobs, name, options.samples)
         found["life"] = lives(api, operator, name, options.lives)
         found["memory"] = operator.memory()
-        found["looks"] = operator.histogram("asysi_operator_reconcile_seconds")
+        found["reconciliations"] = operator.histogram("asysi_operator_reconcile_seconds")
         found["waits"] = operator.histogram("asysi_operator_queue_seconds")
     facts = machine(api) | {
         "experiments": options.experiments,

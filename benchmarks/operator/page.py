@@ -133,12 +133,12 @@ def usage(found: Tree, count: int) -> str:
     asked = ", ".join(
         f"{value / idle['seconds'] * 60:.1f} {key}" for key, value in sorted(idle["requests"].items())
     )
-    looks, waits = found["looks"], found["waits"]
+    reconciliations, waits = found["reconciliations"], found["waits"]
     return f"""| | |
 |---|---|
 | CPU at rest, {count:,} experiments, {idle["seconds"]:.0f} s | {idle["cpu"] * 100:.1f} % of a processor |
 | requests a minute at rest | {asked or "none"} |
 | resident memory at rest | {idle["memory"] / 2**20:.0f} MiB |
 | resident memory at the end | {found["memory"] / 2**20:.0f} MiB |
-| looks at an experiment | {looks["count"]:.0f}, mean {looks["mean"] * 1000:.1f} ms |
-| waiting for a look | mean {waits["mean"] * 1000:.1f} ms |"""
+| reconciliations | {reconciliations["count"]:.0f}, mean {reconciliations["mean"] * 1000:.1f} ms |
+| waiting for a reconciliation | mean {waits["mean"] * 1000:.1f} ms |"""
