@@ -224,21 +224,21 @@ class Controller:
             claims=tuple(self.cache.claims(key)),
         )
         with metrics.RECONCILES.time():
-            look = await asyncio.to_thread(functools.partial(self._look, observed, memory))
-        if look.recorded:
+            result = await asyncio.to_thread(functools.partial(self._reconcile, observed, memory))
+        if result.recorded:
             memory.put_out.clear()
-        for item in look.written:
+        for item in result.written:
             self.cache.put(item["kind"], item)
-        if look.said:
+        if result.said:
             self.work.add(key)  # reconcile until the status is stable: a recorded end may require action
-        if look.failed:
+        if result.failed:
             self.work.failed(key)
         else:
             self.work.succeeded(key)
-        if look.again is not None:
-            self.work.later(key, max(0.1, look.again))
+        if result.again is not None:
+            self.work.later(key, max(0.1, result.again))
 
-    def _look(self, observed: Observed, memory: ReconcileState) -> ReconcileResult:
+    def _reconcile(self, observed: Observed, memory: ReconcileState) -> ReconcileResult:
         """Reconcile one experiment; runs in a worker thread."""
         if is_terminating(observed.experiment):
             return ReconcileResult()

@@ -543,7 +543,7 @@ def test_the_hook_worker_passes_converted_packets_through(ring, device, quantiza
     with RingProducer(Writer(bus)) as producer:
         counter = Saturated(Gauges(gauges), producer, {})
         ranges = Ranges(tmp_path / "q.safetensors")
-        relay = Relay(producer, quantization, (counter.look,), lambda _: None, ranges)
+        relay = Relay(producer, quantization, (counter.observe,), lambda _: None, ranges)
         for packet in captured:
             relay.forward(packet)
         carried = raw(bus, "sae")

@@ -58,7 +58,7 @@ def test_a_restarted_hook_counts_on(ring):
             counts = NonFiniteCounter(
                 captured, dict(zip(control.accounts(), control.gauges("hook"), strict=True))
             )
-            counts.look(packet(bad, Dtype.FLOAT32, "b"))
-            counts.look(packet(bad[1:2], Dtype.FLOAT32, "a"))
+            counts.observe(packet(bad, Dtype.FLOAT32, "b"))
+            counts.observe(packet(bad[1:2], Dtype.FLOAT32, "a"))
             found = [int(row[HookGauge.NOT_FINITE]) for row in control.gauges("hook")]
         assert found == [0, 2 * times]

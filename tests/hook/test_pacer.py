@@ -74,7 +74,7 @@ def test_the_host_is_told_what_the_consumer_can_follow(rings):
         def rate_after(packets, offered):
             publish(writer, packets)
             offer(host, offered)
-            pacer.look()
+            pacer.observe()
             pacer.decide(read_totals(capture, bus))
             return capture.get_float(CaptureWord.RATE)
 

@@ -498,7 +498,7 @@ def test_a_hook_point_that_changes_its_width_loses_no_rows(shm):
     """
     statistics = Statistics(shm / "statistics.json")
     packets = [of_width(width, sequence) for sequence, width in enumerate((8, 9), 1)]
-    assert relay_all(shm, packets, statistics.look) == (8192, 8192, 0)
+    assert relay_all(shm, packets, statistics.observe) == (8192, 8192, 0)
     statistics.write()
     saved = json.loads((shm / "statistics.json").read_text())["points"][POINTS[0]]
     assert (saved["rows"], saved["otherWidth"], saved["mean"]) == (256, 256, [1.0] * 8)

@@ -51,7 +51,7 @@ def test_one_row_in_sixteen_is_looked_at_however_the_stream_is_packed(tmp_path_f
     statistics = Statistics(path)
     edges = [0, *sorted(set(cuts)), 1000]
     for start, stop in pairwise(edges):
-        statistics.look(packet(stream[start:stop], start))
+        statistics.observe(packet(stream[start:stop], start))
     statistics.write()
     saved = json.loads(path.read_text())["points"]["p"]
     chosen = np.arange(0, 1000, STRIDE)
@@ -66,7 +66,7 @@ def test_statistics_outlive_a_restart(tmp_path):
     rows = np.random.default_rng(0).normal(size=(320, 3)).astype(np.float32)
     for start in (0, 160):
         statistics = Statistics(path)
-        statistics.look(packet(rows[start : start + 160], start))
+        statistics.observe(packet(rows[start : start + 160], start))
         statistics.write()
     saved = json.loads(path.read_text())["points"]["p"]
     np.testing.assert_allclose(saved["variance"], rows[::STRIDE].astype(np.float64).var(0), rtol=1e-9)
@@ -83,7 +83,7 @@ def test_the_width_of_a_hook_point_is_its_first_also_after_a_restart(tmp_path, f
         statistics = Statistics(path)
         first = np.full((4096, 3), 2.0 if finite or start else np.nan, np.float32)
         for number, rows in enumerate((first, np.ones((64, 4), np.float32), first[:64])):
-            statistics.look(packet(rows, start + 4096 * number))
+            statistics.observe(packet(rows, start + 4096 * number))
         statistics.write()
     saved = json.loads(path.read_text())["points"]["p"]
     assert saved["rows"] + saved["nonFinite"] == 2 * (256 + 4)
@@ -95,12 +95,12 @@ def test_a_file_whose_columns_do_not_fit_is_begun_anew(tmp_path, variance):
     """Mean and variance of unlike width could not be continued."""
     path = tmp_path / "statistics.json"
     statistics = Statistics(path)
-    statistics.look(packet(np.ones((32, 2), np.float32), 0))
+    statistics.observe(packet(np.ones((32, 2), np.float32), 0))
     statistics.write()
     content = json.loads(path.read_text())
     content["points"]["p"]["variance"] = variance
     path.write_text(json.dumps(content))
     successor = Statistics(path)
-    successor.look(packet(np.ones((16, 2), np.float32), 32))
+    successor.observe(packet(np.ones((16, 2), np.float32), 32))
     successor.write()
     assert json.loads(path.read_text())["points"]["p"]["rows"] == 1

@@ -60,8 +60,8 @@ def test_a_restart_is_seen_once():
     restarts = Restarts({})
     gone = replace(START, bus=replace(BUS, consumers={"sae": replace(IDLE, state=ReaderState.GONE)}))
     for totals in (START, gone, gone, START, START, gone, START):
-        restarts.look(totals)
-    restarts.look(replace(START, bus=replace(BUS, generation=3)))
+        restarts.observe(totals)
+    restarts.observe(replace(START, bus=replace(BUS, generation=3)))
     assert restarts.counts == {"hook": 2, "sae": 2}
 
 

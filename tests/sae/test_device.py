@@ -130,7 +130,7 @@ def test_no_step_mixes_devices(monkeypatch):
     x = torch.empty(32, WIDTH, device="meta")
     dead = torch.arange(5, device="meta")
     for fast in (False, True):
-        seen = sae._look(x, x, 4, fast=fast)
+        seen = sae._reconstruct(x, x, 4, fast=fast)
         assert seen.error.device.type == seen.columns.device.type == "meta"
         assert seen.error.dtype is torch.float32
         sae._add_auxk(seen, gradient, dead, scale=1.0)
@@ -138,7 +138,7 @@ def test_no_step_mixes_devices(monkeypatch):
     sae.project(gradient)
     sae.constrain()
     with pytest.raises(RuntimeError, match="device"):
-        sae._look(torch.empty(32, WIDTH), torch.empty(32, WIDTH), 4, fast=False)
+        sae._reconstruct(torch.empty(32, WIDTH), torch.empty(32, WIDTH), 4, fast=False)
 
 
 @given(st.lists(st.integers(0, 9), max_size=50), st.sampled_from([10, 2**15, 2**20]))

@@ -51,7 +51,7 @@ class Attempts:
         output: results directory.
         events: event log.
         signals: signals received from the user.
-        look: called at every tick with the attempt number and its pod.
+        on_tick: called at every tick with the attempt number and its pod.
         asker: runs the probes.
         cpus: CPUs of each container, by name; containers not listed may use all.
         fault: fault to inject once, if any.
@@ -67,7 +67,7 @@ class Attempts:
         output: Path,
         events: Events,
         signals: UserSignals,
-        look: Callable[[int, Pod], None],
+        on_tick: Callable[[int, Pod], None],
         asker: ProbeClient,
         cpus: Mapping[str, frozenset[int]],
         fault: FaultInjection | None = None,
@@ -76,7 +76,7 @@ class Attempts:
     ) -> None:
         self._job, self._spec = job, read_pod(job["spec"]["template"])
         self._directories, self._output, self._events, self._signals = directories, output, events, signals
-        self._look, self._asker, self._cpus, self._fault = look, asker, cpus, fault
+        self._on_tick, self._asker, self._cpus, self._fault = on_tick, asker, cpus, fault
         self._first = first
         self._when_full = when_full
         self._restarts: dict[str, int] = {}
@@ -115,7 +115,7 @@ class Attempts:
             launch,
             signals=self._signals,
             tell=tell,
-            look=lambda pod: self._look(self._first + attempt, pod),
+            on_tick=lambda pod: self._on_tick(self._first + attempt, pod),
             asker=self._asker,
             deadlines=self._deadlines(began),
             fault=self._fault,

@@ -87,8 +87,8 @@ def run_objects(
         shown = display(plain=plain)
         watching = StatusMonitor(name, shown, asker, signals, kill_once, rows=lambda: progress(output))
 
-        def look(attempt: int, pod: Pod) -> None:
-            watching.look(attempt, pod)
+        def on_tick(attempt: int, pod: Pod) -> None:
+            watching.on_tick(attempt, pod)
             if results.replaces and results.worth_keeping:
                 results.keep()
 
@@ -103,7 +103,7 @@ def run_objects(
                         output=output,
                         events=events,
                         signals=signals,
-                        look=look,
+                        on_tick=on_tick,
                         asker=asker,
                         cpus=cpus,
                         fault=_fault(kill_once, output) if one is job else None,

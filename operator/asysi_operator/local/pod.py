@@ -69,7 +69,7 @@ class Pod:
         launch: starts a container's process.
         signals: signals received from the user.
         tell: records events.
-        look: called at every tick, for display and monitoring.
+        on_tick: called at every tick, for display and monitoring.
         asker: runs the probes.
         deadlines: when to delete the pod.
         fault: fault to inject once, if any.
@@ -88,7 +88,7 @@ class Pod:
         *,
         signals: UserSignals,
         tell: Tell,
-        look: Callable[["Pod"], None],
+        on_tick: Callable[["Pod"], None],
         asker: ProbeClient,
         deadlines: Sequence[Deadline] = (),
         fault: FaultInjection | None = None,
@@ -96,7 +96,7 @@ class Pod:
         when_full: str = "stop",
     ) -> None:
         self._full, self._when_full = full, when_full
-        self._grace, self._signals, self._look = spec.grace, signals, look
+        self._grace, self._signals, self._on_tick = spec.grace, signals, on_tick
         self._deadlines, self._fault, self.struck = list(deadlines), fault, False
         self.members = [
             ContainerRunner(container, launch, asker, tell, spec.grace) for container in spec.containers
@@ -183,7 +183,7 @@ class Pod:
         for member in self.members:
             member.tick(restarting=self._restarting)
         self._strike_once()
-        self._look(self)
+        self._on_tick(self)
 
     def _heed(self) -> None:
         now = time.monotonic()

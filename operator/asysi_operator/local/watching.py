@@ -54,7 +54,7 @@ class StatusMonitor:
         self._asked_at, self._attempt = 0.0, 0
         self.status = STARTING
 
-    def look(self, attempt: int, pod: Pod) -> None:
+    def on_tick(self, attempt: int, pod: Pod) -> None:
         """Request the status if due, take a response if there is one, and update the display."""
         if attempt != self._attempt:
             self._attempt, self.status, self._answer = attempt, STARTING, None

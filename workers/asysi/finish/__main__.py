@@ -132,7 +132,7 @@ def _judge_and_report(
     gauges = outcome.snapshot.points
     analysis = analyse(experiment, output, worker.workspace, gauges, watch, attempt=worker.attempt)
     if experiment.spec.weights.enabled:
-        _look_at_weights(worker, analysis)
+        _analyse_weights(worker, analysis)
     records = read_records(experiment, output)
     ending = evaluate_run(experiment, ledger, outcome, analysis=analysis, records=records, output=output)
     write_atomic(output / VERDICT_FILE, json.dumps(verdict_json(ending), indent=1, allow_nan=False))
@@ -162,7 +162,7 @@ def _upload(worker: Worker) -> str | None:
     return upload_run(worker, address)
 
 
-def _look_at_weights(worker: Worker, analysis: "RunAnalysis") -> None:
+def _analyse_weights(worker: Worker, analysis: "RunAnalysis") -> None:
     from asysi.model.loading import load_model, read_resolved  # noqa: PLC0415
     from asysi.weights.run.experiment import analyse_weights, sources_of  # noqa: PLC0415
 

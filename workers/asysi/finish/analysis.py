@@ -126,7 +126,7 @@ def analyse(
     text = text_of(spec)
     if spec.data is None or text is None:
         result.missing.append("The features: this workload has no text that could be read again.")
-        _look_without_text(result, exports)
+        _analyse_without_text(result, exports)
         return result
     if spec.sae is None:
         result.missing.append("The features: the experiment trains no autoencoder (spec.sae is null).")
@@ -153,7 +153,7 @@ def analyse(
         head = _Head(logits.unembedding(loaded.module), partial(vocabulary, loaded.tokenizer))
         ranges = read_ranges(output / RANGES_FILE)
         gauged = {one.path: one for one in gauges}
-        _look(result, experiment, exports, again, head, gauges=gauged, ranges=ranges, beat=watch.beat)
+        _analyse(result, experiment, exports, again, head, gauges=gauged, ranges=ranges, beat=watch.beat)
         budget = ReadBudget(spec.finish.splice_tokens, spec.finish.splice_seconds)
         _splice(result, exports, again, loaded, budget=budget, watch=watch)
         watch.show(None)
@@ -177,7 +177,7 @@ def _left_by_host(
     return found
 
 
-def _look_without_text(result: RunAnalysis, exports: list[Export]) -> None:
+def _analyse_without_text(result: RunAnalysis, exports: list[Export]) -> None:
     """Check the autoencoders as far as possible without data: whether every parameter is finite."""
     from asysi.sae.export import load  # noqa: PLC0415 - not needed without autoencoders
 
@@ -240,7 +240,7 @@ class _Head:
     """Maps token ids to their text."""
 
 
-def _look(
+def _analyse(
     result: RunAnalysis,
     experiment: ScanExperiment,
     exports: list[Export],
@@ -258,7 +258,7 @@ def _look(
             "so nothing can be measured."
         )
     several = len({export.trainer for export in exports}) > 1
-    looked: list[LayerResult] = []
+    measured: list[LayerResult] = []
     for export in exports:
         asked = MeasureOptions(
             k=_k(export.folder),
@@ -270,17 +270,17 @@ def _look(
             ranges=ranges[export.point].table if export.point in ranges else None,
         )
         name = f"{export.trainer}/{export.point}" if several else export.point
-        one = _look_at(result, export, again, asked, name=name)
+        one = _measure(result, export, again, asked, name=name)
         if one is not None:
             one = _with_training(one, gauges.get(export.point))
-            looked.append(one)
+            measured.append(one)
             result.saes[export.trainer, export.point] = dataclasses.replace(
                 result.saes[export.trainer, export.point], layer=one.layer
             )
         beat()
-    if looked:
-        result.layers = [one.layer for one in looked]
-        result.browser = features.browser(looked, sheet, again.pieces, SEED, head.spell)
+    if measured:
+        result.layers = [one.layer for one in measured]
+        result.browser = features.browser(measured, sheet, again.pieces, SEED, head.spell)
 
 
 def _splice(
@@ -335,7 +335,7 @@ def _why_not_spliced(measured: splice.SpliceResult, budget: ReadBudget) -> str:
             return "a loss is not finite"
 
 
-def _look_at(
+def _measure(
     result: RunAnalysis, export: Export, again: Reread, asked: MeasureOptions, *, name: str
 ) -> LayerResult | None:
     """Measure one export and record it in `result`; return None if nothing can be measured."""
@@ -391,12 +391,12 @@ def _held(export: Export) -> HeldOutRows | None:
     return HeldOutRows(rows.float().numpy(), sample, position, call)
 
 
-def _with_training(looked: LayerResult, gauge: TrainerGauges | None) -> LayerResult:
+def _with_training(measured: LayerResult, gauge: TrainerGauges | None) -> LayerResult:
     """Add the metrics that only the trainer has."""
     if gauge is None or not gauge.trained > 0:
-        return looked
-    layer = dataclasses.replace(looked.layer, dead_training=gauge.dead, trained=int(gauge.trained))
-    return dataclasses.replace(looked, layer=layer)
+        return measured
+    layer = dataclasses.replace(measured.layer, dead_training=gauge.dead, trained=int(gauge.trained))
+    return dataclasses.replace(measured, layer=layer)
 
 
 def _k(folder: Path) -> int | None:

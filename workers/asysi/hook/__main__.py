@@ -66,7 +66,7 @@ def _assemble(
     sampling = spec.capture.sampling
     wanted = WIRE[spec.capture.quantization]
     ranges = Ranges(worker.output / RANGES_FILE) if wanted.by_channel else None
-    looks = (statistics.look, not_finite.look, saturated.look)
+    observers = (statistics.observe, not_finite.observe, saturated.observe)
     paired = {"activations", "gradients"} <= set(spec.capture.kinds)
     means = ChannelMeans(worker.output / MEANS_FILE) if paired else None
     pairs = None
@@ -77,7 +77,7 @@ def _assemble(
         published=published,
         capture=capture,
         bus=bus,
-        relay=Relay(published, wanted, looks, latency.observe, ranges, pairs=pairs),
+        relay=Relay(published, wanted, observers, latency.observe, ranges, pairs=pairs),
         pacer=Pacer(capture, bus, Limits(most=sampling.rate, least=sampling.min_rate), totals),
         statistics=statistics,
         timeline=Timeline(worker.output / TIMELINE_FILE, worker.attempt),

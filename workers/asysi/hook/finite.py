@@ -80,7 +80,7 @@ class Saturated:
         self._on_device: dict[str, int] = {}
         self._seen: dict[str, int] = {}
 
-    def look(self, packet: ActivationPacket) -> None:
+    def observe(self, packet: ActivationPacket) -> None:
         """Take over the packet's count, and the producer's for its hook point."""
         if on_device := int(packet.header["saturated"]):
             self._on_device[packet.point] = self._on_device.get(packet.point, 0) + on_device
@@ -105,7 +105,7 @@ class NonFiniteCounter:
         self._captured = captured
         self._counts = {point: int(row[HookGauge.NOT_FINITE]) for point, row in gauges.items()}
 
-    def look(self, packet: ActivationPacket) -> None:
+    def observe(self, packet: ActivationPacket) -> None:
         """Count a captured packet's rows."""
         if found := rows_not_finite(packet):
             count = self._counts[packet.point] = self._counts.get(packet.point, 0) + found

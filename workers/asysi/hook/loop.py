@@ -88,7 +88,7 @@ class Hook:
     def _drain(self, stop: StopSignal) -> bool:
         """Relay the available packets to the bus; return whether there were any."""
         packets = self.captured.pull(_BATCH, _WAIT_SECONDS)
-        self.pacer.look()
+        self.pacer.observe()
         if not packets:
             return False
         packets.reverse()
@@ -100,7 +100,7 @@ class Hook:
 
     def _steer(self, write_line: bool) -> None:
         totals = read_totals(self.capture, self.bus)
-        self.timeline.restarts.look(totals)
+        self.timeline.restarts.observe(totals)
         self.pacer.decide(totals)
         if write_line:
             self._write_line(totals)

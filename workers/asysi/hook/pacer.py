@@ -37,7 +37,7 @@ class Pacer:
         self._gone: dict[str, tuple[float, Sequence[int]]] = {}
         """When a consumer was found gone, and what it had read by then."""
 
-    def look(self) -> None:
+    def observe(self) -> None:
         """Record the lag of the bus's consumers; call this often between decisions."""
         for name, peak in self._peaks.items():
             self._peaks[name] = max(peak, self._bus.lag(name))
@@ -68,7 +68,7 @@ class Pacer:
         self._capture.set_float(CaptureWord.RATE, self.pace.rate)
         self._decided = totals
         self._peaks = dict.fromkeys(self._peaks, 0.0)
-        self.look()
+        self.observe()
 
     def _away(self, name: str, totals: ConsumerTotals, now: float) -> float:
         """Return for how many seconds a consumer has been gone; infinite if it finished or never attached.

@@ -30,7 +30,7 @@ class Relay:
     Args:
         bus: the producer of the bus.
         wanted: how payloads travel from here on.
-        looks: each is shown every packet that was published (statistics, counts).
+        observers: each is shown every packet that was published (statistics, counts).
         latency: is told the seconds from capture to publication.
         ranges: of the channels; needed for INT8_CHANNEL.
         pairs: joins gradients to activations; None where only one of them is captured.
@@ -40,14 +40,14 @@ class Relay:
         self,
         bus: Producer,
         wanted: Quantization,
-        looks: Sequence[Callable[[ActivationPacket], None]],
+        observers: Sequence[Callable[[ActivationPacket], None]],
         latency: Callable[[float], None],
         ranges: Ranges | None = None,
         *,
         pairs: PairWindow | None = None,
     ) -> None:
         self._bus, self._wanted, self._ranges, self._pairs = bus, wanted, ranges, pairs
-        self._looks, self._latency = looks, latency
+        self._observers, self._latency = observers, latency
         self._told: set[str] = set()
 
     def forward(self, packet: ActivationPacket) -> None:
@@ -71,8 +71,8 @@ class Relay:
             self._drop(packet, DropReason.ERROR, str(error))
             return
         self._latency((time.monotonic_ns() - int(packet.header["captured_ns"])) * 1e-9)
-        for look in self._looks:
-            self._show(packet, look)
+        for observe in self._observers:
+            self._show(packet, observe)
 
     def _joined(self, packet: ActivationPacket, pairs: PairWindow) -> ActivationPacket:
         """Keep an activation for its gradient; return a gradient with its scores."""
@@ -85,9 +85,9 @@ class Relay:
                 log.exception("rows of %s are published without scores", packet.point)
         return packet
 
-    def _show(self, packet: ActivationPacket, look: Callable[[ActivationPacket], None]) -> None:
+    def _show(self, packet: ActivationPacket, observe: Callable[[ActivationPacket], None]) -> None:
         try:
-            look(packet)
+            observe(packet)
         except Exception as error:  # whatever it is, it must not stop the stream
             if self._is_new(repr(error)):
                 log.exception("rows of %s are published, but not in every count", packet.point)

@@ -106,7 +106,7 @@ class Statistics:
         self._moments = _read(path)
         self._pending: dict[str, list[NDArray[np.float32]]] = {}
 
-    def look(self, packet: ActivationPacket) -> None:
+    def observe(self, packet: ActivationPacket) -> None:
         """Add every 16th row of the packet."""
         if int(packet.header["kind"]) == Kind.PARAMETER_GRADIENT:
             return  # its row is a record of statistics

@@ -54,7 +54,7 @@ class Restarts:
         self.counts = dict(counts)
         self._gone: set[str] = set()
 
-    def look(self, totals: StreamTotals) -> None:
+    def observe(self, totals: StreamTotals) -> None:
         """Compare the workers' states with those of the previous call."""
         self.counts["hook"] = max(0, totals.bus.generation - 1)
         for name, consumer in totals.bus.consumers.items():

@@ -119,7 +119,7 @@ class Run:
         if not plan.resume and plan.inputs and source is not None:
             input_files.refuse_changes(source, plan.inputs)
         self._prepare()
-        self._look_for_new_inputs()
+        self._find_new_inputs()
         self._save()
         plan.hooks.on_pipeline_start(plan.pipeline_id, self._image())
         try:
@@ -171,7 +171,7 @@ class Run:
                 following = ledger.last(nodes[index + 1].node_id) if index + 1 < len(nodes) else None
                 ledger.rewind(nodes[index].node_id, following.source_end if following else 0)
 
-    def _look_for_new_inputs(self) -> None:
+    def _find_new_inputs(self) -> None:
         """Report files that have appeared since the run started, once each."""
         source, status = self._plan.nodes[0].input_bus, self._status
         found = input_files.new_files(source, self._plan.inputs)
@@ -243,7 +243,7 @@ class Run:
         self._ticker.end()
         names = [node.node_id for node in plan.nodes]
         write_dead_letters(self._ledger, names, plan.folder / "dead_letters")
-        self._look_for_new_inputs()
+        self._find_new_inputs()
         self._save()
         plan.hooks.on_pipeline_end(plan.pipeline_id, status.name == "completed", status.error)
         for node in plan.nodes:

@@ -80,7 +80,7 @@ def restore(bus: IDataStream, pinned: Sequence[Mapping[str, Any]], *, accept: bo
     bus.pinned = [file.url for file in before]
     now, problems = [], []
     for file in before:
-        found = _look(file)
+        found = _inspect(file)
         if found is None:
             problems.append(f"{file} is gone")
         elif difference := _difference(file, found):
@@ -240,7 +240,7 @@ def _digested(file: InputFile) -> InputFile:
         return InputFile(file.url, stream.tell(), file.written, digest)
 
 
-def _look(file: InputFile) -> InputFile | None:
+def _inspect(file: InputFile) -> InputFile | None:
     """Return a file's current state, with a digest if it had one; None if it does not exist."""
     found = _state_or_none(file.url)
     return _digested(found) if found is not None and file.digest is not None else found

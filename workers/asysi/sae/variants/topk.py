@@ -87,7 +87,7 @@ class TopK(AffineAutoencoder):
     def differentiate(self, x: Tensor, y: Tensor, gradient: Self, context: StepContext) -> StepResult:
         """Compute the gradient of the loss over the rows of x [rows, d_in]; see the base class."""
         variance = spread(y)
-        seen = self._look(x, y, self._firing(context), fast=context.fast)
+        seen = self._reconstruct(x, y, self._firing(context), fast=context.fast)
         gradient.parameters.zero_()
         auxiliary = 0.0
         if len(context.dead) and self._k_aux:
@@ -102,7 +102,7 @@ class TopK(AffineAutoencoder):
         loss = fvu + self._coefficient * auxiliary / variance
         return StepResult(loss, fvu, int(firing.sum()) / len(x), fired)
 
-    def _look(self, x: Tensor, y: Tensor, k: int, *, fast: bool) -> "_Seen":
+    def _reconstruct(self, x: Tensor, y: Tensor, k: int, *, fast: bool) -> "_Seen":
         centred = x - self.b_dec
         pre = self.preactivations(centred, fast=fast)
         values, columns = top_k(pre, k)
