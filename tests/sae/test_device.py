@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from asysi.contract.errors import ConfigError
 from asysi.contract.spec import Sae, SaeTrain, ScanExperiment
+from asysi.contract.variants import VARIANTS
 from asysi.model.devices import device_for
 from asysi.sae.processor import bfloat16_is_fast
 from asysi.sae.selection import order_of, top_k
 from asysi.sae.trainer import Trainer
 from asysi.sae.training import Training
-from asysi.sae.variants import topk
+from asysi.sae.variants import topk, variant
 from asysi.sae.variants.base import StepContext
 from asysi.sae.variants.topk import TopK
 from asysi.sae.worker import SAETrainerWorker
@@ -139,6 +140,24 @@ def test_no_step_mixes_devices(monkeypatch):
     sae.constrain()
     with pytest.raises(RuntimeError, match="device"):
         sae._reconstruct(torch.empty(32, WIDTH), torch.empty(32, WIDTH), 4, fast=False)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_no_variant_mixes_devices(name, monkeypatch):
+    """Loss, gradient and constraints of every variant on another device keep to it."""
+    monkeypatch.setattr("asysi.sae.variants.affine.spread", lambda _: 1.0)  # this device has no numbers
+    sae = variant(name).from_spec(SaeTrain(variant=name, latents=LATENTS, k=4), WIDTH, WIDTH).on("meta")
+    assert "cuda" in sae.devices
+    gradient, x = sae.twin(), torch.empty(32, WIDTH, device="meta")
+    for dead in (torch.arange(0, device="meta"), torch.arange(5, device="meta")):
+        with sae._tracked(gradient):
+            found = sae.loss(x, x, StepContext(dead, sparsity=0.5))
+            found.loss.backward()
+        assert found.active.device.type == gradient.parameters.device.type == "meta"
+    sae.project(gradient)
+    sae.constrain()
+    assert sae.infer(sae.preactivations(x)).device.type == "meta"
+    assert sae.frozen(0.5, 0.5).device.type == "meta"
 
 
 @given(st.lists(st.integers(0, 9), max_size=50), st.sampled_from([10, 2**15, 2**20]))

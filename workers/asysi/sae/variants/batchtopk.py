@@ -5,6 +5,7 @@ than k. After training a row must not depend on others: a latent then fires abov
 mean of the smallest latent that fired in a batch. The export is the JumpReLU autoencoder with that threshold.
 """
 
+import math
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -77,13 +78,13 @@ class BatchTopK(AffineAutoencoder):
         k = firing_number(self.k, self.latents, self.d_in, context.sparsity)
         bound = batch_bound(pre.detach(), min(k * len(pre), pre.numel()))
         off = (pre.detach() < bound) | (pre.detach() <= 0)
-        self._remember(pre.detach()[~off])
+        self._remember(pre.detach().masked_fill(off, math.inf).min())
         return pre.masked_fill(off, 0)
 
-    def _remember(self, fired: Tensor) -> None:
-        """Update the threshold with the preactivations that fired, [n]."""
-        if len(fired):
-            self.state[_THRESHOLD].lerp_(fired.min(), self._rate)
+    def _remember(self, least: Tensor) -> None:
+        """Update the threshold with the smallest preactivation that fired; infinite if none did."""
+        threshold = self.state[_THRESHOLD]
+        threshold.lerp_(torch.where(least.isfinite(), least, threshold), self._rate)
 
     def infer(self, pre: Tensor) -> Tensor:
         """Return the preactivations that are not below the threshold."""
