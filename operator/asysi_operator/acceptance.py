@@ -14,7 +14,7 @@ from asysi_operator.manifests.labels import QUEUE
 
 FILE_LIMIT = 1_000_000
 """Maximum bytes of an experiment's file: a ConfigMap holds 1 MiB, names and labels included."""
-_SCHEMES = ("jsonl://", "file://")
+_SCHEMES = ("jsonl://", "csv://", "parquet://", "datasets://", "file://")
 """Schemes that may prefix a path, in this order."""
 
 

@@ -49,7 +49,7 @@ FORBIDDEN = {
     *("hostPath", "hostNetwork", "hostPID", "hostIPC", "hostPort", "hostUsers", "hostAliases", "procMount"),
     *("privileged", "serviceAccountName", "serviceAccount", "sysctls", "seLinuxOptions", "windowsOptions"),
     *("ephemeralContainers", "shareProcessNamespace", "subPathExpr", "nodeName", "hostname", "secret"),
-    *("projected", "csi", "downwardAPI", "lifecycle", "resourceClaims", "envFrom"),
+    *("projected", "csi", "downwardAPI", "lifecycle", "resourceClaims"),
 }
 """Keys that no pod of an experiment has anywhere."""
 SECURITY = {
@@ -158,6 +158,10 @@ def harmless(pod: Tree, claims: set[str]) -> None:
         assert container["image"] == "the-image"
         assert container["args"] == ["python", "-m", MODULE_OF[Container(container["name"])]]
         assert "command" not in container
+        for source in container.get("envFrom", []):  # a Secret of the experiment's own namespace, by its name
+            assert container["name"] in {"prepare", "archiver", "finish"}
+            assert source.keys() == {"secretRef"}
+            assert source["secretRef"].keys() == {"name"}
         for mount in container["volumeMounts"]:
             assert ".." not in mount["mountPath"]
             assert mount.get("subPath", "tmp") in {*Container, "capture", "tmp"}

@@ -323,6 +323,8 @@ def test_secrets_reach_only_those_who_need_them(render):
             item["name"] in {"prepare", "archiver", "finish"}
         )
         assert "bucket" not in str(item.get("command", [])) + str(item.get("args", []))
+        assert "hub" not in str(item.get("command", [])) + str(item.get("args", []))
+        assert "HF_TOKEN" not in [variable["name"] for variable in item["env"] if item["name"] != "prepare"]
     assert pod.by_kind["NetworkPolicy"]["spec"]["egress"] == [{}]
 
 

@@ -84,6 +84,9 @@ def scheme_of(uri: str) -> str:
     return scheme if separator else ""
 
 
+STORES = ("file", "s3", "gs", "gcs", "az", "abfs", "hf", "http", "https", "ftp", "sftp")
+"""Schemes of fsspec that may hold data without a format before them."""
+
 REFUSALS = (
     Refusal("spec.mode", _only("HPC"), "CONSUMER mode comes with a later version; use `mode: HPC`"),
     Refusal(
@@ -97,19 +100,11 @@ REFUSALS = (
         "tokenizers come from a folder or from hf://owner/name",
     ),
     Refusal(
-        "spec.model.secretRef",
-        None,
-        "models are read without credentials; download a gated model yourself and use file://folder",
-    ),
-    Refusal(
         "spec.data.uri",
-        _schemes("jsonl"),
-        "data is read from jsonl://path; convert it to one JSON object per line",
-    ),
-    Refusal(
-        "spec.data.tokens.chatTemplate",
-        None,
-        "put the finished text into the field that data.tokens.textField names",
+        _schemes("jsonl", "csv", "parquet", "datasets", *STORES),
+        "data is read from jsonl://, csv://, parquet:// or datasets://, or from the URL of a store whose "
+        "ending says what it holds; rows of memory:// exist in one process, and an experiment has several",
+        "`memory://`",
     ),
     Refusal("spec.workload.ppo", None, "use workload.scan; PPO comes with a later version"),
     Refusal(
@@ -160,6 +155,7 @@ READ_BY = {
     "asysi.text": (
         "spec.data.uri",
         "spec.data.tokens.textField",
+        "spec.data.tokens.chatTemplate",
         "spec.data.tokens.contextLength",
         "spec.data.tokens.packing",
         "spec.data.tokens.prependBos",
@@ -295,6 +291,8 @@ READ_BY = {
         "spec.sae.train[].grid.seeds",
     ),
     "asysi_operator.manifests": (
+        "spec.model.secretRef.name",
+        "spec.model.secretRef.key",
         "metadata.name",
         "metadata.namespace",
         "metadata.labels",

@@ -45,7 +45,7 @@ _PATHS: tuple[Path, ...] = (
     ("spec", "output", "uri"),
 )
 _LOCAL = re.compile(
-    r"(?P<scheme>(?:(?:jsonl|csv|parquet)://)?(?:file://)?)(?P<rest>(?![/~]|[\w:+]+://)(?P<dots>\.\.?(?=/|$))?.*)$"
+    r"(?P<scheme>(?:(?:jsonl|csv|parquet|datasets)://)?(?:file://)?)(?P<rest>(?![/~]|[\w:+]+://)(?P<dots>\.\.?(?=/|$))?.*)$"
 )
 """A relative path, optionally with a scheme; `./x` and `../x` have dots."""
 

@@ -276,6 +276,12 @@ def _a_shard_holds_a_process(spec: Spec) -> Iterator[Problem]:
 
 
 def _keys_are_variables_of_their_own(spec: Spec) -> Iterator[Problem]:
+    key = spec.model.secret_ref.key if spec.model.secret_ref else None
+    if key is not None and (key.startswith(_OURS) or key in _TAKEN):
+        yield Problem(
+            ("spec", "model", "secretRef", "key"),
+            f"is {key}, a reserved variable: give the Secret's key another name",
+        )
     refs = spec.data.pipeline.secret_refs if spec.data and spec.data.pipeline else []
     counts = Counter(ref.key for ref in refs)
     for index, ref in enumerate(refs):

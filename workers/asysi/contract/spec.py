@@ -88,7 +88,9 @@ class Model(Part):
     tokenizer: Uri | None = None
     """Folder, GGUF file or `hf://` name of the tokenizer; unset uses the model's own."""
     secret_ref: SecretRef | None = None
-    """Secret with the credentials for the model's source."""
+    """Secret with the credentials for the model's source, such as a key `HF_TOKEN`: set as environment
+    variables of prepare, which downloads the model, and of no other container. A local run uses its own
+    environment."""
 
 
 class Tokens(Part):
@@ -106,7 +108,8 @@ class Tokens(Part):
     """Whether sequences begin with the BOS token, or CLS if the tokenizer has no BOS; unset follows the
     tokenizer's default."""
     chat_template: bool = False
-    """Whether rows contain `messages` to format with the tokenizer's chat template."""
+    """Whether rows contain `messages` (or another field that `textField` names), a list of `role` and
+    `content`, to format with the tokenizer's chat template. It writes the special tokens; none are added."""
     separator_token: Short | None = None
     """Token between documents with `packing: concat`; unset uses the tokenizer's EOS or SEP token."""
     exclude_tokens: Annotated[list[Short], Field(max_length=64)] = ["special", "padding"]
@@ -226,8 +229,10 @@ class Data(Part):
     """The data that the model reads."""
 
     uri: Uri
-    """Location of the rows: `jsonl://` followed by a path, a glob or any fsspec URL; one JSON object per
-    line."""
+    """Location of the rows: `jsonl://` (one JSON object per line), `csv://` or `parquet://` followed by a
+    path, a glob or any fsspec URL, as in `csv://s3://bucket/rows.csv`; `datasets://` followed by a folder of
+    `Dataset.save_to_disk`; or the URL of a store whose ending says what it holds, as in
+    `s3://bucket/rows.parquet`."""
     tokens: Tokens = Tokens()
     """How text is tokenised, and which tokens are data."""
     holdout: Holdout = Holdout()

@@ -104,7 +104,7 @@ def read_again(
     """
     began, spending = time.monotonic(), Spending("report", budget.seconds, watch)
     policy = make_policy(data.tokens, loaded.tokenizer)
-    documents = list(islice(TextSource(data, max_samples), DOCUMENTS))
+    documents = list(islice(TextSource(data, max_samples, loaded.tokenizer), DOCUMENTS))
     watch.beat()
     sequences = _sequences(documents, loaded.tokenizer, policy, seed)
     watch.beat()

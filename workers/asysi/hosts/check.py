@@ -392,7 +392,9 @@ def _check_data(
         _check_pipeline(experiment, output.absolute(), report)
         return
     text = text_of(spec)
-    source = TextSource(rows, text.max_samples if text else None)
+    if data.tokens.chat_template and (tokenizer is None or not getattr(tokenizer, "chat_template", None)):
+        return  # that is a problem of its own, and the rows cannot be read without it
+    source = TextSource(rows, text.max_samples if text else None, tokenizer)
     try:
         for document in source:
             report.documents += 1

@@ -357,6 +357,7 @@ def _fetch(name: str, revision: str | None, workspace: Path | None) -> tuple[Pat
     try:
         from huggingface_hub import snapshot_download  # noqa: PLC0415 - an extra
         from huggingface_hub.errors import (  # noqa: PLC0415
+            GatedRepoError,
             HFValidationError,
             LocalEntryNotFoundError,
             OfflineModeIsEnabled,
@@ -375,6 +376,11 @@ def _fetch(name: str, revision: str | None, workspace: Path | None) -> tuple[Pat
         raise ConfigError(
             f"spec.model.uri: hf://{name} is not on this machine and the hub cannot be reached ({error}): "
             "fetch it where there is a network, and use file://"
+        ) from error
+    except GatedRepoError as error:
+        raise ConfigError(
+            f"spec.model.uri: hf://{name} is gated: accept its terms on the hub, and set HF_TOKEN, on a "
+            "cluster by spec.model.secretRef"
         ) from error
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise ConfigError(

@@ -34,7 +34,7 @@ def read_data(data: Data, workload: ReadsText, tokenizer: object) -> PlannedRead
         ConfigError: the data or the token policy is invalid, or no document is left.
     """
     policy = make_policy(data.tokens, tokenizer)
-    source = TextSource(data, workload.max_samples)
+    source = TextSource(data, workload.max_samples, tokenizer)
     spelled = SpelledTokens(tokenizer)
     corpus = tokenise(spelled.watch(source), tokenizer, policy)
     if not corpus.documents:

@@ -12,6 +12,7 @@ from asysi.contract.errors import ConfigError
 from asysi.contract.spec import Data
 from asysi.pipeline.formats.compression import HEAD, BrokenFileError, compression_of, decompressed, lines_of
 from asysi.pipeline.formats.format_detection import BOM
+from asysi.pipeline.formats.uris import FORMATS, with_format
 
 RENUMBERED = 2**63
 """Added to the line number of a row whose number is taken: larger than any number in the data."""
@@ -28,6 +29,8 @@ class Document:
     text: str
     holdout: bool
     """Whether it is held out and never trained on."""
+    written: str | None = None
+    """What its author wrote, if a chat template put it into `text`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +54,14 @@ class TextSource:
     Args:
         data: the spec's data.
         limit: maximum number of distinct documents; None for all.
+        tokenizer: has the chat template that `data.tokens.chatTemplate` asks for.
 
     Raises:
         ConfigError: on iteration: the source is missing, a line is not a JSON object, or a row has no text.
     """
 
-    def __init__(self, data: Data, limit: int | None = None) -> None:
-        self._data, self._limit = data, limit
+    def __init__(self, data: Data, limit: int | None = None, tokenizer: Any = None) -> None:
+        self._data, self._limit, self._tokenizer = data, limit, tokenizer
         self.rows = 0
         """Rows read."""
         self.duplicates = 0
@@ -66,13 +70,16 @@ class TextSource:
         """Documents whose number was already taken by another."""
 
     def __iter__(self) -> Iterator[Document]:
-        field, holdout = self._data.tokens.text_field, self._data.holdout
+        tokens, holdout = self._data.tokens, self._data.holdout
         seen: set[bytes] = set()
         numbers: set[int] = set()
         self.rows = self.duplicates = self.renumbered = 0
-        for line in _lines(self._data.uri):
-            row = _parse(line)
-            text = _text(line, row, field)
+        for line, row in _rows(self._data.uri):
+            written = None
+            if tokens.chat_template:
+                text, written = _chat(line, row, tokens.text_field, self._tokenizer)
+            else:
+                text = _text(line, row, tokens.text_field)
             self.rows += 1
             mark = blake2b(text.encode(), digest_size=16).digest()
             if mark in seen:
@@ -86,7 +93,7 @@ class TextSource:
                 number = RENUMBERED + line.ordinal
                 self.renumbered += 1
             numbers.add(number)
-            yield Document(number, text, is_held_out(text, holdout.share, holdout.seed))
+            yield Document(number, text, is_held_out(text, holdout.share, holdout.seed), written)
 
 
 def is_held_out(text: str, share: float, seed: int) -> bool:
@@ -96,6 +103,29 @@ def is_held_out(text: str, share: float, seed: int) -> bool:
     """
     digest = blake2b(text.encode(), digest_size=8, key=seed.to_bytes(8, "little")).digest()
     return int.from_bytes(digest, "little") / 2**64 < share
+
+
+def _rows(uri: str) -> Iterator[tuple[_Line, dict[str, Any]]]:
+    """Yield every row with its place; the suffix of a store's URL says what it holds."""
+    try:
+        uri = with_format(uri, (*FORMATS, "memory", "datasets"))
+    except ConfigError as error:
+        raise ConfigError(f"spec.data.uri: {error}") from error
+    if uri.startswith("jsonl://"):
+        for line in _lines(uri):
+            yield line, _parse(line)
+        return
+    from asysi.text.tables import table_rows  # noqa: PLC0415 - loads more than JSON lines need
+
+    try:
+        for number, row in enumerate(table_rows(uri), 1):
+            yield _Line(uri, number, number, repr(row)[: _EXCERPT + 1].encode()), row
+    except ConfigError as error:
+        raise ConfigError(
+            *(one if one.startswith("spec.") else f"spec.data.uri: {one}" for one in error.problems)
+        ) from error
+    except (OSError, ImportError, EOFError, ValueError) as error:
+        raise ConfigError(f"spec.data.uri: {uri} cannot be read: {error}") from error
 
 
 def _lines(uri: str) -> Iterator[_Line]:
@@ -147,6 +177,31 @@ def _text(line: _Line, row: dict[str, Any], field: str) -> str:
         has = f"has the fields {', '.join(sorted(row))}" if field not in row else f"{field} is not text"
         raise line.wrong(f"no text in the field {field!r}, which data.tokens.textField names; the row {has}")
     return text
+
+
+CHAT_FIELD = "messages"
+"""Field of a row's messages, unless data.tokens.textField names another one."""
+
+
+def _chat(line: _Line, row: dict[str, Any], field: str, tokenizer: Any) -> tuple[str, str]:
+    """Return a row's messages as the tokenizer's chat template writes them, and what they say."""
+    field = CHAT_FIELD if field == "text" else field
+    messages = row.get(field)
+    whole = isinstance(messages, list) and all(
+        isinstance(one, dict) and isinstance(one.get("role"), str) and isinstance(one.get("content"), str)
+        for one in messages
+    )
+    if not whole or not messages:
+        raise line.wrong(
+            f"no messages in the field {field!r}: data.tokens.chatTemplate needs a list of "
+            '{"role": …, "content": …}'
+        )
+    assert isinstance(messages, list)
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    except Exception as error:  # a template may raise anything
+        raise line.wrong(f"the tokenizer's chat template refuses it ({error})") from error
+    return str(text), "\n".join(one["content"] for one in messages)
 
 
 def _number(line: _Line, row: dict[str, Any]) -> int:

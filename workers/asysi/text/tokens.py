@@ -38,11 +38,14 @@ class Policy:
     padding_is_data: bool
     special_as_text: bool = False
     """Whether special tokens spelled out in the text are read as ordinary text."""
+    templated: bool = False
+    """Whether a chat template has written the special tokens already."""
 
     @property
     def encoding(self) -> dict[str, Any]:
         """Arguments for every call of the tokenizer."""
-        return {"split_special_tokens": True} if self.special_as_text else {}
+        found = {"split_special_tokens": True} if self.special_as_text else {}
+        return found | ({"add_special_tokens": False} if self.templated else {})
 
 
 def make_policy(tokens: Tokens, tokenizer: Any) -> Policy:
@@ -56,13 +59,23 @@ def make_policy(tokens: Tokens, tokenizer: Any) -> Policy:
         raise ConfigError(
             "spec.data.tokens.prependBos: the tokenizer has neither a BOS nor a CLS token; drop it"
         )
+    if tokens.chat_template and not getattr(tokenizer, "chat_template", None):
+        raise ConfigError(
+            "spec.data.tokens.chatTemplate: the tokenizer has no chat template: take an instruction-tuned "
+            "model, or put finished text into the field that textField names"
+        )
+    if tokens.chat_template and tokens.special_tokens_in_text == "text":
+        raise ConfigError(
+            "spec.data.tokens.specialTokensInText: is text, but a chat template writes special tokens that "
+            "must be read as such: drop one of them"
+        )
     groups = {"special": tokenizer.all_special_ids, "padding": []}
     excluded: set[int] = set()
     for position, name in enumerate(tokens.exclude_tokens):
         where = f"spec.data.tokens.excludeTokens[{position}]"
         excluded.update(groups[name] if name in groups else [_token_id(name, tokenizer, where)])
     concat = tokens.packing == "concat"
-    own_bos = concat and tokens.prepend_bos is None and adds_bos(tokenizer, bos)
+    own_bos = concat and not tokens.chat_template and tokens.prepend_bos is None and adds_bos(tokenizer, bos)
     return Policy(
         context_length=tokens.context_length,
         packing=tokens.packing,
@@ -73,6 +86,7 @@ def make_policy(tokens: Tokens, tokenizer: Any) -> Policy:
         excluded=np.array(sorted(excluded), np.int64),
         padding_is_data="padding" not in tokens.exclude_tokens,
         special_as_text=tokens.special_tokens_in_text == "text",
+        templated=tokens.chat_template,
     )
 
 
@@ -107,7 +121,8 @@ class SpelledTokens:
     def watch(self, documents: Iterable[Document]) -> Iterator[Document]:
         """Yield the documents while counting."""
         for document in documents:
-            if self._names is not None and (names := self._names.findall(document.text)):
+            text = document.text if document.written is None else document.written
+            if self._names is not None and (names := self._names.findall(text)):
                 self.documents += 1
                 self.found.update(names)
             yield document
@@ -204,7 +219,7 @@ def _encode(texts: list[str], tokenizer: Any, policy: Policy) -> tuple[list[list
     """Return the tokens of each text, and how many texts were truncated."""
     if policy.packing == "concat":  # special tokens are added when the sequences are cut
         encoded: list[list[int]] = tokenizer(
-            texts, add_special_tokens=False, verbose=False, **policy.encoding
+            texts, verbose=False, **{**policy.encoding, "add_special_tokens": False}
         )["input_ids"]
         return encoded, 0
     most = policy.context_length
