@@ -165,7 +165,7 @@ kill-train: install ## Kill -9 a training at twenty points and compare the bits 
 	ASYSI_TRAIN_KILLS=20 $(BIN)/python -m pytest --timeout 3600 tests/train/test_trainer.py -k killed
 
 large-train: install ## Train on a table of a million rows, killed once, predict it, in bounded memory
-	ASYSI_TRAIN_ROWS=1000000 $(BIN)/python -m pytest --timeout 7200 tests/train/test_large.py
+	ASYSI_TRAIN_ROWS=1000000 $(BIN)/python -m pytest -rP --timeout 7200 tests/train/test_large.py
 
 memory-pipeline: install ## Ten million rows in at most 300 MB
 	$(BIN)/python benchmarks/pipeline_memory.py

@@ -389,10 +389,14 @@ def test_the_page_says_how_sequences_began(minimal, opened, said):
         "special_tokens_in_text": {"documents": 3, "found": {"</s>": 5}},
     }
     experiment = ScanExperiment.model_validate(minimal())
-    text = dict(provenance.limits(experiment, HostCounters(), seen, attempt=0, tokens=0))["Tokens"]
+    text = dict(provenance.limits(experiment, HostCounters(), seen, attempt=0, tokens=0, progress={}))[
+        "Tokens"
+    ]
     assert text.startswith(f"{said} sequences began")
     assert "3 documents spell special tokens (</s>), which were read as tokens." in text
-    assert "Tokens" not in dict(provenance.limits(experiment, HostCounters(), {}, attempt=0, tokens=0))
+    assert "Tokens" not in dict(
+        provenance.limits(experiment, HostCounters(), {}, attempt=0, tokens=0, progress={})
+    )
 
 
 def test_the_timeline_is_thinned_and_keeps_what_matters():

@@ -20,7 +20,7 @@ from asysi.contract.spec import ScanExperiment
 from asysi.contract.workloads import WORKLOADS
 from asysi.hosts import frame
 from asysi.hosts.frame import SEEN_FILE, HostPlan, Step, open_host
-from asysi.hosts.progress import PROGRESS_FILE
+from asysi.hosts.progress import PROGRESS_FILE, StepMark
 from asysi.model.points import HookPoint, points_to_json
 from asysi.monitor.worker import Worker
 from asysi.text.grid import StepTokens
@@ -180,3 +180,23 @@ def test_ranges_that_the_hook_worker_freezes_reach_capture(worker, monkeypatch):
     freeze("0")
     run(worker, last=9, act=lambda number: freeze("0", "1") if number == 6 else None)
     assert given == [(0, "0"), (2, "1")]
+
+
+def test_the_mark_survives_a_kill_and_never_goes_back(tmp_path: Path) -> None:
+    """The last step is read back by the next attempt, which does not record steps that it repeats."""
+    first = StepMark(tmp_path / "host" / "last-step")
+    assert first.last == -1
+    for step in range(40):
+        first.put(step)
+    second = StepMark(tmp_path / "host" / "last-step")  # the first was killed: it is not closed
+    assert second.last == 39
+    second.put(35)
+    assert StepMark(tmp_path / "host" / "last-step").last == 39
+    second.put(40)
+    assert StepMark(tmp_path / "host" / "last-step").last == 40
+    (tmp_path / "file").write_text("")
+    none = StepMark(tmp_path / "file" / "last-step")
+    none.put(1)
+    assert none.last == -1
+    for mark in (first, second, none):
+        mark.close()

@@ -145,7 +145,7 @@ def test_scan_delivers_every_content_token(pod):
     assert pod.progress() == {
         "attempt": 0, "step": seen["steps"] - 1, "attempts": {"0": seen["steps"] - 1},
         "sequences": seen["sequences"], "opened": seen["sequences"],
-            "tokens": seen["tokens"],
+            "tokens": seen["tokens"], "repeated_steps": 0, "repeated_tokens": 0,
     }  # fmt: skip
     assert seen["sequences_opened"] == seen["sequences"] > DOCUMENTS  # BERT's tokenizer puts [CLS] first
     assert set(seen["calls"].values()) == {seen["steps"]}

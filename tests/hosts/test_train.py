@@ -1,6 +1,8 @@
 """The train host: every step is captured, a killed host resumes exactly, bad projects are refused."""
 
+import csv
 import json
+import os
 import subprocess
 import sys
 import time
@@ -153,3 +155,71 @@ def test_a_killed_host_resumes_exactly(folder: Path, tmp_path: Path) -> None:
     assert {name.partition(":")[2] for name in data.points} == {"", "gradient"}
     for point in data.points:
         assert np.unique(data.metrics(point)["step"]).tolist() == list(range(plain.steps))
+    first, second = (
+        set(np.unique(MScanDataset(path).metrics()["step"]).tolist())
+        for path in sorted(out.glob("archive/*.mscan"))
+    )
+    progress = json.loads((out / "host/progress.json").read_text())
+    repeated = progress["repeated_steps"]
+    assert 0 <= repeated - len(first & second) <= 1  # the step that the kill interrupted may have no rows
+    assert progress["repeated_tokens"] == 32 * repeated
+    assert ("were captured by two attempts" in (out / "report.html").read_text()) is (repeated > 0)
+
+
+OPERATOR = """
+class Rename:
+    def process_item(self, item, ctx=None):
+        return {"path": item["image"], "label": item["digit"]}
+"""
+
+
+@pytest.mark.long
+def test_the_data_is_a_pipelines_output(folder: Path, tmp_path: Path) -> None:
+    """A training over the rows that a pipeline makes ends as one over a table of the same rows; its report
+    shows the epochs of the model's own training, and the drift of its features."""
+    project = open_project(folder)
+    project.make_data()
+    with project.table("train").open() as stream:
+        rows = [(str(folder / "data" / row["path"]), row["label"]) for row in csv.DictReader(stream)][:200]
+    (tmp_path / "renaming.py").write_text(OPERATOR)
+    lines = [json.dumps({"image": path, "digit": label}) for path, label in rows]
+    (tmp_path / "images.jsonl").write_text("\n".join(lines) + "\n")
+    tree = yaml.safe_load((folder / "scan.yaml").read_text())
+    tree["metadata"]["name"] = "piped"
+    tree["spec"]["model"]["uri"] = f"file://{folder}"
+    tree["spec"]["data"] = {
+        "uri": f"jsonl://{tmp_path}/images.jsonl",
+        "pipeline": {"operators": [{"operator": "renaming:Rename"}]},
+    }
+    tree["spec"]["workload"]["train"]["epochs"] = 2
+    (tmp_path / "scan.yaml").write_text(yaml.safe_dump(tree))
+    out = tmp_path / "out"
+    command = [
+        sys.executable,
+        "-m",
+        "asysi.cli",
+        "run",
+        str(tmp_path / "scan.yaml"),
+        "--plain",
+        "-o",
+        str(out),
+    ]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(["path,label", *(",".join(row) for row in rows)]) + "\n")
+    settings = [
+        "train.batch_size=32",
+        "train.microbatch=32",
+        "seed=0",
+        "train.epochs=2",
+        f"data.train={table}",
+    ]
+    plain = SupervisedTrainer(open_project(folder, settings=settings), tmp_path / "plain")
+    plain.fit()
+    assert (out / "train/last.safetensors").exists(), done.stdout + done.stderr
+    watched, whole = load_file(out / "train/last.safetensors"), load_file(tmp_path / "plain/last.safetensors")
+    assert all(torch.equal(watched[name], whole[name]) for name in whole)
+    page = (out / "report.html").read_text()
+    assert "after each of 2 epochs" in page
+    assert "Drift of fc1" in page

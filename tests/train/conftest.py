@@ -19,6 +19,7 @@ FAST = [
     "data.augmentation=null",
     "tensorboard=false",
     "eval.compression=[]",
+    "eval.baseline=null",
     "eval.drift_layers=[]",
 ]
 """Settings with which the digits reach 97% within seconds."""

@@ -27,6 +27,7 @@ def _ran_within_the_limit(command: list[str], folder: Path) -> str:
         log.seek(0)
         said = log.read()
     assert process.returncode == 0, said
+    print(f"{command[4]}: {usage.ru_maxrss / 1024:.0f} MiB at most")  # `make large-train` shows it
     assert usage.ru_maxrss / 1024 < LIMIT
     return said
 

@@ -278,7 +278,14 @@ def report_of(
         comparisons=tuple(comparisons),
         browser=analysis.browser,
         limits=(
-            *provenance.limits(experiment, host, seen, attempt=ending.ledger.attempt, tokens=ending.tokens),
+            *provenance.limits(
+                experiment,
+                host,
+                seen,
+                attempt=ending.ledger.attempt,
+                tokens=ending.tokens,
+                progress=records.progress,
+            ),
             *([("Read again", provenance.read_again(analysis.extent))] if analysis.extent else []),
             *([("Parameters", analysis.parameters)] if analysis.parameters else []),
         ),

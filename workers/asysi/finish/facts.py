@@ -26,6 +26,8 @@ class Records:
     """By trainer, then by hook point: its part of `training.json`."""
     seen: Mapping[str, Any] = field(default_factory=dict)
     """Contents of `host/seen.json`."""
+    progress: Mapping[str, Any] = field(default_factory=dict)
+    """Contents of `host/progress.json`."""
     epochs: object = None
     """Contents of `train/history.json`, if the workload trains the model."""
 
@@ -38,6 +40,7 @@ def read_records(experiment: ScanExperiment, output: Path) -> Records:
     return Records(
         {name: _part(record, "points") for name, record in files.items()},
         read_json(output / "host" / "seen.json"),
+        read_json(output / "host" / "progress.json"),
         read_any_json(output / TRAIN_FOLDER / "history.json"),
     )
 

@@ -23,7 +23,13 @@ PACKAGES = ("torch", "transformers", "numpy", "safetensors")
 
 
 def limits(
-    experiment: ScanExperiment, host: HostCounters, seen: Mapping[str, Any], *, attempt: int, tokens: int
+    experiment: ScanExperiment,
+    host: HostCounters,
+    seen: Mapping[str, Any],
+    *,
+    attempt: int,
+    tokens: int,
+    progress: Mapping[str, Any],
 ) -> list[tuple[str, str]]:
     """Return label and text of each known limit.
 
@@ -33,6 +39,7 @@ def limits(
         seen: contents of `host/seen.json`; may be empty.
         attempt: number of the attempt.
         tokens: content tokens read in all attempts.
+        progress: contents of `host/progress.json`; may be empty.
     """
     spec = experiment.spec
     lines = [
@@ -54,10 +61,22 @@ def limits(
         lines.append(
             (
                 "Attempts",
-                f"{attempt + 1}: rows and tokens are added up, steps and equations are of the last one",
+                f"{attempt + 1}: rows and tokens are added up, steps and equations are of the last one"
+                f"{_repeated(progress)}",
             )
         )
     return [*lines, ("Versions", versions()), ("Machine", machine())]
+
+
+def _repeated(progress: Mapping[str, Any]) -> str:
+    """Return how much two attempts captured, because the first was killed before it recorded it."""
+    steps, tokens = progress.get("repeated_steps"), progress.get("repeated_tokens")
+    if not isinstance(steps, int) or not isinstance(tokens, int) or steps <= 0:
+        return ""
+    return (
+        f"; {count(steps)} steps with {count(tokens)} tokens were captured by two attempts, so "
+        "autoencoders may have trained on their rows twice"
+    )
 
 
 def model_name(uri: str) -> str:

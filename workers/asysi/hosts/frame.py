@@ -39,7 +39,7 @@ from asysi.contract.quantity import parse_bytes
 from asysi.contract.runtime import CAPTURE_RING, HOST_FOLDER, MODEL_FILE, POINTS_FILE, RANGES_FILE
 from asysi.contract.workloads import workload_of
 from asysi.files import is_full, write_atomic
-from asysi.hosts.progress import PROGRESS_FILE, HostProgress, read_progress
+from asysi.hosts.progress import MARK_FILE, PROGRESS_FILE, HostProgress, StepMark, read_progress
 from asysi.hosts.ranges import FrozenRanges
 from asysi.hosts.seen import Beginnings, Seen
 from asysi.model.devices import device_for
@@ -245,6 +245,8 @@ class HostRun:
         self._last = self.first - 1
         self._skipped: list[int] = []
         self._skipped_count = 0
+        self._mark = StepMark(worker.output / MARK_FILE)
+        self._repeated = [earlier.repeated_steps, earlier.repeated_tokens]
         self._passes = 0
         self._begun = self._left = self._full = False
         spec = worker.experiment.spec
@@ -306,6 +308,7 @@ class HostRun:
         if step.pass_number + 1 > self._passes:
             self._passes = step.pass_number + 1
             self._mailbox.set(CaptureWord.PASS, step.pass_number)
+        self._mark.put(step.tokens.step)
         self._hooker.step(step.tokens)
 
     def _book(self, step: Steplike) -> None:
@@ -315,6 +318,9 @@ class HostRun:
         self._mailbox.set(CaptureWord.SEQUENCES, self._beginnings.sequences)
         self._mailbox.set(CaptureWord.SEQUENCES_OPENED, self._beginnings.opened)
         self._last = tokens.step
+        if tokens.step <= self._mark.last:
+            self._repeated[0] += 1
+            self._repeated[1] += int(tokens.content.sum())
         self._worker.health.beat()
 
     def status(self) -> dict[str, object]:
@@ -329,6 +335,7 @@ class HostRun:
     def end(self) -> None:
         """Write the progress of the run and the coverage of this attempt."""
         self._write_progress()
+        self._mark.close()
         self._write(SEEN_FILE, self._coverage())
         if self._worker.stop.interrupted and self._left:
             self._mailbox.set(CaptureWord.INTERRUPTED, 1)
@@ -369,6 +376,8 @@ class HostRun:
             "tokens": self._tokens_before + self._hooker.tokens_seen,
             "sequences": self._beginnings.sequences,
             "opened": self._beginnings.opened,
+            "repeated_steps": self._repeated[0],
+            "repeated_tokens": self._repeated[1],
         }
         self._write(PROGRESS_FILE, progress)
 

@@ -2,8 +2,8 @@
 
 A step of the capture is an optimiser step; its number is the optimiser's. A step that an earlier attempt has
 recorded in its progress, and that this one does again after its checkpoint, is not captured a second time;
-the steps of the last two seconds before a kill may be, with another attempt in their packets. Where memory
-ran out, the first microbatch of each step is captured.
+the steps of the last two seconds before a kill may be, with another attempt in their packets, and are counted
+as repeated. Where memory ran out, the first microbatch of each step is captured.
 """
 
 import logging

@@ -1,19 +1,19 @@
 """`baseline.json`: metric values that a run is compared with, and the thresholds of the configuration."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, ValidationError
 
 from asysi.contract.errors import ConfigError
 from asysi.files import write_atomic
 from asysi.train.config import ConfigPart, Threshold
 
-BASELINE = "baseline.json"
 TOLERANCE = 0.005
 
 
@@ -28,6 +28,20 @@ class BaselineFigure(ConfigPart):
     """Allowed distance on the worse side."""
     kind: Literal["absolute", "relative"] = "absolute"
     """Whether the tolerance is a difference, or a share of the mean."""
+
+
+class Baseline(ConfigPart):
+    """Contents of `baseline.json`."""
+
+    config: str = ""
+    """Digest of the trained configuration without its seed."""
+    test_sha256: str | None = None
+    """SHA-256 of the table on which the figures were measured; None if unknown."""
+    metrics: dict[str, BaselineFigure] = Field(default_factory=dict)
+
+    def covers(self, test_sha256: str | None) -> bool:
+        """Whether its figures were measured on a table: figures of two tables cannot be compared."""
+        return None in {self.test_sha256, test_sha256} or self.test_sha256 == test_sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,36 +61,51 @@ class Gate:
         return asdict(self)
 
 
-def read_baseline(file: Path) -> dict[str, BaselineFigure]:
-    """Return the figures of a baseline, empty if there is no file.
+def read_baseline(file: Path) -> Baseline:
+    """Return a baseline, empty if there is no file.
 
     Raises:
         ConfigError: the file is not a baseline.
     """
     if not file.is_file():
-        return {}
-    adapter = TypeAdapter(dict[str, BaselineFigure])
+        return Baseline()
     try:
-        return adapter.validate_python(json.loads(file.read_text())["metrics"])
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        return Baseline.model_validate(json.loads(file.read_text()))
+    except (ValueError, ValidationError) as error:
         raise ConfigError(f"{file} is not a baseline: {' '.join(str(error).split())}") from error
 
 
-def write_baseline(file: Path, figures: Mapping[str, Mapping[str, float]], config_digest: str) -> None:
+def write_baseline(
+    file: Path,
+    figures: Mapping[str, Mapping[str, float]],
+    *,
+    config: str = "",
+    test_sha256: str | None = None,
+) -> None:
     """Write a baseline.
+
+    The tolerance is half a percentage point, or what the worst of the seeds needs: a gate that the baseline's
+    own runs miss would say nothing.
 
     Args:
         file: path of the baseline.
         figures: by metric, the value for each seed.
-        config_digest: digest of the trained configuration without its seed.
+        config: digest of the trained configuration without its seed.
+        test_sha256: of the table on which they were measured.
     """
-    metrics = {
-        name: BaselineFigure(
-            values=dict(values), direction="lower" if name == "loss" else "higher"
-        ).model_dump()
-        for name, values in figures.items()
-    }
-    write_atomic(file, json.dumps({"config": config_digest, "metrics": metrics}, indent=2) + "\n")
+    metrics = {name: _figure(name, values) for name, values in figures.items()}
+    found = Baseline(config=config, test_sha256=test_sha256, metrics=metrics)
+    write_atomic(file, json.dumps(found.model_dump(), indent=2) + "\n")
+
+
+def _figure(name: str, values: Mapping[str, float]) -> BaselineFigure:
+    sign = -1 if name == "loss" else 1
+    worst = max(sign * (mean(values.values()) - value) for value in values.values())
+    return BaselineFigure(
+        values=dict(values),
+        direction="higher" if sign > 0 else "lower",
+        tolerance=max(TOLERANCE, math.ceil(worst * 1000) / 1000),
+    )
 
 
 def compare(figures: Mapping[str, float], baseline: Mapping[str, BaselineFigure]) -> list[Gate]:

@@ -140,6 +140,8 @@ class EvalSettings(ConfigPart):
     """Number of examples with the highest loss in the report."""
     compression: list[Literal["int8", "pruned"]] = []
     """Compressed variants to evaluate as well: weights rounded to int8, or half of them set to zero."""
+    baseline: str | None = "baseline.json"
+    """File with the figures that a run is compared with, relative to the project; null: no comparison."""
     drift_layers: list[str] = []
     """Modules whose output on a fixed batch is compared between epochs (linear CKA)."""
     thresholds: list[Threshold] = []

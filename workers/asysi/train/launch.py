@@ -80,9 +80,10 @@ def measure_baseline(asked: Launch, seeds: Sequence[int]) -> str:
     Raises:
         ConfigError: a run fails.
     """
-    from asysi.train.baseline import BASELINE, write_baseline  # noqa: PLC0415
+    from asysi.train.baseline import write_baseline  # noqa: PLC0415
     from asysi.train.config import load_config  # noqa: PLC0415
-    from asysi.train.report import read_report  # noqa: PLC0415 - imports torch
+    from asysi.train.project import Project  # noqa: PLC0415 - imports torch
+    from asysi.train.report import read_report  # noqa: PLC0415
 
     figures: dict[str, dict[str, float]] = {}
     for seed in seeds:
@@ -93,9 +94,11 @@ def measure_baseline(asked: Launch, seeds: Sequence[int]) -> str:
             raise ConfigError(f"the run with seed {seed} ended with exit code {code}: no baseline is written")
         for name, metric in read_report(out)["metrics"].items():
             figures.setdefault(name, {})[str(seed)] = metric["value"]
-    digest = load_config(asked.project / asked.config, asked.settings).digest()
-    write_baseline(asked.project / BASELINE, figures, digest)
-    return f"{asked.project / BASELINE}: {', '.join(figures)} over seeds {', '.join(map(str, seeds))}"
+    config = load_config(asked.project / asked.config, asked.settings)
+    file = asked.project / (config.eval.baseline or "baseline.json")
+    data = Project(asked.project, config)
+    write_baseline(file, figures, config=config.digest(), test_sha256=data.digest("test"))
+    return f"{file}: {', '.join(figures)} over seeds {', '.join(map(str, seeds))}"
 
 
 def prepare_folder(asked: Launch) -> None:

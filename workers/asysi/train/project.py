@@ -75,6 +75,10 @@ class Project:
             raise ConfigError(f"data.dataset: {type(made).__name__} is not an asysi.train TableDataset")
         return made
 
+    def digest(self, split: str) -> str | None:
+        """Return the SHA-256 of the table of a split, None if there is none."""
+        return digest_of(self.table(split)) if self.table(split).is_file() else None
+
     def digests(self) -> dict[str, str]:
         """Return the SHA-256 of each table, by its path in the project."""
         names = dict.fromkeys([self.config.data.train, self.config.data.val, self.config.data.test])

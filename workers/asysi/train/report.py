@@ -15,7 +15,7 @@ from typing import Any
 
 from asysi.contract.errors import ConfigError
 from asysi.files import write_atomic
-from asysi.train.baseline import BASELINE, Gate, compare, hold, read_baseline
+from asysi.train.baseline import Baseline, Gate, compare, hold, read_baseline
 from asysi.train.batches import BatchContract
 from asysi.train.checkpoint import BEST, load_weights
 from asysi.train.compression import compressed, stored_bytes
@@ -57,14 +57,17 @@ def make_report(
     loader = BatchLoader(dataset, BatchContract(config.contract), config.train.batch_size)
     result = evaluate(model, loader, len(config.classes), worst=config.eval.worst)
     figures = {"loss": result.loss} | {name: result.figure(name) for name in config.eval.metrics}
+    baseline = read_baseline(project.folder / config.eval.baseline) if config.eval.baseline else Baseline()
+    comparable = baseline.covers(project.digest("test"))
     gates = [
-        *compare(figures, read_baseline(project.folder / BASELINE)),
+        *(compare(figures, baseline.metrics) if comparable else ()),
         *hold(figures | (training or {}).get("figures", {}), config.eval.thresholds),
     ]
     report = {
         "task": config.task,
         "passed": all(gate.passed for gate in gates),
         "gates": [gate.to_dict() for gate in gates],
+        "baseline": _baseline_note(baseline, comparable=comparable),
         "metrics": _metrics(config, result),
         "loss": result.loss,
         "calibration_error": result.calibration_error,
@@ -86,6 +89,15 @@ def make_report(
     write_atomic(out / REPORT_JSON, json.dumps(_finite(report), indent=1, ensure_ascii=False) + "\n")
     write_atomic(out / REPORT_PAGE, page(report))
     return report
+
+
+def _baseline_note(baseline: Baseline, *, comparable: bool) -> str:
+    """Return why a run is not compared with a baseline; "" if it is."""
+    if not baseline.metrics:
+        return "no baseline: `asysi train baseline` writes one"
+    if not comparable:
+        return "not compared with the baseline, which was measured on another test table"
+    return ""
 
 
 def versions() -> dict[str, str]:
@@ -182,8 +194,8 @@ def explain(report: Mapping[str, Any]) -> list[str]:
     for gate in report["gates"]:
         mark = "✓" if gate["passed"] else "✗"
         lines.append(f"{mark} {gate['name']} {gate['value']:.4f}, wanted {gate['wanted']}")
-    if not report["gates"]:
-        lines.append("no baseline.json and no thresholds: nothing to compare with")
+    if report["baseline"]:
+        lines.append(report["baseline"])
     return lines
 
 
