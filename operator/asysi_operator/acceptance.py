@@ -11,6 +11,7 @@ from asysi.contract.loading import check
 from asysi.contract.runtime import INPUTS
 from asysi.contract.spec import ScanExperiment
 from asysi_operator.manifests.labels import QUEUE
+from asysi_operator.manifests.modes import refuse_mode
 
 FILE_LIMIT = 1_000_000
 """Maximum bytes of an experiment's file: a ConfigMap holds 1 MiB, names and labels included."""
@@ -38,6 +39,8 @@ def notes(experiment: ScanExperiment) -> list[str]:
 
 def _problems(experiment: ScanExperiment) -> Iterator[str]:
     spec = experiment.spec
+    if problem := refuse_mode(spec):
+        yield problem
     yield from _too_large(experiment)
     named, label = spec.scheduling.queue_name, experiment.metadata.labels.get(QUEUE)
     if named and label and named != label:

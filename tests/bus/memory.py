@@ -8,12 +8,12 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from tests.bus.wire import converted, encode, saturated
 
 from asysi.bus.blocks import PacketChannel
 from asysi.bus.packet import ActivationPacket, Quantization, parse_packet
 from asysi.bus.states import DropReason, ProducerState, ReaderState, StreamEnd
 from asysi.bus.stream import AheadError, StreamError
+from asysi.bus.wire import converted, encode, saturated
 
 PACKET_BYTES = 1 << 20
 
@@ -213,6 +213,9 @@ class MemoryConsumer(_End):
     def acknowledge(self) -> None:
         for book in self._reader.books.values():
             book["durable"] = book["position"] - book["lapped"] - book["rolled_back"]
+
+    def pressed(self) -> bool:
+        return False
 
     def resume(self, durable: Mapping[str, int]) -> None:
         for point, rows in durable.items():

@@ -18,12 +18,12 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from tests.bus.wire import converted, encode, saturated
 
 from asysi.bus.blocks import PacketChannel
 from asysi.bus.packet import HEADER_DTYPE, ActivationPacket, Quantization, parse_packet
 from asysi.bus.states import DropReason, ProducerState, ReaderState, StreamEnd
 from asysi.bus.stream import AheadError, StreamError
+from asysi.bus.wire import converted, encode, saturated
 from asysi.files import write_atomic
 
 PACKET_BYTES = 1 << 20
@@ -330,6 +330,9 @@ class SpoolConsumer(_End):
     def acknowledge(self) -> None:
         self._place["durable"], self._place["durable_packets"] = dict(self._taken_rows), self._taken_packets
         self._write()
+
+    def pressed(self) -> bool:
+        return False
 
     def resume(self, durable: Mapping[str, int]) -> None:
         log = _Log(self._folder).read()

@@ -10,16 +10,20 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import pytest
 from tests.bus.memory import MemoryBus
+from tests.bus.servers import queue_server
 from tests.bus.spool import SpoolBus
 
 from asysi.bus.accounts import StreamAccounts, read_accounts
 from asysi.bus.packet import HEADER_DTYPE, ROW_DTYPE, ActivationPacket, Dtype, Quantization
+from asysi.bus.plan import StreamPlan
+from asysi.bus.queue import PythonQueueBus
+from asysi.bus.queue_server import QueueHub
 from asysi.bus.ring import CppShardedSPMCBus
 from asysi.bus.states import DropReason, ProducerState, ReaderState, StreamEnd
 from asysi.bus.stream import AheadError, DataBus, StreamError
@@ -47,6 +51,23 @@ def _ring(folder: Path, readers: Sequence[str]) -> CppShardedSPMCBus:
     return CppShardedSPMCBus(ring)
 
 
+def _plan(readers: Sequence[str]) -> StreamPlan:
+    return StreamPlan(PurePosixPath("bus"), 1, 64, 1 << 12, tuple(readers), 0, "drop_new")
+
+
+def _queue(folder: Path, readers: Sequence[str]) -> PythonQueueBus:
+    """Make a stream in the one queue server of all tests, named after the folder."""
+    bus = PythonQueueBus(queue_server(), str(folder))
+    bus.create(_plan(readers))
+    return bus
+
+
+def _local(_: Path, readers: Sequence[str]) -> PythonQueueBus:
+    bus = PythonQueueBus(QueueHub())
+    bus.create(_plan(readers))
+    return bus
+
+
 KINDS = {
     "ring": Kind(_ring, lambda folder: CppShardedSPMCBus(folder / "ring")),
     "memory": Kind(lambda _, readers: MemoryBus(readers), None),
@@ -54,6 +75,8 @@ KINDS = {
         lambda folder, readers: SpoolBus.create(folder / "spool", readers),
         lambda folder: SpoolBus(folder / "spool"),
     ),
+    "queue": Kind(_queue, lambda folder: PythonQueueBus(queue_server(), str(folder))),
+    "local queue": Kind(_local, None),
 }
 SHARED = [name for name, kind in KINDS.items() if kind.find is not None]
 

@@ -20,7 +20,8 @@ READ = {pattern for patterns in READ_BY.values() for pattern in patterns}
 SETTLED = READ | {refusal.pattern for refusal in REFUSALS}
 
 UNAVAILABLE: list[tuple[Tree, str]] = [
-    ({"mode": "CONSUMER"}, "spec.mode CONSUMER"),
+    ({"mode": "CONSUMER", "bus": {"redis": {"url": "redis://h"}}}, "spec.bus.redis"),
+    ({"mode": "CONSUMER", "consumers": {"replicas": 2}}, "spec.consumers.replicas"),
     ({"model": {"uri": "s3://bucket/model"}}, "spec.model.uri s3://bucket/model"),
     ({"model": {"uri": "/model"}}, "spec.model.uri /model"),
     ({"model": {"tokenizer": "s3://t"}}, "spec.model.tokenizer s3://t"),

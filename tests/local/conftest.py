@@ -25,7 +25,7 @@ from asysi.contract.errors import ConfigError
 call = json.loads(sys.argv[1])
 try:
     sys.exit(run_objects(call["objects"], Path(call["output"]), plain=True, overwrite=call["overwrite"],
-                         when_full=call["when_full"],
+                         when_full=call["when_full"], queues=call["queues"],
                          shared=Path(call["shared"]), scratch=Path(call["scratch"])))
 except ConfigError as error:
     print(error, file=sys.stderr)
@@ -64,7 +64,7 @@ class FakePod:
             **self.spec,
         }
         experiment = ScanExperiment.model_validate({"metadata": {"name": "fake"}, "spec": spec})
-        objects = build(experiment)
+        objects = build(experiment, local=True)
         pod = objects[-1]["spec"]["template"]["spec"]
         for container in [*pod["initContainers"], *pod["containers"]]:
             plan = self.plans[container["name"]]
@@ -85,14 +85,14 @@ class FakePod:
         """Run the pod here, to its end."""
         return run_objects(
             self.objects(**lifecycle), self.output, plain=True, kill_once=kill_once, overwrite=overwrite,
-            when_full=when_full,
+            when_full=when_full, queues=self.spec.get("mode") == "CONSUMER",
             shared=self.shared, scratch=self.scratch,
         )  # fmt: skip
 
     def begin(self, *, when_full: str = "stop", **lifecycle: Any) -> "subprocess.Popen[str]":
         """Run the pod in a process of its own."""
         call = {
-            "when_full": when_full,
+            "when_full": when_full, "queues": self.spec.get("mode") == "CONSUMER",
             "objects": self.objects(**lifecycle), "output": str(self.output), "overwrite": False,
             "shared": str(self.shared), "scratch": str(self.scratch),
         }  # fmt: skip

@@ -7,8 +7,13 @@ from prometheus_client import CollectorRegistry
 from asysi.bus.mailbox import CaptureWord, Gauge
 from asysi.bus.packet import HEADER_DTYPE, MAGIC, VERSION, Dtype
 from asysi.contract.runtime import BUS_RING, CAPTURE_RING, Container
+from asysi.contract.spec import Spec
 from asysi.monitor.rings import collectors
 from asysi_ring import Control, Reader, Writer, create
+
+SPEC = Spec.model_validate(
+    {"model": {"uri": "file://m"}, "workload": {"scan": {}}, "capture": {"hookPoints": ["*"]}}
+)
 
 
 @pytest.fixture
@@ -33,7 +38,7 @@ def shm(tmp_path):
 def registry_of(container, shm):
     """Return a registry with what `container` shows of the rings."""
     registry = CollectorRegistry()
-    for collector in collectors(container, shm):
+    for collector in collectors(container, SPEC, shm):
         registry.register(collector)
     return registry
 
@@ -89,4 +94,4 @@ def test_sae_shows_its_gauges(shm):
 @pytest.mark.parametrize("container", sorted(set(Container) - {Container.HOOK, Container.SAE}))
 def test_no_series_is_shown_twice(container, shm):
     """The other containers show nothing of the rings: sums over a pod count everything once."""
-    assert collectors(container, shm) == []
+    assert collectors(container, SPEC, shm) == []

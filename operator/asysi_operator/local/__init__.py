@@ -42,7 +42,7 @@ def run(
     folder = output_folder(experiment.metadata.name, output, experiment.spec.output)
     first = continued(folder, experiment) if resume else 0
     return run_objects(
-        build(experiment, output="."),
+        build(experiment, output=".", local=True),
         folder,
         first_attempt=first,
         overwrite=overwrite,
@@ -50,5 +50,6 @@ def run(
         plain=plain,
         kill_once=kill_once,
         when_full=experiment.spec.output.when_full,
+        queues=experiment.spec.mode == "CONSUMER",
         binding={str(name): cpus for name, cpus in experiment.spec.resources.binding.cpus.items()},
     )

@@ -11,6 +11,7 @@ from asysi.contract import runtime
 from asysi.contract.errors import NO_ROOM
 from asysi.contract.identity import ended_early
 from asysi.contract.runtime import Exit
+from asysi_operator.local.bus_server import BusServer, NoServer, QueueServer, Tell
 from asysi_operator.local.containers import LocalContainer, PodSpec, read_pod
 from asysi_operator.local.environment import Setting, environment
 from asysi_operator.local.events import Event, Events
@@ -57,6 +58,7 @@ class Attempts:
         fault: fault to inject once, if any.
         first: number of the first attempt.
         when_full: whether the model run stops or continues when the disk is full: `stop` or `continue`.
+        queues: whether the containers need a queue server.
     """
 
     def __init__(
@@ -73,7 +75,9 @@ class Attempts:
         fault: FaultInjection | None = None,
         first: int = 0,
         when_full: str = "stop",
+        queues: bool = False,
     ) -> None:
+        self._queues = queues
         self._job, self._spec = job, read_pod(job["spec"]["template"])
         self._directories, self._output, self._events, self._signals = directories, output, events, signals
         self._on_tick, self._asker, self._cpus, self._fault = on_tick, asker, cpus, fault
@@ -86,8 +90,9 @@ class Attempts:
         limit, began = int(self._job["spec"]["backoffLimit"]), time.monotonic()
         attempt = 0
         while True:
-            pod = self._pod(attempt, began)
-            leave = pod.run()
+            with self._server(attempt) as server:
+                pod = self._pod(attempt, began, server)
+                leave = pod.run()
             self._count(pod)
             own = leave is None or leave.code is None
             again = (
@@ -103,24 +108,36 @@ class Attempts:
             attempt += 1
             self._directories.fresh()
 
-    def _pod(self, attempt: int, began: float) -> Pod:
-        def launch(container: LocalContainer) -> Process:
-            return self._launch(container, attempt)
+    def _server(self, attempt: int) -> BusServer:
+        if not self._queues:
+            return NoServer()
+        directories = self._directories
+        return QueueServer(
+            directories.rings, self._output, os.environ, directories.lock, self._teller(attempt)
+        )
 
+    def _teller(self, attempt: int) -> Tell:
         def tell(container: str, event: Event, code: int | None, reason: str | None) -> None:
             self._events.write(container, event, attempt=self._first + attempt, code=code, reason=reason)
+
+        return tell
+
+    def _pod(self, attempt: int, began: float, server: BusServer) -> Pod:
+        def launch(container: LocalContainer) -> Process:
+            return self._launch(container, attempt)
 
         return Pod(
             self._spec,
             launch,
             signals=self._signals,
-            tell=tell,
+            tell=self._teller(attempt),
             on_tick=lambda pod: self._on_tick(self._first + attempt, pod),
             asker=self._asker,
             deadlines=self._deadlines(began),
             fault=self._fault,
             full=self._full,
             when_full=self._when_full,
+            lost=server.lost,
         )
 
     def _launch(self, container: LocalContainer, attempt: int) -> Process:
@@ -168,6 +185,8 @@ class Attempts:
         if leave is None and (unsound := self._unsound(pod.codes)):
             return RunOutcome(code, attempts, dict(self._restarts), unsound)
         words = self._last_words(pod.codes, code) if code in {Exit.FAILED, Exit.CONFIG} else []
+        if leave is not None and leave.code is None and leave.reason != reason:
+            words = [leave.reason]  # what the containers said follows from it
         if reason and not (code == Exit.CONFIG and words):  # the refusing container states the reason
             words = [reason, *words]
         return RunOutcome(code, attempts, dict(self._restarts), "\n".join(words) or None)

@@ -42,6 +42,7 @@ def run_objects(
     plain: bool = False,
     kill_once: str | None = None,
     when_full: str = "stop",
+    queues: bool = False,
     binding: Mapping[str, str] | None = None,
     shared: Path = SHARED_MEMORY,
     scratch: Path | None = None,
@@ -59,6 +60,7 @@ def run_objects(
         plain: print lines instead of a live display.
         kill_once: container to kill once, to show that it recovers.
         when_full: whether the model run stops or continues when the disk is full: `stop` or `continue`.
+        queues: whether the containers of the last Job need a queue server.
         binding: CPUs of each container, as in `taskset -c`.
         shared: shared-memory directory for the rings.
         scratch: directory for other temporary files; None uses the system's.
@@ -109,6 +111,7 @@ def run_objects(
                         fault=_fault(kill_once, output) if one is job else None,
                         first=first_attempt,
                         when_full=when_full,
+                        queues=queues and one is job,
                     ).run()
                     if one is not job:
                         outcome = _before(outcome, signals)

@@ -75,6 +75,7 @@ class Pod:
         fault: fault to inject once, if any.
         full: returns the termination message of a container that ran out of disk space, None for others.
         when_full: `stop` then deletes the pod, `continue` lets the model run on.
+        lost: returns why the attempt cannot go on, once that is so.
 
     Attributes:
         members: the containers in start order.
@@ -94,7 +95,9 @@ class Pod:
         fault: FaultInjection | None = None,
         full: Callable[[str], str | None] = lambda _name: None,
         when_full: str = "stop",
+        lost: Callable[[], str | None] = lambda: None,
     ) -> None:
+        self._lost = lost
         self._full, self._when_full = full, when_full
         self._grace, self._signals, self._on_tick = spec.grace, signals, on_tick
         self._deadlines, self._fault, self.struck = list(deadlines), fault, False
@@ -193,6 +196,8 @@ class Pod:
             raise PodTerminated(Exit.TERMINATED, "terminated: the workers are writing their checkpoints")
         if self._signals.clean_end:
             self._interrupt(now)
+        if lost := self._lost():
+            raise PodTerminated(None, lost)
         for member in self._inits:
             self._despair_of(member)
         self._give_up_after_host(now)

@@ -11,6 +11,7 @@ from asysi_operator.manifests.config_map import config_map
 from asysi_operator.manifests.containers import container_security
 from asysi_operator.manifests.job import job, pipeline_job
 from asysi_operator.manifests.kinds import Manifest, PodSettings
+from asysi_operator.manifests.modes import refuse_mode
 from asysi_operator.manifests.network_policy import network_policy, pipeline_policy
 from asysi_operator.manifests.pod import pod_security
 from asysi_operator.manifests.resources import refuse_impossible_memory
@@ -28,6 +29,7 @@ def build(
     pull_policy: str = PULL_POLICIES[0],
     output: str | None = None,
     readers: Sequence[Manifest] | None = None,
+    local: bool = False,
 ) -> list[Manifest]:
     """Return all objects of the experiment, in creation order.
 
@@ -37,15 +39,13 @@ def build(
         pull_policy: image pull policy; one of PULL_POLICIES.
         output: results directory on the volume; None uses the spec's.
         readers: NetworkPolicy peers that may call the pods' ports; None allows all.
+        local: whether the local runner is to run them, which runs CONSUMER mode as well.
 
     Raises:
-        ConfigError: the memory limits cannot hold the rings, or the mode is not supported yet.
+        ConfigError: the memory limits cannot hold the rings, or a cluster cannot run the mode yet.
     """
-    if experiment.spec.mode != "HPC":
-        raise ConfigError(
-            f"spec.mode of experiment {experiment.metadata.name} is {experiment.spec.mode}, which is not "
-            "supported yet: use HPC"
-        )
+    if not local and (problem := refuse_mode(experiment.spec)):
+        raise ConfigError(problem)
     refuse_impossible_memory(experiment.spec)
     place = str(output_path(experiment)) if output is None else output
     made, data = PodSettings(image, pull_policy, place), experiment.spec.data

@@ -42,6 +42,7 @@ def containers_of(spec: Spec) -> list[Container]:
     """Return the containers of the experiment's pod in start order."""
     absent = {Container.PIPELINE} | ({Container.SAE} if spec.sae is None else set())
     absent |= set() if spec.archive.enabled else {Container.ARCHIVER}
+    absent |= set() if spec.mode == "HPC" else {Container.HOOK}  # its work is a thread of the host's
     return [container for container in Container if container not in absent]
 
 
@@ -80,7 +81,9 @@ def threads(spec: Spec, container: Container) -> int:
 
 
 def rings_bytes(spec: Spec) -> int:
-    """Return the size of both rings in bytes, including control files and descriptors."""
+    """Return the size of both rings in bytes, including control files and descriptors; queues take none."""
+    if spec.mode != "HPC":
+        return 8 * _MIB
     payload = parse_bytes(spec.capture.size) + parse_bytes(spec.bus.size)
     return math.ceil((payload + payload // 64 + 8 * _MIB) / _MIB) * _MIB
 

@@ -129,12 +129,16 @@ class ArchiverWorker:
         """Close a full segment; flush when due."""
         if self._series.full:
             self._close_segment()
-        elif time.monotonic() - self._flushed >= FLUSH_SECONDS or self._series.buffered >= BUFFER_BYTES:
+        elif self._due():
             self._series.flush()
         else:
             return
         self._flushed = time.monotonic()
         self._declare()
+
+    def _due(self) -> bool:
+        late = time.monotonic() - self._flushed >= FLUSH_SECONDS
+        return late or self._series.buffered >= BUFFER_BYTES or self._stream.pressed()
 
     def _close_segment(self) -> None:
         retired = self._series.retired

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 import asysi_ring
 from asysi.bus.lane import LaneError
 from asysi.bus.packet import HEADER_DTYPE, ActivationPacket, Quantization, parse_packet
+from asysi.bus.plan import StreamPlan
 from asysi.bus.states import DropReason, StreamEnd
 from asysi.bus.stream import AheadError, StreamError, shard_of
 
@@ -26,6 +27,29 @@ class CppShardedSPMCBus:
 
     def __init__(self, folder: str | Path) -> None:
         self._folder = str(folder)
+
+    def create(self, plan: StreamPlan) -> None:
+        """Create the ring, unless it exists.
+
+        Raises:
+            StreamError: it cannot be created, or a ring of another size exists.
+        """
+        Path(self._folder).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            asysi_ring.create(
+                self._folder, shards=plan.shards, chunks=plan.chunks, chunk_bytes=plan.chunk_bytes,
+                readers=list(plan.readers), accounts=plan.accounts, policy=plan.policy,
+            )  # fmt: skip
+        except asysi_ring.RingError as error:
+            raise StreamError(str(error)) from error
+
+    def missing_bytes(self, plan: StreamPlan) -> int:
+        """Return the shared memory that the ring still needs, 0 if it exists."""
+        if (Path(self._folder) / "data").exists():
+            return 0
+        return asysi_ring.required_bytes(
+            shards=plan.shards, chunks=plan.chunks, chunk_bytes=plan.chunk_bytes, accounts=plan.accounts
+        )
 
     def producer(self, threads: int = 1) -> "RingProducer":
         """Attach as the producer.
@@ -245,6 +269,10 @@ class RingConsumer:
         """Mark everything taken as durable, and unpin packets with no live arrays."""
         self._reader.mark_durable()
         self._release()
+
+    def pressed(self) -> bool:
+        """Return False: what is taken is overwritten like everything else."""
+        return False
 
     def resume(self, durable: Mapping[str, int]) -> None:
         """Count the rows in the storage as durable, and the other consumed rows as rolled back.

@@ -7,7 +7,7 @@ different hook points may not. Lost rows are counted by hook point and reason.
 
 import zlib
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from asysi.bus.lane import DeviceLane
 from asysi.bus.mailbox import Mailbox
 from asysi.bus.packet import ActivationPacket, Quantization
 from asysi.bus.pinning import Participant
+from asysi.bus.plan import StreamPlan
 from asysi.bus.states import DropReason, StreamEnd
 
 
@@ -30,6 +31,9 @@ class AheadError(ValueError):
     def __init__(self, point: str, rows: int, why: str) -> None:
         super().__init__(why)
         self.point, self.rows = point, rows
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, int, str]]:
+        return type(self), (self.point, self.rows, str(self))
 
 
 class BlockChannel(Protocol):
@@ -193,6 +197,14 @@ class Consumer(Protocol):
         """
         ...
 
+    def pressed(self) -> bool:
+        """Return whether the producer may soon have no room for what is taken and not acknowledged.
+
+        A consumer that is pressed acknowledges at its next opportunity, whatever its own schedule. Where what
+        is taken takes no room of the producer's, it never is.
+        """
+        ...
+
     def resume(self, durable: Mapping[str, int]) -> None:
         """Declare, before the first pull, exactly which rows of each hook point the consumer has stored.
 
@@ -262,6 +274,37 @@ class DataBus(Protocol):
 
         Raises:
             StreamError: there is no stream.
+        """
+        ...
+
+
+class ExperimentBus(DataBus, Protocol):
+    """A stream of an experiment, which `prepare` creates."""
+
+    def create(self, plan: StreamPlan, /) -> None:
+        """Create the stream, unless it exists.
+
+        Raises:
+            StreamError: it cannot be created.
+        """
+        ...
+
+    def missing_bytes(self, plan: StreamPlan, /) -> int:
+        """Return the shared memory that `create` will take, in bytes.
+
+        Raises:
+            ImportError: this installation cannot create the stream.
+        """
+        ...
+
+    def producer(self, threads: int = 1) -> Producer:
+        """Attach as the producer.
+
+        Args:
+            threads: that may convert a packet together, the caller's among them.
+
+        Raises:
+            StreamError: there is no stream, or another producer is alive.
         """
         ...
 

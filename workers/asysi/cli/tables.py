@@ -10,8 +10,8 @@ from rich.table import Table
 from asysi.contract.quantity import format_bytes
 
 if TYPE_CHECKING:
+    from asysi.bus.plan import StreamPlan
     from asysi.hosts.check import CheckReport
-    from asysi.hosts.rings import RingPlan
 
 
 def print_check(report: "CheckReport") -> None:
@@ -64,7 +64,7 @@ def _points(report: "CheckReport") -> Table:
     return table
 
 
-def _ring(ring: "RingPlan") -> str:
+def _ring(ring: "StreamPlan") -> str:
     size = format_bytes(ring.shards * ring.chunks * ring.chunk_bytes)
     shards = f"{ring.shards} shard{'s' if ring.shards > 1 else ''}"
     geometry = f"{size}: {shards} × {ring.chunks} chunks of {format_bytes(ring.chunk_bytes)}"

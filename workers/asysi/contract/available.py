@@ -88,7 +88,6 @@ STORES = ("file", "s3", "gs", "gcs", "az", "abfs", "hf", "http", "https", "ftp",
 """Schemes of fsspec that may hold data without a format before them."""
 
 REFUSALS = (
-    Refusal("spec.mode", _only("HPC"), "CONSUMER mode comes with a later version; use `mode: HPC`"),
     Refusal(
         "spec.model.uri",
         _schemes("hf", "file", "python"),
@@ -125,7 +124,7 @@ REFUSALS = (
     ),
     Refusal("spec.capture.positions.count", None, "every content token is captured; drop it"),
     Refusal(
-        "spec.bus.redis", None, "Redis belongs to CONSUMER mode, which comes with a later version; drop it"
+        "spec.bus.redis", None, "CONSUMER mode runs on a queue server, which the local runner starts; drop it"
     ),
     Refusal(
         "spec.output.uri",
@@ -136,7 +135,7 @@ REFUSALS = (
     Refusal(
         "spec.consumers.replicas",
         None,
-        "it belongs to CONSUMER mode, which comes with a later version; drop it",
+        "a role has one worker, which restarts in place; drop it",
     ),
 )
 """All refusals. A test checks that every field of the schema is listed here, in READ_BY, or in both."""
@@ -347,6 +346,7 @@ READ_BY = {
         "spec.lifecycle.ttlSecondsAfterFinished",
     ),
     "asysi_operator.local": ("spec.output.uri", "spec.resources.binding.cpus"),
+    "asysi.bus": ("spec.mode",),
 }
 """The package that reads each field that has an effect, including parts read as a whole. A test searches that
 package for the field's name."""

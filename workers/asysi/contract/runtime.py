@@ -94,6 +94,14 @@ class Exit(IntEnum):
 CAPTURE_RING = PurePosixPath("capture/rank-0")
 BUS_RING = PurePosixPath("bus")
 
+QUEUE_SERVER = "asysi.bus.queue_server"
+"""`python -m` module of the queue server that the local runner starts in CONSUMER mode, with its folder. By
+name: the runner imports nothing of the workers."""
+QUEUE_KEY = "queue.key"
+"""File in that folder, which exists once the server listens."""
+HOOK_THREAD = "asysi.hook.beside:HookThread"
+"""`module:class` of the hook's work in CONSUMER mode, beside the model; hosts import nothing of it."""
+
 # Folders and files in the output.
 IDENTITY_FILE = PurePosixPath("identity.json")
 """Owner of the folder: namespace, name, digest of the fields that determine the content, uid."""

@@ -57,7 +57,7 @@ def main(worker: Worker) -> int:
     from asysi.finish.rings import FinishedRings  # noqa: PLC0415
 
     try:
-        rings = FinishedRings(worker.shm)
+        rings = FinishedRings(worker.experiment.spec, worker.shm)
     except StreamError as error:
         raise ConfigError(
             f"finish cannot read the rings in {worker.shm}: {error}; prepare makes them first"

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from asysi.bus.accounts import ConsumerAccounts, StreamAccounts, read_accounts
+from asysi.bus.factory import create_data_bus
 from asysi.bus.mailbox import CaptureWord, Gauge, HookGauge, Mailbox
-from asysi.bus.ring import CppShardedSPMCBus
 from asysi.contract.runtime import BUS_RING, CAPTURE_RING
+from asysi.contract.spec import Spec
 from asysi.finish.ledger import AttemptCounts, finite
 from asysi.finish.status import HostCounters, Snapshot, TrainerGauges
 
@@ -14,15 +15,16 @@ class FinishedRings:
     """Read-only view of an attempt's rings.
 
     Args:
+        spec: of the experiment.
         shm: folder of the rings.
 
     Raises:
         StreamError: a ring is missing or has another version.
     """
 
-    def __init__(self, shm: Path) -> None:
-        self._capture = CppShardedSPMCBus(shm / CAPTURE_RING).control()
-        self._bus = CppShardedSPMCBus(shm / BUS_RING).control()
+    def __init__(self, spec: Spec, shm: Path) -> None:
+        self._capture = create_data_bus(spec, shm, CAPTURE_RING).control()
+        self._bus = create_data_bus(spec, shm, BUS_RING).control()
 
     def snapshot(self) -> Snapshot:
         """Return the state of both rings; the counters balance only once the stream has settled."""

@@ -57,6 +57,8 @@ class Hook:
     """Totals at the last line of the timeline."""
     means: ChannelMeans | None = None
     """Means of the activations, where gradients are captured too."""
+    tick: Callable[[], None] = lambda: None
+    """Called in every round of the loop."""
     mute: bool = False
     """Whether a failure to write statistics or the timeline was already logged."""
 
@@ -69,6 +71,7 @@ class Hook:
         host_gone = False
         while not stop.terminated:
             moved = self._drain(stop)
+            self.tick()
             health.beat()
             now = monotonic()
             if pace.due(now):

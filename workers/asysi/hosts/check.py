@@ -7,13 +7,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from asysi.bus.factory import create_data_bus
+from asysi.bus.plan import StreamPlan
 from asysi.capture.slots import SlotPlan
 from asysi.contract.errors import ConfigError
 from asysi.contract.quantity import format_bytes
 from asysi.contract.rows import pipeline_file, read_rows
 from asysi.contract.spec import Data, ScanExperiment, Spec
 from asysi.contract.workloads import name_of, text_of, workload_of
-from asysi.hosts.rings import RingPlan, bus_problems, capture_problems, plan_device_slots, plan_rings
+from asysi.hosts.rings import bus_problems, capture_problems, plan_device_slots, plan_rings
 from asysi.model.aliases import alias_of
 from asysi.model.globs import match_globs, split_call
 from asysi.model.loading import LoadedModel, ResolvedModel, build_structure, load_model, resolve_model
@@ -40,7 +42,7 @@ class CheckReport:
     """Distinct documents."""
     duplicates: int = 0
     held_out: int = 0
-    rings: tuple[RingPlan, ...] = ()
+    rings: tuple[StreamPlan, ...] = ()
     """Capture ring and bus."""
     slots: SlotPlan | None = None
     """What capture takes of a GPU's memory; None without one."""
@@ -96,17 +98,13 @@ def _check_kinds(spec: Spec, report: CheckReport) -> None:
         )
 
 
-def missing_bytes(rings: Sequence[RingPlan], shm: Path) -> int:
-    """Return the bytes that the rings still need in `shm`, not counting existing rings."""
-    from asysi_ring import required_bytes  # noqa: PLC0415 - needs the compiled ring
+def missing_bytes(spec: Spec, rings: Sequence[StreamPlan], shm: Path) -> int:
+    """Return the shared memory that the streams still need in `shm`, in bytes.
 
-    return sum(
-        required_bytes(
-            shards=ring.shards, chunks=ring.chunks, chunk_bytes=ring.chunk_bytes, accounts=ring.accounts
-        )
-        for ring in rings
-        if not (shm / ring.folder / "data").exists()
-    )
+    Raises:
+        ImportError: this installation has no native ring, and the streams are rings.
+    """
+    return sum(create_data_bus(spec, shm, ring.folder).missing_bytes(ring) for ring in rings)
 
 
 def _examine(function: str, spec: Spec, report: CheckReport, output: Path) -> None:
@@ -443,11 +441,11 @@ def _check_rings(spec: Spec, report: CheckReport, shm: Path) -> None:
         return
     report.slots = plan_device_slots(spec, report.points, batch, length)
     try:
-        report.ring_bytes = missing_bytes(report.rings, shm)
+        report.ring_bytes = missing_bytes(spec, report.rings, shm)
     except ImportError:
         report.problems.append(
             "spec.mode: HPC needs the native ring, and this installation has none: install with a C++20 "
-            "compiler at hand"
+            "compiler at hand, or use `mode: CONSUMER`"
         )
         return
     disk = os.statvfs(_standing(shm))

@@ -19,11 +19,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import PurePosixPath
 from typing import Protocol, TypeVar
 
 import torch
 
+from asysi.bus.capture_queue import CaptureQueueBus
+from asysi.bus.factory import create_data_bus
 from asysi.bus.mailbox import CaptureWord, Mailbox
 from asysi.bus.packet import kinds_named
 from asysi.bus.pinning import Pinning, cuda_hook
@@ -36,7 +39,14 @@ from asysi.capture.hooks import KINDS_AT_POINTS, ActivationHooker
 from asysi.capture.parameters import wanted_parameters
 from asysi.contract.errors import no_room
 from asysi.contract.quantity import parse_bytes
-from asysi.contract.runtime import CAPTURE_RING, HOST_FOLDER, MODEL_FILE, POINTS_FILE, RANGES_FILE
+from asysi.contract.runtime import (
+    CAPTURE_RING,
+    HOOK_THREAD,
+    HOST_FOLDER,
+    MODEL_FILE,
+    POINTS_FILE,
+    RANGES_FILE,
+)
 from asysi.contract.workloads import workload_of
 from asysi.files import is_full, write_atomic
 from asysi.hosts.progress import MARK_FILE, PROGRESS_FILE, HostProgress, StepMark, read_progress
@@ -112,25 +122,57 @@ def open_host(worker: Worker) -> Iterator["Host"]:
     torch.set_num_threads(max(1, int(worker.experiment.spec.resources.host.cpus)))
     bus = capture_bus(worker)
     with closing(bus.producer()) as producer, closing(bus.control()) as control:
-        host = Host(worker, producer, control)
-        with host.watching:
-            yield host
-        host.end()
-        producer.end(StreamEnd.ATTEMPT_OVER if worker.stop.terminated else StreamEnd.COMPLETE)
+        hook = _hook_beside(worker, bus)
+        try:
+            host = Host(worker, producer, control, hook)
+            with host.watching:
+                yield host
+            host.end()
+            producer.end(StreamEnd.ATTEMPT_OVER if worker.stop.terminated else StreamEnd.COMPLETE)
+        finally:
+            producer.close()
+            hook.join()
+
+
+class Beside(Protocol):
+    """The hook's work, in this process or in another."""
+
+    def check(self) -> None:
+        """Raise what has ended it before its time."""
+
+    def join(self) -> None:
+        """Wait until it has passed on everything that was captured."""
+
+
+class _Elsewhere:
+    """The hook is another process, which drains the stream by itself."""
+
+    def check(self) -> None:
+        """It restarts by itself."""
+
+    def join(self) -> None:
+        """It needs no host."""
+
+
+def _hook_beside(worker: Worker, bus: DataBus) -> Beside:
+    """Start the hook in this process, where packets do not leave it."""
+    if not isinstance(bus, CaptureQueueBus):
+        return _Elsewhere()
+    module, _, name = HOOK_THREAD.partition(":")
+    beside: Beside = getattr(import_module(module), name)(worker, bus)
+    return beside
 
 
 def capture_bus(worker: Worker) -> DataBus:
-    """Return the stream that a host publishes to: the capture ring that prepare has made."""
-    from asysi.bus.ring import CppShardedSPMCBus  # noqa: PLC0415 - needs the compiled ring
-
-    return CppShardedSPMCBus(worker.shm / CAPTURE_RING)
+    """Return the stream that a host publishes to."""
+    return create_data_bus(worker.experiment.spec, worker.shm, CAPTURE_RING)
 
 
 class Host:
     """A host attached to its pod's rings; created by `open_host`."""
 
-    def __init__(self, worker: Worker, producer: Producer, mailbox: Mailbox) -> None:
-        self._worker, self._producer, self._mailbox = worker, producer, mailbox
+    def __init__(self, worker: Worker, producer: Producer, mailbox: Mailbox, hook: Beside) -> None:
+        self._worker, self._producer, self._mailbox, self._hook = worker, producer, mailbox, hook
         self._spec = worker.experiment.spec
         self._workload = workload_of(self._spec)
         self._run: HostRun | None = None
@@ -173,7 +215,7 @@ class Host:
             sampling=self._spec.capture.sampling, seed=plan.seed, root=root, attempt=worker.attempt,
             devices=self._devices(),
         )  # fmt: skip
-        self._run = HostRun(worker, hooker, self._mailbox, plan, self._earlier())
+        self._run = HostRun(worker, hooker, self._mailbox, plan, self._earlier(), self._hook)
         worker.status = self._run.status
         worker.health.ready()
         gc.collect()
@@ -225,16 +267,19 @@ class HostRun:
         mailbox: of the capture stream.
         plan: what is known of the run.
         earlier: what earlier attempts have done.
+        hook: what passes on what is captured.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - its collaborators
         self,
         worker: Worker,
         hooker: ActivationHooker,
         mailbox: Mailbox,
         plan: HostPlan,
         earlier: HostProgress,
+        hook: Beside,
     ) -> None:
+        self._hook = hook
         self._worker, self._hooker, self._mailbox, self._plan = worker, hooker, mailbox, plan
         self._earlier = earlier
         self.first = earlier.next_step
@@ -266,6 +311,7 @@ class HostRun:
             if self._worker.stop.requested:
                 self._left = True
                 break
+            self._hook.check()
             self._begin(step)
             yield step
             self._book(step)

@@ -5,6 +5,8 @@ import logging
 import os
 import resource
 
+from asysi.bus.factory import create_data_bus
+from asysi.bus.stream import StreamError
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import MODEL_FILE, POINTS_FILE, Container, Env, Exit
 from asysi.files import write_atomic
@@ -56,14 +58,13 @@ def _claim_address(worker: Worker) -> None:
 
 
 def create_rings(worker: Worker, report: CheckReport) -> None:
-    """Create missing rings, after checking them against the container's memory limit.
+    """Create missing streams, after checking them against the container's memory limit.
 
     Raises:
         ConfigError: the limit or the file system is too small, or a ring of another size already exists.
     """
-    from asysi_ring import RingError, create  # noqa: PLC0415 - needs the compiled ring
-
-    needed = missing_bytes(report.rings, worker.shm)
+    spec = worker.experiment.spec
+    needed = missing_bytes(spec, report.rings, worker.shm)
     heap = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     limit = int(os.environ.get(Env.MEMORY) or 0)
     if limit and needed + heap > limit:
@@ -73,15 +74,10 @@ def create_rings(worker: Worker, report: CheckReport) -> None:
             f" Raise it to {(needed + heap) / 2**20 + 64:.0f}Mi, or lower capture.size or bus.size"
         )
     for ring in report.rings:
-        folder = worker.shm / ring.folder
-        folder.parent.mkdir(parents=True, exist_ok=True)
         try:
-            create(
-                str(folder), shards=ring.shards, chunks=ring.chunks, chunk_bytes=ring.chunk_bytes,
-                readers=list(ring.readers), accounts=ring.accounts, policy=ring.policy,
-            )  # fmt: skip
-        except RingError as error:
-            raise ConfigError(f"the ring {folder} cannot be created: {error}") from error
+            create_data_bus(spec, worker.shm, ring.folder).create(ring)
+        except StreamError as error:
+            raise ConfigError(f"the stream {worker.shm / ring.folder} cannot be created: {error}") from error
 
 
 if __name__ == "__main__":

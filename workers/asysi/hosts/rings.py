@@ -2,11 +2,10 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
-from typing import Literal
+from dataclasses import replace
 
 from asysi.bus.packet import ROW_DTYPE, Kind, account_name, kinds_named, rows_that_fit
+from asysi.bus.plan import BUS_CHUNK, CAPTURE_CHUNK, PINS, StreamPlan
 from asysi.bus.quantization import WIRE
 from asysi.capture.slots import SlotPlan, plan_slots, slot_row_bytes
 from asysi.contract.quantity import format_bytes, parse_bytes
@@ -15,41 +14,12 @@ from asysi.contract.spec import Spec
 from asysi.contract.workloads import name_of
 from asysi.model.points import HookPoint
 
-CAPTURE_CHUNK = 1 << 20
-BUS_CHUNK = 1 << 18
-PINS = 16
-"""Chunks of a shard that one reader can hold at once; the bus keeps them apart from what can be unread."""
 _SCORE_BYTES = 8  # of a gradient
 _SCALE_BYTES = 4  # fp8 has one scale per row, int8 mean and scale of each channel in each packet
 _ACCOUNTS = 256
 
 
-@dataclass(frozen=True, slots=True)
-class RingPlan:
-    """The geometry of a ring: arguments of `asysi_ring.create`."""
-
-    folder: PurePosixPath
-    """Path relative to ASYSI_SHM."""
-    shards: int
-    chunks: int
-    """Chunks per shard."""
-    chunk_bytes: int
-    readers: tuple[str, ...]
-    accounts: int
-    policy: Literal["drop_new", "overwrite"]
-
-    @property
-    def depth(self) -> int:
-        """Maximum number of unread chunks per shard; a ring needs at least 1."""
-        return self.chunks if self.policy == "drop_new" else self.chunks - len(self.readers) * PINS - 1
-
-    @property
-    def smallest(self) -> int:
-        """Minimum size in bytes of a bus with these shards and readers."""
-        return self.shards * (len(self.readers) * PINS + 2) * self.chunk_bytes
-
-
-def plan_rings(spec: Spec, points: int, parameters: int = 0) -> tuple[RingPlan, RingPlan]:
+def plan_rings(spec: Spec, points: int, parameters: int = 0) -> tuple[StreamPlan, StreamPlan]:
     """Return the capture ring and the bus of an experiment with so many hook points and parameters."""
     readers = tuple(
         name for name, wanted in (("archiver", spec.archive.enabled), ("sae", spec.sae is not None)) if wanted
@@ -58,8 +28,8 @@ def plan_rings(spec: Spec, points: int, parameters: int = 0) -> tuple[RingPlan, 
     capture_chunks = parse_bytes(spec.capture.size) // CAPTURE_CHUNK
     bus_chunks = parse_bytes(spec.bus.size) // spec.bus.shards // BUS_CHUNK
     return (
-        RingPlan(CAPTURE_RING, 1, capture_chunks, CAPTURE_CHUNK, ("hook",), accounts, "drop_new"),
-        RingPlan(BUS_RING, spec.bus.shards, bus_chunks, BUS_CHUNK, readers, accounts, "overwrite"),
+        StreamPlan(CAPTURE_RING, 1, capture_chunks, CAPTURE_CHUNK, ("hook",), accounts, "drop_new"),
+        StreamPlan(BUS_RING, spec.bus.shards, bus_chunks, BUS_CHUNK, readers, accounts, "overwrite"),
     )
 
 
@@ -77,7 +47,7 @@ def captured(spec: Spec, points: Sequence[HookPoint]) -> list[HookPoint]:
 
 
 def capture_problems(
-    spec: Spec, plan: RingPlan, points: Sequence[HookPoint], batch: int, length: int, *, parameters: int = 0
+    spec: Spec, plan: StreamPlan, points: Sequence[HookPoint], batch: int, length: int, *, parameters: int = 0
 ) -> list[str]:
     """Return why the capture ring cannot hold a step of batch × length tokens; empty if it can."""
     rows = batch * length
@@ -120,7 +90,7 @@ def plan_device_slots(spec: Spec, points: Sequence[HookPoint], batch: int, lengt
     return plan_slots(calls, batch * length, parse_bytes(spec.capture.size))
 
 
-def bus_problems(spec: Spec, plan: RingPlan, points: Sequence[HookPoint]) -> list[str]:
+def bus_problems(spec: Spec, plan: StreamPlan, points: Sequence[HookPoint]) -> list[str]:
     """Return why the bus is too small for its geometry or for a row; empty if it is large enough."""
     widest = max((point.width * point.itemsize for point in captured(spec, points)), default=0)
     if not rows_that_fit(plan.chunk_bytes, widest, _SCORE_BYTES):

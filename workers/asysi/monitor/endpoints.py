@@ -42,7 +42,7 @@ def serve(worker: Worker) -> "Server":
         ) from error
     worker.registry.register(_Pulse(worker))
     ProcessCollector(registry=worker.registry)
-    for collector in collectors(worker.container, worker.shm):
+    for collector in collectors(worker.container, worker.experiment.spec, worker.shm):
         worker.registry.register(collector)
     threading.Thread(target=server.serve_forever, name="endpoints", daemon=True).start()
     return server

@@ -8,6 +8,7 @@ stored in the ring's control file, so a sidecar that is restarted anyway idles i
 import gc
 import logging
 import time
+from contextlib import closing
 from pathlib import PurePosixPath
 
 from asysi.bus.states import ReaderState
@@ -29,10 +30,11 @@ def has_ended(worker: Worker) -> bool:
     """Return whether the container's reader has finished this attempt's stream; False without a ring."""
     if worker.container not in RINGS:
         return False
-    from asysi.bus.ring import CppShardedSPMCBus  # noqa: PLC0415 - must also work without the compiled ring
+    from asysi.bus.factory import create_data_bus  # noqa: PLC0415 - few workers have a stream
 
     try:
-        with CppShardedSPMCBus(worker.shm / RINGS[worker.container]).control() as control:
+        bus = create_data_bus(worker.experiment.spec, worker.shm, RINGS[worker.container])
+        with closing(bus.control()) as control:
             return ReaderState(control.reader_state(str(worker.container))).final
     except (StreamError, ValueError):
         return False

@@ -1,16 +1,19 @@
 """Exports the rings' control files as metrics, which are not reset by worker restarts."""
 
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path, PurePosixPath
 
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from asysi.bus.accounts import read_accounts, total_consumed, total_produced
+from asysi.bus.factory import create_data_bus
 from asysi.bus.mailbox import CaptureWord, Gauge
 from asysi.bus.states import DropReason, ReaderState
 from asysi.bus.stream import StreamControl, StreamError
 from asysi.contract.runtime import BUS_RING, CAPTURE_RING, Container
+from asysi.contract.spec import Spec
 from asysi.monitor.metrics import counter_family, gauge_family, summary_family
 
 _SECOND = 1e-9
@@ -35,32 +38,39 @@ _SAE_GAUGES = {
 }
 
 
-def collectors(container: Container, shm: Path) -> list[Collector]:
-    """Return the collectors of `container`: rings and host for hook, gauges for sae, none for others."""
-    if container is Container.HOOK:
-        return [
-            HostCollector(shm / CAPTURE_RING),
-            RingCollector({"capture": shm / CAPTURE_RING, "bus": shm / BUS_RING}),
-        ]
+def collectors(container: Container, spec: Spec, shm: Path) -> list[Collector]:
+    """Return the collectors of `container`: streams and host for hook, gauges for sae, none for others.
+
+    In CONSUMER mode the host does the hook's work.
+    """
+    capture, bus = (partial(_control, spec, shm, stream) for stream in (CAPTURE_RING, BUS_RING))
+    if container is (Container.HOOK if spec.mode == "HPC" else Container.HOST):
+        return [HostCollector(capture), RingCollector({"capture": capture, "bus": bus})]
     if container is Container.SAE:
-        return [Saes(shm / BUS_RING)]
+        return [Saes(bus)]
     return []
 
 
-class _Look(Collector):
-    """Reads control files; missing or unreadable ones produce no metrics."""
+def _control(spec: Spec, shm: Path, stream: PurePosixPath) -> StreamControl:
+    return create_data_bus(spec, shm, stream).control()
 
-    def __init__(self, folders: dict[str, Path]) -> None:
-        self._folders = folders
+
+Opens = Callable[[], StreamControl]
+"""Opens a stream; raises StreamError where there is none."""
+
+
+class _Look(Collector):
+    """Reads the counters of streams; missing or unreadable ones produce no metrics."""
+
+    def __init__(self, streams: dict[str, Opens]) -> None:
+        self._streams = streams
         self._controls: dict[str, StreamControl] = {}
 
     def _open(self) -> Iterator[tuple[str, StreamControl]]:
-        from asysi.bus.ring import CppShardedSPMCBus  # noqa: PLC0415 - works without the compiled ring
-
-        for name, folder in self._folders.items():
+        for name, opens in self._streams.items():
             if name not in self._controls:
                 try:
-                    self._controls[name] = CppShardedSPMCBus(folder).control()
+                    self._controls[name] = opens()
                 except StreamError:
                     continue
             yield name, self._controls[name]
@@ -69,8 +79,8 @@ class _Look(Collector):
 class HostCollector(_Look):
     """The host's progress, read from the mailbox of the capture ring."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__({"capture": folder})
+    def __init__(self, capture: Opens) -> None:
+        super().__init__({"capture": capture})
 
     def collect(self) -> Iterable[Metric]:
         for _, control in self._open():
@@ -127,8 +137,8 @@ class RingCollector(_Look):
 class Saes(_Look):
     """Gauges of the SAE worker, read from the bus's control file."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__({"bus": folder})
+    def __init__(self, bus: Opens) -> None:
+        super().__init__({"bus": bus})
 
     def collect(self) -> Iterable[Metric]:
         for _, control in self._open():

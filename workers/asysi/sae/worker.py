@@ -4,18 +4,18 @@ import json
 import logging
 import math
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from asysi.bus.factory import create_data_bus
 from asysi.bus.mailbox import CaptureWord, Gauge
-from asysi.bus.ring import CppShardedSPMCBus
 from asysi.bus.states import StreamEnd
-from asysi.bus.stream import Consumer, StreamError
+from asysi.bus.stream import Consumer, StreamControl, StreamError
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import (
-    BUS_RING,
     CAPTURE_RING,
     CHECKPOINT_FOLDER,
     MODEL_FILE,
@@ -102,13 +102,13 @@ class SAETrainerWorker:
             if packet.point not in self._points:
                 self._points = {**self._points, **dict.fromkeys(self._stream.points())}
             if not self._steps_total:
-                self._steps_total = _steps_total(self._worker.shm / CAPTURE_RING)
+                self._steps_total = _steps_total(self._worker)
             for trainer in self._trainers:
                 trainer.receive(packet, self._points, self._steps_total, packet.shard)
             self._stream.take()
             self._worker.health.beat()
         self._worker.health.beat()
-        if time.monotonic() - self._saved_at >= self._checkpoint_seconds:
+        if time.monotonic() - self._saved_at >= self._checkpoint_seconds or self._stream.pressed():
             self._checkpoint()
 
     def _drain(self) -> bool:
@@ -175,7 +175,7 @@ class SAETrainerWorker:
     def _export(self) -> None:
         """Write the results of every trainer."""
         model = _json_object(self._worker.workspace / MODEL_FILE)
-        began_with_bos = _began_with_bos(self._worker.shm / CAPTURE_RING)
+        began_with_bos = _began_with_bos(self._worker)
 
         def describe(point: str, numbers: dict[str, Any]) -> dict[str, Any]:
             return metadata_of(
@@ -235,9 +235,15 @@ def main(worker: Worker) -> int:
     if sae and sae.gpus:
         repeat_exactly()
     with torch.inference_mode():
-        stream = CppShardedSPMCBus(worker.shm / BUS_RING).consumer(READER)  # keeps the lock until the end
+        stream = create_data_bus(worker.experiment.spec, worker.shm).consumer(
+            READER
+        )  # keeps the lock until the end
         code = SAETrainerWorker(worker, stream).run()
         return idle_until_terminated(worker) if has_ended(worker) else code
+
+
+def _capture(worker: Worker) -> StreamControl:
+    return create_data_bus(worker.experiment.spec, worker.shm, CAPTURE_RING).control()
 
 
 def _gauges(training: Training | None) -> dict[Gauge, float]:
@@ -273,19 +279,19 @@ def _json_object(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _steps_total(folder: Path) -> int:
+def _steps_total(worker: Worker) -> int:
     """Return the steps of the host's whole run; 0 if unknown."""
     try:
-        with CppShardedSPMCBus(folder).control() as control:
+        with closing(_capture(worker)) as control:
             return control.get(CaptureWord.STEPS_TOTAL)
     except StreamError:
         return 0
 
 
-def _began_with_bos(folder: Path) -> bool | None:
+def _began_with_bos(worker: Worker) -> bool | None:
     """Return whether every sequence read by the host began with BOS or CLS; None if only some, or unknown."""
     try:
-        with CppShardedSPMCBus(folder).control() as control:
+        with closing(_capture(worker)) as control:
             sequences, opened = (
                 control.get(word) for word in (CaptureWord.SEQUENCES, CaptureWord.SEQUENCES_OPENED)
             )

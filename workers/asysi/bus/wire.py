@@ -1,4 +1,4 @@
-"""Packets as bytes, for buses that are not the ring: what the ring does in one native pass, in numpy."""
+"""Packets as bytes, for streams that are not the ring: what the ring does in one native pass, in numpy."""
 
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ def converted(
     if quantization is Quantization.NONE or dtype in {Dtype.INT8, Dtype.FP8_E4M3}:
         return packet
     header = packet.header.copy()
-    header["quantization"], header["dtype"] = quantization, quantization.dtype
+    header["quantization"], header["dtype"] = quantization, quantization.dtype or dtype
     made = quantise(packet.to_float32(), quantization, table)
     rows = packet.rows.copy()
     if made.saturated is not None:
@@ -51,13 +51,14 @@ def encode(packet: ActivationPacket, **fields: int) -> bytes:
     rows = len(packet.rows)
     beside = packet.scales if packet.table is None else packet.table
     scales = b"" if beside is None else beside.tobytes()
-    payload = packet.payload.tobytes()
+    payload = np.ascontiguousarray(packet.payload)
     header = np.zeros(1, HEADER_DTYPE)
     header[0] = packet.header
     header["magic"], header["version"], header["header_bytes"] = MAGIC, VERSION, HEADER_BYTES
-    header["rows"], header["width"] = packet.payload.shape
-    header["payload_bytes"], header["scale_bytes"] = len(payload), len(scales)
+    header["rows"], header["width"] = payload.shape
+    header["payload_bytes"], header["scale_bytes"] = payload.nbytes, len(scales)
     for name, value in fields.items():
         header[name] = value
     head = header.tobytes() + packet.rows.tobytes() + scales
-    return head + bytes(payload_at(rows, len(scales)) - len(head)) + payload
+    padding = bytes(payload_at(rows, len(scales)) - len(head))
+    return b"".join((head, padding, payload.data if payload.size else b""))
