@@ -20,7 +20,7 @@ _WHERE = "ASYSI_TEST_SERVER_"
 
 def queue_server() -> Path:
     """Return the folder of the tests' queue server."""
-    return _shared("QUEUE", lambda folder: [sys.executable, "-m", "asysi.bus.queue_server", str(folder)], KEY)
+    return _shared("QUEUE", lambda folder: [sys.executable, "-m", "asysi.bus.serve_queues", str(folder)], KEY)
 
 
 def started(command: Sequence[str], ready: Path) -> subprocess.Popen[bytes]:

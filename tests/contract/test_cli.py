@@ -14,7 +14,6 @@ import yaml
 
 from asysi.cli import commands, main, run_profile
 from asysi.cli.tables import print_check
-from asysi.contract.errors import ConfigError
 from asysi.contract.spec import ScanExperiment
 
 ROOT = Path(__file__).parents[2]
@@ -81,12 +80,12 @@ def test_every_command_shows_an_example() -> None:
 def test_bad_configuration_ends_in_sentences_and_exit_code_2(tmp_path: Path, file: Path) -> None:
     """Everything wrong stands on stderr, a sentence a line, and no traceback."""
     over = tmp_path / "over.yaml"
-    over.write_text("spec:\n  buss: {}\n  mode: CONSUMER\n")
+    over.write_text("spec:\n  buss: {}\n  sae: {train: [{variant: gated}]}\n")
     done = asysi("run", "-f", file, "-f", over)
     assert (done.returncode, done.stdout) == (2, "")
     lines = done.stderr.splitlines()
     assert lines[0] == f"{over}:2: spec.buss is not a known key: did you mean bus?"
-    assert lines[1].startswith(f"{over}:3: spec.mode CONSUMER is not available yet")
+    assert lines[1].startswith(f"{over}:3: spec.sae.train[0].variant gated is not available yet")
     assert len(lines) == 2
 
 
@@ -356,15 +355,8 @@ def test_mscan_is_found_when_asked_for() -> None:
 
 @pytest.mark.parametrize("profile", ["profile_hpc.yaml", "profile_consumer.yaml"])
 def test_the_profiles_do_what_they_say(profile: str) -> None:
-    """Over base.yaml, profile_hpc.yaml is accepted; profile_consumer.yaml is refused, as it says itself."""
+    """Over base.yaml, each profile is accepted and chooses its mode."""
     from asysi.contract.loading import load
 
-    files = [ROOT / "configs/base.yaml", ROOT / "configs" / profile]
-    if "hpc" in profile:
-        assert load(files).spec.mode == "HPC"
-        return
-    assert "Not available yet" in files[1].read_text()
-    with pytest.raises(ConfigError) as error:
-        load(files)
-    named = [re.search(r"spec\.[\w.]+", text) for text in error.value.problems]
-    assert [found.group() for found in named if found] == ["spec.mode", "spec.consumers.replicas"]
+    mode = "HPC" if "hpc" in profile else "CONSUMER"
+    assert load([ROOT / "configs/base.yaml", ROOT / "configs" / profile]).spec.mode == mode

@@ -181,7 +181,9 @@ def test_explain_shows_defaults_items_and_what_is_missing():
     spec = custom_resource_definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"][
         "spec"
     ]
-    assert at(spec, "mode")["description"].endswith("Default: HPC. Not available yet: CONSUMER.")
+    assert at(spec, "capture.positions.mode")["description"].endswith(
+        "Default: all. Not available yet: last, random."
+    )
     assert at(spec, "sae.train[].k")["description"].endswith("Default: 32.")
     kinds = at(spec, "capture.kinds")["description"]
     assert "Items: activations, gradients, parameterGradients." in kinds

@@ -38,6 +38,6 @@ def _server_in(folder: Any) -> int:
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError:
             continue
-        if b"asysi.bus.queue_server" in command and str(folder).encode() in command:
+        if b"asysi.bus.serve_queues" in command and str(folder).encode() in command:
             return int(pid)
     raise AssertionError("there is no server")

@@ -15,11 +15,23 @@ import pytest
 
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import Container
+from asysi.contract.spec import ScanExperiment
 from asysi.contract.telemetry import BODY_LIMIT
 from asysi.monitor.endpoints import serve
 from asysi.monitor.health import Health
 from asysi.monitor.metrics import counter
 from asysi.monitor.worker import Worker
+
+WATCHED = ScanExperiment.model_validate(
+    {
+        "metadata": {"name": "x"},
+        "spec": {
+            "model": {"uri": "file://m"},
+            "workload": {"scan": {}},
+            "capture": {"hookPoints": ["*"]},
+        },
+    }
+)
 
 
 @pytest.fixture
@@ -29,7 +41,7 @@ def worker(monkeypatch, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    return Worker(Container.HOOK, None, tmp_path, tmp_path, tmp_path, attempt=3, port=port)
+    return Worker(Container.HOOK, WATCHED, tmp_path, tmp_path, tmp_path, attempt=3, port=port)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`python -m asysi.bus.queue_server FOLDER`: the queue server, which keeps streams in its memory.
+"""The queue server, which keeps streams in its memory: `python -m asysi.bus.serve_queues FOLDER`.
 
 It listens on a Unix socket in the folder; who can read the key beside it can use it. A place at a stream is
 held by the connection that took it: with the process that dies the place is free.
@@ -6,7 +6,6 @@ held by the connection that took it: with the process that dies the place is fre
 
 import os
 import secrets
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
@@ -24,7 +23,7 @@ SOCKET, KEY = "queue.sock", QUEUE_KEY
 _KEY_BYTES = 32
 
 
-class _Place(NamedTuple):
+class _TakenPlace(NamedTuple):
     """A place at a stream, and the thread that serves its holder's connection."""
 
     stream: QueueStream
@@ -41,7 +40,7 @@ class QueueHub:
 
     def __init__(self) -> None:
         self._streams: dict[str, QueueStream] = {}
-        self._places: dict[int, _Place] = {}
+        self._places: dict[int, _TakenPlace] = {}
         self._tokens = 0
         self._changed = threading.Condition()
 
@@ -201,10 +200,10 @@ class QueueHub:
 
     def _take(self, stream: QueueStream, role: str | None) -> int:
         self._tokens += 1
-        self._places[self._tokens] = _Place(stream, role, threading.get_ident())
+        self._places[self._tokens] = _TakenPlace(stream, role, threading.get_ident())
         return self._tokens
 
-    def _at(self, token: int) -> _Place:
+    def _at(self, token: int) -> _TakenPlace:
         if token not in self._places:
             raise StreamError("this place at the stream was given up, or its connection has ended")
         return self._places[token]
@@ -273,10 +272,3 @@ def serve(folder: Path) -> None:
         file.write(key)
     written.rename(folder / KEY)
     server.serve_forever()
-
-
-if __name__ == "__main__":
-    # Under the name that its callers know: what they unpickle must be the same classes.
-    from asysi.bus.queue_server import serve as named
-
-    named(Path(sys.argv[1]))

@@ -1,8 +1,8 @@
 """The state of a stream of whole packets: one bounded queue a role, and every counter. Pure.
 
 A packet goes into the queue of every role, or into none. It leaves a queue once its role has acknowledged it;
-until then it is handed out again to whoever takes the role over. A packet that finds a full queue is dropped and
-counted.
+until then it is handed out again to whoever takes the role over. A packet that finds a full queue is dropped,
+and counted.
 """
 
 from collections import deque

@@ -94,7 +94,7 @@ class Exit(IntEnum):
 CAPTURE_RING = PurePosixPath("capture/rank-0")
 BUS_RING = PurePosixPath("bus")
 
-QUEUE_SERVER = "asysi.bus.queue_server"
+QUEUE_SERVER = "asysi.bus.serve_queues"
 """`python -m` module of the queue server that the local runner starts in CONSUMER mode, with its folder. By
 name: the runner imports nothing of the workers."""
 QUEUE_KEY = "queue.key"
