@@ -80,12 +80,12 @@ def test_every_command_shows_an_example() -> None:
 def test_bad_configuration_ends_in_sentences_and_exit_code_2(tmp_path: Path, file: Path) -> None:
     """Everything wrong stands on stderr, a sentence a line, and no traceback."""
     over = tmp_path / "over.yaml"
-    over.write_text("spec:\n  buss: {}\n  sae: {train: [{variant: gated}]}\n")
+    over.write_text("spec:\n  buss: {}\n  capture: {positions: {mode: last}}\n")
     done = asysi("run", "-f", file, "-f", over)
     assert (done.returncode, done.stdout) == (2, "")
     lines = done.stderr.splitlines()
     assert lines[0] == f"{over}:2: spec.buss is not a known key: did you mean bus?"
-    assert lines[1].startswith(f"{over}:3: spec.sae.train[0].variant gated is not available yet")
+    assert lines[1].startswith(f"{over}:3: spec.capture.positions.mode last is not available yet")
     assert len(lines) == 2
 
 

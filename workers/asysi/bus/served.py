@@ -166,7 +166,7 @@ class ServedProducer(_Closing):
         account, rows = self._account(packet.point), len(packet.rows)
         content = encode(
             converted(packet, quantization, table), account=account, source=source, sequence=self._head + 1,
-            rows_before=self._published[account], generation=self._generation,
+            rows_before=self._published[account], generation=self._generation, saturated=0,
         )  # fmt: skip
         if len(content) > self.packet_bytes:
             raise ValueError(f"a packet of {len(content)} bytes is larger than {self.packet_bytes}")

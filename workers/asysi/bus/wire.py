@@ -54,7 +54,7 @@ def encode(packet: ActivationPacket, **fields: int) -> bytes:
     payload = np.ascontiguousarray(packet.payload)
     header = np.zeros(1, HEADER_DTYPE)
     header[0] = packet.header
-    header["magic"], header["version"], header["header_bytes"] = MAGIC, VERSION, HEADER_BYTES
+    header["magic"], header["version"], header["header_bytes"] = MAGIC, _version(packet), HEADER_BYTES
     header["rows"], header["width"] = payload.shape
     header["payload_bytes"], header["scale_bytes"] = payload.nbytes, len(scales)
     for name, value in fields.items():
@@ -62,3 +62,10 @@ def encode(packet: ActivationPacket, **fields: int) -> bytes:
     head = header.tobytes() + packet.rows.tobytes() + scales
     padding = bytes(payload_at(rows, len(scales)) - len(head))
     return b"".join((head, padding, payload.data if payload.size else b""))
+
+
+def _version(packet: ActivationPacket) -> int:
+    """Return the least version that reads a packet."""
+    if packet.scores is not None:
+        return VERSION
+    return 3 if packet.table is not None or int(packet.header["dtype"]) == Dtype.FP8_E4M3 else 2
