@@ -40,7 +40,7 @@ def test_a_full_queue_lowers_the_rate_and_an_empty_one_raises_it(monkeypatch):
         now[0] += 0.25
         host.channel("layer.0").book(seen=packets * ROWS, sampled_out=packets * ROWS)
         pushed = [producer.push(packet()) for _ in range(packets)]
-        pacer.look()
+        pacer.observe()
         if reading:
             consumer.pull(DEPTH, 0.0)
             consumer.pull(1, 0.0)
