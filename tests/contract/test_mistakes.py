@@ -127,7 +127,7 @@ def test_all_mistakes_are_told_at_once_each_with_its_file_and_line(tmp_path: Pat
     )
     over.write_text("spec:\n  capture:\n    positions: {mode: last}\n    sampling: {rate: 2}\n")
     with pytest.raises(ConfigError) as error:
-        load([base, over], ["spec.workload.scan.loss=lm"])
+        load([base, over], ["spec.resources.binding.numa=0"])
     lines = {
         text.strip().partition(":")[0]: number for number, text in enumerate(base.read_text().splitlines(), 1)
     }
@@ -138,8 +138,8 @@ def test_all_mistakes_are_told_at_once_each_with_its_file_and_line(tmp_path: Pat
         f"{over}:3: spec.capture.positions.mode last is not available yet: every content token is captured;"
         " use `all` and lower sampling.rate",
         f"{over}:4: spec.capture.sampling.rate must be at most 1, not 2",
-        "--set spec.workload.scan.loss=lm: spec.workload.scan.loss lm is not available yet: a scan runs"
-        " forward only; drop it",
+        "--set spec.resources.binding.numa=0: spec.resources.binding.numa is not available yet: start"
+        " `asysi run` under `numactl --membind`",
     ]  # fmt: skip
 
 
