@@ -11,8 +11,9 @@ from asysi.bus.factory import create_data_bus
 from asysi.bus.plan import StreamPlan
 from asysi.capture.slots import SlotPlan
 from asysi.contract.errors import ConfigError
-from asysi.contract.quantity import format_bytes
+from asysi.contract.quantity import format_bytes, parse_bytes
 from asysi.contract.rows import pipeline_file, read_rows
+from asysi.contract.rules import HEAP
 from asysi.contract.spec import Data, ScanExperiment, Spec
 from asysi.contract.workloads import name_of, text_of, workload_of
 from asysi.hosts.rings import bus_problems, capture_problems, plan_device_slots, plan_rings
@@ -95,6 +96,13 @@ def _check_kinds(spec: Spec, report: CheckReport) -> None:
         report.problems.append(
             f"spec.capture.kinds: {' and '.join(wanted)} cannot be captured from a GPU yet: set "
             "resources.host.gpus to 0, or capture activations only"
+        )
+    need, limit = HEAP + parse_bytes(spec.capture.size), spec.resources.hook.memory
+    if {"activations", "gradients"} <= set(spec.capture.kinds) and parse_bytes(limit) < need:
+        report.problems.append(
+            f"spec.resources.hook.memory: is {limit}, but to join gradients the hook worker keeps up to"
+            f" capture.size ({spec.capture.size}) of activations beside {format_bytes(HEAP)} of its own:"
+            f" raise it to {format_bytes(need)}, or lower capture.size"
         )
 
 

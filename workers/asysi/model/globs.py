@@ -74,7 +74,7 @@ def match_globs(
             for name in found:
                 matched.setdefault(name, set()).add(_ALL_CALLS if call is None else call)
         if not found:
-            hint = _hint(glob, [*names, *first])
+            hint = _hint(glob, [*names, *first], what)
             problems.append(f"{where}[{position}]: {glob!r} matches no {what} of the model{hint}")
     if problems:
         raise ConfigError(*problems)
@@ -128,9 +128,10 @@ def near_names(glob: str, names: Iterable[str], limit: int = 5) -> list[str]:
     return [name for _, name in best[:limit]]
 
 
-def _hint(glob: str, names: Sequence[str]) -> str:
+def _hint(glob: str, names: Sequence[str], what: str) -> str:
     near = near_names(glob, names)
     if near:
         return "; closest are " + ", ".join(near)
     first = [name for name in names if name][:5]
-    return "; its modules begin with " + ", ".join(first) if first else "; it has no submodules"
+    none = "; it has no submodules" if what == "module" else f"; it has no {what}s"
+    return f"; its {what}s begin with " + ", ".join(first) if first else none
