@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test tools lint format generate check-generated bench bench-host bench-sae bench-ring bench-operator bench-pipeline bench-weights bench-archive bench-train bench-gpu families rate-bounds gpu-pack compatibility smollm2 peers peers-ring peers-pipeline peers-weights peers-train peers-archive ring-models ring-faults ring-hostile ring-stop ring-abi mscan-faults mscan-fuzz kill-pipeline kill-train large-train memory-pipeline chaos hostile e2e audit pictures clean
+.PHONY: help install demo test tools lint format generate check-generated bench bench-host bench-sae bench-sae-many bench-sae-peers bench-ring bench-operator bench-pipeline bench-weights bench-archive bench-train bench-gpu families rate-bounds gpu-pack compatibility smollm2 peers peers-ring peers-pipeline peers-weights peers-train peers-archive ring-models ring-faults ring-hostile ring-stop ring-abi mscan-faults mscan-fuzz kill-pipeline kill-train large-train memory-pipeline chaos hostile e2e audit pictures clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -90,6 +90,12 @@ bench-host: install ## Slowdown of the watched model, and latency of a hook
 
 bench-sae: install peers ## FVU against sae-lens
 	$(BIN)/python benchmarks/sae_quality/compare.py --saelens-python $(VENV)-sae/bin/python
+
+bench-sae-many: install ## Nine autoencoders from one run against nine runs
+	$(BIN)/python benchmarks/sae/many.py
+
+bench-sae-peers: install ## TopK against sae-lens, sparsify and dictionary_learning; ASYSI_SAE_PEERS_PYTHON has all three
+	$(BIN)/python benchmarks/sae/compare.py
 
 bench-ring: install peers-ring ## The ring against its ceiling and its peers; needs redis-server and twenty quiet minutes
 	$(BIN)/python benchmarks/ring/compare.py --peers-python $(VENV)-ring/bin/python
