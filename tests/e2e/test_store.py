@@ -15,6 +15,7 @@ def _to_store(spec: dict[str, Any]) -> None:
     spec["output"] = {"uri": "s3://bucket/run"}
     spec["archive"] = {"rotate": "1Mi"}
     spec["workload"]["scan"].update(passes=1)
+    spec["finish"] = {"maxTokens": 1000, "spliceTokens": 0}
 
 
 def test_a_run_to_a_store(scan: Callable, start: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
