@@ -110,6 +110,8 @@ LEDGER_FILE = PurePosixPath("ledger.json")
 VERDICT_FILE = PurePosixPath("verdict.json")
 """The verdict on the ledger and the data: level, both conditions, findings and measurements."""
 REPORT_FILE = PurePosixPath("report.html")
+MEANS_FILE = PurePosixPath("means.safetensors")
+"""Mean activation of each channel, by hook point and call; written where gradients are captured."""
 RANGES_FILE = PurePosixPath("quantization.safetensors")
 """Under `capture.quantization: int8`, frozen mean and scale of each channel: [2, width] by hook point."""
 TIMELINE_FILE = PurePosixPath("timeline.jsonl")
@@ -157,6 +159,7 @@ OUTPUTS = (
     *(
         ATTEMPTS_FOLDER,
         PIPELINE_FOLDER,
+        MEANS_FILE,
         RANGES_FILE,
         UPLOADED_FILE,
         UPLOADING_LOCK,

@@ -6,7 +6,7 @@ from pathlib import Path
 from asysi.bus.quantization import WIRE
 from asysi.bus.stream import Consumer, Producer, StreamControl
 from asysi.contract.quantity import parse_bytes
-from asysi.contract.runtime import RANGES_FILE, TIMELINE_FILE
+from asysi.contract.runtime import MEANS_FILE, RANGES_FILE, TIMELINE_FILE
 from asysi.hook.finite import NonFiniteCounter, Saturated
 from asysi.hook.loop import Hook
 from asysi.hook.means import ChannelMeans
@@ -22,7 +22,6 @@ from asysi.monitor.metrics import histogram
 from asysi.monitor.worker import Worker
 
 STATISTICS_FILE = Path("statistics.json")
-MEANS_FILE = Path("means.safetensors")
 
 
 def assemble(  # noqa: PLR0917 - its collaborators
