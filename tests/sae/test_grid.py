@@ -85,10 +85,11 @@ def test_a_resumed_grid_ends_on_the_same_bits(tmp_path):
     """A checkpoint holds every member, and rows and evaluation set once."""
     config = entry(grid=GRID, ema=0.9)
     with torch.inference_mode():
+        whole = a_grid(config)
+        feed(whole, range(STEPS))
+        finish(whole)
         for cut in (3, 60):
-            whole, first, second = a_grid(config), a_grid(config), a_grid(config)
-            feed(whole, range(STEPS))
-            finish(whole)
+            first, second = a_grid(config), a_grid(config)
             feed(first, range(cut))
             write_checkpoint(tmp_path / "x.ckpt", TrainerCheckpoint(*first.state()))
             checkpoint = read_checkpoint(tmp_path / "x.ckpt")

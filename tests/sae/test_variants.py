@@ -44,7 +44,7 @@ def test_every_variant_resumes_with_every_setting(name, tmp_path):
     """With resampling, schedules, a free decoder and a running mean a resume ends on the same bits too."""
     from tests.sae import conftest
 
-    conftest.a_resumed_training_ends_on_the_same_bits(entry(name, **EVERY), tmp_path)
+    conftest.a_resumed_training_ends_on_the_same_bits(entry(name, **EVERY), tmp_path, cuts=(60,))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
