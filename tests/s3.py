@@ -11,6 +11,8 @@ from typing import Any
 
 import botocore.session
 import httpx
+import pytest
+import s3fs
 
 KEY, SECRET = "test-key", "not-to-be-seen-anywhere"
 
@@ -88,6 +90,12 @@ class S3Server:
             "AWS_ENDPOINT_URL": self.url,
             "AWS_MAX_ATTEMPTS": "1",
         }
+
+    def reach(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let this process and its children reach it, and no other server that was reached before."""
+        for name, value in self.variables().items():
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
 
 
 @contextmanager

@@ -345,8 +345,7 @@ class TestStore:
         assert one.wait() == Exit.OK
         local = one.check()
         assert {segment.path.name for segment in local.segments} >= self.stored(s3)
-        for name, value in s3.variables().items():
-            monkeypatch.setenv(name, value)
+        s3.reach(monkeypatch)
         upload_left(one)
         remote = MScanDataset("s3://bucket/run")
         assert len(remote.segments) == len(local.segments) > 4

@@ -21,8 +21,7 @@ def _to_store(spec: dict[str, Any]) -> None:
 def test_a_run_to_a_store(scan: Callable, start: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """Archive, SAEs, ledger and report are in the store as they are in the folder; no file has the key."""
     with s3_server("bucket") as server:
-        for name, value in server.variables().items():
-            monkeypatch.setenv(name, value)
+        server.reach(monkeypatch)
         path = scan("stored", _to_store)
         run = start(path)
         assert run.finish() == 0, run.text()
@@ -46,8 +45,7 @@ def test_a_store_that_does_not_answer(
     scan: Callable, start: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An unreachable store is refused before the model is loaded, with the address and what to check."""
-    for name, value in S3Server("bucket").variables().items():
-        monkeypatch.setenv(name, value)
+    S3Server("bucket").reach(monkeypatch)
     run = start(scan("away", _to_store))
     assert run.finish() == 2, run.text()
     assert "s3://bucket/run cannot be reached: its endpoint does not answer" in " ".join(run.text().split())

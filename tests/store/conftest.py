@@ -18,6 +18,5 @@ def running_s3() -> Iterator[S3Server]:
 @pytest.fixture
 def s3(running_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     """The server, reachable from this process and its children."""
-    for name, value in running_s3.variables().items():
-        monkeypatch.setenv(name, value)
+    running_s3.reach(monkeypatch)
     return running_s3
