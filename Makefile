@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test tools lint format generate check-generated bench bench-host bench-sae bench-sae-many bench-sae-peers bench-ring bench-operator bench-pipeline bench-weights bench-archive bench-train bench-gpu families rate-bounds gpu-pack compatibility smollm2 peers peers-ring peers-pipeline peers-weights peers-train peers-archive ring-models ring-faults ring-hostile ring-stop ring-abi mscan-faults mscan-fuzz kill-pipeline kill-train large-train memory-pipeline chaos hostile e2e audit pictures clean
+.PHONY: help install demo test tools lint format generate check-generated bench bench-host bench-sae bench-sae-many bench-sae-peers bench-ring bench-operator bench-pipeline bench-weights bench-archive bench-train bench-gpu families rate-bounds gpu-pack redis-kills compatibility smollm2 peers peers-ring peers-pipeline peers-weights peers-train peers-archive ring-models ring-faults ring-hostile ring-stop ring-abi mscan-faults mscan-fuzz kill-pipeline kill-train large-train memory-pipeline chaos hostile e2e audit pictures clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ generate: install ## Regenerate the CRD and the reference pages
 
 check-generated: install ## Fail if a generated file differs from its source
 	$(BIN)/python -m asysi.contract.generate --check && $(BIN)/python charts/generate.py --check
+
+redis-kills: install ## 100,000 packets through Redis with 200 kills of workers and 20 of Redis: none may be lost
+	ASYSI_REDIS_PACKETS=100000 ASYSI_REDIS_WORKER_KILLS=200 ASYSI_REDIS_KILLS=20 $(BIN)/python -m pytest -q tests/bus/test_redis.py -k killed
 
 e2e: install ## Only the tests that need a Kubernetes API server
 	$(BIN)/python -m pytest -m e2e

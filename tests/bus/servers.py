@@ -23,6 +23,22 @@ def queue_server() -> Path:
     return _shared("QUEUE", lambda folder: [sys.executable, "-m", "asysi.bus.serve_queues", str(folder)], KEY)
 
 
+def redis_server() -> str:
+    """Return the URL of the tests' Redis, which writes every command to disk before it answers."""
+    return f"unix://{_shared('REDIS', redis_command, REDIS_SOCKET) / REDIS_SOCKET}"
+
+
+REDIS_SOCKET = "redis.sock"
+
+
+def redis_command(folder: Path) -> list[str]:
+    """Return the command of a Redis in a folder."""
+    return [
+        "redis-server", "--port", "0", "--unixsocket", str(folder / REDIS_SOCKET), "--dir", str(folder),
+        "--appendonly", "yes", "--appendfsync", "always", "--save", "", "--logfile", str(folder / "log"),
+    ]  # fmt: skip
+
+
 def started(command: Sequence[str], ready: Path) -> subprocess.Popen[bytes]:
     """Start a server that ends with this process, and wait until its file is there."""
     enter = [sys.executable, "-I", "-S", str(_ENTRY), str(os.getpid()), ""]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.bus.memory import MemoryBus
-from tests.bus.servers import queue_server
+from tests.bus.servers import queue_server, redis_server
 from tests.bus.spool import SpoolBus
 
 from asysi.bus.accounts import StreamAccounts, read_accounts
@@ -24,6 +24,7 @@ from asysi.bus.packet import HEADER_DTYPE, ROW_DTYPE, ActivationPacket, Dtype, Q
 from asysi.bus.plan import StreamPlan
 from asysi.bus.queue import PythonQueueBus
 from asysi.bus.queue_server import QueueHub
+from asysi.bus.redis_stream import RedisStreamBus
 from asysi.bus.ring import CppShardedSPMCBus
 from asysi.bus.states import DropReason, ProducerState, ReaderState, StreamEnd
 from asysi.bus.stream import AheadError, DataBus, StreamError
@@ -62,6 +63,17 @@ def _queue(folder: Path, readers: Sequence[str]) -> PythonQueueBus:
     return bus
 
 
+LEASE = 0.6
+"""Seconds that a killed process keeps its place in Redis."""
+
+
+def _redis(folder: Path, readers: Sequence[str]) -> RedisStreamBus:
+    """Make a stream in the one Redis of all tests, named after the folder."""
+    bus = RedisStreamBus(redis_server(), str(folder), lease=LEASE)
+    bus.create(_plan(readers))
+    return bus
+
+
 def _local(_: Path, readers: Sequence[str]) -> PythonQueueBus:
     bus = PythonQueueBus(QueueHub())
     bus.create(_plan(readers))
@@ -77,7 +89,10 @@ KINDS = {
     ),
     "queue": Kind(_queue, lambda folder: PythonQueueBus(queue_server(), str(folder))),
     "local queue": Kind(_local, None),
+    "redis": Kind(_redis, lambda folder: RedisStreamBus(redis_server(), str(folder), lease=LEASE)),
 }
+LONG = {"redis": pytest.mark.long}
+"""Where kills take long: Redis writes to disk before it answers."""
 SHARED = [name for name, kind in KINDS.items() if kind.find is not None]
 
 
@@ -597,7 +612,7 @@ class Cast:
         assert process.wait(SECONDS) == 0, self.text()
 
 
-@pytest.fixture(params=SHARED)
+@pytest.fixture(params=[pytest.param(name, marks=LONG.get(name, ())) for name in SHARED])
 def cast(request: pytest.FixtureRequest, folder: Path) -> Iterator[Cast]:
     """The processes of a test."""
     made = Cast(request.param, folder)

@@ -20,7 +20,7 @@ READ = {pattern for patterns in READ_BY.values() for pattern in patterns}
 SETTLED = READ | {refusal.pattern for refusal in REFUSALS}
 
 UNAVAILABLE: list[tuple[Tree, str]] = [
-    ({"mode": "CONSUMER", "bus": {"redis": {"url": "redis://h"}}}, "spec.bus.redis"),
+    ({"mode": "CONSUMER", "bus": {"redis": {"managed": True}}}, "spec.bus.redis.managed"),
     ({"mode": "CONSUMER", "consumers": {"replicas": 2}}, "spec.consumers.replicas"),
     ({"model": {"uri": "s3://bucket/model"}}, "spec.model.uri s3://bucket/model"),
     ({"model": {"uri": "/model"}}, "spec.model.uri /model"),

@@ -57,6 +57,7 @@ def material(tmp_path: Path) -> Path:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(400)
 def test_both_modes_give_the_same_rows(material: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At full rate the archives hold the same packets, bit for bit, and the SAEs are the same files.
 

@@ -50,6 +50,6 @@ def run(
         plain=plain,
         kill_once=kill_once,
         when_full=experiment.spec.output.when_full,
-        queues=experiment.spec.mode == "CONSUMER",
+        queues=experiment.spec.mode == "CONSUMER" and experiment.spec.bus.redis is None,
         binding={str(name): cpus for name, cpus in experiment.spec.resources.binding.cpus.items()},
     )

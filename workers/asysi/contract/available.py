@@ -123,9 +123,7 @@ REFUSALS = (
         "every content token is captured; use `all` and lower sampling.rate",
     ),
     Refusal("spec.capture.positions.count", None, "every content token is captured; drop it"),
-    Refusal(
-        "spec.bus.redis", None, "CONSUMER mode runs on a queue server, which the local runner starts; drop it"
-    ),
+    Refusal("spec.bus.redis.managed", None, "start a Redis yourself and name it in bus.redis.url"),
     Refusal(
         "spec.output.uri",
         _schemes("file", "", "s3"),
@@ -346,7 +344,7 @@ READ_BY = {
         "spec.lifecycle.ttlSecondsAfterFinished",
     ),
     "asysi_operator.local": ("spec.output.uri", "spec.resources.binding.cpus"),
-    "asysi.bus": ("spec.mode",),
+    "asysi.bus": ("spec.mode", "spec.bus.redis.url", "spec.bus.redis.secretRef"),
 }
 """The package that reads each field that has an effect, including parts read as a whole. A test searches that
 package for the field's name."""
