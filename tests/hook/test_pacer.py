@@ -111,7 +111,7 @@ def test_a_consumer_that_returned_is_loading_until_it_reads(rings):
 
     def decide():
         offer(host, 4 * ROWS)
-        pacer.look()
+        pacer.observe()
         pacer.decide(read_totals(capture, bus))
         return capture.get_float(CaptureWord.RATE)
 
