@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test tools lint format generate check-generated bench bench-host bench-sae bench-sae-many bench-sae-peers bench-ring bench-operator bench-pipeline bench-weights bench-archive bench-train bench-gpu families rate-bounds gpu-pack redis-kills compatibility smollm2 peers peers-ring peers-pipeline peers-weights peers-train peers-archive ring-models ring-faults ring-hostile ring-stop ring-abi mscan-faults mscan-fuzz kill-pipeline kill-train large-train memory-pipeline chaos hostile e2e audit pictures clean
+.PHONY: help install demo test tools lint format generate check-generated bench bench-host bench-sae bench-sae-many bench-sae-peers bench-ring bench-operator bench-pipeline bench-weights bench-archive bench-train bench-gpu bench-scan peers-scan families rate-bounds gpu-pack redis-kills compatibility smollm2 peers peers-ring peers-pipeline peers-weights peers-train peers-archive ring-models ring-faults ring-hostile ring-stop ring-abi mscan-faults mscan-fuzz kill-pipeline kill-train large-train memory-pipeline chaos hostile e2e audit pictures clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -128,6 +128,16 @@ peers-train: $(VENV)-train/.ready ## Create .venv-train with Accelerate and Ligh
 
 bench-train: install peers-train ## Steps a second of the training loop against a bare loop, Accelerate and Lightning
 	$(BIN)/python benchmarks/train/compare.py --peers-python $(VENV)-train/bin/python
+
+$(VENV)-scan/.ready:
+	$(PYTHON) -m venv $(VENV)-scan
+	$(VENV)-scan/bin/pip install --quiet --disable-pip-version-check 'torch>=2.10,<2.14' transformer-lens==4.3.0 nnsight==0.8.1
+	@touch $@
+
+peers-scan: $(VENV)-scan/.ready ## Create .venv-scan with TransformerLens and nnsight
+
+bench-scan: install peers-scan ## Activations and gradients in memory against plain hooks, TransformerLens and nnsight; DRY=1 to try it
+	$(BIN)/python benchmarks/scan/compare.py --peers-python $(VENV)-scan/bin/python $(if $(DRY),--dry-run)
 
 bench-gpu: install ## Cost of capture for a model on a GPU; needs CUDA and five minutes
 	$(BIN)/python benchmarks/gpu/measure.py --out build/gpu
