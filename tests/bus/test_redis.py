@@ -140,13 +140,13 @@ def test_nothing_is_lost_when_workers_and_redis_are_killed(folder: Path) -> None
     """With AOF always: every packet is stored, what came twice is counted, and the ledger balances."""
     server = started(redis_command(folder), folder / REDIS_SOCKET)
     url = f"unix://{folder / REDIS_SOCKET}"
-    bus = RedisStreamBus(url, "kills", lease=3.0)
+    bus = RedisStreamBus(url, "kills", lease=1.0)
     bus.create(_plan(["one"]))
     file = folder / "stored"
     code = (
         "from pathlib import Path; from tests.bus import test_stream_conformance as suite\n"
         "from asysi.bus.redis_stream import RedisStreamBus\n"
-        f"bus = RedisStreamBus({url!r}, 'kills', lease=3.0); suite.PACKETS = {PACKETS}\n"
+        f"bus = RedisStreamBus({url!r}, 'kills', lease=1.0); suite.PACKETS = {PACKETS}\n"
     )
 
     def start(call: str) -> "subprocess.Popen[bytes]":
