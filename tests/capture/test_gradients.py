@@ -211,6 +211,35 @@ def test_calls_that_cannot_be_told_apart_are_dropped_by_name(caplog):
     assert len([one for one in caplog.records if "use use_reentrant=False" in one.getMessage()]) == 1
 
 
+def test_a_second_backward_pass_is_not_captured(caplog):
+    """Rows of a token are captured once: those of another backward pass are dropped and reported."""
+    model, collector = built(GPT2), Collector()
+    with ActivationHooker(model, [HookPoint("transformer.h.0")], collector, kinds=BOTH) as hooker:
+        loss = model(input_ids=IDS, labels=IDS).loss
+        loss.backward(retain_graph=True)
+        (2 * loss).backward()
+    assert hooker.errors == 1
+    gradients = collector.points["transformer.h.0:gradient"]
+    assert len(gradients.values) == 1
+    assert gradients.dropped == {"error": IDS.numel()}
+    expected = by_autograd(model, ["transformer.h.0"], language_loss)["transformer.h.0"][1]
+    np.testing.assert_array_equal(gradients.values[0], expected.reshape(-1, 16).numpy())
+    assert ["a second backward pass" in one.getMessage() for one in caplog.records] == [True]
+
+
+def test_a_hook_point_of_one_call_has_the_gradients_of_that_call():
+    """Gradients of a module's other calls are neither captured nor counted at `layer#1`."""
+    model = Shared()
+    every = captured(model, ["layer"], quadratic)["layer:gradient"]
+    collector = Collector()
+    with ActivationHooker(model, [HookPoint("layer#1")], collector, kinds=BOTH) as hooker:
+        quadratic(model)
+    one = collector.points["layer#1:gradient"]
+    assert hooker.errors == 0
+    assert not one.dropped
+    np.testing.assert_array_equal(one.values, [every.values[every.calls.index(1)]])
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_a_forward_without_autograd_is_reported(mode, caplog):
     """Gradients asked for where none can exist: said once, by the mode's name; activations are captured."""

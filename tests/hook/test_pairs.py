@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from tests.bus.memory import MemoryBus
 
 from asysi.archive.measure import measure
@@ -17,6 +18,7 @@ from asysi.bus.packet import (
     Quantization,
     account_name,
 )
+from asysi.hook.loop import Hook
 from asysi.hook.means import ChannelMeans
 from asysi.hook.pairs import PairWindow
 from asysi.hook.relay import Relay
@@ -109,7 +111,25 @@ def test_the_window_is_bounded(tmp_path):
     assert missed == {"h.0:gradient": 8}
     for step in range(1, 5):
         window.add(packet(Kind.ACTIVATION, np.ones((8, WIDTH)), range(8), step=step))
-    assert window.size == 2 * size
+    assert window.size == size
+
+
+def test_joining_converts_each_activation_once(window, monkeypatch):
+    """However many packets a call's gradients come in, they convert as many activations as they have rows."""
+    window, _ = window
+    for start in range(0, 64, 8):
+        window.add(packet(Kind.ACTIVATION, np.ones((8, WIDTH)), range(start, start + 8)))
+    converted, plain = [], ActivationPacket.to_float32
+
+    def counting(one):
+        if one.header["kind"] == Kind.ACTIVATION:
+            converted.append(len(one.rows))
+        return plain(one)
+
+    monkeypatch.setattr(ActivationPacket, "to_float32", counting)
+    for start in range(4, 60, 8):  # each meets two packets
+        window.score(packet(Kind.GRADIENT, np.ones((8, WIDTH)), range(start, start + 8)))
+    assert sum(converted) == 56
 
 
 def test_rows_that_are_not_finite_spoil_no_mean(tmp_path):
@@ -168,7 +188,7 @@ def test_scores_reach_the_records_of_the_archive(tmp_path):
 
 def test_a_join_that_fails_costs_no_row(tmp_path, caplog):
     """Whatever goes wrong while joining, the rows are published, without scores."""
-    window, _ = opened(tmp_path)
+    window, missed = opened(tmp_path)
     window.score = window.add = lambda _packet: 1 / 0
     bus = MemoryBus(["archiver"], depth=8)
     with bus.producer() as producer, bus.consumer("archiver") as consumer:
@@ -180,4 +200,20 @@ def test_a_join_that_fails_costs_no_row(tmp_path, caplog):
             ("h.0", 2, None),
             ("h.0:gradient", 2, None),
         ]
+    assert missed == {"h.0:gradient": 2}
     assert caplog.text.count("without scores") == 1
+
+
+def test_means_that_cannot_be_written_stop_no_stream(tmp_path, caplog):
+    """A full disk, which safetensors reports by an error of its own, is logged once and goes on."""
+    loop = object.__new__(Hook)
+    loop.mute = False
+    means = ChannelMeans(tmp_path / "no such folder" / "means.safetensors")
+    means.add(("h.0", 0), np.ones((1, WIDTH), np.float32))
+    for write in (means.write, _safetensors_fails):
+        loop._describe(write)
+    assert caplog.text.count("cannot write statistics") == 1
+
+
+def _safetensors_fails():
+    raise SafetensorError("I/O error: No space left on device (os error 28)")

@@ -50,6 +50,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scan = yaml.safe_load((folder / "scan.yaml").read_text())
     scan["spec"]["workload"]["train"]["epochs"] = EPOCHS
     scan["spec"]["capture"]["kinds"] = ["activations", "gradients"]
+    for stream in ("capture", "bus"):  # room for every step: a busy machine then drops and laps none
+        scan["spec"].setdefault(stream, {})["size"] = "640Mi"
+    scan["spec"].setdefault("resources", {}).update(
+        {"prepare": {"memory": "2Gi"}, "hook": {"memory": "2Gi"}, "finish": {"memory": "2Gi"}}
+    )
     (folder / "scan.yaml").write_text(yaml.safe_dump(scan))
     return folder
 
@@ -162,7 +167,8 @@ def test_a_killed_host_resumes_exactly(folder: Path, tmp_path: Path) -> None:
     progress = json.loads((out / "host/progress.json").read_text())
     repeated = progress["repeated_steps"]
     assert 0 <= repeated - len(first & second) <= 1  # the step that the kill interrupted may have no rows
-    assert progress["repeated_tokens"] == 32 * repeated
+    # The last batch of an epoch is smaller.
+    assert 32 * (repeated - 1) < progress["repeated_tokens"] <= 32 * repeated
     assert ("were captured by two attempts" in (out / "report.html").read_text()) is (repeated > 0)
 
 

@@ -211,12 +211,13 @@ def main(words: list[str] | None = None) -> int:
     arguments, counts = parse(words), Counts()
     try:
         scan(arguments, counts)
-    except (ConfigError, FileExistsError, ValueError) as error:
+    except BaseException as error:
+        if counts.samples:
+            print(f"Scan incomplete after {counts.samples} samples", file=sys.stderr)
+        if not isinstance(error, ConfigError | FileExistsError | ValueError):
+            raise
         print(error, file=sys.stderr)
         return 2
-    finally:
-        if sys.exc_info()[0] is not None:
-            print(f"Scan incomplete after {counts.samples} samples", file=sys.stderr)
     print(
         f"Scan complete: {counts.samples} samples, {counts.activations} records of activations at "
         f"{len(counts.points)} hook points, {counts.gradients} records of gradients of "

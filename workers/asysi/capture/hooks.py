@@ -268,16 +268,21 @@ class ActivationHooker:
                 call = 0 if call <= 1 else _UNKNOWN_CALL
             if not (tensor := first_tensor(output)).requires_grad:
                 return
-            seen = partial(self._seen_gradient, state, call, self._step.number)
+            if state.call is not None and call not in {state.call, _UNKNOWN_CALL}:
+                return  # a hook point of another call
+            seen = partial(self._seen_gradient, state, call, self._step.number, [])
             tensor.register_hook(seen)  # type: ignore[no-untyped-call]
         except Exception as error:  # noqa: BLE001 - never reaches the model
             self._give_up(state, error)
 
-    def _seen_gradient(self, state: HookState, call: int, step: int, gradient: torch.Tensor) -> None:
+    def _seen_gradient(
+        self, state: HookState, call: int, step: int, seen: list[bool], gradient: torch.Tensor
+    ) -> None:
         started = perf_counter_ns()
         try:
             if self._handles:  # otherwise capture has been detached
                 self._refuse_unknown(state, call, step, gradient)
+                self._refuse_second(state, seen)
                 self._capture(state, call, unscaled(gradient, self._backward.loss_scale), started)
         except Exception as error:  # noqa: BLE001 - never reaches the model
             self._give_up(state, error)
@@ -296,6 +301,13 @@ class ActivationHooker:
                 f"the module is called {state.calls} times in a forward pass and recomputed by reentrant "
                 "checkpointing, so the calls of its gradients are unknown: use use_reentrant=False"
             )
+
+    def _refuse_second(self, state: HookState, seen: list[bool]) -> None:
+        """Reject the gradients of a further backward pass through the same forward pass."""
+        if seen:
+            state.unbooked = self._step.kept_count
+            raise RuntimeError("a second backward pass reaches the step: only the first one is captured")
+        seen.append(True)
 
     def _end(self, _module: torch.nn.Module, _args: Any, _output: Any) -> None:
         started = perf_counter_ns()

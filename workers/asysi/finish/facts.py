@@ -64,7 +64,8 @@ def gather(
         steps: steps that the model ran, in all attempts.
         interrupted: whether the user stopped the run early.
     """
-    paths = list(dict.fromkeys([*analysis.points, *points_of(books)]))
+    captured = analysis.points if "activations" in experiment.spec.capture.kinds else ()
+    paths = list(dict.fromkeys([*captured, *points_of(books)]))
     points = tuple(_point(path, experiment, books, records, analysis) for path in paths)
     documents, truncated = _count(records.seen, "documents"), _count(records.seen, "truncated")
     return Facts(

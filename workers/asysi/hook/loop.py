@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 
+from safetensors import SafetensorError
+
 from asysi.bus.states import ProducerState, StreamEnd
 from asysi.bus.stream import Consumer, Producer, StreamControl
 from asysi.hook.means import ChannelMeans
@@ -122,7 +124,7 @@ class Hook:
         """Call `write`, which writes descriptive files only: a storage failure must not stop the stream."""
         try:
             write()
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             if not self.mute:
                 log.warning("cannot write statistics or timeline: %s", error)
             self.mute = True

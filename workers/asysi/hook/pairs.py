@@ -17,8 +17,8 @@ from asysi.bus.packet import ActivationPacket, Kind, PacketFlag, split_account
 from asysi.bus.stream import Consumer
 from asysi.hook.means import ChannelMeans
 
-STEPS = 2
-"""Steps that the window holds: a backward pass runs before the next step's, so one would do."""
+STEPS = 1
+"""Steps that the window holds: a step's gradients arrive before the activations of the next one."""
 Key = tuple[str, int, int, int]
 """Hook point, attempt, step, call index."""
 
@@ -31,16 +31,49 @@ class _CallRows:
     """Copies."""
     size: int = 0
     """Bytes of rows and payloads."""
+    index: "_TokenIndex | None" = None
+    """Made by the first `find` after the last packet."""
+
+    def add(self, packet: ActivationPacket) -> int:
+        """Keep a packet; return its bytes."""
+        size = packet.payload.nbytes + packet.rows.nbytes
+        self.packets.append(packet)
+        self.size, self.index = self.size + size, None
+        return size
 
     def find(self, tokens: NDArray[np.uint64]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-        """Return which tokens are there [n], and the activations [found, width] of those."""
-        known = np.concatenate([_tokens(packet) for packet in self.packets])
-        values = np.concatenate([packet.to_float32() for packet in self.packets])
-        order = np.argsort(known, kind="stable")
-        at = np.minimum(np.searchsorted(known, tokens, sorter=order), len(known) - 1)
-        index = order[at]
-        found = known[index] == tokens
-        return found, values[index[found]]
+        """Return which tokens are there [n], and the activations [found, width] of those.
+
+        Only the rows found are converted: a call with as many packets of gradients as of activations would
+        otherwise be converted once for each of them.
+        """
+        if self.index is None:
+            self.index = _TokenIndex(self.packets)
+        found, rows = self.index.find(tokens)
+        owners = np.searchsorted(self.index.starts, rows, side="right") - 1
+        values = np.empty((len(rows), self.packets[0].payload.shape[1]), np.float32)
+        for number in np.unique(owners):
+            mine = owners == number
+            part = self.packets[number].select(rows[mine] - self.index.starts[number])
+            values[mine] = part.to_float32()
+        return found, values
+
+
+class _TokenIndex:
+    """Where the rows of a call's tokens are, over all of its packets."""
+
+    def __init__(self, packets: Sequence[ActivationPacket]) -> None:
+        tokens = np.concatenate([_tokens(packet) for packet in packets])
+        self._order = np.argsort(tokens, kind="stable")
+        self._sorted = tokens[self._order]
+        self.starts = np.cumsum([0, *(len(packet.rows) for packet in packets)])
+        """Number of the first row of each packet, and of all rows."""
+
+    def find(self, tokens: NDArray[np.uint64]) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
+        """Return which tokens are there [n], and the row numbers [found] of those."""
+        at = np.minimum(np.searchsorted(self._sorted, tokens), len(self._sorted) - 1)
+        found = self._sorted[at] == tokens
+        return found, self._order[at[found]]
 
 
 class PairWindow:
@@ -66,11 +99,7 @@ class PairWindow:
         key = _key(packet)
         self._means.add((key[0], key[3]), packet.to_float32())
         self._forget(int(header["attempt"]), int(header["step"]))
-        size = packet.payload.nbytes + packet.rows.nbytes
-        kept = self._kept.setdefault(key, _CallRows())
-        kept.packets.append(_copy(packet))
-        kept.size += size
-        self.size += size
+        self.size += self._kept.setdefault(key, _CallRows()).add(_copy(packet))
         while self.size > self._limit and self._kept:
             self.size -= self._kept.popitem(last=False)[1].size
 
@@ -80,10 +109,13 @@ class PairWindow:
         ā is the mean of all activations of this hook point and call so far, those of this step included.
         """
         scores = np.full((len(packet.rows), 2), np.nan, np.float32)
-        found = self._score(packet, scores)
-        if found < len(packet.rows):
-            self._missed(packet.point, len(packet.rows) - found)
+        self.miss(packet, len(packet.rows) - self._score(packet, scores))
         return scores
+
+    def miss(self, packet: ActivationPacket, rows: int) -> None:
+        """Count rows of a packet of gradients as published without scores."""
+        if rows:
+            self._missed(packet.point, rows)
 
     def _score(self, packet: ActivationPacket, scores: NDArray[np.float32]) -> int:
         """Fill in the scores of rows whose activation is there; return how many these are."""
@@ -113,7 +145,7 @@ class PairWindow:
 class Unpaired:
     """Keeps the number of gradient rows that missed their activation, as a gauge of the consumer `hook`.
 
-    A kill between a packet and its gauge loses the count of that packet, no more.
+    A kill can lose the count of one packet, or count it twice: the next worker has no activations for it.
 
     Args:
         captured: the capture stream.
@@ -147,5 +179,5 @@ def _copy(packet: ActivationPacket) -> ActivationPacket:
     scales = None if packet.scales is None else packet.scales.copy()
     return ActivationPacket(
         packet.header.copy(), packet.point, packet.rows.copy(), scales, packet.payload.copy(), packet.shard,
-        packet.table,
+        None if packet.table is None else packet.table.copy(),
     )  # fmt: skip

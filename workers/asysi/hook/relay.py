@@ -66,7 +66,9 @@ class Relay:
             return
         except _BlockRefusedError as error:
             self._drop(packet, DropReason.ERROR, str(error), error.start)
-            return
+            if error.start == 0:
+                return
+            packet = packet.select(slice(0, error.start))  # these are on the bus: observers are shown them
         except ValueError as error:
             self._drop(packet, DropReason.ERROR, str(error))
             return
@@ -81,6 +83,8 @@ class Relay:
                 return replace(packet, scales=pairs.score(packet))
             pairs.add(packet)
         except Exception as error:  # whatever it is, it must not stop the stream
+            if int(packet.header["kind"]) == Kind.GRADIENT:
+                pairs.miss(packet, len(packet.rows))
             if self._is_new(repr(error)):
                 log.exception("rows of %s are published without scores", packet.point)
         return packet

@@ -97,6 +97,12 @@ def _check_kinds(spec: Spec, report: CheckReport) -> None:
             f"spec.capture.kinds: {' and '.join(wanted)} cannot be captured from a GPU yet: set "
             "resources.host.gpus to 0, or capture activations only"
         )
+    scan = spec.workload.scan
+    if not wanted and scan is not None and scan.loss != "none":
+        report.warnings.append(
+            f"spec.workload.scan.loss: is {scan.loss}, but spec.capture.kinds has no gradients:"
+            " it is not computed"
+        )
     need, limit = HEAP + parse_bytes(spec.capture.size), spec.resources.hook.memory
     if {"activations", "gradients"} <= set(spec.capture.kinds) and parse_bytes(limit) < need:
         report.problems.append(

@@ -28,7 +28,7 @@ def main(worker: Worker) -> int:
     with announced(worker) as rows:
         with open_host(worker) as host:
             loaded = host.load_model()
-            loss = make_loss(scan.loss)
+            loss = make_loss(scan.loss) if set(spec.capture.kinds) != {"activations"} else None
             engine = ScanRunner(loaded, host.points, host.device, loss)
             reading = _read(worker, scan, spec.data, loaded)
             plan = _plan(reading, spec.data.tokens.context_length, scan.seed)
