@@ -204,7 +204,12 @@ def _example_experiment() -> Tree:
         "mode": "CONSUMER",
         "model": {"uri": "hf://owner/name"},
         "data": {"tokens": {"packing": "concat"}, "pipeline": {"memory": "512Mi"}},
-        "capture": {"positions": {"mode": "random"}, "sampling": {"minRate": 0.5}, "quantization": "fp8"},
+        "capture": {
+            "positions": {"mode": "random"},
+            "sampling": {"minRate": 0.5},
+            "quantization": "fp8",
+            "kinds": ["activations", "gradients", "parameterGradients"],
+        },
         "resources": {
             "prepare": {"memory": "4Gi"},
             "host": {"memory": "8Gi"},

@@ -57,10 +57,10 @@ COMPANIONS: dict[str, Tree] = {
     "spec.sae.train[].grid.latents": {"sae": {"train": [{"k": 1}]}},
     "spec.sae.train[].grid.latents[]": {"sae": {"train": [{"k": 1}]}},
     "spec.sae.gpuResource": {"sae": {"gpus": 1}},
-    "spec.capture.kinds": _WITH_LOSS,
-    "spec.capture.kinds[]": _WITH_LOSS,
-    "spec.capture.parameters": {**_WITH_LOSS, "capture": {"kinds": ["parameterGradients"]}},
-    "spec.capture.parameters[]": {**_WITH_LOSS, "capture": {"kinds": ["parameterGradients"]}},
+    "spec.capture.kinds": {**_WITH_LOSS, "sae": {"enabled": False}},
+    "spec.capture.kinds[]": {**_WITH_LOSS, "sae": {"enabled": False}},
+    "spec.capture.parameters": {**_WITH_LOSS, "capture": {"kinds": ["activations", "parameterGradients"]}},
+    "spec.capture.parameters[]": {**_WITH_LOSS, "capture": {"kinds": ["activations", "parameterGradients"]}},
     "spec.capture.sampling.rate": {"capture": {"sampling": {"minRate": 0.001}}},
 }
 """What else must stand in the spec for a field to have a meaning: in the base and in the changed one."""
@@ -231,9 +231,13 @@ def complaint(path: SpecPath, found: set[str]) -> str | None:
     return None if name in _read_in(package) else f"{package} never reads .{name}"
 
 
+LOCAL = {"spec.mode", "spec.bus.redis"}
+"""Fields of local runs, which the operator refuses by name."""
+
+
 def _is_refused(path: SpecPath) -> bool:
     """Whether the field, or a part that it lies in, is refused."""
-    known = {refusal.pattern for refusal in REFUSALS}
+    known = {refusal.pattern for refusal in REFUSALS} | LOCAL
     return any(pattern_of(path[:length]).removesuffix("[]") in known for length in range(1, len(path) + 1))
 
 
