@@ -273,7 +273,7 @@ def _unavailable(schema: Tree, path: SpecPath) -> Iterator[Any]:
         default = schema.get("default")
         yield from (word for word in schema["enum"] if word not in {default, "none", "fp8", "int8", "all"})
     elif schema["type"] == "string" and path[-1] not in {"output", "tokenizer"}:
-        yield "s3://bucket/x"
+        yield "memory://x"
     elif schema["type"] == "array" and schema["items"]["type"] == "string":
         yield [schema["items"].get("enum", ["x"])[-1]]
 
@@ -546,9 +546,9 @@ def _admitted() -> list[Bad]:
         "a folder of the node",
         "a model by FTP",
         "spec.workload.scan.loss: of no feature",
-        "spec.sae.train[0].variant: of no feature",
-        "spec.capture.parameters: of no feature",
-        "spec.mode: of no feature",
+        "spec.capture.positions.mode: of no feature",
+        "spec.workload.ppo: of no feature",
+        "spec.output.uri: of no feature",
     )
     return [next(bad for bad in MUTATIONS if bad.what == what) for what in chosen]
 

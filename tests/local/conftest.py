@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,9 +42,9 @@ class FakePod:
 
     def __init__(self, folder: Path) -> None:
         self.output = folder / "output"
-        self.shared, self.scratch = folder / "shm", folder / "scratch"
+        # The queue server's socket lies in it: the address of a Unix socket has 107 bytes at most.
+        self.shared, self.scratch = Path(tempfile.mkdtemp(prefix="asysi-pod-")), folder / "scratch"
         self.journal_file = folder / "journal"
-        self.shared.mkdir()
         self.scratch.mkdir()
         self.plans: dict[str, Plan] = {
             **{name: {} for name in ("archiver", "sae", "hook", "finish")},
@@ -163,6 +165,7 @@ def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakePod]:
         fake.runner.communicate()
     for pid in fake.processes():
         os.kill(pid, signal.SIGKILL)
+    shutil.rmtree(fake.shared, ignore_errors=True)
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def test_geometry_is_what_was_asked_for(folder):
         "chunk_bytes": 4096,
         "policy": "overwrite",
         "pins": 16,
-        "abi": "3.1",
+        "abi": "3.2",
         "generation": 0,
     }
     files = {path.name: path.stat() for path in Path(folder).iterdir()}
@@ -105,9 +105,9 @@ def test_another_geometry_is_refused_naming_both(folder):
     ("field", "value", "named"),
     [
         ("magic", 0x1234, "magic 0x1234"),
-        ("major", 1, r"version 1\.1, this build reads version 3\.1"),
-        ("major", 2, r"version 2\.1, this build reads version 3\.1: every worker of an experiment needs the"),
-        ("minor", 2, r"version 3\.2, this build reads version 3\.1"),
+        ("major", 1, r"version 1\.2, this build reads version 3\.2"),
+        ("major", 2, r"version 2\.2, this build reads version 3\.2: every worker of an experiment needs the"),
+        ("minor", 3, r"version 3\.3, this build reads version 3\.2"),
         ("packet_header_bytes", 128, "headers of 1160 and 128"),
     ],
 )

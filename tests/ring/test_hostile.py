@@ -183,6 +183,11 @@ def report(**changes) -> SimpleNamespace:
     return SimpleNamespace(rings=[ring])
 
 
+def worker(shm) -> SimpleNamespace:
+    """A worker of an HPC experiment."""
+    return SimpleNamespace(shm=shm, experiment=SimpleNamespace(spec=SimpleNamespace(mode="HPC")))
+
+
 @pytest.mark.parametrize("damage", ["another version", "another byte order", "control truncated"])
 def test_prepare_refuses_a_ring_that_it_cannot_use(tmp_path, damage, monkeypatch):
     """Its error is one of configuration, which is exit code 2: a retry would not help."""
@@ -190,15 +195,15 @@ def test_prepare_refuses_a_ring_that_it_cannot_use(tmp_path, damage, monkeypatch
     create(str(tmp_path / "ring"), **SHAPE)
     DAMAGE[damage][0](tmp_path / "ring")
     with pytest.raises(ConfigError, match="cannot be created"):
-        create_rings(SimpleNamespace(shm=tmp_path), report())
+        create_rings(worker(tmp_path), report())
 
 
 def test_prepare_refuses_a_short_tmpfs(small_tmpfs, monkeypatch):
     """A ring that does not fit is refused before a byte of it is written, not when a page is touched."""
     monkeypatch.setattr("asysi.hosts.prepare.missing_bytes", lambda *_: 0)
     with pytest.raises(ConfigError, match=r"needs \d+ bytes.*available") as refusal:
-        create_rings(SimpleNamespace(shm=small_tmpfs), report())
-    assert isinstance(refusal.value.__cause__, SpaceError)
+        create_rings(worker(small_tmpfs), report())
+    assert isinstance(refusal.value.__cause__.__cause__, SpaceError)
     assert list((small_tmpfs / "ring").iterdir()) == []
 
 

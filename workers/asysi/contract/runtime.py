@@ -119,8 +119,6 @@ TIMELINE_FILE = PurePosixPath("timeline.jsonl")
 EVENTS_FILE = PurePosixPath("events.jsonl")
 """One line per start, exit, kill and restart of a container: {time (Unix, s), container, event, attempt,
 code, reason}. Written by the local runner."""
-MEANS_FILE = PurePosixPath("means.safetensors")
-"""Mean activation of each channel, by call and hook point: [1 + width], rows and mean; ΔSC refers to it."""
 SAE_FOLDER = PurePosixPath("sae")
 """`sae/<trainer>/<hook point>/`: SAELens' layout."""
 TRAINING_FILE = PurePosixPath("training.json")
@@ -161,7 +159,6 @@ OUTPUTS = (
     *(
         ATTEMPTS_FOLDER,
         PIPELINE_FOLDER,
-        MEANS_FILE,
         RANGES_FILE,
         MEANS_FILE,
         UPLOADED_FILE,

@@ -17,6 +17,7 @@ from asysi.archive.errors import MScanError
 from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import CHECKPOINT_FOLDER, SAE_FOLDER
 from asysi.contract.spec import SaeTrain
+from asysi.sae.denormals import flushed_denormals
 
 if TYPE_CHECKING:
     from asysi.archive.dataset import MScanDataset
@@ -87,10 +88,9 @@ def replay_trainer(
     spec = _spec(dataset)
     sae = spec.get("sae") or {}
     torch.set_num_threads(max(1, int(sae.get("cpus", 1))))
-    torch.set_flush_denormal(True)
     multiple = ((spec.get("data") or {}).get("tokens") or {}).get("maxNormMultiple")
     result = ReplayResult(config.name, len(log), 0, len(checkpoint.words["points"]))
-    with torch.inference_mode():
+    with flushed_denormals(), torch.inference_mode():
         trainer = _fresh(config, file, multiple, checkpoint)
         steps = {p: w["progress"]["steps_total"] for p, w in checkpoint.words["points"].items()}
         for address, packet in zip(log, replay(dataset, log), strict=True):

@@ -16,6 +16,7 @@ from asysi.contract.errors import ConfigError
 from asysi.contract.runtime import CHECKPOINT_FOLDER, SAE_FOLDER
 from asysi.contract.spec import API_VERSION, KIND, SaeTrain, ScanExperiment
 from asysi.model.globs import match_globs
+from asysi.sae.denormals import flushed_denormals
 
 if TYPE_CHECKING:
     from asysi.archive.dataset import MScanDataset
@@ -230,12 +231,15 @@ def train(
     experiment = _experiment(dataset)
     sae = experiment.spec.sae
     torch.set_num_threads(threads or (max(1, int(sae.cpus)) if sae else 1))
-    torch.set_flush_denormal(True)
     configs = _configs(dataset, config, settings or [])
     if len({one.name for one in configs}) < len(configs):
         raise ConfigError("each trainer needs its own name: set `name` in the settings")
     try:
-        with torch.inference_mode(), Progress(transient=True, disable=not sys.stderr.isatty()) as bar:
+        with (
+            flushed_denormals(),
+            torch.inference_mode(),
+            Progress(transient=True, disable=not sys.stderr.isatty()) as bar,
+        ):
             step = partial(bar.advance, bar.add_task("training", total=None))
             trainers = train_archive(dataset, configs, output, _run_length(archive), step)
             for trainer in trainers:

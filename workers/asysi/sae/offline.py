@@ -15,6 +15,7 @@ from asysi.bus.packet import ROW_DTYPE, RowFlag
 from asysi.contract.errors import ConfigError
 from asysi.contract.quantity import parse_bytes
 from asysi.contract.spec import SaeTrain
+from asysi.sae.denormals import flushed_denormals
 from asysi.sae.export import export
 from asysi.sae.training import Training
 from asysi.sae.variants.base import SparseAutoencoder
@@ -72,10 +73,9 @@ def train(
         raise ConfigError(f"holdout is {holdout}, but must lie between 0 and 1")
     if total is None and isinstance(rows, list | tuple | Tensor | np.ndarray):
         total = len(rows) if isinstance(rows, Tensor | np.ndarray) else sum(map(len, rows))
-    torch.set_flush_denormal(True)
     training: Training | None = None
     seen = 0
-    with torch.inference_mode():
+    with flushed_denormals(), torch.inference_mode():
         for block in _blocks(rows, entry.batch):
             values = _values(block, seen)
             if training is None:
