@@ -155,7 +155,13 @@ def test_other_settings_come_from_a_file(live, tmp_path):
         (["--set", "latent=8"], "latent"),
         (["--set", "latents"], "KEY=VALUE"),
         (["--set", "hookPoints=[layer.7]"], "layer.7"),
-        (["--set", "name=same"], "own name"),
+        (["--set", "name=same"], "name is 'same' for 2 trainers: give each its own"),
+        (["--set", "k=65"], "trainer batch: k is 65, but the trainer has only 64 latents"),
+        (["--set", "matryoshka.widths=[32, 16]"], "matryoshka.widths is [32, 16]: give ascending"),
+        (
+            ["--set", "grid={k: [1, 2, 3, 4, 5], seeds: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]}"],
+            "grid has 65 combinations, more than 64",
+        ),
         (["--config", "/nowhere.yaml"], "cannot be read"),
     ],
 )
@@ -164,6 +170,16 @@ def test_mistakes_are_named(live, tmp_path, arguments, said):
     done = run(live, "-o", tmp_path, *arguments)
     assert isinstance(done.exception, ConfigError)
     assert said in str(done.exception)
+
+
+def test_autoencoders_of_grids_have_names_of_their_own(live, tmp_path):
+    """A member of a grid that would be written over another trainer's autoencoder is refused by name."""
+    file = tmp_path / "sae.yaml"
+    file.write_text("[{name: a, grid: {k: [32]}}, {name: a-k32}]")
+    done = run(live, "-o", tmp_path / "out", "--config", file)
+    assert isinstance(done.exception, ConfigError)
+    assert "trainer a: name gives an autoencoder the name 'a-k32'" in str(done.exception)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_no_archive_is_named(tmp_path):

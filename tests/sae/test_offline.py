@@ -71,6 +71,16 @@ def test_bad_rows_are_counted():
     assert done.sae.parameters.isfinite().all()
 
 
+def test_rows_that_float32_cannot_hold_are_counted():
+    """A float64 row beyond the range of float32 becomes infinite, and is skipped like one that was."""
+    rows = ROWS.double()
+    rows[3, 2], rows[100, 5] = 1e39, -1e200
+    done = asysi.sae.train(rows, SMALL)
+    assert done.report["not_finite"] == 2
+    assert done.sae.parameters.isfinite().all()
+    assert done.report["fvu"] < 0.9
+
+
 @pytest.mark.parametrize(
     ("rows", "config", "message"),
     [
@@ -82,6 +92,9 @@ def test_bad_rows_are_counted():
         ([ROWS[0]], SMALL, "shape"),
         ([ROWS.long()], SMALL, "floating-point"),
         (torch.full((200, 4), float("nan")), SMALL, "NaN or infinity"),
+        (ROWS, {**SMALL, "grid": {"k": [2, 4]}}, "grid: train returns one autoencoder"),
+        (ROWS, {**SMALL, "matryoshka": {"widths": [32, 16]}}, "matryoshka.widths"),
+        ([ROWS[:40].half(), ROWS[40:]], SMALL, "rows 40 and later are float32, but those before are float16"),
     ],
 )
 def test_mistakes_are_named(rows, config, message):

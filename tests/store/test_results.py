@@ -4,11 +4,13 @@ import json
 import threading
 from pathlib import Path
 
+import httpx
 import pytest
 from tests.s3 import S3Server
 
 from asysi.contract.errors import ConfigError
 from asysi.contract.identity import Identity
+from asysi.locations import filesystem
 from asysi.store.claim import claim_address
 from asysi.store.multipart import StoppedError
 from asysi.store.results import UploadRecord, recorded_address, upload_results, upload_segments
@@ -85,8 +87,6 @@ def test_ownership(s3: S3Server, tmp_path: Path) -> None:
     changed = OWN.model_copy(update={"digest": "2"})
     with pytest.raises(ConfigError, match="holds the results of experiment default/a with another"):
         claim_address(changed, tmp_path / "a", address, resume=False)
-    import httpx
-
     httpx.put(f"{s3.url}/results/theirs/holiday.jpg", content=b"x")
     with pytest.raises(ConfigError, match=r"no identity\.json says whose they are"):
         claim_address(OWN, tmp_path / "c", "s3://results/theirs", resume=False)
@@ -101,6 +101,25 @@ def test_a_finished_run_is_not_replaced(s3: S3Server, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="which is finished: choose another address, or empty it"):
         claim_address(OWN, tmp_path / "b", address, resume=True)
     claim_address(OWN, tmp_path / "a", address, resume=False)
+
+
+def test_what_the_store_lost_is_sent_again(s3: S3Server, tmp_path: Path) -> None:
+    """Segments that were recorded and then deleted from the store, one or all of them, are uploaded again."""
+    address = "s3://results/lost"
+    paths = [tmp_path / f"attempt-0000-segment-{number:04d}.mscan" for number in range(3)]
+    for path in paths:
+        path.write_text(path.name)
+    files, _ = filesystem(address)
+    keys = {f"lost/archive/{path.name}" for path in paths}
+    for deleted in ({f"lost/archive/{paths[1].name}"}, {*keys, "lost/identity.json"}):
+        claim_address(OWN, tmp_path, address, resume=False)
+        upload_segments(tmp_path, address, paths)
+        assert s3.keys("lost/archive/") == keys
+        for key in deleted:
+            files.rm_file(f"results/{key}")
+    claim_address(OWN, tmp_path, address, resume=False)
+    assert upload_segments(tmp_path, address, paths) == 3
+    assert s3.keys("lost/") == {*keys, "lost/identity.json"}
 
 
 def test_retries() -> None:

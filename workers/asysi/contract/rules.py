@@ -4,11 +4,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from asysi.contract.fields import Path
 from asysi.contract.grid import MOST_MEMBERS, members
 from asysi.contract.quantity import format_bytes, parse_bytes
-from asysi.contract.spec import LABEL_NAME, Model, Positions, SaeTrain, Sampling, Spec, Tokens
+from asysi.contract.spec import LABEL_NAME, Model, Positions, Sae, SaeTrain, Sampling, Spec, Tokens
 from asysi.contract.variants import WITH_K
 from asysi.contract.workloads import PARTS, WORKLOADS
 
@@ -48,6 +49,20 @@ class Rule:
 def rule_problems(spec: Spec) -> list[Problem]:
     """Return the violations of rules in `spec`, in the order of RULES."""
     return [problem for rule in RULES for problem in rule.check(spec)]
+
+
+def trainer_problems(trainers: list[SaeTrain]) -> list[str]:
+    """Return the violations of the rules for `spec.sae.train`, for trainers that are in no experiment.
+
+    Each begins with the trainer's name and the path within it, like `trainer main: matryoshka.widths`.
+    """
+    values: dict[str, Any] = {"sae": Sae.model_construct(train=trainers)}  # all that these rules read
+    spec = Spec.model_construct(**values)
+    found = (one for rule in RULES if rule.at.startswith("spec.sae.train") for one in rule.check(spec))
+    return [
+        f"trainer {trainers[int(one.path[3])].name}: {'.'.join(map(str, one.path[4:]))} {one.text}"
+        for one in found
+    ]
 
 
 def _one_workload(spec: Spec) -> Iterator[Problem]:

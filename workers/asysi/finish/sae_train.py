@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from asysi.archive.errors import MScanError
 from asysi.contract.errors import ConfigError
+from asysi.contract.rules import trainer_problems
 from asysi.contract.runtime import CHECKPOINT_FOLDER, SAE_FOLDER
 from asysi.contract.spec import API_VERSION, KIND, SaeTrain, ScanExperiment
 from asysi.model.globs import match_globs
@@ -232,8 +233,8 @@ def train(
     sae = experiment.spec.sae
     torch.set_num_threads(threads or (max(1, int(sae.cpus)) if sae else 1))
     configs = _configs(dataset, config, settings or [])
-    if len({one.name for one in configs}) < len(configs):
-        raise ConfigError("each trainer needs its own name: set `name` in the settings")
+    if broken := trainer_problems(configs):
+        raise ConfigError(*broken)
     try:
         with (
             flushed_denormals(),

@@ -14,7 +14,8 @@ from torch import Tensor
 from asysi.bus.packet import ROW_DTYPE, RowFlag
 from asysi.contract.errors import ConfigError
 from asysi.contract.quantity import parse_bytes
-from asysi.contract.spec import SaeTrain
+from asysi.contract.rules import trainer_problems
+from asysi.contract.spec import Grid, SaeTrain
 from asysi.sae.denormals import flushed_denormals
 from asysi.sae.export import export
 from asysi.sae.training import Training
@@ -59,13 +60,15 @@ def train(
 
     Args:
         rows: one tensor [n, width], or an iterable of them; float32, bfloat16 and float16 are kept as they
-            are, other floating-point types become float32. Rows with NaN or infinity are counted and skipped.
-        config: settings of a trainer, as in `spec.sae.train` (`hookPoints` has no effect).
+            are, other floating-point types become float32. Rows that then have NaN or infinity are counted
+            and skipped.
+        config: settings of a trainer, as in `spec.sae.train` (`hookPoints` has no effect, `grid` is refused).
         holdout: share of the rows that are never trained on; a sample of 4,096 of them is evaluated on.
         total: number of all rows, if `rows` is an iterator; without it the learning rate does not fall.
 
     Raises:
-        ConfigError: the settings are invalid, the width changes, or there are no rows to train on.
+        ConfigError: the settings are invalid, the rows' width or type changes, or there are no rows to train
+            on.
         FloatingPointError: training diverged.
     """
     entry = _entry(config)
@@ -80,17 +83,14 @@ def train(
             values = _values(block, seen)
             if training is None:
                 training = _begin(entry, values)
-            if values.shape[1] != training.sae.d_in:
-                raise ConfigError(
-                    f"rows {seen:,} and later have width {values.shape[1]}, but those before have "
-                    f"{training.sae.d_in}: train one autoencoder per width"
-                )
+            _matches(values, training, seen)
             records = _records(seen, len(values), holdout)
             seen += len(values)
             # Rows take the place of steps: what is left of the run is what is left of the rows.
             training.progress.steps_total = total or 0
-            finite = values.isfinite().all(1).numpy()
-            training.receive(values.to(training.dtype), finite, records, max(0, seen - 1))
+            kept = values.to(training.dtype)  # first: float64 can become infinite
+            finite = kept.isfinite().all(1).numpy()
+            training.receive(kept, finite, records, max(0, seen - 1))
             while training.train():
                 pass
         if training is None:
@@ -105,21 +105,40 @@ def train(
 
 
 def _entry(config: SaeTrain | Mapping[str, Any] | None) -> SaeTrain:
-    if isinstance(config, SaeTrain):
-        return config
     try:
-        return SaeTrain.model_validate(dict(config or {}))
+        entry = config if isinstance(config, SaeTrain) else SaeTrain.model_validate(dict(config or {}))
     except ValidationError as error:
         problems = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
         raise ConfigError(*problems) from None
+    if entry.grid != Grid():
+        raise ConfigError("grid: train returns one autoencoder; leave grid out, and call it once per setting")
+    if broken := trainer_problems([entry]):
+        raise ConfigError(*broken)
+    return entry
 
 
 def _begin(entry: SaeTrain, first: Tensor) -> Training:
-    dtype = first.dtype if first.dtype in _STORED else torch.float32
     try:
-        return Training(entry, _POINT, first.shape[1], dtype, parse_bytes(entry.buffer.memory))
+        return Training(entry, _POINT, first.shape[1], _kept_as(first), parse_bytes(entry.buffer.memory))
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def _kept_as(values: Tensor) -> torch.dtype:
+    return values.dtype if values.dtype in _STORED else torch.float32
+
+
+def _matches(values: Tensor, training: Training, seen: int) -> None:
+    """Raise unless a block's rows are like those before."""
+    where = f"rows {seen:,} and later"
+    if values.shape[1] != training.sae.d_in:
+        raise ConfigError(
+            f"{where} have width {values.shape[1]}, but those before have {training.sae.d_in}: train one "
+            "autoencoder per width"
+        )
+    if _kept_as(values) is not training.dtype:
+        types = [str(one).removeprefix("torch.") for one in (values.dtype, training.dtype)]
+        raise ConfigError(f"{where} are {types[0]}, but those before are {types[1]}: convert all to one type")
 
 
 def _blocks(rows: Rows | Iterable[Rows], batch: int) -> Iterator[Rows]:

@@ -1,13 +1,13 @@
 """Ownership of an address in a store: results of two experiments must not mix there."""
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import ValidationError
 
 from asysi.contract.errors import ConfigError
 from asysi.contract.identity import FolderContent, Identity, refusal
-from asysi.contract.runtime import IDENTITY_FILE, REPORT_FILE
+from asysi.contract.runtime import ARCHIVE_FOLDER, IDENTITY_FILE, REPORT_FILE
 from asysi.locations import filesystem, reaching
 from asysi.store.results import UploadRecord
 
@@ -15,7 +15,8 @@ from asysi.store.results import UploadRecord
 def claim_address(own: Identity, folder: Path, address: str, *, resume: bool) -> None:
     """Ensure that the experiment owns an address, and write its identity there.
 
-    An address that the output folder has been uploaded to before stays its own. Otherwise the rules of output
+    An address that the output folder has been uploaded to before stays its own; segments that were deleted
+    from it since count as not uploaded. Otherwise the rules of output
     folders hold: an empty address is free, one with results belongs to the experiment that its
     `identity.json` names.
 
@@ -30,6 +31,7 @@ def claim_address(own: Identity, folder: Path, address: str, *, resume: bool) ->
     """
     files, path = filesystem(address)
     with reaching(address):
+        files.invalidate_cache()
         recorded = _identity(files, path, address)
         begun = recorded is not None or bool(files.exists(path) and files.ls(path))
         finished = bool(files.exists(f"{path}/{REPORT_FILE}"))
@@ -40,8 +42,15 @@ def claim_address(own: Identity, folder: Path, address: str, *, resume: bool) ->
             raise ConfigError(f"spec.output.uri: {address} {reason}: choose another address, or empty it")
         if recorded != own:
             files.pipe_file(f"{path}/{IDENTITY_FILE}", own.model_dump_json(indent=1).encode() + b"\n")
-    if not record.exists:
-        record.add()
+        record.keep(_segments(files, path))
+
+
+def _segments(files: Any, path: str) -> set[str]:
+    """Return the names of the objects in the archive of an address."""
+    try:
+        return {PurePosixPath(name).name for name in files.ls(f"{path}/{ARCHIVE_FOLDER}", detail=False)}
+    except FileNotFoundError:
+        return set()
 
 
 def _identity(files: Any, path: str, address: str) -> Identity | None:

@@ -5,7 +5,7 @@ each object is complete, so it never names one that is not.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,18 @@ class UploadRecord:
         return frozenset(self._read() or ())
 
     def add(self, *names: str) -> None:
-        """Record segments; without names, that the folder has this address."""
-        found = {"address": self._address, "segments": sorted({*(self._read() or ()), *names})}
+        """Record segments that the store holds now."""
+        self._write({*(self._read() or ()), *names})
+
+    def keep(self, there: Set[str]) -> None:
+        """Record that the folder has this address, and drop segments that are no longer there.
+
+        Without this a store that was emptied would be said to hold them, and they would never be sent.
+        """
+        self._write(self.segments() & there)
+
+    def _write(self, names: Set[str]) -> None:
+        found = {"address": self._address, "segments": sorted(names)}
         write_atomic(self._file, json.dumps(found, indent=1) + "\n")
 
     def _read(self) -> list[str] | None:
