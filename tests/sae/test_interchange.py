@@ -177,3 +177,12 @@ def test_the_command_converts_and_compares(tmp_path):
         assert done.exit_code == 0, done.output
         assert f"(saelens) -> {tmp_path / to} ({to}): largest difference" in done.output.replace("\n", "")
         assert layout_of(tmp_path / to) == to
+
+
+def test_an_sae_is_never_converted_over_another(tmp_path):
+    """Layouts share names of files: a folder that holds an SAE, or the source, is left as it is."""
+    exported(tmp_path / "own", "topk")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "own").iterdir()}
+    with pytest.raises(ConfigError, match=r"already holds cfg\.json and .*: name an empty folder"):
+        convert(tmp_path / "own", tmp_path / "own", "sparsify")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "own").iterdir()} == before

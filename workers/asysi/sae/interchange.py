@@ -81,11 +81,15 @@ def convert(source: Path, destination: Path, to: str) -> float:
     The result is read again, and its latents and reconstructions of random rows are compared.
 
     Raises:
-        ConfigError: the SAE cannot be read, or not be represented in that layout.
+        ConfigError: the SAE cannot be read or has no such layout, or the destination holds one.
     """
     sae, metadata = read_sae(source)
     if to not in LAYOUTS:
         raise ConfigError(f"the layout {to} is unknown: use {', '.join(LAYOUTS)}")
+    # Layouts share names of files.
+    names = {name for layout in LAYOUTS.values() for name in layout.files}
+    if held := sorted(name for name in names if (destination / name).exists()):
+        raise ConfigError(f"{destination} already holds {' and '.join(held)} of an SAE: name an empty folder")
     LAYOUTS[to].write(destination, sae, metadata)
     return _difference(sae, read_sae(destination)[0])
 
