@@ -227,6 +227,18 @@ def test_a_second_backward_pass_is_not_captured(caplog):
     assert ["a second backward pass" in one.getMessage() for one in caplog.records] == [True]
 
 
+def test_hooks_do_not_pile_up_on_an_output_that_outlives_its_step():
+    """A module that returns the caller's own leaf has one gradient per step, however many steps reuse it."""
+    model, collector = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Linear(4, 1)), Collector()
+    x = torch.ones(BATCH, LENGTH, 4, requires_grad=True)
+    with ActivationHooker(model, [HookPoint("0")], collector, kinds=BOTH) as hooker:
+        for _ in range(4):
+            model(x).sum().backward()
+    assert hooker.errors == 0
+    assert len(collector.points["0:gradient"].values) == 4
+    assert len(x._backward_hooks) == 1
+
+
 def test_a_hook_point_of_one_call_has_the_gradients_of_that_call():
     """Gradients of a module's other calls are neither captured nor counted at `layer#1`."""
     model = Shared()

@@ -101,6 +101,7 @@ class ActivationHooker:
         self._of_gradients = np.array([state.kind is not Kind.ACTIVATION for state in self._states], np.bool_)
         self._wants_gradients = bool(self._of_gradients.any()) or bool(parameters)
         self._backward = BackwardPass()
+        self._on_leaves: list[RemovableHandle] = []
         self._handles: list[RemovableHandle] = []
         self._failures = Failures()
         self._devices = Devices() if devices is None else devices
@@ -271,7 +272,9 @@ class ActivationHooker:
             if state.call is not None and call not in {state.call, _UNKNOWN_CALL}:
                 return  # a hook point of another call
             seen = partial(self._seen_gradient, state, call, self._step.number, [])
-            tensor.register_hook(seen)  # type: ignore[no-untyped-call]
+            handle = tensor.register_hook(seen)  # type: ignore[no-untyped-call]
+            if tensor.is_leaf:  # it outlives the step, and its hooks with it
+                self._on_leaves.append(handle)
         except Exception as error:  # noqa: BLE001 - never reaches the model
             self._give_up(state, error)
 
@@ -327,6 +330,8 @@ class ActivationHooker:
     def _open(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Begin a step, and fill the common fields of its packet headers."""
         step = self._step
+        while self._on_leaves:
+            self._on_leaves.pop().remove()
         self._devices.expect_no_graph()
         handed, self._handed = self._handed, None
         tokens = derive_tokens(args, kwargs, step.number, step.samples) if handed is None else handed
