@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test tools lint format generate check-generated bench bench-host bench-sae bench-sae-many bench-sae-peers bench-ring bench-operator bench-pipeline bench-weights bench-archive bench-train bench-gpu bench-scan peers-scan families rate-bounds gpu-pack redis-kills compatibility smollm2 peers peers-ring peers-pipeline peers-weights peers-train peers-archive ring-models ring-faults ring-hostile ring-stop ring-abi mscan-faults mscan-fuzz kill-pipeline kill-train large-train memory-pipeline chaos hostile e2e audit pictures clean
+.PHONY: help install demo test tools lint format generate check-generated bench bench-host bench-sae bench-sae-many bench-sae-peers bench-ring bench-operator bench-pipeline bench-weights bench-archive bench-train bench-gpu bench-scan peers-scan families ablation rate-bounds gpu-pack redis-kills compatibility smollm2 peers peers-ring peers-pipeline peers-weights peers-train peers-archive ring-models ring-faults ring-hostile ring-stop ring-abi mscan-faults mscan-fuzz kill-pipeline kill-train large-train memory-pipeline chaos hostile e2e audit pictures clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -150,6 +150,10 @@ bench-weights: install peers-weights ## Statistics and spectra of 2 GB against w
 
 rate-bounds: install ## Try the bounds of the sampling rate with 500 random consumers, on a virtual clock
 	ASYSI_RATE_EXAMPLES=500 $(BIN)/python -m pytest tests/hook/test_rate.py
+
+ablation: install smollm2 ## Compare ΔSC with true mean-ablation on SmolLM2 and write docs/benchmarks/ablation.md
+	$(BIN)/python examples/smollm2/corpus.py
+	$(BIN)/python benchmarks/scan/ablation.py docs/benchmarks/ablation.md
 
 families: install ## Verify ScannerEngine on twelve families of models and write docs/families.md
 	$(BIN)/python benchmarks/scan/families.py docs/families.md
