@@ -51,10 +51,6 @@ BREAKING: dict[str, Tree] = {
     "a grid has at most": {"sae": {"train": [{"grid": {"k": list(range(1, 17)), "seeds": list(range(5))}}]}},
     "each trainer needs its own name": {"sae": {"train": [{"name": "a"}, {"name": "b"}, {"name": "a"}]}},
     "sae and archive are both off": {"sae": {"enabled": False}, "archive": {"enabled": False}},
-    "capture.kinds must include activations": {
-        "workload": {"scan": {"loss": "lm"}},
-        "capture": {"kinds": ["gradients"]},
-    },
     "resources.prepare.memory must hold": {"bus": {"size": "2Gi"}},
     "the memory limits of the running containers must hold": {
         "bus": {"size": "10Gi"},

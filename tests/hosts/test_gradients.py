@@ -62,6 +62,7 @@ def test_an_experiment_with_a_loss_is_accepted(folder):
         ({"resources": {"host": {"gpus": 1}}}, "gradients cannot be captured from a GPU yet"),
         ({"resources": {"hook": {"memory": "256Mi"}}}, "raise it to 272Mi"),
         ({"capture": {"size": "3Mi"}}, "4 outputs and gradients × 1 chunks"),
+        ({"capture": {"kinds": ["gradients"]}}, "spec.capture.kinds: has no activations"),
         (
             {"capture": {"kinds": ["parameterGradients"], "parameters": ["h.0.*"]}},
             "'h.0.*' matches no parameter of the model; its parameters begin with transformer.wte.weight",

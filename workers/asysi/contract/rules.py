@@ -173,14 +173,6 @@ def _somebody_consumes(spec: Spec) -> Iterator[Problem]:
         )
 
 
-def _trainers_get_activations(spec: Spec) -> Iterator[Problem]:
-    if spec.sae is not None and "activations" not in spec.capture.kinds:
-        yield Problem(
-            ("spec", "capture", "kinds"),
-            "has no activations, but the trainers of spec.sae train on them: add activations, or remove sae",
-        )
-
-
 def _prepare_holds_the_rings(spec: Spec) -> Iterator[Problem]:
     capture, bus, limit = (
         parse_bytes(q) for q in (spec.capture.size, spec.bus.size, spec.resources.prepare.memory)
@@ -428,12 +420,6 @@ RULES = (
         "(has(self.sae) && self.sae.enabled) || self.archive.enabled",
         "sae and archive are both off: the stream has no reader",
         _somebody_consumes,
-    ),
-    Rule(
-        "spec",
-        "!(has(self.sae) && self.sae.enabled) || self.capture.kinds.exists(kind, kind == 'activations')",
-        "capture.kinds must include activations, which the trainers of sae train on",
-        _trainers_get_activations,
     ),
     Rule(
         "spec",

@@ -97,6 +97,11 @@ def _check_kinds(spec: Spec, report: CheckReport) -> None:
             f"spec.capture.kinds: {' and '.join(wanted)} cannot be captured from a GPU yet: set "
             "resources.host.gpus to 0, or capture activations only"
         )
+    if spec.sae is not None and "activations" not in spec.capture.kinds:
+        report.problems.append(
+            "spec.capture.kinds: has no activations, but the trainers of spec.sae train on them: add"
+            " activations, or remove sae"
+        )
     scan = spec.workload.scan
     if not wanted and scan is not None and scan.loss != "none":
         report.warnings.append(
