@@ -256,3 +256,22 @@ def test_a_sidecar_started_again_after_the_end_only_waits(tmp_path, state):
     assert (process.returncode, said) == (0, "")
     assert (folder / "control").read_bytes() == before
     assert not (tmp_path / "last").exists()
+
+
+def test_a_signal_after_the_work_does_not_change_its_exit_code(tmp_path):
+    """Ctrl-C or a pod's end, while the interpreter ends, leave the code of the work that is done."""
+    body = (
+        "global late\n"
+        "    class Late:\n"
+        "        def __del__(self, say=os.write, sleep=time.sleep):\n"
+        "            say(1, b'late\\n')\n"
+        "            sleep(1)\n"
+        "    late = Late()\n"
+        "    return 0"
+    )
+    process = run_frame(tmp_path, body)
+    assert process.stdout.readline() == "late\n", process.communicate()
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 0

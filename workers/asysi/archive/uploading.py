@@ -40,6 +40,14 @@ def _is_closed(path: Path) -> bool:
     return True
 
 
+class UploadMetrics:
+    """Counters of uploads. They are there without a store too, and stay zero."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.bytes = counter(registry, "asysi_archive_uploaded_bytes_total")
+        self.failures = counter(registry, "asysi_archive_upload_failures_total")
+
+
 class SegmentUploader:
     """A thread that uploads closed segments, and tries again after failures.
 
@@ -49,14 +57,13 @@ class SegmentUploader:
     Args:
         output: the output folder.
         address: its address in the store.
-        registry: of the worker's metrics.
+        metrics: counters of the worker.
     """
 
-    def __init__(self, output: Path, address: str, registry: CollectorRegistry) -> None:
+    def __init__(self, output: Path, address: str, metrics: UploadMetrics) -> None:
         self._output, self._address = output, address
         self._record = UploadRecord(output, address)
-        self._bytes = counter(registry, "asysi_archive_uploaded_bytes_total")
-        self._failures = counter(registry, "asysi_archive_upload_failures_total")
+        self._bytes, self._failures = metrics.bytes, metrics.failures
         self._due, self._stop = threading.Event(), threading.Event()
         self._due.set()  # for what an earlier process left
         self._thread = threading.Thread(target=self._run, name="mscan-uploader", daemon=True)

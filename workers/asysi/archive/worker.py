@@ -5,7 +5,7 @@ import time
 from typing import Self
 
 from asysi.archive.series import Series, resume
-from asysi.archive.uploading import SegmentUploader
+from asysi.archive.uploading import SegmentUploader, UploadMetrics
 from asysi.bus.packet import ActivationPacket
 from asysi.bus.states import StreamEnd
 from asysi.bus.stream import AheadError, Consumer
@@ -69,7 +69,8 @@ class ArchiverWorker:
                 "it belongs to another run, choose another output folder"
             ) from error
         store = spec.output.store
-        uploader = SegmentUploader(worker.output, store, worker.registry) if store else None
+        metrics = UploadMetrics(worker.registry)
+        uploader = SegmentUploader(worker.output, store, metrics) if store else None
         series = Series(
             folder=folder,
             attempt=worker.attempt,

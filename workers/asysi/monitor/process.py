@@ -56,7 +56,13 @@ def run_worker(container: Container, main: Callable[[Worker], int]) -> NoReturn:
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit the process with an exit code, even if its log can no longer be written."""
+    """Exit the process with an exit code, even if its log can no longer be written.
+
+    The interpreter gives signals their default effect while it ends: one that arrives then would end the
+    process with a code of its own, as if the work that is done had been cut short.
+    """
+    for late in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(late, signal.SIG_IGN)
     try:
         logging.shutdown()
         sys.stdout.flush()
