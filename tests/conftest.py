@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -183,14 +182,6 @@ def minimal() -> Callable[..., Tree]:
 def broken(request: pytest.FixtureRequest) -> tuple[str, Tree]:
     """Return a rule's message and an experiment that breaks this rule alone."""
     return request.param, overlaid(MINIMAL, {"spec": BREAKING[request.param]})
-
-
-@pytest.fixture(autouse=True)
-def denormals_stay() -> Iterator[None]:
-    """A worker flushes denormal numbers in its process; tests that run one here leave no trace of it."""
-    yield
-    if (torch := sys.modules.get("torch")) is not None:
-        torch.set_flush_denormal(False)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from asysi.bus.packet import RowFlag
 from asysi.contract.errors import ConfigError
 from asysi.contract.spec import SaeTrain
 from asysi.finish.replay import app
+from asysi.sae.denormals import flushed_denormals
 from asysi.sae.export import WEIGHTS_FILE, export, folder_of
 from asysi.sae.trainer import Trainer
 
@@ -49,8 +50,8 @@ def live(tmp_path_factory):
     )
     spec = {"data": {"uri": "memory://", "tokens": {"maxNormMultiple": 3.0}}, "sae": {"cpus": 1}}
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
     with (
+        flushed_denormals(),
         torch.inference_mode(),
         MScanWriter(output / "archive" / "attempt-0000-segment-0000.mscan", {"spec": spec}) as writer,
     ):

@@ -17,6 +17,7 @@ from asysi.archive.writer import MScanWriter, SeqInfo
 from asysi.contract.errors import ConfigError
 from asysi.contract.spec import SaeTrain
 from asysi.finish.sae_train import app
+from asysi.sae.denormals import flushed_denormals
 from asysi.sae.export import WEIGHTS_FILE, folder_of
 from asysi.sae.results import write_results
 from asysi.sae.trainer import Trainer
@@ -41,9 +42,9 @@ def live(tmp_path_factory):
     output = tmp_path_factory.mktemp("run")
     (output / "archive").mkdir()
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
     about = {"experiment": "live", "spec": SPEC}
     with (
+        flushed_denormals(),
         torch.inference_mode(),
         MScanWriter(output / "archive" / "attempt-0000-segment-0000.mscan", about) as writer,
     ):

@@ -149,14 +149,18 @@ def an_export_is_loaded_as_it_was(config, folder):
     assert torch.equal(sae.forward(x), again.forward(x))
 
 
-def a_resumed_training_ends_on_the_same_bits(config, folder, cuts=(3, 17, 60)):
-    """From a checkpoint on disk training goes on as if nothing had been, in every tensor and number."""
-    whole = a_training(config)
+def a_resumed_training_ends_on_the_same_bits(config, folder, cuts=(3, 17, 60), made=None):
+    """From a checkpoint on disk training goes on as if nothing had been, in every tensor and number.
+
+    `made` returns a new training of the config; `a_training` by default. Returns the tensors of the last one.
+    """
+    made = made or a_training
+    whole = made(config)
     with torch.inference_mode():
         feed(whole, range(STEPS))
         finish(whole)
         for cut in cuts:
-            first, second = a_training(config), a_training(config)
+            first, second = made(config), made(config)
             feed(first, range(cut))
             write_checkpoint(folder / "x.ckpt", TrainerCheckpoint(*first.state()))
             checkpoint = read_checkpoint(folder / "x.ckpt")
@@ -168,6 +172,7 @@ def a_resumed_training_ends_on_the_same_bits(config, folder, cuts=(3, 17, 60)):
             assert tensors.keys() == others.keys()
             for name, tensor in tensors.items():
                 assert torch.equal(tensor, others[name]), name
+    return tensors
 
 
 def training_explains_rows(config, _folder):

@@ -4,13 +4,19 @@ import json
 
 import pytest
 import torch
-from tests.sae.conftest import STEPS, WIDTH, a_training, feed, finish
+from tests.sae.conftest import (
+    STEPS,
+    WIDTH,
+    a_resumed_training_ends_on_the_same_bits,
+    a_training,
+    feed,
+    finish,
+)
 
 from asysi.contract.errors import ConfigError
 from asysi.contract.grid import members
 from asysi.contract.loading import check
 from asysi.contract.spec import SaeTrain
-from asysi.sae.checkpoint import TrainerCheckpoint, read_checkpoint, write_checkpoint
 from asysi.sae.trainer import Trainer
 from asysi.sae.training import Training
 
@@ -84,23 +90,7 @@ def test_members_differ_and_share_the_rows():
 def test_a_resumed_grid_ends_on_the_same_bits(tmp_path):
     """A checkpoint holds every member, and rows and evaluation set once."""
     config = entry(grid=GRID, ema=0.9)
-    with torch.inference_mode():
-        whole = a_grid(config)
-        feed(whole, range(STEPS))
-        finish(whole)
-        for cut in (3, 60):
-            first, second = a_grid(config), a_grid(config)
-            feed(first, range(cut))
-            write_checkpoint(tmp_path / "x.ckpt", TrainerCheckpoint(*first.state()))
-            checkpoint = read_checkpoint(tmp_path / "x.ckpt")
-            second.restore(checkpoint.tensors, checkpoint.words)
-            feed(second, range(cut, STEPS))
-            finish(second)
-            (tensors, words), (others, other_words) = whole.state(), second.state()
-            assert words == other_words
-            assert tensors.keys() == others.keys()
-            for name, tensor in tensors.items():
-                assert torch.equal(tensor, others[name]), name
+    tensors = a_resumed_training_ends_on_the_same_bits(config, tmp_path, (3, 60), a_grid)
     assert sum("buffer" in name for name in tensors) == 1
 
 

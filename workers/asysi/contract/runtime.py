@@ -114,6 +114,8 @@ MEANS_FILE = PurePosixPath("means.safetensors")
 """Mean activation of each channel, by hook point and call; written where gradients are captured."""
 RANGES_FILE = PurePosixPath("quantization.safetensors")
 """Under `capture.quantization: int8`, frozen mean and scale of each channel: [2, width] by hook point."""
+STATISTICS_FILE = PurePosixPath("statistics.json")
+"""Mean, standard deviation and range of captured values, by hook point."""
 TIMELINE_FILE = PurePosixPath("timeline.jsonl")
 """One line per second: time, rate, offered and consumed rows per second, drops, lag and restarts."""
 EVENTS_FILE = PurePosixPath("events.jsonl")
@@ -164,7 +166,7 @@ OUTPUTS = (
         UPLOADED_FILE,
         UPLOADING_LOCK,
         PurePosixPath(".identity.lock"),
-        PurePosixPath("statistics.json"),
+        STATISTICS_FILE,
     ),
 )
 """All top-level files and folders that a run creates in its output folder."""

@@ -79,11 +79,8 @@ def train_archive(
             saved_at = monotonic()
     _save(trainers)
     for trainer in trainers:
-        trainer.end()
-        while trainer.train():
-            pass
         for training in trainer.trainings.values():
-            training.conclude()
+            training.complete()
     return trainers
 
 

@@ -1,12 +1,11 @@
 """Puts the hook's loop together from an experiment's spec."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 from asysi.bus.quantization import WIRE
 from asysi.bus.stream import Consumer, Producer, StreamControl
 from asysi.contract.quantity import parse_bytes
-from asysi.contract.runtime import MEANS_FILE, RANGES_FILE, TIMELINE_FILE
+from asysi.contract.runtime import MEANS_FILE, RANGES_FILE, STATISTICS_FILE, TIMELINE_FILE
 from asysi.hook.finite import NonFiniteCounter, Saturated
 from asysi.hook.loop import Hook
 from asysi.hook.means import ChannelMeans
@@ -20,8 +19,6 @@ from asysi.hook.timeline import Timeline
 from asysi.hook.totals import HOOK, read_totals
 from asysi.monitor.metrics import histogram
 from asysi.monitor.worker import Worker
-
-STATISTICS_FILE = Path("statistics.json")
 
 
 def assemble(  # noqa: PLR0917 - its collaborators

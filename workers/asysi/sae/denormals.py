@@ -1,4 +1,6 @@
-"""Denormal numbers count as zero while autoencoders are trained: moments of dead latents decay to them."""
+"""Denormal numbers count as zero while autoencoders are trained: moments of dead latents decay to them,
+and they are slow.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

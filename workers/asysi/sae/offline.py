@@ -95,10 +95,7 @@ def train(
                 pass
         if training is None:
             raise ConfigError("there are no rows to train on: the iterable is empty")
-        training.end()
-        while training.train():
-            pass
-        training.conclude()
+        training.complete()
         if why := training.why_nothing():
             raise ConfigError(f"nothing was trained: {why}")
         return TrainedSae(training.frozen(), entry, training.report(), training.progress.curve)

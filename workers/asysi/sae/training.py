@@ -382,6 +382,13 @@ class Training:
             one.evaluate(exact=False)
             one._append()
 
+    def complete(self) -> None:
+        """Train on what is buffered, once no more rows will arrive, and conclude."""
+        self.end()
+        while self.train():
+            pass
+        self.conclude()
+
     def conclude(self) -> None:
         """Evaluate on the whole evaluation set, and add the final point of every training curve."""
         self._lead()

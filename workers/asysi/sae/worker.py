@@ -27,6 +27,7 @@ from asysi.model.devices import device_for
 from asysi.model.globs import match_globs
 from asysi.monitor.rest import has_ended, idle_until_terminated
 from asysi.monitor.worker import Worker
+from asysi.sae.denormals import flushed_denormals
 from asysi.sae.export import metadata_of
 from asysi.sae.processor import repeat_exactly
 from asysi.sae.results import write_results
@@ -231,10 +232,9 @@ def main(worker: Worker) -> int:
     """Run the SAE worker until the stream ends, then wait for the pod's end; returns the exit code."""
     sae = worker.experiment.spec.sae
     torch.set_num_threads(max(1, int(sae.cpus)) if sae else 1)
-    torch.set_flush_denormal(True)  # moments of dead latents decay to denormals, which are slow
     if sae and sae.gpus:
         repeat_exactly()
-    with torch.inference_mode():
+    with flushed_denormals(), torch.inference_mode():
         stream = create_data_bus(worker.experiment.spec, worker.shm).consumer(
             READER
         )  # keeps the lock until the end
