@@ -185,6 +185,16 @@ def test_what_died_with_the_host_is_dropped(noted, arrived):
     assert found.readers[HOOK].state is ReaderState.CHECKPOINTED
 
 
+def test_a_hook_point_that_no_note_names_is_counted_by_the_bus():
+    """A host that dies between its first packet and its first note about it has published what arrived."""
+    note = _note(0) | {"names": [], "produced": []}
+    note["readers"][HOOK]["gauges"] = []
+    found = mirrored(note, _bus(ProducerState.ATTEMPT_OVER, 16, dropped=4))
+    [made], [used] = found.produced, found.readers[HOOK].consumed
+    assert (found.names, made["seen"], made["published"], used["durable"]) == (["0"], 20, 20, 20)
+    assert len(found.readers[HOOK].gauges) == 1
+
+
 def test_a_living_host_has_rows_on_their_way():
     """While it lives, rows in its queue are published and not durable yet, and nothing is dropped."""
     found = mirrored(_note(30), _bus(ProducerState.ATTACHED, 20))

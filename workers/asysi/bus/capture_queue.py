@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from asysi.bus.plan import StreamPlan
 from asysi.bus.queue import PythonQueueBus, QueueProducer
 from asysi.bus.queue_server import QueueHub
+from asysi.bus.queue_stream import GAUGES
 from asysi.bus.served import ReaderRecord, ServedConsumer, ServedControl, StreamRecord
 from asysi.bus.states import DropReason, ProducerState, ReaderState
 from asysi.bus.stream import Producer, StreamControl, StreamError
@@ -133,13 +134,20 @@ def mirrored(note: Mapping[str, Any], bus: StreamRecord) -> StreamRecord:
     that were in its queue are dropped (`crash`), not published.
     """
     hook = note["readers"][HOOK]
+    names = list(note["names"])
     table: list[dict[str, Any]] = [dict(row) for row in note["produced"]]
+    gauges = [list(row) for row in hook["gauges"]]
+    for point in bus.names:
+        if point not in names:  # its first packet is on the bus before the next note
+            names.append(point)
+            table.append(_nothing())
+            gauges.append([0.0] * GAUGES)
     record = StreamRecord(
         state=ProducerState(note["state"]),
         generation=int(note["generation"]),
         head=int(note["head"]),
         depth=int(note["depth"]),
-        names=list(note["names"]),
+        names=names,
         produced=list(table),
         readers={},
     )
@@ -157,9 +165,14 @@ def mirrored(note: Mapping[str, Any], bus: StreamRecord) -> StreamRecord:
         cursor=int(hook["cursor"]),
         lag=0.0 if bus.state.end else float(hook["lag"]),
         consumed=consumed,
-        gauges=[list(row) for row in hook["gauges"]],
+        gauges=gauges,
     )
     return replace(record, state=bus.state if died else record.state, readers={HOOK: reader})
+
+
+def _nothing() -> dict[str, Any]:
+    lost = [0] * len(DropReason)
+    return {"seen": 0, "published": 0, "sampled_out": 0, "packets": 0, "dropped": lost}
 
 
 def _arrived(made: Mapping[str, Any]) -> int:

@@ -38,6 +38,7 @@ class HookThread:
             worker, captured.consumer(HOOK), self._published, captured.control(), captured.bus.control(),
             self._tick,
         )  # fmt: skip
+        self._note()  # a host that dies before the thread's first round has been here
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="hook", daemon=True)
         self._thread.start()
